@@ -1,0 +1,149 @@
+"""The training batches, as a pure function of (data, seed, step)."""
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from bonsai.dataset import Mixture, Split
+from bonsai.errors import UserError
+
+
+class Batches:
+    """The training batches. The rows of step s are a pure function of (data, seed, s).
+
+    rows: windows of one optimizer step over all processes. order: 'random' draws windows with
+    replacement, as nanoGPT; 'epoch' takes every window once per pass, shuffled, on a grid that is
+    shifted from pass to pass. In a mixture each row draws its data set by weight.
+    """
+
+    def __init__(self, data: Mixture, block_size: int, rows: int, seed: int, order: str = "random"):
+        if order not in ("random", "epoch"):
+            raise UserError(f"batch_order={order} is not one of random, epoch")
+        self.parts = [part.split("train") for part in data.parts]
+        self.weights = np.cumsum([part.weight for part in data.parts])
+        self.T, self.rows, self.seed, self.order = block_size, rows, seed, order
+
+    def starts(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each row of a step: which part, and at which token its window begins."""
+        rng = np.random.default_rng((self.seed, step))
+        which = np.zeros(self.rows, dtype=np.int64)
+        if len(self.parts) > 1:
+            which = np.searchsorted(self.weights[:-1], rng.random(self.rows), side="right")
+        if self.order == "random":
+            places = [self._places(part) for part in self.parts]
+            starts = rng.integers(0, np.array(places)[which])
+            strides = np.array([part.row_length or 1 for part in self.parts])
+            return which, starts * strides[which]
+        index = np.arange(step * self.rows, (step + 1) * self.rows)
+        starts = np.zeros(self.rows, dtype=np.int64)
+        for p, part in enumerate(self.parts):
+            starts[which == p] = self._epoch_starts(part, p, index[which == p])
+        return which, starts
+
+    def _places(self, part: Split) -> int:
+        """Number of tokens, or of rows, at which a window can begin."""
+        last = len(part) - self.T - 1  # the last start that leaves a target for every input
+        return last // part.row_length + 1 if part.row_length else last + 1
+
+    def _epoch_starts(self, part: Split, p: int, index: np.ndarray) -> np.ndarray:
+        """Starts of the windows number `index` of an endless sequence of shuffled passes."""
+        windows = self._places(part) if part.row_length else (len(part) - 1) // self.T
+        shifts = not part.row_length and windows > 1
+        windows -= shifts  # leaves room for the shift
+        starts = np.empty_like(index)
+        for epoch in np.unique(index // windows):
+            key = np.random.default_rng((self.seed, p, int(epoch))).integers(0, 2**32, 5, np.uint64)
+            here = index // windows == epoch
+            place = shuffled(index[here] % windows, windows, key[:4])
+            shift = int(key[4] % np.uint64(self.T)) if shifts else 0
+            starts[here] = place * (part.row_length or self.T) + shift
+        return starts
+
+    def rows_of(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets (len(rows), T) of the given rows of a step."""
+        which, starts = (a[rows] for a in self.starts(step))
+        x = np.empty((len(rows), self.T), dtype=np.int64)
+        y = np.empty((len(rows), self.T), dtype=np.int64)
+        for p in np.unique(which):
+            x[which == p], y[which == p] = self.parts[p].windows(starts[which == p], self.T)
+        return x, y
+
+
+def shuffled(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
+    """Where a random permutation of 0..n-1 sends each index, without storing the permutation.
+
+    A Feistel network of four rounds permutes the next power of four; walking along its cycles until
+    the value is below n restricts it to n (Black & Rogaway 2002). Memory does not grow with n.
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    out = index.astype(np.uint64)
+    todo = np.ones(len(out), dtype=bool)
+    while todo.any():
+        a, b = out[todo] >> half, out[todo] & low
+        for k in key:
+            mixed = (b + k) * np.uint64(0x9E3779B97F4A7C15)  # wraps around, as it should
+            mixed ^= mixed >> np.uint64(29)
+            mixed *= np.uint64(0xBF58476D1CE4E5B9)
+            a, b = b, a ^ (mixed >> np.uint64(32)) & low
+        out[todo] = a << half | b
+        todo = out >= n
+    return out.astype(np.int64)
+
+
+def prefetch(
+    batches: Batches,
+    step: int,
+    micro_steps: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    check_below: int = 0,
+    pin: bool = False,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Micro-batches (x, y), each (batch_size, T) int64, of this process from `step` on, for ever.
+
+    Micro-step m of rank r takes the global rows (m * world_size + r) * batch_size onward, so the
+    data of a step do not depend on how many processes share it. A thread reads two ahead (into
+    pinned memory for a GPU). check_below: raise UserError for an id that is not below it.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=2)
+    stop = threading.Event()
+
+    def put(item) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        try:
+            s = step
+            while not stop.is_set():
+                for m in range(micro_steps):
+                    first = (m * world_size + rank) * batch_size
+                    x, y = batches.rows_of(s, np.arange(first, first + batch_size))
+                    if check_below and (top := max(x.max(), y.max())) >= check_below:
+                        raise UserError(
+                            f"the data hold the id {top}, the model's vocabulary ends at "
+                            f"{check_below - 1}: give the data a meta.json, or set vocab_size"
+                        )
+                    pair = torch.from_numpy(x), torch.from_numpy(y)
+                    put(tuple(t.pin_memory() for t in pair) if pin else pair)
+                s += 1
+        except BaseException as e:  # to be raised where the batches are used
+            put(e)
+
+    threading.Thread(target=read, daemon=True, name="batches").start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()

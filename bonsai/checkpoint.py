@@ -1,0 +1,184 @@
+"""The only reader and writer of checkpoints.
+
+`ckpt.pt` is nanoGPT's dict with a few more keys, so each program loads the other's:
+
+    model, optimizer, model_args, iter_num, best_val_loss, config      nanoGPT's
+    model_name, model_config     the architecture and all of its fields
+    tokenizer                    Tokenizer.to_dict(): sampling needs nothing but this file
+    scaler, progress, wandb_id   what an exact resume needs beyond the optimizer
+    versions, format
+
+A file appears whole or not at all, the one before it stays as `*.prev.pt`, and its contents carry
+checksums (those of the zip archive that torch writes), which are verified before anything is used.
+"""
+
+import contextlib
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import torch
+
+from bonsai.errors import UserError
+
+FORMAT = 1
+
+
+def previous(path: Path) -> Path:
+    """Where the file that `path` replaced is kept: ckpt.pt -> ckpt.prev.pt."""
+    return path.with_suffix(".prev" + path.suffix)
+
+
+def save_checkpoint(
+    folder: Path, state: dict, names: tuple[str, ...] = ("ckpt.pt",), keep_last: int = 0
+) -> None:
+    """Write `state` once and put it in place under each of `names`.
+
+    keep_last: with a name step_NNNNNNN.pt, how many such files stay.
+
+    Written beside its goal, flushed to the disk, then renamed over it: a kill or a full disk at any
+    moment leaves the last checkpoint as it was. Raises UserError when it cannot be written.
+    """
+    folder = Path(folder)
+    tmp = folder / f"{names[0]}.tmp"
+    try:
+        with open(tmp, "wb") as f:
+            torch.save({**state, "format": FORMAT}, f)
+            f.flush()
+            os.fsync(f.fileno())
+        for name in names:
+            put_in_place(tmp, folder / name)
+        sync_folder(folder)
+        if keep_last:
+            for old in sorted(folder.glob("step_*.pt"))[:-keep_last]:
+                old.unlink()
+    except (OSError, RuntimeError) as e:  # torch's writer reports a full disk as RuntimeError
+        reason = " ".join(str(e.__context__ or e).split())[:120]
+        raise UserError(
+            f"could not write {folder / names[0]} ({reason}): free some space or set another "
+            "out_dir; checkpoints written before are intact"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            tmp.unlink(missing_ok=True)
+
+
+def put_in_place(tmp: Path, path: Path) -> None:
+    """Rename a second name of `tmp` over `path`, keeping what was there under another name."""
+    if path.exists() and not path.name.startswith("step_"):
+        keep = path.with_suffix(".keep")
+        link_or_copy(path, keep)
+        os.replace(keep, previous(path))
+    new = path.with_suffix(".new")
+    link_or_copy(tmp, new)
+    os.replace(new, path)
+
+
+def set_aside(out_dir: Path) -> None:
+    """Move an earlier run out of the way of a new one: to out_dir/earlier, which it replaces."""
+    files = ("ckpt.pt", "last.pt", "best.pt", "metrics.jsonl", "log.txt", "config.json", "loss.png")
+    there = [p for p in (out_dir / name for name in files) if p.exists()]
+    if not any(p.suffix == ".pt" for p in there):
+        return
+    shutil.rmtree(out_dir / "earlier", ignore_errors=True)
+    (out_dir / "earlier").mkdir()
+    for path in there:
+        os.replace(path, out_dir / "earlier" / path.name)
+    for path in [*out_dir.glob("*.prev.pt"), *out_dir.glob("step_*.pt")]:
+        path.unlink()
+    print(f"the earlier run in {out_dir} is now in {out_dir / 'earlier'}")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict:
+    """Read a checkpoint of ours or of nanoGPT: tensors and plain values only, never code.
+
+    Raises UserError for a file that is missing, damaged, or wants to execute something; the message
+    names the previous checkpoint where there is one.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}: check out_dir, or train first")
+    older = previous(path)
+    offer = f"; the one before it is {older}: mv {older} {path}" if older.exists() else ""
+    damaged = f"{path} is damaged{{}}{offer}"
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if bad := archive.testzip():
+                    raise UserError(damaged.format(f" (wrong checksum in {bad})"))
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as e:
+        if "weights" in str(e).lower():
+            raise UserError(
+                f"refused to load {path}: it holds more than tensors and plain values, so loading "
+                "it could execute code"
+            ) from None
+        raise UserError(damaged.format("")) from None
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, KeyError) as e:
+        if isinstance(e, PermissionError):
+            raise UserError(f"{path} cannot be read: permission denied") from None
+        raise UserError(damaged.format("")) from None
+    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
+        raise UserError(
+            f"{path} is not a checkpoint of a training run: it has no model and model_args"
+        )
+    if checkpoint.get("format", 0) > FORMAT:
+        raise UserError(f"{path} was written by a newer version: format {checkpoint['format']}")
+    prefix = "_orig_mod."  # what torch.compile calls the module that it wraps
+    checkpoint["model"] = {k.removeprefix(prefix): v for k, v in checkpoint["model"].items()}
+    return checkpoint
+
+
+def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
+    """The checkpoint of a run: ckpt.pt when it exists, else last.pt; for a resume the newer one.
+
+    Raises UserError when the run has none.
+    """
+    found = [p for p in (Path(out_dir) / "ckpt.pt", Path(out_dir) / "last.pt") if p.exists()]
+    if not found:
+        older = [p for p in map(previous, (Path(out_dir) / "ckpt.pt", Path(out_dir) / "last.pt"))]
+        found = [p for p in older if p.exists()]
+    if not found:
+        raise UserError(
+            f"no checkpoint in {out_dir}: set --out_dir to a run's folder, or train first"
+        )
+    return max(found, key=steps_done) if newest and len(found) > 1 else found[0]
+
+
+def steps_done(path: Path) -> int:
+    """iter_num of a checkpoint, without reading its tensors."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iter_num"]
+    except Exception:  # whatever is wrong with it, load_checkpoint says it better
+        return load_checkpoint(path)["iter_num"]
+
+
+def crop_moments(optimizer_state: dict, parameters: list[torch.Tensor]) -> None:
+    """Cut the optimizer's moments to the parameters' shapes, after crop_block_size shortened them.
+
+    parameters: in the order of the optimizer's groups.
+    """
+    for i, p in enumerate(parameters):
+        for key, value in optimizer_state["state"].get(i, {}).items():
+            if value.dim() and value.shape != p.shape:
+                optimizer_state["state"][i][key] = value[tuple(slice(n) for n in p.shape)].clone()

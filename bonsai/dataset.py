@@ -1,0 +1,299 @@
+"""Prepared data read back: the .bin format, its folders, and mixtures of them.
+
+A data set is a folder with `{train,val}.bin`, flat little-endian token ids, and `meta.json`, which
+says everything else (bonsai/writer.py writes both). nanoGPT's folders work as they are: a
+`meta.pkl` is read without executing anything, and neither file means GPT-2's byte-pair encoding.
+"""
+
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bonsai.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # llm.c and modded-nanogpt: 256 int32 before the tokens
+GPT2_VOCAB = 50257
+
+
+class Split:
+    """The tokens of one split, in one file or several, opened anew for every read.
+
+    Opening is microseconds; a map that stays open would count every page ever touched as this
+    process's resident memory, until a long run from a large file looks like a leak.
+    """
+
+    def __init__(
+        self,
+        files: list[Path],
+        dtype: str = "uint16",
+        mask_files: list[Path] = (),
+        row_length: int | None = None,
+        bytes: int | None = None,
+        max_id: int | None = None,
+    ):
+        self.files, self.mask_files, self.row_length = list(files), list(mask_files), row_length
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.bytes = bytes  # of the text that the tokens stand for; None: not known
+        self.max_id = max_id  # the largest id; None: not known
+        self.headers = [header_bytes(f) for f in self.files]
+        self.sizes = [self._count(f, h) for f, h in zip(self.files, self.headers)]
+        self.ends = np.cumsum(self.sizes)
+        for mask, size in zip(self.mask_files, self.sizes):
+            if mask.stat().st_size != size:
+                raise UserError(f"{mask} has {mask.stat().st_size:,} entries for {size:,} tokens")
+
+    def _count(self, path: Path, header: int) -> int:
+        size = path.stat().st_size - header
+        if size % self.dtype.itemsize:
+            raise UserError(
+                f"{path} is not a whole number of {self.dtype.itemsize}-byte tokens ({size:,} "
+                "bytes): it is damaged or of another format; prepare the data again"
+            )
+        return size // self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        return self.bytes / len(self) if self.bytes else None
+
+    def read(self, start: int, count: int, masks: bool = False) -> np.ndarray:
+        """Tokens (or mask entries) start ... start + count - 1, across file borders."""
+        parts, files = [], self.mask_files if masks else self.files
+        for path, header, size, end in zip(files, self.headers, self.sizes, self.ends):
+            first, last = max(start - (end - size), 0), min(start + count - (end - size), size)
+            if first < last:
+                dtype, skip = (np.dtype(np.uint8), 0) if masks else (self.dtype, header)
+                data = np.memmap(path, dtype=dtype, mode="r", offset=skip, shape=(size,))
+                parts.append(np.array(data[first:last]))
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def windows(self, starts: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets (len(starts), T) int64 of the windows that begin at `starts`.
+
+        Targets are the inputs one token later; those beyond the end of the split, and those whose
+        mask is 0, are -1.
+        """
+        ids = np.zeros((len(starts), T + 1), dtype=np.int64)
+        keep = np.zeros((len(starts), T + 1), dtype=bool)
+        if len(self.files) == 1 and not self.mask_files and starts.max() + T < len(self):
+            shape = (len(self),)
+            data = np.memmap(self.files[0], self.dtype, "r", offset=self.headers[0], shape=shape)
+            for row, start in zip(ids, starts):
+                row[:] = data[start : start + T + 1]
+            return ids[:, :-1], ids[:, 1:].copy()
+        for i, start in enumerate(starts.tolist()):
+            count = min(T + 1, len(self) - start)
+            ids[i, :count] = self.read(start, count)
+            keep[i, :count] = self.read(start, count, masks=True) if self.mask_files else True
+        return ids[:, :-1], np.where(keep[:, 1:], ids[:, 1:], -1)
+
+    def eval_starts(self, T: int, count: int = 0) -> np.ndarray:
+        """Where the evaluation's windows begin: all that tile the split, or `count` spread evenly.
+
+        The same windows each time, so that evaluations compare. Rows are taken from their border.
+        """
+        stride = self.row_length or T
+        starts = np.arange(0, len(self) - 1, stride)
+        if 0 < count < len(starts):
+            starts = starts[np.linspace(0, len(starts) - 1, count).round().astype(np.int64)]
+        return starts
+
+
+def header_bytes(path: Path) -> int:
+    """Length of an llm.c-style header at the start of a file: 1024, or 0 where there is none."""
+    with open(path, "rb") as f:
+        head = np.frombuffer(f.read(LLMC_HEADER), dtype="<i4", count=-1) if f else []
+    if len(head) < 256 or head[0] != LLMC_MAGIC:
+        return 0
+    tokens = (path.stat().st_size - LLMC_HEADER) // 2
+    if head[2] != tokens:
+        raise UserError(f"{path}: its header promises {head[2]:,} tokens, the file has {tokens:,}")
+    return LLMC_HEADER
+
+
+@dataclass
+class Dataset:
+    """One prepared folder."""
+
+    name: str
+    folder: Path
+    splits: dict[str, Split]
+    vocab_size: int | None  # None: not stated, GPT-2's encoding assumed
+    tokenizer: dict | None  # Tokenizer.to_dict(); None: GPT-2's
+    source: Path | None  # the file that said so
+    weight: float = 1.0
+    meta: dict = field(default_factory=dict)
+
+    def split(self, name: str) -> Split:
+        if name not in self.splits:
+            raise UserError(f"{self.folder} has no {name}.bin")
+        return self.splits[name]
+
+
+def find_folder(dataset: str) -> Path:
+    """data/<dataset> below the working directory, else below the repository; or a folder's path."""
+    tried = [Path("data") / dataset, ROOT / "data" / dataset]
+    if "/" in dataset or "\\" in dataset:
+        tried.append(Path(dataset))
+    for folder in tried:
+        if (folder / "train.bin").exists() or (folder / "meta.json").exists():
+            return folder
+    for folder in tried:
+        if (folder / "prepare.py").exists():
+            script = folder / "prepare.py"
+            raise UserError(f"data set {dataset} is not prepared yet: run python {script}")
+    known = sorted({p.parent.name for d in ("data", ROOT / "data") for p in Path(d).glob("*/*.py")})
+    raise UserError(f"no data set {dataset} in data/: there are {', '.join(known)}")
+
+
+def open_meta(folder: Path) -> tuple[dict, Path | None]:
+    """What a data folder says of itself, as meta.json would, and the file that says it."""
+    path = folder / "meta.json"
+    if path.exists():
+        try:
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            meta["vocab_size"], meta["dtype"], meta["splits"]
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{path} is damaged ({e!r}): prepare the data again") from None
+        return meta, path
+    path = folder / "meta.pkl"
+    if path.exists():
+        meta = read_meta_pickle(path)
+        tokenizer = None
+        if isinstance(meta.get("itos"), dict):
+            chars = [meta["itos"].get(i, "") for i in range(len(meta["itos"]))]
+            if all(isinstance(c, str) and len(c) == 1 for c in chars):
+                tokenizer = {"type": "char", "chars": chars}
+        if not isinstance(meta.get("vocab_size"), int):
+            raise UserError(f"{path} has no vocab_size")
+        return {"vocab_size": meta["vocab_size"], "tokenizer": tokenizer}, path
+    return {}, None
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, strings and numbers; a pickle that names any class or function is refused."""
+
+    def find_class(self, module, name):
+        raise UserError(f"it wants to call {module}.{name}, which plain data never does")
+
+
+def read_meta_pickle(path: Path) -> dict:
+    """nanoGPT's meta.pkl without executing anything; UserError for all but plain data."""
+    try:
+        with open(path, "rb") as f:
+            meta = PlainUnpickler(f).load()
+    except UserError as e:
+        raise UserError(f"refused to load {path}: {e}; delete it unless you trust it") from None
+    except Exception as e:
+        raise UserError(f"{path} is damaged ({e!r}): prepare the data again") from None
+    if not isinstance(meta, dict):
+        raise UserError(f"{path} holds a {type(meta).__name__}, not a dict")
+    return meta
+
+
+def open_dataset(name: str, weight: float = 1.0) -> Dataset:
+    """Open data/<name>. Raises UserError for what is missing or damaged."""
+    folder = find_folder(name)
+    meta, source = open_meta(folder)
+    splits = {}
+    for split in ("train", "val"):
+        info = meta.get("splits", {}).get(split, {"files": [f"{split}.bin"]})
+        files = [folder / f for f in info["files"]]
+        masks = [folder / f for f in info.get("mask_files") or []]
+        if not all(f.exists() for f in files + masks):
+            if split in meta.get("splits", {}):
+                lost = next(f for f in files + masks if not f.exists())
+                raise UserError(f"{lost} is missing: prepare the data again")
+            continue
+        s = Split(files, meta.get("dtype", "uint16"), masks, meta.get("row_length"))
+        s.bytes, s.max_id = info.get("bytes"), info.get("max_id")
+        if "tokens" in info and info["tokens"] != len(s):
+            raise UserError(
+                f"{files[0]} has {len(s):,} tokens, {source} says {info['tokens']:,}: "
+                "prepare the data again"
+            )
+        chars = (meta.get("tokenizer") or {}).get("chars")
+        if s.bytes is None and chars and all(c.isascii() for c in chars):
+            s.bytes = len(s)  # nanoGPT's character data: one byte each
+        splits[split] = s
+    if "train" not in splits and "val" not in splits:
+        raise UserError(f"{folder} has no train.bin: prepare the data again")
+    vocab = meta.get("vocab_size")
+    return Dataset(name, folder, splits, vocab, meta.get("tokenizer"), source, weight, meta)
+
+
+@dataclass
+class Mixture:
+    """One data set or several, drawn by weight: 'a' or 'a:0.7,b:0.3', with one tokenizer."""
+
+    parts: list[Dataset]
+
+    @classmethod
+    def open(cls, spec: str) -> "Mixture":
+        parts = []
+        for item in filter(None, spec.split(",")):
+            name, _, weight = item.strip().partition(":")
+            try:
+                share = float(weight or 1)
+            except ValueError:
+                raise UserError(f"{weight!r} in {spec} is no weight; as in a:0.7,b:0.3") from None
+            parts.append(open_dataset(name, share))
+        if not parts or any(not p.weight > 0 for p in parts):
+            raise UserError(f"dataset={spec}: give names and weights above 0, as in a:0.7,b:0.3")
+        total = sum(p.weight for p in parts)
+        for part in parts:
+            part.weight /= total
+            if part.tokenizer != parts[0].tokenizer or part.vocab_size != parts[0].vocab_size:
+                raise UserError(f"{parts[0].name} and {part.name} have different tokenizers")
+        return cls(parts)
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.parts[0].vocab_size
+
+    @property
+    def tokenizer(self) -> dict | None:
+        return self.parts[0].tokenizer
+
+    @property
+    def model_vocab_size(self) -> int:
+        """The vocabulary of a new model: a large one is rounded up to 64, which multiplies faster.
+
+        nanoGPT's folders keep what meta.pkl says, and 50304 without it.
+        """
+        size = self.vocab_size or GPT2_VOCAB
+        source = self.parts[0].source
+        exact = size < 1000 or (source is not None and source.suffix == ".pkl")
+        return size if exact else -(-size // 64) * 64
+
+    @property
+    def stated(self) -> bool:
+        """Whether meta.json states the largest ids; else batches are checked as they come."""
+        return all(s.max_id is not None for p in self.parts for s in p.splits.values())
+
+    def bytes_per_token(self, split: str) -> float | None:
+        """Mean bytes of text per token of a split, by weight; None where a part does not know."""
+        means = [p.split(split).bytes_per_token for p in self.parts]
+        return None if None in means else sum(p.weight * m for p, m in zip(self.parts, means))
+
+    def check(self, block_size: int, vocab_size: int, splits=("train", "val")) -> None:
+        """Raise UserError where a split is too short for a window or an id is too large."""
+        for part in self.parts:
+            for name in splits:
+                split = part.split(name)
+                if len(split) < block_size + 1:
+                    raise UserError(
+                        f"{part.folder / name}.bin has {len(split):,} tokens, too few for a window "
+                        f"of block_size {block_size} + 1: lower block_size or prepare more text"
+                    )
+                if split.max_id is not None and split.max_id >= vocab_size:
+                    raise UserError(
+                        f"{part.folder / name}.bin has ids up to {split.max_id}, the model's "
+                        f"vocabulary ends at {vocab_size - 1}: wrong data set for this model?"
+                    )

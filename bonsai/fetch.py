@@ -1,0 +1,133 @@
+"""Text from elsewhere: a file by its address, and data sets of the Hugging Face hub.
+
+Every failure, no network above all, is one line that names the other way: `--input=PATH`.
+"""
+
+import http.client
+import json
+import os
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bonsai.corpus import Advance, Piece, no_progress, read_pieces, read_text
+from bonsai.errors import UserError
+from bonsai.writer import FULL
+
+
+def fetch_text(url: str, path: Path) -> str:
+    """The text of `path`, downloaded from `url` first if it is not there."""
+    if not path.exists():
+        print(f"downloading {url}")
+        download(url, path)
+    return read_text(path)
+
+
+def download(url: str, path: Path) -> None:
+    """Fetch `url` into `path`, through a temporary file. Raises UserError when that fails."""
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        with _open_url(url) as response, open(tmp, "wb") as f:
+            expected = response.headers.get("Content-Length")
+            while block := _receive(response, url):
+                f.write(block)
+            if expected is not None and f.tell() != int(expected):
+                raise _no_download(url, f"{f.tell()} of {expected} bytes arrived")
+        os.replace(tmp, path)
+    except OSError as e:
+        reason = "the disk is full" if e.errno in FULL else e.strerror or e
+        raise UserError(f"cannot write {path}: {reason}") from None
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def hub_files(repo: str, revision: str, folder: str = "") -> list[tuple[str, int]]:
+    """(path, bytes) of the parquet files in a data set on the hub, or in one folder of it, sorted.
+
+    Asked by hand, because the hub's own library retries for half a minute and prints a page when
+    there is no network. Raises UserError then.
+    """
+    url = f"{_hub().constants.ENDPOINT}/api/datasets/{repo}/tree/"
+    url += f"{urllib.parse.quote(revision, safe='')}/{folder}".rstrip("/") + "?recursive=true"
+    with _open_url(url) as response:
+        try:
+            entries = json.load(response)
+            files = sorted((e["path"], e["size"]) for e in entries if e["type"] == "file")
+        except (ValueError, KeyError, TypeError):
+            raise _no_download(url, "the answer is no list of files") from None
+    files = [(path, size) for path, size in files if path.endswith(".parquet")]
+    if not files:
+        raise _no_download(url, "there are no parquet files")
+    return files
+
+
+def hub_pieces(
+    repo: str,
+    revision: str,
+    paths: Sequence[str],
+    downloads: Path,
+    text_column: str = "text",
+    progress: Advance = no_progress,
+    keep: bool = False,
+    keep_empty: bool = False,
+) -> Iterator[Piece]:
+    """The documents of files of the hub, each downloaded into `downloads` when its turn comes and
+    deleted after its turn unless `keep`."""
+    for path in paths:
+        try:
+            file = Path(
+                _hub().hf_hub_download(
+                    repo, path, repo_type="dataset", revision=revision, local_dir=downloads
+                )
+            )
+        except Exception as e:  # the library's own errors are many, and pages long
+            raise UserError(
+                f"the download of {path} from {repo} failed ({type(e).__name__}: {str(e)[:200]}): "
+                f"run again to go on, or give local files with --input=PATH"
+            ) from None
+        yield from read_pieces([file], text_column, progress, keep_empty)
+        if not keep:
+            file.unlink()
+
+
+def _hub():
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+    except ImportError:
+        raise UserError(
+            "downloads from the Hugging Face hub need datasets: pip install datasets"
+        ) from None
+    return huggingface_hub
+
+
+def _open_url(url: str) -> http.client.HTTPResponse:
+    context = ssl.create_default_context()
+    try:  # certifi comes with tiktoken; some Pythons have no certificates of their own
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    except ImportError:
+        pass
+    try:
+        return urllib.request.urlopen(url, timeout=30, context=context)
+    except urllib.error.HTTPError as e:
+        raise _no_download(url, f"HTTP {e.code} {e.reason}") from None
+    except (OSError, http.client.HTTPException, ValueError) as e:  # URLError is an OSError
+        raise _no_download(url, getattr(e, "reason", e)) from None
+
+
+def _receive(response: http.client.HTTPResponse, url: str) -> bytes:
+    try:
+        return response.read(1 << 16)
+    except (OSError, http.client.HTTPException) as e:
+        raise _no_download(url, e) from None
+
+
+def _no_download(url: str, reason: object) -> UserError:
+    return UserError(
+        f"cannot download {url} ({reason}): without a network, give a local copy with --input=PATH"
+    )

@@ -1,0 +1,67 @@
+"""How much memory a training step will need, and what to say when it was too much."""
+
+import os
+
+import torch
+
+from bonsai.runtime import DTYPES, Runtime
+
+GIB = 2**30
+
+
+def training_bytes(model: torch.nn.Module, batch_size: int, T: int, dtype: str) -> tuple[int, int]:
+    """Estimated bytes of (weights, gradients and AdamW's moments; activations of a micro-batch).
+
+    Activations by what autograd keeps: per token and layer some 10 residual-wide tensors of the
+    block, 2 hidden-wide ones of the MLP, and the logits with their softmax in fp32. Attention
+    keeps no T x T matrix.
+    """
+    c = model.config
+    state = 16 * sum(p.numel() for p in model.parameters())
+    width = DTYPES[dtype].itemsize
+    per_layer = c.n_embd * (8 * 4 + (4 + 2 * 4) * width)
+    layers = 2 if c.activation_checkpointing else c.n_layer
+    kept = c.n_embd * 4 * c.n_layer if c.activation_checkpointing else 0
+    logits = c.vocab_size * (width + 3 * 4)
+    return state, batch_size * T * (layers * per_layer + kept + logits)
+
+
+def free_bytes(runtime: Runtime) -> int | None:
+    """Memory that is free on the device now; None where it cannot be known."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.mem_get_info(runtime.device)[0]
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as f:
+            line = next(line for line in f if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            return None
+
+
+def describe_memory(model, batch_size: int, T: int, runtime: Runtime) -> str:
+    """One line: what the run will need per process, what is free, and a warning if it is more."""
+    state, activations = training_bytes(model, batch_size, T, runtime.dtype)
+    need, free = state + activations, free_bytes(runtime)
+    line = f"memory: about {need / GIB:.2f} GiB needed (weights and optimizer {state / GIB:.2f}, "
+    line += f"activations {activations / GIB:.2f})"
+    if free is None:
+        return line
+    line += f", {free / GIB:.1f} GiB free"
+    return line + (f"; this may not fit: {LOWER}" if need > free else "")
+
+
+LOWER = (
+    "lower batch_size (and raise gradient_accumulation_steps as much), lower block_size, or set "
+    "--activation_checkpointing=True"
+)
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Whether an exception of torch says that an allocation failed."""
+    if isinstance(e, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(e).lower()
+    return "allocate memory" in text or "out of memory" in text

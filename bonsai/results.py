@@ -1,0 +1,89 @@
+"""Measurements for people and for programs: tables in Markdown, JSON, and what they were made with.
+
+The tables can be pasted into docs/BENCHMARKS.md as they are printed.
+"""
+
+import json
+import math
+import os
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bonsai.errors import UserError
+from bonsai.report import commit, versions
+from bonsai.runtime import device_name
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What a measurement needs beside it to be repeated: command, commit, versions, hardware."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": device_name(device),
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range of repeated measurements, and how many there were."""
+    low, high = min(values), max(values)
+    return {"median": statistics.median(values), "low": low, "high": high, "n": len(values)}
+
+
+def table(rows: list[dict], columns: Sequence[tuple[str, str, str]]) -> str:
+    """Rows as a Markdown table that lines up in a terminal.
+
+    columns: (title, key, format) each; a missing or None value shows as n/a. Numbers stand at the
+    right, text (format '') at the left.
+
+    >>> print(table([{"x": "a", "y": 1.25}], [("name", "x", ""), ("loss", "y", ".1f")]))
+    | name | loss |
+    | :--- | ---: |
+    | a    |  1.2 |
+    """
+    cells = [[title for title, _, _ in columns]]
+    for row in rows:
+        values = [(row.get(key), spec) for _, key, spec in columns]
+        cells.append(["n/a" if value is None else format(value, spec) for value, spec in values])
+    widths = [max(4, *(len(line[i]) for line in cells)) for i in range(len(columns))]
+    right = [bool(spec) for _, _, spec in columns]
+    rules = ["-" * (w - 1) + ":" if r else ":" + "-" * (w - 1) for w, r in zip(widths, right)]
+    lines = []
+    for line in [cells[0], rules, *cells[1:]]:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right)]
+        lines.append(f"| {' | '.join(padded)} |")
+    return "\n".join(lines)
+
+
+def write_json(target: str | os.PathLike[str], results: dict) -> None:
+    """Write to a file, whole or not at all; '-': as one line, the last, to stdout.
+
+    A number that JSON does not have (nan, inf) becomes null. UserError when it cannot be written.
+    """
+    if str(target) == "-":
+        print(json.dumps(plain(results), allow_nan=False), flush=True)
+        return
+    path = Path(target)
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(plain(results), indent=1, allow_nan=False)
+        tmp.write_text(text + "\n", encoding="utf-8")
+        os.replace(tmp, path)
+    except OSError as e:
+        raise UserError(f"cannot write the results to {path}: {e.strerror}") from None
+
+
+def plain(value: Any) -> Any:
+    """The value with nan and inf, at any depth, as None."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,252 @@
+"""Where and how a program computes: device, number format, compilation, processes.
+
+`setup` turns the settings device, dtype, compile and backend ('auto' picks) and torchrun's
+environment into one `Runtime`, and says what was picked and why in one line.
+"""
+
+import os
+import platform
+import signal
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from bonsai.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Dense peak TFLOP/s by device name, most specific first: (half precision, float32 as torch runs it
+# with TF32 allowed). From the vendors' data sheets, without sparsity; where a consumer card halves
+# the rate for fp32 accumulation, the accumulating rate.
+PEAK_TFLOPS = [
+    ("V100", 125.0, 15.7),
+    ("T4", 65.0, 8.1),
+    ("A100", 312.0, 156.0),
+    ("A6000", 154.8, 77.4),
+    ("L40S", 362.0, 183.0),
+    ("L4", 121.0, 60.5),
+    ("3090", 71.0, 35.6),
+    ("4090", 165.2, 82.6),
+    ("5090", 209.5, 104.8),
+    ("H100 PCIe", 756.0, 378.0),
+    ("H100 NVL", 835.0, 417.5),
+    ("H100", 989.4, 494.7),
+    ("H200", 989.4, 494.7),
+    ("B200", 2250.0, 1125.0),
+    ("MI300X", 1307.4, 653.7),
+]
+
+
+@dataclass
+class Runtime:
+    device: torch.device
+    dtype: str  # a key of DTYPES: what matrix products are computed in; weights stay float32
+    compile: bool
+    backend: str
+    rank: int
+    local_rank: int
+    world_size: int
+    summary: str  # what was picked and why, one line
+
+    @property
+    def master(self) -> bool:
+        """Whether this process prints and saves."""
+        return self.rank == 0
+
+    def autocast(self):
+        """Context in which matrix products run in `dtype`."""
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.dtype])
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def setup(
+    device: str = "auto", dtype: str = "auto", compile: bool | str = "auto", backend: str = "auto"
+) -> Runtime:
+    """Pick what is 'auto', check the rest against this machine, start the process group if any.
+
+    Under torchrun (RANK, LOCAL_RANK, WORLD_SIZE) each process takes cuda:LOCAL_RANK unless the
+    device names another. Raises UserError for what this machine does not have.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    dev, why_device = pick_device(device, local_rank)
+    dtype, why_dtype = pick_dtype(dtype, dev)
+    if compile == "auto":
+        compile = dev.type == "cuda"
+    if backend == "auto":
+        backend = "nccl" if dev.type == "cuda" else "gloo"
+    if backend == "nccl" and dev.type != "cuda":
+        backend = "gloo"  # nanoGPT's default in a user's config; nccl has no CPU
+    if dev.type == "cuda":
+        torch.cuda.set_device(dev)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    summary = f"device: {dev}{why_device}, dtype {dtype}{why_dtype}, "
+    summary += "compiled" if compile else "not compiled"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+        summary += f", {world_size} processes ({backend})"
+    return Runtime(dev, dtype, bool(compile), backend, rank, local_rank, world_size, summary)
+
+
+def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
+    """The torch device for a setting, and why it was picked ('' when it was given)."""
+    why = ""
+    if device == "auto":
+        device, why = "cpu", " (no GPU found)"
+        if torch.cuda.is_available():
+            device, why = "cuda", f" ({torch.cuda.get_device_name(local_rank)})"
+        elif torch.backends.mps.is_available():
+            device, why = "mps", " (Apple GPU)"
+    try:
+        dev = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device={device} is unknown: use auto, cpu, cuda, cuda:1 or mps") from None
+    if dev.type == "cuda":
+        n = torch.cuda.device_count()
+        if not n:
+            raise UserError("device=cuda, but no CUDA GPU is usable here: use --device=cpu or auto")
+        dev = torch.device("cuda", local_rank if dev.index is None else dev.index)
+        if dev.index >= n:
+            raise UserError(f"device {dev} does not exist: this machine has {n} CUDA GPU(s)")
+    elif dev.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps, but this machine has no Apple GPU: use --device=cpu or auto")
+    elif dev.type not in ("cpu", "mps"):
+        raise UserError(f"device={device} is not supported: use auto, cpu, cuda or mps")
+    return dev, why
+
+
+def pick_dtype(dtype: str, device: torch.device) -> tuple[str, str]:
+    """The number format for a setting on a device, and why it differs from what was asked."""
+    if dtype not in (*DTYPES, "auto"):
+        raise UserError(f"dtype={dtype} is not one of auto, {', '.join(DTYPES)}")
+    if dtype == "float16" and device.type != "cuda":
+        return "float32", " (float16 trains on CUDA only)"
+    if dtype != "auto":
+        return dtype, ""
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", ""
+        return "float16", " (this GPU has no bfloat16)"
+    if device.type == "cpu" and cpu_computes_bfloat16():
+        return "bfloat16", " (this CPU computes in it)"
+    return "float32", ""
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware's own name, for the head of logs and tables."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
+        return f"{names[0]}, {os.cpu_count()} cores"
+    except (OSError, IndexError):
+        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def peak_flops(device: torch.device, dtype: str) -> float | None:
+    """Dense peak FLOP/s of a device in `dtype`, or None when it is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return peak_flops_by_name(name, dtype)
+
+
+def peak_flops_by_name(name: str, dtype: str) -> float | None:
+    """As peak_flops, by the name the driver gives.
+
+    >>> peak_flops_by_name("NVIDIA H100 80GB HBM3", "bfloat16")
+    989400000000000.0
+    """
+    words = name.replace("-", " ").split()
+    for key, half, single in PEAK_TFLOPS:
+        if all(word in words for word in key.split()):  # whole words: an L40 is no L4
+            return (single if dtype == "float32" else half) * 1e12
+    return None
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Peak bytes of memory so far: of the GPU's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def seed_everything(seed: int, *position: int) -> None:
+    """Seed torch as a pure function of the seed and a position such as (step, rank).
+
+    Called before every step with that step's number, so that dropout after a resume draws what it
+    would have drawn, and evaluation or sampling in between changes nothing.
+    """
+    for p in position:  # SplitMix64, Steele et al. 2014: near numbers give unrelated seeds
+        seed = (seed + 0x9E3779B97F4A7C15 * (p + 1)) % 2**64
+        seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) % 2**64
+        seed ^= seed >> 31
+    torch.manual_seed(seed if seed < 2**63 else seed - 2**64)
+
+
+class Interrupts:
+    """SIGINT and SIGTERM are remembered until the step is done; a second one ends at once."""
+
+    def __init__(self, runtime: Runtime):
+        self.received, self.runtime = 0, runtime
+        # signals reach the processes at different moments: they agree over the CPU
+        self.group = dist.new_group(backend="gloo") if runtime.world_size > 1 else None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+        if self.runtime.master:
+            text = f"\n{signal.Signals(number).name}: finishing this step, then saving\n"
+            os.write(sys.stderr.fileno(), text.encode())  # print is not safe in a signal handler
+
+    def status(self) -> int:
+        """0, or the exit status of an interrupted program: 130 for SIGINT, 143 for SIGTERM.
+
+        With several processes all must call it; they get the same answer.
+        """
+        received = self.received
+        if self.group is not None:
+            seen = torch.tensor(received)
+            dist.all_reduce(seen, dist.ReduceOp.MAX, self.group)
+            received = int(seen)
+        return 128 + received if received else 0

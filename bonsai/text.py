@@ -1,0 +1,57 @@
+"""Between token ids and text: what a program shows of a model."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from bonsai import tokenizers
+from bonsai.dataset import ROOT, open_meta
+from bonsai.engine import SamplingParams, generate
+from bonsai.errors import UserError
+from bonsai.models import Loaded
+from bonsai.runtime import Runtime
+from bonsai.tokenizers import Tokenizer
+
+
+def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
+    """A model's tokenizer, and where it was found.
+
+    The checkpoint's own; nanoGPT's checkpoints carry none: that of their data folder, else GPT-2's.
+    Raises UserError when it has more tokens than the model.
+    """
+    state, source = loaded.tokenizer, loaded.source
+    name = loaded.config.get("dataset")
+    if state is None and isinstance(name, str) and re.fullmatch(r"[\w-]+", name):  # not a path
+        for folder in (Path("data") / name, ROOT / "data" / name):
+            meta, file = open_meta(folder)
+            if state is None and meta.get("tokenizer"):
+                state, source = meta["tokenizer"], str(file)
+    if state is None:
+        state, source = {"type": "gpt2"}, "GPT-2's, as neither checkpoint nor data name one"
+    tokenizer, vocab_size = tokenizers.from_dict(state), loaded.model.config.vocab_size
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{loaded.source} has {vocab_size} tokens, but its {state['type']} tokenizer has "
+            f"{tokenizer.vocab_size}: put the meta.json or meta.pkl of its data in data/{name}/"
+        )
+    return tokenizer, source
+
+
+def sample_text(
+    model: torch.nn.Module,
+    tokenizer: dict | None,
+    runtime: Runtime,
+    tokens: int = 200,
+    seed: int = 0,
+) -> str:
+    """A sample of the model's own, begun at an end of text (or a line break).
+
+    tokenizer: Tokenizer.to_dict(), None for GPT-2's.
+    """
+    coder = tokenizers.from_dict(tokenizer or {"type": "gpt2"})
+    start = [coder.eot] if coder.eot is not None else coder.encode("\n")
+    params = SamplingParams(tokens, temperature=0.8, top_k=200, seed=seed)
+    with runtime.autocast():
+        ids = [row[0] for row in generate(model, start, params)]
+    return f"{coder.decode(ids)}\n{'-' * 15}"

@@ -1,0 +1,80 @@
+"""The vocabularies of GPT-2 and GPT-4, through tiktoken.
+
+The sizes are written down here and the vocabulary is loaded at first use, so that a data set or
+a checkpoint can be opened where tiktoken or its download is not at hand.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from bonsai.errors import UserError
+from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer
+
+
+class TiktokenTokenizer(Tokenizer):
+    """Byte-level BPE: any text. Ids equal tiktoken's encode_ordinary."""
+
+    type: str  # our name
+    encoding: str  # tiktoken's name
+
+    @cached_property
+    def _bpe(self):
+        try:
+            import tiktoken
+        except ImportError:
+            raise UserError(
+                f"the {self.type} tokenizer needs tiktoken: pip install tiktoken"
+            ) from None
+        try:
+            bpe = tiktoken.get_encoding(self.encoding)
+        except (OSError, ValueError) as e:  # requests' errors are OSErrors; ValueError: wrong hash
+            raise UserError(
+                f"cannot load the {self.encoding} vocabulary, which tiktoken downloads once "
+                f"({type(e).__name__}): without a network, let TIKTOKEN_CACHE_DIR name a folder "
+                f"that holds it"
+            ) from None
+        assert (bpe.n_vocab, bpe.eot_token) == (self.vocab_size, self.eot)
+        return bpe
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        if allow_special:
+            return self._bpe.encode(text, allowed_special={EOT_TEXT}, disallowed_special=())
+        return self._bpe.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._bpe.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        ids = [int(i) for i in ids]
+        try:
+            return self._bpe.decode_bytes(ids)
+        except (KeyError, OverflowError):  # an id outside the vocabulary, say of a padded head
+            return b"".join(map(self._bytes_of, ids))
+
+    def _bytes_of(self, i: int) -> bytes:
+        try:
+            return self._bpe.decode_single_token_bytes(i)
+        except (KeyError, OverflowError):
+            return REPLACEMENT.encode()
+
+    def to_dict(self) -> dict:
+        return {"type": self.type}
+
+
+class GPT2Tokenizer(TiktokenTokenizer):
+    """GPT-2's 50,257 tokens (Radford et al. 2019).
+
+    >>> GPT2Tokenizer().encode("hello world")
+    [31373, 995]
+    """
+
+    type, encoding = "gpt2", "gpt2"
+    vocab_size, eot = 50257, 50256
+
+
+class GPT4Tokenizer(TiktokenTokenizer):
+    """GPT-4's cl100k_base: 100,277 ids, more than uint16 can hold."""
+
+    type, encoding = "gpt4", "cl100k_base"
+    vocab_size, eot = 100277, 100257

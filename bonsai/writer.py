@@ -1,0 +1,328 @@
+"""Writes a data set: {train,val}.bin, masks, and last of all the meta.json that makes them one.
+
+    with Writer(folder, tokenizer=tokenizer) as writer:
+        for text in texts:
+            writer.add("train", tokenizer.encode(text), text_bytes=len(text.encode()))
+        ...
+        meta = writer.finish()
+
+Whatever happens on the way (an error, Ctrl-C, SIGTERM, a full disk, kill -9), the folder never
+looks complete when it is not:
+
+- The first `add` puts an empty meta.json.tmp into the folder, a sign that stands until `finish`
+  has renamed meta.json into place, and removes the data set that was there before. Until then, that
+  is while a mistake in the input is most likely found, the old data set stays.
+- Tokens go to train.bin.tmp and val.bin.tmp. Leaving the `with` block in any other way than
+  through `finish` removes them. What kill -9 leaves behind are .tmp files, swept by the next run.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from bonsai.errors import UserError
+from bonsai.tokenizers import CharTokenizer, Tokenizer
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock there
+    fcntl = None
+
+FORMAT = 1  # of meta.json
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BUFFER = 1 << 20  # bytes held back per file before they go to the disk
+
+
+class Writer:
+    """Streams token ids into a data set folder, in bounded memory; a context manager.
+
+    tokenizer, vocab_size: give one of them; vocab_size alone for data that are not text.
+    row_length: the data are rows of so many tokens; each `add` brings whole rows.
+    masks: each `add` brings a mask too, one 0 or 1 per token; 0 marks a token that is context only.
+    splits: their names; every one must have tokens in the end.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: Tokenizer | None = None,
+        *,
+        vocab_size: int | None = None,
+        name: str | None = None,
+        row_length: int | None = None,
+        masks: bool = False,
+        splits: Sequence[str] = ("train", "val"),
+    ):
+        self.folder = Path(folder)
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size or tokenizer.vocab_size
+        self.eot = tokenizer.eot if tokenizer else None
+        self.name = name or self.folder.resolve().name
+        self.row_length = row_length
+        self.masks = masks
+        self.dtype = np.dtype("<u2" if self.vocab_size <= 65535 else "<u4")
+        self._names = tuple(splits)
+        self._started = False  # by the first add
+        self._splits: dict[str, _Split] = {}
+        self._meta_tmp = self.folder / "meta.json.tmp"
+        self._renamed: list[Path] = []
+        self._lock: int | None = None
+        self._old_sigterm = None
+
+    # -- the with block ---------------------------------------------------------------------------
+
+    def __enter__(self) -> "Writer":
+        self._made_folder = not self.folder.exists()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        except OSError as e:
+            raise UserError(f"cannot write into {self.folder}: {e.strerror}") from None
+        # Without this, SIGTERM would end the process with no word and leave the .tmp files.
+        if threading.current_thread() is threading.main_thread():
+            self._old_sigterm = signal.signal(signal.SIGTERM, _exit_on_sigterm)
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._abort()  # does nothing after finish
+        if self._old_sigterm is not None:
+            signal.signal(signal.SIGTERM, self._old_sigterm)
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _take_lock(self) -> None:
+        """The lock is on the folder itself: no file to leave behind, released by any death."""
+        if fcntl is None:
+            return
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise UserError(
+                f"another prepare is writing into {self.folder}: wait for it or stop it"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def add(
+        self,
+        split: str,
+        ids: Sequence[int] | np.ndarray,
+        *,
+        text_bytes: int = 0,
+        documents: int = 1,
+        mask: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """Append `ids` (n,) to a split; they stand for `text_bytes` bytes of UTF-8 text and end
+        `documents` documents. `mask` (n,) of 0 and 1 goes with masks=True."""
+        if not self._started:
+            self._start()
+        part = self._splits[split]
+        ids = np.asarray(ids)
+        if ids.size:
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= self.vocab_size:
+                raise UserError(
+                    f"token id {low if low < 0 else high} is outside the vocabulary of "
+                    f"{self.vocab_size} (0 to {self.vocab_size - 1})"
+                )
+            if self.row_length and ids.size % self.row_length:
+                raise UserError(f"{ids.size} tokens are not whole rows of {self.row_length} tokens")
+            if (mask is not None) != self.masks:
+                raise UserError("masks come with every add or with none: see Writer(masks=...)")
+            part.tokens.write(ids.astype(self.dtype))
+            part.max_id = max(part.max_id, high)
+            if mask is not None:
+                mask = np.asarray(mask)
+                if mask.shape != ids.shape or ((mask != 0) & (mask != 1)).any():
+                    raise UserError(f"a mask is one 0 or 1 for each of its {ids.size} tokens")
+                part.mask.write(mask.astype(np.uint8))
+        part.count += ids.size
+        part.text_bytes += text_bytes
+        part.documents += documents
+
+    def _start(self) -> None:
+        """Mark the folder as unfinished, clear the old data set, open the new files."""
+        with disk_errors(self._meta_tmp):
+            self._started = True
+            self._meta_tmp.write_bytes(b"")
+            _sync_folder(self.folder)  # the sign must be on the disk before anything goes
+            (self.folder / "meta.json").unlink(missing_ok=True)
+            patterns = ["meta.pkl"]
+            for name in self._names:  # the numbered ones: a split that was cut into several files
+                patterns += [f"{name}.bin", f"{name}.mask.bin", f"{name}_[0-9]*.bin"]
+            for pattern in patterns:
+                for path in (*self.folder.glob(pattern), *self.folder.glob(pattern + ".tmp")):
+                    path.unlink(missing_ok=True)
+            for name in self._names:
+                self._splits[name] = _Split(self.folder, name, self.masks)
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def finish(self) -> dict:
+        """Put everything in place, meta.json last; returns its content.
+
+        Raises UserError, and leaves nothing, when a split is empty."""
+        for name in self._names:
+            if not self._started or self._splits[name].count == 0:
+                raise UserError(
+                    f"the {name} split of {self.name} has no tokens: give more text, or documents "
+                    f"for it"
+                )
+        meta = {
+            "format": FORMAT,
+            "name": self.name,
+            "dtype": {2: "uint16", 4: "uint32"}[self.dtype.itemsize],
+            "vocab_size": self.vocab_size,
+            "eot": self.eot,
+            "tokenizer": self.tokenizer.to_dict() if self.tokenizer else None,
+            "row_length": self.row_length,
+            "splits": {name: part.meta() for name, part in self._splits.items()},
+        }
+        files = [file for part in self._splits.values() for file in part.files()]
+        with disk_errors(self.folder):
+            for file in files:
+                file.close()
+            if isinstance(self.tokenizer, CharTokenizer):  # so that nanoGPT can use the folder too
+                pkl = _File(self.folder / "meta.pkl")
+                pkl.write(pickle.dumps(self.tokenizer.nanogpt_meta()))
+                pkl.close()
+                files.append(pkl)
+            with open(self._meta_tmp, "w", encoding="utf-8") as f:
+                json.dump(meta, f, ensure_ascii=False, indent=1)
+                f.write("\n")
+                f.flush()
+                os.fsync(f.fileno())
+            for file in files:
+                self._renamed.append(file.path)
+                os.replace(file.tmp, file.path)
+            _sync_folder(self.folder)
+            os.replace(self._meta_tmp, self.folder / "meta.json")
+            _sync_folder(self.folder)
+            self._started = False  # complete: nothing for _abort to remove
+        return meta
+
+    def _abort(self) -> None:
+        """Remove what an unfinished run has made."""
+        if self._started:
+            (self.folder / "meta.json").unlink(missing_ok=True)  # ours, renamed a moment ago
+            for part in self._splits.values():
+                for file in part.files():
+                    file.discard()
+            for path in (*self._renamed, self.folder / "meta.pkl.tmp"):
+                path.unlink(missing_ok=True)
+            self._meta_tmp.unlink(missing_ok=True)  # last: nothing is left to warn of
+            self._started = False
+        if self._made_folder:
+            with contextlib.suppress(OSError):  # not empty: a finished data set, or not ours
+                self.folder.rmdir()
+
+
+class _Split:
+    """The counts and files of one split."""
+
+    def __init__(self, folder: Path, name: str, masks: bool):
+        self.tokens = _File(folder / f"{name}.bin")
+        self.mask = _File(folder / f"{name}.mask.bin") if masks else None
+        self.count = self.text_bytes = self.documents = self.max_id = 0
+
+    def files(self) -> list["_File"]:
+        return [self.tokens] if self.mask is None else [self.tokens, self.mask]
+
+    def meta(self) -> dict:
+        return {
+            "tokens": self.count,
+            "max_id": self.max_id,
+            "bytes": self.text_bytes,
+            "documents": self.documents,
+            "sha256": [self.tokens.sha256.hexdigest()],
+            "files": [self.tokens.path.name],
+            "mask_files": [] if self.mask is None else [self.mask.path.name],
+        }
+
+
+class _File:
+    """One file on its way: `path`.tmp, hashed as it is written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.tmp = path.with_name(path.name + ".tmp")
+        self.sha256 = hashlib.sha256()
+        with disk_errors(self.tmp):
+            self._file = open(self.tmp, "wb", buffering=BUFFER)  # noqa: SIM115 - closed in close
+
+    def write(self, data: np.ndarray | bytes) -> None:
+        with disk_errors(self.tmp):
+            self._file.write(data)
+        self.sha256.update(data)
+
+    def close(self) -> None:
+        with disk_errors(self.tmp):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
+            self._file.close()
+        self.tmp.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path):
+    """Turn what the disk says into one line for the user."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in FULL:
+            raise UserError(
+                f"the disk is full while writing {path}: free some space, or write to another "
+                f"disk with --out=FOLDER"
+            ) from None
+        raise UserError(f"cannot write {path}: {e.strerror}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring renames to the disk (POSIX needs the folder synced; Windows cannot open one)."""
+    if os.name == "posix":
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _exit_on_sigterm(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def summary(meta: dict, folder: str | Path, seconds: float) -> str:
+    """What a prepare script prints at its end: counts, place, time, and what to run next."""
+    lines = []
+    for name, split in meta["splits"].items():
+        n = split["documents"]
+        lines.append(
+            f"{name} has {split['tokens']:,} tokens "
+            f"({split['bytes']:,} bytes of text, {n:,} document{'s' * (n != 1)})"
+        )
+    files = [file for split in meta["splits"].values() for file in split["files"]]
+    folder = Path(folder).resolve()
+    ours = folder.parent == Path(__file__).resolve().parent.parent / "data"
+    lines.append(f"wrote {', '.join(files)} and meta.json to {folder} in {seconds:.1f} s")
+    lines.append(f"next: python train.py --dataset={folder.name if ours else folder}")
+    return "\n".join(lines)

@@ -1,0 +1,8 @@
+# OpenAI's gpt2-medium (350M parameters) evaluated on OpenWebText: 500 batches of each split.
+# Expected validation loss: 2.84 (nanoGPT's figure; not measured here).
+# $ python train.py config/eval_gpt2_medium.py
+batch_size = 8
+eval_iters = 500
+eval_only = True
+wandb_log = False
+init_from = "gpt2-medium"

@@ -1,0 +1,429 @@
+"""Config files and --key=value become a program's checked settings; standard library only.
+
+A program names its settings at its top, each with a default and a comment on one line, and then
+calls `config = configure(globals())`. Its user writes
+
+    python train.py config/train_shakespeare_char.py --batch_size=32 --compile=False
+
+Arguments apply left to right. One without leading dashes is a config file: Python that sees the
+settings so far, so `max_iters = 2 * warmup_iters` works. `--key=value`, `--key value`, and for
+booleans `--key` or `--no-key`, set one. Unlike nanoGPT's configurator, which is executed inside
+its caller, this is a module: names and types are checked, and a mistake is one line, exit status 2.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import io
+import os
+import re
+import sys
+import textwrap
+import tokenize
+import traceback
+import types
+import typing
+from collections import UserDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parent
+COMMAND_LINE = "command line"  # the source of a setting that no config file gave
+SIMPLE = {bool, int, float, str, type(None)}  # the types a setting may have
+BOOL_WORDS = {"true": True, "yes": True, "false": False, "no": False}  # as text; 1 and 0 work too
+
+
+class Config(dict):
+    """All settings of a run by name: the program's own, then the fields of the chosen model.
+
+    A dict of plain values; save `dict(config)` where only plain classes load back (torch.load with
+    weights_only=True). `defaults` holds the values without any argument, `given` the names that a
+    file or the command line set, `sources` the config files and "command line" in order of use.
+    """
+
+    defaults: dict[str, Any]
+    given: set[str]
+    sources: list[str]
+
+    def diff(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        return {name: value for name, value in self.items() if value != self.defaults[name]}
+
+
+def configure(
+    namespace: dict[str, Any],
+    models: dict[str, type] | None = None,
+    argv: Iterable[str] | None = None,
+) -> Config:
+    """Read the arguments, write the program's settings back into `namespace`, return all of them.
+
+    namespace: globals() of the program. Its settings are the bool, int, float and str assigned in
+        its source at module level above the call, except `_private` and UPPER_CASE names. An
+        annotation says what else one takes: `compile: bool | str = 'auto'`.
+    models: name -> dataclass. The program's setting `model` chooses one, whose fields become
+        settings too. A setting of the program with the same name goes first, default included.
+    argv: the arguments, by default the program's own.
+
+    Prints in one line what differs from the defaults (rank 0 only). Exits with status 0 after
+    --help and with 2 on a usage error.
+    """
+    program = _program_settings(namespace)
+    arguments = _Arguments(
+        program, {name: _fields(model) for name, model in (models or {}).items()}
+    )
+    arguments.read(list(sys.argv[1:] if argv is None else argv))
+    config = arguments.config()
+    if arguments.wants_help:
+        print(arguments.help(namespace.get("__doc__")))
+        sys.exit(0)
+    namespace.update((name, config[name]) for name in program)
+    if os.environ.get("RANK", "0") == "0":
+        print(describe(config), flush=True)
+    return config
+
+
+def describe(config: Config) -> str:
+    """One line: `settings: batch_size=32 dropout=0.2 (config/small.py, command line)`."""
+    changes = " ".join(f"{name}={_shown(value)}" for name, value in config.diff().items())
+    sources = f" ({', '.join(config.sources)})" if config.sources else ""
+    return f"settings: {changes or 'all defaults'}{sources}"
+
+
+def model_fields(config: dict[str, Any], model: type) -> dict[str, Any]:
+    """The settings that are fields of a dataclass, as in `Net(**model_fields(config, Net))`."""
+    return {f.name: config[f.name] for f in dataclasses.fields(model) if f.name in config}
+
+
+def resolve_path(path: str | os.PathLike[str]) -> Path:
+    """`path` from the working directory, or from the repository root if it only exists there."""
+    path = Path(path).expanduser()
+    return path if path.exists() or not (ROOT / path).exists() else ROOT / path
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _shown(value: Any) -> str:
+    """`value` as one word: text in quotes only where it needs them."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w./:,+-]+", value) else repr(value)
+
+
+def _did_you_mean(wrong: str, names: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(wrong.lower(), list(names), n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+# --- one setting, and how a value given for it is checked ---
+
+
+@dataclasses.dataclass
+class _Setting:
+    name: str
+    default: Any
+    types: tuple[type, ...]
+    comment: str = ""  # at the end of its line in the source
+    section: str = ""  # the full-line comments above its group in the source
+
+    def read(self, raw: Any, source: str) -> Any:
+        """The checked value of `raw`: text from the command line, any value from a config file."""
+        try:
+            return _from_text(raw, self.types) if source == COMMAND_LINE else _fit(raw, self.types)
+        except (TypeError, OverflowError):
+            expected = " or ".join("None" if t is type(None) else t.__name__ for t in self.types)
+            example = self.assignment() if source == COMMAND_LINE else self.assignment("", " = ")
+            _fail(f"{_where(self.name, source)} expects {expected}, got {raw!r}; e.g. {example}")
+
+    def assignment(self, dashes: str = "--", equals: str = "=") -> str:
+        example = self.types[0](1) if self.default is None else self.default
+        return f"{dashes}{self.name}{equals}{_shown(example) if dashes else repr(example)}"
+
+
+def _where(name: str, source: str) -> str:
+    return f"--{name}" if source == COMMAND_LINE else f"{source}: {name}"
+
+
+def _from_text(text: str, accepted: tuple[type, ...]) -> Any:
+    """A Python literal where one of the accepted types can hold it, else the text as typed.
+
+    >>> _from_text("1e3", (int,)), _from_text("007", (str,)), _from_text("yes", (bool, str))
+    (1000, '007', True)
+    """
+    if bool in accepted and text.lower() in BOOL_WORDS:
+        return BOOL_WORDS[text.lower()]
+    try:
+        return _fit(ast.literal_eval(text), accepted)
+    except (ValueError, TypeError, SyntaxError, ArithmeticError, MemoryError, RecursionError):
+        return _fit(text, accepted)
+
+
+def _fit(value: Any, accepted: tuple[type, ...]) -> Any:
+    """`value`, converted if that loses nothing: 1 -> 1.0, 1e3 -> 1000, 1 -> True. Else TypeError.
+
+    A bool is no number here: `batch_size = True` is a mistake.
+    """
+    if type(value) in accepted:
+        return value
+    if type(value) is int and float in accepted:
+        return float(value)
+    if type(value) is float and int in accepted and value.is_integer():
+        return int(value)
+    if type(value) is int and bool in accepted and value in (0, 1):
+        return bool(value)
+    raise TypeError(value)
+
+
+# --- where settings are declared: the program's source and the models' dataclasses ---
+
+
+def _program_settings(namespace: dict[str, Any]) -> dict[str, _Setting]:
+    with tokenize.open(namespace["__file__"]) as file:
+        source = file.read()
+    settings = {}
+    for name, annotation, comment, section in _declarations(source, ast.parse(source).body):
+        if name.startswith("_") or name.isupper() or name not in namespace:
+            continue
+        default = namespace[name]
+        hint = eval(annotation, namespace) if annotation else type(default)
+        hint = eval(hint, namespace) if isinstance(hint, str) else hint  # it stood in quotes
+        if accepted := _simple_types(hint):
+            settings[name] = _Setting(name, default, accepted, comment, section)
+    return settings
+
+
+def _fields(model: type) -> dict[str, _Setting]:
+    """A model's settings: its fields of a simple type that have a default."""
+    hints = typing.get_type_hints(model)
+    settings = {
+        field.name: _Setting(field.name, field.default, accepted)
+        for field in dataclasses.fields(model)
+        if field.init and field.default is not dataclasses.MISSING
+        if (accepted := _simple_types(hints[field.name]))
+    }
+    for cls in reversed(model.__mro__[:-1]):  # an inherited field is described where it stands
+        try:
+            source = textwrap.dedent(inspect.getsource(cls))
+        except (OSError, TypeError):  # a class made in a shell has no source, hence no comments
+            continue
+        for name, _, comment, section in _declarations(source, ast.parse(source).body[0].body):
+            if name in settings:
+                settings[name].comment, settings[name].section = comment, section
+    return settings
+
+
+def _simple_types(hint: Any) -> tuple[type, ...]:
+    """The types that `hint` allows, bool | str -> (bool, str); () if one of them is not simple."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    accepted = typing.get_args(hint) if is_union else (hint,)
+    return accepted if SIMPLE.issuperset(accepted) and hint is not type(None) else ()
+
+
+def _declarations(source: str, body: list[ast.stmt]) -> Iterator[tuple[str, str | None, str, str]]:
+    """Each name assigned above the call of configure: name, annotation, comment, section."""
+    lines = source.split("\n")
+    beside, above = {}, {}  # line number -> comment at the end of a line, on a line of its own
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        row, column = token.start
+        if token.type == tokenize.COMMENT and lines[row - 1][:column].strip():
+            beside[row] = token.string.lstrip("# ")
+        elif token.type == tokenize.COMMENT:
+            above[row] = token.string.strip("#-= ")  # of a rule of dashes nothing is left
+    section = ""
+    for statement in body:
+        calls = (node.func for node in ast.walk(statement) if isinstance(node, ast.Call))
+        if any("configure" in (getattr(f, "id", ""), getattr(f, "attr", "")) for f in calls):
+            return
+        if not isinstance(statement, ast.Assign | ast.AnnAssign):
+            continue
+        first, last = statement.lineno, statement.end_lineno
+        comment = next((beside[row] for row in range(first, last + 1) if row in beside), "")
+        heading = []
+        while (first := first - 1) in above:
+            heading.insert(0, above[first])
+        section = "\n".join(filter(None, heading)) or section
+        annotation = getattr(statement, "annotation", None)
+        for target in getattr(statement, "targets", None) or [statement.target]:
+            for node in ast.walk(target):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    yield node.id, annotation and ast.unparse(annotation), comment, section
+
+
+# --- what the user gives: config files and the command line ---
+
+
+class _Arguments:
+    """Reads arguments left to right, then checks them against the settings of the chosen model.
+
+    `--model` may come last, so until the end a field of any model is a valid name.
+    """
+
+    def __init__(self, program: dict[str, _Setting], models: dict[str, dict[str, _Setting]]):
+        self.program = program
+        self.models = {
+            model: {name: field for name, field in fields.items() if name not in program}
+            for model, fields in models.items()
+        }
+        self.given: dict[str, tuple[Any, str]] = {}  # name -> value (or text), source
+        self.sources: list[str] = []
+        self.wants_help = False
+
+    def read(self, rest: list[str]) -> None:
+        while rest:
+            argument = rest.pop(0)
+            if argument in ("-h", "--help"):
+                self.wants_help = True
+            elif argument.startswith("--"):
+                self.read_option(argument, rest)
+            else:
+                self.read_file(argument)
+
+    def read_option(self, argument: str, rest: list[str]) -> None:
+        """Take in one `--key...`, and from the front of `rest` the value that belongs to it."""
+        key, equals, text = argument[2:].partition("=")
+        name, known = key.replace("-", "_"), self.known()
+        setting, negated = known.get(name), known.get(name.removeprefix("no_"))
+        if setting is None and negated is not None and bool in negated.types and not equals:
+            name, text = negated.name, "False"
+        elif setting is None:
+            hint = _did_you_mean(name, known, "--")
+            _fail(f"unknown setting --{key}{hint} (python {sys.argv[0]} --help lists all)")
+        elif not equals and bool in setting.types:
+            text = rest.pop(0) if rest and rest[0].lower() in ("true", "false") else "True"
+        elif not equals and (not rest or rest[0].startswith("--")):
+            _fail(f"--{key} needs a value, for example {setting.assignment()}")
+        elif not equals:
+            text = rest.pop(0)
+        self.give(name, text, COMMAND_LINE)
+
+    def read_file(self, argument: str) -> None:
+        """Take in what a config file binds, apart from helpers."""
+        path, known = resolve_path(argument), self.known()
+        if not path.is_file():
+            _fail(_no_such_file(argument))
+        tree, bound = _run_file(path, argument, self.values())
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        # Python reads no name before it is bound, so a name read anywhere is read further down.
+        helpers = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+        for name, value in bound.items():
+            is_code = callable(value) or isinstance(value, types.ModuleType)
+            if name in known:
+                self.give(name, value, argument)
+            elif not (name.startswith("_") or name in helpers or is_code):
+                lines = [node.lineno for node in names if node.id == name]
+                where = f"{argument}:{min(lines)}" if lines else argument
+                hint = _did_you_mean(name, known)
+                _fail(f"{where}: unknown setting {name}{hint} (a helper's name may start with _)")
+
+    def give(self, name: str, value: Any, source: str) -> None:
+        self.given[name] = (value, source)
+        if source not in self.sources:
+            self.sources.append(source)
+
+    def model(self) -> str | None:
+        """The model chosen so far; None if the program has no models."""
+        if not self.models:
+            return None
+        if "model" not in self.program:
+            return next(iter(self.models))
+        setting = self.program["model"]
+        chosen = setting.read(*self.given["model"]) if "model" in self.given else setting.default
+        if chosen not in self.models:
+            _fail(f"unknown model {chosen!r}; choose one of {', '.join(self.models)}")
+        return chosen
+
+    def settings(self) -> dict[str, _Setting]:
+        """The settings under the model chosen so far."""
+        return self.program | self.models.get(self.model(), {})
+
+    def known(self) -> dict[str, _Setting]:
+        """Every valid name; one that several models share means the chosen model's setting."""
+        tables = [*self.models.values(), self.settings()]
+        return {name: setting for table in tables for name, setting in table.items()}
+
+    def values(self) -> dict[str, Any]:
+        """All settings as they stand, defaults included."""
+        known = self.known()
+        defaults = {name: setting.default for name, setting in self.settings().items()}
+        return defaults | {name: known[name].read(*given) for name, given in self.given.items()}
+
+    def config(self) -> Config:
+        settings = self.settings()
+        for name, (_, source) in self.given.items():
+            if name not in settings:
+                owners = [model for model, fields in self.models.items() if name in fields]
+                _fail(
+                    f"{_where(name, source)} is a setting of model {' or '.join(owners)}, "
+                    f"but the model is {self.model()}; leave it out or add --model={owners[0]}"
+                )
+        config = Config(self.values())
+        config.defaults = {name: setting.default for name, setting in settings.items()}
+        config.given, config.sources = set(self.given), self.sources
+        return config
+
+    def help(self, doc: str | None) -> str:
+        """What the program says of itself, then every setting by section."""
+        usage = f"usage: python {sys.argv[0]} [config/FILE.py ...] [--KEY=VALUE ...]"
+        parts = [*([inspect.cleandoc(doc)] if doc else []), usage, *_sections(self.program)]
+        if model := self.model():
+            others = [f"--model={name} --help" for name in self.models if name != model]
+            see_also = f" (others: {', '.join(others)})" if others else ""
+            parts += [f"Model {model}{see_also}", *_sections(self.models[model])]
+        return "\n\n".join(parts)
+
+
+def _sections(settings: dict[str, _Setting]) -> list[str]:
+    """One block of text per section: its title, then lines of `--name=default  comment`."""
+    blocks: dict[str, list[str]] = {}
+    for s in settings.values():
+        line = f"  {f'--{s.name}={_shown(s.default)}':<34}  {s.comment}".rstrip()
+        blocks.setdefault(s.section, [s.section] if s.section else []).append(line)
+    return ["\n".join(lines) for lines in blocks.values()]
+
+
+class _Recorder(UserDict):
+    """The top level of a config file: passes on to the file's globals, notes the names it binds."""
+
+    def __init__(self, names: dict[str, Any]):
+        self.data = names  # not a copy: functions in the file read the globals themselves
+        self.bound: set[str] = set()
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.bound.add(name)
+        self.data[name] = value
+
+
+def _run_file(path: Path, shown: str, settings: dict[str, Any]) -> tuple[ast.AST, dict[str, Any]]:
+    """Run a config file that sees `settings`; return its syntax tree and the names it binds."""
+    names = {**settings, "__file__": str(path), "__name__": "config"}
+    before, recorder = dict(names), _Recorder(names)
+    try:
+        tree = ast.parse(path.read_bytes(), shown)
+        exec(compile(tree, shown, "exec"), names, recorder)
+    except Exception as e:
+        frames = traceback.extract_tb(e.__traceback__)
+        lines, message = [frame.lineno for frame in frames if frame.filename == shown], str(e)
+        if isinstance(e, SyntaxError) and e.filename == shown:  # str(e) would name the line again
+            lines, message = [e.lineno], e.msg
+        _fail(f"{shown}{f':{lines[-1]}' if lines else ''}: {type(e).__name__}: {message}")
+    for name, value in names.items():  # what a function of the file bound as a global
+        if name not in before or value is not before[name]:
+            recorder.bound.add(name)
+    return tree, {name: value for name, value in names.items() if name in recorder.bound}
+
+
+def _no_such_file(argument: str) -> str:
+    if re.match(r"-|[\w-]+=", argument):
+        return f"{argument} lacks two dashes in front: --{argument.lstrip('-')}"
+    files = {
+        path.stem: f"config/{path.name}"
+        for folder in (ROOT, Path())
+        for path in sorted((folder / "config").glob("*.py"))
+    }
+    near = difflib.get_close_matches(Path(argument).stem, files, n=2)
+    if near:
+        return f"no config file {argument}; did you mean {' or '.join(files[n] for n in near)}?"
+    there = f"config/ has {', '.join(files.values())}; " if files else ""
+    return f"no config file {argument}; {there}values are given as --key=value"

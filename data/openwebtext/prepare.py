@@ -1,0 +1,139 @@
+"""OpenWebText in GPT-2's tokens, with the very ids of nanoGPT's script. Needs some 85 GB of disk.
+
+python data/openwebtext/prepare.py
+python data/openwebtext/prepare.py --input='shards/*.parquet'
+"""
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bonsai.corpus import (
+    Part,
+    Piece,
+    Progress,
+    find_files,
+    read_pieces,
+    whole_documents,
+    write_documents,
+)
+from bonsai.errors import UserError, run
+from bonsai.fetch import hub_files, hub_pieces
+from bonsai.tokenizers import get
+from bonsai.writer import Writer, disk_errors, summary
+from configurator import configure
+
+# what
+input = ""  # local .parquet, .jsonl, .jsonl.gz or .txt files instead of the download
+text_column = "text"  # field of a row that holds the text
+out = ""  # folder to write to; default: the folder of this script
+
+# where it comes from: 80 parquet files, 24 GB
+repo = "Skylion007/openwebtext"  # on the Hugging Face hub
+revision = "b4325f019c648b1641a1784748667e8b74e5e064"  # branch or commit
+keep = False  # keep the downloaded files
+
+# the split, as nanoGPT makes it
+test_size = 0.0005  # share of the documents that go to val
+seed = 2357  # of the shuffle
+
+DOCUMENTS = 8_013_769
+NANOGPT = {"train": 9_035_582_198, "val": 4_434_897}  # tokens
+
+
+def open_shuffled(pieces: Iterable[Piece], folder: Path):
+    """The documents as a datasets.DatasetDict of "train" and "test".
+
+    Random access to 40 GB of text needs them on the disk, uncompressed: an Arrow file in `folder`.
+    """
+    import datasets
+    import pyarrow as pa
+
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run that was killed
+    folder.mkdir(parents=True)
+    path = folder / "documents.arrow"
+    schema = pa.schema({"text": pa.large_string()})
+    with (
+        disk_errors(path),
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_stream(file, schema) as f,
+    ):
+        texts, size = [], 0
+
+        def write_batch() -> None:
+            f.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema))
+
+        for text in whole_documents(pieces):
+            texts.append(text)
+            size += len(text)
+            if size >= 1 << 24 or len(texts) >= 1000:
+                write_batch()
+                texts, size = [], 0
+        write_batch()
+    dataset = datasets.Dataset.from_file(str(path))
+    if len(dataset) < 2:
+        raise UserError(f"the input has {len(dataset)} document: a split needs two or more")
+    return dataset.train_test_split(test_size=test_size, seed=seed, shuffle=True)
+
+
+def documents(split: str, dataset, progress: Progress) -> Iterator[Part]:
+    for rows in dataset.iter(batch_size=256):
+        for text in rows["text"]:
+            yield split, text, True
+        progress.advance(len(rows["text"]))
+
+
+def remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def main() -> None:
+    start = time.time()
+    folder = Path(out or HERE)
+    downloads = folder / "downloads"
+    if input:
+        files = find_files(input, (Path(), ROOT))
+        sizes = [file.stat().st_size for file in files]
+    else:
+        paths, sizes = zip(*hub_files(repo, revision))
+    tokenizer = get("gpt2")
+    tokenizer.encode("")  # loads the vocabulary: what can fail should fail before a long download
+    print(f"{len(sizes)} file{'s' * (len(sizes) != 1)}, {sum(sizes) / 1e9:.2f} GB")
+
+    with Writer(folder, tokenizer) as writer, contextlib.ExitStack() as stack:
+        arrow = downloads / "arrow"
+        stack.callback(remove_if_empty, downloads)
+        stack.callback(shutil.rmtree, arrow, ignore_errors=True)
+        with Progress(sum(sizes), label="reading") as progress:
+            # Empty documents stay: the shuffle depends on how many there are.
+            if input:
+                pieces = read_pieces(files, text_column, progress.advance, keep_empty=True)
+            else:  # kept until all is done, so that a run that was cut short need not start over
+                pieces = hub_pieces(
+                    repo, revision, paths, downloads, text_column, progress.advance, True, True
+                )
+            both = open_shuffled(pieces, arrow)
+        counts = {"train": len(both["train"]), "val": len(both["test"])}
+        with Progress(sum(counts.values()), " documents") as progress:
+            for split, part in (("train", both["train"]), ("val", both["test"])):
+                write_documents(writer, documents(split, part, progress), tokenizer)
+        meta = writer.finish()
+    if not input and not keep:
+        shutil.rmtree(downloads, ignore_errors=True)
+    print(summary(meta, folder, time.time() - start))
+    if sum(counts.values()) == DOCUMENTS:
+        tokens = {split: meta["splits"][split]["tokens"] for split in NANOGPT}
+        print("these are the counts of nanoGPT" if tokens == NANOGPT else "nanoGPT counts differ")
+
+
+if __name__ == "__main__":
+    configure(globals())
+    run(main)

@@ -1,0 +1,40 @@
+"""Tiny Shakespeare (or any text) by characters, with the very ids of nanoGPT's script.
+
+python data/shakespeare_char/prepare.py
+python data/shakespeare_char/prepare.py --input=my.txt
+"""
+
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root
+
+from bonsai.corpus import read_text, split_text, write_documents
+from bonsai.errors import run
+from bonsai.fetch import fetch_text
+from bonsai.tokenizers import CharTokenizer
+from bonsai.writer import Writer, summary
+from configurator import configure, resolve_path
+
+input = ""  # a UTF-8 text file instead of the download
+out = ""  # folder to write to; default: the folder of this script
+url = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+
+
+def main() -> None:
+    start = time.time()
+    text = read_text(resolve_path(input)) if input else fetch_text(url, HERE / "input.txt")
+    tokenizer = CharTokenizer.from_text(text)
+    print(f"{len(text):,} characters, {tokenizer.vocab_size} different: ", end="")
+    print(repr("".join(tokenizer.chars[:200])))
+    with Writer(Path(out or HERE), tokenizer) as writer:
+        write_documents(writer, split_text(text, 0.9), tokenizer, eot=False)
+        meta = writer.finish()
+    print(summary(meta, writer.folder, time.time() - start))
+
+
+if __name__ == "__main__":
+    configure(globals())
+    run(main)

@@ -1,0 +1,469 @@
+"""The GPT, complete in this file. It needs torch alone.
+
+`GPTConfig()` is GPT-2 (Radford et al. 2019) as nanoGPT builds it: the same parameter names, the
+same order of random draws (so the same seed gives the same weights), the same arithmetic. Each
+further field is one choice of a later model, orthogonal to the others; a modern GPT is a config
+file that sets fields. Shapes in the comments: B rows, T positions, C = n_embd channels,
+V = vocab_size, nh heads of size hs (nkv of them for keys and values).
+
+    model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384))
+    logits, loss = model(idx, targets)          # idx, targets (B, T) int64; logits (B, T, V)
+    ids = model.generate(idx, 100)              # (B, T + 100)
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass
+class GPTConfig:
+    block_size: int = 1024  # context length, in tokens
+    vocab_size: int = 50304  # GPT-2's 50257, rounded up to a multiple of 64 for speed
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768  # channels of the residual stream
+    dropout: float = 0.0  # for pretraining 0 is good, for finetuning try 0.1+
+    bias: bool = True  # biases in the linear layers (and the norms, see norm_bias)
+    # choices beyond GPT-2
+    n_kv_head: int = 0  # heads for keys and values, shared by groups of queries; 0: n_head
+    head_size: int = 0  # channels of one head; 0: n_embd / n_head
+    norm: str = "layernorm"  # 'layernorm' or 'rmsnorm'
+    norm_gain: bool = True  # learn a gain per channel in the norms
+    norm_bias: bool | str = "auto"  # biases in the layer norms; 'auto': as bias
+    norm_placement: str = "pre"  # 'pre', or 'post' as in GPT-1 and the Transformer of 2017
+    norm_embedding: bool = False  # one more norm, after the embedding
+    position: str = "learned"  # 'learned', 'sinusoidal', 'rope' or 'none'
+    rope_base: float = 10000.0  # base of the rotary frequencies
+    activation: str = "gelu"  # 'gelu', 'gelu_tanh' (OpenAI's GPT-2), 'relu', 'relu2' or 'swiglu'
+    qk_norm: bool = False  # RMS-normalise queries and keys per head
+    attention_scale: float = 0.0  # factor on the scores; 0: 1 / sqrt(head_size)
+    tie_head: bool = True  # share the embedding's weights with the output head
+    logit_softcap: float = 0.0  # cap * tanh(logits / cap); 0: off
+    zero_init: bool = False  # projections back into the residual stream start at 0
+    activation_checkpointing: bool = False  # recompute in backward: less memory
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, with the numbers, for choices that do not go together."""
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                value, known = getattr(self, name), ", ".join(map(str, allowed))
+                raise ValueError(f"{name}={value!r} is not one of {known}")
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if self.n_embd % self.n_head and not self.head_size:
+            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
+        if self.n_head % self.kv_heads:
+            raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
+        if self.position == "rope" and self.head_dim % 2:
+            raise ValueError(f"rope needs an even head size, not {self.head_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.head_size or self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def is_classic(self) -> bool:
+        """Whether nanoGPT can build this model: all beyond its seven keys is at the default."""
+        free = {*CLASSIC_KEYS, "activation_checkpointing"}
+        return all(getattr(self, f.name) == f.default for f in fields(self) if f.name not in free)
+
+
+# nanoGPT's model_args, in its order
+CLASSIC_KEYS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
+
+CHOICES = {
+    "norm": ("layernorm", "rmsnorm"),
+    "norm_bias": ("auto", True, False),
+    "norm_placement": ("pre", "post"),
+    "position": ("learned", "sinusoidal", "rope", "none"),
+    "activation": ("gelu", "gelu_tanh", "relu", "relu2", "swiglu"),
+}
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),  # Primer, So et al. 2021
+    "swiglu": lambda x: F.silu(x.chunk(2, dim=-1)[0]) * x.chunk(2, dim=-1)[1],  # Shazeer 2020
+}
+
+
+class Norm(nn.Module):
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) with optional gain and bias."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.rms = config.norm == "rmsnorm"
+        self.shape = (config.n_embd,)
+        bias = config.bias if config.norm_bias == "auto" else config.norm_bias
+        self.weight = nn.Parameter(torch.ones(config.n_embd)) if config.norm_gain else None
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if bias and not self.rms else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.rms:
+            return F.rms_norm(x, self.shape, self.weight, 1e-5)
+        return F.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
+
+
+def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotary positions (RoPE, Su et al. 2021): turn each pair of channels by its angle.
+
+    x (B, nh, T, hs), rotation = cos, sin (T, hs/2). Pairs are (i, i + hs/2).
+    """
+    cos, sin = rotation
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).type_as(x)
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, in buffers of a fixed length.
+
+    k, v: (n_layer, B, nkv, length, hs); `used` positions are filled.
+    """
+
+    def __init__(self, config: GPTConfig, batch: int, length: int, dtype, device):
+        shape = (config.n_layer, batch, config.kv_heads, length, config.head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.used = 0
+
+    @property
+    def length(self) -> int:
+        return self.k.size(3)
+
+    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
+        """Write k, v (B, nkv, T, hs) behind what is there; return all of this layer's so far."""
+        end = self.used + k.size(2)
+        self.k[layer, :, :, self.used : end] = k
+        self.v[layer, :, :, self.used : end] = v
+        return self.k[layer, :, :, :end].to(k.dtype), self.v[layer, :, :, :end].to(v.dtype)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer, self.dropout, self.qk_norm = layer, config.dropout, config.qk_norm
+        self.nh, self.nkv, self.hs = config.n_head, config.kv_heads, config.head_dim
+        self.scale = config.attention_scale or 1 / math.sqrt(self.hs)
+        # queries, keys and values in one product
+        width = (self.nh + 2 * self.nkv) * self.hs
+        self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.c_proj = nn.Linear(self.nh * self.hs, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, rotation=None, cache: KVCache | None = None):
+        B, T, _ = x.shape
+        q, k, v = self.c_attn(x).split([n * self.hs for n in (self.nh, self.nkv, self.nkv)], dim=2)
+        q = q.view(B, T, self.nh, self.hs).transpose(1, 2)  # (B, nh, T, hs)
+        k = k.view(B, T, self.nkv, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
+        v = v.view(B, T, self.nkv, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
+        if self.qk_norm:  # Henry et al. 2020; without gain
+            q, k = F.rms_norm(q, (self.hs,)), F.rms_norm(k, (self.hs,))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        mask = None
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+            if 1 < T < k.size(2):  # several tokens behind others see those, and one another
+                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device)
+                mask = mask.tril(k.size(2) - T)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=T > 1 and mask is None,
+            scale=self.scale,
+            enable_gqa=self.nkv != self.nh,
+        )  # (B, nh, T, hs)
+        y = y.transpose(1, 2).contiguous().view(B, T, self.nh * self.hs)  # heads side by side
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        hidden = 4 * config.n_embd
+        gates = 2 if config.activation == "swiglu" else 1
+        self.c_fc = nn.Linear(config.n_embd, gates * hidden, bias=config.bias)
+        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.ln_1 = Norm(config)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = Norm(config)
+        self.mlp = MLP(config)
+        self.post = config.norm_placement == "post"
+
+    def forward(self, x, rotation=None, cache: KVCache | None = None):
+        if self.post:
+            x = self.ln_1(x + self.attn(x, rotation, cache))
+            return self.ln_2(x + self.mlp(x))
+        x = x + self.attn(self.ln_1(x), rotation, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict()
+        self.transformer.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.position == "learned":
+            self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
+        if config.norm_embedding:
+            self.transformer.ln_e = Norm(config)
+        self.transformer.drop = nn.Dropout(config.dropout)
+        self.transformer.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        # with the norm behind each block (GPT-1) the last block's is the final norm
+        post = config.norm_placement == "post"
+        self.transformer.ln_f = nn.Identity() if post else Norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_head:  # Press & Wolf 2017
+            self.transformer.wte.weight = self.lm_head.weight
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """N(0, 0.02) everywhere, biases 0; residual projections scaled by 1/sqrt(2 n_layer), GPT-2.
+
+        The order of the draws is part of the contract: the same seed gives nanoGPT's weights.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
+        for name, p in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
+                if self.config.zero_init:
+                    nn.init.zeros_(p)
+
+    def forward(
+        self,
+        idx: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
+
+        Targets of -1 are ignored. Without targets the loss is None and the logits are those of the
+        last position, (B, 1, V). With a cache, idx are the tokens behind those already in it.
+        """
+        T, start = idx.size(1), cache.used if cache is not None else 0
+        limit = self.config.block_size if cache is None else cache.length
+        assert start + T <= limit, f"{start + T} tokens do not fit a context of {limit}"
+        pos = torch.arange(start, start + T, device=idx.device)  # (T,)
+        x = self.transformer.wte(idx)  # (B, T, C)
+        if self.config.position == "learned":
+            x = x + self.transformer.wpe(pos)
+        elif self.config.position == "sinusoidal":
+            x = x + sinusoids(pos, self.config.n_embd).type_as(x)
+        if self.config.norm_embedding:
+            x = self.transformer.ln_e(x)
+        x = self.transformer.drop(x)
+        rotation = None
+        if self.config.position == "rope":
+            rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
+        for block in self.transformer.h:
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, rotation, use_reentrant=False)
+            else:
+                x = block(x, rotation, cache)
+        x = self.transformer.ln_f(x)
+        if cache is not None:
+            cache.used += T
+        if targets is None:
+            return self.head(x[:, [-1], :]), None
+        logits = self.head(x)
+        return logits, F.cross_entropy(
+            logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1
+        )
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., C) -> logits (..., V) in fp32."""
+        logits = self.lm_head(x).float()
+        if cap := self.config.logit_softcap:  # Gemma 2, 2024
+            logits = cap * torch.tanh(logits / cap)
+        return logits
+
+    def new_cache(self, batch: int, length: int = 0, dtype=None, device=None) -> KVCache:
+        """An empty cache for `batch` rows of up to `length` tokens (default: block_size)."""
+        length = length or self.config.block_size
+        if self.config.position == "learned" and length > self.config.block_size:
+            raise ValueError(f"{length} tokens do not fit block_size {self.config.block_size}")
+        weight = self.lm_head.weight
+        return KVCache(self.config, batch, length, dtype or weight.dtype, device or weight.device)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        idx: torch.Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+    ) -> torch.Tensor:
+        """Continue idx (B, T) by max_new_tokens: (B, T + max_new_tokens). temperature 0 is greedy.
+
+        The short loop that recomputes everything for each token: the oracle of bonsai/engine.py.
+        """
+        for _ in range(max_new_tokens):
+            logits, _ = self(idx[:, -self.config.block_size :])
+            logits = logits[:, -1, :]  # (B, V)
+            if temperature == 0:
+                idx_next = logits.argmax(dim=-1, keepdim=True)
+            else:
+                logits = logits / temperature
+                if top_k:
+                    kth = torch.topk(logits, min(top_k, logits.size(-1))).values[:, [-1]]
+                    logits = logits.masked_fill(logits < kth, -math.inf)
+                idx_next = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
+            idx = torch.cat((idx, idx_next), dim=1)
+        return idx
+
+    # ---- sizes and costs ----
+
+    def num_params(self, non_embedding: bool = True) -> int:
+        """Parameters; without those that are only looked up, never multiplied, by default.
+
+        The token embedding counts when it is also the head.
+        """
+        n = sum(p.numel() for p in self.parameters())
+        if non_embedding:
+            if self.config.position == "learned":
+                n -= self.transformer.wpe.weight.numel()
+            if not self.config.tie_head:
+                n -= self.transformer.wte.weight.numel()
+        return n
+
+    get_num_params = num_params  # nanoGPT's name
+
+    def flops_per_token(self, T: int | None = None) -> float:
+        """Training FLOPs per token at context T (PaLM, Chowdhery et al. 2022, appendix B).
+
+        6 per parameter, and 12 per layer, channel of the heads and position for the attention (not
+        halved for causality, so that MFU compares with what others publish).
+        """
+        c = self.config
+        attention = 12 * c.n_layer * c.n_head * c.head_dim * (T or c.block_size)
+        return 6 * self.num_params() + attention
+
+    def estimate_mfu(self, fwdbwd_per_iter: int, dt: float, peak_flops: float = 312e12) -> float:
+        """Share of peak_flops used by fwdbwd_per_iter rows of block_size tokens in dt seconds.
+
+        The default peak is an A100's in bf16, as in nanoGPT; runtime.peak_flops knows others.
+        """
+        return self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / dt / peak_flops
+
+    # ---- optimizers ----
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Which parameters are what, for optimizers that treat them apart; each in one group."""
+        groups = {"matrices": [], "embeddings": [], "head": [], "scalars": []}
+        for name, p in self.named_parameters():  # names a tied tensor once, as the embedding
+            if name.startswith(("transformer.wte", "transformer.wpe")):
+                groups["embeddings"].append(p)
+            elif name.startswith("lm_head"):
+                groups["head"].append(p)
+            else:
+                groups["matrices" if p.dim() >= 2 else "scalars"].append(p)
+        return groups
+
+    def configure_optimizers(
+        self,
+        weight_decay: float,
+        learning_rate: float,
+        betas: tuple[float, float],
+        device_type: str,
+        eps: float = 1e-8,
+    ) -> torch.optim.AdamW:
+        """AdamW in nanoGPT's two groups: tensors of two or more dimensions decay, others don't."""
+        params = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        fused = device_type in ("cuda", "cpu", "mps")
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+
+    # ---- weights from elsewhere ----
+
+    def crop_block_size(self, block_size: int) -> None:
+        """Shorten the context, for example of a pretrained model: drop the later positions."""
+        assert block_size <= self.config.block_size
+        self.config.block_size = block_size
+        if self.config.position == "learned":
+            wpe = self.transformer.wpe
+            wpe.weight = nn.Parameter(wpe.weight[:block_size].detach().clone())
+            wpe.num_embeddings = block_size
+
+    @classmethod
+    def from_pretrained(cls, source: str, override_args: dict | None = None) -> "GPT":
+        """GPT-2 from the Hugging Face hub ('gpt2', 'gpt2-medium', ...) or from a local folder.
+
+        override_args: fields such as dropout. Raises OSError when nothing can be loaded, ValueError
+        for a model that is not a GPT-2.
+        """
+        from transformers import AutoConfig, GPT2LMHeadModel
+
+        hf_config = AutoConfig.from_pretrained(source)
+        if hf_config.model_type != "gpt2":
+            raise ValueError(f"{source} holds a {hf_config.model_type} model, not a gpt2")
+        odd = [k for k in ("scale_attn_by_inverse_layer_idx", "n_inner") if getattr(hf_config, k)]
+        if odd and not hf_config.n_inner == 4 * hf_config.n_embd:
+            raise ValueError(f"{source}: {', '.join(odd)} of its config.json is not supported")
+        activations = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+        activation = hf_config.activation_function
+        config = GPTConfig(
+            n_layer=hf_config.n_layer,
+            n_head=hf_config.n_head,
+            n_embd=hf_config.n_embd,
+            block_size=hf_config.n_positions,
+            vocab_size=hf_config.vocab_size,
+            activation=activations.get(activation, activation),
+            attention_scale=0.0 if hf_config.scale_attn_weights else 1.0,
+            tie_head=hf_config.tie_word_embeddings,
+            **{"bias": True, "dropout": 0.0, **(override_args or {})},
+        )
+        weights = GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32).state_dict()
+        # OpenAI's Conv1D stores its matrix the other way round than nn.Linear
+        conv1d = tuple(f"{m}.weight" for m in ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"))
+        weights = {k: v.t() if k.endswith(conv1d) else v for k, v in weights.items()}
+        model = cls(config)
+        model.load_state_dict({k: v for k, v in weights.items() if k in model.state_dict()})
+        return model
+
+
+def sinusoids(pos: torch.Tensor, channels: int) -> torch.Tensor:
+    """Fixed positions (Vaswani et al. 2017, section 3.5): pos (T,) -> (T, channels)."""
+    i = torch.arange(0, channels, 2, device=pos.device, dtype=torch.float32)
+    angle = pos[:, None] / 10000 ** (i / channels)  # (T, ceil(channels/2))
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :channels]
+
+
+def rope_angles(pos: torch.Tensor, head_dim: int, base: float):
+    """cos and sin of the rotary angles, each (T, head_dim/2), fp32."""
+    i = torch.arange(0, head_dim, 2, device=pos.device, dtype=torch.float32)
+    angle = pos[:, None] * base ** (-i / head_dim)
+    return angle.cos(), angle.sin()

@@ -1,0 +1,341 @@
+"""Train a GPT, on a laptop's CPU, a GPU, or many.
+
+    python train.py config/quickstart.py                              # a minute on two CPU cores
+    python train.py config/train_shakespeare_char.py --batch_size=32  # a config file, then a change
+    python train.py config/train_shakespeare_char.py --init_from=resume
+    torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
+    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 train.py ...
+
+Every setting below, and every field of the model (n_layer, block_size, ...: see model.py), can be
+set in a config file or as --key=value. The run is in out_dir: ckpt.pt and last.pt, metrics.jsonl,
+loss.png, log.txt, config.json. Ctrl-C finishes the step, saves, and says how to go on.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from bonsai.batches import Batches, prefetch
+from bonsai.checkpoint import crop_moments, save_checkpoint, set_aside
+from bonsai.dataset import Mixture
+from bonsai.errors import UserError, run
+from bonsai.evals import bits_per_byte, mixture_loss
+from bonsai.memory import LOWER, describe_memory, out_of_memory
+from bonsai.models import CONFIGS, build_model, describe_model, load_model
+from bonsai.optim import build_optimizer, learning_rate_at, load_optimizer_state
+from bonsai.report import Report, versions
+from bonsai.runtime import Interrupts, Runtime, peak_flops, seed_everything, setup
+from bonsai.text import sample_text
+from configurator import Config, configure
+
+# -----------------------------------------------------------------------------
+# The defaults train GPT-2 (124M) on OpenWebText.
+# files and evaluation
+out_dir = "out"  # where the run goes
+eval_interval = 2000  # steps between evaluations; the last step is always evaluated
+log_interval = 1  # steps between console lines, which are rows of metrics.jsonl
+eval_iters = 200  # batches per evaluation, always the same, spread over the split; 0: all of it
+eval_only = False  # evaluate once and exit
+always_save_checkpoint = True  # save ckpt.pt at every evaluation; False: only when it improves
+init_from = "scratch"  # scratch, resume, auto, gpt2*, a Hugging Face folder, or a checkpoint
+save_interval = 0  # steps between saves of last.pt; 0: only at the end and on interruption
+keep_last = 0  # how many of those saves to keep beside it, as step_NNNNNNN.pt
+keep_best = False  # keep the model with the lowest validation loss as best.pt
+patience = 0  # stop after so many evaluations without improvement; 0: never
+sample_interval = 0  # steps between samples on the console; 0: none
+# wandb logging
+wandb_log = False  # track the run with Weights & Biases
+wandb_project = "owt"  # name of the project there
+wandb_run_name = "gpt2"  # name of the run there
+# data
+dataset = "openwebtext"  # a folder in data/, or several by weight: a:0.7,b:0.3
+gradient_accumulation_steps = 5 * 8  # micro-batches per step, over all processes together
+batch_size = 12  # rows per micro-batch
+batch_order = "random"  # random: windows with replacement; epoch: each once per pass, shuffled
+seed = 1337  # of the initial weights, the batches and dropout
+# model
+model = "gpt"  # the architecture; its fields are settings too
+bias = False  # biases in the linear layers and norms (GPT-2: True)
+# optimizer
+optimizer = "adamw"  # see bonsai/optim.py
+learning_rate = 6e-4  # the highest rate
+max_iters = 600000  # steps in all
+weight_decay = 1e-1  # on tensors of two or more dimensions
+beta1 = 0.9  # decay of the mean of the gradients
+beta2 = 0.95  # decay of the mean of their squares
+adam_eps = 1e-8  # added to the root of that
+grad_clip = 1.0  # largest norm of the gradient; 0.0: no clipping
+max_skipped = 20  # stop after so many steps in a row whose gradient is not finite
+# learning rate schedule
+decay_lr = True  # False: constant, without warm-up
+lr_schedule = "cosine"  # cosine, or trapezoid: constant, then a linear cooldown
+warmup_iters = 2000  # steps of linear warm-up
+lr_decay_iters = 600000  # step at which min_lr is reached; usually max_iters
+min_lr = 6e-5  # the rate from there on; usually learning_rate / 10
+cooldown = 0.4  # share of lr_decay_iters in which a trapezoid falls
+# system
+backend = "auto"  # of torch.distributed: nccl, gloo; auto: nccl on CUDA
+device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
+dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 where the hardware computes in it
+compile: bool | str = "auto"  # torch.compile: True, False; auto: on CUDA
+# -----------------------------------------------------------------------------
+
+
+def train(config: Config, runtime: Runtime) -> int:
+    """The whole run; returns the exit status."""
+    world, device = runtime.world_size, runtime.device
+    if gradient_accumulation_steps % world:
+        raise UserError(
+            f"gradient_accumulation_steps={gradient_accumulation_steps} is not divisible by the "
+            f"{world} processes: use a multiple of {world}"
+        )
+    for name in ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval"):
+        if config[name] < 1:
+            raise UserError(f"{name}={config[name]} must be at least 1")
+    micro_steps = gradient_accumulation_steps // world  # of this process
+
+    # ---- data and model ----
+    data = Mixture.open(dataset)
+    loaded, fresh = None, init_from == "scratch"
+    if init_from == "auto":
+        fresh = not any((Path(out_dir) / name).exists() for name in ("ckpt.pt", "last.pt"))
+    if not fresh:
+        loaded = load_model("resume" if init_from == "auto" else init_from, out_dir, config)
+    resuming = loaded is not None and init_from in ("resume", "auto")
+    if loaded is None:
+        torch.manual_seed(seed)
+        found = f"found vocab_size = {data.vocab_size} (inside {data.parts[0].source})"
+        if data.vocab_size is None:
+            found = "defaulting to vocab_size of GPT-2: 50304 (50257 rounded up for efficiency)"
+        if "vocab_size" not in config.given:
+            config["vocab_size"] = data.model_vocab_size
+        raw_model = build_model(config["model"], config)
+    else:
+        found = f"weights from {loaded.source}"
+        raw_model = loaded.model
+        if config["block_size"] < raw_model.config.block_size:
+            raw_model.crop_block_size(config["block_size"])
+        config.update({k: v for k, v in vars(raw_model.config).items() if k in config})
+    block_size, vocab_size = raw_model.config.block_size, raw_model.config.vocab_size
+    data.check(block_size, vocab_size)
+    tokenizer = data.tokenizer or (loaded.tokenizer if loaded else None)
+    raw_model.to(device)
+
+    # ---- optimizer, and where a resumed run stood ----
+    adam = build_optimizer(raw_model, config, device.type)
+    scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
+    step, best_val_loss = 0, math.inf
+    progress = {"evaluated": -1, "bad_evals": 0, "seconds": 0.0}
+    wandb_id = None
+    if resuming:
+        state = loaded.checkpoint
+        if "optimizer" not in state:
+            raise UserError(f"{loaded.source} has no optimizer: use --init_from={loaded.source}")
+        crop_moments(state["optimizer"], [p for g in adam.param_groups for p in g["params"]])
+        load_optimizer_state(adam, state["optimizer"])
+        if state.get("scaler") and scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
+        step, best_val_loss = state["iter_num"], float(state["best_val_loss"])
+        progress.update(state.get("progress", {}))
+        wandb_id = state.get("wandb_id")
+        found += f", step {step}"
+    loaded = None  # frees the checkpoint's memory
+
+    # ---- say what will be done ----
+    if fresh and runtime.master and not eval_only:
+        set_aside(Path(out_dir))
+    report = Report(out_dir, config, runtime, step, progress["evaluated"])
+    tokens_per_step = gradient_accumulation_steps * batch_size * block_size
+    report.say(f"tokens per iteration will be: {tokens_per_step:,}")
+    report.say(found)
+    report.say(f"number of parameters: {raw_model.num_params() / 1e6:.2f}M")
+    report.say(runtime.summary)
+    report.say(describe_memory(raw_model, batch_size, block_size, runtime))
+    if resuming and step >= max_iters and not eval_only:
+        report.say(f"nothing left to do: {step} of max_iters={max_iters} steps are done")
+    wandb_id = report.start_wandb(wandb_id)
+    net = local_model = torch.compile(raw_model) if runtime.compile else raw_model
+    if world > 1:
+        net = DDP(local_model, device_ids=[device.index] if device.type == "cuda" else None)
+    peak = peak_flops(device, runtime.dtype)
+    flops_per_step = raw_model.flops_per_token(block_size) * tokens_per_step
+
+    def evaluate() -> dict:
+        """Losses on fixed windows of both splits, shared by the processes."""
+        args = (runtime, block_size, batch_size, eval_iters * batch_size)
+        losses = {s: mixture_loss(local_model, data, s, *args) for s in ("train", "val")}
+        return {
+            "iter": step,
+            "train_loss": losses["train"],
+            "val_loss": losses["val"],
+            "val_bpb": bits_per_byte(losses["val"], data.bytes_per_token("val")),
+            "lr": learning_rate_at(step, config),
+            "mfu": mfu,
+            "tokens": step * tokens_per_step,
+            "seconds": progress["seconds"],
+        }
+
+    def save(*names: str) -> None:
+        """Write one checkpoint under each of `names`."""
+        nonlocal saved
+        saved = step
+        if runtime.master:
+            state = {
+                "model": raw_model.state_dict(),
+                "optimizer": adam.state_dict(),
+                "scaler": scaler.state_dict(),
+                **describe_model(raw_model, config["model"]),
+                "iter_num": step,
+                "best_val_loss": torch.tensor(best_val_loss),
+                "config": dict(config),
+                "tokenizer": tokenizer,
+                "progress": dict(progress),
+                "wandb_id": wandb_id,
+                "versions": versions(),
+            }
+            if keep_last and "last.pt" in names:
+                names += (f"step_{step:07d}.pt",)
+            save_checkpoint(Path(out_dir), state, names, keep_last)
+
+    # ---- the loop ----
+    rows = gradient_accumulation_steps * batch_size
+    batches = Batches(data, block_size, rows, seed, batch_order)
+    stream = prefetch(
+        batches,
+        step,
+        micro_steps,
+        batch_size,
+        runtime.rank,
+        world,
+        check_below=0 if data.stated else vocab_size,
+        pin=device.type == "cuda",
+    )
+    interrupts = Interrupts(runtime)
+    saved, mfu, status = step, None, 0
+    loss_sum = torch.zeros((), device=device)  # of this process, since the last log line
+    skipped, logged_step = torch.zeros((), device=device), step
+    net.train()
+    t0 = time.perf_counter()
+    while True:
+        # evaluate and save
+        due = step % eval_interval == 0 or step >= max_iters
+        if eval_only or (due and step != progress["evaluated"]):
+            runtime.synchronize()
+            paused = time.perf_counter()
+            row = evaluate()
+            report.evaluation(row)
+            if eval_only:
+                break
+            improved = row["val_loss"] < best_val_loss
+            best_val_loss = min(best_val_loss, row["val_loss"])
+            progress["evaluated"] = step
+            progress["bad_evals"] = 0 if improved else progress["bad_evals"] + 1
+            names = []
+            if step > 0:
+                names += ["ckpt.pt"] if improved or always_save_checkpoint else []
+                names += ["best.pt"] if improved and keep_best else []
+                names += ["last.pt"] if step >= max_iters else []
+            if names:
+                report.say(f"saving checkpoint to {out_dir}")
+                save(*names)
+            t0 += time.perf_counter() - paused
+            if patience and progress["bad_evals"] >= patience:
+                report.say(f"no improvement in {patience} evaluations: stopping early")
+                break
+        if step >= max_iters:
+            break
+        if sample_interval and step % sample_interval == 0 and step > 0 and runtime.master:
+            paused = time.perf_counter()
+            report.say(sample_text(raw_model, tokenizer, runtime, seed=step))
+            t0 += time.perf_counter() - paused
+
+        # one step: micro-batches, clip, update
+        lr = learning_rate_at(step, config)
+        for group in adam.param_groups:
+            group["lr"] = lr
+        seed_everything(seed, step, runtime.rank)  # dropout
+        for micro_step in range(micro_steps):
+            x, y = next(stream)
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            if world > 1:  # gradients are averaged once, behind the last micro-batch
+                net.require_backward_grad_sync = micro_step == micro_steps - 1
+            with runtime.autocast():
+                _, loss = net(x, y)
+            loss = loss / micro_steps
+            loss_sum += loss.detach()
+            scaler.scale(loss).backward()
+        scaler.unscale_(adam)
+        norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf)
+        bad = (~torch.isfinite(norm)).float()
+        skipped = (skipped + bad) * bad  # in a row
+        if not scaler.is_enabled():
+            adam.found_inf = bad  # the fused kernels leave everything as it is where this is 1
+        scaler.step(adam)
+        scaler.update()
+        adam.zero_grad(set_to_none=True)
+        step += 1
+
+        # log
+        if (step - 1) % log_interval == 0:
+            n = step - logged_step
+            loss_mean = runtime.sum(loss_sum).item() / n / world  # waits for the device
+            now = time.perf_counter()
+            seconds, t0 = now - t0, now
+            progress["seconds"] += seconds
+            mfu = flops_per_step * n / seconds / world / peak if peak else None
+            row = {
+                "iter": step - 1,
+                "loss": loss_mean,
+                "lr": lr,
+                "grad_norm": norm.item(),
+                "ms": 1000 * seconds / n,
+                "tokens_per_s": tokens_per_step * n / seconds,
+            }
+            if scaler.is_enabled():
+                row["loss_scale"] = scaler.get_scale()
+            if in_row := int(skipped):
+                row["skipped"] = in_row
+                report.say(f"iter {step - 1} skipped: gradient not finite ({in_row} in a row)")
+            report.step(row, mfu)
+            loss_sum, logged_step = torch.zeros((), device=device), step
+            if in_row >= max_skipped:
+                report.say(f"{in_row} steps in a row had no finite gradient: stopping")
+                status = 1
+                break
+        if save_interval and step % save_interval == 0:
+            paused = time.perf_counter()
+            save("last.pt")
+            t0 += time.perf_counter() - paused
+        if status := interrupts.status():
+            break
+
+    # ---- the end ----
+    if not eval_only:
+        if saved != step:
+            save("last.pt")
+        report.plot()
+        if status in (130, 143):
+            report.say(f"stopped at step {step}; to go on: the same command, --init_from=resume")
+    report.close()
+    return status
+
+
+def main() -> int:
+    config = configure(globals(), models=CONFIGS)
+    runtime = setup(device, dtype, compile, backend)
+    try:
+        return train(config, runtime)
+    except (RuntimeError, MemoryError) as e:
+        if out_of_memory(e):
+            size = f"{batch_size} x {config['block_size']}"
+            raise UserError(f"out of memory with micro-batches of {size} tokens: {LOWER}") from None
+        raise
+    finally:
+        runtime.close()
+
+
+if __name__ == "__main__":
+    run(main)
