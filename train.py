@@ -108,7 +108,9 @@ def train(config: Config, runtime: Runtime) -> int:
     if loaded is None:
         torch.manual_seed(seed)
         found = f"found vocab_size = {data.vocab_size} (inside {data.parts[0].source})"
-        if data.vocab_size is None:
+        if "vocab_size" in config.given:
+            found = f"vocab_size = {config['vocab_size']}, as set"
+        elif data.vocab_size is None:
             found = "defaulting to vocab_size of GPT-2: 50304 (50257 rounded up for efficiency)"
         if "vocab_size" not in config.given:
             config["vocab_size"] = data.model_vocab_size
@@ -140,8 +142,9 @@ def train(config: Config, runtime: Runtime) -> int:
             scaler.load_state_dict(state["scaler"])
         step, best_val_loss = state["iter_num"], float(state["best_val_loss"])
         progress.update(state.get("progress", {}))
+        best_val_loss = progress.pop("best_val_loss", best_val_loss)
         wandb_id = state.get("wandb_id")
-        found += f", step {step}"
+        found += f", step {step}" + changed_settings(state.get("config", {}), config)
     loaded = None  # frees the checkpoint's memory
 
     # ---- say what will be done ----
@@ -192,7 +195,7 @@ def train(config: Config, runtime: Runtime) -> int:
                 "best_val_loss": torch.tensor(best_val_loss),
                 "config": dict(config),
                 "tokenizer": tokenizer,
-                "progress": dict(progress),
+                "progress": {**progress, "best_val_loss": best_val_loss},  # in double precision
                 "wandb_id": wandb_id,
                 "versions": versions(),
             }
@@ -233,16 +236,17 @@ def train(config: Config, runtime: Runtime) -> int:
             best_val_loss = min(best_val_loss, row["val_loss"])
             progress["evaluated"] = step
             progress["bad_evals"] = 0 if improved else progress["bad_evals"] + 1
+            stop = bool(patience) and progress["bad_evals"] >= patience
             names = []
             if step > 0:
                 names += ["ckpt.pt"] if improved or always_save_checkpoint else []
                 names += ["best.pt"] if improved and keep_best else []
-                names += ["last.pt"] if step >= max_iters else []
+                names += ["last.pt"] if stop or step >= max_iters else []
             if names:
                 report.say(f"saving checkpoint to {out_dir}")
                 save(*names)
             t0 += time.perf_counter() - paused
-            if patience and progress["bad_evals"] >= patience:
+            if stop:
                 report.say(f"no improvement in {patience} evaluations: stopping early")
                 break
         if step >= max_iters:
@@ -305,7 +309,7 @@ def train(config: Config, runtime: Runtime) -> int:
                 report.say(f"{in_row} steps in a row had no finite gradient: stopping")
                 status = 1
                 break
-        if save_interval and step % save_interval == 0:
+        if save_interval and step % save_interval == 0 and step < max_iters:
             paused = time.perf_counter()
             save("last.pt")
             t0 += time.perf_counter() - paused
@@ -316,11 +320,23 @@ def train(config: Config, runtime: Runtime) -> int:
     if not eval_only:
         if saved != step:
             save("last.pt")
-        report.plot()
+        report.summary()
         if status in (130, 143):
             report.say(f"stopped at step {step}; to go on: the same command, --init_from=resume")
     report.close()
     return status
+
+
+def changed_settings(before: dict, now: dict) -> str:
+    """What a resumed run does otherwise than before, as ', with batch_size 64 -> 32'."""
+    expected = ("out_dir", "init_from", "max_iters", "eval_only", "wandb_run_name")
+    expected += ("device", "dtype", "compile", "backend")
+    changed = [
+        f"{k} {before[k]} -> {v}"
+        for k, v in now.items()
+        if k in before and before[k] != v and k not in expected
+    ]
+    return f"; changed: {', '.join(changed)}" if changed else ""
 
 
 def main() -> int:

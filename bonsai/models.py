@@ -7,6 +7,8 @@ param_groups(), configure_optimizers(...). idx (B, T) int64; logits (B, T, V), o
 targets; a target of -1 is ignored.
 """
 
+import urllib.error
+import urllib.request
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -89,6 +91,8 @@ def from_checkpoint(path: Path, overrides: dict) -> Loaded:
 
 def from_hugging_face(source: str, overrides: dict) -> Loaded:
     try:
+        if not Path(source).is_dir():
+            use_cache_if_offline()
         model = GPT.from_pretrained(source, overrides)
     except ImportError:
         raise UserError("loading GPT-2 needs transformers: pip install transformers") from None
@@ -101,6 +105,20 @@ def from_hugging_face(source: str, overrides: dict) -> Loaded:
         raise UserError(e) from None
     tokenizer = {"type": "gpt2"} if model.config.vocab_size in (50257, 50304) else None
     return Loaded(model, "gpt", tokenizer, {}, source)
+
+
+def use_cache_if_offline() -> None:
+    """Ask the hub once whether it can be reached; its library would retry for half a minute."""
+    from huggingface_hub import constants
+
+    try:
+        urllib.request.urlopen(
+            urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10
+        )
+    except urllib.error.HTTPError:
+        pass  # it answered
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def describe_model(model: nn.Module, name: str) -> dict:

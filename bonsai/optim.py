@@ -36,13 +36,13 @@ def build_optimizer(model: nn.Module, settings: dict, device_type: str) -> torch
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load a state saved by us or by nanoGPT; how steps are computed stays ours.
+    """Load the moments saved by us or by nanoGPT; rates, decay and betas stay those set now.
 
-    The saved groups say whether steps were fused; ours decide, because the non-finite guard needs
-    the fused kernels, and because load_state_dict places the step counters by that flag.
+    That also keeps our choice of fused kernels, which the non-finite guard needs, and by which
+    load_state_dict decides on which device the step counters live.
     """
     groups = [
-        {**saved, **{k: own[k] for k in ("fused", "foreach", "capturable") if k in own}}
+        {**own, "params": saved["params"]}
         for saved, own in zip(state["param_groups"], optimizer.param_groups)
     ]
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

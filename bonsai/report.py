@@ -28,7 +28,8 @@ PLOT_SECONDS = 60  # loss.png is drawn anew at most this often while training go
 def versions() -> dict[str, str]:
     from bonsai import __version__
 
-    return {"bonsai": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    torch_version = str(torch.__version__)  # a plain string: checkpoints hold plain values only
+    return {"bonsai": __version__, "torch": torch_version, "python": platform.python_version()}
 
 
 def commit() -> str:
@@ -61,14 +62,22 @@ class Report:
         self.bar, self.wandb, self.plotted = None, None, time.monotonic()
         if not self.on:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        config = json.dumps(settings, indent=1, default=str)
-        (self.folder / "config.json").write_text(config + "\n", encoding="utf-8")
-        self.log = open(self.folder / "log.txt", "a", encoding="utf-8")  # noqa: SIM115
-        self.log.write("\n".join(header(runtime.device)) + "\n")
-        forget_after(self.folder / "metrics.jsonl", start, evaluated)
-        self.metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        if sys.stdout.isatty() and not settings.get("eval_only"):
+        if settings.get("eval_only"):  # looks at a run and leaves its files as they are
+            self.log = self.metrics = open(os.devnull, "w")  # noqa: SIM115
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            config = json.dumps(settings, indent=1, default=str)
+            (self.folder / "config.json").write_text(config + "\n", encoding="utf-8")
+            self.log = open(self.folder / "log.txt", "a", encoding="utf-8")  # noqa: SIM115
+            self.log.write("\n".join(header(runtime.device)) + "\n")
+            forget_after(self.folder / "metrics.jsonl", start, evaluated)
+            metrics = self.folder / "metrics.jsonl"
+            self.metrics = open(metrics, "a", encoding="utf-8")  # noqa: SIM115
+        except OSError as e:
+            reason = f"cannot write into {self.folder} ({e.strerror})"
+            raise UserError(f"{reason}: free some space or set another --out_dir") from None
+        if sys.stdout.isatty():
             total = settings["max_iters"]
             self.bar = tqdm(total=total, initial=start, unit="it", file=sys.stdout, leave=False)
 
@@ -155,6 +164,22 @@ class Report:
             plot_loss(self.folder)
         except Exception as e:
             self.say(f"could not draw {self.folder / 'loss.png'}: {e!r}")
+
+    def summary(self) -> None:
+        """The last words of a run: what it did, from the first evaluation to the last."""
+        self.plot()
+        evals = [row for row in read_metrics(self.folder) if "val_loss" in row] if self.on else []
+        if not evals:
+            return
+        first, last = evals[0], evals[-1]
+        bpb = ""
+        if last.get("val_bpb"):
+            bpb = f" ({first['val_bpb']:.4f} -> {last['val_bpb']:.4f} bits per byte)"
+        self.say(
+            f"{last['iter']} steps, {last['tokens']:,} tokens, {last['seconds']:.0f} s training; "
+            f"validation loss {first['val_loss']:.4f} -> {last['val_loss']:.4f}{bpb}; "
+            f"see {self.folder / 'loss.png'}"
+        )
 
     def close(self) -> None:
         if not self.on:
