@@ -28,7 +28,6 @@ PIECE = 4 << 20  # characters, about: a longer .txt file comes in several pieces
 BATCH = 8 << 20  # characters that are tokenized together
 LINE_SECONDS = 30  # between progress lines where there is no terminal
 
-
 Advance = Callable[[int], object]  # is told how many bytes have been read since the last call
 
 
@@ -116,7 +115,8 @@ def read_pieces(
             for piece in _reader(file)(file, text_column):
                 progress(piece.position - done)
                 done = piece.position
-                if piece.text or keep_empty or not (piece.first and piece.last):
+                whole = piece.first and piece.last
+                if piece.text or keep_empty or not whole:
                     yield piece
             progress(file.stat().st_size - done)
         except OSError as e:
@@ -125,10 +125,12 @@ def read_pieces(
 
 def _read_txt(path: Path, text_column: str) -> Iterator[Piece]:
     """Line ends become \\n, as in Python's text mode; a byte order mark goes."""
-    utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+    utf8 = codecs.getincrementaldecoder("utf-8")()
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
-    text, first, position = "", True, 0
+    text, first = "", True
     with open(path, "rb") as f:
+        position = 3 if f.read(3) == codecs.BOM_UTF8 else 0
+        f.seek(position)
         while block := f.read(1 << 20):
             held = len(utf8.getstate()[0])  # bytes of a character that the last block cut
             try:
@@ -185,9 +187,11 @@ def _json_lines(path: Path, column: str, lines: BinaryIO, raw: BinaryIO) -> Iter
     """`raw` is the file on the disk, which tells how far we are."""
     start = 0  # of the line, in bytes
     for number, line in enumerate(lines, 1):
+        if number == 1 and line.startswith(codecs.BOM_UTF8):
+            start, line = 3, line[3:]
         if line.strip():
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as e:
                 raise _not_utf8(path, start + e.start) from None
             except (ValueError, RecursionError) as e:

@@ -162,6 +162,8 @@ def open_meta(folder: Path) -> tuple[dict, Path | None]:
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{path} is damaged ({e!r}): prepare the data again") from None
         return meta, path
+    if (folder / "meta.json.tmp").exists():
+        raise UserError(f"preparing {folder} was interrupted: run its prepare.py again")
     path = folder / "meta.pkl"
     if path.exists():
         meta = read_meta_pickle(path)
