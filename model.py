@@ -56,6 +56,9 @@ class GPTConfig:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("n_kv_head", "head_size", "logit_softcap"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.n_embd % self.n_head and not self.head_size:
@@ -142,6 +145,14 @@ class KVCache:
     @property
     def length(self) -> int:
         return self.k.size(3)
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self.used = 0
+
+    def expand(self, n: int) -> None:
+        """Turn the one row into n equal rows, in place."""
+        self.k, self.v = (x.expand(-1, n, -1, -1, -1).contiguous() for x in (self.k, self.v))
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
         """Write k, v (B, nkv, T, hs) behind what is there; return all of this layer's so far."""

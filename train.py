@@ -25,7 +25,7 @@ from bonsai.errors import UserError, run
 from bonsai.evals import bits_per_byte, mixture_loss
 from bonsai.memory import LOWER, describe_memory, out_of_memory
 from bonsai.models import CONFIGS, build_model, describe_model, load_model
-from bonsai.optim import build_optimizer, learning_rate_at, load_optimizer_state
+from bonsai.optim import SCHEDULES, build_optimizer, learning_rate_at, load_optimizer_state
 from bonsai.report import Report, versions
 from bonsai.runtime import Interrupts, Runtime, peak_flops, seed_everything, setup
 from bonsai.text import sample_text
@@ -92,9 +92,14 @@ def train(config: Config, runtime: Runtime) -> int:
             f"gradient_accumulation_steps={gradient_accumulation_steps} is not divisible by the "
             f"{world} processes: use a multiple of {world}"
         )
-    for name in ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval"):
-        if config[name] < 1:
-            raise UserError(f"{name}={config[name]} must be at least 1")
+    positive = "batch_size gradient_accumulation_steps eval_interval log_interval max_skipped"
+    not_negative = "seed max_iters eval_iters save_interval keep_last patience sample_interval"
+    for least, names in ((1, positive), (0, not_negative)):
+        for name in names.split():
+            if config[name] < least:
+                raise UserError(f"{name}={config[name]} must be at least {least}")
+    if lr_schedule not in SCHEDULES:
+        raise UserError(f"lr_schedule={lr_schedule} is not one of {', '.join(SCHEDULES)}")
     micro_steps = gradient_accumulation_steps // world  # of this process
 
     # ---- data and model ----
@@ -123,6 +128,8 @@ def train(config: Config, runtime: Runtime) -> int:
         config.update({k: v for k, v in vars(raw_model.config).items() if k in config})
     block_size, vocab_size = raw_model.config.block_size, raw_model.config.vocab_size
     data.check(block_size, vocab_size)
+    rows = gradient_accumulation_steps * batch_size
+    batches = Batches(data, block_size, rows, seed, batch_order)
     tokenizer = data.tokenizer or (loaded.tokenizer if loaded else None)
     raw_model.to(device)
 
@@ -148,7 +155,7 @@ def train(config: Config, runtime: Runtime) -> int:
     loaded = None  # frees the checkpoint's memory
 
     # ---- say what will be done ----
-    if fresh and runtime.master and not eval_only:
+    if not resuming and runtime.master and not eval_only:
         set_aside(Path(out_dir))
     report = Report(out_dir, config, runtime, step, progress["evaluated"])
     tokens_per_step = gradient_accumulation_steps * batch_size * block_size
@@ -204,8 +211,6 @@ def train(config: Config, runtime: Runtime) -> int:
             save_checkpoint(Path(out_dir), state, names, keep_last)
 
     # ---- the loop ----
-    rows = gradient_accumulation_steps * batch_size
-    batches = Batches(data, block_size, rows, seed, batch_order)
     stream = prefetch(
         batches,
         step,

@@ -122,22 +122,23 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     offer = f"; the one before it is {older}: mv {older} {path}" if older.exists() else ""
     damaged = f"{path} is damaged{{}}{offer}"
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if bad := archive.testzip():
-                    raise UserError(damaged.format(f" (wrong checksum in {bad})"))
+        if not zipfile.is_zipfile(path):  # also one cut short: a zip archive's directory comes last
+            raise UserError(damaged.format(", or it is no checkpoint"))
+        with zipfile.ZipFile(path) as archive:
+            if bad := archive.testzip():
+                raise UserError(damaged.format(f" (wrong checksum in {bad})"))
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as e:
-        if "weights" in str(e).lower():
-            raise UserError(
-                f"refused to load {path}: it holds more than tensors and plain values, so loading "
-                "it could execute code"
-            ) from None
-        raise UserError(damaged.format("")) from None
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, KeyError) as e:
-        if isinstance(e, PermissionError):
-            raise UserError(f"{path} cannot be read: permission denied") from None
-        raise UserError(damaged.format("")) from None
+    except (UserError, MemoryError):
+        raise
+    except pickle.UnpicklingError:  # the checksums are right: it was written like this
+        raise UserError(
+            f"refused to load {path}: it holds more than tensors and plain values, so loading it "
+            "could execute code"
+        ) from None
+    except Exception as e:  # what zipfile and torch raise for a wrong byte is of many kinds
+        if isinstance(e, PermissionError | IsADirectoryError):
+            raise UserError(f"{path} cannot be read: {e.strerror}") from None
+        raise UserError(damaged.format(", or it is no checkpoint")) from None
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
         raise UserError(
             f"{path} is not a checkpoint of a training run: it has no model and model_args"

@@ -108,8 +108,11 @@ class Split:
 def header_bytes(path: Path) -> int:
     """Length of an llm.c-style header at the start of a file: 1024, or 0 where there is none."""
     with open(path, "rb") as f:
-        head = np.frombuffer(f.read(LLMC_HEADER), dtype="<i4", count=-1) if f else []
-    if len(head) < 256 or head[0] != LLMC_MAGIC:
+        head = f.read(LLMC_HEADER)
+    if len(head) < LLMC_HEADER:
+        return 0
+    head = np.frombuffer(head, dtype="<i4")
+    if head[0] != LLMC_MAGIC:
         return 0
     tokens = (path.stat().st_size - LLMC_HEADER) // 2
     if head[2] != tokens:
@@ -158,7 +161,9 @@ def open_meta(folder: Path) -> tuple[dict, Path | None]:
     if path.exists():
         try:
             meta = json.loads(path.read_text(encoding="utf-8"))
-            meta["vocab_size"], meta["dtype"], meta["splits"]
+            meta["vocab_size"], meta["splits"]
+            if meta["dtype"] not in ("uint16", "uint32"):
+                raise ValueError(f"dtype {meta['dtype']}")
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{path} is damaged ({e!r}): prepare the data again") from None
         return meta, path

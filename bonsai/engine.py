@@ -110,14 +110,14 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype):
                 if on_full == "stop":
                     return
                 context = t - (block_size if on_full == "slide" else max(1, block_size // 2))
-                cache = None if on_full == "slide" else cache  # every token has a new position
                 if cache is not None:
-                    cache.used = 0
+                    cache.reset()  # every token has a new position
             if t == begin:  # the rows are still equal: compute one
                 if use_cache:
                     cache = model.new_cache(1, min(block_size, end), dtype or compute_dtype(model))
                 logits = prefill(model, ids[:1, context:t], cache).expand(n, -1)
-                expand_cache(cache, n)
+                if cache is not None:
+                    cache.expand(n)
             elif cache is None or cache.used == 0:
                 logits = prefill(model, ids[:, context:t], cache)
             else:
@@ -143,12 +143,6 @@ def prefill(model: torch.nn.Module, idx: torch.Tensor, cache=None) -> torch.Tens
 def decode_one_token(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.Tensor:
     """idx (B, 1), the tokens behind those in the cache -> logits (B, V) of what follows them."""
     return model(idx, cache=cache)[0][:, -1]
-
-
-def expand_cache(cache, n: int) -> None:
-    """Turn a cache of one row into one of n equal rows, in place."""
-    if cache is not None:
-        cache.k, cache.v = (x.expand(-1, n, -1, -1, -1).contiguous() for x in (cache.k, cache.v))
 
 
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:

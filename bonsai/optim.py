@@ -21,18 +21,19 @@ def adamw(model: nn.Module, settings: dict, device_type: str) -> torch.optim.Opt
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw}
+SCHEDULES = ("cosine", "trapezoid")
 
 
 def build_optimizer(model: nn.Module, settings: dict, device_type: str) -> torch.optim.Optimizer:
-    """The optimizer named by settings['optimizer'] for a model.
-
-    Each parameter group gets 'base_lr', its rate at the height of the schedule. Raises UserError
-    for an unknown name.
-    """
+    """The optimizer named by settings['optimizer'] for a model; UserError for an unknown name."""
     name = settings["optimizer"]
     if name not in OPTIMIZERS:
         raise UserError(f"optimizer={name} is not one of {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name](model, settings, device_type)
+    try:
+        return OPTIMIZERS[name](model, settings, device_type)
+    except ValueError as e:  # torch names the value
+        known = "learning_rate, weight_decay, beta1, beta2, adam_eps"
+        raise UserError(f"{name}: {e}; look at {known}") from None
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:

@@ -51,7 +51,7 @@ def sample_text(
     """
     coder = tokenizers.from_dict(tokenizer or {"type": "gpt2"})
     start = [coder.eot] if coder.eot is not None else coder.encode("\n")
-    params = SamplingParams(tokens, temperature=0.8, top_k=200, seed=seed)
+    params = SamplingParams(tokens, 0.8, top_k=200, seed=seed, vocab_limit=coder.vocab_size)
     with runtime.autocast():
         ids = [row[0] for row in generate(model, start, params)]
     return f"{coder.decode(ids)}\n{'-' * 15}"

@@ -1,0 +1,191 @@
+"""Text from a trained model.
+
+    python sample.py --out_dir=out-shakespeare-char                   # ten texts
+    python sample.py --start="To be" --temperature=0 --num_samples=1  # the likeliest one
+    python sample.py --start=FILE:prompt.txt > samples.txt            # faster: drawn side by side
+    python sample.py --interactive                                    # type a line, read on
+    python sample.py --init_from=gpt2-xl --start="The answer is"      # or a checkpoint, or a folder
+
+Samples go to stdout, each followed by a line of 15 dashes; remarks go to stderr. On a terminal the
+samples are drawn one after another and appear token by token; into a file or pipe, side by side. In
+float32 the texts are the same, except where two tokens were closer than rounding.
+"""
+
+import codecs
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout, suppress
+from dataclasses import replace
+from itertools import chain
+
+from bonsai.engine import ON_FULL, SamplingParams, generate
+from bonsai.errors import UserError, run
+from bonsai.models import load_model
+from bonsai.runtime import pick_device, setup
+from bonsai.text import find_tokenizer
+from bonsai.tokenizers import Tokenizer
+from configurator import configure, resolve_path
+
+# -----------------------------------------------------------------------------
+# the model
+init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a folder with a model
+out_dir = "out"  # the run to sample from; ignored if init_from is not resume
+# the text
+start = "\n"  # what to continue; "<|endoftext|>" is that token; FILE:prompt.txt reads a file
+num_samples = 10  # texts to draw
+max_new_tokens = 500  # tokens in each, behind the start
+temperature = 0.8  # below 1.0 less random, above more; 0: always the likeliest token
+top_k = 200  # draw from the top_k likeliest tokens; 0: from all
+top_p = 1.0  # draw from the fewest likeliest tokens with this much probability; 1.0: from all
+seed = 1337  # the same seed gives the same texts
+interactive = False  # continue the lines you type; Ctrl-C ends a text, Ctrl-D the program
+on_full = "slide"  # when the context is full: slide (nanoGPT's way, slow), refill (fast), stop
+# system
+device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
+dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA where it can, else float32
+compile = False  # torch.compile the model: slow to start, worth it for long texts on a GPU
+kv_cache = True  # remember keys and values; False: recompute them for every token, same text
+# -----------------------------------------------------------------------------
+
+CACHE_BYTES = 2**30  # samples drawn side by side have caches of this size together
+
+
+def read_start(text: str) -> str:
+    """The text to continue, from its file if `text` names one."""
+    if not text.startswith("FILE:"):
+        return text
+    path = resolve_path(text.removeprefix("FILE:"))
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"cannot read the start from {path}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text (byte {e.start} is not): convert it") from None
+
+
+def encode_start(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids to continue: nothing is written as the end of the text before it, or a newline."""
+    if text:
+        return tokenizer.encode(text, allow_special=True)
+    if tokenizer.eot is not None:
+        return [tokenizer.eot]
+    with suppress(UserError):  # a vocabulary without a newline
+        return tokenizer.encode("\n")
+    return [0]
+
+
+def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """The text of ids as they come; what is not yet a whole UTF-8 character is held back."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in ids:
+        yield decoder.decode(tokenizer.decode_bytes([token]))
+    yield decoder.decode(b"", final=True)
+
+
+# A byte-level model that knows little yet would ring the bell and switch character sets: on a
+# terminal control characters (but tab and newline) are shown as their pictures.
+PICTURES = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {0x7F: 0x2421}
+PICTURES |= {c: 0xFFFD for c in range(0x80, 0xA0)}
+
+
+def stream(tokenizer: Tokenizer, ids: Iterable[int]) -> None:
+    """Print the text of ids as they come, and a newline."""
+    printable = PICTURES if sys.stdout.isatty() else {}
+    for piece in pieces(tokenizer, ids):
+        print(piece.translate(printable), end="", flush=True)
+    print(flush=True)
+
+
+def rows_at_once(model, length: int) -> int:
+    """How many samples of `length` tokens to draw side by side."""
+    one = model.new_cache(1, 1)
+    return max(1, min(32, CACHE_BYTES // (length * (one.k.nbytes + one.v.nbytes))))
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    with redirect_stdout(sys.stderr):  # stdout is for the samples
+        configure(globals())
+    sys.stdout.reconfigure(errors="replace")  # a terminal that does not speak UTF-8
+    # the user's mistakes first: loading takes a while
+    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, seed)
+    if num_samples < 1:
+        raise UserError(f"num_samples={num_samples} must be at least 1")
+    if on_full not in ON_FULL:
+        raise UserError(f"on_full={on_full} is not one of {', '.join(ON_FULL)}")
+    text = "" if interactive else read_start(start)
+    # one token at a time, CPUs are faster in float32 even where training is not
+    on_cpu = pick_device(device)[0].type == "cpu"
+    runtime = setup(device, "float32" if dtype == "auto" and on_cpu else dtype, compile)
+    say(runtime.summary)
+
+    source = "best" if init_from == "resume" else str(resolve_path(init_from))
+    loaded = load_model(source, str(resolve_path(out_dir)), {"dropout": 0.0})
+    loaded.checkpoint = None  # the optimizer's memory
+    model = loaded.model.to(runtime.device)
+    tokenizer, where = find_tokenizer(loaded)
+    say(f"model: {loaded.source}, {model.num_params() / 1e6:.2f}M parameters; tokenizer: {where}")
+    params = replace(params, vocab_limit=tokenizer.vocab_size)  # no padding rows
+    if runtime.compile:
+        model.compile()
+
+    def continuations(prompt: list[int], params: SamplingParams, first: int = 0, n: int = 1):
+        """Texts first ... first + n - 1 of a prompt, token by token."""
+        return generate(model, prompt, params, n, kv_cache, on_full, first_row=first)
+
+    if interactive:
+        with runtime.autocast():
+            return prompt_loop(tokenizer, params, continuations)
+
+    prompt = encode_start(tokenizer, text)
+    shown = prompt if text else []
+    length = min(model.config.block_size, len(prompt) + max_new_tokens)
+    if on_full == "slide" and kv_cache and length < len(prompt) + max_new_tokens:
+        say(f"beyond the context of {length} tokens each is slow: --on_full=refill is fast")
+    with runtime.autocast():
+        if sys.stdout.isatty():
+            for sample in range(num_samples):
+                steps = continuations(prompt, params, sample)
+                stream(tokenizer, chain(shown, (token for (token,) in steps)))
+                print("-" * 15)
+            return
+        at_once = rows_at_once(model, length)
+        for first in range(0, num_samples, at_once):
+            rows = [[*shown] for _ in range(first, min(first + at_once, num_samples))]
+            for tokens in continuations(prompt, params, first, len(rows)):
+                for row, token in zip(rows, tokens):
+                    row.append(token)
+            for row in rows:
+                stream(tokenizer, row)
+                print("-" * 15)
+
+
+def prompt_loop(tokenizer: Tokenizer, params: SamplingParams, continuations) -> None:
+    """Continue what the user types, a line at a time, each up to the end of the text."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  (gives input() editing and history; not on Windows)
+    say("type the beginning of a text; Ctrl-C ends a continuation, Ctrl-D the program")
+    if tokenizer.eot is not None:
+        params = replace(params, stop_tokens=(tokenizer.eot,))
+    turn = 0
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        try:
+            steps = continuations(encode_start(tokenizer, line), params, turn)
+            stream(tokenizer, (token for (token,) in steps if token is not None))
+        except KeyboardInterrupt:
+            print()
+        except UserError as e:  # a character that the model does not know
+            say(f"error: {e}")
+        turn += 1
+
+
+if __name__ == "__main__":
+    run(main)

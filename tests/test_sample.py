@@ -1,0 +1,293 @@
+"""sample.py as its users run it: a process, piped or on a terminal, with a tiny checkpoint."""
+
+import contextlib
+import os
+import pickle
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bonsai.checkpoint import save_checkpoint
+from bonsai.models import describe_model
+from bonsai.tokenizers import ByteTokenizer, CharTokenizer
+from model import GPT, GPTConfig
+
+SAMPLE = Path(__file__).resolve().parent.parent / "sample.py"
+CHARS = CharTokenizer.from_text("\n abcdefghij.é€🙂")
+DASHES = "\n---------------\n"
+BLOCK = 24
+
+
+def tiny(vocab_size: int) -> GPT:
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=BLOCK, vocab_size=vocab_size))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(8 if p.dim() >= 2 else 1)
+    return model.eval()
+
+
+def write_run(folder: Path, model: GPT, tokenizer, **changes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        "model": model.state_dict(),
+        **describe_model(model, "gpt"),
+        "iter_num": 1,
+        "best_val_loss": torch.tensor(1.0),
+        "config": {},
+        "tokenizer": tokenizer and tokenizer.to_dict(),
+    }
+    save_checkpoint(folder, {**state, **changes})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def char_model() -> GPT:
+    model = tiny(32)  # more rows than characters: padding, made far likelier than any character
+    with torch.no_grad():
+        n = CHARS.vocab_size
+        model.lm_head.weight[n:] = 5 * model.lm_head.weight[: 32 - n]
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, char_model) -> Path:
+    return write_run(tmp_path_factory.mktemp("char") / "out", char_model, CHARS)
+
+
+@pytest.fixture(scope="module")
+def byte_run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("byte") / "out", tiny(257), ByteTokenizer())
+
+
+def command(*args) -> list[str]:
+    return [sys.executable, str(SAMPLE), "--device=cpu", *map(str, args)]
+
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "TERM": "dumb"}
+
+
+def sample(*args, cwd, status=0, stdin="") -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command(*args), capture_output=True, env=ENV, cwd=cwd, input=stdin.encode()
+    )
+    done.stdout, done.stderr = (out.decode() for out in (done.stdout, done.stderr))
+    assert done.returncode == status, done.stderr
+    # the configurator's line and the samples share stdout
+    done.stdout = re.sub(r"^settings: .*\n", "", done.stdout)
+    return done
+
+
+def texts(*args, cwd) -> list[str]:
+    *found, rest = sample(*args, cwd=cwd).stdout.split(DASHES)
+    assert rest == ""
+    return found
+
+
+def read_until(fd: int, mark: str, timeout: float = 30.0) -> str:
+    """What a process writes to its terminal, up to `mark` or ('' never comes) its end."""
+    out, give_up = b"", time.monotonic() + timeout
+    with contextlib.suppress(OSError):  # EIO: the other side has closed
+        while not (mark and mark in out.decode(errors="replace")):
+            ready, _, _ = select.select([fd], [], [], max(0, give_up - time.monotonic()))
+            assert ready, f"nothing more came behind {out[-2000:]}"
+            if not (part := os.read(fd, 4096)):
+                break
+            out += part
+    return out.decode("utf-8").replace("\r\n", "\n")  # strict: characters arrive whole
+
+
+@contextlib.contextmanager
+def terminal(*args, cwd, stdin=False):
+    """A running sample.py whose stdout (and stdin) is a terminal: process, our end of it."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    source = theirs if stdin else subprocess.DEVNULL
+    process = subprocess.Popen(
+        command(*args), stdin=source, stdout=theirs, stderr=subprocess.PIPE, env=ENV, cwd=cwd
+    )
+    os.close(theirs)
+    try:
+        yield process, ours
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stderr.close()
+        os.close(ours)
+
+
+def on_terminal(*args, cwd) -> str:
+    with terminal(*args, cwd=cwd) as (process, ours):
+        out = read_until(ours, "")
+        assert process.wait(30) == 0, process.stderr.read()
+    return re.sub(r"^settings: .*\n", "", out)
+
+
+# ---- samples ----
+
+
+def test_samples_piped_on_a_terminal_and_without_cache_are_the_same(run, tmp_path):
+    args = (f"--out_dir={run}", "--num_samples=3", "--max_new_tokens=40", "--start=abc")
+    piped = texts(*args, cwd=tmp_path)
+    assert len(piped) == 3 == len(set(piped))
+    for text in piped:
+        assert text.startswith("abc") and len(text) == 43  # beyond the context of 24
+        assert set(text) <= set(CHARS.chars)  # no padding
+    assert on_terminal(*args, cwd=tmp_path) == "".join(text + DASHES for text in piped)
+    other_way = (f"--init_from={run}", "--num_samples=1", "--kv_cache=False")
+    assert texts(*args, *other_way, cwd=tmp_path) == piped[:1]
+    assert texts(*args, "--seed=7", cwd=tmp_path) != piped
+
+
+def greedy(model: GPT, start: str, count: int) -> str:
+    """What temperature 0 must give: the likeliest character each time."""
+    ids = torch.tensor([CHARS.encode(start)])
+    for _ in range(count):
+        logits = model(ids[:, -BLOCK:])[0][0, -1, : CHARS.vocab_size]
+        ids = torch.cat((ids, logits.argmax().view(1, 1)), dim=1)
+    return CHARS.decode(ids[0].tolist())
+
+
+def test_a_start_from_a_file_continued_at_temperature_0(run, char_model, tmp_path):
+    (tmp_path / "prompt.txt").write_text("jé🙂", encoding="utf-8")
+    args = ("--temperature=0", "--max_new_tokens=40", "--start=FILE:prompt.txt", "--num_samples=2")
+    got = texts(*args, f"--init_from={run / 'ckpt.pt'}", cwd=tmp_path)
+    assert got == [greedy(char_model, "jé🙂", 40)] * 2
+
+
+def test_nanogpts_settings_and_ours_together(run, tmp_path):
+    args = "--dtype=bfloat16 --compile=False --top_k=0 --top_p=0.9 --temperature=1 --on_full=refill"
+    got = texts(*args.split(), f"--out_dir={run}", "--max_new_tokens=60", cwd=tmp_path)
+    assert [len(text) for text in got] == [61] * 10
+    assert all(text.startswith("\n") for text in got)
+
+
+def test_a_context_can_end_the_text_and_no_tokens_be_asked_for(run, tmp_path):
+    args = (f"--out_dir={run}", "--num_samples=2", "--start=ab")
+    assert [len(t) for t in texts(*args, "--on_full=stop", cwd=tmp_path)] == [BLOCK + 1] * 2
+    assert texts(*args, "--max_new_tokens=0", cwd=tmp_path) == ["ab", "ab"]
+
+
+def test_bytes_arrive_as_whole_characters_and_leave_the_terminal_alone(byte_run, tmp_path):
+    args = (f"--out_dir={byte_run}", "--num_samples=2", "--max_new_tokens=200", "--top_k=0")
+    args += ("--on_full=refill",)
+    piped = "".join(text + DASHES for text in texts(*args, "--start=é", cwd=tmp_path))
+    shown = on_terminal(*args, "--start=é", cwd=tmp_path)
+    assert re.search(r"[\x00-\x08\x0b-\x1f]", piped)  # the case is worth testing
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
+    pictures = {c: 0x2400 + c for c in range(32) if c not in (9, 10)} | {127: 0x2421}
+    assert shown == piped.translate(pictures | {c: 0xFFFD for c in range(128, 160)})
+
+
+def test_end_of_text_in_the_start(byte_run, tmp_path):
+    args = (f"--out_dir={byte_run}", "--num_samples=2", "--max_new_tokens=9")
+    begun = texts(*args, "--start=<|endoftext|>", cwd=tmp_path)
+    assert texts(*args, "--start=", cwd=tmp_path) == [t[len("<|endoftext|>") :] for t in begun]
+    assert all(t.startswith("<|endoftext|>") for t in begun)
+
+
+# ---- nanoGPT's checkpoints ----
+
+
+def nanogpt_run(folder: Path, model: GPT, dataset: str) -> Path:
+    """ckpt.pt with nanoGPT's keys alone, as torch.compile leaves them there."""
+    folder.mkdir()
+    state = {
+        "model": {f"_orig_mod.{k}": v for k, v in model.state_dict().items()},
+        "model_args": describe_model(model, "gpt")["model_args"],
+        "iter_num": 5,
+        "best_val_loss": torch.tensor(2.0),
+        "config": {"dataset": dataset},
+    }
+    torch.save(state, folder / "ckpt.pt")
+    return folder
+
+
+def test_a_checkpoint_of_nanogpt_uses_its_data_folders_vocabulary(char_model, tmp_path):
+    nanogpt_run(tmp_path / "out", char_model, "mine")
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    with open(tmp_path / "data" / "mine" / "meta.pkl", "wb") as f:
+        pickle.dump(CHARS.nanogpt_meta(), f)
+    args = ("--num_samples=1", "--max_new_tokens=20", "--temperature=0", "--start=f")
+    assert texts(*args, cwd=tmp_path) == [greedy(char_model, "f", 20)]
+
+
+@pytest.mark.parametrize("dataset", ["gone", "../outside"])
+def test_a_vocabulary_that_is_not_found_is_said_so(char_model, tmp_path, dataset):
+    """Without one it is GPT-2's, too large for this model; a path is not followed."""
+    nanogpt_run(tmp_path / "out", char_model, dataset)
+    (tmp_path / "outside").mkdir()
+    with open(tmp_path / "outside" / "meta.pkl", "wb") as f:
+        pickle.dump(CHARS.nanogpt_meta(), f)
+    (tmp_path / "data").mkdir()
+    done = sample(cwd=tmp_path, status=1)
+    assert done.stderr.splitlines()[-1].startswith("error: out/ckpt.pt has 32 tokens, but its gpt2")
+
+
+# ---- the prompt loop ----
+
+
+def test_the_prompt_loop_reads_lines(run, tmp_path):
+    args = (f"--out_dir={run}", "--interactive", "--max_new_tokens=10")
+    done = sample(*args, cwd=tmp_path, stdin="abc\nxyz\n\n")
+    assert "character 'x'" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stdout) == 2 * 11 + 1  # two continuations, and a newline at the end
+    assert set(done.stdout) <= set(CHARS.chars)
+
+
+def test_ctrl_c_ends_a_text_and_ctrl_d_the_loop(run, tmp_path):
+    args = (f"--out_dir={run}", "--interactive", "--max_new_tokens=10000000", "--on_full=refill")
+    with terminal(*args, cwd=tmp_path, stdin=True) as (process, ours):
+        read_until(ours, "> ")
+        os.write(ours, b"abc\n")
+        read_until(ours, "abc\r\n")
+        read_until(ours, "e")  # it is writing
+        process.send_signal(signal.SIGINT)
+        read_until(ours, "> ")
+        os.write(ours, b"\x04")
+        read_until(ours, "")
+        assert process.wait(30) == 0
+        assert "Traceback" not in process.stderr.read().decode()
+
+
+def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
+    with terminal(f"--out_dir={run}", "--interactive", cwd=tmp_path, stdin=True) as (process, ours):
+        read_until(ours, "> ")
+        time.sleep(0.3)  # readline waits for keys a moment after it has written that
+        process.send_signal(signal.SIGINT)
+        read_until(ours, "")
+        assert process.wait(30) == 0
+        assert "Traceback" not in process.stderr.read().decode()
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["--out_dir=nowhere"], "no checkpoint in nowhere"),
+        (["--init_from=nothing"], "init_from=nothing"),
+        (["--start=FILE:gone.txt"], "cannot read the start from gone.txt"),
+        (["--start=FILE:latin1.txt"], "latin1.txt is not UTF-8"),
+        (["--start=aXb"], "'X'"),
+        (["--temperature=-1"], "temperature=-1"),
+        (["--num_samples=0"], "num_samples=0"),
+        (["--on_full=slied"], "slide, refill, stop"),
+    ],
+)
+def test_a_mistake_is_one_line(run, tmp_path, args, says):
+    (tmp_path / "latin1.txt").write_bytes("é".encode("latin-1"))
+    done = sample(f"--out_dir={run}", *args, cwd=tmp_path, status=1)
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("error: ") and says in lines[-1]
+    assert sum(line.startswith("error") for line in lines) == 1 and "Traceback" not in done.stderr
+    assert done.stdout == ""
