@@ -69,8 +69,8 @@ def load_model(init_from: str, out_dir: str, overrides: dict | None = None) -> L
     if path.is_dir() or init_from in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
         return from_hugging_face(init_from, overrides)
     raise UserError(
-        f"init_from={init_from} is neither scratch, resume, auto, gpt2, gpt2-medium, gpt2-large, "
-        "gpt2-xl nor an existing checkpoint or folder"
+        f"init_from={init_from}: there is no such checkpoint or folder, and no such GPT-2 (gpt2, "
+        "gpt2-medium, gpt2-large, gpt2-xl)"
     )
 
 

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from bonsai.dataset import ROOT
 from bonsai.errors import UserError

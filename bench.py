@@ -1,0 +1,197 @@
+"""How fast this machine trains a model, how much of it that uses, and where the time goes.
+
+    python bench.py                                              # GPT-2 (124M), as on a GPU
+    python bench.py --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=16
+    python bench.py --profile                                    # also the longest operations
+    torchrun --standalone --nproc_per_node=8 bench.py            # eight GPUs together
+
+Each step is one of train.py's without accumulation: a batch, forward, backward, clipping, update;
+the device is waited for after every step. Without prepared data the batches are random tokens.
+benchmarks/throughput.py compares with other projects.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+from bonsai.batches import Batches, prefetch
+from bonsai.dataset import Mixture
+from bonsai.errors import UserError, run
+from bonsai.memory import GIB, LOWER, describe_memory, out_of_memory
+from bonsai.models import CONFIGS, build_model
+from bonsai.results import provenance, spread, write_json
+from bonsai.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
+from bonsai.throughput import TrainingStep, synthetic, time_steps
+from configurator import Config, configure
+
+# -----------------------------------------------------------------------------
+# what is measured
+steps = 20  # steps that count
+warmup = 10  # steps before them that do not
+profile = False  # then profile 5 more: a table of operations, and a trace in out_dir
+out_dir = "out-bench"  # where that goes
+json = ""  # a file for the results; -: the last line of stdout
+# data
+real_data = True  # False: random tokens that are on the device already
+dataset = "openwebtext"  # a folder in data/
+batch_size = 12  # rows per step and process
+seed = 1337  # of the weights and batches
+# model
+model = "gpt"  # the architecture; its fields are settings too
+bias = False  # biases in the linear layers and norms (GPT-2: True)
+# optimizer; see bonsai/optim.py
+optimizer = "adamw"  # its kind changes the time of a step, the numbers below do not
+learning_rate = 1e-4  # without a schedule
+weight_decay = 1e-2  # on tensors of two or more dimensions
+beta1 = 0.9  # decay of the mean of the gradients
+beta2 = 0.95  # decay of the mean of their squares
+adam_eps = 1e-8  # added to the root of that
+grad_clip = 1.0  # largest norm of the gradient; 0.0: no clipping
+# system
+device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
+dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 where the hardware computes in it
+compile: bool | str = "auto"  # torch.compile: True, False; auto: on CUDA
+backend = "auto"  # of torch.distributed: nccl, gloo; auto: nccl on CUDA
+# -----------------------------------------------------------------------------
+
+
+def say(line: str, runtime: Runtime) -> None:
+    if runtime.master:
+        print(line, flush=True)
+
+
+def open_data(runtime: Runtime) -> Mixture | None:
+    """The data set; None for random tokens, with the reason printed."""
+    if not real_data:
+        return None
+    try:
+        return Mixture.open(dataset)
+    except UserError as e:
+        say(f"{e}; measuring with random tokens instead", runtime)
+        return None
+
+
+def measure(config: Config, runtime: Runtime) -> dict:
+    """Train some steps; returns what they took."""
+    data = open_data(runtime)
+    if data is not None and "vocab_size" not in config.given:
+        config["vocab_size"] = data.model_vocab_size
+    torch.manual_seed(seed)
+    net = build_model(config["model"], config).to(runtime.device)
+    T, vocab_size = net.config.block_size, net.config.vocab_size
+    say(f"number of parameters: {net.num_params() / 1e6:.2f}M", runtime)
+    say(runtime.summary, runtime)
+    say(describe_memory(net, batch_size, T, runtime), runtime)
+    if data is None:
+        stream = synthetic(vocab_size, batch_size, T, runtime.device)
+    else:
+        data.check(T, vocab_size, ["train"])
+        batches = Batches(data, T, batch_size * runtime.world_size, seed)
+        check = 0 if data.stated else vocab_size
+        pin = runtime.device.type == "cuda"
+        where = (runtime.rank, runtime.world_size)
+        stream = prefetch(batches, 0, 1, batch_size, *where, check_below=check, pin=pin)
+    step = TrainingStep(net, stream, config, runtime)
+
+    if warmup:
+        say(f"{warmup} steps to warm up{', compiling' if runtime.compile else ''}", runtime)
+        time_steps(step, warmup, runtime.synchronize)
+    seconds, losses, step.waited = [], [], 0.0
+    for k in range(steps):
+        runtime.synchronize()
+        begin = time.perf_counter()
+        losses.append(step.log(step())[0])
+        runtime.synchronize()
+        seconds.append(time.perf_counter() - begin)
+        say(f"{k}/{steps} loss: {losses[-1]:.4f}, time {1000 * seconds[-1]:.2f}ms", runtime)
+    tokens = batch_size * T * runtime.world_size  # of a step
+    ms = spread([1000 * s for s in seconds])
+    rate = tokens / ms["median"] * 1000
+    peak = peak_flops(runtime.device, runtime.dtype)
+    flops = net.flops_per_token(T)
+    found = {
+        "tokens_per_s": rate,
+        "ms_per_step": ms,
+        "ms_mean": 1000 * sum(seconds) / steps,
+        "mfu": rate * flops / peak / runtime.world_size if peak else None,
+        "flops_per_token": flops,
+        "peak_memory_bytes": memory_in_use(runtime.device),
+        "waiting_for_data": step.waited / sum(seconds) if data else None,
+        "loss": losses[-1],
+        "tokens_per_step": tokens,
+        "parameters": net.num_params(),
+        "processes": runtime.world_size,
+        "dtype": runtime.dtype,
+        "compile": runtime.compile,
+        "data": dataset if data else "random tokens",
+        "settings": dict(config),
+    }
+    if profile:
+        profile_steps(step, runtime)
+    return found
+
+
+def profile_steps(step: TrainingStep, runtime: Runtime) -> None:
+    """Print the operations in which 5 steps spend their time; write a trace of them."""
+    from torch.profiler import ProfilerActivity
+
+    kinds, key = [ProfilerActivity.CPU], "self_cpu_time_total"
+    if runtime.device.type == "cuda":
+        kinds, key = [*kinds, ProfilerActivity.CUDA], "self_device_time_total"
+    with torch.profiler.profile(activities=kinds) as prof:
+        time_steps(step, 5, runtime.synchronize)
+    if runtime.master:
+        print(prof.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=45))
+        path = Path(out_dir) / "trace.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prof.export_chrome_trace(str(path))
+        print(f"a trace of 5 steps is in {path}: open it in https://ui.perfetto.dev")
+
+
+def describe(found: dict, runtime: Runtime) -> str:
+    """The results, a line each; nanoGPT's line last."""
+    ms, mfu = found["ms_per_step"], "n/a"
+    use = f"n/a (the peak of {device_name(runtime.device)} in {runtime.dtype} is not known)"
+    if found["mfu"] is not None:
+        mfu = f"{100 * found['mfu']:.2f}%"
+        use = f"{mfu} of {device_name(runtime.device)} in {runtime.dtype}"
+    kind = "of the process" if runtime.device.type == "cpu" else "on the device"
+    data = "n/a (random tokens)"
+    if found["waiting_for_data"] is not None:
+        data = f"{100 * found['waiting_for_data']:.1f}% of the time"
+    lines = [
+        f"tokens/s          {found['tokens_per_s']:,.0f}",
+        f"ms/step           {ms['median']:.2f} (median of {ms['n']}; "
+        f"{ms['low']:.2f} to {ms['high']:.2f})",
+        f"MFU               {use}",
+        f"peak memory       {found['peak_memory_bytes'] / GIB:.2f} GiB {kind}",
+        f"waiting for data  {data}",
+        f"loss              {found['loss']:.4f} in the last step",
+        f"time per iteration: {found['ms_mean']:.4f}ms, MFU: {mfu}",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    config = configure(globals(), models=CONFIGS)
+    for name, least in (("steps", 1), ("warmup", 0), ("batch_size", 1)):
+        if config[name] < least:
+            raise UserError(f"{name}={config[name]} must be at least {least}")
+    runtime = setup(device, dtype, compile, backend)
+    try:
+        found = measure(config, runtime)
+    except (RuntimeError, MemoryError) as e:
+        if out_of_memory(e):
+            size = f"{batch_size} x {config['block_size']}"
+            raise UserError(f"out of memory with batches of {size} tokens: {LOWER}") from None
+        raise
+    finally:
+        runtime.close()
+    say(describe(found, runtime), runtime)
+    if json and runtime.master:
+        write_json(json, {**provenance(runtime.device), **found})
+
+
+if __name__ == "__main__":
+    run(main)

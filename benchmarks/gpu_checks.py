@@ -1,0 +1,205 @@
+"""Short checks that need a GPU to say much: half precision, compilation, resume.
+
+    python benchmarks/gpu_checks.py                 # needs nothing but torch and this repository
+    python -m pytest -m gpu tests/test_gpu.py       # the same as tests
+    python benchmarks/gpu_checks.py --device=cpu    # what of them a CPU can do
+
+Each prints one line; exit status 1 when one fails. On one H100 all take about two minutes.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+
+from bonsai.dataset import ROOT, open_dataset
+from bonsai.errors import run
+from bonsai.evals import split_loss
+from bonsai.models import build_model
+from bonsai.optim import build_optimizer
+from bonsai.results import provenance, write_json
+from bonsai.runtime import setup
+from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic
+from bonsai.tokenizers import ByteTokenizer
+from bonsai.writer import Writer
+from configurator import configure
+
+# -----------------------------------------------------------------------------
+device = "auto"  # cpu, cuda, cuda:1; auto: the first that is there
+out = ""  # a JSON file for the results
+# -----------------------------------------------------------------------------
+
+FIELDS = dict(n_layer=2, n_head=4, n_embd=128, block_size=64, vocab_size=257, bias=False)
+
+
+def make_step(device: str, dtype: str, compiled: bool, learning_rate: float = 1e-3) -> TrainingStep:
+    """Steps on one random batch, which a model learns by heart."""
+    runtime = setup(device, dtype, compiled)
+    torch.manual_seed(0)
+    model = build_model("gpt", FIELDS).to(runtime.device)
+    stream = synthetic(FIELDS["vocab_size"], 8, FIELDS["block_size"], runtime.device)
+    settings = {**OPTIMIZER, "learning_rate": learning_rate, "seed": 0}
+    return TrainingStep(model, stream, settings, runtime)
+
+
+def losses(step: TrainingStep, count: int) -> list[float]:
+    found = [step.log(step())[0] for _ in range(count)]
+    assert all(torch.isfinite(p).all() for p in step.model.parameters()), "a weight is not finite"
+    return found
+
+
+def bfloat16_trains(device: str, folder: Path) -> str:
+    """Losses under bf16 autocast are finite, fall, and follow those in float32."""
+    half = losses(make_step(device, "bfloat16", False), 30)
+    full = losses(make_step(device, "float32", False), 30)
+    assert half[-1] < half[0] - 0.3, half
+    apart = max(abs(a - b) for a, b in zip(half, full))
+    assert apart < 0.05, f"bfloat16 and float32 are {apart} apart"
+    return f"loss {half[0]:.4f} to {half[-1]:.4f} in 30 steps, at most {apart:.4f} from float32"
+
+
+def float16_trains(device: str, folder: Path) -> str:
+    """Losses under fp16 autocast with a GradScaler are finite and fall."""
+    if not device.startswith("cuda"):
+        return "skipped: float16 trains on CUDA only"
+    step = make_step(device, "float16", False)
+    found = losses(step, 40)
+    assert step.scaler.is_enabled() and 1 <= step.scaler.get_scale() <= 65536
+    assert found[-1] < found[0] - 0.3, found
+    return f"loss {found[0]:.4f} to {found[-1]:.4f}, loss scale {step.scaler.get_scale():.0f}"
+
+
+def compiled_equals_eager(device: str, folder: Path) -> str:
+    """The compiled model has the losses of the eager one, in float32 and bf16."""
+    if not device.startswith("cuda"):
+        return "skipped: needs CUDA"
+    apart = {}
+    for dtype, limit in (("float32", 2e-3), ("bfloat16", 2e-2)):
+        a, b = (losses(make_step(device, dtype, compiled), 5) for compiled in (False, True))
+        apart[dtype] = max(abs(x - y) for x, y in zip(a, b))
+        assert apart[dtype] < limit, f"{dtype}: {a} and {b}"
+    return ", ".join(f"{dtype}: at most {value:.1e} apart" for dtype, value in apart.items())
+
+
+def found_inf_guards(device: str, folder: Path) -> str:
+    """A step whose gradient is not finite leaves weights, moments and step counts alone."""
+    runtime = setup(device, "float32", False)
+    torch.manual_seed(0)
+    model = build_model("gpt", FIELDS).to(runtime.device)
+    optimizer = build_optimizer(model, OPTIMIZER, runtime.device.type)
+    x, y = next(synthetic(FIELDS["vocab_size"], 2, 16, runtime.device))
+
+    def step(spoil: bool) -> list[torch.Tensor]:
+        """All that the optimizer holds, before and after a step, in two halves."""
+        model(x, y)[1].backward()
+        if spoil:
+            next(model.parameters()).grad[0, 0] = float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.found_inf = (~torch.isfinite(norm)).float()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state = [t for s in optimizer.state.values() for t in s.values()]
+        return [t.detach().clone() for t in [*model.parameters(), *state]]
+
+    first, spoilt, next_one = step(False), step(True), step(False)
+    assert all(torch.equal(a, b) for a, b in zip(first, spoilt)), "a bad step changed something"
+    assert not any(torch.equal(a, b) for a, b in zip(first[:2], next_one[:2]))
+    return f"{len(first)} tensors unchanged"
+
+
+def prepare(folder: Path) -> None:
+    """data/tiny below the folder: bytes of this repository's own sources."""
+    coder = ByteTokenizer()
+    with Writer(folder / "data" / "tiny", coder) as writer:
+        for split, name in (("train", "model.py"), ("val", "train.py")):
+            text = (ROOT / name).read_text(encoding="utf-8")
+            writer.add(split, coder.encode(text), text_bytes=len(text.encode()))
+        writer.finish()
+
+
+def evaluation_as_on_the_cpu(device: str, folder: Path) -> str:
+    """Whole-split losses on both devices agree."""
+    prepare(folder)
+    split = open_dataset(str(folder / "data" / "tiny")).split("val")
+    torch.manual_seed(0)
+    model, found = build_model("gpt", FIELDS), []
+    for where in ("cpu", device):
+        runtime = setup(where, "float32", False)
+        found.append(split_loss(model.to(runtime.device), split, runtime, 64, 8)[0])
+    assert abs(found[0] - found[1]) < 2e-3, found
+    return f"loss {found[0]:.5f} on the CPU, {found[1]:.5f} here"
+
+
+def resume_goes_on(device: str, folder: Path) -> str:
+    """train.py: steps 4 to 6 have the same losses after a resume from step 3."""
+    prepare(folder)
+    options = ["--dataset=tiny", "--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64"]
+    options += ["--batch_size=4", "--gradient_accumulation_steps=2", "--dropout=0.1"]
+    options += ["--warmup_iters=2", "--eval_iters=1", f"--device={device}", "--compile=False"]
+
+    def train(name: str, *more: str) -> list[float]:
+        command = [sys.executable, str(ROOT / "train.py"), *options, *more]
+        command += [f"--out_dir={name}", "--max_iters=6", "--lr_decay_iters=6"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-1000:]
+        lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+    whole = train("whole", "--save_interval=3", "--keep_last=9")
+    (folder / "part").mkdir()
+    shutil.copyfile(folder / "whole" / "step_0000003.pt", folder / "part" / "last.pt")
+    part = train("part", "--init_from=resume")
+    assert len(whole) == 6 and len(part) == 3, (whole, part)
+    apart = max(abs(a - b) for a, b in zip(whole[3:], part))
+    # a GPU adds up some gradients in no fixed order
+    assert apart <= (0 if device == "cpu" else 1e-3), f"{whole} and {part}"
+    return f"losses at most {apart:.1e} apart"
+
+
+CHECKS: dict[str, Callable[[str, Path], str]] = {
+    check.__name__: check
+    for check in (
+        bfloat16_trains,
+        float16_trains,
+        compiled_equals_eager,
+        found_inf_guards,
+        evaluation_as_on_the_cpu,
+        resume_goes_on,
+    )
+}
+
+
+def main() -> int:
+    configure(globals())
+    dev = setup(device, "float32", False).device
+    found, failed = {}, 0
+    for name, check in CHECKS.items():
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                found[name] = check(str(dev), Path(folder))
+            except Exception as e:
+                traceback.print_exc()
+                found[name] = f"FAILED: {' '.join(str(e).split())[:200]}"
+                failed += 1
+        print(f"{name}: {found[name]} ({time.perf_counter() - begin:.1f} s)", flush=True)
+    skipped = sum(text.startswith("skipped") for text in found.values())
+    passed = len(CHECKS) - failed - skipped
+    print(f"{passed} checks passed, {failed} failed, {skipped} skipped")
+    if out:
+        counts = {"passed": passed, "failed": failed, "skipped": skipped}
+        write_json(out, {**provenance(dev), **counts, "checks": found})
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,199 @@
+"""How good trained models are: loss, perplexity and bits per byte; and their score at questions.
+
+    python eval.py --out_dir=out-shakespeare-char             # on the data it was trained on
+    python eval.py --out_dir=out-a,out-b --dataset=my_text    # two runs side by side
+    python eval.py --init_from=gpt2,out/best.pt --dataset=openwebtext --json=results.json
+    python eval.py --init_from=gpt2 --choices=hellaswag_val.jsonl
+    torchrun --standalone --nproc_per_node=8 eval.py --out_dir=out
+
+The loss is the mean over every token of a split but its first, in windows of block_size that do not
+overlap. Bits per byte of text compare across tokenizers; perplexity, its exponential, does not.
+Questions are answered with the likeliest ending; see bonsai/evals.py for the three ways to tell.
+"""
+
+import math
+import sys
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+from bonsai.dataset import Mixture
+from bonsai.errors import UserError, run
+from bonsai.evals import Question, bits_per_byte, multiple_choice, read_questions, split_loss
+from bonsai.memory import out_of_memory
+from bonsai.models import Loaded, load_model
+from bonsai.results import provenance, table, write_json
+from bonsai.runtime import Runtime, setup
+from bonsai.text import find_tokenizer
+from configurator import configure, resolve_path
+
+# -----------------------------------------------------------------------------
+# the models
+init_from = "resume"  # resume: the run in out_dir; gpt2*; a checkpoint or a folder; a,b: several
+out_dir = "out"  # the run to evaluate; a,b: several; ignored if init_from is not resume
+# the data
+dataset = ""  # a folder in data/, or a,b: several; default: what the model was trained on
+split = "val"  # val or train
+windows = 0  # how many, spread evenly over the split; 0: all
+block_size = 0  # tokens in a window; 0: as many as the model can take
+choices = ""  # multiple-choice questions: JSON lines in HellaSwag's format
+batch_size = 12  # windows, or endings, at a time
+json = ""  # a file for the results; -: the last line of stdout
+# system
+device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
+dtype = "float32"  # bfloat16 and float16 can be faster, and are less exact; auto: as in training
+compile = False  # torch.compile the model: worth it for long evaluations on a GPU
+backend = "auto"  # of torch.distributed: nccl, gloo; auto: nccl on CUDA
+# -----------------------------------------------------------------------------
+
+LOSSES = (
+    ("checkpoint", "checkpoint", ""),
+    ("step", "step", ","),
+    ("params", "parameters", ","),
+    ("data set", "dataset", ""),
+    ("split", "split", ""),
+    ("block", "block_size", ""),
+    ("tokens", "tokens", ","),
+    ("loss", "loss", ".4f"),
+    ("perplexity", "perplexity", ",.2f"),
+    ("bits per byte", "bits_per_byte", ".4f"),
+)
+SCORES = (
+    ("checkpoint", "checkpoint", ""),
+    ("step", "step", ","),
+    ("questions", "questions", ","),
+    ("accuracy", "accuracy", ".2%"),
+    ("± error", "error", ".2%"),
+    ("per token", "accuracy_per_token", ".2%"),
+    ("per byte", "accuracy_per_byte", ".2%"),
+    ("chance", "chance", ".2%"),
+)
+
+
+def sources() -> list[tuple[str, str]]:
+    """What load_model needs for each of the models: (init_from, out_dir)."""
+    found = []
+    for name in filter(None, map(str.strip, init_from.split(","))):
+        folders = out_dir.split(",") if name == "resume" else ["out"]
+        for folder in filter(None, map(str.strip, folders)):
+            source = "best" if name == "resume" else str(resolve_path(name))
+            found.append((source, str(resolve_path(folder))))
+    if not found:
+        raise UserError("nothing to evaluate: give --out_dir or --init_from")
+    return found
+
+
+def check_data(loaded: Loaded, data: Mixture, block: int) -> None:
+    """Raise UserError if the data are not what the model reads."""
+    assumed = None if data.parts[0].source else {"type": "gpt2"}  # without a meta file
+    theirs, own = data.tokenizer or assumed, loaded.tokenizer
+    if own and theirs and own != theirs:
+        names = [
+            f"{t['type']}, {len(t['chars'])} characters" if t["type"] == "char" else t["type"]
+            for t in (own, theirs)
+        ]
+        raise UserError(
+            f"{loaded.source} has another tokenizer ({names[0]}) than data set "
+            f"{data.parts[0].name} ({names[1]}): choose another --dataset, or prepare this one "
+            "with the model's tokenizer"
+        )
+    if not 0 < block <= loaded.model.config.block_size:
+        raise UserError(
+            f"block_size={block} is not between 1 and the {loaded.model.config.block_size} tokens "
+            f"that {loaded.source} can take"
+        )
+    data.check(block, loaded.model.config.vocab_size, [split])
+
+
+def evaluate(loaded: Loaded, model, spec: str, runtime: Runtime) -> list[dict]:
+    """Losses of one model on the data sets of a spec: a row for each, and for their mixture."""
+    block = block_size or loaded.model.config.block_size
+    data = Mixture.open(spec)
+    check_data(loaded, data, block)
+    rows = []
+    for part in data.parts:
+        text = part.split(split)
+        track = progress(runtime, f"{loaded.source} on {part.name}")
+        loss, tokens = split_loss(model, text, runtime, block, batch_size, windows, track)
+        # masked tokens have bytes but no loss
+        per_token = None if text.mask_files else text.bytes_per_token
+        rows.append(result(part.name, block, tokens, loss, per_token))
+    if ":" in spec and len(rows) > 1:  # by weight: what its training reported
+        loss = sum(part.weight * row["loss"] for part, row in zip(data.parts, rows))
+        masked = any(part.split(split).mask_files for part in data.parts)
+        per_token = None if masked else data.bytes_per_token(split)
+        rows.append(result(spec, block, sum(row["tokens"] for row in rows), loss, per_token))
+    return rows
+
+
+def result(name: str, block: int, tokens: int, loss: float, bytes_per_token: float | None) -> dict:
+    return {
+        "dataset": name,
+        "split": split,
+        "block_size": block,
+        "tokens": tokens,
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700)),
+        "bits_per_byte": bits_per_byte(loss, bytes_per_token),
+    }
+
+
+def progress(runtime: Runtime, what: str):
+    """A bar on a terminal, on stderr."""
+    off = not (runtime.master and sys.stderr.isatty())
+    return partial(tqdm, desc=what, unit="batch", leave=False, file=sys.stderr, disable=off)
+
+
+def evaluate_all(questions: list[Question], runtime: Runtime) -> dict[str, list[dict]]:
+    """Every model on every data set and on the questions."""
+    found = {"losses": [], "choices": []}
+    for source in sources():
+        loaded = load_model(*source)
+        steps = (loaded.checkpoint or {}).get("iter_num")
+        loaded.checkpoint = None  # the optimizer's memory
+        raw_model = loaded.model.to(runtime.device)
+        model = torch.compile(raw_model) if runtime.compile else raw_model
+        size = raw_model.num_params(non_embedding=False)
+        head = {"checkpoint": loaded.source, "step": steps, "parameters": size}
+        spec = dataset or ("" if questions else loaded.config.get("dataset", ""))
+        if spec:
+            found["losses"] += [{**head, **row} for row in evaluate(loaded, model, spec, runtime)]
+        elif not questions:
+            raise UserError(f"{loaded.source} does not say what it was trained on: set --dataset")
+        if questions:
+            track = progress(runtime, f"{loaded.source} on {choices}")
+            args = (find_tokenizer(loaded)[0], questions, runtime, batch_size, track)
+            found["choices"].append({**head, "file": choices, **multiple_choice(raw_model, *args)})
+    return found
+
+
+def main() -> None:
+    configure(globals())
+    if split not in ("train", "val"):
+        raise UserError(f"split={split} is not one of train, val")
+    if batch_size < 1 or windows < 0:
+        raise UserError(f"batch_size={batch_size} must be at least 1, windows={windows} at least 0")
+    questions = read_questions(resolve_path(choices)) if choices else []
+    runtime = setup(device, dtype, compile, backend)
+    try:
+        if runtime.master:
+            print(runtime.summary, flush=True)
+        found = evaluate_all(questions, runtime)
+        if not runtime.master:
+            return
+        for key, columns in (("losses", LOSSES), ("choices", SCORES)):
+            if found[key]:
+                print(f"\n{table(found[key], columns)}")
+        if json:
+            write_json(json, {**provenance(runtime.device), "dtype": runtime.dtype, **found})
+    except (RuntimeError, MemoryError) as e:
+        if out_of_memory(e):
+            raise UserError(f"out of memory: lower batch_size (now {batch_size})") from None
+        raise
+    finally:
+        runtime.close()
+
+
+if __name__ == "__main__":
+    run(main)
