@@ -77,6 +77,8 @@ class Report:
             reason = f"cannot write into {self.folder} ({e.strerror})"
             raise UserError(f"{reason}: free some space or set another --out_dir") from None
         if sys.stdout.isatty():
+            from tqdm import tqdm
+
             total = settings["max_iters"]
             self.bar = tqdm(total=total, initial=start, unit="it", file=sys.stdout, leave=False)
 
