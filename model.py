@@ -130,6 +130,25 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).type_as(x)
 
 
+SHORT = 256  # contexts for which short_attention measured faster
+
+
+def short_attention(q, k, v, scale: float, dropout: float) -> torch.Tensor:
+    """Causal attention by plain products: q (B, nh, T, hs), k and v (B, nkv, T, hs) -> like q.
+
+    For bfloat16 on CPUs, where the backward of torch's fused kernel takes 1.7 (T = 256) to 4.8
+    (T = 64) times as long; see docs/LOG.md.
+    """
+    B, nh, T, hs = q.shape
+    if k.size(1) != nh:
+        k, v = (x.repeat_interleave(nh // x.size(1), dim=1) for x in (k, v))
+    q, k, v = (x.reshape(B * nh, T, hs) for x in (q, k, v))
+    future = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scale)  # (B nh, T, T)
+    probs = F.dropout(F.softmax(scores, dim=-1), dropout)
+    return torch.bmm(probs.to(v.dtype), v).view(B, nh, T, hs)
+
+
 class KVCache:
     """Keys and values of the tokens seen so far, in buffers of a fixed length.
 
@@ -190,16 +209,14 @@ class CausalSelfAttention(nn.Module):
             if 1 < T < k.size(2):  # several tokens behind others see those, and one another
                 mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device)
                 mask = mask.tril(k.size(2) - T)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=T > 1 and mask is None,
-            scale=self.scale,
-            enable_gqa=self.nkv != self.nh,
-        )  # (B, nh, T, hs)
+        dropout = self.dropout if self.training else 0.0
+        causal = T > 1 and mask is None
+        if causal and x.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= SHORT:
+            y = short_attention(q, k, v, self.scale, dropout)  # (B, nh, T, hs)
+        else:
+            y = F.scaled_dot_product_attention(
+                q, k, v, mask, dropout, causal, scale=self.scale, enable_gqa=self.nkv != self.nh
+            )  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, self.nh * self.hs)  # heads side by side
         return self.resid_dropout(self.c_proj(y))
 
