@@ -113,17 +113,20 @@ def prefetch(
     ready: queue.Queue = queue.Queue(maxsize=2)
     stop = threading.Event()
 
+    def wanted() -> bool:
+        return not stop.is_set() and threading.main_thread().is_alive()
+
     def put(item) -> None:
-        while not stop.is_set():
+        while wanted():
             try:
-                return ready.put(item, timeout=0.2)
+                return ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
     def read() -> None:
         try:
             s = step
-            while not stop.is_set():
+            while wanted():
                 for m in range(micro_steps):
                     first = (m * world_size + rank) * batch_size
                     x, y = batches.rows_of(s, np.arange(first, first + batch_size))
@@ -138,7 +141,9 @@ def prefetch(
         except BaseException as e:  # to be raised where the batches are used
             put(e)
 
-    threading.Thread(target=read, daemon=True, name="batches").start()
+    # no daemon: a thread that is inside torch when the interpreter ends would abort the process
+    thread = threading.Thread(target=read, name="batches")
+    thread.start()
     try:
         while True:
             item = ready.get()
@@ -147,3 +152,4 @@ def prefetch(
             yield item
     finally:
         stop.set()
+        thread.join()

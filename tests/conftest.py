@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,6 +215,16 @@ def train(cwd: Path, out: Path, *options: str, dataset: str = "meta", **keywords
     return run_program(
         [*TINY, f"--dataset={dataset}", f"--out_dir={out}", *options], cwd, **keywords
     )
+
+
+def train_all(cwd: Path, runs: dict[Path, list[str]], **keywords) -> dict[Path, Result]:
+    """Several tiny runs, two at a time: {out_dir: options}. All of them must succeed."""
+    with ThreadPoolExecutor(2) as pool:
+        started = {out: pool.submit(train, cwd, out, *o, **keywords) for out, o in runs.items()}
+    results = {out: future.result() for out, future in started.items()}
+    for result in results.values():
+        assert result.rc == 0, result
+    return results
 
 
 def metrics(out: Path) -> list[dict]:

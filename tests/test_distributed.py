@@ -1,0 +1,108 @@
+"""Several processes (gloo, on the CPU) against one."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, environment, load, losses, metrics, run_command, train
+
+SETTINGS = ["--dropout=0.0", "--gradient_accumulation_steps=4", "--eval_iters=3"]
+
+
+def torchrun(cwd: Path, out: Path, *options: str, processes: int = 2):
+    return run_command(torchrun_command(out, *options, processes=processes), cwd)
+
+
+def torchrun_command(out: Path, *options: str, processes: int = 2) -> list[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    settings = [*TINY, *SETTINGS, "--dataset=meta", f"--out_dir={out}"]
+    return [sys.executable, *launch, str(ROOT / "train.py"), *settings, *options]
+
+
+@pytest.fixture(scope="module")
+def one(workplace, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("one") / "run"
+    result = train(workplace, out, *SETTINGS)
+    assert result.rc == 0, result
+    return out
+
+
+def assert_close(a: Path, b: Path) -> None:
+    assert [i for i, _ in losses(a)] == [i for i, _ in losses(b)]
+    for (i, x), (_, y) in zip(losses(a), losses(b)):
+        assert x == pytest.approx(y, abs=1e-5), f"step {i}"
+    for x, y in zip(metrics(a), metrics(b)):
+        if "val_loss" in x:
+            assert x["iter"] == y["iter"]
+            assert x["train_loss"] == pytest.approx(y["train_loss"], abs=1e-5)
+            assert x["val_loss"] == pytest.approx(y["val_loss"], abs=1e-5)
+        else:
+            assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-3)
+    one, two = load(a / "last.pt"), load(b / "last.pt")
+    for name, w in one["model"].items():
+        torch.testing.assert_close(two["model"][name], w, atol=1e-4, rtol=0)
+    assert list(one["model"]) == list(two["model"])  # no prefix of DDP's
+
+
+def test_two_processes_equal_one_also_when_one_goes_on(one, workplace, tmp_path):
+    """Ten steps with two processes, then ten with one: all 20 equal those of one process.
+
+    So the two compute the same gradients and evaluations, and the data order does not depend on
+    how many share it.
+    """
+    out = tmp_path / "run"
+    result = torchrun(workplace, out, "--max_iters=10")
+    assert result.rc == 0, result
+    assert "2 processes (gloo)" in result.stdout
+    assert result.stdout.count("iter 3: loss") == 1  # one process speaks
+    assert load(out / "last.pt")["iter_num"] == 10
+    result = train(workplace, out, *SETTINGS, "--init_from=resume")
+    assert result.rc == 0, result
+    assert_close(one, out)
+
+
+def test_a_run_of_one_goes_on_with_two(one, workplace, tmp_path):
+    """And nanoGPT's settings for GPUs, backend=nccl in a config file, do no harm on a CPU."""
+    out = tmp_path / "run"
+    assert train(workplace, out, *SETTINGS, "--max_iters=10").rc == 0
+    result = torchrun(workplace, out, "--init_from=resume", "--backend=nccl")
+    assert result.rc == 0, result
+    assert_close(one, out)
+
+
+def test_accumulation_must_be_divisible(workplace, tmp_path):
+    result = torchrun(workplace, tmp_path / "run", "--gradient_accumulation_steps=3")
+    assert result.rc != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert lines and "gradient_accumulation_steps=3 is not divisible by the 2" in lines[0], result
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_stops_all_and_saves(workplace, tmp_path):
+    """torchrun passes SIGTERM on; the processes agree on the step at which they stop."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        torchrun_command(out, "--max_iters=100000", "--eval_interval=100000"),
+        cwd=workplace,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        for line in process.stdout:
+            if "iter 5:" in line:
+                break
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    state = load(out / "last.pt")
+    assert f"stopped at step {state['iter_num']}" in rest, rest
+    assert len(losses(out)) == state["iter_num"]

@@ -1,0 +1,246 @@
+"""The rules of the repository, found by walking it: imports, configs, commands, sizes."""
+
+import ast
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN, ROOT, TINY, Result, environment, load, run_program
+
+from bonsai.models import CONFIGS
+from configurator import configure
+
+PROGRAMS = sorted(p.name for p in ROOT.glob("*.py") if p.stem not in ("model", "configurator"))
+PARTS = sorted((ROOT / "bonsai").rglob("*.py"))
+FOLDERS = ("bonsai", "benchmarks", "data", "projects", "config")
+CODE = sorted([*ROOT.glob("*.py"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.py"))])
+CONFIG_FILES = sorted(p.name for p in (ROOT / "config").glob("*.py"))
+
+
+def short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# ---- who may import whom ----
+
+
+def imports(path: Path, top_level: bool = False) -> set[str]:
+    """First names of the modules that a file imports; top_level: those outside of functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level else list(ast.walk(tree))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{short(path)}: imports are absolute"
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", CODE, ids=short)
+def test_nothing_imports_a_program(path):
+    assert not imports(path) & {Path(p).stem for p in PROGRAMS}
+
+
+@pytest.mark.parametrize("path", PARTS, ids=short)
+def test_bonsai_takes_arguments_only(path):
+    """Neither the settings of a program, nor the command line, nor the environment."""
+    assert "configurator" not in imports(path)
+    local = imports(path) & {p.stem for p in ROOT.glob("*.py")}
+    assert local <= {"model"}
+    read = {
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    } & {"sys.argv", "os.environ", "os.getenv"}
+    allowed = {
+        "runtime.py": {"os.environ"},  # torchrun's
+        "report.py": {"sys.argv"},  # at the head of a log,
+        "results.py": {"sys.argv"},  # and of a table, to be repeated
+    }
+    assert read <= allowed.get(path.name, set())
+
+
+def test_model_needs_torch_alone():
+    standard = set(sys.stdlib_module_names)
+    assert imports(ROOT / "model.py", top_level=True) <= standard | {"torch"}
+    assert imports(ROOT / "model.py") <= standard | {"torch", "transformers"}
+
+
+def test_the_configurator_needs_nothing():
+    assert imports(ROOT / "configurator.py") <= set(sys.stdlib_module_names)
+
+
+def test_preparing_data_does_not_import_torch():
+    """It takes a second, and a prepare script has no use for it."""
+    modules = "bonsai.errors, bonsai.dataset, bonsai.writer, bonsai.tokenizers, bonsai.corpus"
+    code = f"import sys; import {modules}; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment())
+    assert done.returncode == 0
+    for path in (ROOT / "data").glob("*/prepare.py"):
+        assert "torch" not in imports(path)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_starts_through_run(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text.rstrip().endswith('if __name__ == "__main__":\n    run(main)')
+
+
+# ---- sizes ----
+
+
+@pytest.mark.parametrize("path", [p for p in CODE if p.parent.name != "config"], ids=short)
+def test_no_file_has_two_subjects(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= (500 if path.name == "model.py" else 450)  # the GPT stays whole
+
+
+# ---- config files ----
+
+
+def settings(program: str, arguments: list[str]) -> dict:
+    """What a program makes of its arguments, without running it; SystemExit for a mistake."""
+    namespace = runpy.run_path(str(ROOT / program), run_name="not main")
+    source = ast.parse((ROOT / program).read_text(encoding="utf-8"))
+    calls = [n for n in ast.walk(source) if isinstance(n, ast.Call)]
+    own = next(c for c in calls if getattr(c.func, "id", "") == "configure")
+    models = CONFIGS if any(k.arg == "models" for k in own.keywords) else None
+    return configure(namespace, models=models, argv=arguments)
+
+
+@pytest.fixture(scope="module")
+def two_steps(workplace, tmp_path_factory) -> dict[str, tuple[Path, Result]]:
+    """Every config file with a tiny model on tiny data; those for OpenAI's weights are left out."""
+    folder = tmp_path_factory.mktemp("configs")
+    options = [*TINY, "--dataset=meta", "--max_iters=2", "--eval_interval=2"]
+    options += ["--sample_interval=0", "--wandb_log=False"]
+
+    def run(name: str) -> Result:
+        return run_program([f"config/{name}", *options, f"--out_dir={folder / name}"], workplace)
+
+    read = {name: settings("train.py", [str(ROOT / "config" / name)]) for name in CONFIG_FILES}
+    names = [name for name, config in read.items() if not config["init_from"].startswith("gpt2")]
+    with ThreadPoolExecutor(2) as pool:
+        return {n: (folder / n, result) for n, result in zip(names, pool.map(run, names))}
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_every_config_file_takes_two_steps(name, two_steps):
+    config = settings("train.py", [str(ROOT / "config" / name)])
+    if config["init_from"].startswith("gpt2"):
+        assert config["init_from"] in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+        return
+    out, result = two_steps[name]
+    assert result.rc == 0, result
+    assert load(out / "last.pt")["iter_num"] == 2
+    assert "step 2: train loss" in result.stdout
+
+
+def test_finetuning_takes_two_steps(workplace, tmp_path):
+    """config/finetune_shakespeare.py from a folder in OpenAI's place."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    options = [*TINY, "--dataset=meta", f"--out_dir={tmp_path}", "--max_iters=2"]
+    options += [f"--init_from={GOLDEN / 'hf_gpt2_tiny'}", "--wandb_log=False"]
+    result = run_program(["config/finetune_shakespeare.py", *options], workplace)
+    assert result.rc == 0, result
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_a_config_file_says_what_it_costs(name):
+    lines = (ROOT / "config" / name).read_text(encoding="utf-8").splitlines()
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line)
+    assert comment, "a config file opens with a comment: cost and expected loss"
+    assert re.search(r"\d", " ".join(comment)), "cost and expected loss, in numbers"
+    assert len(lines) <= 45
+
+
+def test_nanogpts_config_files_are_there():
+    evals = {f"eval_gpt2{size}.py" for size in ("", "_medium", "_large", "_xl")}
+    others = {"train_gpt2.py", "train_shakespeare_char.py", "finetune_shakespeare.py"}
+    assert evals | others <= set(CONFIG_FILES)
+
+
+# ---- commands in the documentation ----
+
+OTHER = {"cd", "git", "pip", "export", "source", "nvidia-smi", "curl", "mkdir", "ls", "tail", "cat"}
+
+
+def commands() -> list[tuple[str, str]]:
+    """(file, command) of every command in a code block of the documentation."""
+    found = []
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/*/readme.md")]
+    for path in sorted(files):
+        text = path.read_text(encoding="utf-8")
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S):
+            if language not in ("", "sh", "bash", "console", "shell"):
+                continue
+            for line in block.replace("\\\n", " ").splitlines():
+                words = line.strip().removeprefix("$ ")
+                if language or re.match(r"(\S*python3?|torchrun|make|pip|bash) ", words):
+                    found.append((short(path), words))
+    return [(path, words) for path, words in found if words and not words.startswith("#")]
+
+
+COMMANDS = commands()
+
+
+def test_the_readme_has_every_program():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = " ".join(words for path, words in COMMANDS if path == "README.md")
+    for name in PROGRAMS:
+        assert name in text and name in found, name
+    assert "make quickstart" in found and "make test" in found
+
+
+@pytest.mark.parametrize("path, command", COMMANDS, ids=lambda v: v[:60])
+def test_every_command_parses(path, command, monkeypatch, capsys):
+    """The program is there, and so are its config files and settings."""
+    monkeypatch.chdir(ROOT)
+    for part in re.split(r" && | \| ", command):
+        words = shlex.split(part, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # of the environment
+            words.pop(0)
+        if not words or words[0] in OTHER:
+            continue
+        first, rest = Path(words[0]).name, words[1:]
+        if first == "make":
+            targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+            assert all(word in targets for word in rest if "=" not in word)
+        elif first in ("bash", "sh"):
+            assert (ROOT / rest[0]).exists()
+        elif first in ("python", "python3", "torchrun"):
+            if rest[:2] == ["-m", "pytest"] or rest[:2] == ["-m", "pip"]:
+                continue
+            while rest and not rest[0].endswith(".py"):
+                assert rest[0].startswith("--"), command
+                rest.pop(0)
+            assert rest and (ROOT / rest[0]).is_file(), f"there is no such program: {command}"
+            arguments = [word for word in rest[1:] if word not in (">", "...")]
+            if ">" in rest:
+                arguments = arguments[: rest.index(">") - 1]
+            if "configure(" in (ROOT / rest[0]).read_text(encoding="utf-8"):
+                try:
+                    settings(rest[0], arguments)
+                except SystemExit as e:
+                    assert e.code == 0, f"{path}: {command}\n{capsys.readouterr().err}"
+        else:
+            raise AssertionError(f"a command that this test does not know: {command}")
+
+
+# ---- words ----
+
+
+def test_golden_files_are_small():
+    files = [p for p in GOLDEN.rglob("*") if p.is_file()]
+    assert files and all(p.stat().st_size < 200_000 for p in files)

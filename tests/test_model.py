@@ -1,0 +1,348 @@
+"""model.py: every choice of GPTConfig, and the surface that nanoGPT's users rely on."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bonsai.models import MODELS, build_model
+from model import CLASSIC_KEYS, GPT, GPTConfig
+
+B, T, V = 2, 12, 29
+SHAPE = dict(block_size=16, vocab_size=V, n_layer=2, n_head=4, n_embd=32)
+
+# one or more for each field; a modern GPT last
+VARIANTS = {
+    "classic": {},
+    "no bias": dict(bias=False),
+    "norm bias alone": dict(bias=False, norm_bias=True),
+    "bias, none in the norms": dict(bias=True, norm_bias=False),
+    "rmsnorm": dict(norm="rmsnorm"),
+    "rmsnorm, no gain": dict(norm="rmsnorm", norm_gain=False),
+    "layernorm, no gain": dict(norm_gain=False, norm_bias=False),
+    "post norm": dict(norm_placement="post"),
+    "norm of the embedding": dict(norm_embedding=True),
+    "sinusoidal": dict(position="sinusoidal"),
+    "rope": dict(position="rope"),
+    "rope, other base": dict(position="rope", rope_base=500000.0),
+    "no positions": dict(position="none"),
+    "gelu_tanh": dict(activation="gelu_tanh"),
+    "relu": dict(activation="relu"),
+    "relu2": dict(activation="relu2"),
+    "swiglu": dict(activation="swiglu"),
+    "grouped queries": dict(n_kv_head=2),
+    "one key head": dict(n_kv_head=1),
+    "wide heads": dict(head_size=12),
+    "heads that do not divide n_embd": dict(n_head=3, head_size=10),
+    "qk_norm": dict(qk_norm=True),
+    "attention scale": dict(attention_scale=0.5),
+    "untied head": dict(tie_head=False),
+    "softcap": dict(logit_softcap=5.0),
+    "zero init": dict(zero_init=True),
+    "activation checkpointing": dict(activation_checkpointing=True),
+    "modern": dict(
+        bias=False,
+        norm="rmsnorm",
+        norm_gain=False,
+        norm_embedding=True,
+        position="rope",
+        activation="relu2",
+        qk_norm=True,
+        n_kv_head=2,
+        tie_head=False,
+        logit_softcap=15.0,
+        zero_init=True,
+    ),
+}
+variants = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+
+
+def make(**fields) -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(**{**SHAPE, **fields}))
+
+
+def batch(seed: int = 1, t: int = T) -> torch.Tensor:
+    return torch.randint(V, (B, t), generator=torch.Generator().manual_seed(seed))
+
+
+def shaken(model: GPT) -> GPT:
+    """Weights large and irregular enough that everything depends on everything it may."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return model
+
+
+# ---- forward ----
+
+
+@variants
+def test_shapes_and_loss(fields):
+    model, idx, targets = make(**fields), batch(), batch(2)
+    logits, loss = model(idx, targets)
+    assert logits.shape == (B, T, V) and logits.dtype == torch.float32
+    assert loss.item() == pytest.approx(
+        F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item()
+    )
+    assert abs(loss.item() - math.log(V)) < 0.2  # a new model knows nothing
+    last, none = model.eval()(idx)
+    assert last.shape == (B, 1, V) and none is None
+    torch.testing.assert_close(last[:, 0], model(idx, targets)[0][:, -1])
+
+
+@variants
+def test_causality_by_gradient(fields):
+    """The logits at t depend on the embeddings at 0..t (each of them), and on none behind."""
+    model, idx = shaken(make(**fields)), batch()
+    seen = []
+
+    def keep(module, args, output):
+        output.retain_grad()
+        seen.append(output)
+
+    model.transformer.wte.register_forward_hook(keep)
+    for t in (0, 5, T - 1):
+        seen.clear()
+        logits, _ = model(idx, batch(2))
+        (logits[:, t] * torch.randn(V)).sum().backward()
+        size = seen[0].grad.abs().amax(dim=-1)  # (B, T)
+        assert (size[:, t + 1 :] == 0).all()
+        assert (size[:, : t + 1] > 0).all()
+
+
+@variants
+def test_every_parameter_learns_and_is_in_one_group(fields):
+    model = shaken(make(**fields))
+    _, loss = model(batch(), batch(2))
+    loss.backward()
+    groups = model.param_groups()
+    assert set(groups) == {"matrices", "embeddings", "head", "scalars"}
+    ids = [id(p) for group in groups.values() for p in group]
+    assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
+    assert all(p.dim() == 2 for p in groups["matrices"])
+    assert all(p.dim() < 2 for p in groups["scalars"])
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.abs().sum() > 0, name
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+    grouped = [id(p) for g in optimizer.param_groups for p in g["params"]]
+    assert len(grouped) == len(set(grouped)) == len(list(model.parameters()))
+    decayed, others = optimizer.param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert all(p.dim() >= 2 for p in decayed["params"])
+    assert all(p.dim() < 2 for p in others["params"])
+
+
+@pytest.mark.parametrize("name", ["classic", "modern"])
+def test_activation_checkpointing_changes_nothing(name):
+    """Gradients too, and with dropout: the recomputed masks are the first ones."""
+    grads = []
+    for on in (False, True):
+        model = make(**VARIANTS[name], dropout=0.3, activation_checkpointing=on)
+        torch.manual_seed(7)
+        _, loss = model(batch(), batch(2))
+        loss.backward()
+        grads.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_targets_of_minus_1_are_ignored():
+    model, idx, targets = make(), batch(), batch(2)
+    targets[:, :7] = -1
+    logits, loss = model(idx, targets)
+    expected = F.cross_entropy(logits[:, 7:].flatten(0, 1), targets[:, 7:].flatten())
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_positions_are_told_apart_exactly_where_they_should_be():
+    """Without positions a reordered past gives the same answer; with them it does not."""
+    idx = batch()
+    mixed = idx.clone()
+    mixed[:, :-1] = idx[:, :-1].flip(1)
+    for position in ("none", "learned", "sinusoidal", "rope"):
+        # one layer: deeper ones know the order from the causal mask
+        model = shaken(make(position=position, n_layer=1)).eval()
+        same = torch.allclose(model(idx)[0], model(mixed)[0], atol=1e-5)
+        assert same == (position == "none"), position
+
+
+def test_rope_knows_only_distances():
+    """Queries and keys turned at positions p and p + d have a product that depends on d alone."""
+    from model import rope_angles, rotate
+
+    q, k = torch.randn(2, 1, 1, 1, 16)
+    cos, sin = rope_angles(torch.arange(40), 16, 10000.0)
+
+    def product(p, d):
+        a = rotate(q, (cos[[p]], sin[[p]]))
+        b = rotate(k, (cos[[p + d]], sin[[p + d]]))
+        return (a * b).sum().item()
+
+    for d in (0, 1, 7):
+        assert product(0, d) == pytest.approx(product(30, d), abs=1e-4)
+
+
+def test_softcap_bounds_the_logits():
+    model = shaken(make(logit_softcap=0.5))
+    assert model(batch(), batch())[0].abs().max() <= 0.5
+
+
+def test_zero_init_starts_as_the_identity():
+    model = make(zero_init=True)
+    for name, p in model.named_parameters():
+        assert name.endswith("c_proj.weight") <= bool((p == 0).all())
+
+
+# ---- configuration ----
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(n_embd=33), ["n_embd=33", "n_head=4"]),
+        (dict(n_kv_head=3), ["n_head=4", "n_kv_head=3"]),
+        (dict(norm="batchnorm"), ["norm", "batchnorm", "rmsnorm"]),
+        (dict(position="alibi"), ["position", "alibi", "rope"]),
+        (dict(activation="tanh"), ["activation", "tanh", "swiglu"]),
+        (dict(norm_placement="mid"), ["norm_placement", "post"]),
+        (dict(norm_bias="yes"), ["norm_bias", "auto"]),
+        (dict(position="rope", head_size=7), ["rope", "even", "7"]),
+        (dict(dropout=1.0), ["dropout=1.0"]),
+        (dict(dropout=-0.1), ["dropout=-0.1"]),
+        (dict(n_layer=0), ["n_layer=0"]),
+        (dict(block_size=0), ["block_size=0"]),
+        (dict(vocab_size=0), ["vocab_size=0"]),
+        (dict(n_kv_head=-2), ["n_kv_head=-2"]),
+        (dict(head_size=-4), ["head_size=-4"]),
+    ],
+    ids=str,
+)
+def test_choices_that_do_not_go_together_are_named(fields, words):
+    with pytest.raises(ValueError) as e:
+        GPTConfig(**{**SHAPE, **fields})
+    assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
+
+
+def test_the_defaults_are_nanogpts():
+    c = GPTConfig()
+    assert {k: getattr(c, k) for k in CLASSIC_KEYS} == dict(
+        n_layer=12,
+        n_head=12,
+        n_embd=768,
+        block_size=1024,
+        bias=True,
+        vocab_size=50304,
+        dropout=0.0,
+    )
+    assert c.is_classic
+    assert not GPTConfig(position="rope").is_classic
+    assert GPTConfig(activation_checkpointing=True, n_layer=1).is_classic
+
+
+def test_the_table_of_models_makes_the_gpt():
+    assert MODELS["gpt"] == (GPT, GPTConfig)
+    model = build_model("gpt", {**SHAPE, "position": "rope", "learning_rate": 1e-3})
+    assert model.config.position == "rope"
+
+
+# ---- the surface nanoGPT's users know ----
+
+
+def test_names_and_signatures():
+    def names(f):
+        return [p for p in inspect.signature(f).parameters if p != "self"]
+
+    assert names(GPT.forward)[:2] == ["idx", "targets"]
+    assert names(GPT.generate) == ["idx", "max_new_tokens", "temperature", "top_k"]
+    assert names(GPT.from_pretrained) == ["source", "override_args"]
+    assert names(GPT.crop_block_size) == ["block_size"]
+    expected = ["weight_decay", "learning_rate", "betas", "device_type"]
+    assert names(GPT.configure_optimizers)[:4] == expected
+    assert names(GPT.estimate_mfu)[:2] == ["fwdbwd_per_iter", "dt"]
+    assert names(GPT.get_num_params) == ["non_embedding"]
+
+
+def test_crop_block_size():
+    model = make().eval()
+    idx = batch(t=8)
+    before = model(idx, idx)[0]
+    model.crop_block_size(8)
+    assert model.config.block_size == 8 and model.transformer.wpe.weight.shape == (8, 32)
+    assert torch.equal(model(idx, idx)[0], before)
+    assert model.transformer.wpe.weight.requires_grad
+    with pytest.raises(AssertionError):
+        model(batch(t=9))
+    with pytest.raises(AssertionError):
+        model.crop_block_size(9)
+    rope = make(position="rope")
+    rope.crop_block_size(8)
+    assert rope.config.block_size == 8
+
+
+def test_generate():
+    model = shaken(make()).eval()
+    idx = batch(t=3)
+    greedy = model.generate(idx, 20, temperature=0)  # beyond block_size as well
+    assert greedy.shape == (B, 23) and torch.equal(greedy[:, :3], idx)
+    assert torch.equal(greedy, model.generate(idx, 20, temperature=0))
+    assert torch.equal(greedy, model.generate(idx, 20, top_k=1))
+    assert torch.equal(greedy[:, 3], model(idx)[0][:, -1].argmax(-1))
+    drawn = []
+    for top_k in (None, 0, V, V + 100):  # all of them: no limit
+        torch.manual_seed(0)
+        drawn.append(model.generate(idx, 10, temperature=1.5, top_k=top_k))
+    assert all(torch.equal(drawn[0], d) for d in drawn[1:])
+    torch.manual_seed(0)
+    # (1, 4): the four likeliest first tokens, and no others
+    best = set(model(idx[:1])[0][0, -1].topk(4).indices.tolist())
+    rows = model.generate(idx[:1].expand(300, -1), 1, temperature=1.0, top_k=4)[:, -1]
+    assert set(rows.tolist()) <= best and len(set(rows.tolist())) > 1
+    assert not rows.requires_grad
+
+
+@variants
+def test_sizes_and_flops(fields):
+    model = make(**fields)
+    c = model.config
+    total = sum(p.numel() for p in model.parameters())
+    looked_up = 0
+    if c.position == "learned":
+        looked_up += 16 * 32
+    if not c.tie_head:
+        looked_up += V * 32
+    assert model.num_params(non_embedding=False) == total
+    assert model.num_params() == model.get_num_params() == total - looked_up
+    width = c.n_head * (c.head_size or c.n_embd // c.n_head)
+    for t in (16, 5):
+        expected = 6 * (total - looked_up) + 12 * c.n_layer * width * t
+        assert model.flops_per_token(t) == expected
+    # 8 rows of 16 tokens in a tenth of a second, of an A100's peak
+    assert model.estimate_mfu(8, 0.1) == pytest.approx(
+        model.flops_per_token(16) * 16 * 8 / 0.1 / 312e12
+    )
+    assert model.estimate_mfu(8, 0.1, peak_flops=1e12) == pytest.approx(
+        model.estimate_mfu(8, 0.1) * 312
+    )
+
+
+def test_gpt2_has_124m_parameters():
+    with torch.device("meta"):
+        model = GPT(GPTConfig())
+    assert f"{model.num_params() / 1e6:.2f}M" == "123.69M"
+    assert model.num_params(non_embedding=False) == 124475904
+
+
+def test_a_cache_continues_where_it_stopped():
+    """A prefill of 5, then 3 and 1 tokens: the logits of the whole (engine tests do the rest)."""
+    for fields in (VARIANTS["classic"], VARIANTS["modern"]):
+        model, idx = shaken(make(**fields)).eval(), batch(t=9)
+        with torch.no_grad():
+            cache = model.new_cache(B, 9)
+            for a, b in ((0, 5), (5, 8), (8, 9)):
+                logits, _ = model(idx[:, a:b], cache=cache)
+                assert logits.shape == (B, 1, V)
+                torch.testing.assert_close(logits, model(idx[:, :b])[0], atol=1e-5, rtol=1e-4)

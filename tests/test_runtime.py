@@ -1,0 +1,126 @@
+"""bonsai/runtime.py and memory.py: what is picked on which machine, peaks, seeds, estimates."""
+
+import pytest
+import torch
+
+from bonsai.errors import UserError
+from bonsai.memory import LOWER, describe_memory, out_of_memory, training_bytes
+from bonsai.runtime import (
+    PEAK_TFLOPS,
+    cpu_computes_bfloat16,
+    peak_flops,
+    peak_flops_by_name,
+    pick_device,
+    pick_dtype,
+    seed_everything,
+    setup,
+)
+from model import GPT, GPTConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "name, tera",
+    [
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla T4", 65),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA RTX A6000", 154.8),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 5090", 209.5),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA B200", 2250),
+        ("AMD Instinct MI300X", 1307.4),
+        ("NVIDIA L40", None),
+        ("NVIDIA GeForce GTX 1080 Ti", None),
+    ],
+)
+def test_peaks(name, tera):
+    half = peak_flops_by_name(name, "bfloat16")
+    assert half == (pytest.approx(tera * 1e12) if tera else None)
+    assert peak_flops_by_name(name, "float16") == half
+    if tera:
+        assert peak_flops_by_name(name, "float32") < half
+
+
+def test_the_table_finds_each_of_its_own_names():
+    for key, half, _ in PEAK_TFLOPS:
+        assert peak_flops_by_name(f"NVIDIA {key}", "bfloat16") == half * 1e12
+    assert peak_flops(CPU, "float32") is None
+
+
+def test_dtype_by_device():
+    cuda, mps = torch.device("cuda"), torch.device("mps")
+    assert pick_dtype("bfloat16", CPU)[0] == "bfloat16"
+    assert pick_dtype("float16", CPU)[0] == "float32" and "CUDA" in pick_dtype("float16", CPU)[1]
+    assert pick_dtype("float16", mps)[0] == "float32"  # no GradScaler there
+    assert pick_dtype("float16", cuda)[0] == "float16"
+    assert pick_dtype("auto", CPU)[0] == ("bfloat16" if cpu_computes_bfloat16() else "float32")
+    assert pick_dtype("auto", mps)[0] == "float32"
+    with pytest.raises(UserError, match="float8"):
+        pick_dtype("float8", CPU)
+
+
+def test_devices():
+    assert pick_device("cpu") == (CPU, "")
+    auto, why = pick_device("auto")
+    assert why and auto.type in ("cpu", "cuda", "mps")
+    for name in ("gpu0", "meta", "xla", *([] if torch.cuda.is_available() else ["cuda", "cuda:3"])):
+        with pytest.raises(UserError):
+            pick_device(name)
+
+
+def test_setup_says_what_was_picked():
+    runtime = setup("cpu", "auto", "auto", "nccl")
+    assert (runtime.compile, runtime.backend, runtime.world_size) == (False, "gloo", 1)
+    assert runtime.master and "\n" not in runtime.summary
+    assert "cpu" in runtime.summary and runtime.dtype in runtime.summary
+
+
+def test_seeds_are_a_function_of_seed_and_position():
+    def draw(*args):
+        seed_everything(*args)
+        return torch.rand(4)
+
+    assert torch.equal(draw(1, 2, 3), draw(1, 2, 3))
+    places = [(s, i, r) for s in range(3) for i in range(20) for r in range(4)]
+    assert len({tuple(draw(*p).tolist()) for p in places}) == len(places)
+    draw(2**70, 10**12, 0)  # any size will do
+
+
+def test_the_memory_estimate_grows_with_what_needs_memory():
+    def need(batch=4, dtype="float32", **fields):
+        shape = dict(block_size=64, vocab_size=50, n_layer=4, n_head=2, n_embd=32)
+        model = GPT(GPTConfig(**{**shape, **fields}))
+        return training_bytes(model, batch, 64, dtype)
+
+    state, activations = need()
+    assert state == 16 * sum(
+        p.numel() for p in GPT(GPTConfig(64, 50, 4, 2, 32, 0.0, True)).parameters()
+    )
+    assert need(batch=8) == (state, 2 * activations)
+    assert need(dtype="bfloat16")[1] < activations
+    assert need(activation_checkpointing=True)[1] < activations
+    assert need(n_layer=8)[0] > state
+
+
+def test_the_estimate_warns_and_says_what_to_lower():
+    model = GPT(GPTConfig(block_size=64, vocab_size=50, n_layer=1, n_head=2, n_embd=32))
+    runtime = setup("cpu", "float32", False)
+    assert "may not fit" not in describe_memory(model, 1, 64, runtime)
+    assert LOWER in describe_memory(model, 10**9, 64, runtime)
+
+
+def test_which_exceptions_mean_out_of_memory():
+    assert out_of_memory(MemoryError())
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as e:
+        torch.empty(2**50, dtype=torch.float64)
+    assert out_of_memory(e.value)
+    assert not out_of_memory(RuntimeError("shapes do not match"))
