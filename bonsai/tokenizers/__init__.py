@@ -4,6 +4,9 @@
     tokenizer = get("gpt2")
     ids = tokenizer.encode("hello")
     same = from_dict(tokenizer.to_dict())   # JSON-able: stands in meta.json and in checkpoints
+
+No file here imports torch; tiktoken, rustbpe, regex and sentencepiece are imported where they are
+first needed.
 """
 
 import json
@@ -11,17 +14,21 @@ from pathlib import Path
 
 from bonsai.errors import UserError
 from bonsai.tokenizers.base import EOT_TEXT, Tokenizer, well_formed
+from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.byte import ByteTokenizer
 from bonsai.tokenizers.char import CharTokenizer
 from bonsai.tokenizers.gpt import GPT2Tokenizer, GPT4Tokenizer
+from bonsai.tokenizers.sentencepiece import SentencePieceTokenizer
 
 __all__ = [
     "EOT_TEXT",
     "TOKENIZERS",
+    "BPETokenizer",
     "ByteTokenizer",
     "CharTokenizer",
     "GPT2Tokenizer",
     "GPT4Tokenizer",
+    "SentencePieceTokenizer",
     "Tokenizer",
     "from_dict",
     "get",
@@ -31,15 +38,25 @@ __all__ = [
 TOKENIZERS: dict[str, type[Tokenizer]] = {
     "char": CharTokenizer,
     "byte": ByteTokenizer,
+    "bpe": BPETokenizer,
     "gpt2": GPT2Tokenizer,
     "gpt4": GPT4Tokenizer,
+    "sentencepiece": SentencePieceTokenizer,
 }
+NAMES = ("byte", "gpt2", "gpt4")  # those that need nothing but their name
 
 
 def get(name_or_path: str | Path) -> Tokenizer:
-    """A tokenizer by name, or from a JSON file: one that holds to_dict(), or a data set's
-    meta.json. 'char' has no vocabulary of its own: see CharTokenizer.from_text."""
+    """A tokenizer by name; from a JSON file, one that holds to_dict() or a data set's meta.json; or
+    from a sentencepiece .model file. 'char' is made of a text: see CharTokenizer.from_text."""
     path = Path(name_or_path)
+    if path.suffix == ".model":
+        return SentencePieceTokenizer.from_file(path)
+    if path.suffix == ".tiktoken" or path.name == "vocab.bpe":
+        raise UserError(
+            f"{path} holds neither pattern nor special tokens: make a .json of it with "
+            f"python train_tokenizer.py --ranks={path} --pattern=gpt4 --out=FILE.json"
+        )
     if path.suffix == ".json":
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
@@ -50,16 +67,20 @@ def get(name_or_path: str | Path) -> Tokenizer:
         if isinstance(state, dict) and "type" not in state:
             state = state.get("tokenizer")
         return from_dict(state)
-    if name_or_path == "char":
-        raise UserError("the char tokenizer is made from a text: name a data set that uses it")
-    return from_dict({"type": str(name_or_path)})
+    if name_or_path in NAMES:
+        return TOKENIZERS[str(name_or_path)]()
+    if name_or_path in TOKENIZERS:
+        how = "data set that uses it" if name_or_path == "char" else ".json file of one"
+        raise UserError(f"the {name_or_path} tokenizer is made from a text: name a {how}")
+    raise UserError(
+        f"no tokenizer {str(name_or_path)!r}: known are {', '.join(NAMES)}, a .json file that "
+        f"train_tokenizer.py wrote, a data set's meta.json, or a sentencepiece .model"
+    )
 
 
 def from_dict(state: dict) -> Tokenizer:
     """The tokenizer that `to_dict` described. Raises UserError for what is not a tokenizer."""
     kind = state.get("type") if isinstance(state, dict) else None
     if not isinstance(kind, str) or kind not in TOKENIZERS:
-        raise UserError(
-            f"no tokenizer {kind!r}: known are {', '.join(TOKENIZERS)}, or a .json file of one"
-        )
+        raise UserError(f"no tokenizer of type {kind!r}: known are {', '.join(TOKENIZERS)}")
     return TOKENIZERS[kind].from_dict(state)

@@ -10,6 +10,8 @@ from functools import cached_property
 
 from bonsai.errors import UserError
 from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer
+from bonsai.tokenizers.bpe import BPETokenizer
+from bonsai.tokenizers.patterns import GPT2, GPT4, has_long_blank
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -17,6 +19,7 @@ class TiktokenTokenizer(Tokenizer):
 
     type: str  # our name
     encoding: str  # tiktoken's name
+    pattern: str  # cuts the text into chunks
 
     @cached_property
     def _bpe(self):
@@ -37,12 +40,24 @@ class TiktokenTokenizer(Tokenizer):
         assert (bpe.n_vocab, bpe.eot_token) == (self.vocab_size, self.eot)
         return bpe
 
+    @cached_property
+    def _own(self) -> BPETokenizer:
+        """The same vocabulary in our own encoder, slower, for what tiktoken cannot split."""
+        tokens: list[bytes | None] = [None] * self.eot
+        for token, i in self._bpe._mergeable_ranks.items():
+            tokens[i] = token
+        return BPETokenizer(tokens, self.pattern, {EOT_TEXT: self.eot}, fast=False)
+
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        if has_long_blank(text):
+            return self._own.encode(text, allow_special)
         if allow_special:
             return self._bpe.encode(text, allowed_special={EOT_TEXT}, disallowed_special=())
         return self._bpe.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if any(map(has_long_blank, texts)):
+            return super().encode_batch(texts)
         return self._bpe.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -69,12 +84,12 @@ class GPT2Tokenizer(TiktokenTokenizer):
     [31373, 995]
     """
 
-    type, encoding = "gpt2", "gpt2"
+    type, encoding, pattern = "gpt2", "gpt2", GPT2
     vocab_size, eot = 50257, 50256
 
 
 class GPT4Tokenizer(TiktokenTokenizer):
     """GPT-4's cl100k_base: 100,277 ids, more than uint16 can hold."""
 
-    type, encoding = "gpt4", "cl100k_base"
+    type, encoding, pattern = "gpt4", "cl100k_base", GPT4
     vocab_size, eot = 100277, 100257

@@ -1,0 +1,409 @@
+"""Byte-pair encoding, whole: how a vocabulary is learnt from text, and text written in it.
+
+    tokenizer = BPETokenizer.train(texts, vocab_size=4096)
+    ids = tokenizer.encode("hello world")
+
+The idea (Gage 1994; Sennrich et al. 2016; on bytes since Radford et al. 2019): begin with the 256
+bytes as tokens, find the pair of neighbours that occurs most often, make it a token, repeat. Text
+is encoded by the same merges in the order in which they were learnt.
+
+Four parts, in this order: learn_merges (training), merge (encoding one chunk), BPETokenizer, and
+the libraries that do the same faster: rustbpe to train, tiktoken to encode. The tests hold them
+equal.
+"""
+
+import base64
+import binascii
+import heapq
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+
+from bonsai.errors import UserError
+from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer, well_formed
+from bonsai.tokenizers.patterns import GPT4, WHOLE_TEXT, checked_pattern, has_long_blank, splitter
+
+Pair = tuple[int, int]
+Progress = Callable[[int], object]  # is told how many merges have been learnt
+
+BYTES = [bytes([i]) for i in range(256)]
+END = -1  # stands between chunks: no id, so no pair reaches over it
+CACHE = 1 << 17  # chunks whose ids are remembered while encoding
+BUFFER = 256  # texts that rustbpe holds at a time
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def count_chunks(texts: Iterable[str], pattern: str | None) -> Counter[bytes]:
+    """How often each chunk occurs: a text of millions of words has few different ones, and only
+    these are worked on."""
+    split, counts = splitter(pattern), Counter()
+    for text in texts:
+        counts.update(split(well_formed(text)))
+    return Counter({chunk.encode("utf-8"): n for chunk, n in counts.items()})
+
+
+def learn_merges(
+    chunks: Mapping[bytes, int], n: int, progress: Progress | None = None
+) -> list[Pair]:
+    """The first `n` merges, in order; fewer if every chunk has become one token before.
+
+    Merge number k joins two ids into id 256 + k. Each step takes the pair that occurs most often,
+    among equals the one with the smallest ids: so the result depends on the counts alone.
+
+    >>> learn_merges({b"abab": 10, b"abc": 1}, 9)
+    [(97, 98), (256, 256), (256, 99)]
+
+    Nothing is counted twice. A merge changes the counts of the pairs beside it only, and makes a
+    chunk shorter by one: all steps together touch each byte of `chunks` about once.
+    """
+    # All chunks in one row of ids, each position linked to the one left and right of it, so that
+    # two neighbours become one without moving the rest. `weight`: how often the chunk occurs.
+    ids, weight = [END], [0]
+    for chunk, count in chunks.items():
+        ids += [*chunk, END]
+        weight += [count] * (len(chunk) + 1)
+    left, right = list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))
+
+    counts: dict[Pair, int] = defaultdict(int)
+    places: dict[Pair, list[int]] = defaultdict(list)  # of the left one of the two, ascending
+    for i, pair in enumerate(pairwise(ids)):
+        if END not in pair:
+            counts[pair] += weight[i]
+            places[pair].append(i)
+
+    # A pair is made in one step only, that of its younger id; from then on its count can but fall.
+    # So the heap holds upper bounds: one that proves too high goes back with its true count.
+    heap = [(-count, pair) for pair, count in counts.items()]
+    heapq.heapify(heap)
+    merges: list[Pair] = []
+    while heap and len(merges) < n:
+        bound, pair = heapq.heappop(heap)
+        if -bound != counts[pair]:
+            if counts[pair] > 0:
+                heapq.heappush(heap, (-counts[pair], pair))
+            continue
+
+        (a, b), new = pair, 256 + len(merges)
+        made: dict[Pair, list[int]] = defaultdict(list)
+        for i in places.pop(pair):
+            j = right[i]
+            if ids[i] != a or ids[j] != b:  # gone: one of the two is part of another token now
+                continue
+            before, after, w = left[i], right[j], weight[i]
+            x, y = ids[before], ids[after]  # x a b y  ->  x new y
+            ids[i], ids[j] = new, END
+            right[i], left[after] = after, i
+            if x != END:
+                counts[x, a] -= w
+                counts[x, new] += w
+                made[x, new].append(before)
+            if y != END:
+                counts[b, y] -= w
+                counts[new, y] += w
+                made[new, y].append(i)
+        del counts[pair]
+        for pair, where in made.items():
+            if counts[pair] > 0:  # 0: in "aaaa", the pair (aa, a) was there for a moment only
+                places[pair] = where
+                heapq.heappush(heap, (-counts[pair], pair))
+        merges.append((a, b))
+        if progress:
+            progress(len(merges))
+    return merges
+
+
+def tokens_of(merges: Iterable[Pair]) -> list[bytes | None]:
+    """The bytes of every id: the 256 bytes, then one token per merge. None in the rare case that
+    two merges spell the same bytes: the younger is never used."""
+    spelt, known = list(BYTES), set(BYTES)
+    tokens: list[bytes | None] = list(BYTES)
+    for a, b in merges:
+        token = spelt[a] + spelt[b]
+        tokens.append(None if token in known else token)
+        spelt.append(token)
+        known.add(token)
+    return tokens
+
+
+# -- encoding --------------------------------------------------------------------------------------
+
+
+def merge(chunk: bytes, ranks: Mapping[bytes, int], limit: float = float("inf")) -> list[bytes]:
+    """`chunk` cut into tokens: as long as two neighbours together are a token, those are joined
+    whose token was learnt first (has the lowest rank), the leftmost of several.
+
+    limit: only tokens of a lower rank are made.
+
+    >>> merge(b"abab", {b"a": 97, b"b": 98, b"ab": 256})
+    [b'ab', b'ab']
+
+    O(n log n), for a chunk of a million bytes too: candidates wait in a heap, positions are linked
+    as in training.
+    """
+    parts = [chunk[i : i + 1] for i in range(len(chunk))] + [b""]  # b"": the end, or joined away
+    left, right = list(range(-1, len(chunk))), list(range(1, len(chunk) + 2))
+    heap: list[tuple[int, int]] = []
+
+    def offer(i: int) -> None:
+        if i >= 0 and parts[right[i]]:
+            rank = ranks.get(parts[i] + parts[right[i]], limit)
+            if rank < limit:
+                heapq.heappush(heap, (rank, i))
+
+    for i in range(len(chunk)):
+        offer(i)
+    while heap:
+        rank, i = heapq.heappop(heap)
+        j = right[i]
+        if not parts[i] or not parts[j] or ranks.get(parts[i] + parts[j]) != rank:
+            continue  # one of the two has changed since
+        parts[i], parts[j] = parts[i] + parts[j], b""
+        right[i] = right[j]
+        left[right[j]] = i
+        offer(i)
+        offer(left[i])
+    return [part for part in parts if part]
+
+
+# -- the tokenizer ---------------------------------------------------------------------------------
+
+
+class BPETokenizer(Tokenizer):
+    """A vocabulary of byte sequences, trained here or read from a rank file (see ranks.py).
+
+    Unlike gpt2 and gpt4, which are names for vocabularies that tiktoken holds, it carries its own.
+
+    tokens: the bytes of each id, all 256 bytes among them; None for an id that stands for nothing.
+        A token's id is its rank: lower ones are joined first.
+    pattern: cuts text into chunks (see patterns.py); None: no borders.
+    special_tokens: name -> id. They are found in a text only when encode is told to.
+    fast: let tiktoken encode; False keeps to the code of this file, with the same ids.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[bytes | None],
+        pattern: str | None = GPT4,
+        special_tokens: Mapping[str, int] | None = None,
+        fast: bool = True,
+    ):
+        self.tokens = list(tokens)
+        self.pattern = None if pattern is None else checked_pattern(pattern)
+        self.special_tokens = dict(special_tokens or {})
+        self.fast = fast
+        self.ranks = {token: i for i, token in enumerate(self.tokens) if token is not None}
+        self._check()
+        self.eot = self.special_tokens.get(EOT_TEXT)
+        self.vocab_size = max(len(self.tokens), 1 + max(self.special_tokens.values(), default=0))
+        self._bytes = dict(enumerate(self.tokens)) | {
+            i: name.encode("utf-8") for name, i in self.special_tokens.items()
+        }
+        self._split = splitter(self.pattern)
+        self._cache: dict[bytes, list[int]] = {}
+
+    def _check(self) -> None:
+        missing = [byte for byte in BYTES if byte not in self.ranks]
+        if missing:
+            raise UserError(
+                f"a BPE vocabulary holds all 256 bytes: {len(missing)} are missing, {missing[0]!r} "
+                f"first"
+            )
+        if len(self.ranks) < sum(token is not None for token in self.tokens) or b"" in self.ranks:
+            raise UserError("a BPE vocabulary needs tokens that differ, none of them empty")
+        names, taken = self.special_tokens, self.special_tokens.values()
+        if len(set(taken)) < len(names) or any(
+            i < 0 or (i < len(self.tokens) and self.tokens[i] is not None) for i in taken
+        ):
+            raise UserError(f"the special tokens {names} need ids of their own, behind the others")
+        if not all(names):
+            raise UserError("a special token needs a name")
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        pattern: str | None = GPT4,
+        special_tokens: Sequence[str] = (EOT_TEXT,),
+        fast: bool = True,
+        progress: Progress | None = None,
+    ) -> "BPETokenizer":
+        """Learn a vocabulary of `vocab_size` ids: 256 bytes, merges, special tokens. It is smaller
+        if there is nothing left to merge.
+
+        fast: count and merge in rustbpe, about ten times faster with the same result. Without a
+        pattern it makes no difference: rustbpe would walk through whole documents at each merge.
+        """
+        names = list(dict.fromkeys(special_tokens))
+        n = vocab_size - 256 - len(names)
+        if n < 0:
+            raise UserError(
+                f"vocab_size is {vocab_size}: it must be at least {256 + len(names)}, for the 256 "
+                f"bytes{f' and {len(names)} special tokens' if names else ''}"
+            )
+        pattern = None if pattern is None else checked_pattern(pattern)
+        if fast and pattern is not None:
+            tokens = rust_tokens(texts, n, pattern, progress)
+        else:
+            tokens = tokens_of(learn_merges(count_chunks(texts, pattern), n, progress))
+        return cls(tokens, pattern, {name: len(tokens) + i for i, name in enumerate(names)})
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """With allow_special, every special token is found; of two that begin alike, the longer."""
+        if not (allow_special and self.special_tokens):
+            return self._encode_plain(text)
+        ids: list[int] = []
+        for part in self._special.split(text):
+            special = self.special_tokens.get(part)
+            ids += self._encode_plain(part) if special is None else [special]
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if not self.fast or any(map(has_long_blank, texts)):
+            return super().encode_batch(texts)
+        return self._tiktoken.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        unknown = REPLACEMENT.encode("utf-8")
+        return b"".join(self._bytes.get(int(i)) or unknown for i in ids)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """The ids of `text` without special tokens."""
+        if self.fast and not has_long_blank(text):
+            return self._tiktoken.encode_ordinary(text)
+        ids: list[int] = []
+        for chunk in self._split(well_formed(text)):
+            ids += self._encode_chunk(chunk.encode("utf-8"))
+        return ids
+
+    def _encode_chunk(self, chunk: bytes) -> list[int]:
+        whole = self.ranks.get(chunk)
+        if whole is not None:
+            return [whole]
+        ids = self._cache.get(chunk)
+        if ids is None:
+            ids = [self.ranks[part] for part in merge(chunk, self.ranks)]
+            if len(self._cache) < CACHE:
+                self._cache[chunk] = ids
+        return ids
+
+    def merges(self) -> list[tuple[bytes, bytes] | None]:
+        """The two tokens that each token past the bytes was made of, in the order of the ids; None
+        for an id that stands for nothing or was not made by a merge."""
+        pairs: list[tuple[bytes, bytes] | None] = []
+        for i, token in enumerate(self.tokens):
+            if token is None or len(token) > 1:
+                parts = merge(token, self.ranks, limit=i) if token else []
+                pairs.append((parts[0], parts[1]) if len(parts) == 2 else None)
+        return pairs
+
+    def first(self, vocab_size: int) -> "BPETokenizer":
+        """The smaller vocabulary that training would have stopped at: the first tokens of this."""
+        names = list(self.special_tokens)
+        tokens = self.tokens[: max(256, vocab_size - len(names))]
+        return type(self)(tokens, self.pattern, {s: len(tokens) + i for i, s in enumerate(names)})
+
+    def to_dict(self) -> dict:
+        return {
+            "type": "bpe",
+            "pattern": self.pattern,
+            "special_tokens": self.special_tokens,
+            "tokens": [None if t is None else base64.b64encode(t).decode() for t in self.tokens],
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict) -> "BPETokenizer":
+        tokens, special = state.get("tokens"), state.get("special_tokens")
+        pattern = state.get("pattern")
+        if (
+            not isinstance(tokens, list)
+            or not isinstance(special, dict)
+            or not isinstance(pattern, str | None)
+            or not all(isinstance(token, str | None) for token in tokens)
+            or not all(type(i) is int for i in special.values())
+        ):
+            raise UserError('a bpe tokenizer needs "tokens" in base64, "pattern", "special_tokens"')
+        try:
+            tokens = [None if t is None else base64.b64decode(t, validate=True) for t in tokens]
+        except (binascii.Error, ValueError):
+            raise UserError("the tokens of this bpe tokenizer are not in base64") from None
+        return cls(tokens, pattern, special)
+
+    # -- the same, faster --------------------------------------------------------------------------
+
+    @cached_property
+    def _tiktoken(self):
+        """tiktoken's encoder with this vocabulary, which holds the same rule in Rust."""
+        try:
+            import tiktoken
+        except ImportError:
+            raise UserError("encoding needs tiktoken: pip install tiktoken") from None
+        pattern = WHOLE_TEXT if self.pattern is None else self.pattern
+        try:
+            return tiktoken.Encoding(
+                "bpe", pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={}
+            )
+        except ValueError as e:
+            raise UserError(f"tiktoken does not take the pattern {pattern!r}: {e}") from None
+
+    @cached_property
+    def _special(self):
+        """Splits a text at its special tokens, and keeps these."""
+        names = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names))})")
+
+
+def rust_tokens(
+    texts: Iterable[str], n: int, pattern: str, progress: Progress | None = None
+) -> list[bytes | None]:
+    """tokens_of(learn_merges(count_chunks(texts, pattern), n)), by rustbpe: it breaks ties in the
+    same way. It counts in 32 bits: texts in which one pair occurs 2**31 times are too long."""
+    try:
+        import rustbpe
+    except ImportError:
+        raise UserError(
+            "fast training needs rustbpe: pip install rustbpe, or --fast=False"
+        ) from None
+    trainer, log, reporter = rustbpe.Tokenizer(), logging.getLogger("rustbpe"), _Reporter(progress)
+    log.setLevel(logging.INFO)  # always: rustbpe remembers the level that it found first
+    log.propagate = False
+    log.addHandler(reporter)
+    try:
+        trainer.train_from_iterator(
+            map(_for_rust, texts), 256 + n, buffer_size=BUFFER, pattern=pattern
+        )
+    except ValueError as e:
+        raise UserError(f"rustbpe does not take the pattern {pattern!r}: {e}") from None
+    finally:
+        log.removeHandler(reporter)
+    tokens, known = [], set()
+    for token, _ in trainer.get_mergeable_ranks():
+        tokens.append(None if token in known else bytes(token))
+        known.add(token)
+    return tokens
+
+
+class _Reporter(logging.Handler):
+    """Finds in the log lines of rustbpe, one at every per cent, how many merges it has learnt."""
+
+    def __init__(self, progress: Progress | None):
+        super().__init__()
+        self.progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.progress and (found := re.search(r"\((\d+)/\d+ merges\)", record.getMessage())):
+            self.progress(int(found[1]))
+
+
+def _for_rust(text: str) -> str:
+    if has_long_blank(text):
+        raise UserError(
+            "fast training cannot split a text with 900,000 blanks in a row: use --fast=False"
+        )
+    return well_formed(text)

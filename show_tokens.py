@@ -1,0 +1,59 @@
+"""The tokens of a text, coloured, for several tokenizers side by side.
+
+python show_tokens.py --text="How long is a string?"
+python show_tokens.py --file=train.py --tokenizers=gpt2,gpt4,tokenizer.json --html=tokens.html
+echo "some text" | python show_tokens.py --ids
+"""
+
+import sys
+from pathlib import Path
+
+from bonsai.errors import UserError, run
+from bonsai.tokenizers import get
+from bonsai.tokenview import html_page, terminal
+from configurator import configure, resolve_path
+
+text = ""  # the text; \n and \t stand for a line end and a tab
+file = ""  # or a file of it; neither: standard input
+tokenizers = "gpt2,gpt4"  # names and files, as for data/custom/prepare.py
+ids = False  # print the ids too
+special = False  # let "<|endoftext|>" in the text be the token
+html = ""  # write a page to this file instead
+color: bool | str = "auto"  # 'auto': on a terminal
+
+
+def the_text() -> str:
+    if text and file:
+        raise UserError("give --text or --file, not both")
+    if text:
+        return text.replace("\\n", "\n").replace("\\t", "\t")
+    if not file:
+        return sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    try:
+        return resolve_path(file).read_text(encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"cannot read {file}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{file} is not UTF-8 at byte {e.start}") from None
+
+
+def main() -> None:
+    configure(globals())
+    chosen = {name: get(name) for name in filter(None, map(str.strip, tokenizers.split(",")))}
+    if not chosen:
+        raise UserError("no tokenizer: name some with --tokenizers=gpt2,gpt4")
+    shown = the_text()
+    if html:
+        page = html_page([shown], chosen, allow_special=special)
+        try:
+            Path(html).write_text(page, encoding="utf-8")
+        except OSError as e:
+            raise UserError(f"cannot write {html}: {e.strerror}") from None
+        print(f"wrote {html}")
+        return
+    coloured = sys.stdout.isatty() if color == "auto" else bool(color)
+    print(terminal(shown, chosen, coloured, ids, special))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,174 @@
+"""A vocabulary of your own from text, and a report on it.
+
+python train_tokenizer.py --input=book.txt --vocab_size=4096 --out=book.json
+python data/custom/prepare.py --input=book.txt --name=book --tokenizer=book.json
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bonsai.errors import UserError, run
+from bonsai.progress import Progress
+from bonsai.readers import Options, find_files, read_pieces
+from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get, report
+from bonsai.tokenizers.patterns import named_pattern
+from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
+from bonsai.tokenview import html_page
+from configurator import ROOT, configure
+
+input = ""  # files, folders or patterns, several between commas
+endings = ""  # of further files that are plain text, such as .md,.py
+text_column = "text"  # field of a .jsonl or .parquet row that holds the text
+split_on = ""  # what stands between the documents of one text file, such as <|endoftext|>
+max_bytes = 1_000_000_000  # train on about the first so many bytes of text; 0: all
+out = "tokenizer.json"  # where the tokenizer goes
+# The vocabulary
+type = "bpe"  # bpe (byte-level), sentencepiece_unigram, sentencepiece_bpe
+vocab_size = 4096  # bytes, merges and special tokens together
+pattern = "gpt4"  # cuts text into chunks: gpt4, gpt2, none, or a regular expression
+special_tokens = EOT_TEXT  # several between commas
+fast = True  # train with rustbpe; False: with bonsai/tokenizers/bpe.py alone, the same merges
+ranks = ""  # do not train: take the tokens of a .tiktoken file or of a vocab.bpe
+# Also written
+tiktoken_out = ""  # the tokens as a .tiktoken file
+html = ""  # a page with the tokens of the beginning of the text
+# The report
+stats = True  # print one
+compare = "gpt2,gpt4"  # with these tokenizers
+curve = True  # train once more, up to 65,536 tokens, to see the effect of the size
+curve_png = ""  # and draw it to this file
+n_embd = 768  # width of the embedding whose parameters are counted
+stats_bytes = 20_000_000  # from the first so many bytes of the text
+
+
+def documents() -> Iterator[str]:
+    """The texts of the input, long ones in pieces, with a progress bar."""
+    ends = tuple(end if end[0] == "." else f".{end}" for end in endings.split(",") if end)
+    files, done = find_files(input, (Path(), ROOT), ends), 0
+    with Progress(sum(file.stat().st_size for file in files), label="reading") as progress:
+        for piece in read_pieces(files, Options(text_column, split_on), progress.advance):
+            yield piece.data.decode("utf-8")
+            done += len(piece.data)
+            if max_bytes and done >= max_bytes:
+                print(f"stopped reading after {done / 1e6:.0f} MB of text: see --max_bytes")
+                return
+
+
+def train(texts: Iterator[str]) -> Tokenizer:
+    if type.startswith("sentencepiece_"):
+        kind = type.removeprefix("sentencepiece_")
+        return SentencePieceTokenizer.train(texts, vocab_size, kind)
+    if type != "bpe":
+        raise UserError(f"no type {type!r}: bpe, sentencepiece_unigram or sentencepiece_bpe")
+    names = [name for name in special_tokens.split(",") if name]
+    with contextlib.ExitStack() as stack:
+        bar: Progress | None = None  # begins after that of reading has ended
+
+        def learnt(n: int) -> None:
+            nonlocal bar
+            if bar is None:
+                merges = vocab_size - 256 - len(names)
+                bar = stack.enter_context(Progress(merges, unit=" merges", label="merging"))
+            bar.advance(n - bar.done)
+
+        return BPETokenizer.train(
+            texts, vocab_size, named_pattern(pattern), names, fast=fast, progress=learnt
+        )
+
+
+def from_ranks() -> BPETokenizer:
+    """The tokens of another's file; the special tokens get the ids behind them."""
+    read = read_ranks if ranks.endswith(".tiktoken") else read_vocab_bpe
+    tokens, names = read(ranks), [name for name in special_tokens.split(",") if name]
+    return BPETokenizer(
+        tokens, named_pattern(pattern), {name: len(tokens) + i for i, name in enumerate(names)}
+    )
+
+
+def write(path: str, content: str) -> None:
+    """All of it or nothing: through a temporary file beside it."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"cannot write {path}: {e.strerror}") from None
+
+
+def others() -> dict[str, Tokenizer]:
+    """The tokenizers to compare with, less those that cannot be loaded here."""
+    found = {}
+    for name in filter(None, map(str.strip, compare.split(","))):
+        try:
+            found[name] = get(name)
+            found[name].encode("")
+        except UserError as e:
+            found.pop(name, None)
+            print(f"not compared with {name}: {e}")
+    return found
+
+
+def print_report(tokenizer: Tokenizer, texts: list[str]) -> None:
+    print("\n" + report.compression({"this": tokenizer} | others(), texts))
+    if not isinstance(tokenizer, BPETokenizer):
+        return
+    print("\n" + report.longest_tokens(tokenizer))
+    print("\n" + report.merges_as_learnt(tokenizer))
+    print("\n" + report.unused_tokens(tokenizer, texts))
+    if curve and pattern != "none" and any(texts):
+        points = report.size_curve(texts, tokenizer.pattern)
+        print("\n" + report.curve_table(points, n_embd))
+        if curve_png:
+            report.draw_curve(points, n_embd, curve_png)
+            print(f"wrote {curve_png}")
+
+
+def main() -> None:
+    configure(globals())
+    if not out.endswith(".json"):
+        raise UserError(f"out is {out!r}: a tokenizer is written to a .json file")
+    if not ranks and vocab_size < 256:
+        raise UserError(f"vocab_size is {vocab_size}: it must be at least 256, for the bytes")
+    start = time.time()
+    kept: list[str] = []  # for the report
+
+    def keep(texts: Iterator[str]) -> Iterator[str]:
+        left = stats_bytes
+        for text in texts:
+            if left > 0:
+                kept.append(text[:left])
+                left -= len(text)
+            yield text
+
+    if ranks:
+        tokenizer: Tokenizer = from_ranks()
+        if input:
+            kept += (text[:stats_bytes] for text in documents())
+    else:
+        tokenizer = train(keep(documents()))
+    write(out, json.dumps(tokenizer.to_dict()))
+    print(f"wrote {out}: {tokenizer.vocab_size:,} tokens, {time.time() - start:.1f} s")
+    if not ranks and tokenizer.vocab_size < vocab_size:
+        print(f"fewer than {vocab_size:,}: in this text there is nothing left to merge")
+    if tiktoken_out:
+        if not isinstance(tokenizer, BPETokenizer):
+            raise UserError("a .tiktoken file can hold the tokens of --type=bpe only")
+        write_ranks(tiktoken_out, tokenizer.tokens)
+        print(f"wrote {tiktoken_out}")
+    if html:
+        shown = {"this": tokenizer} | others()
+        write(html, html_page([text[:3000] for text in kept[:5]], shown, title=f"Tokens of {out}"))
+        print(f"wrote {html}")
+    if stats and kept:
+        print_report(tokenizer, kept)
+
+
+if __name__ == "__main__":
+    run(main)
