@@ -29,7 +29,7 @@ from bonsai.optim import SCHEDULES, build_optimizer, learning_rate_at, load_opti
 from bonsai.report import Report, versions
 from bonsai.runtime import Interrupts, Runtime, peak_flops, seed_everything, setup
 from bonsai.text import sample_text
-from configurator import Config, configure
+from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
 # The defaults train GPT-2 (124M) on OpenWebText.
@@ -104,11 +104,12 @@ def train(config: Config, runtime: Runtime) -> int:
 
     # ---- data and model ----
     data = Mixture.open(dataset)
+    folder = resolve_path(out_dir) if init_from in ("resume", "auto") else Path(out_dir)
     loaded, fresh = None, init_from == "scratch"
     if init_from == "auto":
-        fresh = not any((Path(out_dir) / name).exists() for name in ("ckpt.pt", "last.pt"))
+        fresh = not any((folder / name).exists() for name in ("ckpt.pt", "last.pt"))
     if not fresh:
-        loaded = load_model("resume" if init_from == "auto" else init_from, out_dir, config)
+        loaded = load_model("resume" if init_from == "auto" else init_from, folder, config)
     resuming = loaded is not None and init_from in ("resume", "auto")
     if loaded is None:
         torch.manual_seed(seed)
@@ -156,8 +157,8 @@ def train(config: Config, runtime: Runtime) -> int:
 
     # ---- say what will be done ----
     if not resuming and runtime.master and not eval_only:
-        set_aside(Path(out_dir))
-    report = Report(out_dir, config, runtime, step, progress["evaluated"])
+        set_aside(folder)
+    report = Report(folder, config, runtime, step, progress["evaluated"])
     tokens_per_step = gradient_accumulation_steps * batch_size * block_size
     report.say(f"tokens per iteration will be: {tokens_per_step:,}")
     report.say(found)
@@ -208,7 +209,7 @@ def train(config: Config, runtime: Runtime) -> int:
             }
             if keep_last and "last.pt" in names:
                 names += (f"step_{step:07d}.pt",)
-            save_checkpoint(Path(out_dir), state, names, keep_last)
+            save_checkpoint(folder, state, names, keep_last)
 
     # ---- the loop ----
     stream = prefetch(
@@ -248,7 +249,7 @@ def train(config: Config, runtime: Runtime) -> int:
                 names += ["best.pt"] if improved and keep_best else []
                 names += ["last.pt"] if stop or step >= max_iters else []
             if names:
-                report.say(f"saving checkpoint to {out_dir}")
+                report.say(f"saving checkpoint to {folder}")
                 save(*names)
             t0 += time.perf_counter() - paused
             if stop:

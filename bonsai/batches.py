@@ -16,7 +16,8 @@ class Batches:
 
     rows: windows of one optimizer step over all processes. order: 'random' draws windows with
     replacement, as nanoGPT; 'epoch' takes every window once per pass, shuffled, on a grid that is
-    shifted from pass to pass. In a mixture each row draws its data set by weight.
+    shifted from pass to pass. In a mixture each row draws its data set by weight, and 'epoch' then
+    means that no window of a part comes twice within a pass, not that each comes.
     """
 
     def __init__(self, data: Mixture, block_size: int, rows: int, seed: int, order: str = "random"):

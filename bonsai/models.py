@@ -49,7 +49,7 @@ def build_model(name: str, settings: dict) -> nn.Module:
         raise UserError(e) from None
 
 
-def load_model(init_from: str, out_dir: str, overrides: dict | None = None) -> Loaded:
+def load_model(init_from: str, out_dir: str | Path, overrides: dict | None = None) -> Loaded:
     """A model with weights.
 
     init_from: 'resume' (the newest checkpoint of out_dir), 'best' (the one to sample from), a
