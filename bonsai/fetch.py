@@ -13,8 +13,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bonsai.corpus import Advance, Piece, no_progress, read_pieces, read_text
 from bonsai.errors import UserError
+from bonsai.readers import READERS, read_text
 from bonsai.writer import FULL
 
 
@@ -45,7 +45,8 @@ def download(url: str, path: Path) -> None:
 
 
 def hub_files(repo: str, revision: str, folder: str = "") -> list[tuple[str, int]]:
-    """(path, bytes) of the parquet files in a data set on the hub, or in one folder of it, sorted.
+    """(path, bytes) of the files in a data set on the hub that we can read, or in one folder of it,
+    sorted; the parquet files, if there are any.
 
     Asked by hand, because the hub's own library retries for half a minute and prints a page when
     there is no network. Raises UserError then.
@@ -58,24 +59,18 @@ def hub_files(repo: str, revision: str, folder: str = "") -> list[tuple[str, int
             files = sorted((e["path"], e["size"]) for e in entries if e["type"] == "file")
         except (ValueError, KeyError, TypeError):
             raise _no_download(url, "the answer is no list of files") from None
-    files = [(path, size) for path, size in files if path.endswith(".parquet")]
+    parquet = [(path, size) for path, size in files if path.endswith(".parquet")]
+    files = parquet or [(p, size) for p, size in files if p.endswith(tuple(READERS)) and size]
     if not files:
-        raise _no_download(url, "there are no parquet files")
+        raise _no_download(url, f"there is no {', '.join(READERS)} file")
     return files
 
 
-def hub_pieces(
-    repo: str,
-    revision: str,
-    paths: Sequence[str],
-    downloads: Path,
-    text_column: str = "text",
-    progress: Advance = no_progress,
-    keep: bool = False,
-    keep_empty: bool = False,
-) -> Iterator[Piece]:
-    """The documents of files of the hub, each downloaded into `downloads` when its turn comes and
-    deleted after its turn unless `keep`."""
+def hub_downloads(
+    repo: str, revision: str, paths: Sequence[str], downloads: Path, keep: bool = False
+) -> Iterator[Path]:
+    """Files of the hub, each downloaded into `downloads` when its turn comes and deleted after its
+    turn unless `keep`. What is there already is not downloaded again."""
     for path in paths:
         try:
             file = Path(
@@ -88,7 +83,7 @@ def hub_pieces(
                 f"the download of {path} from {repo} failed ({type(e).__name__}: {str(e)[:200]}): "
                 f"run again to go on, or give local files with --input=PATH"
             ) from None
-        yield from read_pieces([file], text_column, progress, keep_empty)
+        yield file
         if not keep:
             file.unlink()
 

@@ -49,6 +49,7 @@ class Writer:
     tokenizer, vocab_size: give one of them; vocab_size alone for data that are not text.
     row_length: the data are rows of so many tokens; each `add` brings whole rows.
     masks: each `add` brings a mask too, one 0 or 1 per token; 0 marks a token that is context only.
+    shard_tokens: cut each split into files of so many tokens, train_00000.bin, ...; 0: one file.
     splits: their names; every one must have tokens in the end.
     """
 
@@ -61,6 +62,7 @@ class Writer:
         name: str | None = None,
         row_length: int | None = None,
         masks: bool = False,
+        shard_tokens: int = 0,
         splits: Sequence[str] = ("train", "val"),
     ):
         self.folder = Path(folder)
@@ -70,6 +72,11 @@ class Writer:
         self.name = name or self.folder.resolve().name
         self.row_length = row_length
         self.masks = masks
+        if shard_tokens < 0 or (row_length and shard_tokens % row_length):
+            raise UserError(
+                f"shard_tokens is {shard_tokens}: give a whole number of rows of {row_length or 1}"
+            )
+        self.shard_tokens = shard_tokens
         self.dtype = np.dtype("<u2" if self.vocab_size <= 65535 else "<u4")
         self._names = tuple(splits)
         self._started = False  # by the first add
@@ -135,7 +142,8 @@ class Writer:
         part = self._splits[split]
         ids = np.asarray(ids)
         if ids.size:
-            low, high = int(ids.min()), int(ids.max())
+            low = 0 if ids.dtype.kind == "u" else int(ids.min())
+            high = int(ids.max())
             if low < 0 or high >= self.vocab_size:
                 raise UserError(
                     f"token id {low if low < 0 else high} is outside the vocabulary of "
@@ -145,14 +153,13 @@ class Writer:
                 raise UserError(f"{ids.size} tokens are not whole rows of {self.row_length} tokens")
             if (mask is not None) != self.masks:
                 raise UserError("masks come with every add or with none: see Writer(masks=...)")
-            part.tokens.write(ids.astype(self.dtype))
-            part.max_id = max(part.max_id, high)
             if mask is not None:
                 mask = np.asarray(mask)
                 if mask.shape != ids.shape or ((mask != 0) & (mask != 1)).any():
                     raise UserError(f"a mask is one 0 or 1 for each of its {ids.size} tokens")
-                part.mask.write(mask.astype(np.uint8))
-        part.count += ids.size
+                mask = mask.astype(np.uint8)
+            part.write(ids.astype(self.dtype, copy=False), mask)
+            part.max_id = max(part.max_id, high)
         part.text_bytes += text_bytes
         part.documents += documents
 
@@ -170,7 +177,7 @@ class Writer:
                 for path in (*self.folder.glob(pattern), *self.folder.glob(pattern + ".tmp")):
                     path.unlink(missing_ok=True)
             for name in self._names:
-                self._splits[name] = _Split(self.folder, name, self.masks)
+                self._splits[name] = _Split(self.folder, name, self.masks, self.shard_tokens)
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -236,13 +243,39 @@ class Writer:
 class _Split:
     """The counts and files of one split."""
 
-    def __init__(self, folder: Path, name: str, masks: bool):
-        self.tokens = _File(folder / f"{name}.bin")
-        self.mask = _File(folder / f"{name}.mask.bin") if masks else None
+    def __init__(self, folder: Path, name: str, masks: bool, shard_tokens: int):
+        self.folder, self.name, self.masks, self.shard_tokens = folder, name, masks, shard_tokens
+        self.tokens: list[_File] = []
+        self.mask: list[_File] = []
         self.count = self.text_bytes = self.documents = self.max_id = 0
+        self._open()
+
+    def _open(self) -> None:
+        name = f"{self.name}_{len(self.tokens):05}" if self.shard_tokens else self.name
+        self.tokens.append(_File(self.folder / f"{name}.bin"))
+        if self.masks:
+            self.mask.append(_File(self.folder / f"{name}.mask.bin"))
+        self.room = self.shard_tokens  # tokens that this file still takes; 0 with one file
+
+    def write(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
+        """Append ids (n,) and their mask (n,), going on in new files as they fill."""
+        start = 0
+        while start < len(ids):
+            if self.shard_tokens and not self.room:
+                self.tokens[-1].close()
+                if self.masks:
+                    self.mask[-1].close()
+                self._open()
+            end = min(start + self.room, len(ids)) if self.shard_tokens else len(ids)
+            self.tokens[-1].write(ids[start:end])
+            if mask is not None:
+                self.mask[-1].write(mask[start:end])
+            self.room -= end - start
+            start = end
+        self.count += len(ids)
 
     def files(self) -> list["_File"]:
-        return [self.tokens] if self.mask is None else [self.tokens, self.mask]
+        return [*self.tokens, *self.mask]
 
     def meta(self) -> dict:
         return {
@@ -250,9 +283,9 @@ class _Split:
             "max_id": self.max_id,
             "bytes": self.text_bytes,
             "documents": self.documents,
-            "sha256": [self.tokens.sha256.hexdigest()],
-            "files": [self.tokens.path.name],
-            "mask_files": [] if self.mask is None else [self.mask.path.name],
+            "sha256": [file.sha256.hexdigest() for file in self.tokens],
+            "files": [file.path.name for file in self.tokens],
+            "mask_files": [file.path.name for file in self.mask],
         }
 
 
@@ -272,6 +305,8 @@ class _File:
         self.sha256.update(data)
 
     def close(self) -> None:
+        if self._file.closed:
+            return
         with disk_errors(self.tmp):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -320,9 +355,15 @@ def summary(meta: dict, folder: str | Path, seconds: float) -> str:
             f"{name} has {split['tokens']:,} tokens "
             f"({split['bytes']:,} bytes of text, {n:,} document{'s' * (n != 1)})"
         )
-    files = [file for split in meta["splits"].values() for file in split["files"]]
+    files = []
+    for split in meta["splits"].values():
+        first, *more = split["files"]
+        files.append(f"{first} ... {more[-1]}" if more else first)
+    size = sum(split["bytes"] for split in meta["splits"].values())
     folder = Path(folder).resolve()
     ours = folder.parent == Path(__file__).resolve().parent.parent / "data"
     lines.append(f"wrote {', '.join(files)} and meta.json to {folder} in {seconds:.1f} s")
+    if size > 10e6:
+        lines[-1] += f", {size / 1e6 / seconds:.0f} MB of text per second"
     lines.append(f"next: python train.py --dataset={folder.name if ours else folder}")
     return "\n".join(lines)

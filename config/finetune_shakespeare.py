@@ -1,6 +1,6 @@
 # GPT-2 finetuned on Shakespeare's plays.
-# Cost: 20 steps of 32,768 tokens, 9.2 steps to a pass over the text. Not measured here (needs GPT-2's
-# weights). The larger ones: --init_from=gpt2-medium, gpt2-large or gpt2-xl (which nanoGPT takes here,
+# Cost: 20 steps of 32,768 tokens, 9.2 steps to a pass over the text; the loss to expect was not
+# measured here. Larger: --init_from=gpt2-medium, gpt2-large or gpt2-xl (which nanoGPT takes here,
 # and which does not fit a 24 GB GPU).
 # $ python data/shakespeare/prepare.py
 # $ python train.py config/finetune_shakespeare.py

@@ -1,5 +1,6 @@
 # A byte-level GPT of 0.8M parameters on the source text of Python's standard library.
-# Cost: 61 s of training (2.0M tokens) on two CPU cores with AVX512-BF16. Expected: 1.94 bits per byte.
+# Cost: 61 s of training (2.0M tokens) on two CPU cores with AVX512-BF16.
+# Expected validation loss: 1.34, which is 1.94 bits per byte.
 # $ python data/python_stdlib/prepare.py
 # $ python train.py config/quickstart.py
 out_dir = "out-quickstart"

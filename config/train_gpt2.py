@@ -1,6 +1,6 @@
 # GPT-2 (124M) on OpenWebText.
-# Cost: 300B tokens; nanoGPT reports 4 to 5 days on 8 A100 40GB. Expected validation loss: about 2.85
-# (nanoGPT's figure; not measured here).
+# Cost: 300B tokens; nanoGPT reports 4 to 5 days on 8 A100 40GB.
+# Expected validation loss: about 2.85 (nanoGPT's figure; not measured here).
 # $ python data/openwebtext/prepare.py
 # $ torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 wandb_log = True

@@ -1,7 +1,7 @@
 # A GPT of 10.65M parameters on the characters of Tiny Shakespeare, on one GPU.
-# Cost: 82M tokens; nanoGPT reports 3 minutes on an A100. Expected validation loss: about 1.47 at its
-# best, near step 1750 of 5000 (nanoGPT's figure; not measured here). On a CPU: see
-# config/train_shakespeare_char_cpu.py.
+# Cost: 82M tokens; nanoGPT reports 3 minutes on an A100.
+# Expected validation loss: about 1.47 at its best, near step 1750 of 5000 (nanoGPT's figure; not
+# measured here). On a CPU: config/train_shakespeare_char_cpu.py.
 # $ python data/shakespeare_char/prepare.py
 # $ python train.py config/train_shakespeare_char.py
 out_dir = "out-shakespeare-char"

@@ -6,6 +6,7 @@ Scripts run from a copy of the repository's data side, so that no test writes in
 import gzip
 import hashlib
 import http.server
+import itertools
 import json
 import pickle
 import shutil
@@ -20,10 +21,11 @@ import pytest
 from conftest import ROOT, Result, assert_one_line_error, run_command
 from shared_data import need_vocabulary, shared
 
-from bonsai import corpus
-from bonsai.corpus import find_files, read_pieces, split_documents, whole_documents
+from bonsai import readers
+from bonsai.corpus import split_documents, whole_documents
 from bonsai.errors import UserError
-from bonsai.tokenizers import CharTokenizer, from_dict, get
+from bonsai.readers import Options, Piece, find_files, read_pieces
+from bonsai.tokenizers import BPETokenizer, CharTokenizer, from_dict, get
 from bonsai.writer import Writer
 
 TEXTS = [f"document {i}: {'abc ' * (i % 7)}é😀\nend" for i in range(60)]
@@ -135,6 +137,35 @@ def test_writer_rows_and_masks(out):
     assert meta["row_length"] == 4
     assert meta["splits"]["val"]["mask_files"] == ["val.mask.bin"]
     assert (out / "val.mask.bin").read_bytes() == bytes([0, 0, 1, 1] * 2)
+
+
+def test_writer_shards(out):
+    """The files together are the one file; the reader sees one split; an old data set goes."""
+    from bonsai.dataset import Split
+
+    write(out, 1)
+    ids, mask = np.arange(1000) % 12, np.arange(1000) % 2
+    with Writer(out, vocab_size=12, row_length=4, masks=True, shard_tokens=300) as writer:
+        writer.add("train", ids[:4], mask=mask[:4])
+        writer.add("train", ids[4:], mask=mask[4:])
+        writer.add("val", ids[:300], mask=mask[:300])
+        meta = writer.finish()
+    train = meta["splits"]["train"]
+    assert train["files"] == [f"train_0000{i}.bin" for i in range(4)]
+    assert meta["splits"]["val"]["files"] == ["val_00000.bin"]  # full to the brim: no empty one
+    assert [(out / file).stat().st_size for file in train["files"]] == [600, 600, 600, 200]
+    for file, digest in zip(train["files"], train["sha256"]):
+        assert hashlib.sha256((out / file).read_bytes()).hexdigest() == digest
+    masks = [out / file for file in train["mask_files"]]
+    split = Split([out / file for file in train["files"]], mask_files=masks)
+    assert split.read(0, 1000).tolist() == ids.tolist()
+    assert split.read(0, 1000, masks=True).tolist() == mask.tolist()
+    assert not (out / "train.bin").exists() and not (out / "meta.pkl").exists()
+    write(out, 2)
+    assert leftovers(out) == ["meta.json", "meta.pkl", "train.bin", "val.bin"]
+    for wrong in (-1, 302):
+        with pytest.raises(UserError, match="shard_tokens"):
+            Writer(out, vocab_size=12, row_length=4, shard_tokens=wrong)
 
 
 @pytest.mark.parametrize(
@@ -252,18 +283,19 @@ def test_nothing_here_imports_torch():
 
 
 def write_inputs(folder: Path, texts: list[str], column: str = "text") -> dict[str, Path]:
-    """The same documents in every format."""
+    """The same documents in every format that has rows or folders."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     folder.mkdir(exist_ok=True)
     lines = "".join(json.dumps({"id": i, column: t}) + "\n" for i, t in enumerate(texts))
     (folder / "docs.jsonl").write_text(lines, encoding="utf-8")
     (folder / "docs.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (folder / "docs.jsonl.zst").write_bytes(pa.Codec("zstd").compress(lines.encode(), asbytes=True))
     table = pa.table({"id": list(range(len(texts))), column: texts})
     pq.write_table(table, folder / "docs.parquet", row_group_size=7)
     (folder / "txt").mkdir()
     for i, text in enumerate(texts):
         (folder / "txt" / f"{i:03d}.txt").write_bytes(text.encode())
-    names = ("docs.jsonl", "docs.jsonl.gz", "docs.parquet", "txt")
+    names = ("docs.jsonl", "docs.jsonl.gz", "docs.jsonl.zst", "docs.parquet", "txt")
     return {name: folder / name for name in names}
 
 
@@ -271,7 +303,8 @@ def test_every_format_gives_the_same_documents(tmp_path):
     for path in write_inputs(tmp_path / "in", TEXTS).values():
         told: list[int] = []
         files = find_files(str(path))
-        assert list(whole_documents(read_pieces(files, "text", told.append))) == TEXTS
+        found = whole_documents(read_pieces(files, progress=told.append))
+        assert [data.decode() for data in found] == TEXTS
         assert sum(told) == sum(file.stat().st_size for file in files)
 
 
@@ -295,18 +328,56 @@ def test_find_files(tmp_path, monkeypatch):
 
 
 def test_text_files_are_cut_into_pieces_without_a_trace(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "PIECE", 100)
+    monkeypatch.setattr(readers, "PIECE", 100)
     path = tmp_path / "long.txt"
     text = "".join(f"line {i} of é😀\n" + "\n" * (i % 3) for i in range(150_000))
     path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     pieces = list(read_pieces([path]))
-    assert len(pieces) > 2 and "".join(piece.text for piece in pieces) == text
+    assert len(pieces) > 2 and b"".join(piece.data for piece in pieces).decode() == text
     assert [(p.first, p.last) for p in pieces[:1] + pieces[-1:]] == [(True, False), (False, True)]
+
+
+def test_packed_text_files(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    monkeypatch.setattr(readers, "PIECE", 1000)
+    data = "".join(f"line {i} é\n" for i in range(9000)).encode()
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "a.txt.zst").write_bytes(pa.Codec("zstd").compress(data, asbytes=True))
+    for path in find_files(str(tmp_path)):
+        pieces = list(read_pieces([path]))
+        assert b"".join(piece.data for piece in pieces) == data and len(pieces) > 1
+        assert pieces[-1].position == path.stat().st_size
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_documents_of_one_file_behind_separators(tmp_path, monkeypatch, piece):
+    """Whatever the lengths, borders are found across blocks and pieces."""
+    monkeypatch.setattr(readers, "PIECE", piece)
+    monkeypatch.setattr(readers, "BLOCK", 5)
+    texts = [f"text {i}\nof é😀 " + "a b\nc" * (i % 5) for i in range(40)]
+    (tmp_path / "all.txt").write_text("<|endoftext|>".join([*texts, ""]), encoding="utf-8")
+    found = read_pieces([tmp_path / "all.txt"], Options(split_on="<|endoftext|>"))
+    assert [data.decode() for data in whole_documents(found)] == texts
+
+
+def test_only_the_beginnings(tmp_path):
+    for name, text in (("a.txt", "a b\nc" * 10**6), ("b.txt", "d")):
+        (tmp_path / name).write_text(text)
+    told: list[int] = []
+    pieces = list(read_pieces(find_files(str(tmp_path)), heads=True, progress=told.append))
+    assert [(p.first, p.last) for p in pieces] == [(True, False), (True, True)]
+
+
+def test_other_endings(tmp_path):
+    for name in ("a.py", "b.md", "c.rst"):
+        (tmp_path / name).write_text(name)
+    files = find_files(str(tmp_path), endings=(".py", ".md"))
+    assert [piece.data for piece in read_pieces(files)] == [b"a.py", b"b.md"]
 
 
 def test_invalid_utf8_is_found_at_its_byte(tmp_path):
     path = tmp_path / "bad.txt"
-    cut = 1 << 20  # where reading pauses: a character across it is whole all the same
+    cut = readers.BLOCK  # where reading pauses: a character across it is whole all the same
     path.write_bytes(b"a" * (cut - 1) + "é".encode() + b"b" * 10 + b"\xff" + b"c" * 10)
     with pytest.raises(UserError, match=f"not UTF-8 at byte {cut + 11}"):
         list(read_pieces([path]))
@@ -319,19 +390,22 @@ def test_invalid_utf8_is_found_at_its_byte(tmp_path):
 def test_a_byte_order_mark_before_json(tmp_path):
     path = tmp_path / "bom.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
-    assert [piece.text for piece in read_pieces([path])] == ["a"]
+    assert [piece.data for piece in read_pieces([path])] == [b"a"]
 
 
 def test_nulls_and_empty_texts_are_left_out(tmp_path):
     path = tmp_path / "some.jsonl"
     path.write_text('{"text": ""}\n\n{"text": null}\n{"text": "a\\ud83d"}\n')
-    assert [piece.text for piece in read_pieces([path])] == ["a\ufffd"]
-    assert [piece.text for piece in read_pieces([path], keep_empty=True)] == ["", "", "a\ufffd"]
+    found = [piece.data.decode() for piece in read_pieces([path], keep_empty=True)]
+    assert found == ["", "", "a\ufffd"]
+    assert [piece.data.decode() for piece in read_pieces([path])] == ["a\ufffd"]
 
 
 def split_of(texts: list[str], fraction: float) -> dict[str, str]:
-    pieces = [corpus.Piece(text, True, True, 0) for text in texts]
-    return {text: split for split, text, _ in split_documents(lambda _: pieces, fraction)}
+    pieces = [Piece(text.encode(), True, True, 0, 1) for text in texts]
+    return {
+        data.decode(): split for split, data, _ in split_documents(lambda **_: pieces, fraction)
+    }
 
 
 def test_the_split_depends_on_the_document_alone():
@@ -349,12 +423,16 @@ def test_a_small_corpus_has_both_splits(count):
 
 
 def test_one_document_is_cut_near_the_end():
-    text = "".join(f"line {i} é\n" for i in range(1000))
+    text = whole = "".join(f"line {i} é\n" for i in range(1000))
     for pieces in ([text], [text[:7000], text[7000:]], [text[:100], text[100:9000], text[9000:]]):
-        stream = [corpus.Piece(t, i == 0, i == len(pieces) - 1, 0) for i, t in enumerate(pieces)]
-        parts = list(split_documents(lambda _, s=stream: s, 0.2))
-        train = "".join(t for split, t, _ in parts if split == "train")
-        val = "".join(t for split, t, _ in parts if split == "val")
+        ends = itertools.accumulate(len(text.encode()) for text in pieces)
+        stream = [
+            Piece(text.encode(), i == 0, i == len(pieces) - 1, end, len(whole.encode()))
+            for i, (text, end) in enumerate(zip(pieces, ends))
+        ]
+        parts = list(split_documents(lambda s=stream, **_: s, 0.2))
+        train = b"".join(data for split, data, _ in parts if split == "train").decode()
+        val = b"".join(data for split, data, _ in parts if split == "val").decode()
         assert train + val == text and train.endswith("\n")
         assert 0.19 < len(val.encode()) / len(text.encode()) < 0.2
         assert [split for split, _, ends in parts if ends] == ["train", "val"]
@@ -564,6 +642,24 @@ def test_downloads_from_the_hub(prepare, tmp_path, out, hub):
     assert leftovers(out) == ["meta.json", "train.bin", "val.bin"]
 
 
+def test_custom_from_the_hub(prepare, tmp_path, out, hub, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    path = write_inputs(tmp_path / "in", TEXTS)["docs.jsonl"]
+    rows = path.read_bytes().splitlines(keepends=True)
+    files = {"data/train-0.jsonl": rows[:40], "data/train-1.jsonl": rows[40:], "test.jsonl": rows}
+    monkeypatch.setattr(Hub, "files", {name: b"".join(data) for name, data in files.items()})
+    env = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    env["no_proxy"] = "127.0.0.1"
+    result = prepare("custom", "--hub=some/texts", "--tokenizer=byte", env=env)
+    assert result.rc == 0 and "2 of the 3 files" in result.stdout, result
+    texts = documents(out)
+    assert sorted(texts["train"] + texts["val"]) == sorted(TEXTS)
+    assert leftovers(out) == ["meta.json", "train.bin", "val.bin"]
+    shutil.rmtree(out)
+    result = prepare("custom", "--hub=some/texts", "--files=x*", "--tokenizer=byte", env=env)
+    assert_one_line_error(result, "x*", "data/train-0.jsonl")
+
+
 def test_download_of_a_text(prepare, house, out, hub):
     env = {"no_proxy": "127.0.0.1"}
     result = prepare("shakespeare_char", f"--url={hub}/short.txt", env=env)
@@ -598,7 +694,10 @@ def test_without_a_vocabulary(prepare, tmp_path, out):
 # ---- own text ----
 
 
-@pytest.mark.parametrize("name", ["docs.jsonl", "docs.jsonl.gz", "docs.parquet", "txt"])
+FORMATS = ["docs.jsonl", "docs.jsonl.gz", "docs.jsonl.zst", "docs.parquet", "txt"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_custom_every_format(prepare, tmp_path, out, name):
     path = write_inputs(tmp_path / "in", TEXTS, column="body")[name]
     result = prepare("custom", f"--input={path}", "--tokenizer=byte", "--text_column=body")
@@ -640,6 +739,35 @@ def test_custom_characters(prepare, tmp_path, out):
     assert (out / "meta.pkl").exists()
 
 
+@pytest.mark.parametrize("encoder", ["gigatoken", "tokenizer"])
+def test_custom_in_an_own_vocabulary(prepare, tmp_path, out, encoder):
+    """A vocabulary from train_tokenizer.py, with and without the library; workers do not matter."""
+    if encoder == "gigatoken":
+        pytest.importorskip("gigatoken")
+    tokenizer = BPETokenizer.train(TEXTS, 300)
+    (tmp_path / "own.json").write_text(json.dumps(tokenizer.to_dict()))
+    texts = [*TEXTS, "look <|endoftext|> alike"]
+    path = write_inputs(tmp_path / "in", texts)["docs.jsonl"]
+    for workers in (1, 3):
+        args = ["--tokenizer=own.json", f"--encoder={encoder}", f"--workers={workers}"]
+        result = prepare("custom", f"--input={path}", *args, "--shard_tokens=0")
+        assert result.rc == 0, result
+        meta, ids = read(out)
+        assert meta["tokenizer"] == tokenizer.to_dict()
+        for split, expected in split_of(texts, 0.05).items():
+            wanted = np.array([*tokenizer.encode(split), tokenizer.eot], "<u2").tobytes()
+            assert wanted in ids[expected].tobytes()
+        assert sum(map(len, ids.values())) == sum(len(tokenizer.encode(t)) + 1 for t in texts)
+    args = [f"--tokenizer={out / 'meta.json'}", "--encoder=gigatoken"]  # of another data set
+    result = run_command(
+        [sys.executable, str(ROOT / "data/custom/prepare.py"), f"--input={path}"]
+        + [*args, f"--out={tmp_path / 'again'}", "--shard_tokens=500"],
+        tmp_path,
+    )
+    if encoder == "gigatoken":
+        assert result.rc == 0 and "train_00000.bin ..." in result.stdout, result
+
+
 def test_custom_by_name_and_again(house, tmp_path):
     """--name writes to data/<name>/ from any folder; a second run gives the same files."""
     write_inputs(tmp_path / "in", TEXTS)
@@ -670,6 +798,7 @@ def test_a_folder_that_cannot_be_written(prepare, tmp_path):
 
 
 GOOD = '{"text": "a good line"}\n'
+ZSTD = bytes.fromhex("28b52ffd2018c100007b2274657874223a20226120676f6f64206c696e65227d0a")  # GOOD
 BAD = {  # what is wrong: (file, its content, arguments, words of the message)
     "no input": ("", b"", [], ["--input="]),
     "no such file": ("", b"", ["--input=none.txt"], ["none.txt"]),
@@ -694,6 +823,11 @@ BAD = {  # what is wrong: (file, its content, arguments, words of the message)
         ["--input=a.jsonl"],
         ["line 3", "'text'", "'body'", "--text_column"],
     ),
+    "cut zst": ("a.jsonl.zst", ZSTD[:-3], ["--input=*.zst"], ["a.jsonl.zst", "short"]),
+    "no zst": ("a.txt.zst", GOOD.encode(), ["--input=a.txt.zst"], ["a.txt.zst", "zstd"]),
+    "encoder": ("a.txt", b"abc", ["--input=a.txt", "--encoder=fast"], ["fast", "gigatoken"]),
+    "shards": ("a.txt", b"abc", ["--input=a.txt", "--shard_tokens=-1"], ["shard_tokens"]),
+    "both": ("a.txt", b"abc", ["--input=a.txt", "--hub=a/b"], ["--input=", "--hub="]),
     "cut gz": ("a.jsonl.gz", gzip.compress(GOOD.encode() * 9)[:-12], ["--input=*.gz"], ["short"]),
     "no gz": ("a.jsonl.gz", GOOD.encode(), ["--input=a.jsonl.gz"], ["a.jsonl.gz", "gzip"]),
     "no parquet": ("a.parquet", b"PAR1 and so on", ["--input=a.parquet"], ["a.parquet"]),
@@ -720,7 +854,7 @@ def test_bad_parquet_is_one_line(tmp_path):
     path = write_inputs(tmp_path / "in", TEXTS)["docs.parquet"]
     for column, words in (("body", "'id', 'text'.*--text_column"), ("id", "no text but int64")):
         with pytest.raises(UserError, match=words):
-            list(read_pieces([path], column))
+            list(read_pieces([path], Options(column)))
     data = bytearray(path.read_bytes())
     data[100:600] = bytes(500)
     for content in (path.read_bytes()[:-50], bytes(data)):

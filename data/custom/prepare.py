@@ -1,30 +1,52 @@
-"""Any text of your own: .txt, .jsonl, .jsonl.gz and .parquet files become data/<name>/.
+"""Any text of your own, or a data set of the Hugging Face hub, becomes data/<name>/.
 
 python data/custom/prepare.py --input=book.txt --name=book --tokenizer=char
 python data/custom/prepare.py --input='posts/*.jsonl.gz' --name=posts --text_column=body
+python data/custom/prepare.py --hub=roneneldan/TinyStories --name=stories --tokenizer=bpe.json
 """
 
+import fnmatch
 import functools
 import re
+import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from bonsai.corpus import Progress, find_files, read_pieces, split_documents, write_documents
+from bonsai.corpus import char_tokenizer, split_documents, write_documents
 from bonsai.errors import UserError, run
-from bonsai.tokenizers import CharTokenizer, get
+from bonsai.progress import Progress
+from bonsai.readers import Options, Piece, find_files, read_pieces
+from bonsai.tokenizers import get
 from bonsai.writer import Writer, summary
-from configurator import configure
+from configurator import configure, resolve_path
 
+# what
 input = ""  # files, folders or patterns, several between commas
-name = ""  # of the data set: it is written to data/<name>/
-tokenizer = "gpt2"  # gpt2, gpt4, byte, char
+endings = ""  # of further files that are plain text, such as .md,.py
 text_column = "text"  # field of a .jsonl or .parquet row that holds the text
-val_fraction = 0.05  # share of the documents that go to val, by a hash of the text
+split_on = ""  # what stands between the documents of one text file, such as <|endoftext|>
+
+# or a data set of the Hugging Face hub
+hub = ""  # its name, such as roneneldan/TinyStories
+revision = "main"  # branch or commit
+files = "*"  # pattern of the paths to take; default: those of the train split, if they say so
+keep = False  # keep the downloaded files
+
+# into what
+name = ""  # of the data set: it is written to data/<name>/
 out = ""  # folder to write to instead of data/<name>/
+tokenizer = "gpt2"  # gpt2, gpt4, byte, char, or a file that train_tokenizer.py wrote
+val_fraction = 0.05  # share of the documents that go to val, by a hash of the text
+shard_tokens = 0  # tokens per file: train_00000.bin, train_00001.bin, ...; 0: all in one train.bin
+
+# how
+workers = 0  # threads that encode; 0: one per core
+encoder = "auto"  # auto: gigatoken where it can, else the tokenizer itself; gigatoken, tokenizer
 
 
 def target_folder() -> Path:
@@ -37,37 +59,64 @@ def target_folder() -> Path:
     return Path(out) if out else ROOT / "data" / name
 
 
-def char_tokenizer(files: list[Path]) -> tuple[CharTokenizer, str]:
-    """The tokenizer of all characters in the files, and the text that ends each document, because
-    characters have no end-of-text token: a newline where there are several documents."""
-    chars: set[str] = set()
-    documents = 0
-    for piece in read_pieces(files, text_column):
-        chars.update(piece.text)
-        documents += piece.first
-    if not documents:
-        raise UserError("there is no text in the input: every document is empty")
-    separator = "\n" if documents > 1 else ""
-    return CharTokenizer.from_text(chars.union(separator)), separator
+def hub_paths() -> list[tuple[str, int]]:
+    """(path, bytes) of the files to take."""
+    from bonsai.fetch import hub_files
+
+    found = hub_files(hub, revision)
+    taken = [(p, n) for p, n in found if fnmatch.fnmatch(p, files)]
+    if files == "*":
+        taken = [(p, n) for p, n in found if "train" in p.lower()] or taken
+    if not taken:
+        raise UserError(f"no file of {hub} matches {files}: there are {found[0][0]} and others")
+    print(f"{len(taken)} of the {len(found)} files of {hub}, {taken[0][0]} first")
+    return taken
+
+
+def source(folder: Path) -> tuple[functools.partial, int]:
+    """The function that reads the documents, and their files' size in bytes."""
+    options = Options(text_column, split_on)
+    if input and hub:
+        raise UserError("give --input= or --hub=, not both")
+    if hub:
+        from bonsai.fetch import hub_downloads
+
+        paths, sizes = zip(*hub_paths())
+
+        def read(**how) -> Iterator[Piece]:
+            local = hub_downloads(hub, revision, paths, folder / "downloads", keep)
+            return read_pieces(local, options, **how)
+
+        return read, sum(sizes)
+    ends = tuple(end if end[0] == "." else f".{end}" for end in endings.split(",") if end)
+    found = find_files(input, (Path(), ROOT), ends)
+    return functools.partial(read_pieces, found, options), sum(f.stat().st_size for f in found)
 
 
 def main() -> None:
     start = time.time()
     folder = target_folder()
-    files = find_files(input, (Path(), ROOT))
-    size = sum(file.stat().st_size for file in files)
-    print(f"{len(files)} file{'s' * (len(files) != 1)}, {size / 1e6:.2f} MB")
-
+    read, size = source(folder)
+    print(f"{size / 1e6:,.2f} MB to read")
     if tokenizer == "char":
-        encoder, separator = char_tokenizer(files)
+        chosen, terminator = char_tokenizer(read())
     else:
-        encoder, separator = get(tokenizer), ""
+        path = resolve_path(tokenizer)
+        chosen, terminator = get(path if path.is_file() else tokenizer), ""
+    chosen.encode("")  # loads the vocabulary: what can fail should fail before a long download
 
-    with Writer(folder, encoder) as writer, Progress(size) as progress:
-        read = functools.partial(read_pieces, files, text_column)
+    with (
+        Writer(folder, chosen, shard_tokens=shard_tokens) as writer,
+        Progress(size) as progress,
+    ):
         parts = split_documents(read, val_fraction, progress.advance)
-        write_documents(writer, parts, encoder, separator=separator)
+        encode = write_documents(
+            writer, parts, chosen, terminator=terminator, workers=workers, encoder=encoder
+        )
         meta = writer.finish()
+    if hub and not keep:
+        shutil.rmtree(folder / "downloads", ignore_errors=True)
+    print(f"encoded by {encode.name}")
     print(summary(meta, folder, time.time() - start))
 
 

@@ -14,17 +14,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bonsai.corpus import (
-    Advance,
-    Piece,
-    Progress,
-    find_files,
-    read_pieces,
-    split_documents,
-    write_documents,
-)
+from bonsai.corpus import split_documents, write_documents
 from bonsai.errors import run
-from bonsai.fetch import hub_files, hub_pieces
+from bonsai.fetch import hub_downloads, hub_files
+from bonsai.progress import Progress
+from bonsai.readers import Options, Piece, find_files, read_pieces
 from bonsai.tokenizers import get
 from bonsai.writer import Writer, summary
 from configurator import configure
@@ -35,6 +29,7 @@ shards = 0  # how many shards, from the first; 0: all (15, of 2.15 GB and some 0
 tokenizer = "gpt2"  # gpt2, gpt4 or byte
 text_column = "text"  # field of a row that holds the text
 val_fraction = 0.0005  # share of the documents that go to val, by a hash of the text
+shard_tokens = 0  # tokens per file: train_00000.bin, ...; 0: all in one train.bin
 out = ""  # folder to write to; default: the folder of this script
 
 # where it comes from
@@ -52,20 +47,22 @@ def main() -> None:
         files = find_files(input, (Path(), ROOT))[: shards or None]
         sizes = [file.stat().st_size for file in files]
 
-        def read(advance: Advance) -> Iterator[Piece]:
-            return read_pieces(files, text_column, advance)
+        def read(**how) -> Iterator[Piece]:
+            return read_pieces(files, Options(text_column), **how)
 
     else:
         paths, sizes = zip(*hub_files(repo, revision, folder)[: shards or None])
 
-        def read(advance: Advance) -> Iterator[Piece]:
-            return hub_pieces(repo, revision, paths, downloads, text_column, advance, keep)
+        def read(**how) -> Iterator[Piece]:
+            local = hub_downloads(repo, revision, paths, downloads, keep)
+            return read_pieces(local, Options(text_column), **how)
 
     encoder = get(tokenizer)
     encoder.encode("")  # loads the vocabulary: what can fail should fail before a long download
-    print(f"{len(sizes)} file{'s' * (len(sizes) != 1)}, {sum(sizes) / 1e9:.2f} GB")
+    total = sum(sizes)
+    print(f"{len(sizes)} file{'s' * (len(sizes) != 1)}, {total / 1e9:.2f} GB")
 
-    with Writer(target, encoder) as writer, Progress(sum(sizes)) as progress:
+    with Writer(target, encoder, shard_tokens=shard_tokens) as writer, Progress(total) as progress:
         parts = split_documents(read, val_fraction, progress.advance)
         write_documents(writer, parts, encoder)
         meta = writer.finish()

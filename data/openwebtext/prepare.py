@@ -15,17 +15,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bonsai.corpus import (
-    Part,
-    Piece,
-    Progress,
-    find_files,
-    read_pieces,
-    whole_documents,
-    write_documents,
-)
+from bonsai.corpus import Part, whole_documents, write_documents
 from bonsai.errors import UserError, run
-from bonsai.fetch import hub_files, hub_pieces
+from bonsai.fetch import hub_downloads, hub_files
+from bonsai.progress import Progress
+from bonsai.readers import Options, Piece, find_files, read_pieces
 from bonsai.tokenizers import get
 from bonsai.writer import Writer, disk_errors, summary
 from configurator import configure
@@ -68,7 +62,8 @@ def open_shuffled(pieces: Iterable[Piece], folder: Path):
         texts, size = [], 0
 
         def write_batch() -> None:
-            f.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema))
+            column = pa.array(texts, pa.large_binary()).cast(pa.large_string())
+            f.write_batch(pa.record_batch([column], schema))
 
         for text in whole_documents(pieces):
             texts.append(text)
@@ -86,7 +81,7 @@ def open_shuffled(pieces: Iterable[Piece], folder: Path):
 def documents(split: str, dataset, progress: Progress) -> Iterator[Part]:
     for rows in dataset.iter(batch_size=256):
         for text in rows["text"]:
-            yield split, text, True
+            yield split, text.encode("utf-8"), True
         progress.advance(len(rows["text"]))
 
 
@@ -114,12 +109,9 @@ def main() -> None:
         stack.callback(shutil.rmtree, arrow, ignore_errors=True)
         with Progress(sum(sizes), label="reading") as progress:
             # Empty documents stay: the shuffle depends on how many there are.
-            if input:
-                pieces = read_pieces(files, text_column, progress.advance, keep_empty=True)
-            else:  # kept until all is done, so that a run that was cut short need not start over
-                pieces = hub_pieces(
-                    repo, revision, paths, downloads, text_column, progress.advance, True, True
-                )
+            if not input:  # kept until all is done, so that a run cut short need not start over
+                files = hub_downloads(repo, revision, paths, downloads, keep=True)
+            pieces = read_pieces(files, Options(text_column), progress.advance, keep_empty=True)
             both = open_shuffled(pieces, arrow)
         counts = {"train": len(both["train"]), "val": len(both["test"])}
         with Progress(sum(counts.values()), " documents") as progress:

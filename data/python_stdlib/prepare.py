@@ -57,7 +57,7 @@ def main() -> None:
             except OSError as e:
                 raise UserError(f"cannot read {root / name}: {e.strerror}") from None
             if data:
-                split = "val" if document_key(name) < val_fraction else "train"
+                split = "val" if document_key(name.encode()) < val_fraction else "train"
                 ids = np.append(np.frombuffer(data, np.uint8).astype("<u2"), tokenizer.eot)
                 writer.add(split, ids, text_bytes=len(data))
         meta = writer.finish()

@@ -11,9 +11,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 
-from bonsai.corpus import read_text, split_text, write_documents
+from bonsai.corpus import split_text, write_documents
 from bonsai.errors import run
 from bonsai.fetch import fetch_text
+from bonsai.readers import read_text
 from bonsai.tokenizers import CharTokenizer
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path

@@ -1,0 +1,200 @@
+"""Text to token ids at the speed of the disk: many documents at a time, bytes in, an array out.
+
+    encode = fast_encoder(get("gpt2"))
+    ids = encode([(b"one document", True), (b"the beginning of another, ", False)])
+
+A tokenizer makes lists of Python's ints, and is what decides which ids are right. An encoder makes
+the same ids as an array, in several threads at once. Bytes and characters are looked up in a table;
+byte-pair encodings with the pattern of GPT-2 or GPT-4 go through gigatoken, some ten times faster
+than tiktoken, where it is installed. A part of every batch is held against the tokenizer.
+"""
+
+import base64
+import functools
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bonsai.errors import UserError
+from bonsai.readers import safe_cut
+from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from bonsai.tokenizers.gpt import TiktokenTokenizer
+from bonsai.tokenizers.patterns import GPT2, GPT4
+
+SAMPLE = 4096  # bytes of each batch that are held against the tokenizer, about
+ENCODERS = ("auto", "gigatoken", "tokenizer")
+
+Text = tuple[bytes, bool]  # UTF-8, and whether a document ends here
+
+
+def fast_encoder(tokenizer: Tokenizer, eot: bool = True, name: str = "auto") -> "Encoder":
+    """The fastest encoder there is for a tokenizer. eot: documents end with the end-of-text token.
+    name: "tokenizer" takes the tokenizer itself, "gigatoken" insists on that library."""
+    if name not in ENCODERS:
+        raise UserError(f"no encoder {name!r}: known are {', '.join(ENCODERS)}")
+    if isinstance(tokenizer, ByteTokenizer):
+        return ByteEncoder(tokenizer, eot)
+    if isinstance(tokenizer, CharTokenizer):
+        return CharEncoder(tokenizer, eot)
+    if name != "tokenizer":
+        try:
+            return GigatokenEncoder(tokenizer, eot)
+        except _NotPossible as e:
+            if name == "gigatoken":
+                raise UserError(f"{e}: leave out --encoder=gigatoken") from None
+    return Encoder(tokenizer, eot)
+
+
+class Encoder:
+    """Any tokenizer as an encoder, by the tokenizer's own code."""
+
+    name = "the tokenizer itself"
+
+    def __init__(self, tokenizer: Tokenizer, eot: bool = True):
+        self.tokenizer = tokenizer
+        self.eot = tokenizer.eot if eot else None
+        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65535 else "<u4")
+
+    def __call__(self, texts: Sequence[Text]) -> np.ndarray:
+        """The ids (n,) of all `texts`, one after another, each end of a document marked."""
+        parts = []
+        for (_, ends), ids in zip(texts, self._encode_batch([data for data, _ in texts])):
+            parts.append(np.asarray(ids, dtype=self.dtype))
+            if ends and self.eot is not None:
+                parts.append(np.asarray([self.eot], dtype=self.dtype))
+        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
+
+    def _encode_batch(self, texts: Sequence[bytes]) -> Sequence[Sequence[int] | np.ndarray]:
+        # One by one, because each worker of write_documents has a batch of its own.
+        return [self.tokenizer.encode(data.decode("utf-8")) for data in texts]
+
+
+class ByteEncoder(Encoder):
+    """Bytes are their ids."""
+
+    name = "bytes"
+
+    def _encode_batch(self, texts: Sequence[bytes]) -> Sequence[np.ndarray]:
+        return [np.frombuffer(data, np.uint8) for data in texts]
+
+
+class CharEncoder(Encoder):
+    """The ids of characters stand in a table with a place for every code point."""
+
+    name = "characters"
+
+    def __init__(self, tokenizer: CharTokenizer, eot: bool = True):
+        super().__init__(tokenizer, eot)
+        self._ids = np.full(0x110000, -1, np.int32)
+        self._ids[[ord(c) for c in tokenizer.chars]] = np.arange(tokenizer.vocab_size)
+
+    def _encode_batch(self, texts: Sequence[bytes]) -> Sequence[np.ndarray]:
+        result = []
+        for data in texts:
+            text = data.decode("utf-8")
+            ids = self._ids[np.frombuffer(text.encode("utf-32-le"), "<u4")]
+            if ids.size and ids.min() < 0:
+                self.tokenizer.encode(text)  # raises, and names the character
+            result.append(ids)
+        return result
+
+
+class _NotPossible(Exception):
+    """gigatoken cannot take this tokenizer's place."""
+
+
+class GigatokenEncoder(Encoder):
+    """A byte-pair encoding through gigatoken (Roed 2026, github.com/marcelroed/gigatoken).
+
+    Documents are joined by the end-of-text token's name, which gigatoken turns into its id, and go
+    through in one call. Texts in which that name occurs go one by one, through an encoding without
+    special tokens, so that it stays text.
+    """
+
+    name = "gigatoken"
+
+    def __init__(self, tokenizer: Tokenizer, eot: bool = True):
+        super().__init__(tokenizer, eot)
+        ranks, pattern = _ranks_and_pattern(tokenizer)
+        try:
+            import gigatoken.gigatoken_rs as library
+        except ImportError:
+            raise _NotPossible("gigatoken is not installed") from None
+        self._library = library
+        self._padding = library.PadTruncate(0)
+        # Where no token marks the end, one beyond the vocabulary does until it is taken out.
+        self._border = tokenizer.vocab_size if self.eot is None else self.eot
+        self._joining = _load(library, ranks, pattern, {EOT_TEXT: self._border})
+        self._load_plain = functools.partial(_load, library, ranks, pattern, None)
+        self._separator = EOT_TEXT.encode()
+
+    def __call__(self, texts: Sequence[Text]) -> np.ndarray:
+        if not texts:
+            return np.empty(0, self.dtype)
+        separator = self._separator
+        joined = b"".join([data + separator if ends else data for data, ends in texts])
+        if joined.count(separator) != sum(ends for _, ends in texts):
+            return super().__call__(texts)
+        ids = self._encode(self._joining, joined)
+        if self.eot is None:
+            ids = ids[ids != self._border]
+        ids = ids.astype(self.dtype)
+        self._check(texts, ids)
+        return ids
+
+    @functools.cached_property
+    def _plain(self):
+        return self._load_plain()
+
+    def _encode_batch(self, texts: Sequence[bytes]) -> Sequence[np.ndarray]:
+        return [self._encode(self._plain, data) for data in texts]
+
+    def _encode(self, encoding, data: bytes) -> np.ndarray:
+        """The ids (n,) uint32 of one text.
+
+        Of gigatoken's functions this is the one that lets other threads run meanwhile and does
+        without awkward, a library that takes 0.4 s to import. One text is never padded.
+        """
+        source = self._library.BytesSource(data)
+        rows, lengths = encoding.encode_batch_padded(source, self._padding, parallel=False)
+        return rows[0, : lengths[0]] if len(lengths) else np.empty(0, np.uint32)
+
+    def _check(self, texts: Sequence[Text], ids: np.ndarray) -> None:
+        """Raises UserError if the tokenizer itself encodes the beginning of a batch otherwise."""
+        data, ends = texts[0]
+        if len(data) > SAMPLE:
+            data, ends = data[: safe_cut(data[:SAMPLE])], False
+        wanted = self.tokenizer.encode(data.decode("utf-8"))
+        if ends and self.eot is not None:
+            wanted.append(self.eot)
+        if ids[: len(wanted)].tolist() != wanted:
+            raise UserError(
+                f"gigatoken's ids are not the tokenizer's in the text that begins with "
+                f"{data[:40].decode('utf-8', 'ignore')!r}: prepare again with --encoder=tokenizer"
+            )
+
+
+def _ranks_and_pattern(tokenizer: Tokenizer) -> tuple[Mapping[bytes, int], str]:
+    if isinstance(tokenizer, TiktokenTokenizer):
+        ranks, pattern = tokenizer._bpe._mergeable_ranks, tokenizer.pattern
+    elif isinstance(tokenizer, BPETokenizer):
+        ranks, pattern = tokenizer.ranks, tokenizer.pattern
+    else:
+        raise _NotPossible("gigatoken takes byte-pair encodings only")
+    names = {GPT2: "gpt2", GPT4: "gpt4"}
+    if pattern not in names:
+        raise _NotPossible("gigatoken takes the patterns of GPT-2 and GPT-4 only")
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise _NotPossible("gigatoken takes vocabularies without gaps only")
+    return ranks, names[pattern]
+
+
+def _load(library, ranks: Mapping[bytes, int], pattern: str, special: dict[str, int] | None):
+    """gigatoken's tokenizer; it reads ranks from a file only."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "ranks.tiktoken")
+        with open(path, "wb") as f:
+            f.writelines(base64.b64encode(token) + b" %d\n" % i for token, i in ranks.items())
+        return library.BPETokenizer.from_tiktoken(path, pattern, special)
