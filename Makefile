@@ -26,7 +26,7 @@ quickstart: setup
 	$(BIN)/python data/python_stdlib/prepare.py
 	$(BIN)/python train.py config/quickstart.py
 	$(BIN)/python sample.py --out_dir=out-quickstart --num_samples=2 --max_new_tokens=300 \
-		--start="def " --temperature=0.7
+		--start="def " --temperature=0.7 --on_full=refill
 	@echo
 	@echo "The run is in out-quickstart: ckpt.pt, loss.png, metrics.jsonl, log.txt, config.json."
 	@echo "Next:"
