@@ -153,9 +153,10 @@ def train(config: Config, runtime: Runtime) -> int:
         best_val_loss = progress.pop("best_val_loss", best_val_loss)
         wandb_id = state.get("wandb_id")
         found += f", step {step}" + changed_settings(state.get("config", {}), config)
-    loaded = None  # frees the checkpoint's memory
+    loaded = state = None  # frees the checkpoint's memory
 
     # ---- say what will be done ----
+    runtime.barrier()  # all have read what they start from
     if not resuming and runtime.master and not eval_only:
         set_aside(folder)
     report = Report(folder, config, runtime, step, progress["evaluated"])
@@ -224,7 +225,7 @@ def train(config: Config, runtime: Runtime) -> int:
     )
     interrupts = Interrupts(runtime)
     saved, mfu, status = step, None, 0
-    loss_sum = torch.zeros((), device=device)  # of this process, since the last log line
+    step_loss = torch.zeros((), device=device)  # mean over this process's micro-batches
     skipped, logged_step = torch.zeros((), device=device), step
     net.train()
     t0 = time.perf_counter()
@@ -267,6 +268,7 @@ def train(config: Config, runtime: Runtime) -> int:
         for group in adam.param_groups:
             group["lr"] = lr
         seed_everything(seed, step, runtime.rank)  # dropout
+        step_loss.zero_()
         for micro_step in range(micro_steps):
             x, y = next(stream)
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
@@ -275,7 +277,7 @@ def train(config: Config, runtime: Runtime) -> int:
             with runtime.autocast():
                 _, loss = net(x, y)
             loss = loss / micro_steps
-            loss_sum += loss.detach()
+            step_loss += loss.detach()
             scaler.scale(loss).backward()
         scaler.unscale_(adam)
         norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf)
@@ -291,7 +293,7 @@ def train(config: Config, runtime: Runtime) -> int:
         # log
         if (step - 1) % log_interval == 0:
             n = step - logged_step
-            loss_mean = runtime.sum(loss_sum).item() / n / world  # waits for the device
+            loss_mean = runtime.sum(step_loss).item() / world  # waits for the device
             now = time.perf_counter()
             seconds, t0 = now - t0, now
             progress["seconds"] += seconds
@@ -310,7 +312,7 @@ def train(config: Config, runtime: Runtime) -> int:
                 row["skipped"] = in_row
                 report.say(f"iter {step - 1} skipped: gradient not finite ({in_row} in a row)")
             report.step(row, mfu)
-            loss_sum, logged_step = torch.zeros((), device=device), step
+            logged_step = step
             if in_row >= max_skipped:
                 report.say(f"{in_row} steps in a row had no finite gradient: stopping")
                 status = 1
