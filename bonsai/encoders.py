@@ -23,6 +23,7 @@ from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, CharTokeniz
 from bonsai.tokenizers.gpt import TiktokenTokenizer
 from bonsai.tokenizers.patterns import GPT2, GPT4
 
+LETTERS = b"etaoinshrdlu"  # common enough: one of them ends a word in any 4096 bytes of prose
 SAMPLE = 4096  # bytes of each batch that are held against the tokenizer, about
 ENCODERS = ("auto", "gigatoken", "tokenizer")
 
@@ -136,11 +137,12 @@ class GigatokenEncoder(Encoder):
         separator = self._separator
         joined = b"".join([data + separator if ends else data for data, ends in texts])
         if joined.count(separator) != sum(ends for _, ends in texts):
-            return super().__call__(texts)
-        ids = self._encode(self._joining, joined)
-        if self.eot is None:
-            ids = ids[ids != self._border]
-        ids = ids.astype(self.dtype)
+            ids = super().__call__(texts)
+        else:
+            ids = self._encode(self._joining, joined)
+            if self.eot is None:
+                ids = ids[ids != self._border]
+            ids = ids.astype(self.dtype)
         self._check(texts, ids)
         return ids
 
@@ -165,7 +167,11 @@ class GigatokenEncoder(Encoder):
         """Raises UserError if the tokenizer itself encodes the beginning of a batch otherwise."""
         data, ends = texts[0]
         if len(data) > SAMPLE:
-            data, ends = data[: safe_cut(data[:SAMPLE])], False
+            # Where there is no line end, a space after a letter ends a chunk as well; text with
+            # neither (Chinese in one line, say) is compared as a whole.
+            letter = max((data.rfind(b"%c " % c, 0, SAMPLE) for c in LETTERS), default=-1)
+            cut = safe_cut(data[:SAMPLE]) or letter + 1 or len(data)
+            data, ends = data[:cut], ends and cut == len(data)
         wanted = self.tokenizer.encode(data.decode("utf-8"))
         if ends and self.eot is not None:
             wanted.append(self.eot)

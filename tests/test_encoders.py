@@ -74,14 +74,22 @@ def test_long_texts(name):
         assert encode([(data, False)]).tolist() == tokenizer.encode(data.decode())
 
 
-def test_a_library_that_errs_is_found_out(monkeypatch):
+@pytest.mark.parametrize(
+    "text",
+    ["some words", EOT_TEXT, "line\n" * 2000, "words in one line " * 2000, "你好" * 3000],
+    ids=["short", "look-alike", "lines", "one line", "no spaces"],
+)
+def test_a_library_that_errs_is_found_out(monkeypatch, text):
     pytest.importorskip("gigatoken")
     tokenizer = tokenizer_called("bpe")
     encode = GigatokenEncoder(tokenizer)
+    assert encode([(text.encode(), True)]).tolist() == expected(
+        tokenizer, [(text.encode(), True)], eot=True
+    )
     right = GigatokenEncoder._encode
     monkeypatch.setattr(GigatokenEncoder, "_encode", lambda *args: right(*args)[::-1])
     with pytest.raises(UserError, match="--encoder=tokenizer"):
-        encode([(b"some words", True)])
+        encode([(text.encode(), True)])
 
 
 def test_what_gigatoken_cannot_do_is_left_to_the_tokenizer(monkeypatch):
