@@ -5,6 +5,7 @@ half the bytes are nearly twice the tokens.
 """
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,17 +19,25 @@ QUANTIZE = {
 }
 
 
-def prepare(model: nn.Module, dtype: torch.dtype | None = None, quantize: str = "") -> nn.Module:
+def prepare(
+    model: nn.Module, dtype: torch.dtype | None = None, quantize: str = "", pack: bool = True
+) -> nn.Module:
     """A copy of the model for inference only: all linear layers replaced by faster ones.
 
     dtype: of weights and activations; None: the weights' own. quantize: a key of QUANTIZE. An
-    output head that shares the embedding's weights gets a copy. Raises UserError.
+    output head that shares the embedding's weights gets a copy. pack: call oneDNN's kernels on
+    CPUs, which torch.compile does not take. Raises UserError.
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
     weight = next(model.parameters())
     dtype = dtype or weight.dtype
-    make = Int8Linear if quantize == "int8" else PackedLinear if packs(weight.device) else None
+    pack = pack and packs(weight.device)
+    make = None
+    if quantize == "int8":
+        make = partial(Int8Linear, pack=pack and computes_int8())
+    elif pack:
+        make = PackedLinear
     if make is None and dtype == weight.dtype:
         return model.eval()
     linears = [m for m in model.modules() if make and isinstance(m, nn.Linear)]
@@ -79,12 +88,12 @@ class Int8Linear(nn.Module):
     int8 and is converted as it is read.
     """
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, pack: bool):
         super().__init__()
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
         q = (weight / scale[:, None]).round().to(torch.int8)
-        self.fast = packs(weight.device) and computes_int8()
+        self.fast = pack
         bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.register_buffer("bias", bias)
         if self.fast:  # plain attributes: fp32 whatever the model's dtype
