@@ -115,7 +115,7 @@ class Engine:
         """Whether any request waits or runs."""
         return bool(self.waiting or self.running)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> list[Event]:
         """Admit waiting requests, advance the running ones by one token; what happened."""
         events = self.drop_cancelled()

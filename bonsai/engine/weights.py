@@ -40,9 +40,10 @@ def prepare(
         make = PackedLinear
     if make is None and dtype == weight.dtype:
         return model.eval()
-    linears = [m for m in model.modules() if make and isinstance(m, nn.Linear)]
     # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
-    return copy.deepcopy(model, {id(m): make(m, dtype) for m in linears}).to(dtype).eval()
+    memo = {id(m): make(m, dtype) for m in model.modules() if make and isinstance(m, nn.Linear)}
+    memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
+    return copy.deepcopy(model, memo).to(dtype).eval()
 
 
 def packs(device: torch.device) -> bool:
@@ -56,21 +57,22 @@ def packs(device: torch.device) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear on the CPU: several tokens by oneDNN's kernels, one by a product with a vector.
+    """nn.Linear on the CPU with weights in the order in which oneDNN reads them.
 
-    oneDNN reads weights in an order of its own, which nn.Linear makes anew in every call; here it
-    is kept beside the plain one. For one token (a decoding step of one row) the plain product is
-    as fast and has the smaller overhead.
+    Unlike nn.Linear, which has oneDNN reorder them in every call. One token in float32 (a decoding
+    step of one row) goes through a plain product with a vector, which takes less time to start;
+    for it the model's own weights are kept as well.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype):
         super().__init__()
-        self.plain = linear.weight.detach().to(dtype)  # the model's own memory in its own dtype
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, 16)
+        weight = linear.weight.detach().to(dtype)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+        self.plain = weight if dtype == torch.float32 else None
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.numel() > x.size(-1):
+        if self.plain is None or x.numel() > x.size(-1):
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         row = x.view(-1)
         if self.bias is None:
