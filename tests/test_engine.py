@@ -51,6 +51,10 @@ VARIANTS = {
     "grouped queries": dict(n_kv_head=2, tie_head=False),
     "one key head, wide heads": dict(n_kv_head=1, head_size=16, qk_norm=True, attention_scale=0.1),
     "post norm, relu": dict(norm_placement="post", norm_embedding=True, activation="relu"),
+    "windows": dict(attention_window=5, window_pattern="DL"),
+    "values, lambdas, windows of all layers": dict(
+        value_embeddings=True, residual_lambdas=True, attention_window=3, n_kv_head=2
+    ),
 }
 
 

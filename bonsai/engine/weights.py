@@ -18,6 +18,8 @@ QUANTIZE = {
     "int8": "int8 weights, a scale per output channel; embeddings and norms stay as they are",
 }
 
+SMALL = 16  # a layer of fewer inputs stays as it is
+
 
 def prepare(
     model: nn.Module, dtype: torch.dtype | None = None, quantize: str = "", pack: bool = True
@@ -41,7 +43,8 @@ def prepare(
     if make is None and dtype == weight.dtype:
         return model.eval()
     # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
-    memo = {id(m): make(m, dtype) for m in model.modules() if make and isinstance(m, nn.Linear)}
+    large = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features >= SMALL]
+    memo = {id(m): make(m, dtype) for m in large if make}
     memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
     return copy.deepcopy(model, memo).to(dtype).eval()
 
