@@ -16,9 +16,9 @@ from pathlib import Path
 from bonsai.errors import UserError, run
 from bonsai.runtime import pick_device, setup
 from bonsai.serving.app import Server, create_app
-from bonsai.serving.completions import Limits
 from bonsai.serving.guard import GuardLimits
 from bonsai.serving.http import listen, serve
+from bonsai.serving.plans import Limits
 from bonsai.serving.registry import load_served, parse_models
 from configurator import ROOT, configure, resolve_path
 
@@ -43,6 +43,7 @@ max_connections = 1024  # at once; what comes then is answered 503
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA where it can, else float32
 quantize = ""  # int8: weights in 8 bits, faster at small batches; empty: as they are
+prefix_cache = 8192  # tokens of prompts to remember, for those that begin alike
 compile = False  # torch.compile the one-token step: slow to start
 # -----------------------------------------------------------------------------
 
@@ -80,7 +81,7 @@ def main() -> int:
     loopback = address in ("127.0.0.1", "::1")
     served = {}
     for name, source in chosen.items():
-        m = served[name] = load_served(name, source, runtime, max_batch, quantize)
+        m = served[name] = load_served(name, source, runtime, max_batch, quantize, prefix_cache)
         size = f"{m.model.num_params() / 1e6:.2f}M parameters, context {m.context}"
         print(f"model {name}: {source}, {size}{', chat' if m.chat else ''}")
     if not loopback and not api_key:

@@ -4,10 +4,12 @@ Read in this order:
 
     app.py          the routes, and how an error becomes JSON
     schemas.py      what a request may say
-    completions.py  from a request to an answer, streamed or whole; chat.py: messages as a prompt
+    plans.py        from a request to what the engine is asked; chat.py: messages as a prompt
+    answers.py      the engine's events as pieces of text; forms.py: those as OpenAI's JSON
     textstream.py   token ids become text that is safe to send: whole characters, no stop string
     worker.py       the thread that steps the engines, and its bridge to the event loop
     registry.py     the models by name, and the tokenizers
-    guard.py        what is refused before a route sees it: hosts, keys, sizes, slow clients
-    inside.py, runs.py, metrics.py   attention and predictions by layer; training runs; counters
+    http.py         the socket and its connections; guard.py: what is refused before a route
+    playground.py   the page's routes; inside.py: attention, predictions by layer; runs.py
+    errors.py, metrics.py
 """

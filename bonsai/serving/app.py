@@ -14,21 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from bonsai import __version__
-from bonsai.serving.completions import (
-    Answer,
-    ChatForm,
-    CompletionForm,
-    Limits,
-    Plan,
-    Writer,
-    plan_chat,
-    plan_completion,
-    unless_gone,
-    until_gone,
-)
+from bonsai.serving.answers import Answer, unless_gone, until_gone
 from bonsai.serving.errors import ApiError, error_body
+from bonsai.serving.forms import ChatForm, CompletionForm, Writer
 from bonsai.serving.guard import Guard, GuardLimits
 from bonsai.serving.metrics import Metrics
+from bonsai.serving.plans import Limits, Plan, plan_chat, plan_completion
 from bonsai.serving.playground import playground_routes
 from bonsai.serving.registry import Served
 from bonsai.serving.schemas import ChatRequest, CompletionRequest, Sampling

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from bonsai import tokenizers
+from bonsai.engine import Engine
 from bonsai.errors import UserError
 from bonsai.models import load_model
 from bonsai.runtime import DTYPES, Runtime
-from bonsai.serving._interim import Engine
 from bonsai.serving.chat import ChatTemplate
 from bonsai.text import find_tokenizer, start_tokens
 from bonsai.tokenizers import Tokenizer
@@ -61,9 +61,17 @@ class Served:
 
 
 def load_served(
-    name: str, source: str, runtime: Runtime, max_batch: int, quantize: str = ""
+    name: str,
+    source: str,
+    runtime: Runtime,
+    max_batch: int,
+    quantize: str = "",
+    prefix_cache: int = 0,
 ) -> Served:
-    """Load a model and its tokenizer to be served. source: as load_model's. Raises UserError."""
+    """Load a model and its tokenizer to be served. Raises UserError.
+
+    source: as load_model's init_from; the rest: as Engine's.
+    """
     loaded = load_model(source, "", {"dropout": 0.0})
     template = (loaded.checkpoint or {}).get("chat_template")
     loaded.checkpoint = None  # the optimizer's memory
@@ -75,6 +83,7 @@ def load_served(
         dtype=DTYPES[runtime.dtype],
         quantize=quantize,
         compile=runtime.compile,
+        prefix_cache=prefix_cache,
     )
     chat = ChatTemplate.from_dict(template) if template is not None else None
     return Served(name, model, tokenizer, engine, written(source), chat)

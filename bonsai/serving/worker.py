@@ -14,8 +14,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bonsai.engine import Engine, Event, Request, SamplingParams
 from bonsai.errors import UserError
-from bonsai.serving._interim import Engine, Event, Request, SamplingParams
 
 
 class Busy(Exception):
@@ -239,6 +239,8 @@ class Worker:
     def _broken(self, engine: Engine) -> None:
         """A step failed (memory, or a bug of ours): end all requests of this engine, go on."""
         traceback.print_exc(file=sys.stderr)
+        engine.waiting.clear()  # whatever state the step left it in
+        engine.running.clear()
         for stream in {stream for stream, _ in self._owner.values() if stream.engine is engine}:
             self._drop(stream)
             self._post(self._fail, stream, Failed("the model failed; see the server's log"))
