@@ -51,7 +51,7 @@ seed = 1337  # of prompts and requests
 out = ""  # folder for serve_load.json and .txt
 # -----------------------------------------------------------------------------
 
-PREFIX_CACHE = 8192  # serve.py's default
+PREFIX_CACHE = 2048  # serve.py's default
 TIE = 1e-3
 
 
