@@ -38,7 +38,6 @@ class Stream:
         self.rows = rows
         self.waiting = set(range(rows))  # rows that have not had an event
         self.open = set(range(rows))  # rows that have not finished
-        self.started = time.monotonic()
         self._events: list[tuple[int, Event]] = []
         self._error: Exception | None = None
         self._ready = asyncio.Event()
@@ -79,7 +78,8 @@ class Worker:
         self.tokens = {engine: 0 for engine in self.engines}  # drawn so far
         self.finished = 0  # rows
         self.cancelled = 0  # rows
-        self.seconds_per_row = 1.0  # running mean, for Retry-After
+        self.seconds_per_row = 0.1  # between the ends of two, running mean: for Retry-After
+        self._last_end = 0.0  # of a row, or when there began to be any
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._owner: dict[Request, tuple[Stream, int]] = {}  # of the engine's thread
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,10 +109,10 @@ class Worker:
         """Queue n rows for each prompt: row i * n + j is sample j of prompt i. Raises Busy."""
         rows = len(prompts) * n
         if self.waiting + rows > self.max_waiting:
-            parallel = max(1, self.running)
-            seconds = self.waiting * self.seconds_per_row / parallel
-            raise Busy(min(60, max(1, round(seconds))))
+            raise Busy(min(30, max(1, round(self.waiting * self.seconds_per_row))))
         stream = Stream(self, engine, rows)
+        if not self.waiting and not self.running:
+            self._last_end = time.monotonic()
         self.waiting += rows
         self._commands.put(lambda: self._submit(stream, prompts, params, n))
         return stream
@@ -166,7 +166,9 @@ class Worker:
             self.cancelled += 1
         else:
             self.finished += 1
-            self.seconds_per_row += 0.1 * (time.monotonic() - stream.started - self.seconds_per_row)
+            now = time.monotonic()
+            self.seconds_per_row += 0.1 * (now - self._last_end - self.seconds_per_row)
+            self._last_end = now
 
     def _fail(self, stream: Stream, error: Exception) -> None:
         for row in sorted(stream.open):
