@@ -20,5 +20,15 @@ closer than rounding.
 from bonsai.engine.generate import ON_FULL, generate
 from bonsai.engine.sampling import SamplingParams, next_probs
 from bonsai.engine.scheduler import Engine, Event, Request
+from bonsai.engine.weights import prepare
 
-__all__ = ["ON_FULL", "Engine", "Event", "Request", "SamplingParams", "generate", "next_probs"]
+__all__ = [
+    "ON_FULL",
+    "Engine",
+    "Event",
+    "Request",
+    "SamplingParams",
+    "generate",
+    "next_probs",
+    "prepare",
+]

@@ -58,9 +58,11 @@ class CompiledStep:
     def __call__(self, tokens: list[int], lengths: list[int]) -> torch.Tensor:
         """The last token of the first rows, and their lengths -> logits (B, V)."""
         n = len(tokens)
-        inputs = torch.tensor([tokens, lengths]).to(self.idx.device, non_blocking=True)
-        self.idx[:n, 0], self.pos[:n] = inputs[0], inputs[1]
         rows = power_of_two(n, 1, len(self.pos))
+        idle = [0] * (rows - n)  # rows of free slots: they compute something, at position 0
+        inputs = torch.tensor([tokens + idle, lengths + idle])
+        inputs = inputs.to(self.idx.device, non_blocking=True)
+        self.idx[:rows, 0], self.pos[:rows] = inputs[0], inputs[1]
         positions = power_of_two(max(lengths) + 1, self.SHORTEST, self.cache.length)
         if (rows, positions) not in self.buckets:
             part = self.cache.view(0, rows, positions)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
+from bonsai.errors import UserError
+
 
 class Prefixes:
     """Prompts with their rows of the cache, at most `budget` tokens; least recently used go first.
@@ -14,7 +16,7 @@ class Prefixes:
 
     def __init__(self, budget: int):
         if budget < 0:
-            raise ValueError(f"prefix_cache={budget} must be at least 0")
+            raise UserError(f"prefix_cache={budget} must be at least 0")
         self.budget = budget
         self.rows: OrderedDict[tuple[int, ...], tuple] = OrderedDict()  # prompt -> (row, logits)
         self.held: tuple[int, ...] | None = None

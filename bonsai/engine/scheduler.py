@@ -76,7 +76,7 @@ class Engine:
             raise UserError(f"max_batch={max_batch} must be at least 1")
         if not 0 <= length <= block_size:
             raise UserError(f"length={length} must be between 1 and the context of {block_size}")
-        self.model = prepare(model, dtype, quantize)
+        self.model = prepare(model, dtype, quantize, pack=not compile)
         self.vocab_size = model.config.vocab_size
         self.device = next(model.parameters()).device
         self.length = length or block_size
@@ -90,17 +90,21 @@ class Engine:
     def submit(
         self, prompt: Sequence[int], params: SamplingParams, n: int = 1, first_row: int = 0
     ) -> list[Request]:
-        """Ask for n answers to `prompt`, which share its prefill. Raises UserError."""
-        check_request(prompt, params, n, self.vocab_size)
-        if len(prompt) > self.length:
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens, the context {self.length}: shorten it"
-            )
+        """Ask for n answers to `prompt`, which share its prefill. Raises UserError as `check`."""
+        self.check(prompt, params, n)
         prompt = tuple(prompt)
         rows = range(first_row, first_row + n)
         requests = [Request(prompt, params, row, alone=n == 1) for row in rows]
         self.waiting.extend(requests)
         return requests
+
+    def check(self, prompt: Sequence[int], params: SamplingParams, n: int = 1) -> None:
+        """Raise UserError for what cannot be submitted: say, a prompt longer than the context."""
+        check_request(prompt, params, n, self.vocab_size)
+        if len(prompt) > self.length:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens, the context {self.length}: shorten it"
+            )
 
     def cancel(self, request: Request) -> None:
         """End a request at the next step, which reports it with finish 'cancelled'."""
@@ -111,7 +115,7 @@ class Engine:
         """Whether any request waits or runs."""
         return bool(self.waiting or self.running)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> list[Event]:
         """Admit waiting requests, advance the running ones by one token; what happened."""
         events = self.drop_cancelled()

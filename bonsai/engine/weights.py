@@ -5,6 +5,7 @@ half the bytes are nearly twice the tokens.
 """
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,22 +19,31 @@ QUANTIZE = {
 }
 
 
-def prepare(model: nn.Module, dtype: torch.dtype | None = None, quantize: str = "") -> nn.Module:
+def prepare(
+    model: nn.Module, dtype: torch.dtype | None = None, quantize: str = "", pack: bool = True
+) -> nn.Module:
     """A copy of the model for inference only: all linear layers replaced by faster ones.
 
     dtype: of weights and activations; None: the weights' own. quantize: a key of QUANTIZE. An
-    output head that shares the embedding's weights gets a copy. Raises UserError.
+    output head that shares the embedding's weights gets a copy. pack: call oneDNN's kernels on
+    CPUs, which torch.compile does not take. Raises UserError.
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
     weight = next(model.parameters())
     dtype = dtype or weight.dtype
-    make = Int8Linear if quantize == "int8" else PackedLinear if packs(weight.device) else None
+    pack = pack and packs(weight.device)
+    make = None
+    if quantize == "int8":
+        make = partial(Int8Linear, pack=pack and computes_int8())
+    elif pack:
+        make = PackedLinear
     if make is None and dtype == weight.dtype:
         return model.eval()
-    linears = [m for m in model.modules() if make and isinstance(m, nn.Linear)]
     # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
-    return copy.deepcopy(model, {id(m): make(m, dtype) for m in linears}).to(dtype).eval()
+    memo = {id(m): make(m, dtype) for m in model.modules() if make and isinstance(m, nn.Linear)}
+    memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
+    return copy.deepcopy(model, memo).to(dtype).eval()
 
 
 def packs(device: torch.device) -> bool:
@@ -47,21 +57,22 @@ def packs(device: torch.device) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear on the CPU: several tokens by oneDNN's kernels, one by a product with a vector.
+    """nn.Linear on the CPU with weights in the order in which oneDNN reads them.
 
-    oneDNN reads weights in an order of its own, which nn.Linear makes anew in every call; here it
-    is kept beside the plain one. For one token (a decoding step of one row) the plain product is
-    as fast and has the smaller overhead.
+    Unlike nn.Linear, which has oneDNN reorder them in every call. One token in float32 (a decoding
+    step of one row) goes through a plain product with a vector, which takes less time to start;
+    for it the model's own weights are kept as well.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype):
         super().__init__()
-        self.plain = linear.weight.detach().to(dtype)  # the model's own memory in its own dtype
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, 16)
+        weight = linear.weight.detach().to(dtype)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+        self.plain = weight if dtype == torch.float32 else None
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.numel() > x.size(-1):
+        if self.plain is None or x.numel() > x.size(-1):
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         row = x.view(-1)
         if self.bias is None:
@@ -79,12 +90,12 @@ class Int8Linear(nn.Module):
     int8 and is converted as it is read.
     """
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, pack: bool):
         super().__init__()
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
         q = (weight / scale[:, None]).round().to(torch.int8)
-        self.fast = packs(weight.device) and computes_int8()
+        self.fast = pack
         bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.register_buffer("bias", bias)
         if self.fast:  # plain attributes: fp32 whatever the model's dtype
