@@ -113,7 +113,8 @@ def train(config: Config, runtime: Runtime) -> int:
             f"{gradient_accumulation_steps}: use a multiple of {4 * world}"
         )
     positive = "batch_size gradient_accumulation_steps eval_interval log_interval max_skipped"
-    not_negative = "depth seed max_iters eval_iters save_interval keep_last patience sample_interval batch_ramp"
+    not_negative = "depth seed max_iters eval_iters save_interval keep_last patience "
+    not_negative += "sample_interval batch_ramp"
     for least, names in ((1, positive), (0, not_negative)):
         for name in names.split():
             if config[name] < least:

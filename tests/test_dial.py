@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_the_formula_counts_the_models_matrices(depth):
 
 def test_a_deeper_run_is_larger_in_everything():
     runs = [compute_optimal(depth, SETTINGS, set()) for depth in (4, 8, 12, 20)]
-    for small, large in zip(runs, runs[1:]):
+    for small, large in pairwise(runs):
         for name in ("n_embd", "gradient_accumulation_steps", "max_iters", "learning_rate"):
             assert small[name] < large[name], name
 
