@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What has to be checked and measured on a GPU, in stages of less than 8 minutes on one H100.
 #
-#   benchmarks/gpu.sh tests throughput decode           # all there is
+#   benchmarks/gpu.sh tests throughput decode           # all that needs no data
 #   PEER=../nanoGPT benchmarks/gpu.sh throughput        # beside a checkout of nanoGPT
+#   TEXT=text.zst PEER=../nanoGPT benchmarks/gpu.sh race    # again and again until it is done
 #   TOY=1 OUT=/tmp/dry benchmarks/gpu.sh tests throughput   # a dry run on the CPU, tiny sizes
 #
 #   OUT=bench_out   folder for the stages' JSON, logs and tables
@@ -19,6 +20,7 @@ python=${PYTHON:-python}
 out=${OUT:-bench_out}
 peer=${PEER:-}
 toy=${TOY:-}
+text=${TEXT:-}
 force=${FORCE:-}
 limit=470 # seconds for a stage
 
@@ -30,13 +32,14 @@ fail() {
 # the stages run in the repository, so what the caller gave as relative paths is made absolute
 case $out in /*) ;; *) out=$here/$out ;; esac
 case $peer in "" | /*) ;; *) peer=$here/$peer ;; esac
+case $text in "" | /*) ;; *) text=$here/$text ;; esac
 case $python in */*) [[ $python == /* ]] || python=$here/$python ;; esac
 mkdir -p "$out" || fail "cannot make the folder $out: set OUT to another"
 command -v "$python" > /dev/null || fail "there is no $python: set PYTHON"
 [[ $# -gt 0 ]] || fail "no stage given: benchmarks/gpu.sh tests throughput"
 for stage in "$@"; do
-    [[ $stage == tests || $stage == throughput || $stage == decode ]] ||
-        fail "unknown stage $stage: there are tests, throughput, decode"
+    [[ " tests throughput decode race " == *" $stage "* ]] ||
+        fail "unknown stage $stage: there are tests, throughput, decode, race"
 done
 if [[ -z $toy ]] && ! "$python" -c "import torch; assert torch.cuda.is_available()" 2> /dev/null; then
     fail "$python finds no torch with a CUDA GPU: set PYTHON, or TOY=1 for a dry run on the CPU"
@@ -86,6 +89,30 @@ stage_decode() {
     [[ -n $toy ]] && options=(--out="$out" --device=cpu --sizes=toy --repeats=2)
     limited "$python" benchmarks/decode.py "${options[@]}" 2>&1 | tee "$out/decode.log"
     return "${PIPESTATUS[0]}"
+}
+
+stage_race() { # TEXT: a file, or a folder, of some hundred MB of text; .gz and .zst do
+    local options=(--race=gpu --seeds=1 --out="$out/race" --minutes=1 --plot="$out/race.png")
+    local tokenizer=gpt2
+    if [[ -n $toy ]]; then
+        tokenizer=byte
+        options=(--race=gpu --seeds=1 --out="$out/race" --steps=2 --block_size=64
+            --ours="--device=cpu --dtype=float32 --n_layer=1 --n_head=1 --n_embd=32 --block_size=64
+            --batch_size=2 --gradient_accumulation_steps=1 --compile=False")
+    elif [[ -z $text && ! -e data/race_text/meta.json ]]; then
+        echo "no text: set TEXT to a file or folder of some hundred MB" && return 1
+    fi
+    if [[ ! -e data/race_text/meta.json ]]; then
+        limited "$python" data/custom/prepare.py --input="${text:-docs}" --name=race_text \
+            --tokenizer="$tokenizer" > "$out/prepare.log" 2>&1 ||
+            { tail -n 1 "$out/prepare.log" && return 1; }
+    fi
+    [[ -n $peer ]] && options+=(--peer="$peer" --sweep=True)
+    limited "$python" benchmarks/race.py "${options[@]}" 2>&1 | tee "$out/race.log"
+    local status=${PIPESTATUS[0]}
+    grep -E "val loss|times the|target" "$out/race.log" | tail -n 6 > "$out/race.txt"
+    [[ $status == 0 ]] && cp "$out/race/gpu.json" "$out/race.json"
+    return "$status"
 }
 
 cd "$root" || exit 1

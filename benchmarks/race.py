@@ -36,6 +36,7 @@ peer = ""  # folder of a nanoGPT checkout; empty: ours alone
 seeds = 3  # runs of each; theirs and ours have the same seeds, 1337 and up
 sweep = False  # first tune the peer's AdamW: the fewest steps and their best rate to the target
 dataset = ""  # a prepared folder in data/; empty: the race's own
+block_size = 0  # of the evaluation's windows; 0: the race's own
 ours = ""  # settings for our runs, as --key=value words
 steps = 0  # of every run; fewer than the race's own: a test of this script
 minutes = 0.0  # start no run later than this; the same command goes on; 0: no limit
@@ -62,6 +63,8 @@ class Race:
     rate: float = 1e-3  # the peer's rate as it ships
     rates: list[float] = field(default_factory=list)  # of the sweep
     lengths: list[int] = field(default_factory=list)  # of the sweep, rising
+    ours: str = ""  # our options beside the config's
+    our_lengths: list[int] = field(default_factory=list)  # rising; empty: the config's max_iters
 
 
 RACES = {
@@ -76,8 +79,9 @@ RACES = {
     ),
     # GPT-2 (124M) on one GPU: the loss that nanoGPT reaches at the end of its run is the target
     "gpu": Race(
-        "race_text", 1024, 0.0, "config/fast_gpt2.py", GPT2, 300, True, 6e-4,
-        [1.2e-3, 2.4e-3], [300],
+        "race_text", 1024, 0.0, "config/fast_gpt2.py", GPT2, 250, True, 6e-4,
+        [1.2e-3, 2.4e-3], [250],
+        "--gradient_accumulation_steps=4 --momentum_warmup=50", [150, 200, 300, 400],
     ),
 }  # fmt: skip
 
@@ -104,7 +108,7 @@ def peer_options(spec: Race, rate: float, count: int) -> str:
 
 def tune(track: Track, spec: Race) -> tuple[float, int]:
     """The peer's best: the fewest steps that reach the target with one seed, and their rate."""
-    for count in spec.lengths:
+    for count in [steps] if steps else spec.lengths:
         runs = {
             rate: track.run(f"sweep {rate:g}", "peer", SEED, count, peer_options(spec, rate, count))
             for rate in spec.rates
@@ -113,6 +117,15 @@ def tune(track: Track, spec: Race) -> tuple[float, int]:
         if runs[best]["loss"] <= spec.target:
             return best, count
     return best, count
+
+
+def shortest(track: Track, lengths: list[int], options: str, goal: float) -> int:
+    """The fewest of our steps that reach the goal with one seed."""
+    for count in lengths:
+        run = track.run("ours", "ours", SEED, count, f"{options} --lr_decay_iters={count}")
+        if run["loss"] <= goal:
+            break
+    return count
 
 
 def summary(runs: list[dict]) -> dict:
@@ -165,8 +178,9 @@ def main() -> None:
         raise UserError(f"seeds={seeds} must be at least 1")
     spec = RACES[race]
     print("\n".join(header(torch.device("cpu"))), flush=True)
-    track = Track(race, Path(out), dataset or spec.dataset, spec.block_size, minutes)
-    arms = [("ours", "ours", steps or our_steps(spec), f"{ROOT / spec.config} {ours}".strip())]
+    track = Track(race, Path(out), dataset or spec.dataset, block_size or spec.block_size, minutes)
+    options = f"{ROOT / spec.config} {spec.ours} {ours}".strip()
+    arms = [("ours", "ours", steps or our_steps(spec), options)]
     if peer:
         track.add_peer(resolve_path(peer))
         count = steps or (spec.peer_steps if spec.peer_full else 20)
@@ -174,6 +188,11 @@ def main() -> None:
         if sweep and spec.lengths:
             rate, count = tune(track, spec)
             arms.append(("nanoGPT, tuned", "peer", count, peer_options(spec, rate, count)))
+    if spec.our_lengths and not steps:
+        goal = spec.target
+        if not goal and peer:  # the loss of the peer as it ships
+            goal = track.run(*arms[1][:2], SEED, *arms[1][2:])["loss"]
+        arms[0] = ("ours", "ours", shortest(track, spec.our_lengths, options, goal), options)
     runs = []
     for k in range(seeds):
         for name, project, count, options in arms[:: -1 if k % 2 else 1]:
