@@ -22,7 +22,7 @@ from bonsai.engine import ON_FULL, SamplingParams, generate
 from bonsai.errors import UserError, run
 from bonsai.models import load_model
 from bonsai.runtime import pick_device, setup
-from bonsai.text import find_tokenizer
+from bonsai.text import find_tokenizer, start_tokens
 from bonsai.tokenizers import Tokenizer
 from configurator import configure, resolve_path
 
@@ -64,14 +64,8 @@ def read_start(text: str) -> str:
 
 
 def encode_start(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids to continue: nothing is written as the end of the text before it, or a newline."""
-    if text:
-        return tokenizer.encode(text, allow_special=True)
-    if tokenizer.eot is not None:
-        return [tokenizer.eot]
-    with suppress(UserError):  # a vocabulary without a newline
-        return tokenizer.encode("\n")
-    return [0]
+    """Token ids to continue; of an empty text, what a text is begun with."""
+    return tokenizer.encode(text, allow_special=True) if text else start_tokens(tokenizer)
 
 
 def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
