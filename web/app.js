@@ -23,7 +23,7 @@ function show(name) {
     const tab = $(`tab-${key}`);
     tab.setAttribute("aria-selected", key === name);
     tab.tabIndex = key === name ? 0 : -1;
-    $(key).hidden = key !== name;
+    $(`view-${key}`).hidden = key !== name;
   }
   document.title = `${$(`tab-${name}`).textContent} – bonsai`;
   if (!started.has(name)) {

@@ -175,13 +175,14 @@ export class Chart {
     this.box.hidden = x === null || !this.series?.length;
     this.hair?.replaceChildren();
     if (this.box.hidden) return;
-    const line = this.series.find((s) => s.style === "line") ?? this.series[0];
-    const step = line.points[nearest(line.points, x)][0];
+    const lines = this.series.filter((s) => s.style === "line");
+    const steps = (lines.length ? lines : this.series).map((s) => s.points[nearest(s.points, x)][0]);
+    const step = steps.reduce((a, b) => (Math.abs(b - x) < Math.abs(a - x) ? b : a));
     const rows = [];
     for (const s of this.series) {
       if (s.style === "faint") continue;
       const [px, py] = s.points[nearest(s.points, x)];
-      if (s.style !== "dots" && (step < s.points[0][0] || step > s.points.at(-1)[0])) continue;
+      if (step < s.points[0][0] || step > s.points.at(-1)[0]) continue;
       this.hair.append(svg("circle", { cx: this.sx(px), cy: this.sy(py), r: 4, fill: s.colour }));
       rows.push(
         el("tr", {},

@@ -32,7 +32,7 @@ export function start() {
   $("go").addEventListener("click", begin);
   $("stop").addEventListener("click", stop);
   $("copy").addEventListener("click", copy);
-  $("complete").addEventListener("keydown", (e) => {
+  $("view-complete").addEventListener("keydown", (e) => {
     if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) {
       e.preventDefault();
       begin();
@@ -202,7 +202,7 @@ function tokensOf({ token_ids: ids, logprobs: l }) {
     id: ids[i],
     text, // of half a character: bytes:\xe4
     logprob: l.token_logprobs[i],
-    top: Object.entries(l.top_logprobs[i]).map(([t, logprob], k) => ({ id: l.top_token_ids[i][k], text: t, logprob })),
+    top: Object.entries(l.top_logprobs[i]).map(([t, logprob]) => ({ id: l.top_token_ids[i][t], text: t, logprob })),
   }));
 }
 
@@ -243,7 +243,7 @@ function tokenElement(token, i) {
       role: "button",
       tabindex: i === 0 ? 0 : -1,
       "data-i": i,
-      vars: { "--shade": `${(surprise * 55).toFixed(1)}%` },
+      vars: { "--shade": `${(surprise * 45).toFixed(1)}%` },
     },
     token.shown || visibleToken(token.text),
   );
@@ -373,7 +373,7 @@ function openPopup(i) {
     const all = [...popup.querySelectorAll("li button:not(:disabled)")];
     all[(all.indexOf(document.activeElement) + step + all.length) % all.length]?.focus();
   });
-  $("complete").append(popup);
+  $("view-complete").append(popup);
   place(anchor);
   (popup.querySelector("li button:not(:disabled)") ?? popup.querySelector("button")).focus({ preventScroll: true });
 }
@@ -406,7 +406,7 @@ function pick(version, i, option) {
 /** Below the token, inside the window; on a phone the style sheet puts it at the bottom. */
 function place(anchor) {
   const box = anchor.getClientRects()[0] ?? anchor.getBoundingClientRect();
-  const panel = $("complete").getBoundingClientRect();
+  const panel = $("view-complete").getBoundingClientRect();
   const { offsetWidth: w, offsetHeight: h } = popup;
   const left = Math.max(0, Math.min(box.left - panel.left - 12, panel.width - w));
   const fits = box.bottom + h + 12 < innerHeight || box.top < h + 12;

@@ -75,13 +75,23 @@ function code(c) {
   return n < 256 ? `\\x${n.toString(16).padStart(2, "0")}` : `\\u{${n.toString(16)}}`;
 }
 
-/** Bytes as text; those that are no UTF-8 on their own as \xe4. */
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+/** Bytes as text; those that are no whole character as \xe4. */
 export function bytesText(bytes) {
-  try {
-    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(Uint8Array.from(bytes));
-  } catch {
-    return bytes.map((b) => `\\x${b.toString(16).padStart(2, "0")}`).join("");
+  let text = "";
+  for (let i = 0; i < bytes.length; ) {
+    const b = bytes[i];
+    const n = b < 0x80 ? 1 : b < 0xe0 ? 2 : b < 0xf0 ? 3 : 4; // if it begins a character
+    try {
+      text += utf8.decode(Uint8Array.from(bytes.slice(i, i + n)));
+      i += n;
+    } catch {
+      text += `\\x${b.toString(16).padStart(2, "0")}`;
+      i++;
+    }
   }
+  return text;
 }
 
 /** The bytes of a token as the API writes it: its text, or bytes:\xe4 for half a character. */

@@ -15,7 +15,7 @@ let controller = null;
 export function start() {
   $("inside-prompt").value = memory.get("inside", "def area(radius):\n    return ");
   $("look").addEventListener("click", look);
-  $("inside").addEventListener("keydown", (e) => {
+  $("view-inside").addEventListener("keydown", (e) => {
     if (e.key !== "Enter" || !(e.ctrlKey || e.metaKey)) return;
     e.preventDefault();
     look();
@@ -87,8 +87,8 @@ function attentionCard() {
         el("p", { id: "map-readout", class: "readout", "aria-live": "polite" }),
         mapCanvas(),
         el("div", { class: "legend map-legend", "aria-hidden": true }, el("span", {}, "0"), el("i", { class: "ramp" }), el("span", {}, "1"), el("span", {}, "(shade grows with the square root)")),
-        el("div", { class: "looks" }, el("p", { class: "label", id: "looks-label" }), strip()),
       ),
+      el("div", { class: "looks" }, el("p", { class: "label", id: "looks-label" }), strip()),
     ),
   );
 }
@@ -277,7 +277,7 @@ function drawLooks() {
   $("looks-label").replaceChildren("What ", el("b", { class: "mono" }, name(chosen)), ` (token ${chosen + 1}) looks at`);
   [...$("looks").children].forEach((b, j) => {
     const w = row[j] ?? 0;
-    b.style.setProperty("--shade", `${(90 * Math.sqrt(w)).toFixed(1)}%`);
+    b.style.setProperty("--shade", `${(50 * Math.sqrt(w)).toFixed(1)}%`);
     b.classList.toggle("chosen", j === chosen);
     b.classList.toggle("later", j > chosen);
     b.title = j > chosen ? "later: cannot be seen" : percent(w);
@@ -286,6 +286,9 @@ function drawLooks() {
 }
 
 // ---- next token, layer by layer ----
+
+/** Probabilities come with four decimals: no more is said about them. */
+const rounded = (p) => (p < 5e-5 ? "<0.01%" : `${(100 * p).toFixed(p < 0.1 ? 2 : 1)}%`);
 
 function lensCard() {
   const last = data.layers.length - 1;
@@ -298,9 +301,9 @@ function lensCard() {
       top.map((t) =>
         el(
           "td",
-          { vars: { "--shade": `${(80 * t.p).toFixed(1)}%` }, class: t.id === winner ? "winner" : null, title: `id ${t.id}` },
+          { vars: { "--shade": `${(45 * t.p).toFixed(1)}%` }, class: t.id === winner ? "winner" : null, title: `id ${t.id}` },
           el("span", { class: "mono" }, visibleToken(t.text)),
-          el("span", { class: "number" }, percent(t.p)),
+          el("span", { class: "number" }, rounded(t.p)),
         ),
       ),
     ),

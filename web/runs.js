@@ -69,7 +69,10 @@ async function update(all = false) {
 
 async function list() {
   const before = JSON.stringify(runs);
-  runs = await request("/runs");
+  // the one last written to comes first; with several that train, rows would change places
+  const places = new Map(runs?.map((r, i) => [r.name, i]));
+  const place = (r) => places.get(r.name) ?? -1;
+  runs = (await request("/runs")).sort((a, b) => place(a) - place(b));
   looked = Date.now();
   if (JSON.stringify(runs) === before) return;
   for (const run of runs) if (!colour.has(run.name)) colour.set(run.name, colour.size % COLOURS);

@@ -1,7 +1,7 @@
 // Tokens: what each tokenizer makes of a text.
 
 import { ApiError, connection, request } from "./api.js";
-import { $, bytesText, colours, count, debounce, el, hex, memory, notice, plural, segments, short, visible } from "./dom.js";
+import { $, bytesText, colours, count, debounce, el, hex, memory, notice, plural, segments, visible } from "./dom.js";
 
 const COLOURS = 6;
 const SHOWN = 4000; // tokens on a card; more would make typing slow
@@ -28,7 +28,7 @@ export function start() {
   }));
   $("token-cards").dataset.view = view;
   connection.addEventListener("change", () => {
-    if (connection.up && !$("tokens").hidden) load();
+    if (connection.up && !$("view-tokens").hidden) load();
   });
 }
 
@@ -138,7 +138,7 @@ function card(name, answer, most) {
       el("p", { class: "numbers" },
         el("span", {}, el("b", {}, count(answer.count)), answer.count === 1 ? " token" : " tokens"),
         el("span", {}, el("b", {}, count(bytes)), bytes === 1 ? " byte" : " bytes"),
-        el("span", {}, el("b", {}, answer.count ? short(bytes / answer.count) : "–"), " bytes per token"),
+        el("span", {}, el("b", {}, answer.count ? (bytes / answer.count).toFixed(2) : "–"), " bytes per token"),
       ),
     ),
     el("i", { class: "bar", vars: { "--p": `${(100 * answer.count) / most}%` }, "aria-hidden": true }),

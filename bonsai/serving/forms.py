@@ -50,11 +50,11 @@ class CompletionForm:
             if token.top is not None:
                 ranked = {i: clamp(logprob) for i, logprob in token.top}
                 ranked.setdefault(token.id, clamp(token.logprob))
-                top, ids = {}, []
+                top, ids = {}, {}
                 for i, logprob in ranked.items():
                     if (text := name(i)) not in top:  # the likelier of two that look alike
                         top[text] = logprob
-                        ids.append(i)
+                        ids[text] = i
                 top_ids.append(ids)
             else:
                 top_ids.append(None)
