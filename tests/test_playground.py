@@ -226,6 +226,22 @@ def test_another_token_is_picked(server, visit):
     assert tokens.all_text_contents() == before
 
 
+def test_an_empty_prompt_is_a_beginning(server, visit):
+    """Also what is picked behind it goes on from the beginning that the server chose."""
+    page = visit(server.url)
+    complete(page, "", temperature=0, max_tokens=8)
+    page.locator("#output .token").nth(0).click()
+    page.locator(".option:enabled").first.click()
+    expect(page.locator("#output .token")).to_have_count(9)
+    body = {"model": "long", "prompt": "", "max_tokens": 1, "temperature": 0, "logprobs": 2}
+    body["return_token_ids"] = True
+    first = server.ask("/v1/completions", body)["choices"][0]
+    second = min(first["logprobs"]["top_logprobs"][0].items(), key=lambda item: item[1])[0]
+    picked = first["logprobs"]["top_token_ids"][0][second]
+    body |= {"prompt": [*first["prompt_token_ids"], picked], "max_tokens": 8}
+    assert continuation(page) == second + server.ask("/v1/completions", body)["choices"][0]["text"]
+
+
 def test_escape_closes_the_alternatives_and_gives_the_focus_back(server, visit):
     page = visit(server.url)
     complete(page, max_tokens=10)
@@ -244,7 +260,8 @@ def chunk(*tokens: str, finish: str | None = None) -> str:
         "top_logprobs": [{t: -0.6931} for t in tokens],
         "top_token_ids": [{t: 7} for t in tokens],
     }
-    choice = {"text": "", "logprobs": logprobs, "token_ids": [7] * len(tokens)}
+    choice = {"text": "", "logprobs": logprobs}
+    choice |= {"token_ids": [7] * len(tokens), "prompt_token_ids": [1]}
     return f"data: {json.dumps({'choices': [{**choice, 'finish_reason': finish}]})}\n\n"
 
 
@@ -267,7 +284,7 @@ def test_what_a_model_says_is_text(server, visit):
     assert page.locator("#output .token").nth(0).text_content() == bad
     assert page.locator("#output img, #output script").count() == 0
     texts = page.locator("#output .token").all_text_contents()
-    assert texts[1:5] == ["\\xc3", "é", "\\xf0\\x9f", "🌳"]
+    assert texts[1:5] == ["\\xc3", "é", "\\xf0\\x9f", "🌳"] and texts[6].endswith("\\x07")
     page.locator("#output .token").nth(0).click()
     expect(page.get_by_role("dialog")).to_contain_text("<script>")
     assert page.locator("[role=dialog] script").count() == 0

@@ -76,7 +76,7 @@ async function loadModels() {
   try {
     const { data } = await request("/v1/models");
     const wanted = select.disabled ? memory.get("model", "") : select.value;
-    select.replaceChildren(...data.map((m) => el("option", { value: m.id }, m.id)));
+    select.replaceChildren(...data.map((m) => el("option", { value: m.id, "data-parameters": m.parameters, "data-context": m.context_length }, m.id)));
     if (data.some((m) => m.id === wanted)) select.value = wanted;
     select.disabled = data.length === 0;
     if (data.length === 0) select.append(el("option", {}, "no model"));

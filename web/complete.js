@@ -3,8 +3,8 @@
 // A version is one continuation: the prompt, its tokens so far and how it ended. Asking again and
 // picking another token make new versions; the old ones stay.
 
-import { ApiError, request, stream } from "./api.js";
-import { $, count, el, memory, notice, percent, plural, short, tokenBytes, visibleToken } from "./dom.js";
+import { ApiError, stream } from "./api.js";
+import { $, count, el, harmless, memory, notice, percent, plural, short, tokenBytes, visibleToken } from "./dom.js";
 
 const SETTINGS = [
   // name, label, default, min, max, step, explanation
@@ -26,12 +26,14 @@ let popup = null;
 export function start() {
   values = { seed: "", ...Object.fromEntries(SETTINGS.map((s) => [s[0], s[2]])), ...memory.get("settings", {}) };
   drawSettings();
-  $("prompt").value = memory.get("prompt", "def ");
+  $("prompt").value = memory.get("prompt", "");
   fit();
   $("prompt").addEventListener("input", fit);
   $("go").addEventListener("click", begin);
   $("stop").addEventListener("click", stop);
   $("copy").addEventListener("click", copy);
+  $("model").addEventListener("change", drawFacts);
+  drawFacts();
   $("view-complete").addEventListener("keydown", (e) => {
     if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) {
       e.preventDefault();
@@ -65,6 +67,12 @@ function fit() {
 }
 
 // ---- settings ----
+
+function drawFacts() {
+  const { parameters, context } = $("model").selectedOptions[0]?.dataset ?? {};
+  const size = parameters >= 1e6 ? `${(parameters / 1e6).toFixed(2)}M` : count(Number(parameters));
+  $("facts").textContent = parameters ? `${size} parameters, a context of ${count(Number(context))} tokens` : "";
+}
 
 function drawSettings() {
   const rows = SETTINGS.map(([name, label, , min, max, step, help]) => {
@@ -151,13 +159,11 @@ async function run(version, more = values.max_tokens) {
     logprobs: ALTERNATIVES,
     return_token_ids: true,
   };
+  if (version.promptIds) {
+    // go on behind these very tokens: their text might be cut into others
+    body.prompt = [...version.promptIds, ...version.tokens.map((t) => t.id)];
+  }
   try {
-    if (version.tokens.length > 0) {
-      // go on behind these very tokens: their text might be cut into others
-      const known = { text: version.prompt, model: version.model };
-      const { tokens } = await request("/tokenize", known, controller.signal);
-      body.prompt = [...tokens, ...version.tokens].map((t) => t.id);
-    }
     await stream("/v1/completions", body, controller.signal, (chunk) => {
       if (!controller.signal.aborted) take(version, chunk);
     });
@@ -186,6 +192,7 @@ function take(version, chunk) {
   version.state = "streaming";
   version.last = performance.now();
   if (choice.finish_reason) version.finish = choice.finish_reason;
+  version.promptIds ??= choice.prompt_token_ids; // in the first chunk
   const from = version.tokens.length;
   for (const token of tokensOf(choice)) {
     version.tokens.push(token);
@@ -245,7 +252,7 @@ function tokenElement(token, i) {
       "data-i": i,
       vars: { "--shade": `${(surprise * 45).toFixed(1)}%` },
     },
-    token.shown || visibleToken(token.text),
+    token.shown ? harmless(token.shown) : visibleToken(token.text),
   );
 }
 
@@ -375,6 +382,9 @@ function openPopup(i) {
   });
   $("view-complete").append(popup);
   place(anchor);
+  // a phone has the alternatives at the bottom of the screen: keep the token in sight above them
+  const hidden = anchor.getBoundingClientRect().bottom + 24 - popup.getBoundingClientRect().top;
+  if (getComputedStyle(popup).position === "fixed" && hidden > 0) scrollBy(0, hidden);
   (popup.querySelector("li button:not(:disabled)") ?? popup.querySelector("button")).focus({ preventScroll: true });
 }
 
@@ -400,7 +410,8 @@ function optionRow(version, i, option, chosen) {
 function pick(version, i, option) {
   const tokens = version.tokens.slice(0, i);
   tokens.push({ ...option, top: version.tokens[i].top, picked: true });
-  add({ prompt: version.prompt, tokens, seed: version.seed, model: version.model });
+  const { prompt, promptIds, seed, model } = version;
+  add({ prompt, promptIds, tokens, seed, model });
 }
 
 /** Below the token, inside the window; on a phone the style sheet puts it at the bottom. */

@@ -117,6 +117,12 @@ export function colours(ids, n) {
   return chosen;
 }
 
+// Control characters, and those that turn the direction of a text.
+const HARMFUL = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
+
+/** A text as it is, but for characters that would disturb what stands around it. */
+export const harmless = (text) => text.replace(HARMFUL, (c) => (c === "\n" || c === "\t" ? c : code(c)));
+
 // ---- states ----
 
 /** A state of a view in words: kind is empty, error, cut or busy; actions: [label, handler]. */

@@ -13,7 +13,7 @@ let chosen = 0; // the token whose looks are shown
 let controller = null;
 
 export function start() {
-  $("inside-prompt").value = memory.get("inside", "def area(radius):\n    return ");
+  $("inside-prompt").value = memory.get("inside", "How long is a string?");
   $("look").addEventListener("click", look);
   $("view-inside").addEventListener("keydown", (e) => {
     if (e.key !== "Enter" || !(e.ctrlKey || e.metaKey)) return;

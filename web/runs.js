@@ -109,6 +109,9 @@ function gone(e) {
   return false;
 }
 
+/** A run whose last row is new may also have ended just now. */
+const trains = (run) => run.live && !(run.max_iters && run.step >= run.max_iters);
+
 const css = (name) => `var(--run-${colour.get(name)})`;
 
 // ---- the page ----
@@ -159,12 +162,12 @@ function runRow(run) {
     "label",
     { class: "run", vars: { "--c": css(run.name) } },
     input,
-    el("span", { class: "run-name" }, run.name, run.live && el("em", { class: "live" }, "live")),
+    el("span", { class: "run-name" }, run.name, trains(run) && el("em", { class: "live" }, "live")),
     el("span", { class: "run-numbers" },
       el("span", {}, "step ", el("b", {}, count(run.step ?? 0)), run.max_iters ? ` of ${count(run.max_iters)}` : ""),
       el("span", {}, "val ", el("b", {}, run.val_loss === null ? "–" : short(run.val_loss))),
     ),
-    run.live && el("i", { class: "bar", vars: { "--p": `${100 * share}%` }, "aria-hidden": true }),
+    trains(run) && el("i", { class: "bar", vars: { "--p": `${100 * share}%` }, "aria-hidden": true }),
   );
 }
 
