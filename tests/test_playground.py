@@ -541,6 +541,46 @@ def test_attention_and_the_next_token_by_layer(server, visit):
     expect(rows.nth(4).locator("td").first).to_have_class("winner")
 
 
+# ---- numbers and pictures of them ----
+
+
+def test_axes_and_numbers(server, visit):
+    """The modules' functions, called in the browser."""
+    page = visit(server.url)
+
+    def call(expression: str):
+        modules = "const [c, d] = await Promise.all([import('/chart.js'), import('/dom.js')])"
+        return page.evaluate(f"async () => {{ {modules}; return {expression} }}")
+
+    assert call("c.ticks(0, 1000, 5)") == [0, 200, 400, 600, 800, 1000]
+    assert call("c.ticks(1.37, 1.42, 5)") == [1.37, 1.38, 1.39, 1.4, 1.41, 1.42]
+    assert call("c.ticks(3, 3, 5)") == [3]
+    assert call("c.logTicks(0.9, 12, 6)") == [1, 2, 5, 10]
+    assert call("c.logTicks(1e-6, 1e-2, 4)") == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
+    assert call("c.logTicks(2.1, 2.4, 3)") == [2.1, 2.2, 2.3, 2.4]
+    # y_0 = 4 and y_1 = 2 at weight 1/2: (1/4 * 4 + 1/2 * 2) / (3/4)
+    assert call("c.smooth([[0, 4], [1, 2]], 0.5)") == [[0, 4], [1, pytest.approx(8 / 3)]]
+    spike = call("c.thin(Array.from({length: 9000}, (_, x) => [x, x === 4321 ? 99 : x % 7]), 100)")
+    assert len(spike) <= 202 and [4321, 99] in spike and spike[-1] == [8999, 8999 % 7]
+    assert spike == sorted(spike)
+    assert [call(f"c.nearest([[0], [10], [20]], {x})") for x in (-5, 4, 6, 16, 99)] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+    ]
+    assert call("[1, 0.12345, 0.01234, 0.00001, 1e-9, 0].map(d.percent)") == (
+        ["100.0%", "12.3%", "1.23%", "0.001%", "<0.001%", "0%"]
+    )
+    assert call("[0, 1234.5, 1.23456, 0.0012345, 5e-5, 2e9, NaN].map(d.short)") == (
+        ["0", "1,235", "1.235", "0.00123", "5.0e-5", "2.00e9", "–"]
+    )
+    assert call(r"d.visible(' a\n\t\u202e\u0007')") == "·a↵→\\u{202e}\\x07"
+    assert call("d.bytesText([0x20, 0xe6, 0x97, 0x61, 0xc3, 0xa9])") == " \\xe6\\x97aé"
+    assert call("d.colours([1, 1, 7, 2], 6)") == [1, 2, 1, 2]
+
+
 # ---- runs ----
 
 

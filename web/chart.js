@@ -23,7 +23,7 @@ export function logTicks(low, high, n) {
     for (const m of [1, 2, 5]) found.push(Number((m * 10 ** e).toPrecision(3)));
   const inside = found.filter((t) => t >= low * 0.999 && t <= high * 1.001);
   if (inside.length < 2) return ticks(low, high, n);
-  return inside.length <= 2 * n ? inside : inside.filter((t) => /^1(\.?0*)?(e|$)/.test(String(t).replace(/^0\.0*/, "")));
+  return inside.length <= 2 * n ? inside : inside.filter((t) => Number.isInteger(Math.log10(t)));
 }
 
 /** Exponential moving average without the bias of its start (Kingma & Ba 2015, section 3). */

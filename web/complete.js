@@ -47,6 +47,7 @@ export function start() {
   output.addEventListener("click", (e) => {
     const i = index(e.target);
     if (i !== null) openPopup(i);
+    else closePopup(false);
   });
   output.addEventListener("keydown", moveBetweenTokens);
   document.addEventListener("pointerdown", (e) => {

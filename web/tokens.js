@@ -39,8 +39,8 @@ export function show() {
 async function load() {
   if (names.length === 0) $("token-cards").replaceChildren(notice("busy", "Looking for tokenizers"));
   try {
-    const all = await request("/tokenizers");
-    const own = new Set(Array.from($("model").options, (o) => o.value));
+    const [all, models] = await Promise.all([request("/tokenizers"), request("/v1/models")]);
+    const own = new Set(models.data.map((m) => m.id));
     names = [...all.filter((n) => own.has(n)), ...all.filter((n) => !own.has(n))]; // the models' own first
   } catch (e) {
     return failed(e);
