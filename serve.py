@@ -31,7 +31,7 @@ models = ""  # several instead of one, by name: small=out-small,big=out-big/ckpt
 host = "127.0.0.1"  # this machine alone; 0.0.0.0: others too, then set an api_key
 port = 8000  # 0: one that is free
 hosts = ""  # further names under which the server is called: gpu.example.org,gpu
-api_key = ""  # what clients must send as their key; empty: anything will do
+api_key = ""  # what clients must send; FILE:key.txt reads it from a file; empty: anything will do
 # limits
 max_batch = 16  # texts that a model writes side by side
 max_queue = 256  # texts that may wait; what comes then is answered 429
@@ -57,6 +57,20 @@ def chosen_models() -> dict[str, str]:
     return {re.sub(r"[^\w.:-]+", "-", name) or "model": source}
 
 
+def read_key(text: str) -> str:
+    """The key, from its file if `text` names one: a command line can be seen by others."""
+    if not text.startswith("FILE:"):
+        return text
+    path = resolve_path(text.removeprefix("FILE:"))
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read the api_key from {path}: {e}") from None
+    if not key:
+        raise UserError(f"api_key={text}: the file is empty")
+    return key
+
+
 def check_limits() -> None:
     """Raises UserError for limits under which nothing could be answered."""
     for name in ("max_batch", "max_queue", "max_rows", "max_tokens", "max_connections"):
@@ -71,6 +85,7 @@ def check_limits() -> None:
 def main() -> int:
     configure(globals())
     check_limits()
+    key = read_key(api_key)
     chosen = chosen_models()
     # one token at a time, CPUs are faster in float32 even where training is not
     on_cpu = pick_device(device)[0].type == "cpu"
@@ -84,7 +99,7 @@ def main() -> int:
         m = served[name] = load_served(name, source, runtime, max_batch, quantize, prefix_cache)
         size = f"{m.model.num_params() / 1e6:.2f}M parameters, context {m.context}"
         print(f"model {name}: {source}, {size}{', chat' if m.chat else ''}")
-    if not loopback and not api_key:
+    if not loopback and not key:
         print(
             f"warning: {host} can be reached from other machines and no api_key is set",
             file=sys.stderr,
@@ -95,7 +110,7 @@ def main() -> int:
         max_waiting=max_queue,
         limits=Limits(rows=min(max_rows, max_queue), tokens=max_tokens),
         guard=GuardLimits(body_bytes=int(max_body_mb * 2**20)),
-        api_key=api_key,
+        api_key=key,
         hosts=(host, *(() if loopback else (socket.gethostname(),)), *hosts.split(",")),
         any_address=not loopback,
         run_folders=tuple(dict.fromkeys((Path.cwd(), ROOT))),

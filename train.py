@@ -132,6 +132,9 @@ def train(config: Config, runtime: Runtime) -> int:
     rows = gradient_accumulation_steps * batch_size
     batches = Batches(data, block_size, rows, seed, batch_order)
     tokenizer = data.tokenizer or (loaded.tokenizer if loaded else None)
+    chat_template = data.chat_template
+    if chat_template is None and loaded and loaded.checkpoint:
+        chat_template = loaded.checkpoint.get("chat_template")
     raw_model.to(device)
 
     # ---- optimizer, and where a resumed run stood ----
@@ -204,6 +207,7 @@ def train(config: Config, runtime: Runtime) -> int:
                 "best_val_loss": torch.tensor(best_val_loss),
                 "config": dict(config),
                 "tokenizer": tokenizer,
+                "chat_template": chat_template,
                 "progress": {**progress, "best_val_loss": best_val_loss},  # in double precision
                 "wandb_id": wandb_id,
                 "versions": versions(),
