@@ -418,6 +418,9 @@ def test_nothing_is_wider_than_a_phone(server, visit, width):
     fits()
     box = page.get_by_role("dialog").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    token = page.locator("#output .token").nth(3).bounding_box()
+    beside = token["y"] + token["height"] <= box["y"] or token["y"] >= box["y"] + box["height"]
+    assert beside and token["y"] > 0  # the token stays in sight
     page.screenshot(path=SHOTS / f"alternatives-{width}.png")
     page.keyboard.press("Escape")
     page.locator("#tab-tokens").click()
@@ -641,5 +644,9 @@ def test_no_runs_yet(server, visit):
     page.route("**/runs", lambda route: route.fulfill(json=[]))
     page.locator("#tab-runs").click()
     expect(page.locator("#runs-view")).to_contain_text("There are no runs yet.")
+    error = {"error": {"message": "the disk is gone"}}
+    page.route("**/runs", lambda route: route.fulfill(status=500, json=error))
+    page.reload()
+    expect(page.locator("#runs-view")).to_contain_text("the disk is gone")
     page.unroute("**/runs")
     expect(page.locator("[data-run=out-long]")).to_be_visible()  # found without a reload

@@ -22,7 +22,7 @@ export function logTicks(low, high, n) {
   for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++)
     for (const m of [1, 2, 5]) found.push(Number((m * 10 ** e).toPrecision(3)));
   const inside = found.filter((t) => t >= low * 0.999 && t <= high * 1.001);
-  if (inside.length < 2) return ticks(low, high, n);
+  if (inside.length < 4) return ticks(low, high, n);
   return inside.length <= 2 * n ? inside : inside.filter((t) => Number.isInteger(Math.log10(t)));
 }
 

@@ -384,8 +384,11 @@ function openPopup(i) {
   $("view-complete").append(popup);
   place(anchor);
   // a phone has the alternatives at the bottom of the screen: keep the token in sight above them
-  const hidden = anchor.getBoundingClientRect().bottom + 24 - popup.getBoundingClientRect().top;
-  if (getComputedStyle(popup).position === "fixed" && hidden > 0) scrollBy(0, hidden);
+  if (getComputedStyle(popup).position === "fixed") {
+    document.body.style.paddingBottom = `${popup.offsetHeight}px`;
+    const hidden = anchor.getBoundingClientRect().bottom + 24 - popup.getBoundingClientRect().top;
+    if (hidden > 0) scrollBy(0, hidden);
+  }
   (popup.querySelector("li button:not(:disabled)") ?? popup.querySelector("button")).focus({ preventScroll: true });
 }
 
@@ -431,6 +434,7 @@ function closePopup(refocus) {
   const token = $("output").querySelectorAll(".token")[Number(popup.dataset.i)];
   popup.remove();
   popup = null;
+  document.body.style.paddingBottom = "";
   token?.classList.remove("open");
   if (refocus) token?.focus({ preventScroll: true });
 }

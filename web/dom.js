@@ -54,7 +54,7 @@ export function short(x) {
   if (size >= 1e6) return x.toExponential(2).replace("e+", "e");
   if (size >= 1000) return count(Math.round(x));
   if (size >= 1) return String(Number(x.toPrecision(4)));
-  if (size >= 1e-3) return String(Number(x.toPrecision(3)));
+  if (size >= 1e-4) return String(Number(x.toPrecision(3)));
   return x.toExponential(1);
 }
 

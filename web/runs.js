@@ -9,11 +9,12 @@ const POLL = 2000; // ms between looks at runs that train
 const LOOK = 6000; // ms between looks for new runs
 const PAGE = 5000; // an answer of so many rows may not be all
 
-// What can be drawn: keys of metrics.jsonl for every logged step, and for every evaluation.
+// What can be drawn: keys of metrics.jsonl for every logged step, and for every evaluation. What is
+// exact has no noise to smooth.
 const METRICS = {
   loss: { label: "Loss", unit: "loss (nats per token)", step: "loss", evaluation: "val_loss" },
   bpb: { label: "Bits per byte", unit: "validation, bits per byte", evaluation: "val_bpb" },
-  lr: { label: "Learning rate", unit: "learning rate", step: "lr" },
+  lr: { label: "Learning rate", unit: "learning rate", step: "lr", exact: true },
   grad: { label: "Gradient norm", unit: "gradient norm", step: "grad_norm" },
   speed: { label: "Tokens/s", unit: "tokens per second", step: "tokens_per_s" },
 };
@@ -21,12 +22,14 @@ const METRICS = {
 let runs = null; // as the server lists them
 const rows = new Map(); // name -> { rows, next }
 const colour = new Map(); // name -> number, kept while the page lives
-let picked = new Set();
+const rowOf = new Map(); // name -> { element, refresh }: its row in the list
+let picked = null; // names
 let options;
 let chart;
 let visible = false;
 let timer;
 let looked = 0;
+let busy = false; // with an update
 
 export function start() {
   options = { metric: "loss", log: false, smoothing: 0.6, all: false, ...memory.get("runs", {}) };
@@ -48,11 +51,14 @@ export function hide() {
   clearTimeout(timer);
 }
 
-/** Ask for what is new, draw it, and come again. */
+/** Ask for what is new, draw it, and come again. all: also ask for new runs, whenever that was. */
 async function update(all = false) {
   clearTimeout(timer);
+  if (all) looked = 0;
+  if (busy) return; // it comes again
+  busy = true;
   try {
-    if (all || Date.now() - looked > LOOK) await list();
+    if (!runs || Date.now() - looked > LOOK) await list();
     const wanted = runs.filter((r) => picked.has(r.name) && (r.live || !rows.has(r.name)));
     const grown = await Promise.all(wanted.map((r) => read(r.name).catch(gone)));
     if (grown.some(Boolean)) drawChart();
@@ -62,9 +68,12 @@ async function update(all = false) {
       const lost = e.status === 0;
       $("runs-view").replaceChildren(notice(lost ? "cut" : "error", lost ? "The server does not answer." : "The runs cannot be read.", lost ? null : e.message, [["Try again", () => update(true)]]));
     }
+  } finally {
+    busy = false;
   }
   clearTimeout(timer);
-  if (visible) timer = setTimeout(update, document.hidden ? LOOK : POLL);
+  const pending = runs?.some((r) => picked.has(r.name) && !rows.has(r.name)); // ticked meanwhile
+  if (visible) timer = setTimeout(update, pending ? 100 : document.hidden ? LOOK : POLL);
 }
 
 async function list() {
@@ -72,14 +81,13 @@ async function list() {
   // the one last written to comes first; with several that train, rows would change places
   const places = new Map(runs?.map((r, i) => [r.name, i]));
   const place = (r) => places.get(r.name) ?? -1;
-  runs = (await request("/runs")).sort((a, b) => place(a) - place(b));
   looked = Date.now();
+  runs = (await request("/runs")).sort((a, b) => place(a) - place(b));
   if (JSON.stringify(runs) === before) return;
   for (const run of runs) if (!colour.has(run.name)) colour.set(run.name, colour.size % COLOURS);
-  if (picked.size === 0) {
+  if (runs.length > 0 && picked === null) {
     const remembered = runs.filter((r) => memory.get("runs-picked", []).includes(r.name));
-    const first = remembered.length ? remembered : runs.slice(0, 3);
-    picked = new Set(first.map((r) => r.name));
+    picked = new Set((remembered.length ? remembered : runs.slice(0, 3)).map((r) => r.name));
   }
   draw();
 }
@@ -136,39 +144,51 @@ function draw() {
       el("article", { class: "card", id: "run-settings" }),
     );
   }
-  const focused = document.activeElement?.dataset?.run;
-  $("run-list").replaceChildren(...runs.map(runRow));
-  if (focused) document.querySelector(`[data-run="${CSS.escape(focused)}"]`)?.focus();
+  // rows stay the same elements: one that changed under the pointer would lose a click
+  for (const run of runs) {
+    if (!rowOf.has(run.name)) rowOf.set(run.name, runRow(run.name));
+    rowOf.get(run.name).refresh(run);
+  }
+  const elements = runs.map((r) => rowOf.get(r.name).element);
+  const there = $("run-list").children;
+  if (there.length !== elements.length || elements.some((e, i) => e !== there[i])) $("run-list").replaceChildren(...elements);
   drawChart();
   drawSettings();
 }
 
-function runRow(run) {
-  const share = run.max_iters ? Math.min(1, run.step / run.max_iters) : 0;
+function runRow(name) {
   const input = el("input", {
     type: "checkbox",
-    "data-run": run.name,
-    checked: picked.has(run.name),
+    "data-run": name,
+    checked: picked.has(name),
     onchange: (e) => {
-      if (e.target.checked) picked.add(run.name);
-      else picked.delete(run.name);
+      if (e.target.checked) picked.add(name);
+      else picked.delete(name);
       memory.set("runs-picked", [...picked]);
       drawChart();
       drawSettings();
       update();
     },
   });
-  return el(
+  const live = el("em", { class: "live" }, "live");
+  const step = el("span");
+  const val = el("b");
+  const bar = el("i", { class: "bar", "aria-hidden": true });
+  const element = el(
     "label",
-    { class: "run", vars: { "--c": css(run.name) } },
+    { class: "run", vars: { "--c": css(name) } },
     input,
-    el("span", { class: "run-name" }, run.name, trains(run) && el("em", { class: "live" }, "live")),
-    el("span", { class: "run-numbers" },
-      el("span", {}, "step ", el("b", {}, count(run.step ?? 0)), run.max_iters ? ` of ${count(run.max_iters)}` : ""),
-      el("span", {}, "val ", el("b", {}, run.val_loss === null ? "–" : short(run.val_loss))),
-    ),
-    trains(run) && el("i", { class: "bar", vars: { "--p": `${100 * share}%` }, "aria-hidden": true }),
+    el("span", { class: "run-name" }, name, live),
+    el("span", { class: "run-numbers" }, step, el("span", {}, "val ", val)),
+    bar,
   );
+  const refresh = (run) => {
+    live.hidden = bar.hidden = !trains(run);
+    step.replaceChildren("step ", el("b", {}, count(run.step)), run.max_iters ? ` of ${count(run.max_iters)}` : "");
+    val.textContent = short(run.val_loss);
+    bar.style.setProperty("--p", `${run.max_iters ? Math.min(100, (100 * run.step) / run.max_iters) : 0}%`);
+  };
+  return { element, refresh };
 }
 
 function controls() {
@@ -203,14 +223,16 @@ function drawChart() {
   for (const { name } of runs) {
     const found = picked.has(name) && rows.get(name)?.rows;
     if (!found) continue;
-    const points = (key) => found.filter((r) => Number.isFinite(r[key])).map((r) => [r.iter, r[key]]);
+    const points = (rows, key) => rows.filter((r) => Number.isFinite(r[key])).map((r) => [r.iter, r[key]]);
+    const steps = found.filter((r) => !("val_loss" in r)); // an evaluation repeats the learning rate
     const label = (kind) => (metric.step && metric.evaluation ? `${several ? `${name} ` : ""}${kind}` : name);
     if (metric.step) {
-      const raw = points(metric.step);
-      if (options.smoothing > 0) series.push({ name, colour: css(name), points: raw, style: "faint" });
-      series.push({ name: label("training"), colour: css(name), points: smooth(raw, options.smoothing), style: "line" });
+      const raw = points(steps, metric.step);
+      const weight = metric.exact ? 0 : options.smoothing;
+      if (weight > 0) series.push({ name, colour: css(name), points: raw, style: "faint" });
+      series.push({ name: label("training"), colour: css(name), points: smooth(raw, weight), style: "line" });
     }
-    if (metric.evaluation) series.push({ name: label("validation"), colour: css(name), points: points(metric.evaluation), style: "dots" });
+    if (metric.evaluation) series.push({ name: label("validation"), colour: css(name), points: points(found, metric.evaluation), style: "dots" });
   }
   const empty = series.every((s) => s.points.length === 0);
   $("chart-empty").hidden = !empty;
@@ -228,7 +250,8 @@ function drawSettings() {
   box.hidden = chosen.length === 0;
   const keys = [...new Set(chosen.flatMap((r) => Object.keys(r.settings ?? {})))];
   const written = (run, key) => (key in (run.settings ?? {}) ? String(run.settings[key]) : "–");
-  const differs = (key) => new Set(chosen.map((r) => written(r, key))).size > 1;
+  // a run's folder is its name, which stands above
+  const differs = (key) => key !== "out_dir" && new Set(chosen.map((r) => written(r, key))).size > 1;
   const compare = chosen.length > 1;
   const wanted = compare && !options.all ? keys.filter(differs) : keys;
   const toggle = compare && el("label", {},
