@@ -80,6 +80,7 @@ def folder(workplace, tmp_path_factory) -> Path:
     """Two runs: out-long, whose texts take a second or more, and out-other."""
     folder = tmp_path_factory.mktemp("playground")
     shape = ["--n_layer=4", "--n_embd=64", "--block_size=1000", "--max_iters=6", "--log_interval=1"]
+    shape += ["--batch_size=1", "--eval_iters=1"]
     train_all(
         workplace,
         {

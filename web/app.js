@@ -52,7 +52,11 @@ addEventListener("hashchange", () => show(location.hash.slice(1)));
 
 // ---- theme ----
 
-const THEMES = { auto: ["Theme: as the system", "◐"], light: ["Theme: light", "○"], dark: ["Theme: dark", "●"] };
+const THEMES = {
+  auto: ["Theme: as the system", "◐"],
+  light: ["Theme: light", "○"],
+  dark: ["Theme: dark", "●"],
+};
 
 function setTheme(theme) {
   if (theme === "auto") delete document.documentElement.dataset.theme;
@@ -67,7 +71,9 @@ $("theme").addEventListener("click", () => {
   const names = Object.keys(THEMES);
   setTheme(names[(names.indexOf(memory.get("theme", "auto")) + 1) % names.length]);
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dispatchEvent(new Event("themechange")));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+  dispatchEvent(new Event("themechange")),
+);
 
 // ---- the models ----
 
@@ -76,7 +82,15 @@ async function loadModels() {
   try {
     const { data } = await request("/v1/models");
     const wanted = select.disabled ? memory.get("model", "") : select.value;
-    select.replaceChildren(...data.map((m) => el("option", { value: m.id, "data-parameters": m.parameters, "data-context": m.context_length }, m.id)));
+    select.replaceChildren(
+      ...data.map((m) =>
+        el(
+          "option",
+          { value: m.id, "data-parameters": m.parameters, "data-context": m.context_length },
+          m.id,
+        ),
+      ),
+    );
     if (data.some((m) => m.id === wanted)) select.value = wanted;
     select.disabled = data.length === 0;
     if (data.length === 0) select.append(el("option", {}, "no model"));
@@ -102,10 +116,13 @@ function say(message, ...more) {
 let timer;
 function watch() {
   clearTimeout(timer);
-  timer = setTimeout(async () => {
-    if (!document.hidden) await ping();
-    watch();
-  }, connection.up ? 10000 : 2000);
+  timer = setTimeout(
+    async () => {
+      if (!document.hidden) await ping();
+      watch();
+    },
+    connection.up ? 10000 : 2000,
+  );
 }
 
 connection.addEventListener("change", () => {
@@ -116,15 +133,29 @@ connection.addEventListener("change", () => {
     say("");
     loadModels();
   } else {
-    say("The server does not answer. What is here is kept; the page comes back by itself when it runs again: ", el("code", {}, "python serve.py"));
+    say(
+      "The server does not answer. What is here is kept; " +
+        "the page comes back by itself when it runs again: ",
+      el("code", {}, "python serve.py"),
+    );
   }
   watch();
 });
 
 connection.addEventListener("key", () => {
   if ($("key")) return;
-  const input = el("input", { id: "key", type: "password", "aria-label": "API key", autocomplete: "off" });
-  const form = el("form", { class: "key", onsubmit: (e) => e.preventDefault() }, input, el("button", {}, "Use this key"));
+  const input = el("input", {
+    id: "key",
+    type: "password",
+    "aria-label": "API key",
+    autocomplete: "off",
+  });
+  const form = el(
+    "form",
+    { class: "key", onsubmit: (e) => e.preventDefault() },
+    input,
+    el("button", {}, "Use this key"),
+  );
   form.addEventListener("submit", () => {
     setKey(input.value);
     say("");

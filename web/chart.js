@@ -13,7 +13,9 @@ export function ticks(low, high, n) {
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
   const first = Math.ceil(low / step - 1e-9);
   const last = Math.floor(high / step + 1e-9);
-  return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+  return Array.from({ length: last - first + 1 }, (_, i) =>
+    Number(((first + i) * step).toPrecision(12)),
+  );
 }
 
 /** The same for a logarithmic axis; low > 0. */
@@ -115,7 +117,9 @@ export class Chart {
       grid.append(svg("text", { x: sx(t), y: bottom + 18, "text-anchor": "middle" }, count(t)));
     }
     grid.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
-    grid.append(svg("text", { class: "title", x: right, y: bottom + 35, "text-anchor": "end" }, options.x));
+    grid.append(
+      svg("text", { class: "title", x: right, y: bottom + 35, "text-anchor": "end" }, options.x),
+    );
     picture.append(grid);
     for (const s of this.series) {
       const points = thin(s.points, right - left);
@@ -135,11 +139,15 @@ export class Chart {
     const all = this.series.flatMap((s) => s.points);
     const xs = all.map((p) => p[0]);
     const ys = all.map((p) => p[1]);
-    const bounds = (v) => v.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity]);
+    const bounds = (v) =>
+      v.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity]);
     const [x0, x1] = bounds(xs);
     let [y0, y1] = bounds(ys);
     const { log } = this.options;
-    if (y0 === y1) [y0, y1] = log ? [y0 / 2, y1 * 2] : [y0 - (Math.abs(y0) || 1) / 2, y1 + (Math.abs(y1) || 1) / 2];
+    if (y0 === y1)
+      [y0, y1] = log
+        ? [y0 / 2, y1 * 2]
+        : [y0 - (Math.abs(y0) || 1) / 2, y1 + (Math.abs(y1) || 1) / 2];
     this.left = MARGIN.left;
     this.right = width - MARGIN.right;
     this.top = MARGIN.top;
@@ -160,7 +168,11 @@ export class Chart {
   }
 
   key(e) {
-    if (!this.series?.length || !["ArrowLeft", "ArrowRight", "Home", "End", "Escape"].includes(e.key)) return;
+    if (
+      !this.series?.length ||
+      !["ArrowLeft", "ArrowRight", "Home", "End", "Escape"].includes(e.key)
+    )
+      return;
     e.preventDefault();
     if (e.key === "Escape") return this.read(null);
     const points = this.series.reduce((a, b) => (b.points.length > a.points.length ? b : a)).points;
@@ -176,7 +188,9 @@ export class Chart {
     this.hair?.replaceChildren();
     if (this.box.hidden) return;
     const lines = this.series.filter((s) => s.style === "line");
-    const steps = (lines.length ? lines : this.series).map((s) => s.points[nearest(s.points, x)][0]);
+    const steps = (lines.length ? lines : this.series).map(
+      (s) => s.points[nearest(s.points, x)][0],
+    );
     const step = steps.reduce((a, b) => (Math.abs(b - x) < Math.abs(a - x) ? b : a));
     const rows = [];
     for (const s of this.series) {
@@ -185,7 +199,9 @@ export class Chart {
       if (step < s.points[0][0] || step > s.points.at(-1)[0]) continue;
       this.hair.append(svg("circle", { cx: this.sx(px), cy: this.sy(py), r: 4, fill: s.colour }));
       rows.push(
-        el("tr", {},
+        el(
+          "tr",
+          {},
           el("th", {}, el("i", { class: "swatch", vars: { "--c": s.colour } }), s.name),
           el("td", {}, short(py)),
           el("td", { class: "hint" }, px === step ? "" : `at ${count(px)}`),
@@ -194,7 +210,10 @@ export class Chart {
     }
     const at = this.sx(step);
     this.hair.prepend(svg("line", { x1: at, x2: at, y1: this.top, y2: this.bottom }));
-    this.box.replaceChildren(el("p", {}, `${this.options.x} `, el("b", {}, count(step))), el("table", {}, el("tbody", {}, rows)));
+    this.box.replaceChildren(
+      el("p", {}, `${this.options.x} `, el("b", {}, count(step))),
+      el("table", {}, el("tbody", {}, rows)),
+    );
     const width = this.element.clientWidth;
     const w = this.box.offsetWidth;
     const left = at + 14 + w < width ? at + 14 : at - 14 - w;

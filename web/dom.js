@@ -16,10 +16,12 @@ export function svg(tag, attributes = {}, ...children) {
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined) continue;
-    if (name.startsWith("aria-")) node.setAttribute(name, value); // "true" or "false", in words
+    if (name.startsWith("aria-"))
+      node.setAttribute(name, value); // "true" or "false", in words
     else if (value === false) continue;
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name === "vars") for (const [k, v] of Object.entries(value)) node.style.setProperty(k, v);
+    else if (name === "vars")
+      for (const [k, v] of Object.entries(value)) node.style.setProperty(k, v);
     else node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== false));
@@ -45,6 +47,9 @@ export function percent(p) {
   if (x >= 0.001) return `${x.toFixed(3)}%`;
   return x > 0 ? "<0.001%" : "0%";
 }
+
+/** Bits of surprise. */
+export const bits = (logprob) => Math.abs(logprob / Math.LN2);
 
 /** Four significant digits, or an exponent where that says more: 1.234 0.01234 1.2e-5 12,345 */
 export function short(x) {
@@ -80,7 +85,7 @@ const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 /** Bytes as text; those that are no whole character as \xe4. */
 export function bytesText(bytes) {
   let text = "";
-  for (let i = 0; i < bytes.length; ) {
+  for (let i = 0; i < bytes.length;) {
     const b = bytes[i];
     const n = b < 0x80 ? 1 : b < 0xe0 ? 2 : b < 0xf0 ? 3 : 4; // if it begins a character
     try {
@@ -121,7 +126,8 @@ export function colours(ids, n) {
 const HARMFUL = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
 
 /** A text as it is, but for characters that would disturb what stands around it. */
-export const harmless = (text) => text.replace(HARMFUL, (c) => (c === "\n" || c === "\t" ? c : code(c)));
+export const harmless = (text) =>
+  text.replace(HARMFUL, (c) => (c === "\n" || c === "\t" ? c : code(c)));
 
 // ---- states ----
 
@@ -134,7 +140,11 @@ export function notice(kind, title, text, actions = []) {
     el("strong", {}, title),
     text && el("p", {}, text),
     actions.length > 0 &&
-      el("div", { class: "actions" }, actions.map(([label, f]) => el("button", { type: "button", onclick: f }, label))),
+      el(
+        "div",
+        { class: "actions" },
+        actions.map(([label, f]) => el("button", { type: "button", onclick: f }, label)),
+      ),
   );
 }
 
@@ -144,7 +154,13 @@ export function segments(name, choices, value, onchange) {
     el(
       "label",
       {},
-      el("input", { type: "radio", name, value: key, checked: key === value, onchange: () => onchange(key) }),
+      el("input", {
+        type: "radio",
+        name,
+        value: key,
+        checked: key === value,
+        onchange: () => onchange(key),
+      }),
       el("span", {}, label),
     ),
   );
@@ -185,7 +201,13 @@ export function rgb(variable) {
   if (!resolved.has(variable)) {
     const probe = el("i", { vars: { color: `var(${variable})` } });
     document.body.append(probe);
-    resolved.set(variable, getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number));
+    resolved.set(
+      variable,
+      getComputedStyle(probe)
+        .color.match(/[\d.]+/g)
+        .slice(0, 3)
+        .map(Number),
+    );
     probe.remove();
   }
   return resolved.get(variable);

@@ -66,7 +66,14 @@ async function update(all = false) {
     if (!(e instanceof ApiError)) throw e;
     if (!chart) {
       const lost = e.status === 0;
-      $("runs-view").replaceChildren(notice(lost ? "cut" : "error", lost ? "The server does not answer." : "The runs cannot be read.", lost ? null : e.message, [["Try again", () => update(true)]]));
+      $("runs-view").replaceChildren(
+        notice(
+          lost ? "cut" : "error",
+          lost ? "The server does not answer." : "The runs cannot be read.",
+          lost ? null : e.message,
+          [["Try again", () => update(true)]],
+        ),
+      );
     }
   } finally {
     busy = false;
@@ -129,7 +136,11 @@ function draw() {
   if (runs.length === 0) {
     chart = null;
     view.replaceChildren(
-      notice("empty", "There are no runs yet.", "A run appears here with its first logged step, from every out… folder beside the server."),
+      notice(
+        "empty",
+        "There are no runs yet.",
+        "A run appears here with its first logged step, from every out… folder beside the server.",
+      ),
       el("pre", { class: "command mono" }, "python train.py config/quickstart.py"),
     );
     return;
@@ -137,9 +148,18 @@ function draw() {
   if (!chart) {
     chart = new Chart();
     view.replaceChildren(
-      el("div", { class: "columns runs-columns" },
+      el(
+        "div",
+        { class: "columns runs-columns" },
         el("aside", { class: "run-list", "aria-label": "Runs" }, el("div", { id: "run-list" })),
-        el("article", { class: "card" }, controls(), el("p", { id: "chart-empty", class: "notice empty", hidden: true }), chart.element, el("p", { class: "hint", id: "chart-key" })),
+        el(
+          "article",
+          { class: "card" },
+          controls(),
+          el("p", { id: "chart-empty", class: "notice empty", hidden: true }),
+          chart.element,
+          el("p", { class: "hint", id: "chart-key" }),
+        ),
       ),
       el("article", { class: "card", id: "run-settings" }),
     );
@@ -151,7 +171,8 @@ function draw() {
   }
   const elements = runs.map((r) => rowOf.get(r.name).element);
   const there = $("run-list").children;
-  if (there.length !== elements.length || elements.some((e, i) => e !== there[i])) $("run-list").replaceChildren(...elements);
+  if (there.length !== elements.length || elements.some((e, i) => e !== there[i]))
+    $("run-list").replaceChildren(...elements);
   drawChart();
   drawSettings();
 }
@@ -184,9 +205,16 @@ function runRow(name) {
   );
   const refresh = (run) => {
     live.hidden = bar.hidden = !trains(run);
-    step.replaceChildren("step ", el("b", {}, count(run.step)), run.max_iters ? ` of ${count(run.max_iters)}` : "");
+    step.replaceChildren(
+      "step ",
+      el("b", {}, count(run.step)),
+      run.max_iters ? ` of ${count(run.max_iters)}` : "",
+    );
     val.textContent = short(run.val_loss);
-    bar.style.setProperty("--p", `${run.max_iters ? Math.min(100, (100 * run.step) / run.max_iters) : 0}%`);
+    bar.style.setProperty(
+      "--p",
+      `${run.max_iters ? Math.min(100, (100 * run.step) / run.max_iters) : 0}%`,
+    );
   };
   return { element, refresh };
 }
@@ -196,20 +224,45 @@ function controls() {
     memory.set("runs", options);
     drawChart();
   };
-  const metric = el("select", { id: "metric", onchange: (e) => { options.metric = e.target.value; changed(); } },
-    Object.entries(METRICS).map(([key, m]) => el("option", { value: key, selected: key === options.metric }, m.label)),
+  const metric = el(
+    "select",
+    {
+      id: "metric",
+      onchange: (e) => {
+        options.metric = e.target.value;
+        changed();
+      },
+    },
+    Object.entries(METRICS).map(([key, m]) =>
+      el("option", { value: key, selected: key === options.metric }, m.label),
+    ),
   );
-  const log = el("input", { type: "checkbox", id: "log", checked: options.log, onchange: (e) => { options.log = e.target.checked; changed(); } });
+  const log = el("input", {
+    type: "checkbox",
+    id: "log",
+    checked: options.log,
+    onchange: (e) => {
+      options.log = e.target.checked;
+      changed();
+    },
+  });
   const value = el("output", { class: "number", for: "smoothing" }, options.smoothing.toFixed(2));
   const smoothing = el("input", {
-    type: "range", id: "smoothing", min: 0, max: 0.98, step: 0.02, value: options.smoothing,
+    type: "range",
+    id: "smoothing",
+    min: 0,
+    max: 0.98,
+    step: 0.02,
+    value: options.smoothing,
     oninput: (e) => {
       options.smoothing = Number(e.target.value);
       value.textContent = options.smoothing.toFixed(2);
       changed();
     },
   });
-  return el("div", { class: "chart-controls" },
+  return el(
+    "div",
+    { class: "chart-controls" },
     el("label", {}, el("span", { class: "visually-hidden" }, "Show"), metric),
     el("label", {}, "Smoothing", smoothing, value),
     el("label", {}, log, "Log scale"),
@@ -223,22 +276,43 @@ function drawChart() {
   for (const { name } of runs) {
     const found = picked.has(name) && rows.get(name)?.rows;
     if (!found) continue;
-    const points = (rows, key) => rows.filter((r) => Number.isFinite(r[key])).map((r) => [r.iter, r[key]]);
+    const points = (rows, key) =>
+      rows.filter((r) => Number.isFinite(r[key])).map((r) => [r.iter, r[key]]);
     const steps = found.filter((r) => !("val_loss" in r)); // an evaluation repeats the learning rate
-    const label = (kind) => (metric.step && metric.evaluation ? `${several ? `${name} ` : ""}${kind}` : name);
+    const label = (kind) =>
+      metric.step && metric.evaluation ? `${several ? `${name} ` : ""}${kind}` : name;
     if (metric.step) {
       const raw = points(steps, metric.step);
       const weight = metric.exact ? 0 : options.smoothing;
       if (weight > 0) series.push({ name, colour: css(name), points: raw, style: "faint" });
-      series.push({ name: label("training"), colour: css(name), points: smooth(raw, weight), style: "line" });
+      series.push({
+        name: label("training"),
+        colour: css(name),
+        points: smooth(raw, weight),
+        style: "line",
+      });
     }
-    if (metric.evaluation) series.push({ name: label("validation"), colour: css(name), points: points(found, metric.evaluation), style: "dots" });
+    if (metric.evaluation)
+      series.push({
+        name: label("validation"),
+        colour: css(name),
+        points: points(found, metric.evaluation),
+        style: "dots",
+      });
   }
   const empty = series.every((s) => s.points.length === 0);
   $("chart-empty").hidden = !empty;
-  $("chart-empty").textContent = picked.size === 0 ? "Tick a run to see its curve." : rows.size === 0 ? "Reading the curves …" : "These runs have no such numbers.";
+  $("chart-empty").textContent =
+    picked.size === 0
+      ? "Tick a run to see its curve."
+      : rows.size === 0
+        ? "Reading the curves …"
+        : "These runs have no such numbers.";
   chart.element.hidden = empty;
-  $("chart-key").textContent = { loss: `${metric.unit}. Line: training batches${options.smoothing > 0 ? ", smoothed" : ""}. Dots: validation.` }[options.metric] ?? metric.unit;
+  $("chart-key").textContent =
+    {
+      loss: `${metric.unit}. Line: training batches${options.smoothing > 0 ? ", smoothed" : ""}. Dots: validation.`,
+    }[options.metric] ?? metric.unit;
   if (!empty) chart.draw({ series, log: options.log, x: "step", y: metric.unit });
 }
 
@@ -251,24 +325,71 @@ function drawSettings() {
   const keys = [...new Set(chosen.flatMap((r) => Object.keys(r.settings ?? {})))];
   const written = (run, key) => (key in (run.settings ?? {}) ? String(run.settings[key]) : "–");
   // a run's folder is its name, which stands above
-  const differs = (key) => key !== "out_dir" && new Set(chosen.map((r) => written(r, key))).size > 1;
+  const differs = (key) =>
+    key !== "out_dir" && new Set(chosen.map((r) => written(r, key))).size > 1;
   const compare = chosen.length > 1;
   const wanted = compare && !options.all ? keys.filter(differs) : keys;
-  const toggle = compare && el("label", {},
-    el("input", { type: "checkbox", checked: !options.all, onchange: (e) => { options.all = !e.target.checked; memory.set("runs", options); drawSettings(); } }),
-    "Only what differs",
-  );
-  const table = el("table", {},
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "setting"), chosen.map((r) => el("th", { scope: "col" }, el("i", { class: "swatch", vars: { "--c": css(r.name) } }), r.name)))),
-    el("tbody", {}, wanted.map((key) =>
-      el("tr", { class: compare && options.all && differs(key) ? "differs" : null },
-        el("th", { scope: "row", class: "mono" }, key),
-        chosen.map((r) => el("td", { class: "mono" }, written(r, key))),
+  const toggle =
+    compare &&
+    el(
+      "label",
+      {},
+      el("input", {
+        type: "checkbox",
+        checked: !options.all,
+        onchange: (e) => {
+          options.all = !e.target.checked;
+          memory.set("runs", options);
+          drawSettings();
+        },
+      }),
+      "Only what differs",
+    );
+  const table = el(
+    "table",
+    {},
+    el(
+      "thead",
+      {},
+      el(
+        "tr",
+        {},
+        el("th", { scope: "col" }, "setting"),
+        chosen.map((r) =>
+          el(
+            "th",
+            { scope: "col" },
+            el("i", { class: "swatch", vars: { "--c": css(r.name) } }),
+            r.name,
+          ),
+        ),
       ),
-    )),
+    ),
+    el(
+      "tbody",
+      {},
+      wanted.map((key) =>
+        el(
+          "tr",
+          { class: compare && options.all && differs(key) ? "differs" : null },
+          el("th", { scope: "row", class: "mono" }, key),
+          chosen.map((r) => el("td", { class: "mono" }, written(r, key))),
+        ),
+      ),
+    ),
   );
   box.replaceChildren(
     el("header", { class: "row" }, el("h2", {}, "Settings"), toggle),
-    wanted.length ? el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Settings of the runs" }, table) : el("p", { class: "hint" }, keys.length ? "These runs have the same settings." : "These runs left no settings."),
+    wanted.length
+      ? el(
+          "div",
+          { class: "scroll", tabindex: 0, role: "group", "aria-label": "Settings of the runs" },
+          table,
+        )
+      : el(
+          "p",
+          { class: "hint" },
+          keys.length ? "These runs have the same settings." : "These runs left no settings.",
+        ),
   );
 }

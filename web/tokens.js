@@ -1,11 +1,25 @@
 // Tokens: what each tokenizer makes of a text.
 
 import { ApiError, connection, request } from "./api.js";
-import { $, bytesText, colours, count, debounce, el, hex, memory, notice, plural, segments, visible } from "./dom.js";
+import {
+  $,
+  bytesText,
+  colours,
+  count,
+  debounce,
+  el,
+  hex,
+  memory,
+  notice,
+  plural,
+  segments,
+  visible,
+} from "./dom.js";
 
 const COLOURS = 6;
 const SHOWN = 4000; // tokens on a card; more would make typing slow
-const SAMPLE = "How long is a string?\n\ndef area(radius):\n    return 3.14159 * radius ** 2\n\n“Größe” — 12,345,678 日本語 🌳\n";
+const SAMPLE =
+  "How long is a string?\n\ndef area(radius):\n    return 3.14159 * radius ** 2\n\n“Größe” — 12,345,678 日本語 🌳\n";
 
 let names = [];
 let off; // names of tokenizers that are not shown
@@ -17,15 +31,28 @@ export function start() {
   off = new Set(memory.get("tokenizers-off", []));
   view = memory.get("token-view", "text");
   $("text").value = memory.get("text", SAMPLE);
-  $("text").addEventListener("input", debounce(() => {
-    memory.set("text", $("text").value.slice(0, 20000));
-    ask();
-  }, 150));
-  $("token-view").append(...segments("token-view", [["text", "Text"], ["ids", "Ids"]], view, (value) => {
-    view = value;
-    memory.set("token-view", value);
-    $("token-cards").dataset.view = value;
-  }));
+  $("text").addEventListener(
+    "input",
+    debounce(() => {
+      memory.set("text", $("text").value.slice(0, 20000));
+      ask();
+    }, 150),
+  );
+  $("token-view").append(
+    ...segments(
+      "token-view",
+      [
+        ["text", "Text"],
+        ["ids", "Ids"],
+      ],
+      view,
+      (value) => {
+        view = value;
+        memory.set("token-view", value);
+        $("token-cards").dataset.view = value;
+      },
+    ),
+  );
   $("token-cards").dataset.view = view;
   connection.addEventListener("change", () => {
     if (connection.up && !$("view-tokens").hidden) load();
@@ -37,7 +64,8 @@ export function show() {
 }
 
 async function load() {
-  if (names.length === 0) $("token-cards").replaceChildren(notice("busy", "Looking for tokenizers"));
+  if (names.length === 0)
+    $("token-cards").replaceChildren(notice("busy", "Looking for tokenizers"));
   try {
     const [all, models] = await Promise.all([request("/tokenizers"), request("/v1/models")]);
     const own = new Set(models.data.map((m) => m.id));
@@ -45,7 +73,8 @@ async function load() {
   } catch (e) {
     return failed(e);
   }
-  if (names.length === 0) return $("token-cards").replaceChildren(notice("empty", "This server knows no tokenizer."));
+  if (names.length === 0)
+    return $("token-cards").replaceChildren(notice("empty", "This server knows no tokenizer."));
   const chips = names.map((name) =>
     el(
       "label",
@@ -70,15 +99,25 @@ async function load() {
 function failed(e) {
   if (!(e instanceof ApiError)) throw e;
   const title = e.status === 0 ? "The server does not answer." : "The server refused this text.";
-  $("token-cards").replaceChildren(notice(e.status === 0 ? "cut" : "error", title, e.status === 0 ? null : e.message, [["Try again", load]]));
+  $("token-cards").replaceChildren(
+    notice(e.status === 0 ? "cut" : "error", title, e.status === 0 ? null : e.message, [
+      ["Try again", load],
+    ]),
+  );
 }
 
 async function ask() {
   const mine = ++asked;
   const text = $("text").value;
   const wanted = names.filter((name) => !off.has(name));
-  if (wanted.length === 0) return $("token-cards").replaceChildren(notice("empty", "No tokenizer is chosen.", "Tick one above."));
-  if (text === "") return $("token-cards").replaceChildren(notice("empty", "Nothing to show yet.", "Type a text above."));
+  if (wanted.length === 0)
+    return $("token-cards").replaceChildren(
+      notice("empty", "No tokenizer is chosen.", "Tick one above."),
+    );
+  if (text === "")
+    return $("token-cards").replaceChildren(
+      notice("empty", "Nothing to show yet.", "Type a text above."),
+    );
   clearTimeout(timer);
   timer = setTimeout(() => $("token-cards").classList.add("stale"), 400);
   // a text that one of them cannot write is no reason to hide the others
@@ -95,10 +134,23 @@ async function ask() {
 }
 
 function card(name, answer, most) {
-  if (answer instanceof ApiError) return el("article", { class: "card" }, el("h2", {}, name), notice("error", "Cannot write this text.", answer.message));
+  if (answer instanceof ApiError)
+    return el(
+      "article",
+      { class: "card" },
+      el("h2", {}, name),
+      notice("error", "Cannot write this text.", answer.message),
+    );
   const { tokens, bytes } = answer;
-  const readout = el("p", { class: "readout hint" }, "Point at a token, or move through them with the arrow keys.");
-  const shade = colours(tokens.map((t) => t.id), COLOURS);
+  const readout = el(
+    "p",
+    { class: "readout hint" },
+    "Point at a token, or move through them with the arrow keys.",
+  );
+  const shade = colours(
+    tokens.map((t) => t.id),
+    COLOURS,
+  );
   const list = el(
     "div",
     { class: "tokens mono", tabindex: 0, role: "group", "aria-label": `Tokens of ${name}` },
@@ -115,7 +167,12 @@ function card(name, answer, most) {
       el("span", {}, "Token ", el("b", {}, count(i + 1))),
       el("span", { class: "mono strong" }, visible(bytesText(t.bytes))),
       el("span", {}, "id ", el("b", {}, String(t.id))),
-      el("span", {}, `${plural(t.bytes.length, "byte")} `, el("b", { class: "mono" }, hex(t.bytes))),
+      el(
+        "span",
+        {},
+        `${plural(t.bytes.length, "byte")} `,
+        el("b", { class: "mono" }, hex(t.bytes)),
+      ),
     );
   };
   list.addEventListener("pointerover", (e) => {
@@ -135,15 +192,27 @@ function card(name, answer, most) {
       "header",
       {},
       el("h2", {}, name),
-      el("p", { class: "numbers" },
+      el(
+        "p",
+        { class: "numbers" },
         el("span", {}, el("b", {}, count(answer.count)), answer.count === 1 ? " token" : " tokens"),
         el("span", {}, el("b", {}, count(bytes)), bytes === 1 ? " byte" : " bytes"),
-        el("span", {}, el("b", {}, answer.count ? (bytes / answer.count).toFixed(2) : "–"), " bytes per token"),
+        el(
+          "span",
+          {},
+          el("b", {}, answer.count ? (bytes / answer.count).toFixed(2) : "–"),
+          " bytes per token",
+        ),
       ),
     ),
-    el("i", { class: "bar", vars: { "--p": `${(100 * answer.count) / most}%` }, "aria-hidden": true }),
+    el("i", {
+      class: "bar",
+      vars: { "--p": `${(100 * answer.count) / most}%` },
+      "aria-hidden": true,
+    }),
     list,
-    tokens.length > SHOWN && el("p", { class: "hint" }, `The first ${count(SHOWN)} tokens are shown.`),
+    tokens.length > SHOWN &&
+      el("p", { class: "hint" }, `The first ${count(SHOWN)} tokens are shown.`),
     readout,
   );
 }
@@ -151,7 +220,9 @@ function card(name, answer, most) {
 function tokenElement(token, i, colour) {
   const text = bytesText(token.bytes);
   // signs for white space are faint; a line break stands behind the sign for one
-  const word = Array.from(text, (c) => (/\s/.test(c) ? el("i", {}, visible(c) + (c === "\n" ? "\n" : "")) : visible(c)));
+  const word = Array.from(text, (c) =>
+    /\s/.test(c) ? el("i", {}, visible(c) + (c === "\n" ? "\n" : "")) : visible(c),
+  );
   return el(
     "span",
     { class: `c${colour}`, "data-i": i },
