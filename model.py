@@ -235,20 +235,6 @@ class KVCache:
             self.lengths = [n + T for n in self.lengths]
 
 
-def one_token_attention(q, k, v, mask, scale: float) -> torch.Tensor:
-    """Attention of one query per row: q (B, nh, 1, hs), k and v (B, nkv, S, hs) -> like q.
-
-    For CPUs, where two plain products take less time than torch's fused kernel.
-    mask: None or (B, 1, 1, S), True where a key is seen.
-    """
-    B, nh, _, hs = q.shape
-    q = q.reshape(B, k.size(1), nh // k.size(1), hs) * scale  # queries of a group side by side
-    scores = q @ k.transpose(2, 3)  # (B, nkv, nh/nkv, S)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    return (F.softmax(scores, dim=-1) @ v).view(B, nh, 1, hs)
-
-
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -279,8 +265,6 @@ class CausalSelfAttention(nn.Module):
         causal = T > 1 and mask is None
         if causal and x.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= SHORT:
             y = short_attention(q, k, v, self.scale, dropout)  # (B, nh, T, hs)
-        elif cache is not None and T == 1 and x.device.type == "cpu":
-            y = one_token_attention(q, k, v, mask, self.scale)
         else:
             y = F.scaled_dot_product_attention(
                 q, k, v, mask, dropout, causal, scale=self.scale, enable_gqa=self.nkv != self.nh
@@ -409,7 +393,7 @@ class GPT(nn.Module):
         length = length or self.config.block_size
         if self.config.position == "learned" and length > self.config.block_size:
             raise ValueError(f"{length} tokens do not fit block_size {self.config.block_size}")
-        weight = self.lm_head.weight
+        weight = self.transformer.wte.weight
         return KVCache(self.config, batch, length, dtype or weight.dtype, device or weight.device)
 
     @torch.no_grad()

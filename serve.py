@@ -43,7 +43,7 @@ max_connections = 1024  # at once; what comes then is answered 503
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA where it can, else float32
 quantize = ""  # int8: weights in 8 bits, faster at small batches; empty: as they are
-prefix_cache = 8192  # tokens of prompts to remember, for those that begin alike
+prefix_cache = 2048  # tokens of prompts to remember, for those that begin alike
 compile = False  # torch.compile the one-token step: slow to start
 # -----------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import TINY, make_dataset, run_program, write_meta
+from conftest import ROOT, TINY, make_dataset, run_program, write_meta
 from server_process import EOT, TEXT, events, memorise, server
 
 from bonsai.serving.registry import parse_models
@@ -479,6 +479,19 @@ def test_prompts_are_not_logged(served, client):
     complete(client, "One secret")
     served.post("/v1/completions", {"model": "memo", "prompt": 5, "user": "a secret"})
     assert "secret" not in served.log.read_text(encoding="utf-8")
+
+
+def test_the_page_and_what_is_not_there(served):
+    """Files of web/ with headers that keep others' scripts out; never a file from elsewhere."""
+    page = served.http.get("/")
+    if not (ROOT / "web" / "index.html").exists():
+        assert page.status_code == 404 and "error" in page.json()
+        return
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    for path in ("/../serve.py", "/%2e%2e/serve.py", "/..%2fserve.py", "//etc/passwd"):
+        missing = served.http.get(path)
+        assert missing.status_code == 404 and "error" in missing.json(), path
 
 
 # ---- starting ----

@@ -29,6 +29,56 @@ def decode_one_token(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.
     return prefill(model, idx, cache)
 
 
+class CompiledStep:
+    """decode_one_token through torch.compile; on CUDA every step is the replay of one CUDA graph.
+
+    A compiled step has fixed shapes and addresses: rows and positions are rounded up to a power of
+    two, each such bucket is compiled when it is first needed (which takes a while), positions come
+    from a tensor, and what lies behind a row's position is masked.
+    """
+
+    SHORTEST = 128  # positions of the smallest bucket
+
+    def __init__(self, model: torch.nn.Module, cache):
+        if isinstance(cache, TokenCache):
+            raise UserError("compile=True needs a model with a cache of keys and values")
+        device = cache.k.device
+        batch = len(cache.lengths)
+        self.cache, self.buckets = cache, {}
+        self.idx = torch.zeros((batch, 1), dtype=torch.int64, device=device)
+        self.pos = torch.zeros(batch, dtype=torch.int64, device=device)
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        self.step = torch.compile(
+            lambda idx, rows: decode_one_token(model, idx, rows),
+            mode=mode,
+            fullgraph=True,
+            dynamic=False,
+        )
+
+    def __call__(self, tokens: list[int], lengths: list[int]) -> torch.Tensor:
+        """The last token of the first rows, and their lengths -> logits (B, V)."""
+        n = len(tokens)
+        inputs = torch.tensor([tokens, lengths]).to(self.idx.device, non_blocking=True)
+        self.idx[:n, 0], self.pos[:n] = inputs[0], inputs[1]
+        rows = power_of_two(n, 1, len(self.pos))
+        positions = power_of_two(max(lengths) + 1, self.SHORTEST, self.cache.length)
+        if (rows, positions) not in self.buckets:
+            part = self.cache.view(0, rows, positions)
+            part.lengths, part.pos = [0] * rows, self.pos[:rows]
+            bucket = (self.idx[:rows], part)
+            for buffer in (part.k, part.v, part.pos, bucket[0]):
+                torch._dynamo.mark_static_address(buffer)  # else no graph: steps write to them
+            self.buckets[rows, positions] = bucket
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch._dynamo.config.patch(recompile_limit=64):  # one per bucket
+            return self.step(*self.buckets[rows, positions])[:n]
+
+
+def power_of_two(n: int, least: int, most: int) -> int:
+    """n rounded up to a power of two between bounds."""
+    return min(most, max(least, 1 << (n - 1).bit_length()))
+
+
 class TokenCache:
     """For architectures without a cache: remembers the tokens alone and recomputes the rest.
 

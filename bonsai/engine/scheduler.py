@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from bonsai.engine.phases import all_logits, check_request, decode_one_token, new_cache, prefill
+from bonsai.engine.phases import (
+    CompiledStep,
+    all_logits,
+    check_request,
+    decode_one_token,
+    new_cache,
+    prefill,
+)
 from bonsai.engine.prefixes import Prefixes
 from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scores
 from bonsai.engine.weights import prepare
@@ -48,8 +55,9 @@ class Engine:
 
     max_batch: requests that run at once; others wait. length: context in tokens, of prompt and
     answer together (one more token can be drawn from a full context); 0: the model's block_size.
-    dtype, quantize: as `prepare`, for a copy of the weights. prefix_cache: how many tokens of
-    finished prompts to keep keys and values of, for prompts that begin alike.
+    dtype, quantize: as `prepare`, for a copy of the weights. compile: the one-token steps, see
+    CompiledStep. prefix_cache: how many tokens of prompts to keep keys and values of, for prompts
+    that begin alike.
     Raises UserError for impossible values.
     """
 
@@ -74,6 +82,7 @@ class Engine:
         self.length = length or block_size
         self.max_batch = max_batch
         self.cache = new_cache(self.model, max_batch, self.length)
+        self.compiled = CompiledStep(self.model, self.cache) if compile else None
         self.prefixes = Prefixes(prefix_cache)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request in slot i is running[i]
@@ -177,11 +186,15 @@ class Engine:
 
     def decode(self) -> torch.Tensor:
         """One more token into the cache of each running row: logits (n, V) of what follows."""
-        n = len(self.running)
-        idx = torch.tensor([[r.tokens[-1]] for r in self.running], device=self.device)
-        rows = self.cache.view(0, n)
+        last = [r.tokens[-1] for r in self.running]
+        rows = self.cache.view(0, len(last))
+        if self.compiled is not None:
+            logits = self.compiled(last, rows.lengths)
+            self.cache.lengths[: len(last)] = [n + 1 for n in rows.lengths]
+            return logits
+        idx = torch.tensor(last, device=self.device)[:, None]
         logits = decode_one_token(self.model, idx, rows)
-        self.cache.lengths[:n] = rows.lengths
+        self.cache.lengths[: len(last)] = rows.lengths
         return logits
 
     def draw(self, logits: torch.Tensor, requests: list[Request]) -> list[Event]:

@@ -131,12 +131,11 @@ class Writer:
             "created": int(time.time()),
             "model": form.served.name,
         }
+        self.begin = b"data: " + json.dumps(self.head)[:-1].encode() + b", "  # of each event
 
     def event(self, choices: list[dict], usage: dict | None = None) -> bytes:
-        body = {**self.head, "choices": choices}
-        if self.include_usage:
-            body["usage"] = usage
-        return b"data: " + json.dumps(body).encode() + b"\n\n"
+        rest = {"choices": choices, "usage": usage} if self.include_usage else {"choices": choices}
+        return self.begin + json.dumps(rest)[1:].encode() + b"\n\n"
 
     async def events(self, on_first: Callable[[], None]) -> AsyncIterator[bytes]:
         """Server-sent events; one chunk for each choice that has something new."""

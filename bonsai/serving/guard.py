@@ -6,6 +6,7 @@ resolve to 127.0.0.1 ("DNS rebinding") it could also read the answers: hence the
 header, which such a name gives away, and of the Origin.
 """
 
+import asyncio
 import hmac
 import ipaddress
 from collections import Counter
@@ -25,6 +26,15 @@ class GuardLimits:
     body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0  # for a body to arrive
     send_seconds: float = 60.0  # for a client to take what was sent
+
+
+@dataclass(eq=False)
+class Sending:
+    """An answer on its way."""
+
+    task: asyncio.Task
+    since: float | None = None  # when the send that it waits for began
+    stuck: bool = False  # given up
 
 
 class Guard:
@@ -48,6 +58,8 @@ class Guard:
         self.any_address = any_address
         self.open_paths = tuple(open_paths)
         self.counter = counter
+        self.sending: set[Sending] = set()  # answers on their way
+        self.sweeper: asyncio.Task | None = None
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "lifespan":
@@ -55,24 +67,43 @@ class Guard:
         if scope["type"] != "http":  # a websocket
             return await send({"type": "websocket.close", "code": 1003})
 
-        async def patient_send(message) -> None:
-            """Fails when the client takes nothing for too long."""
-            if message["type"] == "http.response.start":
-                route = scope.get("route")
-                path = getattr(route, "path", "other")
-                self.counter[path, message["status"]] += 1
-            with anyio.fail_after(self.limits.send_seconds):
-                await send(message)
+        loop, sending = asyncio.get_running_loop(), Sending(asyncio.current_task())
 
+        async def timed_send(message) -> None:
+            if message["type"] == "http.response.start":
+                path = getattr(scope.get("route"), "path", "other")
+                self.counter[path, message["status"]] += 1
+            sending.since = loop.time()
+            await send(message)
+            sending.since = None
+
+        self.sending.add(sending)
+        if self.sweeper is None or self.sweeper.done():
+            self.sweeper = loop.create_task(self.sweep())
         try:
             try:
                 self.check(scope)
                 body = await self.read(scope, receive)
             except ApiError as e:
-                return await answer(patient_send, e)
-            await self.app(scope, replay(body, receive), patient_send)
-        except TimeoutError:
-            pass  # of send: uvicorn closes the connection of an answer that is not complete
+                return await answer(timed_send, e)
+            await self.app(scope, replay(body, receive), timed_send)
+        except asyncio.CancelledError:
+            if not sending.stuck:
+                raise  # the server is stopping
+            # uvicorn closes the connection of an answer that is not complete
+        finally:
+            self.sending.discard(sending)
+
+    async def sweep(self) -> None:
+        """End answers whose clients take nothing. (A timeout around each send would cost more than
+        the send.)"""
+        loop = asyncio.get_running_loop()
+        while self.sending:
+            await asyncio.sleep(min(5.0, self.limits.send_seconds / 2))
+            late = loop.time() - self.limits.send_seconds
+            for sending in [s for s in self.sending if s.since is not None and s.since < late]:
+                sending.stuck = True
+                sending.task.cancel()
 
     def check(self, scope) -> None:
         """Raises ApiError for a request that is not meant for this server."""
