@@ -2,7 +2,7 @@
 // start(), called when it is first shown, and show() and hide() where it cares.
 
 import { ApiError, connection, ping, request, setKey } from "./api.js";
-import { $, el, memory, segments } from "./dom.js";
+import { $, el, memory } from "./dom.js";
 import * as complete from "./complete.js";
 import * as inside from "./inside.js";
 import * as runs from "./runs.js";
