@@ -67,6 +67,7 @@ class ServerProcess:
 
     def __init__(self, process: subprocess.Popen, url: str, log: Path):
         self.process, self.url, self.log = process, url, log
+        self.ended = False  # as it should
         self.http = httpx.Client(base_url=url, timeout=60)
 
     @property
@@ -90,16 +91,6 @@ class ServerProcess:
         while self.metric("rows_running") or self.metric("rows_waiting"):
             assert time.monotonic() < end, self.http.get("/metrics").text
             time.sleep(0.05)
-
-    def stop(self) -> int:
-        self.http.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-        try:
-            return self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
 
 
 @contextmanager
@@ -128,7 +119,7 @@ def server(cwd: Path, *options: str, env: dict[str, str] | None = None):
                 assert process.poll() is None and time.monotonic() < end, log.read_text()
                 time.sleep(0.05)
         yield running
-        assert process.poll() is None, log.read_text(encoding="utf-8")
+        assert running.ended or process.poll() is None, log.read_text(encoding="utf-8")
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)

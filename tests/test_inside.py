@@ -1,6 +1,7 @@
 """Attention and predictions by layer agree with what the model computes."""
 
 import itertools
+from dataclasses import fields
 
 import pytest
 import torch
@@ -20,22 +21,26 @@ VARIANTS = {
         "n_head": 4, "n_kv_head": 1, "tie_head": False, "logit_softcap": 15.0,
     },
     "gpt1": {"norm_placement": "post", "norm_embedding": True},
+    "local": {"attention_window": 4, "window_pattern": "LD", "position": "rope"},
+    "lambdas": {"residual_lambdas": True},
 }  # fmt: skip
+FIELDS = {f.name for f in fields(GPTConfig)}
+VARIANTS = {name: v for name, v in VARIANTS.items() if set(v) <= FIELDS}
 
 
-def make(fields: dict) -> GPT:
+def make(choices: dict) -> GPT:
     torch.manual_seed(0)
     small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "vocab_size": 40}
-    model = GPT(GPTConfig(**{**small, **fields})).eval()
+    model = GPT(GPTConfig(**{**small, **choices})).eval()
     for p in model.parameters():  # so that attention is far from even
         torch.nn.init.normal_(p, std=0.3)
     return model
 
 
-@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
-def test_the_weights_reproduce_the_blocks_output(fields):
+@pytest.mark.parametrize("choices", VARIANTS.values(), ids=VARIANTS)
+def test_the_weights_reproduce_the_blocks_output(choices):
     """The weights that are shown, times the values, are what the attention of each block gives."""
-    model = make(fields)
+    model = make(choices)
     ids = torch.arange(11) * 3
     seen = []
     for block in model.transformer.h:
@@ -58,16 +63,16 @@ def test_the_weights_reproduce_the_blocks_output(fields):
         assert weights.std() > 0.05
 
 
-@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
-def test_the_last_layer_is_the_models_answer(fields):
-    model = make(fields)
+@pytest.mark.parametrize("choices", VARIANTS.values(), ids=VARIANTS)
+def test_the_last_layer_is_the_models_answer(choices):
+    model = make(choices)
     ids = [3, 1, 4, 1, 5, 9, 2, 6]
     attention, logits = look(model, ids)
     assert [tuple(a.shape) for a in attention] == [(model.config.n_head, 8, 8)] * 2
     assert logits.shape == (3, 40)
     with torch.no_grad():
         torch.testing.assert_close(logits[-1], model(torch.tensor([ids]))[0][0, 0])
-    for a in attention:
+    for a in attention:  # each row looks back only
         assert torch.equal(a, a.tril())
         torch.testing.assert_close(a.sum(-1), torch.ones(a.shape[:2]))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

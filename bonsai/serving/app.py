@@ -1,7 +1,6 @@
 """The routes of the server, and how an error becomes JSON."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from bonsai.serving.answers import Answer, unless_gone, until_gone
 from bonsai.serving.errors import ApiError, error_body
 from bonsai.serving.forms import ChatForm, CompletionForm, Writer
 from bonsai.serving.guard import Guard, GuardLimits
-from bonsai.serving.metrics import Metrics
+from bonsai.serving.metrics import Metrics, Stopwatch
 from bonsai.serving.plans import Limits, Plan, plan_chat, plan_completion
 from bonsai.serving.playground import playground_routes
 from bonsai.serving.registry import Served
@@ -147,24 +146,15 @@ async def respond(
 ) -> Response:
     """Run a plan; the answer as one JSON object, or as a stream."""
     answer = Answer(server.worker, plan)  # may refuse: the queue is full
-    begun = time.monotonic()
     server.metrics.prompt_tokens[plan.served.name] += plan.prompt_tokens
-    first = True
-
-    def on_first() -> None:
-        nonlocal first
-        if first:
-            server.metrics.first_token.observe(time.monotonic() - begun)
-        first = False
-
+    stopwatch = Stopwatch(server.metrics)
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
     writer = Writer(answer, form, include_usage)
     if body.stream:
-        return EventStream(writer.events(on_first), answer)
-    work = asyncio.ensure_future(writer.whole(on_first))
+        return EventStream(writer.events(stopwatch), answer)
+    work = asyncio.ensure_future(writer.whole(stopwatch))
     if not await unless_gone(work, request.receive):
         return Response(status_code=499)  # nobody is there to read it
-    server.metrics.duration.observe(time.monotonic() - begun)
     return JSONResponse(work.result())
 
 

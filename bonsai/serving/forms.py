@@ -3,10 +3,11 @@
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from bonsai.serving.answers import Answer, Piece, TokenInfo, merged
 from bonsai.serving.errors import ApiError
+from bonsai.serving.metrics import Stopwatch
 from bonsai.serving.plans import Plan
 
 LOWEST = -9999.0  # what stands for a log-probability of minus infinity, which JSON does not have
@@ -137,32 +138,34 @@ class Writer:
         rest = {"choices": choices, "usage": usage} if self.include_usage else {"choices": choices}
         return self.begin + json.dumps(rest)[1:].encode() + b"\n\n"
 
-    async def events(self, on_first: Callable[[], None]) -> AsyncIterator[bytes]:
+    async def events(self, stopwatch: Stopwatch) -> AsyncIterator[bytes]:
         """Server-sent events; one chunk for each choice that has something new."""
         try:
             for choice in self.form.first():
                 yield self.event([choice])
             async for pieces in self.answer.pieces():
-                on_first()
+                stopwatch.piece()
                 yield b"".join(self.event([self.form.choice(p, chunk=True)]) for p in pieces)
             if self.include_usage:
                 yield self.event([], self.answer.usage())
             yield b"data: [DONE]\n\n"
+            stopwatch.done()
         except ApiError as e:  # too late for a status
             yield b"data: " + e.body() + b"\n\n"
         finally:
             self.answer.close()
 
-    async def whole(self, on_first: Callable[[], None]) -> dict:
+    async def whole(self, stopwatch: Stopwatch) -> dict:
         """The one JSON object of an answer that is not streamed."""
         found: list[Piece] = [Piece(i) for i in range(self.answer.plan.rows)]
         try:
             async for pieces in self.answer.pieces():
-                on_first()
+                stopwatch.piece()
                 for piece in pieces:
                     found[piece.index] = merged([found[piece.index], piece])[0]
         finally:
             self.answer.close()
+        stopwatch.done()
         choices = [self.form.choice(piece, chunk=False) for piece in found]
         head = {**self.head, "object": self.form.kind}
         return {**head, "choices": choices, "usage": self.answer.usage()}

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import resource
 import socket
 
 import uvicorn
@@ -95,6 +94,10 @@ def serve(app, sock: socket.socket, max_connections: int) -> None:
 
 def raise_file_limit(files: int) -> None:
     """Allow this process as many open files as connections may need, where the system does."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < files:
         wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.errors import UserError
-from model import GPT, CausalSelfAttention, rope_angles, rotate
+from model import GPT, CausalSelfAttention, rotate
 
 LONGEST = 128  # tokens of a prompt that are looked at, its last ones
 TOP = 10  # likeliest next tokens by layer
@@ -24,7 +24,7 @@ def attention_weights(
 ) -> torch.Tensor:
     """What each position attends to: qkv (B, T, (nh + 2 nkv) hs), c_attn's output -> (B, nh, T, T).
 
-    rotation: rope_angles of the positions, or None.
+    rotation: as the block got it, rope_angles of the positions or None.
     """
     B, T, _ = qkv.shape
     nh, nkv, hs = attention.nh, attention.nkv, attention.hs
@@ -32,13 +32,16 @@ def attention_weights(
     q = q.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
     k = k.view(B, T, nkv, hs).transpose(1, 2)  # (B, nkv, T, hs)
     if attention.qk_norm:
-        q, k = F.rms_norm(q, (hs,)), F.rms_norm(k, (hs,))
+        normed = F.rms_norm if getattr(attention, "rms", True) else F.layer_norm
+        q, k = normed(q, (hs,)), normed(k, (hs,))
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
     k = k.repeat_interleave(nh // nkv, dim=1)  # each group of queries has its keys
     scores = q @ k.transpose(2, 3) * attention.scale  # (B, nh, T, T)
-    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-    return F.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+    seen = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+    if window := getattr(attention, "window", 0):  # a local layer
+        seen = seen.triu(1 - window)
+    return F.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1)
 
 
 @torch.no_grad()
@@ -52,33 +55,30 @@ def look(model: torch.nn.Module, ids: Sequence[int]) -> tuple[list[torch.Tensor]
         raise UserError(
             f"{type(model).__name__} models cannot be inspected, only GPTs with attention can"
         )
-    config = model.config
     residuals: list[torch.Tensor] = []  # of the last position, (1, 1, C) each
+    rotations: list = []  # what each block's attention got for its positions
     products: list[torch.Tensor] = []  # c_attn's, (1, T, ...) each
 
-    def before_block(module, args) -> None:
-        residuals.append(args[0][:, [-1]])
-
-    def after_block(module, args, output) -> None:
+    def after_layer(module, args, output) -> None:
         residuals.append(output[:, [-1]])
+
+    def before_attention(module, args) -> None:
+        rotations.append(args[1])
 
     def after_product(module, args, output) -> None:
         products.append(output)
 
-    device = next(model.parameters()).device
     with ExitStack() as hooks:
         blocks = list(model.transformer.h)
-        hooks.callback(blocks[0].register_forward_pre_hook(before_block).remove)
+        hooks.callback(model.transformer.drop.register_forward_hook(after_layer).remove)
         for block in blocks:
-            hooks.callback(block.register_forward_hook(after_block).remove)
+            hooks.callback(block.register_forward_hook(after_layer).remove)
+            hooks.callback(block.attn.register_forward_pre_hook(before_attention).remove)
             hooks.callback(block.attn.c_attn.register_forward_hook(after_product).remove)
-        model(torch.tensor([list(ids)], device=device))
-    rotation = None
-    if config.position == "rope":
-        pos = torch.arange(len(ids), device=device)
-        rotation = rope_angles(pos, config.head_dim, config.rope_base)
+        model(torch.tensor([list(ids)], device=next(model.parameters()).device))
     attention = [
-        attention_weights(block.attn, qkv, rotation)[0] for block, qkv in zip(blocks, products)
+        attention_weights(block.attn, qkv, rotation)[0]
+        for block, qkv, rotation in zip(blocks, products, rotations)
     ]
     lens = [model.head(model.transformer.ln_f(x))[0, 0] for x in residuals]
     return attention, torch.stack(lens)

@@ -1,5 +1,6 @@
 """Counters in Prometheus' text format (https://prometheus.io/docs/instrumenting/exposition_formats)."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -73,6 +74,23 @@ class Metrics:
         ):
             metric(name, "histogram", help, histogram.lines(name))
         return "\n".join(lines) + "\n"
+
+
+class Stopwatch:
+    """Times one answer."""
+
+    def __init__(self, metrics: Metrics):
+        self.metrics, self.begun, self.started = metrics, time.monotonic(), False
+
+    def piece(self) -> None:
+        """Something came; the first time counts."""
+        if not self.started:
+            self.started = True
+            self.metrics.first_token.observe(time.monotonic() - self.begun)
+
+    def done(self) -> None:
+        """The answer is whole."""
+        self.metrics.duration.observe(time.monotonic() - self.begun)
 
 
 def escape(label: str) -> str:

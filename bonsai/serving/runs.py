@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 LIVE = 60  # seconds after the last line in which a run counts as going on
@@ -26,27 +27,34 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
     found = []
     for name, folder in find_runs(folders).items():
         try:
-            changed = (folder / "metrics.jsonl").stat().st_mtime
-            rows = read_rows(folder)[0]
+            stat = (folder / "metrics.jsonl").stat()
+            step, val_loss = where_it_stands(folder, stat.st_mtime_ns, stat.st_size)
         except OSError:  # removed in the meantime
             continue
         settings = read_settings(folder)
-        steps = [row["iter"] for row in rows if isinstance(row.get("iter"), int)]
-        evals = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
         base = next((f for f in folders if folder.is_relative_to(f)), folder.parent)
         found.append(
             {
                 "name": name,
                 "path": folder.relative_to(base).as_posix(),
-                "step": max(steps, default=0),
+                "step": step,
                 "max_iters": settings.get("max_iters"),
-                "val_loss": evals[-1] if evals else None,
-                "live": now - changed < LIVE,
+                "val_loss": val_loss,
+                "live": now - stat.st_mtime < LIVE,
                 "settings": settings,
-                "changed": changed,
+                "changed": stat.st_mtime,
             }
         )
     return sorted(found, key=lambda run: -run["changed"])
+
+
+@lru_cache(maxsize=256)
+def where_it_stands(folder: Path, changed: int, size: int) -> tuple[int, float | None]:
+    """Last step and validation loss of a run; read again when its file has changed."""
+    rows, _ = read_rows(folder)
+    steps = [row["iter"] for row in rows if isinstance(row.get("iter"), int)]
+    evals = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
+    return max(steps, default=0), evals[-1] if evals else None
 
 
 def read_settings(folder: Path) -> dict:

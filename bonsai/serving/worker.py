@@ -180,7 +180,11 @@ class Worker:
         while not self._stopping:
             busy = [engine for engine in self.engines if engine.busy]
             while not self._commands.empty() or not busy:
-                self._commands.get()()  # waits only while there is nothing else to do
+                try:
+                    self._commands.get(timeout=1)()  # waits while there is nothing else to do
+                except queue.Empty:
+                    if not threading.main_thread().is_alive():  # it ended without calling stop
+                        return
                 busy = [engine for engine in self.engines if engine.busy]
                 if self._stopping:
                     return
