@@ -470,7 +470,7 @@ def test_runs(served):
     assert first["rows"][0]["iter"] == 0 and first["next"] > 300
     rest = served.http.get("/runs/out-chat", params={"from": first["next"] - 3}).json()
     assert rest["rows"] == first["rows"][-3:] and rest["next"] == first["next"]
-    for wrong in ("nobody", "..", "%2e%2e%2fout-chat", "out-memo"):
+    for wrong in ("nobody", "%2e%2e", "%2e%2e%2fout-chat", "out-memo"):
         assert served.http.get(f"/runs/{wrong}").status_code == 404
 
 
