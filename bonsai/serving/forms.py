@@ -24,6 +24,7 @@ class CompletionForm:
 
     def __init__(self, plan: Plan):
         self.plan, self.served = plan, plan.served
+        self.told: set[int] = set()  # choices that were told the ids of their prompt
 
     def first(self) -> list[dict]:
         """What a stream begins with."""
@@ -40,22 +41,32 @@ class CompletionForm:
             "finish_reason": piece.finish,
         }
         if self.plan.want_ids:
-            choice["token_ids"] = [token.id for token in piece.tokens]
+            choice |= self.ids(piece)
         return choice
 
+    def ids(self, piece: Piece) -> dict:
+        """What return_token_ids adds: the tokens of a choice, and once those of its prompt. With
+        both as the next prompt the text goes on exactly there, however its letters may be cut into
+        tokens."""
+        found = {"token_ids": [token.id for token in piece.tokens]}
+        if piece.index not in self.told:
+            self.told.add(piece.index)
+            found["prompt_token_ids"] = self.plan.prompts[piece.index // self.plan.n]
+        return found
+
     def logprobs(self, tokens: Sequence[TokenInfo]) -> dict:
-        """Four parallel lists."""
+        """Four parallel lists; top_token_ids, on request, has the keys of top_logprobs."""
         name, tops, top_ids = self.served.token_text, [], []
         for token in tokens:
             top = None
             if token.top is not None:
                 ranked = {i: clamp(logprob) for i, logprob in token.top}
                 ranked.setdefault(token.id, clamp(token.logprob))
-                top, ids = {}, []
+                top, ids = {}, {}
                 for i, logprob in ranked.items():
                     if (text := name(i)) not in top:  # the likelier of two that look alike
                         top[text] = logprob
-                        ids.append(i)
+                        ids[text] = i
                 top_ids.append(ids)
             else:
                 top_ids.append(None)
@@ -98,7 +109,7 @@ class ChatForm(CompletionForm):
             "finish_reason": piece.finish,
         }
         if self.plan.want_ids:
-            choice["token_ids"] = [token.id for token in piece.tokens]
+            choice |= self.ids(piece)
         return choice
 
     def token(self, token: TokenInfo) -> dict:

@@ -106,7 +106,7 @@ def playground_routes(server) -> APIRouter:
             inspecting -= 1
 
         def shown(token: int) -> dict:
-            return {"id": token, "text": served.token_bytes(token).decode("utf-8", "replace")}
+            return {"id": token, "text": served.token_text(token)}
 
         def work() -> bytes:
             tops = [[{**shown(token), "p": p} for token, p in layer] for layer in layers]

@@ -1,0 +1,653 @@
+"""The playground's page in a real browser, on a real server: serve.py with a tiny model.
+
+Screenshots of what each test saw last are in test-output/playground/. Where Chromium or Playwright
+is missing, everything here is skipped; on Debian: apt-get install chromium.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment, metrics, train_all
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = sync_api.expect
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+SHOTS = ROOT / "test-output" / "playground"
+WEB = ROOT / "web"
+PROMPT = "the tree is "
+SECONDS = 20  # for anything to appear; this machine may be busy
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+
+
+# ---- a server ----
+
+
+class Server:
+    """serve.py as a process of its own, on a port that stays the same over restarts."""
+
+    def __init__(self, folder: Path, *options: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.options = folder, options
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, str(ROOT / "serve.py"), "--models=long=out-long,other=out-other"]
+        self.process = subprocess.Popen(
+            [*command, f"--port={self.port}", "--device=cpu", *self.options],
+            cwd=self.folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line)
+            if line.startswith("serving on"):
+                return
+        raise AssertionError("".join(seen))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def ask(self, path: str, body: dict | None = None) -> dict:
+        request = urllib.request.Request(self.url + path, method="POST" if body else "GET")
+        request.add_header("Content-Type", "application/json")
+        data = json.dumps(body).encode() if body else None
+        with urllib.request.urlopen(request, data, timeout=60) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def folder(workplace, tmp_path_factory) -> Path:
+    """Two runs: out-long, whose texts take a second or more, and out-other."""
+    folder = tmp_path_factory.mktemp("playground")
+    shape = ["--n_layer=4", "--n_embd=64", "--block_size=1000", "--max_iters=6", "--log_interval=1"]
+    shape += ["--batch_size=1", "--eval_iters=1"]
+    train_all(
+        workplace,
+        {
+            folder / "out-long": [*shape, "--eval_interval=2", "--gradient_accumulation_steps=1"],
+            folder / "out-other": ["--log_interval=1", "--eval_interval=5", "--learning_rate=1e-3"],
+        },
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = ["--no-sandbox"] if os.geteuid() == 0 else []  # a container's root has no sandbox
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, request):
+    """visit(url, ...) opens a page that remembers nothing of other tests. When the test ends, the
+    page must not have thrown, nor asked anyone but its server."""
+    opened, wrong = [], []
+
+    def open_page(url: str, width: int = 1280, height: int = 860, **options) -> sync_api.Page:
+        size = {"width": width, "height": height}
+        context = browser.new_context(viewport=size, reduced_motion="reduce", **options)
+        page = context.new_page()
+        page.set_default_timeout(1000 * SECONDS)
+        page.on("pageerror", lambda error: wrong.append(f"the page threw {error}"))
+        host = url.split("/")[2]
+        page.on("request", lambda r: wrong.append(r.url) if r.url.split("/")[2] != host else None)
+        page.goto(url)
+        opened.append((context, page))
+        return page
+
+    expect.set_options(timeout=1000 * SECONDS)
+    yield open_page
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    for i, (context, page) in enumerate(opened):
+        name = re.sub(r"\W+", "-", request.node.name).strip("-")
+        page.screenshot(path=SHOTS / f"{name}{f'-{i}' if i else ''}.png")
+        context.close()
+    assert wrong == []
+
+
+def settings(page, **values) -> None:
+    if not page.locator("#settings").is_visible():
+        page.locator("#settings-toggle").click()
+    for name, value in values.items():
+        page.locator(f"#set-{name}").fill(str(value))
+
+
+def complete(page, prompt: str = PROMPT, **values) -> None:
+    """Ask for a continuation and wait until it is there."""
+    settings(page, **values)
+    page.locator("#prompt").fill(prompt)
+    page.locator("#go").click()
+    expect(page.locator("#stats")).to_contain_text("tokens/s")
+    expect(page.locator("#stop")).to_be_hidden()
+
+
+def continuation(page) -> str:
+    return "".join(page.locator("#output .token").all_text_contents())
+
+
+# ---- complete ----
+
+
+def test_a_text_streams_in(server, visit):
+    page = visit(server.url)
+    expect(page.locator("#output")).to_contain_text("The continuation appears here")
+    settings(page, temperature=0.7, max_tokens=60, seed=5)
+    page.locator("#prompt").click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type(PROMPT)
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#output .token")).to_have_count(60)
+    expect(page.locator("#stats")).to_contain_text("60 tokens")
+    expect(page.locator("#stats")).to_contain_text("seed 5")
+    expect(page.locator("#stats")).to_contain_text("as long as asked for")
+    assert page.locator("#output .prompt").text_content() == PROMPT
+    body = {"model": "long", "prompt": PROMPT, "temperature": 0.7, "max_tokens": 60, "seed": 5}
+    assert continuation(page) == server.ask("/v1/completions", body)["choices"][0]["text"]
+
+
+@pytest.mark.parametrize("way", ["button", "key"])
+def test_stop(server, visit, way):
+    page = visit(server.url)
+    settings(page, max_tokens=900)
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#go").click()
+    page.locator("#output .token").nth(3).wait_for()
+    if way == "button":
+        page.locator("#stop").click()
+    else:
+        page.keyboard.press("Escape")
+    expect(page.locator("#stats")).to_contain_text("stopped by you")
+    count = page.locator("#output .token").count()
+    assert 4 <= count < 900
+    page.wait_for_timeout(300)
+    assert page.locator("#output .token").count() == count
+    expect(page.locator("#stop")).to_be_hidden()
+
+
+def test_another_token_is_picked(server, visit):
+    page = visit(server.url)
+    complete(page, temperature=0, max_tokens=30, seed=1)
+    tokens = page.locator("#output .token")
+    before = tokens.all_text_contents()
+    tokens.nth(0).focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    popup = page.get_by_role("dialog")
+    expect(popup).to_be_visible()
+    shown = popup.locator(".option .number").all_text_contents()
+    chances = [float(text.rstrip("%")) for text in shown]
+    assert len(chances) == 5 and chances == sorted(chances, reverse=True) and sum(chances) <= 100.1
+    # greedy: the chosen one is the likeliest, and the first that can be picked comes after it
+    assert popup.locator(".option").nth(0).is_disabled()
+    expect(popup.locator(".option").nth(1)).to_be_focused()
+    body = {"model": "long", "prompt": PROMPT + "".join(before[:4]), "max_tokens": 1}
+    body |= {"logprobs": 5, "temperature": 0}
+    top = server.ask("/v1/completions", body)["choices"][0]["logprobs"]["top_logprobs"][0]
+    second = sorted(top, key=top.get, reverse=True)[1]
+    page.keyboard.press("Enter")
+    expect(page.locator("#versions")).to_contain_text("2 of 2")
+    expect(tokens).to_have_count(5 + 30)
+    after = tokens.all_text_contents()
+    assert after[:4] == before[:4] and after[4] == second != before[4]
+    expect(tokens.nth(4)).to_have_class(re.compile("picked"))
+    body |= {"prompt": PROMPT + "".join(after[:5]), "max_tokens": 30}
+    assert "".join(after[5:]) == server.ask("/v1/completions", body)["choices"][0]["text"]
+    page.get_by_role("button", name="Previous version").click()
+    assert tokens.all_text_contents() == before
+
+
+def test_an_empty_prompt_is_a_beginning(server, visit):
+    """Also what is picked behind it goes on from the beginning that the server chose."""
+    page = visit(server.url)
+    complete(page, "", temperature=0, max_tokens=8)
+    page.locator("#output .token").nth(0).click()
+    page.locator(".option:enabled").first.click()
+    expect(page.locator("#output .token")).to_have_count(9)
+    body = {"model": "long", "prompt": "", "max_tokens": 1, "temperature": 0, "logprobs": 2}
+    body["return_token_ids"] = True
+    first = server.ask("/v1/completions", body)["choices"][0]
+    second = min(first["logprobs"]["top_logprobs"][0].items(), key=lambda item: item[1])[0]
+    picked = first["logprobs"]["top_token_ids"][0][second]
+    body |= {"prompt": [*first["prompt_token_ids"], picked], "max_tokens": 8}
+    assert continuation(page) == second + server.ask("/v1/completions", body)["choices"][0]["text"]
+
+
+def test_escape_closes_the_alternatives_and_gives_the_focus_back(server, visit):
+    page = visit(server.url)
+    complete(page, max_tokens=10)
+    page.locator("#output .token").nth(2).click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator("#output .token").nth(2)).to_be_focused()
+
+
+def chunk(*tokens: str, finish: str | None = None) -> str:
+    """An event of a stream in which each token has probability 1/2."""
+    logprobs = {
+        "tokens": tokens,
+        "token_logprobs": [-0.6931] * len(tokens),
+        "top_logprobs": [{t: -0.6931} for t in tokens],
+        "top_token_ids": [{t: 7} for t in tokens],
+    }
+    choice = {"text": "", "logprobs": logprobs}
+    choice |= {"token_ids": [7] * len(tokens), "prompt_token_ids": [1]}
+    return f"data: {json.dumps({'choices': [{**choice, 'finish_reason': finish}]})}\n\n"
+
+
+def answer_completions(page, body: str, status: int = 200, headers=None) -> None:
+    kind = {"Content-Type": "text/event-stream" if status == 200 else "application/json"}
+    page.route(
+        "**/v1/completions",
+        lambda route: route.fulfill(status=status, body=body, headers={**kind, **(headers or {})}),
+    )
+
+
+def test_what_a_model_says_is_text(server, visit):
+    """Markup stays text, characters come together from their bytes, controls are shown."""
+    page = visit(server.url)
+    bad = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    halves = ["bytes:\\xc3", "bytes:\\xa9", "bytes:\\xf0\\x9f", "bytes:\\x8c\\xb3", "bytes:\\xff"]
+    answer_completions(page, chunk(bad, *halves, "\x07", finish="stop") + "data: [DONE]\n\n")
+    page.locator("#go").click()
+    expect(page.locator("#output .token")).to_have_count(7)
+    assert page.locator("#output .token").nth(0).text_content() == bad
+    assert page.locator("#output img, #output script").count() == 0
+    texts = page.locator("#output .token").all_text_contents()
+    assert texts[1:5] == ["\\xc3", "é", "\\xf0\\x9f", "🌳"] and texts[6].endswith("\\x07")
+    page.locator("#output .token").nth(0).click()
+    expect(page.get_by_role("dialog")).to_contain_text("<script>")
+    assert page.locator("[role=dialog] script").count() == 0
+
+
+def test_the_sources_write_no_html():
+    for path in WEB.glob("*.js"):
+        text = path.read_text(encoding="utf-8")
+        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+            assert word not in text, path.name
+    page = (WEB / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=\"(https?:)?//", page)  # works offline
+
+
+# ---- errors and the connection ----
+
+
+def test_a_refused_prompt_says_why(server, visit):
+    page = visit(server.url)
+    page.locator("#prompt").fill("ÄÖÜ")  # not in the vocabulary
+    page.locator("#go").click()
+    expect(page.locator("#after .error")).to_contain_text("The server refused this request.")
+    expect(page.locator("#after .error p")).to_contain_text("vocabulary")
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#go").click()
+    expect(page.locator("#after .error")).to_have_count(0)
+    expect(page.locator("#output .token").nth(3)).to_be_visible()
+
+
+def test_a_busy_server(server, visit):
+    page = visit(server.url)
+    error = json.dumps({"error": {"message": "too many texts wait", "type": "x"}})
+    answer_completions(page, error, 429, {"Retry-After": "3"})
+    page.locator("#go").click()
+    expect(page.locator("#after .error")).to_contain_text("The server is busy.")
+    expect(page.locator("#after .error")).to_contain_text("Try again in 3 seconds.")
+    page.unroute("**/v1/completions")
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#go").click()
+    expect(page.locator("#output .token").nth(3)).to_be_visible()
+
+
+def test_an_error_in_the_middle_keeps_the_text(server, visit):
+    page = visit(server.url)
+    error = {"error": {"message": "the engine failed", "type": "server_error"}}
+    answer_completions(page, chunk("so", " far") + f"data: {json.dumps(error)}\n\n")
+    page.locator("#go").click()
+    expect(page.locator("#after .error")).to_contain_text("the engine failed")
+    assert continuation(page) == "so far"
+
+
+def test_the_server_is_killed_in_mid_stream(folder, visit):
+    own = Server(folder)
+    try:
+        page = visit(own.url)
+        settings(page, max_tokens=900, temperature=0)
+        page.locator("#prompt").fill(PROMPT)
+        page.locator("#go").click()
+        page.locator("#output .token").nth(5).wait_for()
+        own.process.send_signal(signal.SIGSTOP)  # so that it does not come to its end first
+        own.kill()
+        expect(page.locator("#after .cut")).to_contain_text("The connection broke after")
+        expect(page.locator("#connection")).to_have_text("Disconnected")
+        expect(page.locator("#banner")).to_contain_text("The server does not answer")
+        kept = continuation(page)
+        assert 6 <= len(kept) < 900
+        expect(page.locator("#stats")).to_contain_text("cut off")
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=SHOTS / "disconnected.png")
+
+        own.start()
+        expect(page.locator("#connection")).to_have_text("Connected")  # by itself
+        expect(page.locator("#banner")).to_be_hidden()
+        page.get_by_role("button", name="Go on from here").click()
+        expect(page.locator("#output .token")).to_have_count(900)
+        assert continuation(page).startswith(kept)
+        body = {"model": "long", "prompt": PROMPT, "temperature": 0, "max_tokens": 900}
+        assert continuation(page) == own.ask("/v1/completions", body)["choices"][0]["text"]
+    finally:
+        own.kill()
+
+
+def test_a_server_with_a_key(folder, visit):
+    own = Server(folder, "--api_key=seasoned")
+    try:
+        page = visit(own.url)
+        expect(page.locator("#banner")).to_contain_text("asks for its API key")
+        page.locator("#key").fill("seasoned")
+        page.keyboard.press("Enter")
+        expect(page.locator("#model")).to_be_enabled()
+        expect(page.locator("#banner")).to_be_hidden()
+        complete(page, max_tokens=5)
+    finally:
+        own.kill()
+
+
+# ---- the frame ----
+
+
+def test_tabs_by_keyboard(server, visit):
+    page = visit(server.url)
+    page.locator("#tab-complete").focus()
+    names = ["tokens", "inside", "runs", "complete"]
+    for name in names:
+        page.keyboard.press("ArrowRight")
+        expect(page.locator(f"#tab-{name}")).to_be_focused()
+        expect(page.locator(f"#tab-{name}")).to_have_attribute("aria-selected", "true")
+        expect(page.locator("[role=tabpanel]:visible")).to_have_id(f"view-{name}")
+        assert page.url.endswith(f"#{name}")
+    page.keyboard.press("End")
+    expect(page.locator("#view-runs")).to_be_visible()
+    page.keyboard.press("Home")
+    expect(page.locator("#view-complete")).to_be_visible()
+    page.reload()
+    expect(page.locator("#view-complete")).to_be_visible()
+    page.goto(f"{server.url}/#inside")
+    expect(page.locator("#view-inside")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [320, 390, 820])
+def test_nothing_is_wider_than_a_phone(server, visit, width):
+    page = visit(server.url, width=width, height=844, has_touch=True, device_scale_factor=2)
+
+    def fits() -> None:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    complete(page, max_tokens=80)
+    fits()
+    page.locator("#output .token").nth(3).tap()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    fits()
+    box = page.get_by_role("dialog").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    token = page.locator("#output .token").nth(3).bounding_box()
+    beside = token["y"] + token["height"] <= box["y"] or token["y"] >= box["y"] + box["height"]
+    assert beside and token["y"] > 0  # the token stays in sight
+    page.screenshot(path=SHOTS / f"alternatives-{width}.png")
+    page.keyboard.press("Escape")
+    page.locator("#tab-tokens").click()
+    page.locator("#text").fill("supercalifragilistic" * 20)
+    expect(page.locator(".tokens > span").nth(300)).to_be_attached()
+    fits()
+    page.locator("#tab-inside").click()
+    page.locator("#inside-prompt").fill(PROMPT * 5)
+    page.locator("#look").click()
+    expect(page.locator("#map")).to_be_visible()
+    fits()
+    page.screenshot(path=SHOTS / f"inside-{width}.png")
+    page.locator("#tab-runs").click()
+    expect(page.locator(".chart path").first).to_be_attached()
+    fits()
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2) of rgb(r, g, b)."""
+    parts = [int(x) / 255 for x in re.findall(r"\d+", colour)[:3]]
+    r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark(server, visit, scheme):
+    page = visit(server.url, color_scheme=scheme)
+
+    def colour(name: str) -> float:
+        probe = """name => { const e = document.createElement('i'); e.style.color = `var(${name})`;
+            document.body.append(e); const c = getComputedStyle(e).color; e.remove(); return c }"""
+        return luminance(page.evaluate(probe, name))
+
+    def contrast(a: str, b: str) -> float:
+        low, high = sorted((colour(a), colour(b)))
+        return (high + 0.05) / (low + 0.05)
+
+    for ground in ("--bg", "--surface", "--sunken"):
+        assert (colour(ground) < 0.1) == (scheme == "dark")
+        for ink in ("--text", "--muted", "--accent", "--alarm"):
+            assert contrast(ink, ground) >= 4.5, (ink, ground)
+    assert contrast("--on-accent", "--accent") >= 4.5
+    for i in range(6):
+        assert contrast("--text", f"--token-{i}") >= 4.5
+    for i in range(8):
+        assert contrast(f"--run-{i}", "--surface") >= 3  # lines
+    complete(page, max_tokens=60)
+    other = {"light": "dark", "dark": "light"}[scheme]
+    while page.locator("#theme").get_attribute("aria-label") != f"Theme: {other}":
+        page.locator("#theme").click()
+    assert (colour("--bg") < 0.1) == (other == "dark")
+    page.reload()  # it is remembered
+    assert (colour("--bg") < 0.1) == (other == "dark")
+
+
+# ---- tokens ----
+
+
+def test_tokens_of_what_is_typed(server, visit):
+    page = visit(f"{server.url}/#tokens")
+    page.locator("#text").fill("the tree")
+    names = server.ask("/tokenizers")
+    assert {"long", "other", "byte"} <= set(names)
+    expect(page.locator("#token-cards .card")).to_have_count(len(names))
+    card = page.locator(".card", has=page.get_by_role("heading", name="long", exact=True))
+    expect(card.locator(".tokens > span")).to_have_count(8)
+    expect(card.locator(".numbers")).to_contain_text("8 tokens")
+    expect(card.locator(".numbers")).to_contain_text("1.00 bytes per token")
+    ids = server.ask("/tokenize", {"text": "the tree", "tokenizer": "long"})["tokens"]
+    assert card.locator(".as-id").all_text_contents() == [str(t["id"]) for t in ids]
+    card.locator(".tokens").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(card.locator(".readout")).to_have_text(
+        re.compile(rf"Token 2\s*h\s*id {ids[1]['id']}\s*1 byte 68")
+    )
+    page.get_by_text("Ids").click()
+    expect(card.locator(".as-id").first).to_be_visible()
+    expect(card.locator(".as-text").first).to_be_hidden()
+
+
+def test_text_that_a_tokenizer_cannot_write(server, visit):
+    """The others show theirs all the same."""
+    page = visit(f"{server.url}/#tokens")
+    page.locator("#text").fill("日本")
+    cards = page.locator("#token-cards .card")
+    expect(cards.filter(has_text="Cannot write this text.")).to_have_count(2)  # long and other
+    byte = page.locator(".card", has=page.get_by_role("heading", name="byte", exact=True))
+    expect(byte.locator(".numbers")).to_contain_text("6 tokens")
+    page.locator("#text").fill("")
+    expect(page.locator("#token-cards")).to_contain_text("Nothing to show yet.")
+
+
+# ---- inside ----
+
+
+def test_attention_and_the_next_token_by_layer(server, visit):
+    page = visit(f"{server.url}/#inside")
+    expect(page.locator("#inside-result")).to_contain_text("Nothing to look at yet.")
+    page.locator("#inside-prompt").fill("")
+    page.locator("#look").click()
+    expect(page.locator("#inside-result")).to_contain_text("The prompt is empty.")
+    page.locator("#inside-prompt").fill("so tall")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".head")).to_have_count(4 * 2)
+    found = server.ask("/inspect", {"model": "long", "prompt": "so tall"})
+    page.get_by_role("button", name="Layer 3, head 2").click()
+    expect(page.locator("#map-title")).to_have_text("Layer 3, head 2")
+    page.locator("#map").focus()
+    page.keyboard.press("ArrowUp")  # from the last row, first column
+    page.keyboard.press("ArrowRight")
+    weight = found["attention"][2][1][5][1]
+    expect(page.locator("#map-readout")).to_have_text(f"l (6) looks at o (2): {weight:.4f}")
+    box = page.locator("#map").bounding_box()
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    expect(page.locator("#map-readout")).to_contain_text("Point at a cell")
+    rows = page.locator(".lens tbody tr")
+    expect(rows).to_have_count(5)
+    best = found["layers"][4][0]
+    expect(rows.nth(4).locator("td").first).to_contain_text(f"{100 * best['p']:.1f}"[:3])
+    expect(rows.nth(4).locator("td").first).to_have_class("winner")
+
+
+# ---- numbers and pictures of them ----
+
+
+def test_axes_and_numbers(server, visit):
+    """The modules' functions, called in the browser."""
+    page = visit(server.url)
+
+    def call(expression: str):
+        modules = "const [c, d] = await Promise.all([import('/chart.js'), import('/dom.js')])"
+        return page.evaluate(f"async () => {{ {modules}; return {expression} }}")
+
+    assert call("c.ticks(0, 1000, 5)") == [0, 200, 400, 600, 800, 1000]
+    assert call("c.ticks(1.37, 1.42, 5)") == [1.37, 1.38, 1.39, 1.4, 1.41, 1.42]
+    assert call("c.ticks(3, 3, 5)") == [3]
+    assert call("c.logTicks(0.9, 12, 6)") == [1, 2, 5, 10]
+    assert call("c.logTicks(1e-6, 1e-2, 4)") == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
+    assert call("c.logTicks(2.1, 2.4, 3)") == [2.1, 2.2, 2.3, 2.4]
+    # y_0 = 4 and y_1 = 2 at weight 1/2: (1/4 * 4 + 1/2 * 2) / (3/4)
+    assert call("c.smooth([[0, 4], [1, 2]], 0.5)") == [[0, 4], [1, pytest.approx(8 / 3)]]
+    spike = call("c.thin(Array.from({length: 9000}, (_, x) => [x, x === 4321 ? 99 : x % 7]), 100)")
+    assert len(spike) <= 202 and [4321, 99] in spike and spike[-1] == [8999, 8999 % 7]
+    assert spike == sorted(spike)
+    assert [call(f"c.nearest([[0], [10], [20]], {x})") for x in (-5, 4, 6, 16, 99)] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+    ]
+    assert call("[1, 0.12345, 0.01234, 0.00001, 1e-9, 0].map(d.percent)") == (
+        ["100.0%", "12.3%", "1.23%", "0.001%", "<0.001%", "0%"]
+    )
+    assert call("[0, 1234.5, 1.23456, 0.0012345, 5e-5, 2e9, NaN].map(d.short)") == (
+        ["0", "1,235", "1.235", "0.00123", "5.0e-5", "2.00e9", "–"]
+    )
+    assert call(r"d.visible(' a\n\t\u202e\u0007')") == "·a↵→\\u{202e}\\x07"
+    assert call("d.bytesText([0x20, 0xe6, 0x97, 0x61, 0xc3, 0xa9])") == " \\xe6\\x97aé"
+    assert call("d.colours([1, 1, 7, 2], 6)") == [1, 2, 1, 2]
+
+
+# ---- runs ----
+
+
+def test_runs(server, folder, visit):
+    page = visit(f"{server.url}/#runs")
+    boxes = page.locator("[data-run]")
+    expect(boxes.nth(1)).to_be_visible()
+    for box in boxes.all():
+        box.set_checked(box.get_attribute("data-run") in ("out-long", "out-other"))
+    expect(page.locator(".chart path.dots")).to_have_count(2)
+    page.locator("#smoothing").fill("0")
+    page.locator(".chart").focus()
+    page.keyboard.press("End")
+    readout = page.locator(".readout-box")
+    expect(readout).to_contain_text("step 19")  # of out-other
+    last = [
+        row["loss"] for row in metrics(folder / "out-other") if row["iter"] == 19 and "loss" in row
+    ]
+    expect(readout).to_contain_text(f"out-other training{float(f'{last[0]:.4g}'):g}")
+    table = page.locator("#run-settings")
+    expect(table.get_by_role("row", name="n_embd")).to_contain_text(re.compile("32.*64|64.*32"))
+    expect(table.get_by_text("dropout", exact=True)).to_have_count(0)  # the same in both
+    page.get_by_label("Only what differs").uncheck()
+    expect(table.get_by_text("dropout", exact=True)).to_have_count(1)
+    page.locator("#metric").select_option("lr")
+    expect(page.locator(".chart path.line")).to_have_count(2)
+    page.locator("#log").check()
+    expect(page.locator("#chart-key")).to_have_text("learning rate")
+
+
+def test_a_run_grows_while_it_is_looked_at(server, folder, visit):
+    live = folder / "out-live"
+    live.mkdir(exist_ok=True)
+    (live / "config.json").write_text('{"max_iters": 40}')
+
+    def step(i: int) -> None:
+        with open(live / "metrics.jsonl", "a") as f:
+            f.write(json.dumps({"iter": i, "loss": 3 - i / 10}) + "\n")
+
+    try:
+        step(0), step(1)
+        page = visit(f"{server.url}/#runs")
+        for box in page.locator("[data-run]").all():
+            box.set_checked(box.get_attribute("data-run") == "out-live")
+        row = page.locator(".run", has_text="out-live")
+        expect(row).to_contain_text("live")
+        step(2), step(10)
+        expect(row).to_contain_text("step 10 of 40")
+        page.locator(".chart").focus()
+        page.keyboard.press("End")
+        expect(page.locator(".readout-box")).to_contain_text("step 10")
+    finally:
+        shutil.rmtree(live)
+
+
+def test_no_runs_yet(server, visit):
+    page = visit(server.url)
+    page.route("**/runs", lambda route: route.fulfill(json=[]))
+    page.locator("#tab-runs").click()
+    expect(page.locator("#runs-view")).to_contain_text("There are no runs yet.")
+    error = {"error": {"message": "the disk is gone"}}
+    page.route("**/runs", lambda route: route.fulfill(status=500, json=error))
+    page.reload()
+    expect(page.locator("#runs-view")).to_contain_text("the disk is gone")
+    page.unroute("**/runs")
+    expect(page.locator("[data-run=out-long]")).to_be_visible()  # found without a reload

@@ -1,0 +1,222 @@
+// A line chart in SVG: axes with round numbers, a cross-hair that reads every series, log scale.
+
+import { count, el, short, svg } from "./dom.js";
+
+const MARGIN = { top: 12, right: 12, bottom: 40, left: 56 };
+const HEIGHT = 340;
+
+/** Round numbers between low and high, about n of them. */
+export function ticks(low, high, n) {
+  if (!(high > low)) return [low];
+  const raw = (high - low) / n;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
+  const first = Math.ceil(low / step - 1e-9);
+  const last = Math.floor(high / step + 1e-9);
+  return Array.from({ length: last - first + 1 }, (_, i) =>
+    Number(((first + i) * step).toPrecision(12)),
+  );
+}
+
+/** The same for a logarithmic axis; low > 0. */
+export function logTicks(low, high, n) {
+  const found = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++)
+    for (const m of [1, 2, 5]) found.push(Number((m * 10 ** e).toPrecision(3)));
+  const inside = found.filter((t) => t >= low * 0.999 && t <= high * 1.001);
+  if (inside.length < 4) return ticks(low, high, n);
+  return inside.length <= 2 * n ? inside : inside.filter((t) => Number.isInteger(Math.log10(t)));
+}
+
+/** Exponential moving average without the bias of its start (Kingma & Ba 2015, section 3). */
+export function smooth(points, weight) {
+  if (weight === 0) return points;
+  let sum = 0;
+  let norm = 0;
+  return points.map(([x, y]) => {
+    sum = weight * sum + (1 - weight) * y;
+    norm = weight * norm + (1 - weight);
+    return [x, sum / norm];
+  });
+}
+
+/** At most about 2n of the points: the lowest and highest of each of n stretches, in order. */
+export function thin(points, n) {
+  if (points.length <= 2 * n) return points;
+  const kept = [];
+  const size = points.length / n;
+  for (let i = 0; i < n; i++) {
+    const part = points.slice(Math.floor(i * size), Math.floor((i + 1) * size));
+    const low = part.reduce((a, b) => (b[1] < a[1] ? b : a));
+    const high = part.reduce((a, b) => (b[1] > a[1] ? b : a));
+    kept.push(...(low === high ? [low] : low[0] < high[0] ? [low, high] : [high, low]));
+  }
+  if (kept.at(-1) !== points.at(-1)) kept.push(points.at(-1));
+  return kept;
+}
+
+/** Index of the point nearest to x; points are in the order of x. */
+export function nearest(points, x) {
+  let low = 0;
+  let high = points.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (points[middle][0] < x) low = middle + 1;
+    else high = middle;
+  }
+  if (low > 0 && x - points[low - 1][0] < points[low][0] - x) low--;
+  return low;
+}
+
+/**
+ * chart.draw({ series, log, x, y }) shows series of { name, colour, points: [[x, y], ...],
+ * style: "line" | "faint" | "dots", group }; x and y are the names of the axes. The read-out shows
+ * one line per series that is not faint.
+ */
+export class Chart {
+  constructor() {
+    this.picture = svg("svg", { class: "chart", tabindex: 0, role: "img" });
+    this.box = el("div", { class: "readout-box", hidden: true });
+    this.element = el("div", { class: "chart-frame" }, this.picture, this.box);
+    this.options = null;
+    this.at = null; // x of the cross-hair
+    new ResizeObserver(() => this.options && this.draw(this.options)).observe(this.element);
+    this.picture.addEventListener("pointermove", (e) => this.point(e));
+    this.picture.addEventListener("pointerdown", (e) => this.point(e));
+    this.picture.addEventListener("pointerleave", () => this.read(null));
+    this.picture.addEventListener("blur", () => this.read(null));
+    this.picture.addEventListener("keydown", (e) => this.key(e));
+  }
+
+  draw(options) {
+    this.options = options;
+    const width = this.element.clientWidth;
+    if (width === 0) return;
+    const positive = (p) => !options.log || p[1] > 0;
+    this.series = options.series
+      .map((s) => ({ ...s, points: s.points.filter((p) => Number.isFinite(p[1]) && positive(p)) }))
+      .filter((s) => s.points.length > 0);
+    const { picture } = this;
+    picture.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    picture.setAttribute("height", HEIGHT);
+    picture.replaceChildren();
+    if (this.series.length === 0) {
+      this.read(null);
+      return;
+    }
+    this.scales(width);
+    const { left, right, top, bottom } = this;
+    const { sx, sy, xTicks, yTicks } = this;
+    const grid = svg("g", { class: "grid" });
+    for (const t of yTicks) {
+      grid.append(svg("line", { x1: left, x2: right, y1: sy(t), y2: sy(t) }));
+      grid.append(svg("text", { x: left - 8, y: sy(t) + 4, "text-anchor": "end" }, short(t)));
+    }
+    for (const t of xTicks) {
+      grid.append(svg("line", { x1: sx(t), x2: sx(t), y1: bottom, y2: bottom + 4 }));
+      grid.append(svg("text", { x: sx(t), y: bottom + 18, "text-anchor": "middle" }, count(t)));
+    }
+    grid.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
+    grid.append(
+      svg("text", { class: "title", x: right, y: bottom + 35, "text-anchor": "end" }, options.x),
+    );
+    picture.append(grid);
+    for (const s of this.series) {
+      const points = thin(s.points, right - left);
+      const path = points.map(([x, y]) => `${sx(x).toFixed(1)} ${sy(y).toFixed(1)}`).join("L");
+      picture.append(svg("path", { class: s.style, d: `M${path}`, stroke: s.colour }));
+      const mark = ([x, y]) => svg("circle", { cx: sx(x), cy: sy(y), r: 2.5, fill: s.colour });
+      if (s.style === "dots" && points.length < 60) picture.append(...points.map(mark));
+      else if (points.length === 1) picture.append(mark(points[0]));
+    }
+    this.hair = svg("g", { class: "hair" });
+    picture.append(this.hair);
+    picture.setAttribute("aria-label", `${options.y} by ${options.x}; arrow keys read the curves`);
+    this.read(this.at);
+  }
+
+  scales(width) {
+    const all = this.series.flatMap((s) => s.points);
+    const xs = all.map((p) => p[0]);
+    const ys = all.map((p) => p[1]);
+    const bounds = (v) =>
+      v.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity]);
+    const [x0, x1] = bounds(xs);
+    let [y0, y1] = bounds(ys);
+    const { log } = this.options;
+    if (y0 === y1)
+      [y0, y1] = log
+        ? [y0 / 2, y1 * 2]
+        : [y0 - (Math.abs(y0) || 1) / 2, y1 + (Math.abs(y1) || 1) / 2];
+    this.left = MARGIN.left;
+    this.right = width - MARGIN.right;
+    this.top = MARGIN.top;
+    this.bottom = HEIGHT - MARGIN.bottom;
+    const f = log ? Math.log : (v) => v;
+    const pad = 0.04 * (f(y1) - f(y0));
+    const [low, high] = [f(y0) - pad, f(y1) + pad];
+    const back = log ? Math.exp : (v) => v;
+    this.sx = (x) => this.left + ((x - x0) / (x1 - x0 || 1)) * (this.right - this.left);
+    this.sy = (y) => this.bottom - ((f(y) - low) / (high - low)) * (this.bottom - this.top);
+    this.unx = (px) => x0 + ((px - this.left) / (this.right - this.left)) * (x1 - x0);
+    this.xTicks = ticks(x0, x1, Math.max(2, Math.floor(width / 110)));
+    this.yTicks = (log ? logTicks : ticks)(back(low), back(high), 6);
+  }
+
+  point(e) {
+    if (this.series?.length) this.read(this.unx(e.offsetX));
+  }
+
+  key(e) {
+    if (
+      !this.series?.length ||
+      !["ArrowLeft", "ArrowRight", "Home", "End", "Escape"].includes(e.key)
+    )
+      return;
+    e.preventDefault();
+    if (e.key === "Escape") return this.read(null);
+    const points = this.series.reduce((a, b) => (b.points.length > a.points.length ? b : a)).points;
+    const now = this.at === null ? -1 : nearest(points, this.at);
+    const to = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: points.length - 1 }[e.key];
+    this.read(points[Math.max(0, Math.min(points.length - 1, to))][0]);
+  }
+
+  /** Put the cross-hair at x (null: nowhere) and show the numbers there. */
+  read(x) {
+    this.at = x;
+    this.box.hidden = x === null || !this.series?.length;
+    this.hair?.replaceChildren();
+    if (this.box.hidden) return;
+    const lines = this.series.filter((s) => s.style === "line");
+    const steps = (lines.length ? lines : this.series).map(
+      (s) => s.points[nearest(s.points, x)][0],
+    );
+    const step = steps.reduce((a, b) => (Math.abs(b - x) < Math.abs(a - x) ? b : a));
+    const rows = [];
+    for (const s of this.series) {
+      if (s.style === "faint") continue;
+      const [px, py] = s.points[nearest(s.points, x)];
+      if (step < s.points[0][0] || step > s.points.at(-1)[0]) continue;
+      this.hair.append(svg("circle", { cx: this.sx(px), cy: this.sy(py), r: 4, fill: s.colour }));
+      rows.push(
+        el(
+          "tr",
+          {},
+          el("th", {}, el("i", { class: "swatch", vars: { "--c": s.colour } }), s.name),
+          el("td", {}, short(py)),
+          el("td", { class: "hint" }, px === step ? "" : `at ${count(px)}`),
+        ),
+      );
+    }
+    const at = this.sx(step);
+    this.hair.prepend(svg("line", { x1: at, x2: at, y1: this.top, y2: this.bottom }));
+    this.box.replaceChildren(
+      el("p", {}, `${this.options.x} `, el("b", {}, count(step))),
+      el("table", {}, el("tbody", {}, rows)),
+    );
+    const width = this.element.clientWidth;
+    const w = this.box.offsetWidth;
+    const left = at + 14 + w < width ? at + 14 : at - 14 - w;
+    this.box.style.left = `${Math.max(0, Math.min(width - w, left))}px`;
+  }
+}

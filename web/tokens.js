@@ -1,0 +1,232 @@
+// Tokens: what each tokenizer makes of a text.
+
+import { ApiError, connection, request } from "./api.js";
+import {
+  $,
+  bytesText,
+  colours,
+  count,
+  debounce,
+  el,
+  hex,
+  memory,
+  notice,
+  plural,
+  segments,
+  visible,
+} from "./dom.js";
+
+const COLOURS = 6;
+const SHOWN = 4000; // tokens on a card; more would make typing slow
+const SAMPLE =
+  "How long is a string?\n\ndef area(radius):\n    return 3.14159 * radius ** 2\n\n“Größe” — 12,345,678 日本語 🌳\n";
+
+let names = [];
+let off; // names of tokenizers that are not shown
+let view; // text or ids
+let asked = 0; // number of the latest question: late answers to earlier ones are dropped
+let timer = null;
+
+export function start() {
+  off = new Set(memory.get("tokenizers-off", []));
+  view = memory.get("token-view", "text");
+  $("text").value = memory.get("text", SAMPLE);
+  $("text").addEventListener(
+    "input",
+    debounce(() => {
+      memory.set("text", $("text").value.slice(0, 20000));
+      ask();
+    }, 150),
+  );
+  $("token-view").append(
+    ...segments(
+      "token-view",
+      [
+        ["text", "Text"],
+        ["ids", "Ids"],
+      ],
+      view,
+      (value) => {
+        view = value;
+        memory.set("token-view", value);
+        $("token-cards").dataset.view = value;
+      },
+    ),
+  );
+  $("token-cards").dataset.view = view;
+  connection.addEventListener("change", () => {
+    if (connection.up && !$("view-tokens").hidden) load();
+  });
+}
+
+export function show() {
+  if (names.length === 0) load();
+}
+
+async function load() {
+  if (names.length === 0)
+    $("token-cards").replaceChildren(notice("busy", "Looking for tokenizers"));
+  try {
+    const [all, models] = await Promise.all([request("/tokenizers"), request("/v1/models")]);
+    const own = new Set(models.data.map((m) => m.id));
+    names = [...all.filter((n) => own.has(n)), ...all.filter((n) => !own.has(n))]; // the models' own first
+  } catch (e) {
+    return failed(e);
+  }
+  if (names.length === 0)
+    return $("token-cards").replaceChildren(notice("empty", "This server knows no tokenizer."));
+  const chips = names.map((name) =>
+    el(
+      "label",
+      { class: "chip" },
+      el("input", {
+        type: "checkbox",
+        checked: !off.has(name),
+        onchange: (e) => {
+          if (e.target.checked) off.delete(name);
+          else off.add(name);
+          memory.set("tokenizers-off", [...off]);
+          ask();
+        },
+      }),
+      el("span", {}, name),
+    ),
+  );
+  $("tokenizers").replaceChildren($("tokenizers").querySelector("legend"), ...chips);
+  await ask();
+}
+
+function failed(e) {
+  if (!(e instanceof ApiError)) throw e;
+  const title = e.status === 0 ? "The server does not answer." : "The server refused this text.";
+  $("token-cards").replaceChildren(
+    notice(e.status === 0 ? "cut" : "error", title, e.status === 0 ? null : e.message, [
+      ["Try again", load],
+    ]),
+  );
+}
+
+async function ask() {
+  const mine = ++asked;
+  const text = $("text").value;
+  const wanted = names.filter((name) => !off.has(name));
+  if (wanted.length === 0)
+    return $("token-cards").replaceChildren(
+      notice("empty", "No tokenizer is chosen.", "Tick one above."),
+    );
+  if (text === "")
+    return $("token-cards").replaceChildren(
+      notice("empty", "Nothing to show yet.", "Type a text above."),
+    );
+  clearTimeout(timer);
+  timer = setTimeout(() => $("token-cards").classList.add("stale"), 400);
+  // a text that one of them cannot write is no reason to hide the others
+  const answers = await Promise.all(
+    wanted.map((name) => request("/tokenize", { text, tokenizer: name }).catch((e) => e)),
+  );
+  if (mine !== asked) return;
+  clearTimeout(timer);
+  $("token-cards").classList.remove("stale");
+  const lost = answers.find((a) => a instanceof Error && !(a.status > 0));
+  if (lost) return failed(lost);
+  const most = Math.max(1, ...answers.map((a) => a.count ?? 0));
+  $("token-cards").replaceChildren(...answers.map((answer, i) => card(wanted[i], answer, most)));
+}
+
+function card(name, answer, most) {
+  if (answer instanceof ApiError)
+    return el(
+      "article",
+      { class: "card" },
+      el("h2", {}, name),
+      notice("error", "Cannot write this text.", answer.message),
+    );
+  const { tokens, bytes } = answer;
+  const readout = el(
+    "p",
+    { class: "readout hint" },
+    "Point at a token, or move through them with the arrow keys.",
+  );
+  const shade = colours(
+    tokens.map((t) => t.id),
+    COLOURS,
+  );
+  const list = el(
+    "div",
+    { class: "tokens mono", tabindex: 0, role: "group", "aria-label": `Tokens of ${name}` },
+    tokens.slice(0, SHOWN).map((t, i) => tokenElement(t, i, shade[i])),
+  );
+  let at = -1;
+  const point = (i) => {
+    if (i < 0 || i >= Math.min(SHOWN, tokens.length)) return;
+    list.children[at]?.classList.remove("at");
+    at = i;
+    list.children[at].classList.add("at");
+    const t = tokens[i];
+    readout.replaceChildren(
+      el("span", {}, "Token ", el("b", {}, count(i + 1))),
+      el("span", { class: "mono strong" }, visible(bytesText(t.bytes))),
+      el("span", {}, "id ", el("b", {}, String(t.id))),
+      el(
+        "span",
+        {},
+        `${plural(t.bytes.length, "byte")} `,
+        el("b", { class: "mono" }, hex(t.bytes)),
+      ),
+    );
+  };
+  list.addEventListener("pointerover", (e) => {
+    const token = e.target.closest("[data-i]");
+    if (token) point(Number(token.dataset.i));
+  });
+  list.addEventListener("keydown", (e) => {
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tokens.length - 1 }[e.key];
+    if (to === undefined) return;
+    e.preventDefault();
+    point(to);
+  });
+  return el(
+    "article",
+    { class: "card" },
+    el(
+      "header",
+      {},
+      el("h2", {}, name),
+      el(
+        "p",
+        { class: "numbers" },
+        el("span", {}, el("b", {}, count(answer.count)), answer.count === 1 ? " token" : " tokens"),
+        el("span", {}, el("b", {}, count(bytes)), bytes === 1 ? " byte" : " bytes"),
+        el(
+          "span",
+          {},
+          el("b", {}, answer.count ? (bytes / answer.count).toFixed(2) : "–"),
+          " bytes per token",
+        ),
+      ),
+    ),
+    el("i", {
+      class: "bar",
+      vars: { "--p": `${(100 * answer.count) / most}%` },
+      "aria-hidden": true,
+    }),
+    list,
+    tokens.length > SHOWN &&
+      el("p", { class: "hint" }, `The first ${count(SHOWN)} tokens are shown.`),
+    readout,
+  );
+}
+
+function tokenElement(token, i, colour) {
+  const text = bytesText(token.bytes);
+  // signs for white space are faint; a line break stands behind the sign for one
+  const word = Array.from(text, (c) =>
+    /\s/.test(c) ? el("i", {}, visible(c) + (c === "\n" ? "\n" : "")) : visible(c),
+  );
+  return el(
+    "span",
+    { class: `c${colour}`, "data-i": i },
+    el("span", { class: "as-text" }, word),
+    el("span", { class: "as-id" }, String(token.id)),
+  );
+}
