@@ -1,0 +1,110 @@
+"""What the byte models are made of: the GPT's blocks over vectors, and the model contract's rest.
+
+model.py's GPT goes from ids to logits; `Decoder` is its middle alone, from vectors to vectors, and
+`ByteModel` what every model made of such decoders has in common.
+"""
+
+import math
+from dataclasses import fields
+
+import torch
+import torch.nn as nn
+from torch.utils.checkpoint import checkpoint
+
+from model import GPT, Block, GPTConfig, KVCache, Norm, rope_angles
+
+
+def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
+    """The GPTConfig of one decoder of a model: its choices of blocks, and sizes of its own.
+
+    Byte-level tables of positions belong to the model; inside a decoder only RoPE remains.
+    """
+    shared = {f.name: getattr(config, f.name) for f in fields(GPTConfig)}
+    position = "rope" if config.position == "rope" else "none"
+    return GPTConfig(**{**shared, "position": position, **sizes})
+
+
+class Decoder(nn.Module):
+    """Causal blocks and the final norm: x (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.ln_e = Norm(config) if config.norm_embedding else nn.Identity()
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.ln_f = nn.Identity() if config.norm_placement == "post" else Norm(config)
+
+    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """With a cache, x are the vectors behind those already in it."""
+        T, start = x.size(1), cache.used if cache is not None else 0
+        rotation = None
+        if self.config.position == "rope":
+            pos = torch.arange(start, start + T, device=x.device)
+            rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
+        x = self.drop(self.ln_e(x))
+        for block in self.h:
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, rotation, cache, use_reentrant=False)
+            else:
+                x = block(x, rotation, cache)
+        if cache is not None:
+            cache.used += T
+        return self.ln_f(x)
+
+    def forward_flops(self, context: float) -> float:
+        """FLOPs per vector: 2 per weight of a matrix, 4 per layer, channel and position seen."""
+        c = self.config
+        weights = sum(p.numel() for p in self.parameters() if p.dim() >= 2)
+        return 2 * weights + 4 * c.n_layer * c.n_head * c.head_dim * context
+
+
+class ByteModel(nn.Module):
+    """Sizes, parameter groups, optimizer and initial weights of a model made of decoders.
+
+    A subclass has a `config` with block_size, a tied or untied `lm_head`, and the names of its
+    parameters say what they are: *wte and *wpe are tables, *pad stands where there is no byte yet.
+    """
+
+    TABLES = ("wte", "wpe", "pad")
+
+    generate = GPT.generate
+    head = GPT.head
+    estimate_mfu = GPT.estimate_mfu
+    configure_optimizers = GPT.configure_optimizers
+
+    def init_weights(self) -> None:
+        """N(0, 0.02), biases 0; residual projections as in GPT-2, by the depth of their decoder."""
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() >= 2:
+                nn.init.normal_(p, std=0.02)
+        for decoder in (m for m in self.modules() if isinstance(m, Decoder)):
+            for name, p in decoder.named_parameters():
+                if name.endswith("c_proj.weight"):
+                    nn.init.normal_(p, std=0.02 / math.sqrt(2 * decoder.config.n_layer))
+                    if self.config.zero_init:
+                        nn.init.zeros_(p)
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Which parameters are what, for optimizers that treat them apart; each in one group."""
+        groups = {"matrices": [], "embeddings": [], "head": [], "scalars": []}
+        for name, p in self.named_parameters():
+            if name.removesuffix(".weight").endswith(self.TABLES):
+                groups["embeddings"].append(p)
+            elif name.startswith("lm_head"):
+                groups["head"].append(p)
+            else:
+                groups["matrices" if p.dim() >= 2 else "scalars"].append(p)
+        return groups
+
+    def num_params(self, non_embedding: bool = True) -> int:
+        """Parameters; without those that are only looked up, never multiplied, by default."""
+        n = sum(p.numel() for p in self.parameters())
+        if non_embedding:
+            n -= sum(p.numel() for p in self.param_groups()["embeddings"])
+            n += self.lm_head.weight.numel() if self.config.tie_head else 0
+        return n
+
+    get_num_params = num_params
