@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bonsai.engine import SamplingParams, generate
 from bonsai.megabyte import Megabyte, MegabyteConfig, PatchBefore
 from bonsai.models import MODELS, build_model
 
@@ -425,3 +426,44 @@ def test_the_table_of_models_makes_it():
     assert MODELS["megabyte"] == (Megabyte, MegabyteConfig)
     model = build_model("megabyte", {**SHAPE, "learning_rate": 1e-3})
     assert isinstance(model, Megabyte) and model.config.patch_size == P
+
+
+# ---- in the engine ----
+
+
+@pytest.mark.parametrize("on_full", ["refill", "slide", "stop"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_engine_gives_the_same_bytes_cached_or_not(on_full, n):
+    """Also beyond the context, which moves on by whole patches."""
+    model = make(position="rope", cross_patch=2).float()
+    params = SamplingParams(60, temperature=1.0, seed=3)
+    seen = []
+    model.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    found = [
+        list(generate(model, [5, 7, 1, 2, 3, 4, 2], params, n, cached, on_full))
+        for cached in (True, False)
+    ]
+    assert found[0] == found[1] and len(found[0]) == (60 if on_full != "stop" else 24 - 7 + 1)
+
+
+def test_a_full_context_moves_on_by_whole_patches():
+    """And what is cached then equals a fresh forward of the bytes that are left."""
+    model, lengths = make(), []
+    real = model.forward
+    prompt = list(range(7))
+
+    def checked(idx, targets=None, cache=None):
+        if idx.size(1) > 1:
+            lengths.append(idx.size(1))
+        out = real(idx, targets, cache)
+        if cache is not None:
+            fresh = real(cache.ids[:, : cache.used])[0]
+            torch.testing.assert_close(out[0], fresh, atol=1e-5, rtol=1e-5)
+        return out
+
+    model.forward = checked
+    text = prompt + [
+        row[0] for row in generate(model, prompt, SamplingParams(50), on_full="refill")
+    ]
+    # 25 bytes do not fit 24: 16 go, the multiple of 4 that leaves at most 12
+    assert lengths == [7, 9, 9] and len(text) == 57
