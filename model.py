@@ -11,6 +11,7 @@ V = vocab_size, nh heads of size hs (nkv of them for keys and values).
     ids = model.generate(idx, 100)              # (B, T + 100)
 """
 
+import copy
 import math
 from dataclasses import dataclass, fields
 
@@ -123,7 +124,7 @@ class Norm(nn.Module):
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotary positions (RoPE, Su et al. 2021): turn each pair of channels by its angle.
 
-    x (B, nh, T, hs), rotation = cos, sin (T, hs/2). Pairs are (i, i + hs/2).
+    x (B, nh, T, hs), rotation = cos, sin (T, hs/2) or (B, 1, T, hs/2). Pairs are (i, i + hs/2).
     """
     cos, sin = rotation
     a, b = x.chunk(2, dim=-1)
@@ -150,35 +151,102 @@ def short_attention(q, k, v, scale: float, dropout: float) -> torch.Tensor:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, in buffers of a fixed length.
+    """Keys and values of the tokens seen so far, in buffers of a fixed length; rows may differ.
 
-    k, v: (n_layer, B, nkv, length, hs); `used` positions are filled.
+    k, v: (n_layer, B, nkv, length, hs); of row i the first lengths[i] positions are filled. With
+    `pos` (B,), a tensor, positions come from there and all of the buffers is read: fixed addresses
+    and shapes, for a compiled step; the caller then keeps the lengths.
     """
 
     def __init__(self, config: GPTConfig, batch: int, length: int, dtype, device):
         shape = (config.n_layer, batch, config.kv_heads, length, config.head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.used = 0
+        self.lengths = [0] * batch
+        self.pos = None
 
     @property
     def length(self) -> int:
         return self.k.size(3)
 
+    @property
+    def used(self) -> int:
+        """Tokens in the longest row."""
+        return max(self.lengths)
+
     def reset(self) -> None:
         """Forget all tokens."""
-        self.used = 0
+        self.lengths = [0] * len(self.lengths)
 
     def expand(self, n: int) -> None:
         """Turn the one row into n equal rows, in place."""
         self.k, self.v = (x.expand(-1, n, -1, -1, -1).contiguous() for x in (self.k, self.v))
+        self.lengths = self.lengths * n
+
+    def view(self, begin: int, end: int, length: int = 0) -> "KVCache":
+        """Rows begin to end (and only `length` positions) in the same memory, own lengths."""
+        part = copy.copy(self)
+        part.k, part.v = (x[:, begin:end, :, : length or None] for x in (self.k, self.v))
+        part.lengths = self.lengths[begin:end]
+        return part
+
+    def copy_row(self, row: int, source: "KVCache", source_row: int, length: int) -> None:
+        """Make `row` the first `length` tokens of a row of another cache (or of this one)."""
+        for x, y in ((self.k, source.k), (self.v, source.v)):
+            x[:, row, :, :length] = y[:, source_row, :, :length]
+        self.lengths[row] = length
+
+    def clone(self, length: int) -> "KVCache":
+        """The first `length` positions in memory of their own."""
+        part = self.view(0, len(self.lengths), length)
+        part.k, part.v = part.k.clone(), part.v.clone()
+        return part
+
+    def place(self, T: int) -> torch.Tensor:
+        """Positions of the next T tokens: (T,), or (B, 1, T) where the rows differ."""
+        self.mask, first = None, self.lengths[0]
+        if self.pos is None and self.lengths.count(first) == len(self.lengths):
+            self.at, self.end = None, first + T
+            if 1 < T < self.end:  # several tokens behind others see those, and one another
+                mask = torch.ones(T, self.end, dtype=torch.bool, device=self.k.device)
+                self.mask = mask.tril(first)
+            return torch.arange(first, self.end, device=self.k.device)
+        pos = torch.tensor(self.lengths, device=self.k.device) if self.pos is None else self.pos
+        self.at = pos[:, None] + torch.arange(T, device=self.k.device)  # (B, T)
+        self.end = self.used + T if self.pos is None else self.length
+        self.mask = torch.arange(self.end, device=self.k.device) <= self.at[:, None, :, None]
+        return self.at[:, None]
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
         """Write k, v (B, nkv, T, hs) behind what is there; return all of this layer's so far."""
-        end = self.used + k.size(2)
-        self.k[layer, :, :, self.used : end] = k
-        self.v[layer, :, :, self.used : end] = v
-        return self.k[layer, :, :, :end].to(k.dtype), self.v[layer, :, :, :end].to(v.dtype)
+        K, V = self.k[layer], self.v[layer]
+        if self.at is None:
+            K[:, :, self.end - k.size(2) : self.end] = k
+            V[:, :, self.end - k.size(2) : self.end] = v
+        else:
+            rows = torch.arange(k.size(0), device=k.device)[:, None]
+            K.transpose(1, 2)[rows, self.at] = k.transpose(1, 2).type_as(K)
+            V.transpose(1, 2)[rows, self.at] = v.transpose(1, 2).type_as(V)
+        return K[:, :, : self.end].to(k.dtype), V[:, :, : self.end].to(v.dtype)
+
+    def advance(self, T: int) -> None:
+        """Count T more tokens in each row."""
+        if self.pos is None:
+            self.lengths = [n + T for n in self.lengths]
+
+
+def one_token_attention(q, k, v, mask, scale: float) -> torch.Tensor:
+    """Attention of one query per row: q (B, nh, 1, hs), k and v (B, nkv, S, hs) -> like q.
+
+    For CPUs, where two plain products take less time than torch's fused kernel.
+    mask: None or (B, 1, 1, S), True where a key is seen.
+    """
+    B, nh, _, hs = q.shape
+    q = q.reshape(B, k.size(1), nh // k.size(1), hs) * scale  # queries of a group side by side
+    scores = q @ k.transpose(2, 3)  # (B, nkv, nh/nkv, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return (F.softmax(scores, dim=-1) @ v).view(B, nh, 1, hs)
 
 
 class CausalSelfAttention(nn.Module):
@@ -206,13 +274,13 @@ class CausalSelfAttention(nn.Module):
         mask = None
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-            if 1 < T < k.size(2):  # several tokens behind others see those, and one another
-                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device)
-                mask = mask.tril(k.size(2) - T)
+            mask = cache.mask
         dropout = self.dropout if self.training else 0.0
         causal = T > 1 and mask is None
         if causal and x.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= SHORT:
             y = short_attention(q, k, v, self.scale, dropout)  # (B, nh, T, hs)
+        elif cache is not None and T == 1 and x.device.type == "cpu":
+            y = one_token_attention(q, k, v, mask, self.scale)
         else:
             y = F.scaled_dot_product_attention(
                 q, k, v, mask, dropout, causal, scale=self.scale, enable_gqa=self.nkv != self.nh
@@ -302,12 +370,12 @@ class GPT(nn.Module):
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
         assert start + T <= limit, f"{start + T} tokens do not fit a context of {limit}"
-        pos = torch.arange(start, start + T, device=idx.device)  # (T,)
+        pos = torch.arange(T, device=idx.device) if cache is None else cache.place(T)  # (T,)
         x = self.transformer.wte(idx)  # (B, T, C)
         if self.config.position == "learned":
-            x = x + self.transformer.wpe(pos)
+            x = x + self.transformer.wpe(pos).view(-1, T, x.size(2))
         elif self.config.position == "sinusoidal":
-            x = x + sinusoids(pos, self.config.n_embd).type_as(x)
+            x = x + sinusoids(pos, self.config.n_embd).view(-1, T, x.size(2)).type_as(x)
         if self.config.norm_embedding:
             x = self.transformer.ln_e(x)
         x = self.transformer.drop(x)
@@ -321,7 +389,7 @@ class GPT(nn.Module):
                 x = block(x, rotation, cache)
         x = self.transformer.ln_f(x)
         if cache is not None:
-            cache.used += T
+            cache.advance(T)
         if targets is None:
             return self.head(x[:, [-1], :]), None
         logits = self.head(x)
@@ -484,14 +552,14 @@ class GPT(nn.Module):
 
 
 def sinusoids(pos: torch.Tensor, channels: int) -> torch.Tensor:
-    """Fixed positions (Vaswani et al. 2017, section 3.5): pos (T,) -> (T, channels)."""
+    """Fixed positions (Vaswani et al. 2017, section 3.5): pos (..., T) -> (..., T, channels)."""
     i = torch.arange(0, channels, 2, device=pos.device, dtype=torch.float32)
-    angle = pos[:, None] / 10000 ** (i / channels)  # (T, ceil(channels/2))
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :channels]
+    angle = pos[..., None] / 10000 ** (i / channels)  # (..., T, ceil(channels/2))
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :channels]
 
 
 def rope_angles(pos: torch.Tensor, head_dim: int, base: float):
-    """cos and sin of the rotary angles, each (T, head_dim/2), fp32."""
+    """cos and sin of the rotary angles, each (..., T, head_dim/2), fp32."""
     i = torch.arange(0, head_dim, 2, device=pos.device, dtype=torch.float32)
-    angle = pos[:, None] * base ** (-i / head_dim)
+    angle = pos[..., None] * base ** (-i / head_dim)
     return angle.cos(), angle.sin()

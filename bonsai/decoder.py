@@ -37,10 +37,9 @@ class Decoder(nn.Module):
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """With a cache, x are the vectors behind those already in it."""
-        T, start = x.size(1), cache.used if cache is not None else 0
-        rotation = None
+        T, rotation = x.size(1), None
+        pos = torch.arange(T, device=x.device) if cache is None else cache.place(T)
         if self.config.position == "rope":
-            pos = torch.arange(start, start + T, device=x.device)
             rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
         x = self.drop(self.ln_e(x))
         for block in self.h:
@@ -49,7 +48,7 @@ class Decoder(nn.Module):
             else:
                 x = block(x, rotation, cache)
         if cache is not None:
-            cache.used += T
+            cache.advance(T)
         return self.ln_f(x)
 
     def forward_flops(self, context: float) -> float:

@@ -15,6 +15,7 @@ front of its data (end of text, say) has its data cut at multiples of P. The pat
 which in the paper is a trainable pad, is here that pad plus, in its last place, byte 0.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -75,13 +76,15 @@ class PatchBefore:
     """Lets each patch attend to the end of the one before it (paper, cross-patch attention).
 
     Stands in for a KVCache while all patches are computed at once: in front of the keys and values
-    of patch k come the last `count` of patch k - 1. In front of the first they are zero.
+    of patch k come the last `cross_patch` of patch k - 1. In front of the first they are zero.
     """
 
-    used = 0
+    def __init__(self, config: MegabyteConfig, patches: int, device=None):
+        self.config, self.patches, self.device = config, patches, device
 
-    def __init__(self, config: MegabyteConfig, patches: int):
-        self.config, self.patches = config, patches
+    def place(self, T: int) -> torch.Tensor:
+        self.mask = see_before(T, self.config.cross_patch, self.device) if T > 1 else None
+        return torch.arange(T, device=self.device)
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
         """k, v (B K, nh, P, hs), each patch a row -> (B K, nh, cross_patch + P, hs)."""
@@ -92,6 +95,14 @@ class PatchBefore:
             before.append(x.flatten(0, 1))
         before[0] = one_patch_back(before[0], c)
         return torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
+
+    def advance(self, T: int) -> None:
+        pass
+
+
+def see_before(T: int, count: int, device=None) -> torch.Tensor:
+    """Mask (T, count + T) of T places that see `count` before them, themselves, and one another."""
+    return torch.ones(T, count + T, dtype=torch.bool, device=device).tril(count)
 
 
 def one_patch_back(k: torch.Tensor, config: MegabyteConfig) -> torch.Tensor:
@@ -110,43 +121,44 @@ class LocalCache(KVCache):
         length = self.before + config.patch_size
         super().__init__(config.decoder_configs()[1], batch, length, dtype, device)
 
-    def next_patch(self) -> None:
-        """The patch is full, or there was none: begin another."""
-        if self.before and self.used:
-            end = self.before + self.used
-            self.k[..., : self.before, :] = one_patch_back(
-                self.k[..., end - self.before : end, :].clone(), self.config
-            )
-            self.v[..., : self.before, :] = self.v[..., end - self.before : end, :].clone()
-        self.used = 0
+    def begin_patch(self, first: bool) -> None:
+        """Make room for the next patch, or for the first."""
+        end = self.before + self.lengths[0]
+        if first and self.before:
+            self.k[..., : self.before, :], self.v[..., : self.before, :] = 0, 0
+        elif self.before and self.lengths[0]:
+            k, v = (x[..., end - self.before : end, :].clone() for x in (self.k, self.v))
+            self.k[..., : self.before, :] = one_patch_back(k, self.config)
+            self.v[..., : self.before, :] = v
+        self.lengths = [0] * len(self.lengths)
 
-    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
-        start = self.before + self.used
-        end = start + k.size(2)
-        self.k[layer, :, :, start:end] = k
-        self.v[layer, :, :, start:end] = v
-        return self.k[layer, :, :, :end].to(k.dtype), self.v[layer, :, :, :end].to(v.dtype)
+    def place(self, T: int) -> torch.Tensor:
+        """Places of the next T bytes in the patch; the rows are equally long."""
+        first = self.lengths[0]
+        self.at, self.end = None, self.before + first + T
+        self.mask = see_before(T, self.end - T, self.k.device) if 1 < T < self.end else None
+        return torch.arange(first, first + T, device=self.k.device)
 
 
 class MegabyteCache:
-    """What both levels remember. All rows have the same number of bytes, `used`.
+    """What both levels remember, with the methods of model.KVCache; of row i lengths[i] bytes.
 
-    globl: a KVCache with one entry per patch; local: of the patch in progress alone; told
-    (B, P, DL): what the global model says to that patch; ids (B, length): the bytes.
+    ids (B, length): the bytes. globl: a KVCache with an entry per patch. told (B, K, P, DL): what
+    the global model said about each patch. local: of the patch in progress alone; `at` says behind
+    how many bytes of each row it stands, -1 if it has to be computed anew. Rows that are equally
+    long are computed together, others one by one.
     """
 
     def __init__(self, config: MegabyteConfig, batch: int, length: int, dtype, device):
-        patches = -(-length // config.patch_size)
-        outer = config.decoder_configs()[0]
-        self.globl = KVCache(outer, batch, patches, dtype, device)
-        self.local = LocalCache(config, batch, dtype, device)
+        outer, patches = config.decoder_configs()[0], -(-length // config.patch_size)
+        told = (batch, patches, config.patch_size, config.local_embd)
         self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
-        self.told: torch.Tensor | None = None
-        self.used = 0
-
-    @property
-    def length(self) -> int:
-        return self.ids.size(1)
+        self.globl = KVCache(outer, batch, patches, dtype, device)
+        self.told = torch.zeros(told, dtype=dtype, device=device)
+        self.local = LocalCache(config, batch, dtype, device)
+        self.at = torch.zeros(batch, dtype=torch.int64)
+        self.lengths = [0] * batch
+        self.patch_size = config.patch_size
 
     @property
     def k(self) -> torch.Tensor:
@@ -157,19 +169,52 @@ class MegabyteCache:
     def v(self) -> torch.Tensor:
         return self.globl.v
 
+    @property
+    def length(self) -> int:
+        return self.ids.size(1)
+
+    @property
+    def used(self) -> int:
+        """Bytes in the longest row."""
+        return max(self.lengths)
+
     def reset(self) -> None:
         """Forget all bytes."""
-        self.used = self.globl.used = self.local.used = 0
-        self.told = None
-        self.local.k.zero_()  # what comes before the first patch is zero
-        self.local.v.zero_()
+        self.lengths = [0] * len(self.lengths)
 
     def expand(self, n: int) -> None:
         """Turn the one row into n equal rows, in place."""
         self.globl.expand(n)
         self.local.expand(n)
-        self.ids = self.ids.expand(n, -1).contiguous()
-        self.told = self.told.expand(n, -1, -1) if self.told is not None else None
+        self.ids, self.at = self.ids.repeat(n, 1), self.at.repeat(n)
+        self.told = self.told.repeat(n, 1, 1, 1)
+        self.lengths = self.lengths * n
+
+    def view(self, begin: int, end: int, length: int = 0) -> "MegabyteCache":
+        """Rows begin to end (and only `length` positions) in the same memory, own lengths."""
+        part, patches = copy.copy(self), -(-length // self.patch_size)
+        part.ids = self.ids[begin:end, : length or None]
+        part.told = self.told[begin:end, : patches or None]
+        part.globl = self.globl.view(begin, end, patches)
+        part.local = self.local.view(begin, end)
+        part.at, part.lengths = self.at[begin:end], self.lengths[begin:end]
+        return part
+
+    def copy_row(self, row: int, source: "MegabyteCache", source_row: int, length: int) -> None:
+        """Make `row` the first `length` bytes of a row of another cache (or of this one)."""
+        patches = -(-length // self.patch_size)
+        self.ids[row, :length] = source.ids[source_row, :length]
+        self.told[row, :patches] = source.told[source_row, :patches]
+        self.globl.copy_row(row, source.globl, source_row, patches)
+        self.lengths[row], self.at[row] = length, -1
+
+    def clone(self, length: int) -> "MegabyteCache":
+        """The first `length` positions in memory of their own."""
+        part = self.view(0, len(self.lengths), length)
+        part.ids, part.told, part.at = part.ids.clone(), part.told.clone(), part.at.clone()
+        part.globl = part.globl.clone(part.globl.length)
+        part.local = part.local.clone(part.local.length)
+        return part
 
 
 class CausalConv(nn.Module):
@@ -224,12 +269,14 @@ class Megabyte(ByteModel):
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
         assert start + T <= limit, f"{start + T} bytes do not fit a context of {limit}"
-        if cache is not None:
-            return self.head(self.step(idx, cache)), None
-        if targets is None:
-            return self.head(self.hidden(idx, last=True)), None
-        strided = self.strided and not self.training
-        logits = self.strided_logits(idx) if strided else self.head(self.hidden(idx))
+        last = targets is None
+        if self.strided and not self.training and not last and cache is None:
+            logits = self.strided_logits(idx)
+        else:
+            x = self.hidden(idx, last) if cache is None else self.step(idx, cache, last)
+            logits = self.head(x)
+        if last:
+            return logits, None
         return logits, F.cross_entropy(
             logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1
         )
@@ -248,7 +295,8 @@ class Megabyte(ByteModel):
 
     def inside(self, x: torch.Tensor) -> torch.Tensor:
         """The local model on k patches in a row: x (B, k, P, DL) -> (B k, P, DL)."""
-        before = PatchBefore(self.config, x.size(1)) if self.config.cross_patch else None
+        c = self.config
+        before = PatchBefore(c, x.size(1), x.device) if c.cross_patch else None
         return self.local(x.flatten(0, 1), before)
 
     @property
@@ -314,40 +362,59 @@ class Megabyte(ByteModel):
         weight = self.lm_head.weight
         return MegabyteCache(c, batch, length, dtype or weight.dtype, device or weight.device)
 
-    def step(self, idx: torch.Tensor, cache: MegabyteCache) -> torch.Tensor:
-        """Take the bytes idx (B, T) behind those in the cache -> the last position, (B, 1, DL).
+    def step(self, idx: torch.Tensor, cache: MegabyteCache, last: bool = True) -> torch.Tensor:
+        """Take the bytes idx (B, T) behind those in the cache -> (B, T, DL), last: (B, 1, DL).
 
         The global model advances where a byte completes its patch, by all those patches at once;
-        the local one computes what the last patch needs.
+        the local one goes through the bytes of a patch, for the last place of all only through the
+        last patch.
         """
-        P, begin, end = self.config.patch_size, cache.used, cache.used + idx.size(1)
+        T, P, begin = idx.size(1), self.config.patch_size, cache.lengths[0]
+        if cache.lengths.count(begin) < len(cache.lengths):
+            rows = range(len(cache.lengths))
+            x = [self.step(idx[i : i + 1], cache.view(i, i + 1), last) for i in rows]
+            cache.lengths = [n + T for n in cache.lengths]
+            return torch.cat(x)
+        end = begin + T
         cache.ids[:, begin:end] = idx
-        told = [] if cache.told is None else [cache.told[:, None]]
-        start, last = -(-begin // P), (end - 1) // P  # first patch not begun yet, last one
-        if start <= last:
-            told.append(self.tell(self.globl(self.next_patches(cache, start, last), cache.globl)))
-        told = torch.cat(told, dim=1) if len(told) > 1 else told[0]  # (B, k, P, DL), to the last
-        for k in range(max(begin // P, last - self.reach), last + 1):
-            a, b = max(begin, k * P), min(end, (k + 1) * P)
-            if a == k * P:
-                cache.local.next_patch()
-            x = self.local_wte(cache.ids[:, a:b])  # (B, b - a, DL)
-            if a == k * P:
-                pad = self.local_pad.expand(x.size(0), 1, -1)
-                x = torch.cat((pad, x[:, 1:]), dim=1) if b - a > 1 else pad
-            x = self.local(x + told[:, k - last - 1, a - k * P : b - k * P], cache.local)
-        cache.told, cache.used = told[:, -1], end
-        return x[:, -1:]
+        k, K = -(-begin // P), -(-end // P)  # patches begun before, and now
+        if k < K:
+            cache.globl.lengths = [k] * len(idx)
+            cache.told[:, k:K] = self.tell(
+                self.globl(self.next_patches(cache.ids, k, K), cache.globl)
+            )
+        at = begin
+        if (cache.at != begin).any():  # the local cache stands elsewhere
+            at = max(0, begin // P - self.reach) * P
+            cache.local.lengths = [0] * len(idx)
+        else:
+            cache.local.lengths = [begin - (k - 1) * P if begin else 0] * len(idx)
+        if last:
+            at = max(at, (K - 1 - self.reach) * P)
+        found = []
+        while at < end:
+            k, place = divmod(at, P)
+            if place == 0:
+                cache.local.begin_patch(first=k == 0)
+            stop = min(end, (k + 1) * P)
+            x = self.local_wte(cache.ids[:, at:stop])  # (B, stop - at, DL)
+            if place == 0:
+                x = torch.cat((self.local_pad.expand(len(idx), 1, -1).type_as(x), x[:, 1:]), dim=1)
+            told = cache.told[:, k, place : place + stop - at].type_as(x)
+            found.append(self.local(x + told, cache.local))
+            at = stop
+        cache.lengths, cache.at[:] = [end] * len(idx), end
+        return found[-1][:, -1:] if last else torch.cat(found, dim=1)[:, -T:]
 
-    def next_patches(self, cache: MegabyteCache, start: int, last: int) -> torch.Tensor:
-        """Inputs (B, last - start + 1, D) of the global model's positions start ... last."""
+    def next_patches(self, ids: torch.Tensor, k: int, K: int) -> torch.Tensor:
+        """Inputs (B, K - k, D) of the global model's positions k ... K - 1."""
         P = self.config.patch_size
-        if start == 0:
-            return self.patches(cache.ids[:, : last * P + 1])
-        a = (start - 1) * P + 1
+        if k == 0:
+            return self.patches(ids[:, : (K - 1) * P + 1])
+        a = (k - 1) * P + 1
         before = min(a, sum(FILTERS) - len(FILTERS) if self.config.conv_encoder else 0)
-        h = self.embed(cache.ids[:, a - before : last * P + 1], a - before)[:, before:]
-        return h.reshape(h.size(0), -1, self.config.n_embd)
+        h = self.embed(ids[:, a - before : (K - 1) * P + 1], a - before)[:, before:]
+        return h.reshape(len(ids), -1, self.config.n_embd)
 
     # ---- sizes and costs ----
 

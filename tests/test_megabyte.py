@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bonsai.engine import SamplingParams, generate
+from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.megabyte import Megabyte, MegabyteConfig, PatchBefore
 from bonsai.models import MODELS, build_model
 
@@ -467,3 +467,29 @@ def test_a_full_context_moves_on_by_whole_patches():
     ]
     # 25 bytes do not fit 24: 16 go, the multiple of 4 that leaves at most 12
     assert lengths == [7, 9, 9] and len(text) == 57
+
+
+@pytest.mark.parametrize("prefix_cache", [0, 100])
+@pytest.mark.parametrize("fields", [{}, dict(position="rope", cross_patch=3)], ids=str)
+def test_requests_side_by_side_get_what_they_get_alone(fields, prefix_cache):
+    """Rows at different places of their patches; slots that move; prompts that begin alike."""
+    model = make(**fields).float()
+    start = [3, 1, 4, 1, 5, 9]
+    prompts = [start, [2, 7], [*start, 2, 6, 5], start[:4], [*start, 8]]
+    engine = Engine(model, max_batch=3, prefix_cache=prefix_cache)
+    requests = []
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(5 + 2 * i, seed=i, logprobs=1, prompt_logprobs=i == 2)
+        requests += engine.submit(prompt, params, n=2 if i == 0 else 1)
+    scored = {}
+    while engine.busy:
+        for event in engine.step():
+            if event.prompt_logprobs:
+                scored[event.request] = [p for p, _ in event.prompt_logprobs[1:]]
+    for request in requests:
+        rows = generate(model, request.prompt, request.params, 1, False, first_row=request.row)
+        assert request.tokens == [row[0] for row in rows], request.prompt
+    (found,) = scored.values()
+    idx = torch.tensor([prompts[2]])
+    logp = F.log_softmax(logits_of(model, idx)[0], dim=-1)[:-1].gather(1, idx[0, 1:, None])
+    torch.testing.assert_close(torch.tensor(found), logp[:, 0], atol=1e-4, rtol=1e-4)
