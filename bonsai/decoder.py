@@ -17,23 +17,29 @@ from model import GPT, Block, GPTConfig, KVCache, Norm, rope_angles
 def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
     """The GPTConfig of one decoder of a model: its choices of blocks, and sizes of its own.
 
-    Byte-level tables of positions belong to the model; inside a decoder only RoPE remains.
+    Byte-level tables of positions belong to the model; inside a decoder only RoPE remains. Raises
+    ValueError for what a decoder over vectors cannot do.
     """
-    shared = {f.name: getattr(config, f.name) for f in fields(GPTConfig)}
-    position = "rope" if config.position == "rope" else "none"
-    return GPTConfig(**{**shared, "position": position, **sizes})
+    for name in ("value_embeddings", "bigram_embedding", "residual_lambdas"):
+        if getattr(config, name, False):  # they need the ids beside the vectors, or act on both
+            raise ValueError(f"{name} is the GPT's alone: set it to False")
+    known = {f.name for f in fields(GPTConfig)}
+    shared = {name: getattr(config, name) for name in known}
+    shared["position"] = "rope" if config.position == "rope" else "none"
+    return GPTConfig(**shared | {k: v for k, v in sizes.items() if k in known})
 
 
 class Decoder(nn.Module):
-    """Causal blocks and the final norm: x (B, T, C) -> (B, T, C)."""
+    """Causal blocks and (unless other blocks follow) the final norm: x (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, final_norm: bool = True):
         super().__init__()
         self.config = config
         self.ln_e = Norm(config) if config.norm_embedding else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
-        self.ln_f = nn.Identity() if config.norm_placement == "post" else Norm(config)
+        final_norm = final_norm and config.norm_placement == "pre"
+        self.ln_f = Norm(config) if final_norm else nn.Identity()
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """With a cache, x are the vectors behind those already in it."""
@@ -97,6 +103,15 @@ class ByteModel(nn.Module):
             else:
                 groups["matrices" if p.dim() >= 2 else "scalars"].append(p)
         return groups
+
+    def crop(self, block_size: int, table: str) -> None:
+        """Shorten the context; with learned positions drop the later rows of their table."""
+        assert block_size <= self.config.block_size
+        self.config.block_size = block_size
+        if self.config.position == "learned":
+            wpe = getattr(self, table)
+            wpe.weight = nn.Parameter(wpe.weight[:block_size].detach().clone())
+            wpe.num_embeddings = block_size
 
     def num_params(self, non_embedding: bool = True) -> int:
         """Parameters; without those that are only looked up, never multiplied, by default."""

@@ -66,7 +66,7 @@ class MegabyteConfig(GPTConfig):
         """Of the global and of the local model."""
         local = dict(n_layer=self.local_layer, n_head=self.local_head, n_embd=self.local_embd)
         try:
-            inner = decoder_config(self, **local, n_kv_head=0, head_size=0)
+            inner = decoder_config(self, **local, n_kv_head=0, head_size=0, attention_window=0)
         except ValueError as e:
             raise ValueError(f"local model: {e}") from None
         return decoder_config(self), inner
@@ -444,9 +444,4 @@ class Megabyte(ByteModel):
 
     def crop_block_size(self, block_size: int) -> None:
         """Shorten the context: drop the later positions."""
-        assert block_size <= self.config.block_size
-        self.config.block_size = block_size
-        if self.config.position == "learned":
-            table = self.global_wpe
-            table.weight = nn.Parameter(table.weight[:block_size].detach().clone())
-            table.num_embeddings = block_size
+        self.crop(block_size, "global_wpe")
