@@ -30,7 +30,7 @@ from bonsai.engine import SamplingParams, generate
 from bonsai.errors import UserError, run
 from bonsai.evals import split_loss
 from bonsai.models import CONFIGS, build_model
-from bonsai.optim import learning_rate_at
+from bonsai.optim import set_rates
 from bonsai.results import provenance, table, write_json
 from bonsai.runtime import Runtime, setup
 from bonsai.throughput import OPTIMIZER, TrainingStep
@@ -43,6 +43,7 @@ scale = "cpu"  # sizes of the arms: cpu, gpu (one H100), toy (a test of this scr
 arms = ""  # only these, between semicolons, as in "dense, short; MEGABYTE 4"
 rates = "1e-3,2e-3,4e-3"  # learning rates that --full tries
 rate = 2e-3  # learning rate of --quick
+optimizer = "adamw"  # or muon, whose rates are other ones: --rate=0.02, --rates=0.01,0.02,0.04
 seeds = 3  # of --full
 steps = 0  # optimizer steps; 0: one pass over the data for --full, 200 for --quick (gpu: 400)
 dataset = "python_stdlib"  # a folder in data/, of bytes
@@ -161,12 +162,12 @@ def train_arm(arm: str, lr: float, seed: int, count: int, data: Mixture, runtime
     stream = prefetch(batches, 0, 1, rows, pin=pin)
     schedule = dict(learning_rate=lr, decay_lr=True, lr_schedule="cosine", min_lr=0.0)
     schedule |= dict(warmup_iters=max(1, count // 20), lr_decay_iters=count)
-    step = TrainingStep(model, stream, {**OPTIMIZER, **schedule, "seed": seed}, runtime)
+    schedule |= dict(optimizer=optimizer, momentum_warmup=300, seed=seed)
+    step = TrainingStep(model, stream, {**OPTIMIZER, **schedule}, runtime)
     seconds, losses = [], []
     try:
         for i in range(count):
-            for group in step.optimizer.param_groups:
-                group["lr"] = learning_rate_at(i, schedule)
+            set_rates(step.optimizer, i, step.settings)
             runtime.synchronize()
             begin = time.perf_counter()
             losses.append(step().item())
@@ -207,8 +208,16 @@ def generation_rate(model, data: Mixture, runtime: Runtime) -> float:
 def measure(arm: str, lr: float, seed: int, count: int, data: Mixture, runtime: Runtime) -> dict:
     """One run, from its file if it was done before."""
     kind = "quick" if quick else "full"
-    name = f"{scale}-{kind}-{count}-{arm.replace(', ', '-').replace(' ', '')}-{lr:g}-{seed}.json"
-    path = Path(out) / "runs" / name
+    parts = (
+        scale,
+        kind,
+        optimizer,
+        count,
+        arm.replace(", ", "-").replace(" ", ""),
+        f"{lr:g}",
+        seed,
+    )
+    path = Path(out) / "runs" / f"{'-'.join(map(str, parts))}.json"
     settings = settings_of(arm)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -20,13 +20,12 @@ def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
     Byte-level tables of positions belong to the model; inside a decoder only RoPE remains. Raises
     ValueError for what a decoder over vectors cannot do.
     """
-    for name in ("value_embeddings", "bigram_embedding", "residual_lambdas"):
-        if getattr(config, name, False):  # they need the ids beside the vectors, or act on both
+    for name in ("value_embeddings", "residual_lambdas"):
+        if getattr(config, name):
             raise ValueError(f"{name} is the GPT's alone: set it to False")
-    known = {f.name for f in fields(GPTConfig)}
-    shared = {name: getattr(config, name) for name in known}
+    shared = {f.name: getattr(config, f.name) for f in fields(GPTConfig)}
     shared["position"] = "rope" if config.position == "rope" else "none"
-    return GPTConfig(**shared | {k: v for k, v in sizes.items() if k in known})
+    return GPTConfig(**shared | sizes)
 
 
 class Decoder(nn.Module):
@@ -57,11 +56,18 @@ class Decoder(nn.Module):
             cache.advance(T)
         return self.ln_f(x)
 
-    def forward_flops(self, context: float) -> float:
-        """FLOPs per vector: 2 per weight of a matrix, 4 per layer, channel and position seen."""
+    def forward_flops(self, T: int) -> float:
+        """FLOPs per vector in a context of T: 2 per weight of a matrix, 4 per layer, channel and
+        position seen."""
         c = self.config
         weights = sum(p.numel() for p in self.parameters() if p.dim() >= 2)
-        return 2 * weights + 4 * c.n_layer * c.n_head * c.head_dim * context
+        seen = sum(min(T, block.attn.window or T) for block in self.h)
+        return 2 * weights + 4 * c.n_head * c.head_dim * seen
+
+
+def is_table(name: str) -> bool:
+    """Whether a parameter is looked up: embeddings, positions, pads."""
+    return name.removesuffix(".weight").endswith(("wte", "wpe", "pad"))
 
 
 class ByteModel(nn.Module):
@@ -71,32 +77,36 @@ class ByteModel(nn.Module):
     parameters say what they are: *wte and *wpe are tables, *pad stands where there is no byte yet.
     """
 
-    TABLES = ("wte", "wpe", "pad")
-
     generate = GPT.generate
     head = GPT.head
     estimate_mfu = GPT.estimate_mfu
     configure_optimizers = GPT.configure_optimizers
 
     def init_weights(self) -> None:
-        """N(0, 0.02), biases 0; residual projections as in GPT-2, by the depth of their decoder."""
+        """As GPT.init_weights, with residual projections by the depth of their decoder."""
+        c = self.config
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(p)
             elif p.dim() >= 2:
-                nn.init.normal_(p, std=0.02)
+                std = 0.02
+                if c.init == "fan_in":
+                    std = 1.0 if is_table(name) else (3 * p.size(1)) ** -0.5
+                nn.init.normal_(p, std=std)
         for decoder in (m for m in self.modules() if isinstance(m, Decoder)):
             for name, p in decoder.named_parameters():
-                if name.endswith("c_proj.weight"):
+                if name.endswith("c_proj.weight") and c.init == "gpt2":
                     nn.init.normal_(p, std=0.02 / math.sqrt(2 * decoder.config.n_layer))
-                    if self.config.zero_init:
-                        nn.init.zeros_(p)
+        zeros = ("c_proj.weight", "lm_head.weight") if c.zero_init else ()
+        for name, p in self.named_parameters():  # a tied head goes by the embedding's name
+            if name.endswith(zeros):
+                nn.init.zeros_(p)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Which parameters are what, for optimizers that treat them apart; each in one group."""
         groups = {"matrices": [], "embeddings": [], "head": [], "scalars": []}
         for name, p in self.named_parameters():
-            if name.removesuffix(".weight").endswith(self.TABLES):
+            if is_table(name):
                 groups["embeddings"].append(p)
             elif name.startswith("lm_head"):
                 groups["head"].append(p)

@@ -282,8 +282,7 @@ class Spacebyte(ByteModel):
         c = self.config
         T = T or c.block_size
         K = -(-T // c.patch_size)
-        seen = min(T, c.local_window or T)
-        forward = self.before.forward_flops(seen) + self.behind.forward_flops(seen)
+        forward = self.before.forward_flops(T) + self.behind.forward_flops(T)
         forward += 2 * self.lm_head.weight.numel() + K / T * self.globl.forward_flops(K)
         return 3 * forward
 

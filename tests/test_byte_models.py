@@ -123,9 +123,18 @@ def test_bench_takes_steps(name, workplace, tmp_path):
 )
 def test_what_does_not_go_together_is_one_line(options, words, workplace, tmp_path):
     result = train(workplace, tmp_path / "run", *ARMS["megabyte"], *options)
-    if "unknown" in result.stderr:
-        pytest.skip("this GPT has no such field")
     assert_one_line_error(result, *words)
+
+
+@arms
+def test_muon_trains_them_too(name, workplace, tmp_path):
+    options = ["--optimizer=muon", "--learning_rate=0.02", "--init=fan_in", "--norm=rmsnorm"]
+    out = tmp_path / "run"
+    result = train(workplace, out, *ARMS[name], *options, "--max_iters=10")
+    assert result.rc == 0, result
+    assert losses(out)[-1][1] < losses(out)[0][1] - 0.3
+    again = train(workplace, out, *ARMS[name], *options, "--init_from=resume", "--max_iters=12")
+    assert again.rc == 0 and len(losses(out)) == 12, again
 
 
 # ---- data/bytes ----
