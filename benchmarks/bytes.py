@@ -159,7 +159,7 @@ def train_arm(arm: str, lr: float, seed: int, count: int, data: Mixture, runtime
     rows = BYTES_PER_STEP[scale] // T
     batches = Batches(data, T, rows, seed, "epoch")
     pin = runtime.device.type == "cuda"
-    stream = prefetch(batches, 0, 1, rows, pin=pin)
+    stream = prefetch(batches, 0, rows, pin=pin)
     schedule = dict(learning_rate=lr, decay_lr=True, lr_schedule="cosine", min_lr=0.0)
     schedule |= dict(warmup_iters=max(1, count // 20), lr_decay_iters=count)
     schedule |= dict(optimizer=optimizer, momentum_warmup=300, seed=seed)
