@@ -91,7 +91,7 @@ def measure(config: Config, runtime: Runtime) -> dict:
         check = 0 if data.stated else vocab_size
         pin = runtime.device.type == "cuda"
         where = (runtime.rank, runtime.world_size)
-        stream = prefetch(batches, 0, 1, batch_size, *where, check_below=check, pin=pin)
+        stream = prefetch(batches, 0, batch_size, *where, check_below=check, pin=pin)
     step = TrainingStep(net, stream, config, runtime)
 
     if warmup:

@@ -39,6 +39,7 @@ windows = 0  # how many, spread evenly over the split; 0: all
 block_size = 0  # tokens in a window; 0: as many as the model can take
 choices = ""  # multiple-choice questions: JSON lines in HellaSwag's format
 batch_size = 12  # windows, or endings, at a time
+strided = False  # of a model of patches: two passes, the better half of each patch; twice as slow
 json = ""  # a file for the results; -: the last line of stdout
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
@@ -153,6 +154,9 @@ def evaluate_all(questions: list[Question], runtime: Runtime) -> dict[str, list[
         steps = (loaded.checkpoint or {}).get("iter_num")
         loaded.checkpoint = None  # the optimizer's memory
         raw_model = loaded.model.to(runtime.device)
+        if strided and not hasattr(raw_model, "strided"):
+            raise UserError(f"{loaded.source} is a {loaded.name}: only megabyte has --strided")
+        raw_model.strided = strided
         model = torch.compile(raw_model) if runtime.compile else raw_model
         size = raw_model.num_params(non_embedding=False)
         head = {"checkpoint": loaded.source, "step": steps, "parameters": size}

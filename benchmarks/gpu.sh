@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What has to be checked and measured on a GPU, in stages of less than 8 minutes on one H100.
 #
-#   benchmarks/gpu.sh tests throughput decode           # all that needs no data
+#   benchmarks/gpu.sh tests throughput decode bytes     # all that needs no data
 #   PEER=../nanoGPT benchmarks/gpu.sh throughput        # beside a checkout of nanoGPT
 #   TEXT=text.zst PEER=../nanoGPT benchmarks/gpu.sh race    # again and again until it is done
 #   TOY=1 OUT=/tmp/dry benchmarks/gpu.sh tests throughput   # a dry run on the CPU, tiny sizes
@@ -38,8 +38,8 @@ mkdir -p "$out" || fail "cannot make the folder $out: set OUT to another"
 command -v "$python" > /dev/null || fail "there is no $python: set PYTHON"
 [[ $# -gt 0 ]] || fail "no stage given: benchmarks/gpu.sh tests throughput"
 for stage in "$@"; do
-    [[ " tests throughput decode race " == *" $stage "* ]] ||
-        fail "unknown stage $stage: there are tests, throughput, decode, race"
+    [[ " tests throughput decode race bytes " == *" $stage "* ]] ||
+        fail "unknown stage $stage: there are tests, throughput, decode, race, bytes"
 done
 if [[ -z $toy ]] && ! "$python" -c "import torch; assert torch.cuda.is_available()" 2> /dev/null; then
     fail "$python finds no torch with a CUDA GPU: set PYTHON, or TOY=1 for a dry run on the CPU"
@@ -113,6 +113,19 @@ stage_race() { # TEXT: a file, or a folder, of some hundred MB of text; .gz and 
     grep -E "val loss|times the|target" "$out/race.log" | tail -n 6 > "$out/race.txt"
     [[ $status == 0 ]] && cp "$out/race/gpu.json" "$out/race.json"
     return "$status"
+}
+
+stage_bytes() { # byte models at equal FLOPs; runs that are done stay done, so it can be repeated
+    local options=(--quick --scale=gpu --out="$out/bytes")
+    [[ -n $toy ]] && options=(--quick --scale=toy --device=cpu --out="$out/bytes")
+    [[ -n $force ]] && rm -rf "$out/bytes"
+    [[ -e data/python_stdlib/meta.json ]] ||
+        "$python" data/python_stdlib/prepare.py || return 1
+    limited "$python" benchmarks/bytes.py "${options[@]}" 2>&1 | tee "$out/bytes.log"
+    local status=${PIPESTATUS[0]}
+    [[ $status == 0 ]] || return "$status"
+    cp "$out/bytes/bytes.txt" "$out/bytes.txt"
+    cp "$out/bytes/bytes.json" "$out/bytes.json"
 }
 
 cd "$root" || exit 1

@@ -14,16 +14,20 @@ def training_bytes(model: torch.nn.Module, batch_size: int, T: int, dtype: str) 
 
     Activations by what autograd keeps: per token and layer some 10 residual-wide tensors of the
     block, 2 hidden-wide ones of the MLP, and the logits with their softmax in fp32. Attention
-    keeps no T x T matrix.
+    keeps no T x T matrix. A model whose layers differ says how wide they are: channels_per_token().
     """
     c = model.config
     state = 16 * sum(p.numel() for p in model.parameters())
     width = DTYPES[dtype].itemsize
-    per_layer = c.n_embd * (8 * 4 + (4 + 2 * 4) * width)
-    layers = 2 if c.activation_checkpointing else c.n_layer
-    kept = c.n_embd * 4 * c.n_layer if c.activation_checkpointing else 0
+    channels = c.n_layer * c.n_embd  # of all layers
+    if hasattr(model, "channels_per_token"):
+        channels = model.channels_per_token()
+    per_channel = 8 * 4 + (4 + 2 * 4) * width
+    layers = channels * per_channel
+    if c.activation_checkpointing:
+        layers = channels * (4 + 2 * per_channel / c.n_layer)
     logits = c.vocab_size * (width + 3 * 4)
-    return state, batch_size * T * (layers * per_layer + kept + logits)
+    return state, int(batch_size * T * (layers + logits))
 
 
 def free_bytes(runtime: Runtime) -> int | None:

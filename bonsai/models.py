@@ -16,9 +16,15 @@ import torch.nn as nn
 
 from bonsai.checkpoint import load_checkpoint, run_checkpoint
 from bonsai.errors import UserError
+from bonsai.megabyte import Megabyte, MegabyteConfig
+from bonsai.spacebyte import Spacebyte, SpacebyteConfig
 from model import CLASSIC_KEYS, GPT, GPTConfig
 
-MODELS = {"gpt": (GPT, GPTConfig)}
+MODELS = {
+    "gpt": (GPT, GPTConfig),
+    "megabyte": (Megabyte, MegabyteConfig),
+    "spacebyte": (Spacebyte, SpacebyteConfig),
+}
 CONFIGS = {name: config for name, (_, config) in MODELS.items()}
 
 # what a run may change about a model whose weights it loads; all else is fixed by the weights

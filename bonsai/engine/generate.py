@@ -66,7 +66,9 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype):
             if t - context > block_size:
                 if on_full == "stop":
                     return
-                context = t - (block_size if on_full == "slide" else max(1, block_size // 2))
+                step = getattr(model, "context_step", 1)  # of a model of patches: whole ones go
+                keep = block_size if on_full == "slide" else max(1, block_size // 2)
+                context += min(-(-(t - keep - context) // step) * step, t - 1 - context)
                 if cache is not None:
                     cache.reset()  # every token has a new position
             if t == begin:  # the rows are still equal: compute one

@@ -1,0 +1,134 @@
+"""What the byte models are made of: the GPT's blocks over vectors, and the model contract's rest.
+
+model.py's GPT goes from ids to logits; `Decoder` is its middle alone, from vectors to vectors, and
+`ByteModel` what every model made of such decoders has in common.
+"""
+
+import math
+from dataclasses import fields
+
+import torch
+import torch.nn as nn
+from torch.utils.checkpoint import checkpoint
+
+from model import GPT, Block, GPTConfig, KVCache, Norm, rope_angles
+
+
+def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
+    """The GPTConfig of one decoder of a model: its choices of blocks, and sizes of its own.
+
+    Byte-level tables of positions belong to the model; inside a decoder only RoPE remains. Raises
+    ValueError for what a decoder over vectors cannot do.
+    """
+    for name in ("value_embeddings", "residual_lambdas"):
+        if getattr(config, name):
+            raise ValueError(f"{name} is the GPT's alone: set it to False")
+    shared = {f.name: getattr(config, f.name) for f in fields(GPTConfig)}
+    shared["position"] = "rope" if config.position == "rope" else "none"
+    return GPTConfig(**shared | sizes)
+
+
+class Decoder(nn.Module):
+    """Causal blocks and (unless other blocks follow) the final norm: x (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config: GPTConfig, final_norm: bool = True):
+        super().__init__()
+        self.config = config
+        self.ln_e = Norm(config) if config.norm_embedding else nn.Identity()
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        final_norm = final_norm and config.norm_placement == "pre"
+        self.ln_f = Norm(config) if final_norm else nn.Identity()
+
+    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """With a cache, x are the vectors behind those already in it."""
+        T, rotation = x.size(1), None
+        pos = torch.arange(T, device=x.device) if cache is None else cache.place(T)
+        if self.config.position == "rope":
+            rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
+        x = self.drop(self.ln_e(x))
+        for block in self.h:
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, rotation, cache, use_reentrant=False)
+            else:
+                x = block(x, rotation, cache)
+        if cache is not None:
+            cache.advance(T)
+        return self.ln_f(x)
+
+    def forward_flops(self, T: int) -> float:
+        """FLOPs per vector in a context of T: 2 per weight of a matrix, 4 per layer, channel and
+        position seen."""
+        c = self.config
+        weights = sum(p.numel() for p in self.parameters() if p.dim() >= 2)
+        seen = sum(min(T, block.attn.window or T) for block in self.h)
+        return 2 * weights + 4 * c.n_head * c.head_dim * seen
+
+
+def is_table(name: str) -> bool:
+    """Whether a parameter is looked up: embeddings, positions, pads."""
+    return name.removesuffix(".weight").endswith(("wte", "wpe", "pad"))
+
+
+class ByteModel(nn.Module):
+    """Sizes, parameter groups, optimizer and initial weights of a model made of decoders.
+
+    A subclass has a `config` with block_size, a tied or untied `lm_head`, and the names of its
+    parameters say what they are: *wte and *wpe are tables, *pad stands where there is no byte yet.
+    """
+
+    generate = GPT.generate
+    head = GPT.head
+    estimate_mfu = GPT.estimate_mfu
+    configure_optimizers = GPT.configure_optimizers
+
+    def init_weights(self) -> None:
+        """As GPT.init_weights, with residual projections by the depth of their decoder."""
+        c = self.config
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() >= 2:
+                std = 0.02
+                if c.init == "fan_in":
+                    std = 1.0 if is_table(name) else (3 * p.size(1)) ** -0.5
+                nn.init.normal_(p, std=std)
+        for decoder in (m for m in self.modules() if isinstance(m, Decoder)):
+            for name, p in decoder.named_parameters():
+                if name.endswith("c_proj.weight") and c.init == "gpt2":
+                    nn.init.normal_(p, std=0.02 / math.sqrt(2 * decoder.config.n_layer))
+        zeros = ("c_proj.weight", "lm_head.weight") if c.zero_init else ()
+        for name, p in self.named_parameters():  # a tied head goes by the embedding's name
+            if name.endswith(zeros):
+                nn.init.zeros_(p)
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Which parameters are what, for optimizers that treat them apart; each in one group."""
+        groups = {"matrices": [], "embeddings": [], "head": [], "scalars": []}
+        for name, p in self.named_parameters():
+            if is_table(name):
+                groups["embeddings"].append(p)
+            elif name.startswith("lm_head"):
+                groups["head"].append(p)
+            else:
+                groups["matrices" if p.dim() >= 2 else "scalars"].append(p)
+        return groups
+
+    def crop(self, block_size: int, table: str) -> None:
+        """Shorten the context; with learned positions drop the later rows of their table."""
+        assert block_size <= self.config.block_size
+        self.config.block_size = block_size
+        if self.config.position == "learned":
+            wpe = getattr(self, table)
+            wpe.weight = nn.Parameter(wpe.weight[:block_size].detach().clone())
+            wpe.num_embeddings = block_size
+
+    def num_params(self, non_embedding: bool = True) -> int:
+        """Parameters; without those that are only looked up, never multiplied, by default."""
+        n = sum(p.numel() for p in self.parameters())
+        if non_embedding:
+            n -= sum(p.numel() for p in self.param_groups()["embeddings"])
+            n += self.lm_head.weight.numel() if self.config.tie_head else 0
+        return n
+
+    get_num_params = num_params

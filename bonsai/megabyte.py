@@ -1,0 +1,447 @@
+"""MEGABYTE: a global model over patches of bytes, a local one inside each (Yu et al. 2023).
+
+arXiv 2305.07185, its equations, with the blocks of model.py. The bytes up to now are cut into
+patches of P; the embeddings of a patch, side by side, are one vector of the *global* model, a
+decoder over patches. Each of its outputs is cut into P again and tells the *local* model, a decoder
+over the P bytes of one patch, what has been so far. Long contexts are cheap (attention over T/P
+positions), and of the layers per byte only the local ones and a P-th of the global ones are serial.
+
+Shapes in the comments: B rows, T bytes, P = patch_size, K = ceil(T / P) patches, D = n_embd
+channels of the global model, DG = D / P of them per byte, DL = local_embd.
+
+With byte t of the context at idx[t], the logits at t are those of byte t + 1, and patch k predicts
+the bytes kP + 1 ... kP + P. So nothing is computed in vain, and a row that begins with one id in
+front of its data (end of text, say) has its data cut at multiples of P. The patch in front of all,
+which in the paper is a trainable pad, is here that pad plus, in its last place, byte 0.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from bonsai.decoder import ByteModel, Decoder, decoder_config
+from model import GPTConfig, KVCache, rope_angles, rotate, sinusoids
+
+FILTERS = (3, 5, 7)  # bytes that the filters of the convolutional patch encoder see
+MAX_ROWS = 32768  # rows of the local model at a time: CUDA's attention kernels end at 65,535
+
+
+@dataclass
+class MegabyteConfig(GPTConfig):
+    """The GPT's fields describe the global model; its choices of blocks hold for the local too."""
+
+    block_size: int = 512  # context length, in bytes
+    vocab_size: int = 257  # the bytes, and the end of a text
+    n_layer: int = 4  # layers of the global model
+    n_head: int = 4
+    n_embd: int = 256  # channels of a patch: patch_size times those of a byte
+    # MEGABYTE
+    patch_size: int = 4  # bytes per patch; divides n_embd
+    local_layer: int = 2  # layers of the local model, inside a patch
+    local_head: int = 2
+    local_embd: int = 128  # channels of the local model
+    cross_patch: int = 0  # last bytes of the patch before that the local model also attends to
+    conv_encoder: bool = False  # causal convolutions over the bytes before they become patches
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("patch_size", "local_layer", "local_head", "local_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.n_embd % self.patch_size:
+            raise ValueError(
+                f"n_embd={self.n_embd} is not divisible by patch_size={self.patch_size}: each byte "
+                "of a patch has its share of the channels"
+            )
+        if not 0 <= self.cross_patch <= self.patch_size:
+            raise ValueError(
+                f"cross_patch={self.cross_patch} is not between 0 and patch_size={self.patch_size}"
+            )
+        self.decoder_configs()  # checks heads and widths
+
+    def decoder_configs(self) -> tuple[GPTConfig, GPTConfig]:
+        """Of the global and of the local model."""
+        local = dict(n_layer=self.local_layer, n_head=self.local_head, n_embd=self.local_embd)
+        try:
+            inner = decoder_config(self, **local, n_kv_head=0, head_size=0, attention_window=0)
+        except ValueError as e:
+            raise ValueError(f"local model: {e}") from None
+        return decoder_config(self), inner
+
+
+class PatchBefore:
+    """Lets each patch attend to the end of the one before it (paper, cross-patch attention).
+
+    Stands in for a KVCache while all patches are computed at once: in front of the keys and values
+    of patch k come the last `cross_patch` of patch k - 1. In front of the first they are zero.
+    """
+
+    def __init__(self, config: MegabyteConfig, patches: int, device=None):
+        self.config, self.patches, self.device = config, patches, device
+
+    def place(self, T: int) -> torch.Tensor:
+        self.mask = see_before(T, self.config.cross_patch, self.device) if T > 1 else None
+        return torch.arange(T, device=self.device)
+
+    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
+        """k, v (B K, nh, P, hs), each patch a row -> (B K, nh, cross_patch + P, hs)."""
+        c, before = self.config, []
+        for x in (k, v):
+            x = x[:, :, -c.cross_patch :].unflatten(0, (-1, self.patches))  # (B, K, nh, r, hs)
+            x = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1)
+            before.append(x.flatten(0, 1))
+        before[0] = one_patch_back(before[0], c)
+        return torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
+
+    def advance(self, T: int) -> None:
+        pass
+
+
+def see_before(T: int, count: int, device=None) -> torch.Tensor:
+    """Mask (T, count + T) of T places that see `count` before them, themselves, and one another."""
+    return torch.ones(T, count + T, dtype=torch.bool, device=device).tril(count)
+
+
+def one_patch_back(k: torch.Tensor, config: MegabyteConfig) -> torch.Tensor:
+    """Keys (..., hs) as the next patch sees them, at positions that are patch_size lower."""
+    if config.position != "rope":
+        return k
+    pos = torch.tensor([-config.patch_size], device=k.device)
+    return rotate(k, rope_angles(pos, k.size(-1), config.rope_base))
+
+
+class LocalCache(KVCache):
+    """Keys and values of the patch in progress, behind the last `before` of the one before it."""
+
+    def __init__(self, config: MegabyteConfig, batch: int, dtype, device):
+        self.config, self.before = config, config.cross_patch
+        length = self.before + config.patch_size
+        super().__init__(config.decoder_configs()[1], batch, length, dtype, device)
+
+    def begin_patch(self, first: bool) -> None:
+        """Make room for the next patch, or for the first."""
+        end = self.before + self.lengths[0]
+        if first and self.before:
+            self.k[..., : self.before, :], self.v[..., : self.before, :] = 0, 0
+        elif self.before and self.lengths[0]:
+            k, v = (x[..., end - self.before : end, :].clone() for x in (self.k, self.v))
+            self.k[..., : self.before, :] = one_patch_back(k, self.config)
+            self.v[..., : self.before, :] = v
+        self.lengths = [0] * len(self.lengths)
+
+    def place(self, T: int) -> torch.Tensor:
+        """Places of the next T bytes in the patch; the rows are equally long."""
+        first = self.lengths[0]
+        self.at, self.end = None, self.before + first + T
+        self.mask = see_before(T, self.end - T, self.k.device) if 1 < T < self.end else None
+        return torch.arange(first, first + T, device=self.k.device)
+
+
+class MegabyteCache:
+    """What both levels remember, with the methods of model.KVCache; of row i lengths[i] bytes.
+
+    ids (B, length): the bytes. globl: a KVCache with an entry per patch. told (B, K, P, DL): what
+    the global model said about each patch. local: of the patch in progress alone; `at` says behind
+    how many bytes of each row it stands, -1 if it has to be computed anew. Rows that are equally
+    long are computed together, others one by one.
+    """
+
+    def __init__(self, config: MegabyteConfig, batch: int, length: int, dtype, device):
+        outer, patches = config.decoder_configs()[0], -(-length // config.patch_size)
+        told = (batch, patches, config.patch_size, config.local_embd)
+        self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
+        self.globl = KVCache(outer, batch, patches, dtype, device)
+        self.told = torch.zeros(told, dtype=dtype, device=device)
+        self.local = LocalCache(config, batch, dtype, device)
+        self.at = torch.zeros(batch, dtype=torch.int64)
+        self.lengths = [0] * batch
+        self.patch_size = config.patch_size
+
+    @property
+    def k(self) -> torch.Tensor:
+        """Keys of the global model, by far the larger part of the memory; v: as many values."""
+        return self.globl.k
+
+    @property
+    def v(self) -> torch.Tensor:
+        return self.globl.v
+
+    @property
+    def length(self) -> int:
+        return self.ids.size(1)
+
+    @property
+    def used(self) -> int:
+        """Bytes in the longest row."""
+        return max(self.lengths)
+
+    def reset(self) -> None:
+        """Forget all bytes."""
+        self.lengths = [0] * len(self.lengths)
+
+    def expand(self, n: int) -> None:
+        """Turn the one row into n equal rows, in place."""
+        self.globl.expand(n)
+        self.local.expand(n)
+        self.ids, self.at = self.ids.repeat(n, 1), self.at.repeat(n)
+        self.told = self.told.repeat(n, 1, 1, 1)
+        self.lengths = self.lengths * n
+
+    def view(self, begin: int, end: int, length: int = 0) -> "MegabyteCache":
+        """Rows begin to end (and only `length` positions) in the same memory, own lengths."""
+        part, patches = copy.copy(self), -(-length // self.patch_size)
+        part.ids = self.ids[begin:end, : length or None]
+        part.told = self.told[begin:end, : patches or None]
+        part.globl = self.globl.view(begin, end, patches)
+        part.local = self.local.view(begin, end)
+        part.at, part.lengths = self.at[begin:end], self.lengths[begin:end]
+        return part
+
+    def copy_row(self, row: int, source: "MegabyteCache", source_row: int, length: int) -> None:
+        """Make `row` the first `length` bytes of a row of another cache (or of this one)."""
+        patches = -(-length // self.patch_size)
+        self.ids[row, :length] = source.ids[source_row, :length]
+        self.told[row, :patches] = source.told[source_row, :patches]
+        self.globl.copy_row(row, source.globl, source_row, patches)
+        self.lengths[row], self.at[row] = length, -1
+
+    def clone(self, length: int) -> "MegabyteCache":
+        """The first `length` positions in memory of their own."""
+        part = self.view(0, len(self.lengths), length)
+        part.ids, part.told, part.at = part.ids.clone(), part.told.clone(), part.at.clone()
+        part.globl = part.globl.clone(part.globl.length)
+        part.local = part.local.clone(part.local.length)
+        return part
+
+
+class CausalConv(nn.Module):
+    """x (B, T, C) plus the ReLU of a filter over each position and the width - 1 before it."""
+
+    def __init__(self, channels: int, width: int, bias: bool):
+        super().__init__()
+        self.width = width
+        self.filter = nn.Linear(width * channels, channels, bias=bias)  # one matrix, for Muon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.filter.weight.unflatten(1, (x.size(2), self.width))  # (C, C, width)
+        before = F.pad(x.transpose(1, 2), (self.width - 1, 0))  # (B, C, width - 1 + T)
+        return x + F.relu(F.conv1d(before, weight, self.filter.bias)).transpose(1, 2)
+
+
+class Megabyte(ByteModel):
+    def __init__(self, config: MegabyteConfig):
+        super().__init__()
+        self.config = config
+        outer, inner = config.decoder_configs()
+        width = config.n_embd // config.patch_size  # DG
+        self.global_wte = nn.Embedding(config.vocab_size, width)
+        if config.position == "learned":
+            self.global_wpe = nn.Embedding(config.block_size, width)
+        self.global_pad = nn.Parameter(torch.empty(config.patch_size, width))
+        filters = FILTERS if config.conv_encoder else ()
+        self.convs = nn.Sequential(*(CausalConv(width, n, config.bias) for n in filters))
+        self.globl = Decoder(outer)
+        self.bridge = nn.Linear(width, config.local_embd, bias=False)  # w_GL
+        self.local_wte = nn.Embedding(config.vocab_size, config.local_embd)
+        self.local_pad = nn.Parameter(torch.empty(1, config.local_embd))
+        self.local = Decoder(inner)
+        self.lm_head = nn.Linear(config.local_embd, config.vocab_size, bias=False)
+        if config.tie_head:
+            self.local_wte.weight = self.lm_head.weight
+        self.strided = False  # evaluate by strided inference, see `strided_logits`
+        self.init_weights()
+
+    def forward(
+        self,
+        idx: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        cache: MegabyteCache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
+
+        As GPT.forward: targets of -1 are ignored; without targets the logits are those of the last
+        position, (B, 1, V); with a cache, idx are the bytes behind those already in it. T need not
+        be a multiple of the patch size.
+        """
+        T, start = idx.size(1), cache.used if cache is not None else 0
+        limit = self.config.block_size if cache is None else cache.length
+        assert start + T <= limit, f"{start + T} bytes do not fit a context of {limit}"
+        last = targets is None
+        if self.strided and not self.training and not last and cache is None:
+            logits = self.strided_logits(idx)
+        else:
+            x = self.hidden(idx, last) if cache is None else self.step(idx, cache, last)
+            logits = self.head(x)
+        if last:
+            return logits, None
+        return logits, F.cross_entropy(
+            logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1
+        )
+
+    def hidden(self, idx: torch.Tensor, last: bool = False) -> torch.Tensor:
+        """idx (B, T) -> what the head reads, (B, T, DL); last: of the last position, (B, 1, DL)."""
+        c, (B, T) = self.config, idx.shape
+        K = -(-T // c.patch_size)
+        told = self.tell(self.globl(self.patches(idx)))  # (B, K, P, DL)
+        first = max(0, K - 1 - self.reach) if last else 0
+        x = told[:, first:] + self.local_inputs(idx, first)  # (B, k, P, DL)
+        parts = x.split(max(1, MAX_ROWS // x.size(1)))  # neighbours stay together
+        x = torch.cat([self.inside(part) for part in parts])
+        x = x.view(B, -1, c.local_embd)[:, : T - first * c.patch_size]
+        return x[:, -1:] if last else x
+
+    def inside(self, x: torch.Tensor) -> torch.Tensor:
+        """The local model on k patches in a row: x (B, k, P, DL) -> (B k, P, DL)."""
+        c = self.config
+        before = PatchBefore(c, x.size(1), x.device) if c.cross_patch else None
+        return self.local(x.flatten(0, 1), before)
+
+    @property
+    def reach(self) -> int:
+        """Patches before the last that its local layers see: each sees one, all together a few."""
+        return self.config.local_layer if self.config.cross_patch else 0
+
+    def embed(self, idx: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Bytes (B, T) of positions start ... -> (B, T, DG)."""
+        h = self.global_wte(idx)
+        if self.config.position in ("learned", "sinusoidal"):
+            pos = torch.arange(start, start + idx.size(1), device=idx.device)
+            table = self.config.position == "learned"
+            h = h + (self.global_wpe(pos) if table else sinusoids(pos, h.size(-1)).type_as(h))
+        return self.convs(h)
+
+    def patches(self, idx: torch.Tensor) -> torch.Tensor:
+        """idx (B, T) -> the global model's input (B, K, D): patch k ends with byte kP."""
+        P = self.config.patch_size
+        K = -(-idx.size(1) // P)
+        h = self.embed(idx[:, : (K - 1) * P + 1])  # (B, (K - 1) P + 1, DG)
+        h = F.pad(h, (0, 0, P - 1, 0)) + F.pad(self.global_pad, (0, 0, 0, (K - 1) * P))
+        return h.view(-1, K, self.config.n_embd)
+
+    def tell(self, h: torch.Tensor) -> torch.Tensor:
+        """The global model's output (B, K, D) -> what it tells the local one, (B, K, P, DL)."""
+        return self.bridge(h.unflatten(2, (self.config.patch_size, -1)))
+
+    def local_inputs(self, idx: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """idx (B, T) -> (B, k, P, DL) for the patches from `first` on.
+
+        Place 0 has the pad: what came before is the global model's to tell. Place p has byte
+        kP + p. The places behind a ragged end hold id 0 and are cut off later.
+        """
+        P, (B, T) = self.config.patch_size, idx.shape
+        ids = F.pad(idx[:, first * P :], (0, -T % P)).view(B, -1, P)
+        pad = self.local_pad.expand(B, ids.size(1), 1, -1)
+        return torch.cat((pad, self.local_wte(ids[:, :, 1:])), dim=2)
+
+    def strided_logits(self, idx: torch.Tensor) -> torch.Tensor:
+        """idx (B, T) -> logits (B, T, V), of two passes the better half (paper, section 6.2).
+
+        The first bytes of a patch are predicted best. A second pass begins half a patch later, so
+        that the second halves of the first pass's patches are first halves there. Twice the cost.
+        """
+        P, T = self.config.patch_size, idx.size(1)
+        logits = self.head(self.hidden(idx))
+        half = P // 2
+        if not half or T <= P:
+            return logits
+        shifted = self.head(self.hidden(idx[:, P - half :]))  # its patches begin at P - half
+        t = torch.arange(T - P, device=idx.device) + P  # patch 0: the second pass knows less
+        late = (t % P >= P - half)[None, :, None]
+        return torch.cat((logits[:, :P], torch.where(late, shifted[:, half:], logits[:, P:])), 1)
+
+    # ---- with a cache ----
+
+    def new_cache(self, batch: int, length: int = 0, dtype=None, device=None) -> MegabyteCache:
+        """An empty cache for `batch` rows of up to `length` bytes (default: block_size)."""
+        length, c = length or self.config.block_size, self.config
+        if c.position == "learned" and length > c.block_size:
+            raise ValueError(f"{length} bytes do not fit block_size {c.block_size}")
+        weight = self.lm_head.weight
+        return MegabyteCache(c, batch, length, dtype or weight.dtype, device or weight.device)
+
+    def step(self, idx: torch.Tensor, cache: MegabyteCache, last: bool = True) -> torch.Tensor:
+        """Take the bytes idx (B, T) behind those in the cache -> (B, T, DL), last: (B, 1, DL).
+
+        The global model advances where a byte completes its patch, by all those patches at once;
+        the local one goes through the bytes of a patch, for the last place of all only through the
+        last patch.
+        """
+        T, P, begin = idx.size(1), self.config.patch_size, cache.lengths[0]
+        if cache.lengths.count(begin) < len(cache.lengths):
+            rows = range(len(cache.lengths))
+            x = [self.step(idx[i : i + 1], cache.view(i, i + 1), last) for i in rows]
+            cache.lengths = [n + T for n in cache.lengths]
+            return torch.cat(x)
+        end = begin + T
+        cache.ids[:, begin:end] = idx
+        k, K = -(-begin // P), -(-end // P)  # patches begun before, and now
+        if k < K:
+            cache.globl.lengths = [k] * len(idx)
+            cache.told[:, k:K] = self.tell(
+                self.globl(self.next_patches(cache.ids, k, K), cache.globl)
+            )
+        at = begin
+        if (cache.at != begin).any():  # the local cache stands elsewhere
+            at = max(0, begin // P - self.reach) * P
+            cache.local.lengths = [0] * len(idx)
+        else:
+            cache.local.lengths = [begin - (k - 1) * P if begin else 0] * len(idx)
+        if last:
+            at = max(at, (K - 1 - self.reach) * P)
+        found = []
+        while at < end:
+            k, place = divmod(at, P)
+            if place == 0:
+                cache.local.begin_patch(first=k == 0)
+            stop = min(end, (k + 1) * P)
+            x = self.local_wte(cache.ids[:, at:stop])  # (B, stop - at, DL)
+            if place == 0:
+                x = torch.cat((self.local_pad.expand(len(idx), 1, -1).type_as(x), x[:, 1:]), dim=1)
+            told = cache.told[:, k, place : place + stop - at].type_as(x)
+            found.append(self.local(x + told, cache.local))
+            at = stop
+        cache.lengths, cache.at[:] = [end] * len(idx), end
+        return found[-1][:, -1:] if last else torch.cat(found, dim=1)[:, -T:]
+
+    def next_patches(self, ids: torch.Tensor, k: int, K: int) -> torch.Tensor:
+        """Inputs (B, K - k, D) of the global model's positions k ... K - 1."""
+        P = self.config.patch_size
+        if k == 0:
+            return self.patches(ids[:, : (K - 1) * P + 1])
+        a = (k - 1) * P + 1
+        before = min(a, sum(FILTERS) - len(FILTERS) if self.config.conv_encoder else 0)
+        h = self.embed(ids[:, a - before : (K - 1) * P + 1], a - before)[:, before:]
+        return h.reshape(len(ids), -1, self.config.n_embd)
+
+    # ---- sizes and costs ----
+
+    def flops_per_token(self, T: int | None = None) -> float:
+        """Training FLOPs per byte at context T: 3 x forward, counted as in GPT.flops_per_token."""
+        c = self.config
+        T = T or c.block_size
+        K = -(-T // c.patch_size)
+        convs = sum(2 * p.numel() for p in self.convs.parameters() if p.dim() >= 2)
+        byte = self.local.forward_flops(c.patch_size + c.cross_patch)
+        byte += 2 * self.bridge.weight.numel() + 2 * self.lm_head.weight.numel()
+        return 3 * (K * self.globl.forward_flops(K) + K * c.patch_size * byte + T * convs) / T
+
+    @property
+    def context_step(self) -> int:
+        """A full context is moved on by multiples of this many bytes, so that patches stay."""
+        return self.config.patch_size
+
+    def serial_layers(self) -> float:
+        """Layers that a generated byte waits for, on average: the paper's L_g / P + L_l."""
+        return self.config.n_layer / self.config.patch_size + self.config.local_layer
+
+    def channels_per_token(self) -> float:
+        """Residual channels of all layers together, per byte: what activations are made of."""
+        c = self.config
+        return c.n_layer * c.n_embd / c.patch_size + c.local_layer * c.local_embd
+
+    def crop_block_size(self, block_size: int) -> None:
+        """Shorten the context: drop the later positions."""
+        self.crop(block_size, "global_wpe")

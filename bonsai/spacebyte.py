@@ -1,0 +1,300 @@
+"""SpaceByte: patches that begin where words do (Slagle 2024, arXiv 2404.14408).
+
+A byte-level decoder of narrow *local* blocks, half of them before and half behind the wide *global*
+ones. The global blocks see only some positions: those of the bytes that look like a space in front
+of a word. So they predict the first byte of a word, the hardest one, and what they know reaches the
+other bytes through the local blocks behind. With boundary='fixed' every patch_size-th position is
+taken instead: the paper's control, which shows what the choice of the positions is worth.
+
+Shapes in the comments: B rows, T bytes, K patches (of the row with the most), D = n_embd channels
+of the global blocks, DL = local_embd.
+
+The stream at the chosen positions is widened by zeros for the global blocks and narrowed again
+behind them; no projections. The first position of a context always counts as chosen.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from bonsai.decoder import ByteModel, Decoder, decoder_config
+from model import GPTConfig, KVCache, sinusoids
+
+BOUNDARIES = ("space", "fixed")
+
+
+@dataclass
+class SpacebyteConfig(GPTConfig):
+    """The GPT's fields describe the global blocks; their choices hold for the local ones too."""
+
+    block_size: int = 512  # context length, in bytes
+    vocab_size: int = 257  # the bytes, and the end of a text
+    n_layer: int = 4  # global layers
+    n_head: int = 4
+    n_embd: int = 256  # channels of the global blocks
+    # SpaceByte
+    boundary: str = "space"  # where patches begin: 'space' or 'fixed'
+    patch_size: int = 6  # bytes per patch; with 'space' the expected mean, for the FLOPs alone
+    local_layer: int = 4  # local layers, half of them before the global ones
+    local_head: int = 2
+    local_embd: int = 128  # channels of the local blocks
+    local_window: int = 128  # bytes that the local blocks attend to; 0: all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.boundary not in BOUNDARIES:
+            known = ", ".join(BOUNDARIES)
+            raise ValueError(f"boundary={self.boundary!r} is not one of {known}")
+        for name, least in (("patch_size", 1), ("local_layer", 2), ("local_window", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.local_layer % 2:
+            raise ValueError(
+                f"local_layer={self.local_layer} is odd: half of the local layers come before the "
+                "global ones, half behind"
+            )
+        if self.local_embd > self.n_embd:
+            raise ValueError(f"local_embd={self.local_embd} is above n_embd={self.n_embd}")
+        self.decoder_configs()
+
+    def decoder_configs(self) -> tuple[GPTConfig, GPTConfig]:
+        """Of the global blocks, and of either half of the local ones."""
+        sizes = dict(n_head=self.local_head, n_embd=self.local_embd, n_kv_head=0, head_size=0)
+        sizes |= dict(n_layer=self.local_layer // 2)
+        sizes |= dict(attention_window=self.local_window, window_pattern="L")
+        try:
+            return decoder_config(self), decoder_config(self, **sizes)
+        except ValueError as e:
+            raise ValueError(f"local model: {e}") from None
+
+
+def space_like(idx: torch.Tensor) -> torch.Tensor:
+    """Whether ids are space-like: neither letter, digit, nor inside a UTF-8 character.
+
+    The first byte of a multi-byte character is space-like, the further ones are not; ids above the
+    bytes, such as the end of a text, are.
+
+    >>> space_like(torch.tensor(list("a. é".encode()))).tolist()
+    [False, True, True, True, False]
+    """
+    inside = (idx >= ord("0")) & (idx <= ord("9"))
+    inside |= (idx >= ord("A")) & (idx <= ord("Z"))
+    inside |= (idx >= ord("a")) & (idx <= ord("z"))
+    return ~(inside | (idx >= 0x80) & (idx < 0xC0))
+
+
+class SpacebyteCache:
+    """What all blocks remember, with the methods of model.KVCache; of row i lengths[i] bytes.
+
+    ids (B, length): the bytes; patches (B, length + 1): how many patches have begun within the
+    first n bytes. before, behind: of the local blocks; globl: has an entry per patch.
+    """
+
+    def __init__(self, config: SpacebyteConfig, batch: int, length: int, dtype, device):
+        outer, inner = config.decoder_configs()
+        self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
+        self.patches = torch.zeros((batch, length + 1), dtype=torch.int64)
+        self.before = KVCache(inner, batch, length, dtype, device)
+        self.globl = KVCache(outer, batch, length, dtype, device)
+        self.behind = KVCache(inner, batch, length, dtype, device)
+        self.lengths = [0] * batch
+
+    def parts(self) -> tuple[KVCache, KVCache, KVCache]:
+        return self.before, self.globl, self.behind
+
+    @property
+    def k(self) -> torch.Tensor:
+        """Keys of the global blocks, the larger part of the memory; v: as many values."""
+        return self.globl.k
+
+    @property
+    def v(self) -> torch.Tensor:
+        return self.globl.v
+
+    @property
+    def length(self) -> int:
+        return self.ids.size(1)
+
+    @property
+    def used(self) -> int:
+        """Bytes in the longest row."""
+        return max(self.lengths)
+
+    def reset(self) -> None:
+        """Forget all bytes."""
+        self.lengths = [0] * len(self.lengths)
+
+    def expand(self, n: int) -> None:
+        """Turn the one row into n equal rows, in place."""
+        for part in self.parts():
+            part.expand(n)
+        self.ids, self.patches = self.ids.repeat(n, 1), self.patches.repeat(n, 1)
+        self.lengths = self.lengths * n
+
+    def view(self, begin: int, end: int, length: int = 0) -> "SpacebyteCache":
+        """Rows begin to end (and only `length` positions) in the same memory, own lengths."""
+        part = copy.copy(self)
+        part.ids = self.ids[begin:end, : length or None]
+        part.patches = self.patches[begin:end, : length + 1 if length else None]
+        part.before, part.globl, part.behind = (x.view(begin, end, length) for x in self.parts())
+        part.lengths = self.lengths[begin:end]
+        return part
+
+    def copy_row(self, row: int, source: "SpacebyteCache", source_row: int, length: int) -> None:
+        """Make `row` the first `length` bytes of a row of another cache (or of this one)."""
+        self.ids[row, :length] = source.ids[source_row, :length]
+        self.patches[row, : length + 1] = source.patches[source_row, : length + 1]
+        count = int(source.patches[source_row, length])
+        for mine, theirs, n in zip(self.parts(), source.parts(), (length, count, length)):
+            mine.copy_row(row, theirs, source_row, n)
+        self.lengths[row] = length
+
+    def clone(self, length: int) -> "SpacebyteCache":
+        """The first `length` positions in memory of their own."""
+        part = self.view(0, len(self.lengths), length)
+        part.ids, part.patches = part.ids.clone(), part.patches.clone()
+        part.before, part.globl, part.behind = (x.clone(length) for x in part.parts())
+        return part
+
+    def place(self, idx: torch.Tensor) -> torch.Tensor:
+        """Note the bytes idx (B, T) behind the others -> those before them, (B, 1), -1 for none."""
+        T, last = idx.size(1), []
+        for i, n in enumerate(self.lengths):
+            self.ids[i, n : n + T] = idx[i]
+            last.append(self.ids[i, n - 1 : n] if n else torch.full_like(idx[i, :1], -1))
+        self.before.lengths, self.behind.lengths = [*self.lengths], [*self.lengths]
+        self.globl.lengths = [int(self.patches[i, n]) for i, n in enumerate(self.lengths)]
+        return torch.stack(last)
+
+    def advance(self, chosen: torch.Tensor) -> None:
+        """chosen (B, T), on the CPU: which of the bytes began a patch."""
+        T, counts = chosen.size(1), chosen.cumsum(1)
+        for i, n in enumerate(self.lengths):
+            self.patches[i, n + 1 : n + T + 1] = self.patches[i, n] + counts[i]
+        self.lengths = [n + T for n in self.lengths]
+
+
+class Spacebyte(ByteModel):
+    def __init__(self, config: SpacebyteConfig):
+        super().__init__()
+        self.config = config
+        outer, inner = config.decoder_configs()
+        self.wte = nn.Embedding(config.vocab_size, config.local_embd)
+        if config.position == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.local_embd)
+        self.before = Decoder(inner, final_norm=False)
+        self.globl = Decoder(outer, final_norm=False)
+        self.behind = Decoder(inner)
+        self.lm_head = nn.Linear(config.local_embd, config.vocab_size, bias=False)
+        if config.tie_head:
+            self.wte.weight = self.lm_head.weight
+        self.init_weights()
+
+    def forward(
+        self,
+        idx: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        cache: SpacebyteCache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
+
+        As GPT.forward: targets of -1 are ignored; without targets the logits are those of the last
+        position, (B, 1, V); with a cache, idx are the bytes behind those already in it.
+        """
+        T, start = idx.size(1), cache.used if cache is not None else 0
+        limit = self.config.block_size if cache is None else cache.length
+        assert start + T <= limit, f"{start + T} bytes do not fit a context of {limit}"
+        begins = [0] * len(idx) if cache is None else cache.lengths
+        last = torch.full_like(idx[:, :1], -1) if cache is None else cache.place(idx)
+        pos = torch.tensor(begins, device=idx.device)[:, None] + torch.arange(T, device=idx.device)
+        chosen = self.boundaries(idx, last, pos)  # (B, T)
+        x = self.wte(idx)  # (B, T, DL)
+        if self.config.position == "learned":
+            x = x + self.wpe(pos)
+        elif self.config.position == "sinusoidal":
+            x = x + sinusoids(pos, self.config.local_embd).type_as(x)
+        before, globl, behind = (None,) * 3 if cache is None else cache.parts()
+        x = self.before(x, before)
+        x = self.globally(x, chosen, globl)
+        x = self.behind(x, behind)
+        if cache is not None:
+            cache.advance(chosen.cpu())
+        if targets is None:
+            return self.head(x[:, [-1]]), None
+        logits = self.head(x)
+        return logits, F.cross_entropy(
+            logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1
+        )
+
+    def boundaries(self, idx: torch.Tensor, last: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+        """Positions with global blocks, (B, T): a space-like byte behind one that is not.
+
+        last (B, 1): the bytes in front of idx (B, T), -1 for none; pos (B or 1, T): positions.
+        Depends on no later byte.
+        """
+        if self.config.boundary == "fixed":
+            return (pos % self.config.patch_size == 0).expand(idx.shape)
+        space = space_like(torch.cat((last, idx), dim=1))  # (B, 1 + T)
+        text_ends = idx > 255  # each of them counts, even in a row
+        return space[:, 1:] & ~space[:, :-1] | text_ends | (pos == 0)
+
+    def globally(
+        self, x: torch.Tensor, chosen: torch.Tensor, cache: KVCache | None
+    ) -> torch.Tensor:
+        """x (B, T, DL) with the global blocks applied at the positions `chosen` (B, T)."""
+        counts = chosen.sum(dim=1)  # (B,)
+        K = int(counts.max())
+        if K == 0:
+            return x
+        # each row's chosen positions in order; then others, which come out as they went in
+        order = torch.argsort(~chosen, dim=1, stable=True)[:, :K, None]  # (B, K, 1)
+        where = order.expand(-1, -1, x.size(2))
+        y = x.gather(1, where)  # (B, K, DL)
+        wide = F.pad(y, (self.config.n_embd - x.size(2), 0))  # (B, K, D)
+        lengths = cache.lengths if cache is not None else []
+        wide = self.globl(wide, cache)[:, :, -x.size(2) :]
+        if cache is not None:  # what a row has beyond its own patches is not there
+            cache.lengths = [n + c for n, c in zip(lengths, counts.tolist())]
+        real = torch.arange(K, device=x.device) < counts[:, None]  # (B, K)
+        y = torch.where(real[:, :, None], wide, y.type_as(wide))
+        return x.type_as(y).scatter(1, where, y)
+
+    def new_cache(self, batch: int, length: int = 0, dtype=None, device=None) -> SpacebyteCache:
+        """An empty cache for `batch` rows of up to `length` bytes (default: block_size)."""
+        length, c = length or self.config.block_size, self.config
+        if c.position == "learned" and length > c.block_size:
+            raise ValueError(f"{length} bytes do not fit block_size {c.block_size}")
+        weight = self.lm_head.weight
+        return SpacebyteCache(c, batch, length, dtype or weight.dtype, device or weight.device)
+
+    # ---- sizes and costs ----
+
+    @property
+    def context_step(self) -> int:
+        """A full context is moved on by multiples of this many bytes, so that patches stay."""
+        return self.config.patch_size if self.config.boundary == "fixed" else 1
+
+    def flops_per_token(self, T: int | None = None) -> float:
+        """Training FLOPs per byte at context T: 3 x forward, with patches of patch_size bytes."""
+        c = self.config
+        T = T or c.block_size
+        K = -(-T // c.patch_size)
+        forward = self.before.forward_flops(T) + self.behind.forward_flops(T)
+        forward += 2 * self.lm_head.weight.numel() + K / T * self.globl.forward_flops(K)
+        return 3 * forward
+
+    def serial_layers(self) -> float:
+        """Layers that a generated byte waits for, on average."""
+        return self.config.n_layer / self.config.patch_size + self.config.local_layer
+
+    def channels_per_token(self) -> float:
+        """Residual channels of all layers together, per byte: what activations are made of."""
+        c = self.config
+        return c.n_layer * c.n_embd / c.patch_size + c.local_layer * c.local_embd
+
+    def crop_block_size(self, block_size: int) -> None:
+        """Shorten the context: drop the later positions."""
+        self.crop(block_size, "wpe")

@@ -1,0 +1,121 @@
+"""Any file, or all files of a folder, byte by byte as they are: text, programs, pictures, anything.
+
+python data/bytes/prepare.py --input=/usr/share/dict --name=words
+python data/bytes/prepare.py --input=book.txt,songs/ --endings=.txt,.mid --name=mine
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bonsai.corpus import document_key
+from bonsai.errors import UserError, run
+from bonsai.progress import Progress
+from bonsai.tokenizers import ByteTokenizer
+from bonsai.writer import Writer, summary
+from configurator import configure, resolve_path
+
+input = ""  # files and folders, several between commas; hidden files in folders are left out
+endings = ""  # of the files to take from folders, such as .txt,.mid; default: all
+name = ""  # of the data set: it is written to data/<name>/; default: data/bytes/
+out = ""  # folder to write to instead
+val_fraction = 0.05  # share of the files for val, by a hash of their path; of one file: its end
+shard_tokens = 0  # tokens per file: train_00000.bin, train_00001.bin, ...; 0: all in one train.bin
+
+PIECE = 1 << 20  # bytes that are read at a time
+
+
+def find_files() -> list[tuple[str, Path]]:
+    """(name that decides the split, path) of all files, in sorted order."""
+    ends = tuple(end if end[0] == "." else f".{end}" for end in endings.split(",") if end)
+    found: dict[Path, str] = {}
+    for part in filter(None, map(str.strip, input.split(","))):
+        path = resolve_path(os.path.expanduser(part))
+        if path.is_file():
+            found[path] = path.name
+        elif not path.is_dir():
+            raise UserError(f"no such file or folder: {part}")
+        for at, folders, names in os.walk(path):
+            folders[:] = [f for f in folders if not f.startswith(".")]
+            for file in (Path(at) / n for n in names if not n.startswith(".")):
+                if file.is_file() and (not ends or file.name.lower().endswith(ends)):
+                    found[file] = file.relative_to(path).as_posix()
+    if not input:
+        raise UserError("no input: name files or folders with --input=PATH")
+    if not found:
+        kind = f" that ends with {endings}" if ends else ""
+        raise UserError(f"no file{kind} in {input!r}: name files or folders with --input=PATH")
+    return sorted((name, path) for path, name in found.items())
+
+
+def choose_val(files: list[tuple[str, Path]]) -> set[Path]:
+    """The files for val: those with a small hash of their name, at least one, never all."""
+    keys = sorted((document_key(name.encode("utf-8", "surrogateescape")), p) for name, p in files)
+    count = sum(key < val_fraction for key, _ in keys)
+    return {path for _, path in keys[: min(max(count, 1), len(keys) - 1)]}
+
+
+def pieces(path: Path, start: int, end: int) -> Iterator[np.ndarray]:
+    """Bytes start ... end - 1 of a file, in pieces."""
+    try:
+        with open(path, "rb") as f:
+            f.seek(start)
+            while start < end and (data := f.read(min(PIECE, end - start))):
+                start += len(data)
+                yield np.frombuffer(data, np.uint8)
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+
+
+def main() -> None:
+    begin = time.time()
+    if not 0 < val_fraction < 1:
+        raise UserError(f"val_fraction is {val_fraction}: give a number between 0 and 1, say 0.05")
+    if name and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+        raise UserError(f"name is {name!r}: use letters, digits, _ - and .")
+    folder = Path(out) if out else ROOT / "data" / name if name else HERE
+    found = find_files()
+    sizes = {path: path.stat().st_size for _, path in found}
+    files = [(key, path) for key, path in found if sizes[path]]
+    if not files:
+        raise UserError(f"{found[0][1]} is empty" if len(found) == 1 else "all files are empty")
+    total = sum(sizes.values())
+    empty = f", {len(found) - len(files)} empty ones left out" if len(files) < len(found) else ""
+    print(f"{len(files)} files, {total:,} bytes{empty}")
+    if total < 2:
+        raise UserError(f"{files[0][1]} has 1 byte: too few to train on and to validate with")
+
+    parts = []  # (split, path, first byte, last byte + 1)
+    if len(files) == 1:
+        path = files[0][1]
+        cut = min(max(1, round(total * (1 - val_fraction))), total - 1)
+        parts = [("train", path, 0, cut), ("val", path, cut, total)]
+    else:
+        val = choose_val(files)
+        parts = [("val" if p in val else "train", p, 0, sizes[p]) for _, p in files]
+    tokenizer = ByteTokenizer()
+    with (
+        Writer(folder, tokenizer, shard_tokens=shard_tokens) as writer,
+        Progress(total, label="reading") as progress,
+    ):
+        for split, path, first, last in parts:
+            for data in pieces(path, first, last):
+                writer.add(split, data, text_bytes=len(data), documents=0)
+                progress.advance(len(data))
+            writer.add(split, np.array([tokenizer.eot], "<u2"))
+        meta = writer.finish()
+    print(summary(meta, folder, time.time() - begin))
+
+
+if __name__ == "__main__":
+    configure(globals())
+    run(main)

@@ -1,0 +1,231 @@
+"""Sound as bytes: train MEGABYTE on 8-bit samples, then let it go on with what it has heard.
+
+    python projects/sound_bytes/sound_bytes.py                    # tunes that the script makes
+    python projects/sound_bytes/sound_bytes.py --source=FOLDER    # WAV files of your own
+    python projects/sound_bytes/sound_bytes.py --seconds=10 --temperature=0.9
+
+A sample is a byte: 128 is silence, one channel, `rate` samples a second. WAV files with other
+numbers (16, 24 or 32 bits, stereo, other rates) are converted. Held-out sounds and how the model
+goes on from their beginnings are WAV files in out_dir, drawn in waves.png.
+"""
+
+import math
+import sys
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root
+
+from bonsai.corpus import document_key
+from bonsai.dataset import open_dataset
+from bonsai.engine import SamplingParams, generate
+from bonsai.errors import UserError, run
+from bonsai.evals import split_loss
+from bonsai.models import load_model
+from bonsai.runtime import setup
+from bonsai.tokenizers import ByteTokenizer
+from bonsai.writer import Writer
+from configurator import configure, resolve_path
+from projects.common import COLORS, new_figure, save_figure, train
+
+# the sound
+source = ""  # a folder of WAV files; without: tunes that this script makes
+rate = 4000  # samples a second
+tunes = 200  # how many to make, of 8 seconds
+val_fraction = 0.05  # share of the files, or tunes, that is held out
+# training; all else is in config.py
+steps = 600
+seed = 1337
+# afterwards
+shown = 3  # held-out sounds to go on with
+given = 1.0  # seconds of them that are given
+seconds = 3.0  # to generate
+temperature = 0.95
+out_dir = ""  # default: out-sound
+# -----------------------------------------------------------------------------
+
+SILENCE = 128
+SCALE = (0, 2, 4, 7, 9)  # semitones of a pentatonic scale: whatever is played, it fits
+
+
+def to_bytes(x: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] -> unsigned 8-bit PCM."""
+    return np.clip(np.round(SILENCE + 127 * x), 0, 255).astype(np.uint8)
+
+
+def tune(rng: np.random.Generator) -> np.ndarray:
+    """Eight seconds of plucked notes over a bass, at one of a few tempos: (8 rate,) in [-1, 1]."""
+    x = np.zeros(8 * rate)
+    beat = float(rng.choice((0.2, 0.25, 0.3)))
+    root, step = rng.integers(45, 52), int(rng.integers(5, 10))
+    for i in range(int(8 / beat)):
+        step = int(np.clip(step + rng.integers(-2, 3), 0, 14))
+        pitches = [(root + 12 * (step // 5) + SCALE[step % 5], 0.5, 0.3)]
+        if i % 4 == 0:  # a bass note on every fourth beat
+            pitches.append((root - 12 + SCALE[int(rng.choice((0, 3)))], 0.4, 0.8))
+        for pitch, loudness, decay in pitches:
+            frequency = 440 * 2 ** ((pitch - 69) / 12)
+            t = np.arange(int(4 * decay * rate)) / rate
+            overtones = sum(
+                np.sin(2 * np.pi * k * frequency * t) * np.exp(-k * t / decay) / k**1.5
+                for k in (1, 2, 3)
+                if k * frequency < rate / 2
+            )
+            begin = int(i * beat * rate)
+            overtones = overtones[: len(x) - begin]
+            x[begin : begin + len(overtones)] += loudness * overtones
+    return 0.9 * x / np.abs(x).max()
+
+
+def read_wav(path: Path) -> np.ndarray:
+    """A WAV file as one channel of bytes at `rate`. Raises UserError for what is no PCM."""
+    try:
+        with wave.open(str(path), "rb") as f:
+            channels, width, found = f.getnchannels(), f.getsampwidth(), f.getframerate()
+            data = f.readframes(f.getnframes())
+    except (wave.Error, EOFError, OSError) as e:
+        raise UserError(f"cannot read {path} as a WAV file of PCM samples: {e}") from None
+    data = data[: len(data) // (width * channels) * width * channels]
+    if not data:
+        raise UserError(f"{path} holds no sound")
+    if width == 1:
+        if channels == 1 and found == rate:
+            return np.frombuffer(data, np.uint8)  # as it is
+        x = (np.frombuffer(data, np.uint8).astype(np.float64) - SILENCE) / 127
+    else:  # signed, little-endian: the bytes go to the upper end of 32 bits
+        raw = np.frombuffer(data, np.uint8).reshape(-1, width)
+        wide = np.zeros((len(raw), 4), np.uint8)
+        wide[:, 4 - width :] = raw
+        x = wide.view("<i4")[:, 0] / 2**31
+    return to_bytes(resample(x.reshape(-1, channels).mean(axis=1), found))
+
+
+def resample(x: np.ndarray, found: int) -> np.ndarray:
+    """x at `found` samples a second -> at `rate`: averaged where there are more, else between."""
+    if found == rate:
+        return x
+    count = max(1, round(len(x) * rate / found))
+    if found > rate:  # the mean over each new sample's time, which also removes what is too high
+        total = np.concatenate(([0.0], np.cumsum(x)))
+        edges = np.interp(np.linspace(0, len(x), count + 1), np.arange(len(x) + 1), total)
+        return np.diff(edges) * count / len(x)
+    return np.interp(np.linspace(0, len(x) - 1, count), np.arange(len(x)), x)
+
+
+def sounds() -> Iterator[tuple[str, np.ndarray]]:
+    """(name, bytes) of each sound."""
+    if not source:
+        for i in range(tunes):
+            yield f"tune {i}", to_bytes(tune(np.random.default_rng((seed, i))))
+        return
+    folder = resolve_path(source)
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.[wW][aA][vV]"))
+    if not files:
+        raise UserError(f"source={source}: there is no WAV file")
+    for path in files:
+        yield path.name, read_wav(path)
+
+
+def prepare(folder: Path) -> None:
+    """Write the data set: the sounds one behind the other, each followed by the end of text."""
+    tokenizer, count = ByteTokenizer(), 0
+    end = np.array([tokenizer.eot], "<u2")
+    with Writer(folder, tokenizer) as writer:
+        for name, data in sounds():
+            held = document_key(name.encode()) < val_fraction
+            if count == 0 and len(data) > 10:  # of the first something is always held out
+                cut = int(len(data) * (1 - val_fraction))
+                parts = (("train", data[:cut]), ("val", data[cut:]))
+            else:
+                parts = (("val" if held else "train", data),)
+            for split, part in parts:
+                writer.add(split, np.concatenate((part, end)), text_bytes=len(part))
+            count += 1
+        meta = writer.finish()
+    length = sum(part["bytes"] for part in meta["splits"].values()) / rate
+    print(f"{count} sounds, {length / 60:.1f} minutes at {rate} samples a second")
+
+
+def write_wav(path: Path, data: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as f:
+        f.setnchannels(1)
+        f.setsampwidth(1)
+        f.setframerate(rate)
+        f.writeframes(data.tobytes())
+    print(f"wrote {path}")
+
+
+def excerpts(val: np.ndarray, length: int) -> list[np.ndarray]:
+    """`shown` excerpts of the held-out sounds, none across the end of a sound: bytes."""
+    found = []
+    for part in np.split(val, np.flatnonzero(val > 255)):
+        part = part[part < 256].astype(np.uint8)
+        found += [part[i : i + length] for i in range(0, len(part) - length + 1, 2 * length)]
+    if not found:
+        raise UserError(f"no held-out sound has {length / rate:g} s: lower given or seconds")
+    chosen = np.linspace(0, len(found) - 1, min(shown, len(found))).astype(int)
+    return [found[i] for i in chosen]
+
+
+def go_on(model: torch.nn.Module, start: np.ndarray) -> np.ndarray:
+    """What the model makes of a beginning, `seconds` of it; patches stay where they are."""
+    params = SamplingParams(int(seconds * rate), temperature, seed=seed, vocab_limit=256)
+    rows = generate(model, start.tolist(), params, on_full="refill")
+    return np.array([*start, *(row[0] for row in rows)], dtype=np.uint8)
+
+
+def draw(pairs: list[tuple[np.ndarray, np.ndarray]], begin: int, path: Path) -> None:
+    """Waves and spectrograms, original above, the model's below, for each excerpt."""
+    figure = new_figure(9, 1.5 * 2 * len(pairs))
+    grid = figure.subplots(2 * len(pairs), 2, squeeze=False, sharex=True)
+    for i, pair in enumerate(pairs):
+        for j, (title, data) in enumerate(zip(("original", "continued"), pair)):
+            left, right = grid[2 * i + j]
+            x = (data.astype(np.float64) - SILENCE) / 127
+            t = np.arange(len(x)) / rate
+            left.plot(t[:begin], x[:begin], color=COLORS[7], linewidth=0.4)
+            left.plot(t[begin:], x[begin:], color=COLORS[j], linewidth=0.4)
+            left.set(ylim=(-1, 1), ylabel=title)
+            right.specgram(x + 1e-6, NFFT=256, Fs=rate, noverlap=128, vmin=-120)
+            right.axvline(begin / rate, color="white", linewidth=0.8)
+            right.grid(False)
+    grid[-1][0].set_xlabel("seconds")
+    grid[-1][1].set_xlabel("seconds")
+    save_figure(figure, path)
+
+
+def main() -> None:
+    configure(globals())
+    if min(steps, shown, tunes) < 1 or rate < 100:
+        raise UserError("steps, shown and tunes must be at least 1, rate at least 100")
+    if not 0 < val_fraction < 1 or given <= 0 or seconds <= 0:
+        raise UserError("val_fraction must be between 0 and 1, given and seconds above 0")
+    out = Path(out_dir or "out-sound")
+    prepare(out / "data")
+    options = [f"--dataset={out.resolve() / 'data'}", f"--seed={seed}"]
+    train(HERE / "config.py", out / "run", steps, *options)
+
+    loaded = load_model("best", out / "run")
+    loaded.checkpoint = None
+    runtime = setup(dtype="float32", compile=False)
+    model = loaded.model.to(runtime.device)
+    val = open_dataset(str(out / "data")).split("val")
+    loss, count = split_loss(model, val, runtime, model.config.block_size, 8)
+    print(f"{loss / math.log(2):.4f} bits per byte on {count / rate:.1f} s of held-out sound")
+    begin = int(given * rate)
+    pairs = []
+    for i, original in enumerate(excerpts(val.read(0, len(val)), begin + int(seconds * rate))):
+        made = go_on(model, original[:begin])
+        write_wav(out / f"{i}_original.wav", original)
+        write_wav(out / f"{i}_continued.wav", made)
+        pairs.append((original, made))
+    draw(pairs, begin, out / "waves.png")
+
+
+if __name__ == "__main__":
+    run(main)
