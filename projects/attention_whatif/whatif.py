@@ -84,9 +84,9 @@ QUESTIONS = {
 }
 
 
-def attend(attention: torch.nn.Module, what: WhatIf, x: torch.Tensor, *_) -> torch.Tensor:
+def attend(attention: torch.nn.Module, what: WhatIf, x: torch.Tensor, *rest) -> torch.Tensor:
     """What CausalSelfAttention computes, written out, with `what` changed: x (B, T, C) -> same."""
-    B, T, C = x.shape
+    B, T, _ = x.shape
     nh, hs = attention.nh, attention.hs
     q, k, v = (y.view(B, T, nh, hs).transpose(1, 2) for y in attention.c_attn(x).chunk(3, dim=2))
     scores = what.scores(q, k.transpose(-2, -1)) * attention.scale  # (B, nh, T, T)
@@ -121,7 +121,7 @@ def build(what: WhatIf, vocab_size: int) -> GPT:
     return model
 
 
-def straight(block: torch.nn.Module, x: torch.Tensor, *_) -> torch.Tensor:
+def straight(block: torch.nn.Module, x: torch.Tensor, *rest) -> torch.Tensor:
     """A block without residual connections."""
     return block.mlp(block.ln_2(block.attn(block.ln_1(x))))
 
