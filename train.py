@@ -26,6 +26,7 @@ from bonsai.evals import bits_per_byte, mixture_loss
 from bonsai.memory import LOWER, describe_memory, out_of_memory
 from bonsai.models import CONFIGS, build_model, describe_model, load_model
 from bonsai.optim import SCHEDULES, build_optimizer, learning_rate_at, load_optimizer_state
+from bonsai.presets import FIELDS
 from bonsai.report import Report, versions
 from bonsai.runtime import Interrupts, Runtime, peak_flops, seed_everything, setup
 from bonsai.text import sample_text
@@ -348,7 +349,7 @@ def changed_settings(before: dict, now: dict) -> str:
 
 
 def main() -> int:
-    config = configure(globals(), models=CONFIGS)
+    config = configure(globals(), models=CONFIGS, presets=FIELDS)
     runtime = setup(device, dtype, compile, backend)
     try:
         return train(config, runtime)

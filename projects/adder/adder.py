@@ -134,6 +134,7 @@ def draw(maps: dict[int, np.ndarray], held: np.ndarray, path: Path) -> None:
     """Error maps, {step: which are right}: a point for a case, at the halves of its question."""
     count = len(held)
     side = symbols ** (length // 2) if task == "sort" else 10**digits
+    half = "half" if task == "sort" else "number"
     colors = np.array([[0.91, 0.94, 0.97], [0.6, 0.74, 0.88], [0.82, 0.29, 0.36], [0.3, 0, 0.05]])
     figure = new_figure(2.6 * len(maps) + 0.5, 3.3)
     grid = figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)[0]
@@ -141,13 +142,12 @@ def draw(maps: dict[int, np.ndarray], held: np.ndarray, path: Path) -> None:
         kind = np.where(ok, held.astype(int), 2 + held)
         axes.imshow(colors[kind].reshape(side, -1, 3), origin="lower", interpolation="nearest")
         axes.set_title(f"step {step:,}: {ok.sum():,} of {count:,} right", fontsize=9)
+        axes.set_xlabel(f"second {half}")
         axes.grid(False)
     names = ("right", "right, held out", "wrong", "wrong, held out")
     marks = [grid[0].plot([], [], "s", color=c, label=n)[0] for c, n in zip(colors, names)]
     figure.legend(handles=marks, loc="outside lower center", ncols=4)
-    half = "half to be sorted" if task == "sort" else "number"
     grid[0].set_ylabel(f"first {half}")
-    figure.supxlabel(f"second {half}", fontsize=9)
     save_figure(figure, path)
 
 
@@ -169,7 +169,7 @@ def main() -> None:
         count = steps or (300 if task == "sort" else {1: 300, 2: 500, 3: 2000}[digits])
         options = [f"--dataset={out.resolve() / 'data'}", f"--block_size={rows.shape[1] - 1}"]
         options += [f"--batch_size={batch_size}", f"--seed={seed}"]
-        options += [f"--save_interval={max(1, count // 4)}"]
+        options += [f"--save_interval={max(1, count // 10)}"]
         train(HERE / "config.py", out / "run", count, *options)
     model = load_model("best", out / "run").model
     if ask:
@@ -186,7 +186,8 @@ def main() -> None:
         print(f"wrong: {answer(model, asked)}")
     if task == "add" and digits > 1:
         print(f"the sum that minGPT got wrong: {answer(model, '55+45')}")
-    draw(maps, held, out / f"{name}.png")
+    learning = [step for step, ok in maps.items() if not ok.all()][-4:]
+    draw({step: maps[step] for step in sorted({*learning, max(maps)})}, held, out / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ bias = True
 learning_rate = 2e-3
 min_lr = 0.0
 warmup_iters = 50
-keep_last = 4  # checkpoints: adder.py draws a map of each
+keep_last = 10  # checkpoints: adder.py draws a map of each
 beta2 = 0.99
 
 dtype = "float32"
