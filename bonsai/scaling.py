@@ -96,9 +96,9 @@ def fit_scaling_law(
     n, d, target = (torch.tensor(x).double().log() for x in (N, D, losses))
     best, best_error = None, math.inf
     low = target.min().item()
-    for e in (low - 2, low - 0.5, low - 0.1):
-        for alpha in (0.1, 0.3, 0.6, 1.0):
-            for beta in (0.1, 0.3, 0.6, 1.0):
+    for e in (low - 1, low - 0.1):
+        for alpha in (0.2, 0.4, 0.8):
+            for beta in (0.2, 0.4, 0.8):
                 # so that each term has a part of the loss at the mean run
                 a, b = low - 1 + alpha * n.mean().item(), low - 1 + beta * d.mean().item()
                 theta = torch.tensor([e, a, b, alpha, beta], dtype=torch.float64)
@@ -112,7 +112,7 @@ def fit_scaling_law(
 
 def minimise(theta, n, d, target, delta: float) -> float:
     """L-BFGS on theta in place; returns the error reached, inf where it diverged."""
-    optimizer = torch.optim.LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([theta], max_iter=150, line_search_fn="strong_wolfe")
 
     def error():
         optimizer.zero_grad()

@@ -82,14 +82,8 @@ def prepare(folder: Path, rows: np.ndarray, question: int, held: np.ndarray) -> 
     mask = np.tile(np.arange(rows.shape[1]) >= question, (len(rows), 1))
     with Writer(folder, tokenizer, row_length=rows.shape[1], masks=True) as writer:
         for split, which in (("train", ~held), ("val", held)):
-            count = int(which.sum())
-            size = rows[which].size
             writer.add(
-                split,
-                rows[which].ravel(),
-                mask=mask[which].ravel(),
-                text_bytes=size,
-                documents=count,
+                split, rows[which].ravel(), mask=mask[which].ravel(), documents=int(which.sum())
             )
         writer.finish()
 

@@ -30,7 +30,7 @@ dataset = "python_stdlib"  # a folder in data/
 steps = 500
 block_size = 128  # tokens of a training window
 times = 4  # the windows afterwards are so many times as long
-windows = 128  # how many of them
+windows = 512  # how many of them
 options = ""  # more for train.py, such as "--n_layer=2 --n_embd=64"
 out_dir = "out-positions"  # a folder for each run, positions.png and positions.json
 # -----------------------------------------------------------------------------
