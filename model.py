@@ -40,11 +40,20 @@ class GPTConfig:
     position: str = "learned"  # 'learned', 'sinusoidal', 'rope' or 'none'
     rope_base: float = 10000.0  # base of the rotary frequencies
     activation: str = "gelu"  # 'gelu', 'gelu_tanh' (OpenAI's GPT-2), 'relu', 'relu2' or 'swiglu'
-    qk_norm: bool = False  # RMS-normalise queries and keys per head
+    qk_norm: bool = False  # normalise queries and keys per head, as norm says
     attention_scale: float = 0.0  # factor on the scores; 0: 1 / sqrt(head_size)
     tie_head: bool = True  # share the embedding's weights with the output head
     logit_softcap: float = 0.0  # cap * tanh(logits / cap); 0: off
-    zero_init: bool = False  # projections back into the residual stream start at 0
+    zero_init: bool = (
+        False  # projections back into the residual stream, and an untied head, start at 0
+    )
+    init: str = "gpt2"  # 'gpt2': N(0, 0.02); 'fan_in': variance 1 / (3 fan_in), embedding N(0, 1)
+    attention_window: int = 0  # positions that a local layer sees, its own included; 0: all
+    window_pattern: str = "L"  # layer by layer, repeated: L local, D dense ('DL' as in GPT-3)
+    residual_lambdas: bool = (
+        False  # learned weights, per layer, of the stream and of its first state
+    )
+    value_embeddings: bool = False  # tokens' own values, gated, in every other layer
     activation_checkpointing: bool = False  # recompute in backward: less memory
 
     def __post_init__(self) -> None:
@@ -59,6 +68,15 @@ class GPTConfig:
         for name in ("n_kv_head", "head_size", "logit_softcap"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if (
+            self.attention_window < 0
+            or not self.window_pattern
+            or set(self.window_pattern) - {*"DL"}
+        ):
+            raise ValueError(
+                f"attention_window={self.attention_window} must be at least 0 and window_pattern="
+                f"{self.window_pattern!r} of the letters D and L"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.n_embd % self.n_head and not self.head_size:
@@ -76,6 +94,10 @@ class GPTConfig:
     def kv_heads(self) -> int:
         return self.n_kv_head or self.n_head
 
+    def has_value_embedding(self, layer: int) -> bool:
+        """Every other layer, the last one included."""
+        return self.value_embeddings and (self.n_layer - 1 - layer) % 2 == 0
+
     @property
     def is_classic(self) -> bool:
         """Whether nanoGPT can build this model: all beyond its seven keys is at the default."""
@@ -87,6 +109,7 @@ class GPTConfig:
 CLASSIC_KEYS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
 
 CHOICES = {
+    "init": ("gpt2", "fan_in"),
     "norm": ("layernorm", "rmsnorm"),
     "norm_bias": ("auto", True, False),
     "norm_placement": ("pre", "post"),
@@ -94,11 +117,26 @@ CHOICES = {
     "activation": ("gelu", "gelu_tanh", "relu", "relu2", "swiglu"),
 }
 
+
+class ReluSquared(torch.autograd.Function):
+    """max(x, 0)^2 (Primer, So et al. 2021); autograd's own backward takes three times as long."""
+
+    @staticmethod
+    def forward(ctx, x):
+        r = x.relu()
+        ctx.save_for_backward(r)
+        return r * r
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad * ctx.saved_tensors[0]
+
+
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),  # Primer, So et al. 2021
+    "relu2": lambda x: ReluSquared.apply(x),
     "swiglu": lambda x: F.silu(x.chunk(2, dim=-1)[0]) * x.chunk(2, dim=-1)[1],  # Shazeer 2020
 }
 
@@ -123,18 +161,20 @@ class Norm(nn.Module):
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotary positions (RoPE, Su et al. 2021): turn each pair of channels by its angle.
 
-    x (B, nh, T, hs), rotation = cos, sin (T, hs/2). Pairs are (i, i + hs/2).
+    x (B, nh, T, hs), rotation = cos, sin (T, hs), see rope_angles. Pairs are (i, i + hs/2).
     """
-    cos, sin = rotation
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).type_as(x)
+    cos, sin = (r.to(x.dtype) for r in rotation)
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
 
 
+GATE = 12  # channels of the stream that decide how much of a value embedding is taken
 SHORT = 256  # contexts for which short_attention measured faster
 
 
-def short_attention(q, k, v, scale: float, dropout: float) -> torch.Tensor:
+def short_attention(q, k, v, scale: float, dropout: float, window: int = 0) -> torch.Tensor:
     """Causal attention by plain products: q (B, nh, T, hs), k and v (B, nkv, T, hs) -> like q.
+
+    window: positions that each one sees, its own included; 0: all up to its own.
 
     For bfloat16 on CPUs, where the backward of torch's fused kernel takes 1.7 (T = 256) to 4.8
     (T = 64) times as long; see docs/LOG.md.
@@ -144,9 +184,34 @@ def short_attention(q, k, v, scale: float, dropout: float) -> torch.Tensor:
         k, v = (x.repeat_interleave(nh // x.size(1), dim=1) for x in (k, v))
     q, k, v = (x.reshape(B * nh, T, hs) for x in (q, k, v))
     future = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    if window:
+        future = future.masked_fill(torch.ones_like(future).tril(-window).bool(), -math.inf)
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scale)  # (B nh, T, T)
     probs = F.dropout(F.softmax(scores, dim=-1), dropout)
     return torch.bmm(probs.to(v.dtype), v).view(B, nh, T, hs)
+
+
+def local_attention(q, k, v, window: int, scale: float, dropout: float) -> torch.Tensor:
+    """Attention to the last `window` positions; shapes as short_attention.
+
+    In blocks of `window` queries, each of which sees its own block and the one before (Child et al.
+    2019, Beltagy et al. 2020): time and memory grow with T window instead of T^2.
+    """
+    B, nh, T, hs = q.shape
+    n, w = -(-T // window), window
+    q, k, v = (F.pad(x, (0, 0, 0, n * w - T)) for x in (q, k, v))
+    k, v = (F.pad(x, (0, 0, w, 0)).unfold(2, 2 * w, w) for x in (k, v))  # (B, nkv, n, hs, 2w)
+    q = q.view(B, nh, n, w, hs).transpose(1, 2).reshape(B * n, nh, w, hs)
+    k, v = (x.permute(0, 2, 1, 4, 3).reshape(B * n, -1, 2 * w, hs) for x in (k, v))
+    i = torch.arange(w, device=q.device)[:, None] + w  # queries behind the block before
+    j = torch.arange(2 * w, device=q.device)
+    seen = (j <= i) & (j > i - w)  # (w, 2w)
+    first = torch.arange(B * n, device=q.device)[:, None, None, None] % n == 0
+    seen = seen & ~(first & (j < w))  # (B n, 1, w, 2w): nothing before the first block
+    y = F.scaled_dot_product_attention(
+        q, k, v, seen, dropout, scale=scale, enable_gqa=k.size(1) != nh
+    )
+    return y.view(B, n, nh, w, hs).transpose(1, 2).reshape(B, nh, n * w, hs)[:, :, :T]
 
 
 class KVCache:
@@ -184,35 +249,56 @@ class KVCache:
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.layer, self.dropout, self.qk_norm = layer, config.dropout, config.qk_norm
+        self.layer, self.dropout = layer, config.dropout
+        self.qk_norm, self.rms = config.qk_norm, config.norm == "rmsnorm"
         self.nh, self.nkv, self.hs = config.n_head, config.kv_heads, config.head_dim
         self.scale = config.attention_scale or 1 / math.sqrt(self.hs)
+        pattern = config.window_pattern
+        self.window = config.attention_window if pattern[layer % len(pattern)] == "L" else 0
         # queries, keys and values in one product
         width = (self.nh + 2 * self.nkv) * self.hs
         self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
+        # ... which are matrices of their own to an optimizer that treats a matrix as a whole
+        self.c_attn.weight.row_block = math.gcd(self.nh, self.nkv) * self.hs
         self.c_proj = nn.Linear(self.nh * self.hs, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
+        self.gate = None
+        if config.has_value_embedding(layer):
+            self.gate = nn.Linear(min(GATE, config.n_embd), self.nkv, bias=False)
 
-    def forward(self, x, rotation=None, cache: KVCache | None = None):
+    def forward(self, x, rotation=None, cache: KVCache | None = None, values=None):
         B, T, _ = x.shape
-        q, k, v = self.c_attn(x).split([n * self.hs for n in (self.nh, self.nkv, self.nkv)], dim=2)
-        q = q.view(B, T, self.nh, self.hs).transpose(1, 2)  # (B, nh, T, hs)
-        k = k.view(B, T, self.nkv, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
+        heads = (self.nh + self.nkv, self.nkv)
+        qk, v = self.c_attn(x).split([n * self.hs for n in heads], dim=2)
+        qk = qk.view(B, T, heads[0], self.hs).transpose(1, 2)  # (B, nh + nkv, T, hs)
         v = v.view(B, T, self.nkv, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
-        if self.qk_norm:  # Henry et al. 2020; without gain
-            q, k = F.rms_norm(q, (self.hs,)), F.rms_norm(k, (self.hs,))
+        if values is not None:  # (B, T, nkv hs), value embeddings
+            gate = 3 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, nkv)
+            v = v + gate.transpose(1, 2)[..., None] * values.view(B, T, self.nkv, -1).transpose(
+                1, 2
+            )
+        if self.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023; without gain
+            normed = F.rms_norm if self.rms else F.layer_norm
+            qk = normed(qk, (self.hs,))
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        mask = None
+            qk = rotate(qk, rotation)
+        q, k = qk.split((self.nh, self.nkv), dim=1)
+        mask, window = None, self.window
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-            if 1 < T < k.size(2):  # several tokens behind others see those, and one another
+            if T == 1 and window:
+                k, v = k[:, :, -window:], v[:, :, -window:]
+            elif 1 < T < k.size(2):  # several tokens behind others see those, and one another
                 mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device)
                 mask = mask.tril(k.size(2) - T)
+                if window:
+                    mask = mask & ~mask.tril(k.size(2) - T - window)
         dropout = self.dropout if self.training else 0.0
         causal = T > 1 and mask is None
         if causal and x.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= SHORT:
-            y = short_attention(q, k, v, self.scale, dropout)  # (B, nh, T, hs)
+            y = short_attention(q, k, v, self.scale, dropout, window)  # (B, nh, T, hs)
+        elif causal and 0 < window < T:
+            y = local_attention(q, k, v, window, self.scale, dropout)  # (B, nh, T, hs)
         else:
             y = F.scaled_dot_product_attention(
                 q, k, v, mask, dropout, causal, scale=self.scale, enable_gqa=self.nkv != self.nh
@@ -244,11 +330,11 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.post = config.norm_placement == "post"
 
-    def forward(self, x, rotation=None, cache: KVCache | None = None):
+    def forward(self, x, rotation=None, cache: KVCache | None = None, values=None):
         if self.post:
-            x = self.ln_1(x + self.attn(x, rotation, cache))
+            x = self.ln_1(x + self.attn(x, rotation, cache, values))
             return self.ln_2(x + self.mlp(x))
-        x = x + self.attn(self.ln_1(x), rotation, cache)
+        x = x + self.attn(self.ln_1(x), rotation, cache, values)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -270,6 +356,18 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_head:  # Press & Wolf 2017
             self.transformer.wte.weight = self.lm_head.weight
+        if config.value_embeddings:  # Zhou et al. 2024, as in modded-nanogpt
+            width = config.kv_heads * config.head_dim
+            self.values = nn.ModuleDict(
+                {
+                    str(i): nn.Embedding(config.vocab_size, width)
+                    for i in range(config.n_layer)
+                    if config.has_value_embedding(i)
+                }
+            )
+        if config.residual_lambdas:  # modded-nanogpt, 2024
+            self.residual_lambdas = nn.Parameter(torch.empty(config.n_layer))
+            self.x0_lambdas = nn.Parameter(torch.empty(config.n_layer))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -277,16 +375,27 @@ class GPT(nn.Module):
 
         The order of the draws is part of the contract: the same seed gives nanoGPT's weights.
         """
+        c = self.config
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                std = 0.02
+                if c.init == "fan_in":
+                    linear = isinstance(module, nn.Linear)
+                    std = (3 * module.in_features) ** -0.5 if linear else 1.0
+                nn.init.normal_(module.weight, std=std)
                 if getattr(module, "bias", None) is not None:
                     nn.init.zeros_(module.bias)
         for name, p in self.named_parameters():
-            if name.endswith("c_proj.weight"):
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
-                if self.config.zero_init:
-                    nn.init.zeros_(p)
+            if name.endswith("c_proj.weight") and c.init == "gpt2":
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * c.n_layer))
+            zeros = ("c_proj.weight", "lm_head.weight") if c.zero_init else ()
+            if name.endswith((*zeros, "gate.weight")) or name.startswith("values."):
+                nn.init.zeros_(p)
+        if c.residual_lambdas:
+            down = torch.linspace(1, 0, c.n_layer)
+            with torch.no_grad():
+                self.residual_lambdas.copy_(1.05 + 0.1 * down)
+                self.x0_lambdas.copy_(0.05 + 0.15 * down)
 
     def forward(
         self,
@@ -314,11 +423,16 @@ class GPT(nn.Module):
         rotation = None
         if self.config.position == "rope":
             rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
-        for block in self.transformer.h:
+        x0, values = x, None
+        for i, block in enumerate(self.transformer.h):
+            if self.config.residual_lambdas:
+                x = self.residual_lambdas[i] * x + self.x0_lambdas[i] * x0
+            if self.config.value_embeddings:
+                values = self.values[str(i)](idx) if str(i) in self.values else None
             if self.config.activation_checkpointing and self.training:
-                x = checkpoint(block, x, rotation, use_reentrant=False)
+                x = checkpoint(block, x, rotation, None, values, use_reentrant=False)
             else:
-                x = block(x, rotation, cache)
+                x = block(x, rotation, cache, values)
         x = self.transformer.ln_f(x)
         if cache is not None:
             cache.used += T
@@ -408,14 +522,17 @@ class GPT(nn.Module):
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Which parameters are what, for optimizers that treat them apart; each in one group."""
-        groups = {"matrices": [], "embeddings": [], "head": [], "scalars": []}
+        groups = {k: [] for k in ("matrices", "embeddings", "head", "scalars", "residual")}
         for name, p in self.named_parameters():  # names a tied tensor once, as the embedding
-            if name.startswith(("transformer.wte", "transformer.wpe")):
+            if name.startswith(("transformer.wte", "transformer.wpe", "values")):
                 groups["embeddings"].append(p)
             elif name.startswith("lm_head"):
                 groups["head"].append(p)
+            elif name == "residual_lambdas":
+                groups["residual"].append(p)
             else:
-                groups["matrices" if p.dim() >= 2 else "scalars"].append(p)
+                small = p.dim() < 2 or name.endswith("gate.weight")
+                groups["scalars" if small else "matrices"].append(p)
         return groups
 
     def configure_optimizers(
@@ -491,7 +608,8 @@ def sinusoids(pos: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def rope_angles(pos: torch.Tensor, head_dim: int, base: float):
-    """cos and sin of the rotary angles, each (T, head_dim/2), fp32."""
+    """cos and sin of the rotary angles, each (T, head_dim), fp32; the first half of sin negated."""
     i = torch.arange(0, head_dim, 2, device=pos.device, dtype=torch.float32)
-    angle = pos[:, None] * base ** (-i / head_dim)
-    return angle.cos(), angle.sin()
+    angle = pos[:, None] * base ** (-i / head_dim)  # (T, head_dim/2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

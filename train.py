@@ -25,7 +25,13 @@ from bonsai.errors import UserError, run
 from bonsai.evals import bits_per_byte, mixture_loss
 from bonsai.memory import LOWER, describe_memory, out_of_memory
 from bonsai.models import CONFIGS, build_model, describe_model, load_model
-from bonsai.optim import SCHEDULES, build_optimizer, learning_rate_at, load_optimizer_state
+from bonsai.optim import (
+    SCHEDULES,
+    build_optimizer,
+    learning_rate_at,
+    load_optimizer_state,
+    set_rates,
+)
 from bonsai.presets import FIELDS
 from bonsai.report import Report, versions
 from bonsai.runtime import Interrupts, Runtime, peak_flops, seed_everything, setup
@@ -55,20 +61,27 @@ wandb_run_name = "gpt2"  # name of the run there
 dataset = "openwebtext"  # a folder in data/, or several by weight: a:0.7,b:0.3
 gradient_accumulation_steps = 5 * 8  # micro-batches per step, over all processes together
 batch_size = 12  # rows per micro-batch
+batch_ramp = 0  # steps with fewer micro-batches: half of them with a quarter, then with half
 batch_order = "random"  # random: windows with replacement; epoch: each once per pass, shuffled
 seed = 1337  # of the initial weights, the batches and dropout
 # model
 model = "gpt"  # the architecture; its fields are settings too
 bias = False  # biases in the linear layers and norms (GPT-2: True)
 # optimizer
-optimizer = "adamw"  # see bonsai/optim.py
-learning_rate = 6e-4  # the highest rate
+optimizer = "adamw"  # adamw, or muon: Muon for the matrices, AdamW for the rest
+learning_rate = 6e-4  # the highest rate; with muon that of the matrices
 max_iters = 600000  # steps in all
 weight_decay = 1e-1  # on tensors of two or more dimensions
 beta1 = 0.9  # decay of the mean of the gradients
 beta2 = 0.95  # decay of the mean of their squares
 adam_eps = 1e-8  # added to the root of that
 grad_clip = 1.0  # largest norm of the gradient; 0.0: no clipping
+embedding_lr = 0.3  # muon: the rate of embeddings
+head_lr = 4e-3  # muon: the rate of a head that is not tied to the embedding
+scalar_lr = 1.5e-2  # muon: the rate of gains, biases and the like
+momentum = 0.95  # muon: of the gradient, with Nesterov's look ahead
+momentum_warmup = 300  # muon: steps from 0.85 to that
+cautious_decay = False  # muon: decay a weight only where its update, too, moves towards 0
 max_skipped = 20  # stop after so many steps in a row whose gradient is not finite
 # learning rate schedule
 decay_lr = True  # False: constant, without warm-up
@@ -93,15 +106,21 @@ def train(config: Config, runtime: Runtime) -> int:
             f"gradient_accumulation_steps={gradient_accumulation_steps} is not divisible by the "
             f"{world} processes: use a multiple of {world}"
         )
+    if batch_ramp and gradient_accumulation_steps % (4 * world):
+        raise UserError(
+            f"batch_ramp begins with a quarter of gradient_accumulation_steps="
+            f"{gradient_accumulation_steps}: use a multiple of {4 * world}"
+        )
     positive = "batch_size gradient_accumulation_steps eval_interval log_interval max_skipped"
-    not_negative = "seed max_iters eval_iters save_interval keep_last patience sample_interval"
+    not_negative = (
+        "seed max_iters eval_iters save_interval keep_last patience sample_interval batch_ramp"
+    )
     for least, names in ((1, positive), (0, not_negative)):
         for name in names.split():
             if config[name] < least:
                 raise UserError(f"{name}={config[name]} must be at least {least}")
     if lr_schedule not in SCHEDULES:
         raise UserError(f"lr_schedule={lr_schedule} is not one of {', '.join(SCHEDULES)}")
-    micro_steps = gradient_accumulation_steps // world  # of this process
 
     # ---- data and model ----
     data = Mixture.open(dataset)
@@ -131,12 +150,12 @@ def train(config: Config, runtime: Runtime) -> int:
     block_size, vocab_size = raw_model.config.block_size, raw_model.config.vocab_size
     data.check(block_size, vocab_size)
     rows = gradient_accumulation_steps * batch_size
-    batches = Batches(data, block_size, rows, seed, batch_order)
+    batches = Batches(data, block_size, rows, seed, batch_order, batch_ramp)
     tokenizer = data.tokenizer or (loaded.tokenizer if loaded else None)
     raw_model.to(device)
 
     # ---- optimizer, and where a resumed run stood ----
-    adam = build_optimizer(raw_model, config, device.type)
+    optim = build_optimizer(raw_model, config, runtime)
     scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
     step, best_val_loss = 0, math.inf
     progress = {"evaluated": -1, "bad_evals": 0, "seconds": 0.0}
@@ -145,8 +164,8 @@ def train(config: Config, runtime: Runtime) -> int:
         state = loaded.checkpoint
         if "optimizer" not in state:
             raise UserError(f"{loaded.source} has no optimizer: use --init_from={loaded.source}")
-        crop_moments(state["optimizer"], [p for g in adam.param_groups for p in g["params"]])
-        load_optimizer_state(adam, state["optimizer"])
+        crop_moments(state["optimizer"], [p for g in optim.param_groups for p in g["params"]])
+        load_optimizer_state(optim, state["optimizer"])
         if state.get("scaler") and scaler.is_enabled():
             scaler.load_state_dict(state["scaler"])
         step, best_val_loss = state["iter_num"], float(state["best_val_loss"])
@@ -161,8 +180,7 @@ def train(config: Config, runtime: Runtime) -> int:
     if not resuming and runtime.master and not eval_only:
         set_aside(folder)
     report = Report(folder, config, runtime, step, progress["evaluated"])
-    tokens_per_step = gradient_accumulation_steps * batch_size * block_size
-    report.say(f"tokens per iteration will be: {tokens_per_step:,}")
+    report.say(f"tokens per iteration will be: {rows * block_size:,}")
     report.say(found)
     report.say(f"number of parameters: {raw_model.num_params() / 1e6:.2f}M")
     report.say(runtime.summary)
@@ -171,10 +189,10 @@ def train(config: Config, runtime: Runtime) -> int:
         report.say(f"nothing left to do: {step} of max_iters={max_iters} steps are done")
     wandb_id = report.start_wandb(wandb_id)
     net = local_model = torch.compile(raw_model) if runtime.compile else raw_model
-    if world > 1:
+    if world > 1 and not optim.sharded:
         net = DDP(local_model, device_ids=[device.index] if device.type == "cuda" else None)
     peak = peak_flops(device, runtime.dtype)
-    flops_per_step = raw_model.flops_per_token(block_size) * tokens_per_step
+    flops_per_token = raw_model.flops_per_token(block_size)
 
     def evaluate() -> dict:
         """Losses on fixed windows of both splits, shared by the processes."""
@@ -187,7 +205,7 @@ def train(config: Config, runtime: Runtime) -> int:
             "val_bpb": bits_per_byte(losses["val"], data.bytes_per_token("val")),
             "lr": learning_rate_at(step, config),
             "mfu": mfu,
-            "tokens": step * tokens_per_step,
+            "tokens": batches.rows_before(step) * block_size,
             "seconds": progress["seconds"],
         }
 
@@ -195,10 +213,11 @@ def train(config: Config, runtime: Runtime) -> int:
         """Write one checkpoint under each of `names`."""
         nonlocal saved
         saved = step
+        optimizer_state = optim.state_dict()  # a sharded one is gathered from all
         if runtime.master:
             state = {
                 "model": raw_model.state_dict(),
-                "optimizer": adam.state_dict(),
+                "optimizer": optimizer_state,
                 "scaler": scaler.state_dict(),
                 **describe_model(raw_model, config["model"]),
                 "iter_num": step,
@@ -217,7 +236,6 @@ def train(config: Config, runtime: Runtime) -> int:
     stream = prefetch(
         batches,
         step,
-        micro_steps,
         batch_size,
         runtime.rank,
         world,
@@ -265,30 +283,29 @@ def train(config: Config, runtime: Runtime) -> int:
             t0 += time.perf_counter() - paused
 
         # one step: micro-batches, clip, update
-        lr = learning_rate_at(step, config)
-        for group in adam.param_groups:
-            group["lr"] = lr
+        lr = set_rates(optim, step, config)
         seed_everything(seed, step, runtime.rank)  # dropout
         step_loss.zero_()
+        micro_steps = batches.rows_at(step) // (batch_size * world)  # of this process
         for micro_step in range(micro_steps):
             x, y = next(stream)
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            if world > 1:  # gradients are averaged once, behind the last micro-batch
+            if net is not local_model:  # gradients are averaged once, behind the last micro-batch
                 net.require_backward_grad_sync = micro_step == micro_steps - 1
             with runtime.autocast():
                 _, loss = net(x, y)
             loss = loss / micro_steps
             step_loss += loss.detach()
             scaler.scale(loss).backward()
-        scaler.unscale_(adam)
-        norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf)
+        scaler.unscale_(optim)
+        norm = optim.clip_gradients(grad_clip)
         bad = (~torch.isfinite(norm)).float()
         skipped = (skipped + bad) * bad  # in a row
         if not scaler.is_enabled():
-            adam.found_inf = bad  # the fused kernels leave everything as it is where this is 1
-        scaler.step(adam)
+            optim.found_inf = bad  # the fused kernels leave everything as it is where this is 1
+        scaler.step(optim)
         scaler.update()
-        adam.zero_grad(set_to_none=True)
+        optim.zero_grad(set_to_none=True)
         step += 1
 
         # log
@@ -298,14 +315,15 @@ def train(config: Config, runtime: Runtime) -> int:
             now = time.perf_counter()
             seconds, t0 = now - t0, now
             progress["seconds"] += seconds
-            mfu = flops_per_step * n / seconds / world / peak if peak else None
+            tokens = (batches.rows_before(step) - batches.rows_before(logged_step)) * block_size
+            mfu = flops_per_token * tokens / seconds / world / peak if peak else None
             row = {
                 "iter": step - 1,
                 "loss": loss_mean,
                 "lr": lr,
                 "grad_norm": norm.item(),
                 "ms": 1000 * seconds / n,
-                "tokens_per_s": tokens_per_step * n / seconds,
+                "tokens_per_s": tokens / seconds,
             }
             if scaler.is_enabled():
                 row["loss_scale"] = scaler.get_scale()

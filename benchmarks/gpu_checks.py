@@ -95,7 +95,7 @@ def found_inf_guards(device: str, folder: Path) -> str:
     runtime = setup(device, "float32", False)
     torch.manual_seed(0)
     model = build_model("gpt", FIELDS).to(runtime.device)
-    optimizer = build_optimizer(model, OPTIMIZER, runtime.device.type)
+    optimizer = build_optimizer(model, OPTIMIZER, runtime)
     x, y = next(synthetic(FIELDS["vocab_size"], 2, 16, runtime.device))
 
     def step(spoil: bool) -> list[torch.Tensor]:

@@ -167,7 +167,7 @@ def our_step(size: Size, tokens: Path, runtime: Runtime) -> TrainingStep:
     splits = {"train": Split([tokens], max_id=size.vocab_size - 1)}
     data = Dataset("random", tokens.parent, splits, size.vocab_size, None, None)
     batches = Batches(Mixture([data]), size.block_size, size.batch_size, seed)
-    stream = prefetch(batches, 0, 1, size.batch_size, pin=runtime.device.type == "cuda")
+    stream = prefetch(batches, 0, size.batch_size, pin=runtime.device.type == "cuda")
     return TrainingStep(model, stream, {**OPTIMIZER, "seed": seed}, runtime)
 
 

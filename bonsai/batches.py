@@ -14,32 +14,56 @@ from bonsai.errors import UserError
 class Batches:
     """The training batches. The rows of step s are a pure function of (data, seed, s).
 
-    rows: windows of one optimizer step over all processes. order: 'random' draws windows with
-    replacement, as nanoGPT; 'epoch' takes every window once per pass, shuffled, on a grid that is
-    shifted from pass to pass. In a mixture each row draws its data set by weight, and 'epoch' then
-    means that no window of a part comes twice within a pass, not that each comes.
+    rows: windows of one optimizer step over all processes. ramp: steps that begin with fewer, the
+    first half of them with a quarter of rows, then with half of them. order: 'random' draws windows
+    with replacement, as nanoGPT; 'epoch' takes every window once per pass, shuffled, on a grid that
+    is shifted from pass to pass. In a mixture each row draws its data set by weight, and 'epoch'
+    then means that no window of a part comes twice within a pass, not that each comes.
     """
 
-    def __init__(self, data: Mixture, block_size: int, rows: int, seed: int, order: str = "random"):
+    def __init__(
+        self,
+        data: Mixture,
+        block_size: int,
+        rows: int,
+        seed: int,
+        order: str = "random",
+        ramp: int = 0,
+    ):
         if order not in ("random", "epoch"):
             raise UserError(f"batch_order={order} is not one of random, epoch")
         self.parts = [part.split("train") for part in data.parts]
         self.weights = np.cumsum([part.weight for part in data.parts])
         self.T, self.rows, self.seed, self.order = block_size, rows, seed, order
+        self.ramp = ramp
+
+    def rows_at(self, step: int) -> int:
+        """Rows of a step."""
+        return self.rows // (4 if 2 * step < self.ramp else 2 if step < self.ramp else 1)
+
+    def rows_before(self, step: int) -> int:
+        """Rows of all steps before this one."""
+        quarter, half = min(step, -(-self.ramp // 2)), min(step, self.ramp)
+        return (
+            quarter * (self.rows // 4)
+            + (half - quarter) * (self.rows // 2)
+            + (step - half) * self.rows
+        )
 
     def starts(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """For each row of a step: which part, and at which token its window begins."""
         rng = np.random.default_rng((self.seed, step))
-        which = np.zeros(self.rows, dtype=np.int64)
+        rows = self.rows_at(step)
+        which = np.zeros(rows, dtype=np.int64)
         if len(self.parts) > 1:
-            which = np.searchsorted(self.weights[:-1], rng.random(self.rows), side="right")
+            which = np.searchsorted(self.weights[:-1], rng.random(rows), side="right")
         if self.order == "random":
             places = [self._places(part) for part in self.parts]
             starts = rng.integers(0, np.array(places)[which])
             strides = np.array([part.row_length or 1 for part in self.parts])
             return which, starts * strides[which]
-        index = np.arange(step * self.rows, (step + 1) * self.rows)
-        starts = np.zeros(self.rows, dtype=np.int64)
+        index = np.arange(rows) + self.rows_before(step)
+        starts = np.zeros(rows, dtype=np.int64)
         for p, part in enumerate(self.parts):
             starts[which == p] = self._epoch_starts(part, p, index[which == p])
         return which, starts
@@ -98,7 +122,6 @@ def shuffled(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
 def prefetch(
     batches: Batches,
     step: int,
-    micro_steps: int,
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
@@ -106,6 +129,8 @@ def prefetch(
     pin: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Micro-batches (x, y), each (batch_size, T) int64, of this process from `step` on, for ever.
+
+    A step has rows_at(step) / (batch_size world_size) of them.
 
     Micro-step m of rank r takes the global rows (m * world_size + r) * batch_size onward, so the
     data of a step do not depend on how many processes share it. A thread reads two ahead (into
@@ -128,7 +153,7 @@ def prefetch(
         try:
             s = step
             while wanted():
-                for m in range(micro_steps):
+                for m in range(batches.rows_at(s) // (batch_size * world_size)):
                     first = (m * world_size + rank) * batch_size
                     x, y = batches.rows_of(s, np.arange(first, first + batch_size))
                     if check_below and (top := max(x.max(), y.max())) >= check_below:

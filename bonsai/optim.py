@@ -7,33 +7,103 @@ import torch
 import torch.nn as nn
 
 from bonsai.errors import UserError
+from bonsai.muon import POLAR_EXPRESS, Muon
+from bonsai.runtime import Runtime
 
 
-def adamw(model: nn.Module, settings: dict, device_type: str) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused, in the model's own two groups."""
-    return model.configure_optimizers(
+class AdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov & Hutter 2019), fused; DistributedDataParallel averages its gradients."""
+
+    sharded = False
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Scale the gradients down to a norm of max_norm (0: don't); returns the norm before."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        return torch.nn.utils.clip_grad_norm_(params, max_norm or math.inf)
+
+
+def adamw(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Optimizer:
+    """AdamW in the model's own two groups: tensors of two or more dimensions decay."""
+    built = model.configure_optimizers(
         settings["weight_decay"],
         settings["learning_rate"],
         (settings["beta1"], settings["beta2"]),
-        device_type,
+        runtime.device.type,
         settings["adam_eps"],
     )
+    built.__class__ = AdamW
+    return built
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw}
+def muon(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Optimizer:
+    """Muon for the matrices of the blocks, AdamW for the rest; see bonsai/muon.py.
+
+    learning_rate is the matrices' rate, the other kinds have their own; only matrices decay.
+    """
+    s = settings
+    if runtime.dtype == "float16" and runtime.world_size > 1:
+        raise UserError("optimizer=muon on several processes needs bfloat16 or float32")
+    adam = {"kind": "adamw", "weight_decay": 0.0, "betas": (s["beta1"], s["beta2"])}
+    rates = {
+        "embeddings": s["embedding_lr"],
+        "head": s["head_lr"],
+        "scalars": s["scalar_lr"],
+        "residual": s["scalar_lr"] / 100,  # their effect adds up over the layers
+    }
+    kinds = {k: p for k, p in model.param_groups().items() if p}
+    groups = [
+        {"params": params, "lr": rates[k], "eps": s["adam_eps"], **adam}
+        for k, params in kinds.items()
+        if k != "matrices"
+    ]
+    groups.append(
+        {
+            "kind": "muon",
+            "params": kinds["matrices"],
+            "lr": s["learning_rate"],
+            "weight_decay": s["weight_decay"],
+            "cautious": s["cautious_decay"],
+            "momentum": s["momentum"],
+            "coefficients": POLAR_EXPRESS,
+        }
+    )
+    dtype = torch.bfloat16 if runtime.dtype == "bfloat16" else torch.float32
+    return Muon(groups, dtype, runtime.compile)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
 SCHEDULES = ("cosine", "trapezoid")
 
 
-def build_optimizer(model: nn.Module, settings: dict, device_type: str) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Optimizer:
     """The optimizer named by settings['optimizer'] for a model; UserError for an unknown name."""
     name = settings["optimizer"]
     if name not in OPTIMIZERS:
         raise UserError(f"optimizer={name} is not one of {', '.join(OPTIMIZERS)}")
     try:
-        return OPTIMIZERS[name](model, settings, device_type)
+        built = OPTIMIZERS[name](model, settings, runtime)
     except ValueError as e:  # torch names the value
         known = "learning_rate, weight_decay, beta1, beta2, adam_eps"
         raise UserError(f"{name}: {e}; look at {known}") from None
+    for group in built.param_groups:
+        group["share"] = group["lr"] / top if (top := settings["learning_rate"]) else 0.0
+    return built
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, settings: dict) -> float:
+    """Set what a step's learning rates and momentum are; returns learning_rate's value.
+
+    All rates follow one schedule, each at its share of learning_rate. Muon's momentum rises
+    linearly from 0.85 over momentum_warmup steps.
+    """
+    lr = learning_rate_at(step, settings)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["share"]
+        if "momentum" in group:
+            share = min(1.0, step / max(1, settings["momentum_warmup"]))
+            low = min(0.85, settings["momentum"])
+            group["momentum"] = low + share * (settings["momentum"] - low)
+    return lr
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -42,6 +112,12 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     That also keeps our choice of fused kernels, which the non-finite guard needs, and by which
     load_state_dict decides on which device the step counters live.
     """
+    kinds = [[g.get("kind") for g in s["param_groups"]] for s in (state, optimizer.state_dict())]
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            "the checkpoint was trained with the other optimizer: set optimizer as it was, or "
+            "start from its weights alone, --init_from=FILE"
+        )
     groups = [
         {**own, "params": saved["params"]}
         for saved, own in zip(state["param_groups"], optimizer.param_groups)

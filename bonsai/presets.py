@@ -30,7 +30,9 @@ def gpt(n_layer: int, n_head: int, n_embd: int, **fields) -> dict:
 
 
 def gpt3(n_layer: int, n_head: int, n_embd: int) -> dict:
-    return gpt(n_layer, n_head, n_embd, block_size=2048)
+    """Every other layer sees a band of positions only; the paper does not give its width."""
+    bands = {"attention_window": 256, "window_pattern": "DL"}
+    return gpt(n_layer, n_head, n_embd, block_size=2048, **bands)
 
 
 GPT1 = {"vocab_size": 40478, "block_size": 512, "norm_placement": "post"}

@@ -42,6 +42,21 @@ def cache_bytes(model: torch.nn.Module, T: int, width: int = 2) -> int:
     return 2 * c.n_layer * c.kv_heads * c.head_dim * T * width
 
 
+def attention_share(model: torch.nn.Module, T: int) -> float:
+    """Attention scores that are computed, of those of dense layers: 1 without local windows.
+
+    A dense layer has T scores per position, a local one as many as its window (twice that where it
+    is computed in blocks; what lies outside the band is masked, not used).
+    """
+    c = model.config
+    pattern, window = c.window_pattern, c.attention_window
+    seen = [
+        min(T, window) if window and pattern[i % len(pattern)] == "L" else T
+        for i in range(c.n_layer)
+    ]
+    return sum(seen) / (c.n_layer * T)
+
+
 def chinchilla_tokens(N: float) -> dict[str, float]:
     """Tokens that are compute-optimal for N parameters (Hoffmann et al. 2022), three ways."""
     sizes, _, tokens = zip(*APPROACH_1)
@@ -101,6 +116,12 @@ def describe_size(
         f"memory to sample    {2 * total / GIB:,.2f} GiB of weights in bfloat16, and "
         f"{cache / GIB:,.3f} GiB of keys and values per row of {T:,} tokens",
     ]
+    if (share := attention_share(model, T)) < 1:
+        scores = flops - 6 * multiplied
+        lines.append(
+            f"local attention     saves {scores * (1 - share):.3e} of the {scores:.3e} FLOPs per "
+            f"token for attention that the numbers here count as dense ({1 - share:.0%})"
+        )
     for name, count in chinchilla_tokens(total).items():
         lines.append(f"{'Chinchilla-optimal':19} {count:.2e} tokens, {name}")
     lines.append(

@@ -5,7 +5,6 @@ the two to the same losses.
 """
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -24,6 +23,11 @@ OPTIMIZER = dict(
     beta2=0.95,
     adam_eps=1e-8,
     grad_clip=1.0,
+    embedding_lr=0.1,
+    head_lr=4e-3,
+    scalar_lr=1e-2,
+    momentum=0.95,
+    cautious_decay=False,
 )
 
 
@@ -37,11 +41,11 @@ class TrainingStep:
 
     def __init__(self, model: torch.nn.Module, stream: Iterator, settings: dict, runtime: Runtime):
         self.model, self.stream, self.settings, self.runtime = model, stream, settings, runtime
-        self.optimizer = build_optimizer(model, settings, runtime.device.type)
+        self.optimizer = build_optimizer(model, settings, runtime)
         device = runtime.device
         self.scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
         self.net = torch.compile(model) if runtime.compile else model
-        if runtime.world_size > 1:
+        if runtime.world_size > 1 and not self.optimizer.sharded:
             ids = [device.index] if device.type == "cuda" else None
             self.net = DDP(self.net, device_ids=ids)
         self.net.train()
@@ -60,8 +64,7 @@ class TrainingStep:
             _, loss = self.net(x, y)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        limit = self.settings["grad_clip"] or math.inf
-        self.norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.norm = self.optimizer.clip_gradients(self.settings["grad_clip"])
         if not self.scaler.is_enabled():
             self.optimizer.found_inf = (~torch.isfinite(self.norm)).float()
         self.scaler.step(self.optimizer)

@@ -60,7 +60,7 @@ def test_ranks_share_the_rows_of_a_step(counting, order, world):
     batches = Batches(counting, T, total * batch_size, 1, order)
     micro_steps = total // world
     by_rank = [
-        list(islice(prefetch(batches, 5, micro_steps, batch_size, r, world), steps * micro_steps))
+        list(islice(prefetch(batches, 5, batch_size, r, world), steps * micro_steps))
         for r in range(world)
     ]
     for s in range(steps):
@@ -152,9 +152,9 @@ def test_prefetch_checks_ids_where_the_data_do_not_state_them(tmp_path):
     ids[500] = 99
     batches = Batches(mixture(split(tmp_path / "a.bin", ids)), T, 4, 0)
     with pytest.raises(UserError, match="99"):
-        for _ in islice(prefetch(batches, 0, 1, 4, check_below=99), 2000):
+        for _ in islice(prefetch(batches, 0, 4, check_below=99), 2000):
             pass
-    assert len(list(islice(prefetch(batches, 0, 1, 4, check_below=100), 100))) == 100
+    assert len(list(islice(prefetch(batches, 0, 4, check_below=100), 100))) == 100
 
 
 def test_prefetch_ends_its_thread():
@@ -163,10 +163,13 @@ def test_prefetch_ends_its_thread():
     import time
 
     class Endless:
+        def rows_at(self, step):
+            return 1
+
         def rows_of(self, step, rows):
             return np.zeros((1, T), dtype=np.int64), np.zeros((1, T), dtype=np.int64)
 
-    stream = prefetch(Endless(), 0, 1, 1)
+    stream = prefetch(Endless(), 0, 1)
     next(stream)
     stream.close()
     end = time.monotonic() + 5
@@ -193,7 +196,7 @@ me, t0 = psutil.Process(), time.time()
 before = peak = me.memory_info().rss
 batches = Batches(Mixture([part]), 1024, 6, 0)
 assert len(part.splits["train"]) == 2**31
-for i, (x, y) in enumerate(islice(prefetch(batches, 0, 1, 6), 2000)):
+for i, (x, y) in enumerate(islice(prefetch(batches, 0, 6), 2000)):
     assert x.sum() == 0
     if i % 50 == 0:
         peak = max(peak, me.memory_info().rss)

@@ -91,7 +91,7 @@ def test_a_step_is_that_of_train_py(workplace, tmp_path):
     torch.manual_seed(1337)
     model = build_model("gpt", {**fields, "bias": False})
     data = Mixture([open_dataset(str(workplace / "data" / "meta"))])
-    stream = prefetch(Batches(data, 16, 4, 1337), 0, 1, 4)
+    stream = prefetch(Batches(data, 16, 4, 1337), 0, 4)
     settings = {**OPTIMIZER, "learning_rate": 3e-3, "seed": 1337}
     step = TrainingStep(model, stream, settings, setup("cpu", "float32", False))
     found = [step.log(step())[0] for _ in range(4)]

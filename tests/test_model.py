@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.models import MODELS, build_model
-from model import CLASSIC_KEYS, GPT, GPTConfig
+from model import ACTIVATIONS, CLASSIC_KEYS, GPT, GPTConfig, local_attention, short_attention
 
 B, T, V = 2, 12, 29
 SHAPE = dict(block_size=16, vocab_size=V, n_layer=2, n_head=4, n_embd=32)
@@ -42,6 +42,13 @@ VARIANTS = {
     "softcap": dict(logit_softcap=5.0),
     "zero init": dict(zero_init=True),
     "activation checkpointing": dict(activation_checkpointing=True),
+    "variance by fan-in": dict(init="fan_in", tie_head=False, zero_init=True),
+    "residual lambdas": dict(residual_lambdas=True),
+    "value embeddings": dict(value_embeddings=True),
+    "value embeddings, grouped": dict(value_embeddings=True, n_kv_head=2, head_size=12),
+    "window": dict(attention_window=4),
+    "window of one": dict(attention_window=1),
+    "alternating window, grouped": dict(attention_window=3, window_pattern="DL", n_kv_head=2),
     "modern": dict(
         bias=False,
         norm="rmsnorm",
@@ -54,6 +61,10 @@ VARIANTS = {
         tie_head=False,
         logit_softcap=15.0,
         zero_init=True,
+        residual_lambdas=True,
+        value_embeddings=True,
+        attention_window=5,
+        window_pattern="LD",
     ),
 }
 variants = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
@@ -98,6 +109,9 @@ def test_shapes_and_loss(fields):
 def test_causality_by_gradient(fields):
     """The logits at t depend on the embeddings at 0..t (each of them), and on none behind."""
     model, idx = shaken(make(**fields)), batch()
+    # how far local layers alone see: their windows add up
+    windows = [block.attn.window for block in model.transformer.h]
+    back = sum(w - 1 for w in windows) if all(windows) else T
     seen = []
 
     def keep(module, args, output):
@@ -111,7 +125,7 @@ def test_causality_by_gradient(fields):
         (logits[:, t] * torch.randn(V)).sum().backward()
         size = seen[0].grad.abs().amax(dim=-1)  # (B, T)
         assert (size[:, t + 1 :] == 0).all()
-        assert (size[:, : t + 1] > 0).all()
+        assert (size[:, max(0, t - back) : t + 1] > 0).all()
 
 
 @variants
@@ -120,11 +134,12 @@ def test_every_parameter_learns_and_is_in_one_group(fields):
     _, loss = model(batch(), batch(2))
     loss.backward()
     groups = model.param_groups()
-    assert set(groups) == {"matrices", "embeddings", "head", "scalars"}
+    assert set(groups) == {"matrices", "embeddings", "head", "scalars", "residual"}
     ids = [id(p) for group in groups.values() for p in group]
     assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
     assert all(p.dim() == 2 for p in groups["matrices"])
-    assert all(p.dim() < 2 for p in groups["scalars"])
+    gates = [block.attn.gate.weight for block in model.transformer.h if block.attn.gate]
+    assert all(p.dim() < 2 or any(p is g for g in gates) for p in groups["scalars"])
     for name, p in model.named_parameters():
         assert p.grad is not None and p.grad.abs().sum() > 0, name
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
@@ -346,3 +361,50 @@ def test_a_cache_continues_where_it_stopped():
                 logits, _ = model(idx[:, a:b], cache=cache)
                 assert logits.shape == (B, 1, V)
                 torch.testing.assert_close(logits, model(idx[:, :b])[0], atol=1e-5, rtol=1e-4)
+
+
+# ---- attention windows ----
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 8, 12, 40])
+@pytest.mark.parametrize("kv", [4, 2])
+def test_local_attention_equals_a_mask(window, kv):
+    """In blocks, and the short kind, against the whole matrix of scores."""
+    torch.manual_seed(0)
+    t = 21
+    q, k, v = torch.randn(2, 4, t, 8), torch.randn(2, kv, t, 8), torch.randn(2, kv, t, 8)
+    i, j = torch.arange(t)[:, None], torch.arange(t)
+    seen = (j <= i) & (j > i - window)
+    full = F.scaled_dot_product_attention(q, k, v, seen, scale=0.3, enable_gqa=True)
+    for attention in (
+        lambda: local_attention(q, k, v, window, 0.3, 0.0),
+        lambda: short_attention(q, k, v, 0.3, 0.0, window),
+    ):
+        torch.testing.assert_close(attention(), full, atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_hides_what_lies_before_it():
+    """Two layers of window 3 see 4 positions back, by gradient; a dense one sees all."""
+    for pattern, back in (("L", 4), ("D", T - 1), ("DL", T - 1)):
+        model = shaken(make(n_layer=2, attention_window=3, window_pattern=pattern))
+        x = model.transformer.wte.weight[batch()].detach().requires_grad_()
+        model.transformer.wte = torch.nn.Identity()
+        model.transformer.wpe.weight.requires_grad_(False)
+        logits, _ = model(x)
+        logits.sum().backward()
+        reached = x.grad.abs().sum(dim=(0, 2)) > 0
+        assert reached.nonzero().min() == T - 1 - back
+
+
+def test_value_embeddings_gate_each_head():
+    model = shaken(make(value_embeddings=True, n_layer=3))
+    assert sorted(model.values) == ["0", "2"]
+    model(batch(), batch())[1].backward()
+    for name, p in model.named_parameters():
+        assert p.grad.abs().sum() > 0, name
+
+
+def test_relu_squared_and_its_gradient():
+    x = torch.randn(50, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(ACTIVATIONS["relu2"](x), x.relu() ** 2)
+    torch.autograd.gradcheck(ACTIVATIONS["relu2"], x)

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from bonsai.errors import UserError
-from bonsai.optim import OPTIMIZERS, build_optimizer, learning_rate_at, load_optimizer_state
+from bonsai.optim import (
+    OPTIMIZERS,
+    build_optimizer,
+    learning_rate_at,
+    load_optimizer_state,
+    set_rates,
+)
+from bonsai.runtime import setup
 from model import GPT, GPTConfig
 
 SETTINGS = dict(
@@ -24,7 +31,14 @@ SETTINGS = dict(
     beta1=0.9,
     beta2=0.95,
     adam_eps=1e-8,
+    embedding_lr=6e-3,
+    head_lr=6e-4,
+    scalar_lr=6e-4,
+    momentum=0.95,
+    momentum_warmup=10,
+    cautious_decay=True,
 )
+CPU = setup("cpu", "float32", False)
 
 
 def rate(step: int, **changes) -> float:
@@ -72,7 +86,7 @@ def test_odd_lengths_divide_by_nothing(schedule):
 def test_an_unknown_name_lists_the_known():
     model = tiny()
     with pytest.raises(UserError, match="adamw"):
-        build_optimizer(model, {**SETTINGS, "optimizer": "sgd"}, "cpu")
+        build_optimizer(model, {**SETTINGS, "optimizer": "sgd"}, CPU)
 
 
 def tiny() -> GPT:
@@ -88,14 +102,13 @@ def backward(model: GPT, seed: int) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_lowers_the_loss(name):
     model = tiny()
-    optimizer = build_optimizer(
-        model, {**SETTINGS, "optimizer": name, "learning_rate": 1e-2}, "cpu"
-    )
+    optimizer = build_optimizer(model, {**SETTINGS, "optimizer": name, "learning_rate": 1e-2}, CPU)
     idx = torch.arange(9).repeat(4, 1)
     found = []
     for _ in range(20):
         _, loss = model(idx[:, :-1], idx[:, 1:])
         loss.backward()
+        optimizer.clip_gradients(0.0)
         optimizer.step()
         optimizer.zero_grad()
         found.append(loss.item())
@@ -103,7 +116,7 @@ def test_every_optimizer_lowers_the_loss(name):
 
 
 def test_settings_reach_adamw():
-    optimizer = build_optimizer(tiny(), {**SETTINGS, "adam_eps": 1e-5, "beta2": 0.99}, "cpu")
+    optimizer = build_optimizer(tiny(), {**SETTINGS, "adam_eps": 1e-5, "beta2": 0.99}, CPU)
     for group in optimizer.param_groups:
         assert (group["eps"], group["betas"], group["lr"]) == (1e-5, (0.9, 0.99), 6e-4)
 
@@ -120,7 +133,7 @@ def test_a_state_of_steps_that_were_not_fused_loads_and_goes_on():
         theirs.step()
         theirs.zero_grad()
     ours.load_state_dict(plain.state_dict())
-    optimizer = build_optimizer(ours, {**SETTINGS, "learning_rate": 1e-3}, "cpu")
+    optimizer = build_optimizer(ours, {**SETTINGS, "learning_rate": 1e-3}, CPU)
     load_optimizer_state(optimizer, copy.deepcopy(theirs.state_dict()))
     assert all(g["fused"] for g in optimizer.param_groups)
     for seed in range(3, 6):
@@ -139,7 +152,7 @@ def test_a_state_of_steps_that_were_not_fused_loads_and_goes_on():
 def test_a_step_without_a_finite_gradient_changes_nothing():
     """What train.py does with found_inf: weights, moments and step counters stay, bit for bit."""
     model = tiny()
-    optimizer = build_optimizer(model, SETTINGS, "cpu")
+    optimizer = build_optimizer(model, SETTINGS, CPU)
     backward(model, 0)
     optimizer.found_inf = torch.zeros(())
     optimizer.step()
@@ -162,3 +175,44 @@ def test_a_step_without_a_finite_gradient_changes_nothing():
     optimizer.step()
     assert not all(torch.equal(a, b) for a, b in zip(before, everything()))
     assert {int(s["step"]) for s in optimizer.state.values()} == {2}
+
+
+def test_all_rates_follow_one_schedule():
+    """Each group keeps its share of learning_rate; the momentum rises from 0.85."""
+    settings = {**SETTINGS, "optimizer": "muon"}
+    optimizer = build_optimizer(tiny(), settings, CPU)
+    for step in (0, 50, 550, 1000):
+        lr = set_rates(optimizer, step, settings)
+        assert lr == learning_rate_at(step, settings)
+        by_kind = {(g["kind"], len(g["params"])): g for g in optimizer.param_groups}
+        embeddings, matrices = by_kind["adamw", 2], by_kind["muon", 4]
+        assert embeddings["lr"] == pytest.approx(10 * lr)
+        assert matrices["lr"] == lr
+        assert matrices["momentum"] == pytest.approx(min(0.95, 0.85 + 0.01 * step))
+
+
+def test_a_rate_of_0_changes_nothing():
+    for name in OPTIMIZERS:
+        model = tiny()
+        rates = dict(learning_rate=0.0, min_lr=0.0, embedding_lr=0.0, head_lr=0.0, scalar_lr=0.0)
+        settings = {**SETTINGS, "optimizer": name, **rates}
+        optimizer = build_optimizer(model, settings, CPU)
+        before = [p.detach().clone() for p in model.parameters()]
+        for step in range(3):
+            set_rates(optimizer, step, settings)
+            backward(model, step)
+            optimizer.clip_gradients(1.0)
+            optimizer.step()
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_the_other_optimizers_state_is_refused():
+    model = tiny()
+    other = build_optimizer(tiny(), SETTINGS, CPU)
+    muon = build_optimizer(model, {**SETTINGS, "optimizer": "muon"}, CPU)
+    backward(model, 0)
+    muon.clip_gradients(0.0)
+    muon.step()
+    for optimizer, state in ((other, muon.state_dict()), (muon, other.state_dict())):
+        with pytest.raises(UserError, match="other optimizer"):
+            load_optimizer_state(optimizer, state)

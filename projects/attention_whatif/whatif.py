@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 from bonsai.batches import Batches, prefetch
 from bonsai.dataset import Mixture
 from bonsai.errors import UserError, run
-from bonsai.optim import learning_rate_at
+from bonsai.optim import set_rates
 from bonsai.results import table, write_json
 from bonsai.runtime import setup
 from bonsai.throughput import OPTIMIZER, TrainingStep
@@ -137,8 +137,7 @@ def train(what: WhatIf, data: Mixture) -> tuple[GPT, list[float]]:
     stream = prefetch(batches, 0, 1, batch_size, check_below=model.config.vocab_size)
     step, losses = TrainingStep(model, stream, settings, runtime), []
     for i in range(steps):
-        for group in step.optimizer.param_groups:
-            group["lr"] = learning_rate_at(i, settings)
+        set_rates(step.optimizer, i, settings)
         losses.append(step.log(step())[0])
     stream.close()
     return model, losses

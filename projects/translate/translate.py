@@ -151,7 +151,7 @@ def train_model(data: Dataset, runtime: Runtime) -> tuple[Seq2Seq, float]:
     torch.manual_seed(seed)
     model = Seq2Seq(config).to(runtime.device)
     settings = {**OPTIMIZER, "weight_decay": 0.0, "beta2": 0.98, "adam_eps": 1e-9}
-    optimizer = build_optimizer(model, settings, runtime.device.type)
+    optimizer = build_optimizer(model, settings, runtime)
     first, step, seconds = 0, 0, 0.0
     if (Path(out_dir) / "ckpt.pt").exists():
         state = load_checkpoint(Path(out_dir) / "ckpt.pt")

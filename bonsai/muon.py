@@ -1,0 +1,268 @@
+"""Muon for the matrices and AdamW for everything else, as one optimizer, sharded over processes.
+
+Muon (Jordan et al. 2024) replaces the momentum of a weight matrix by the nearest orthogonal matrix,
+so that a step moves all directions alike. It is meant for the matrices of the blocks; embeddings,
+head, gains and other small parameters take AdamW, each kind at a rate of its own.
+
+Each process owns a share of every tensor: it receives the mean gradient of its share
+(reduce-scatter), keeps the moments of that alone, updates it, and gathers what the others updated
+(all-gather), as in ZeRO (Rajbhandari et al. 2020). With one process the same code runs without the
+communication. state_dict() is of whole tensors, so a run goes on with another number of processes.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+
+# Coefficients (a, b, c) of X <- a X + (b A + c A^2) X, A = X X^T, one row per iteration.
+NEWTON_SCHULZ = (
+    (3.4445, -4.7750, 2.0315),
+) * 5  # Jordan et al. 2024: singular values in 0.7 ... 1.2
+POLAR_EXPRESS = (  # Amsel et al. 2025: the best polynomial of each iteration, nearer to 1
+    (8.075796559309367, -21.822062606537262, 15.108104735722222),  # for singular values below 1.01
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169301777),
+)
+
+
+def orthogonalize(g: torch.Tensor, coefficients, dtype: torch.dtype) -> torch.Tensor:
+    """The nearest (semi-)orthogonal matrix of each in g (K, m, n), approximately, in `dtype`.
+
+    With g = U S V^T this is U V^T, by an iteration of matrix products that brings every singular
+    value near 1 and needs no decomposition.
+    """
+    x = g.to(dtype)
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # singular values at most 1
+    for a, b, c in coefficients:
+        gram = torch.bmm(x, x.mT)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a)
+    return (x.mT if tall else x).type_as(g)
+
+
+class Share:
+    """This process's share of a buffer (items, ...): the rows from r c on, c = ceil(items / W)."""
+
+    def __init__(self, items: torch.Tensor, rank: int, world: int):
+        self.world, self.count, size = world, len(items), -(-len(items) // world)
+        if world == 1:
+            self.buffer = items
+        else:  # padded, so that all shares are equal
+            self.buffer = items.new_zeros(size * world, *items.shape[1:])
+            self.buffer[: len(items)] = items
+        self.own = self.buffer[rank * size : (rank + 1) * size]
+        self.rank, self.size = rank, size
+
+    def reduce(self, grad: torch.Tensor):
+        """Start to average grad (items, ...) over the processes: our share of it, and a handle."""
+        if self.world == 1:
+            return grad, None
+        full = torch.zeros_like(self.buffer)
+        full[: self.count] = grad
+        full /= self.world
+        if dist.get_backend() == "gloo":  # has no reduce-scatter
+            handle = dist.all_reduce(full, async_op=True)
+            return full[self.rank * self.size :][: self.size], handle
+        mine = torch.empty_like(self.own)
+        return mine, dist.reduce_scatter_tensor(mine, full, async_op=True)
+
+    def gather(self, own: torch.Tensor | None = None):
+        """Start to collect the shares: into the buffer, or of another tensor into a new one."""
+        if self.world == 1:
+            return (self.buffer if own is None else own), None
+        full = self.buffer if own is None else own.new_empty(self.world * len(own), *own.shape[1:])
+        mine = (self.own if own is None else own).clone()
+        return full, dist.all_gather_into_tensor(full, mine, async_op=True)
+
+    def of(self, whole: torch.Tensor) -> torch.Tensor:
+        """Our share of a tensor (items, ...) of the same number of items."""
+        padded = whole.new_zeros(self.size * self.world, *whole.shape[1:])
+        padded[: len(whole)] = whole
+        return padded[self.rank * self.size :][: self.size].clone()
+
+
+class Muon(torch.optim.Optimizer):
+    """One optimizer over groups of parameters with 'kind' 'muon' or 'adamw'.
+
+    All groups: lr, weight_decay. muon: momentum, coefficients, cautious; adamw: betas, eps.
+    Weight decay is decoupled; `cautious` (Chen et al. 2025) decays only where the update, too,
+    moves towards 0. With found_inf (a tensor, 1 where the gradient is not finite) set to 1 a step
+    changes nothing, without a wait for the device.
+    """
+
+    sharded = True  # averages the gradients itself: no DistributedDataParallel
+    _step_supports_amp_scaling = True  # GradScaler leaves the decision to found_inf
+
+    def __init__(self, groups: list[dict], dtype: torch.dtype, compile: bool = False):
+        super().__init__(groups, {})
+        self.dtype = dtype
+        self.orthogonalize = torch.compile(orthogonalize) if compile else orthogonalize
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = world
+        # Matrices of one shape are one buffer of which each parameter is a view.
+        self.stacks: list[tuple[dict, list, Share]] = []
+        # Of the others each process updates a share, as a parameter of an AdamW of its own.
+        self.flats: list[tuple[torch.Tensor, Share]] = []
+        inner = []
+        for group in self.param_groups:
+            if group["kind"] == "muon":
+                shapes: dict[tuple, list] = {}
+                for p in group["params"]:
+                    shape = getattr(p, "row_block", len(p)), p.size(1)
+                    shapes.setdefault(shape, []).append(p)
+                for params in shapes.values():
+                    share = Share(stack([p.detach() for p in params], params), rank, world)
+                    for p, whole in zip(params, unstack(share.buffer, params)):
+                        p.data = whole
+                    self.stacks.append((group, params, share))
+            else:
+                shares = []
+                for p in group["params"]:
+                    share = Share(p.detach().flatten(), rank, world)
+                    p.data = share.buffer[: p.numel()].view(p.shape)
+                    self.flats.append((p, share))
+                    shares.append(torch.nn.Parameter(share.own))
+                names = ("lr", "weight_decay", "betas", "eps")
+                inner.append({"params": shares, **{k: group[k] for k in names}})
+        self.adam = torch.optim.AdamW(inner or [{"params": []}], fused=True)
+        self.momenta = [torch.zeros_like(share.own) for _, _, share in self.stacks]
+        self.grads: list[torch.Tensor] | None = None
+
+    @torch.no_grad()
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Average the gradients over the processes and return their norm, of at most max_norm then.
+
+        max_norm 0: no clipping.
+        """
+        pending = []
+        for _, params, share in self.stacks:
+            pending.append(share.reduce(stack([p.grad for p in params], params)))
+        for p, share in self.flats:
+            pending.append(share.reduce(p.grad.flatten()))
+        for _, handle in pending:
+            if handle is not None:
+                handle.wait()
+        self.grads = [grad for grad, _ in pending]
+        norm = torch.nn.utils.get_total_norm(self.grads)
+        if self.world > 1:
+            squares = norm.square()
+            dist.all_reduce(squares)
+            norm = squares.sqrt()
+        if max_norm:
+            torch._foreach_mul_(self.grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One update with the gradients of the last clip_gradients()."""
+        assert self.grads is not None, "clip_gradients() comes before step()"
+        bad = getattr(self, "found_inf", None)  # GradScaler deletes it behind each step
+        on = 1.0 if bad is None else 1.0 - bad  # 0: change nothing
+        matrices, flats = self.grads[: len(self.stacks)], self.grads[len(self.stacks) :]
+        adam_groups = [g for g in self.param_groups if g["kind"] == "adamw"]
+        for own, group in zip(self.adam.param_groups, adam_groups):
+            own.update({k: group[k] for k in ("lr", "weight_decay", "betas", "eps")})
+        for p, grad in zip((p for g in self.adam.param_groups for p in g["params"]), flats):
+            p.grad = grad
+        self.adam.grad_scale, self.adam.found_inf = None, bad
+        self.adam.step()
+        self.adam.zero_grad()
+        for (group, _, share), momentum, grad in zip(self.stacks, self.momenta, matrices):
+            if bad is not None:
+                grad = grad.masked_fill(bad > 0, 0.0)
+            self.update(share.own, grad, momentum, group, on)
+        pending = [share.gather() for *_, share in [*self.stacks, *self.flats]]
+        for _, handle in pending:
+            if handle is not None:
+                handle.wait()
+        self.grads = None
+
+    def update(self, w, grad, momentum, group: dict, on) -> None:
+        """Muon's step for matrices w (K, m, n), in place."""
+        mu = group["momentum"]
+        momentum.lerp_(grad, (1 - mu) * on)
+        u = self.orthogonalize(grad.lerp(momentum, mu), group["coefficients"], self.dtype)
+        rate = group["lr"] * on
+        if decay := group["weight_decay"]:
+            shrink = w * (u * w > 0) if group["cautious"] else w
+            w.sub_(shrink * (rate * decay))
+        w.sub_(u * (rate * math.sqrt(max(1.0, w.size(1) / w.size(2)))))
+
+    # ---- state, whole tensors whatever the number of processes ----
+
+    def state_dict(self) -> dict:
+        """As torch's, of whole tensors; all processes must call it."""
+        state, index = {}, {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                index[p] = len(index)
+        for (_, params, share), momentum in zip(self.stacks, self.momenta):
+            full = wait(share.gather(momentum))
+            for p, whole in zip(params, unstack(full, params)):
+                state[index[p]] = {"momentum": whole.clone()}
+        own = [p for g in self.adam.param_groups for p in g["params"]]
+        for (p, share), mine in zip(self.flats, own):
+            moments = self.adam.state.get(mine)
+            if moments:
+                state[index[p]] = {
+                    k: v.clone()
+                    if k == "step"
+                    else wait(share.gather(v))[: p.numel()].view(p.shape).clone()
+                    for k, v in moments.items()
+                }
+        groups, n = [], 0
+        for group in self.param_groups:
+            size = len(group["params"])
+            plain = {k: v for k, v in group.items() if k not in ("params", "coefficients")}
+            groups.append({**plain, "params": list(range(n, n + size))})
+            n += size
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take the moments; rates and the like stay as they are set now."""
+        state, index = state_dict["state"], {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                index[p] = len(index)
+        for (_, params, share), momentum in zip(self.stacks, self.momenta):
+            saved = [state[index[p]]["momentum"].to(p) for p in params]
+            momentum.copy_(share.of(stack(saved, params)))
+        own = [p for g in self.adam.param_groups for p in g["params"]]
+        for (p, share), mine in zip(self.flats, own):
+            if index[p] in state:
+                self.adam.state[mine] = {
+                    k: v.to(torch.float32).clone() if k == "step" else share.of(v.to(p).flatten())
+                    for k, v in state[index[p]].items()
+                }
+
+
+def stack(tensors: list[torch.Tensor], params: list) -> torch.Tensor:
+    """Tensors in the shapes of params, cut into their blocks of rows: (K, rows, columns).
+
+    A parameter can say that it is several matrices, one below another, by an attribute row_block.
+    """
+    rows = [getattr(p, "row_block", len(p)) for p in params]
+    return torch.cat([t.unflatten(0, (-1, n)) for t, n in zip(tensors, rows)])
+
+
+def unstack(blocks: torch.Tensor, params: list) -> list[torch.Tensor]:
+    """The inverse of stack, as views."""
+    whole, first, out = blocks.view(-1, blocks.size(-1)), 0, []
+    for p in params:
+        out.append(whole[first : first + len(p)])
+        first += len(p)
+    return out
+
+
+def wait(pending) -> torch.Tensor:
+    full, handle = pending
+    if handle is not None:
+        handle.wait()
+    return full
