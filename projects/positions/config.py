@@ -14,6 +14,11 @@ batch_order = "epoch"
 n_layer = 4
 n_head = 4
 n_embd = 128
+# an embedding of N(0, 1) with a head of its own: beside GPT-2's, of N(0, 0.02), the sinusoids,
+# which are as large as 1, would hide what the token is (the paper of 2017 scales by sqrt(n_embd))
+init = "fan_in"
+tie_head = False
+zero_init = True
 
 learning_rate = 2e-3
 min_lr = 0.0
