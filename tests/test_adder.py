@@ -16,7 +16,7 @@ SCRIPT = str(ROOT / "projects" / "adder" / "adder.py")
 
 
 def script(cwd, *options):
-    return run_command([sys.executable, SCRIPT, *options], cwd, timeout=300)
+    return run_command([sys.executable, SCRIPT, *options], cwd, timeout=600)
 
 
 def test_a_row_is_a_sum_with_its_answer_backwards():

@@ -57,7 +57,7 @@ def test_the_script(workplace, tmp_path):
     more = "--n_layer=1 --n_head=2 --n_embd=32 --batch_size=8 --device=cpu --dtype=float32"
     options = ["--dataset=meta", "--kinds=learned,none", "--steps=150", "--block_size=16"]
     options += ["--windows=64", f"--options={more}", f"--out_dir={tmp_path}"]
-    done = run_command([sys.executable, SCRIPT, *options], workplace, timeout=300)
+    done = run_command([sys.executable, SCRIPT, *options], workplace, timeout=600)
     assert done.rc == 0, done
     losses = json.loads((tmp_path / "positions.json").read_text())["losses"]
     assert set(losses) == {"learned", "none"} and len(losses["none"]) == 64

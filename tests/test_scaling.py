@@ -81,14 +81,14 @@ def test_a_sweep_and_its_resumption(workplace, tmp_path):
     options = "--dataset=meta --block_size=16 --batch_size=4 --device=cpu --dtype=float32"
     command = [sys.executable, SCRIPT, "--sizes=1x16,1x32", "--budgets=0.004,0.01,0.02"]
     command += [f"--out_dir={tmp_path}", f"--options={options}"]
-    done = run_command(command, workplace, timeout=300)
+    done = run_command(command, workplace, timeout=600)
     assert done.rc == 0, done
     found = json.loads((tmp_path / "scaling.json").read_text())
     assert len(found["runs"]) == 6 and set(found["law"]) == {"E", "A", "B", "alpha", "beta"}
     assert all(2 < run["loss"] < 4 for run in found["runs"])
     assert (tmp_path / "scaling.png").stat().st_size > 5000
     assert "N_opt ~ C^" in done.stdout and "approach 2" in done.stdout
-    again = run_command(command, workplace, timeout=300)
+    again = run_command(command, workplace, timeout=600)
     assert again.rc == 0 and again.stdout.count("not trained again") == 6, again
     assert json.loads((tmp_path / "scaling.json").read_text()) == found
 

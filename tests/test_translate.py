@@ -20,7 +20,7 @@ SMALL += ["--dtype=float32", "--rate_factor=0.5"]
 
 
 def script(cwd, *options, name="projects/translate/translate.py"):
-    return run_command([sys.executable, str(ROOT / name), *options], cwd, timeout=300)
+    return run_command([sys.executable, str(ROOT / name), *options], cwd, timeout=600)
 
 
 def write_language(folder):

@@ -74,7 +74,7 @@ def test_the_script(workplace, tmp_path):
     """With the mask on the other side the loss falls below what is possible, except at the end."""
     options = [*TINY, "--dataset=meta", "--steps=300", "--windows=64", f"--out_dir={tmp_path}"]
     options += ["--only=as it is,other side", "--learning_rate=5e-3"]
-    done = run_command([sys.executable, SCRIPT, *options], workplace, timeout=300)
+    done = run_command([sys.executable, SCRIPT, *options], workplace, timeout=600)
     assert done.rc == 0, done
     plain, cheat = json.loads((tmp_path / "whatif.json").read_text())["rows"]
     assert cheat["loss"] < plain["loss"] - 0.3
