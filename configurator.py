@@ -87,8 +87,14 @@ def configure(
 
 
 def describe(config: Config) -> str:
-    """One line: `settings: batch_size=32 dropout=0.2 (config/small.py, command line)`."""
-    changes = " ".join(f"{name}={_shown(value)}" for name, value in config.diff().items())
+    """One line: `settings: batch_size=32 dropout=0.2 (config/small.py, command line)`.
+
+    Of a setting whose name ends in _key only that it was given: logs are read by others.
+    """
+    changes = " ".join(
+        f"{name}={'...' if name.endswith('_key') else _shown(value)}"
+        for name, value in config.diff().items()
+    )
     sources = f" ({', '.join(config.sources)})" if config.sources else ""
     return f"settings: {changes or 'all defaults'}{sources}"
 

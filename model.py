@@ -11,6 +11,7 @@ V = vocab_size, nh heads of size hs (nkv of them for keys and values).
     ids = model.generate(idx, 100)              # (B, T + 100)
 """
 
+import copy
 import math
 from dataclasses import dataclass, fields
 
@@ -158,10 +159,34 @@ class Norm(nn.Module):
         return F.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
 
 
+def drop(x: torch.Tensor, p: float) -> torch.Tensor:
+    """Dropout (Srivastava et al. 2014) at training time.
+
+    On a CPU a byte of noise decides for each element, so that p counts in steps of 1/256; torch's
+    own draws a number each and takes three times as long.
+    """
+    if x.device.type != "cpu" or p == 0:
+        return F.dropout(x, p)
+    level = min(255, max(1, round(256 * p)))
+    noise = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    keep = noise.view(torch.uint8)[: x.numel()].view(x.shape) >= level
+    return x * (keep.to(x.dtype) * (256 / (256 - level)))
+
+
+class Dropout(nn.Module):
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return drop(x, self.p) if self.training else x
+
+
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotary positions (RoPE, Su et al. 2021): turn each pair of channels by its angle.
 
-    x (B, nh, T, hs), rotation = cos, sin (T, hs), see rope_angles. Pairs are (i, i + hs/2).
+    x (B, nh, T, hs), rotation = cos, sin (T, hs) or (B, 1, T, hs), see rope_angles. Pairs are
+    (i, i + hs/2).
     """
     cos, sin = (r.to(x.dtype) for r in rotation)
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
@@ -187,7 +212,7 @@ def short_attention(q, k, v, scale: float, dropout: float, window: int = 0) -> t
     if window:
         future = future.masked_fill(torch.ones_like(future).tril(-window).bool(), -math.inf)
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scale)  # (B nh, T, T)
-    probs = F.dropout(F.softmax(scores, dim=-1), dropout)
+    probs = drop(F.softmax(scores, dim=-1), dropout)
     return torch.bmm(probs.to(v.dtype), v).view(B, nh, T, hs)
 
 
@@ -215,35 +240,101 @@ def local_attention(q, k, v, window: int, scale: float, dropout: float) -> torch
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, in buffers of a fixed length.
+    """Keys and values of the tokens seen so far, in buffers of a fixed length; rows may differ.
 
-    k, v: (n_layer, B, nkv, length, hs); `used` positions are filled.
+    k, v: (n_layer, B, nkv, length, hs); of row i the first lengths[i] positions are filled. With
+    `pos` (B,), a tensor, positions come from there and all of the buffers is read: fixed addresses
+    and shapes, for a compiled step; the caller then keeps the lengths.
     """
 
     def __init__(self, config: GPTConfig, batch: int, length: int, dtype, device):
         shape = (config.n_layer, batch, config.kv_heads, length, config.head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.used = 0
+        self.lengths = [0] * batch
+        self.pos = None
 
     @property
     def length(self) -> int:
         return self.k.size(3)
 
+    @property
+    def used(self) -> int:
+        """Tokens in the longest row."""
+        return max(self.lengths)
+
     def reset(self) -> None:
         """Forget all tokens."""
-        self.used = 0
+        self.lengths = [0] * len(self.lengths)
 
     def expand(self, n: int) -> None:
         """Turn the one row into n equal rows, in place."""
         self.k, self.v = (x.expand(-1, n, -1, -1, -1).contiguous() for x in (self.k, self.v))
+        self.lengths = self.lengths * n
+
+    def view(self, begin: int, end: int, length: int = 0) -> "KVCache":
+        """Rows begin to end (and only `length` positions) in the same memory, own lengths."""
+        part = copy.copy(self)
+        part.k, part.v = (x[:, begin:end, :, : length or None] for x in (self.k, self.v))
+        part.lengths = self.lengths[begin:end]
+        return part
+
+    def copy_row(self, row: int, source: "KVCache", source_row: int, length: int) -> None:
+        """Make `row` the first `length` tokens of a row of another cache (or of this one)."""
+        for x, y in ((self.k, source.k), (self.v, source.v)):
+            x[:, row, :, :length] = y[:, source_row, :, :length]
+        self.lengths[row] = length
+
+    def clone(self, length: int) -> "KVCache":
+        """The first `length` positions in memory of their own."""
+        part = self.view(0, len(self.lengths), length)
+        part.k, part.v = part.k.clone(), part.v.clone()
+        return part
+
+    def place(self, T: int) -> torch.Tensor:
+        """Positions of the next T tokens: (T,), or (B, 1, T) where the rows differ."""
+        self.mask, first = None, self.lengths[0]
+        if self.pos is None and self.lengths.count(first) == len(self.lengths):
+            self.at, self.end = None, first + T
+            if 1 < T < self.end:  # several tokens behind others see those, and one another
+                mask = torch.ones(T, self.end, dtype=torch.bool, device=self.k.device)
+                self.mask = mask.tril(first)
+            pos = torch.arange(first, self.end, device=self.k.device)
+            self.queries = pos[:, None]  # (T, 1)
+            return pos
+        pos = torch.tensor(self.lengths, device=self.k.device) if self.pos is None else self.pos
+        self.at = pos[:, None] + torch.arange(T, device=self.k.device)  # (B, T)
+        self.end = self.used + T if self.pos is None else self.length
+        self.queries = self.at[:, None, :, None]  # (B, 1, T, 1)
+        self.mask = torch.arange(self.end, device=self.k.device) <= self.queries
+        return self.at[:, None]
+
+    def mask_within(self, window: int) -> torch.Tensor | None:
+        """What the tokens placed last see: True at keys; None: no mask is needed, or it is causal.
+
+        window: the last so many positions alone; 0: all.
+        """
+        if self.mask is None or not window:
+            return self.mask
+        keys = torch.arange(self.end, device=self.k.device)
+        return self.mask & (keys > self.queries - window)
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
         """Write k, v (B, nkv, T, hs) behind what is there; return all of this layer's so far."""
-        end = self.used + k.size(2)
-        self.k[layer, :, :, self.used : end] = k
-        self.v[layer, :, :, self.used : end] = v
-        return self.k[layer, :, :, :end].to(k.dtype), self.v[layer, :, :, :end].to(v.dtype)
+        K, V, T = self.k[layer], self.v[layer], k.size(2)
+        if self.at is None:  # narrow: a slice takes twice as long, and a step has dozens
+            K.narrow(2, self.end - T, T).copy_(k)
+            V.narrow(2, self.end - T, T).copy_(v)
+        else:
+            rows = torch.arange(k.size(0), device=k.device)[:, None]
+            K.transpose(1, 2)[rows, self.at] = k.transpose(1, 2).type_as(K)
+            V.transpose(1, 2)[rows, self.at] = v.transpose(1, 2).type_as(V)
+        return K.narrow(2, 0, self.end).to(k.dtype), V.narrow(2, 0, self.end).to(v.dtype)
+
+    def advance(self, T: int) -> None:
+        """Count T more tokens in each row."""
+        if self.pos is None:
+            self.lengths = [n + T for n in self.lengths]
 
 
 class CausalSelfAttention(nn.Module):
@@ -261,7 +352,7 @@ class CausalSelfAttention(nn.Module):
         # ... which are matrices of their own to an optimizer that treats a matrix as a whole
         self.c_attn.weight.row_block = math.gcd(self.nh, self.nkv) * self.hs
         self.c_proj = nn.Linear(self.nh * self.hs, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = Dropout(config.dropout)
         self.gate = None
         if config.has_value_embedding(layer):
             self.gate = nn.Linear(min(GATE, config.n_embd), self.nkv, bias=False)
@@ -286,13 +377,9 @@ class CausalSelfAttention(nn.Module):
         mask, window = None, self.window
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-            if T == 1 and window:
+            if T == 1 and window and cache.mask is None:
                 k, v = k[:, :, -window:], v[:, :, -window:]
-            elif 1 < T < k.size(2):  # several tokens behind others see those, and one another
-                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device)
-                mask = mask.tril(k.size(2) - T)
-                if window:
-                    mask = mask & ~mask.tril(k.size(2) - T - window)
+            mask = cache.mask_within(window)
         dropout = self.dropout if self.training else 0.0
         causal = T > 1 and mask is None
         if causal and x.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= SHORT:
@@ -315,7 +402,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, gates * hidden, bias=config.bias)
         self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
         return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
@@ -348,7 +435,7 @@ class GPT(nn.Module):
             self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
         if config.norm_embedding:
             self.transformer.ln_e = Norm(config)
-        self.transformer.drop = nn.Dropout(config.dropout)
+        self.transformer.drop = Dropout(config.dropout)
         self.transformer.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         # with the norm behind each block (GPT-1) the last block's is the final norm
         post = config.norm_placement == "post"
@@ -411,12 +498,12 @@ class GPT(nn.Module):
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
         assert start + T <= limit, f"{start + T} tokens do not fit a context of {limit}"
-        pos = torch.arange(start, start + T, device=idx.device)  # (T,)
+        pos = torch.arange(T, device=idx.device) if cache is None else cache.place(T)  # (T,)
         x = self.transformer.wte(idx)  # (B, T, C)
         if self.config.position == "learned":
-            x = x + self.transformer.wpe(pos)
+            x = x + self.transformer.wpe(pos).view(-1, T, x.size(2))
         elif self.config.position == "sinusoidal":
-            x = x + sinusoids(pos, self.config.n_embd).type_as(x)
+            x = x + sinusoids(pos, self.config.n_embd).view(-1, T, x.size(2)).type_as(x)
         if self.config.norm_embedding:
             x = self.transformer.ln_e(x)
         x = self.transformer.drop(x)
@@ -435,7 +522,7 @@ class GPT(nn.Module):
                 x = block(x, rotation, cache, values)
         x = self.transformer.ln_f(x)
         if cache is not None:
-            cache.used += T
+            cache.advance(T)
         if targets is None:
             return self.head(x[:, [-1], :]), None
         logits = self.head(x)
@@ -455,7 +542,7 @@ class GPT(nn.Module):
         length = length or self.config.block_size
         if self.config.position == "learned" and length > self.config.block_size:
             raise ValueError(f"{length} tokens do not fit block_size {self.config.block_size}")
-        weight = self.lm_head.weight
+        weight = self.transformer.wte.weight
         return KVCache(self.config, batch, length, dtype or weight.dtype, device or weight.device)
 
     @torch.no_grad()
@@ -601,15 +688,15 @@ class GPT(nn.Module):
 
 
 def sinusoids(pos: torch.Tensor, channels: int) -> torch.Tensor:
-    """Fixed positions (Vaswani et al. 2017, section 3.5): pos (T,) -> (T, channels)."""
+    """Fixed positions (Vaswani et al. 2017, section 3.5): pos (..., T) -> (..., T, channels)."""
     i = torch.arange(0, channels, 2, device=pos.device, dtype=torch.float32)
-    angle = pos[:, None] / 10000 ** (i / channels)  # (T, ceil(channels/2))
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :channels]
+    angle = pos[..., None] / 10000 ** (i / channels)  # (..., T, ceil(channels/2))
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :channels]
 
 
 def rope_angles(pos: torch.Tensor, head_dim: int, base: float):
-    """cos and sin of the rotary angles, each (T, head_dim), fp32; the first half of sin negated."""
+    """cos and sin of the rotary angles, (..., T, head_dim), fp32; first half of sin negated."""
     i = torch.arange(0, head_dim, 2, device=pos.device, dtype=torch.float32)
-    angle = pos[:, None] * base ** (-i / head_dim)  # (T, head_dim/2)
+    angle = pos[..., None] * base ** (-i / head_dim)  # (..., T, head_dim/2)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

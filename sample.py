@@ -5,24 +5,33 @@
     python sample.py --start=FILE:prompt.txt > samples.txt            # faster: drawn side by side
     python sample.py --interactive                                    # type a line, read on
     python sample.py --init_from=gpt2-xl --start="The answer is"      # or a checkpoint, or a folder
+    python sample.py --prompts=questions.jsonl --out=answers.jsonl    # many prompts at once
 
 Samples go to stdout, each followed by a line of 15 dashes; remarks go to stderr. On a terminal the
 samples are drawn one after another and appear token by token; into a file or pipe, side by side. In
 float32 the texts are the same, except where two tokens were closer than rounding.
+
+--prompts reads a JSON object per line: {"prompt": "To be"}, where it likes with n, max_new_tokens,
+temperature, top_k, top_p, min_p, repetition_penalty and seed of its own (n: texts to draw). For
+each text a line is written, in the order of the prompts: the object with text (the continuation
+alone), row (of n), tokens and finish, 'stop' at an end of text or 'length'.
 """
 
 import codecs
+import json
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
 from itertools import chain
 
-from bonsai.engine import ON_FULL, SamplingParams, generate
+from bonsai.engine import ON_FULL, Engine, SamplingParams, generate, prepare
 from bonsai.errors import UserError, run
 from bonsai.models import load_model
-from bonsai.runtime import pick_device, setup
-from bonsai.text import find_tokenizer
+from bonsai.progress import Progress
+from bonsai.runtime import DTYPES, pick_device, setup
+from bonsai.text import find_tokenizer, start_tokens
 from bonsai.tokenizers import Tokenizer
 from configurator import configure, resolve_path
 
@@ -32,21 +41,30 @@ init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a
 out_dir = "out"  # the run to sample from; ignored if init_from is not resume
 # the text
 start = "\n"  # what to continue; "<|endoftext|>" is that token; FILE:prompt.txt reads a file
-num_samples = 10  # texts to draw
+prompts = ""  # a JSONL file of prompts, continued side by side; see above
+out = ""  # file for what --prompts gives, also JSONL; empty: stdout
+num_samples = 10  # texts to draw; with --prompts 1, unless given there
 max_new_tokens = 500  # tokens in each, behind the start
 temperature = 0.8  # below 1.0 less random, above more; 0: always the likeliest token
 top_k = 200  # draw from the top_k likeliest tokens; 0: from all
 top_p = 1.0  # draw from the fewest likeliest tokens with this much probability; 1.0: from all
+min_p = 0.0  # draw from tokens with at least this share of the likeliest one's probability
+repetition_penalty = 1.0  # above 1.0 tokens that were there before become less likely
 seed = 1337  # the same seed gives the same texts
 interactive = False  # continue the lines you type; Ctrl-C ends a text, Ctrl-D the program
 on_full = "slide"  # when the context is full: slide (nanoGPT's way, slow), refill (fast), stop
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA where it can, else float32
+quantize = ""  # int8: weights of a quarter of the size, faster, a little less exact
+batch_size = 16  # prompts of --prompts continued at once
 compile = False  # torch.compile the model: slow to start, worth it for long texts on a GPU
 kv_cache = True  # remember keys and values; False: recompute them for every token, same text
 # -----------------------------------------------------------------------------
 
+JOB_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+JOB_SETTINGS += ("seed",)
+PREFIX_TOKENS = 4096  # of prompts whose keys and values are kept, for prompts that begin alike
 CACHE_BYTES = 2**30  # samples drawn side by side have caches of this size together
 
 
@@ -64,14 +82,8 @@ def read_start(text: str) -> str:
 
 
 def encode_start(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids to continue: nothing is written as the end of the text before it, or a newline."""
-    if text:
-        return tokenizer.encode(text, allow_special=True)
-    if tokenizer.eot is not None:
-        return [tokenizer.eot]
-    with suppress(UserError):  # a vocabulary without a newline
-        return tokenizer.encode("\n")
-    return [0]
+    """Token ids to continue; of an empty text, what a text is begun with."""
+    return tokenizer.encode(text, allow_special=True) if text else start_tokens(tokenizer)
 
 
 def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
@@ -111,13 +123,22 @@ def main() -> None:
         configure(globals())
     sys.stdout.reconfigure(errors="replace")  # a terminal that does not speak UTF-8
     # the user's mistakes first: loading takes a while
-    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, seed)
+    params = SamplingParams(
+        max_new_tokens,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
     if num_samples < 1:
         raise UserError(f"num_samples={num_samples} must be at least 1")
     if on_full not in ON_FULL:
         raise UserError(f"on_full={on_full} is not one of {', '.join(ON_FULL)}")
-    text = "" if interactive else read_start(start)
-    # one token at a time, CPUs are faster in float32 even where training is not
+    text = "" if interactive or prompts else read_start(start)
+    jobs = read_jobs(prompts, params) if prompts else []
+    # in float32 the text does not depend on what is drawn side by side; bfloat16 is faster
     on_cpu = pick_device(device)[0].type == "cpu"
     runtime = setup(device, "float32" if dtype == "auto" and on_cpu else dtype, compile)
     say(runtime.summary)
@@ -129,6 +150,12 @@ def main() -> None:
     tokenizer, where = find_tokenizer(loaded)
     say(f"model: {loaded.source}, {model.num_params() / 1e6:.2f}M parameters; tokenizer: {where}")
     params = replace(params, vocab_limit=tokenizer.vocab_size)  # no padding rows
+    if prompts:
+        pool = Engine(
+            model, batch_size, 0, DTYPES[runtime.dtype], quantize, runtime.compile, PREFIX_TOKENS
+        )
+        return batch_job(pool, tokenizer, jobs, params)
+    model = prepare(model, DTYPES[runtime.dtype], quantize, pack=not runtime.compile)
     if runtime.compile:
         model.compile()
 
@@ -137,30 +164,99 @@ def main() -> None:
         return generate(model, prompt, params, n, kv_cache, on_full, first_row=first)
 
     if interactive:
-        with runtime.autocast():
-            return prompt_loop(tokenizer, params, continuations)
+        return prompt_loop(tokenizer, params, continuations)
 
     prompt = encode_start(tokenizer, text)
     shown = prompt if text else []
     length = min(model.config.block_size, len(prompt) + max_new_tokens)
     if on_full == "slide" and kv_cache and length < len(prompt) + max_new_tokens:
         say(f"beyond the context of {length} tokens each is slow: --on_full=refill is fast")
-    with runtime.autocast():
-        if sys.stdout.isatty():
-            for sample in range(num_samples):
-                steps = continuations(prompt, params, sample)
-                stream(tokenizer, chain(shown, (token for (token,) in steps)))
-                print("-" * 15)
-            return
-        at_once = rows_at_once(model, length)
-        for first in range(0, num_samples, at_once):
-            rows = [[*shown] for _ in range(first, min(first + at_once, num_samples))]
-            for tokens in continuations(prompt, params, first, len(rows)):
-                for row, token in zip(rows, tokens):
-                    row.append(token)
-            for row in rows:
-                stream(tokenizer, row)
-                print("-" * 15)
+    if sys.stdout.isatty():
+        for sample in range(num_samples):
+            steps = continuations(prompt, params, sample)
+            stream(tokenizer, chain(shown, (token for (token,) in steps)))
+            print("-" * 15)
+        return
+    at_once = rows_at_once(model, length)
+    for first in range(0, num_samples, at_once):
+        rows = [[*shown] for _ in range(first, min(first + at_once, num_samples))]
+        for tokens in continuations(prompt, params, first, len(rows)):
+            for row, token in zip(rows, tokens):
+                row.append(token)
+        for row in rows:
+            stream(tokenizer, row)
+            print("-" * 15)
+
+
+def read_jobs(name: str, params: SamplingParams) -> list[dict]:
+    """The objects of a JSONL file; UserError, with the line's number, for what is not a job."""
+    path = resolve_path(name)
+    jobs = []
+    try:
+        with open(path, encoding="utf-8") as f:
+            for number, line in enumerate(f, 1):
+                if not line.strip():
+                    continue
+                try:
+                    job = json.loads(line)
+                    if not isinstance(job, dict) or not isinstance(job.get("prompt"), str):
+                        raise UserError('it must be an object such as {"prompt": "To be"}')
+                    job_params(job, params)
+                except (ValueError, TypeError, UserError) as e:
+                    raise UserError(f"{path}, line {number}: {e}") from None
+                jobs.append(job)
+    except OSError as e:
+        raise UserError(f"cannot read the prompts from {path}: {e.strerror}") from None
+    return jobs
+
+
+def job_params(job: dict, params: SamplingParams) -> SamplingParams:
+    """The settings for a job: its own, else the program's."""
+    own = {key: job[key] for key in JOB_SETTINGS if key in job}
+    for key, value in {"n": job.get("n", 1), **own}.items():
+        kinds = int if key in ("n", "max_new_tokens", "top_k", "seed") else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise UserError(f"{key}={value!r} is not a number")
+    return replace(params, **own)
+
+
+def batch_job(engine: Engine, tokenizer: Tokenizer, jobs: list[dict], params: SamplingParams):
+    """Continue all jobs side by side; their lines in order, each as soon as those before it."""
+    if tokenizer.eot is not None:
+        params = replace(params, stop_tokens=(tokenizer.eot,))
+    ids = []
+    for number, job in enumerate(jobs, 1):  # mistakes first, not after an hour
+        try:
+            ids.append(encode_start(tokenizer, job["prompt"]))
+            engine.check(ids[-1], job_params(job, params), job.get("n", 1))
+        except UserError as e:
+            raise UserError(f"prompt {number}: {e}") from None
+    todo, unwritten = zip(jobs, ids), deque()
+    total = sum(job.get("n", 1) for job in jobs)
+    with ExitStack() as stack:
+        target = sys.stdout
+        if out:
+            target = stack.enter_context(open(out, "w", encoding="utf-8"))
+        stack.enter_context(redirect_stdout(sys.stderr))  # progress
+        progress = stack.enter_context(Progress(total, " texts", "sampling"))
+        while True:
+            while len(engine.waiting) < engine.max_batch and (job := next(todo, None)):
+                requests = engine.submit(job[1], job_params(job[0], params), job[0].get("n", 1))
+                unwritten.extend((job[0], request) for request in requests)
+            if not engine.busy:
+                return
+            done = sum(event.finish is not None for event in engine.step())
+            while unwritten and unwritten[0][1].finish:
+                job, request = unwritten.popleft()
+                answer = {
+                    "text": tokenizer.decode(request.tokens),
+                    "row": request.row,
+                    "tokens": len(request.tokens),
+                    "finish": request.finish,
+                }
+                print(json.dumps({**job, **answer}, ensure_ascii=False), file=target, flush=True)
+            if done:
+                progress.advance(done)
 
 
 def prompt_loop(tokenizer: Tokenizer, params: SamplingParams, continuations) -> None:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from bonsai.batches import Batches, prefetch
 from bonsai.checkpoint import crop_moments, save_checkpoint, set_aside
 from bonsai.dataset import Mixture
+from bonsai.dial import compute_optimal
 from bonsai.errors import UserError, run
 from bonsai.evals import bits_per_byte, mixture_loss
 from bonsai.memory import LOWER, describe_memory, out_of_memory
@@ -66,6 +67,7 @@ batch_order = "random"  # random: windows with replacement; epoch: each once per
 seed = 1337  # of the initial weights, the batches and dropout
 # model
 model = "gpt"  # the architecture; its fields are settings too
+depth = 0  # one dial: layers of a compute-optimal run of the fast recipe, see bonsai/dial.py
 bias = False  # biases in the linear layers and norms (GPT-2: True)
 # optimizer
 optimizer = "adamw"  # adamw, or muon: Muon for the matrices, AdamW for the rest
@@ -112,9 +114,8 @@ def train(config: Config, runtime: Runtime) -> int:
             f"{gradient_accumulation_steps}: use a multiple of {4 * world}"
         )
     positive = "batch_size gradient_accumulation_steps eval_interval log_interval max_skipped"
-    not_negative = (
-        "seed max_iters eval_iters save_interval keep_last patience sample_interval batch_ramp"
-    )
+    not_negative = "depth seed max_iters eval_iters save_interval keep_last patience "
+    not_negative += "sample_interval batch_ramp"
     for least, names in ((1, positive), (0, not_negative)):
         for name in names.split():
             if config[name] < least:
@@ -152,6 +153,9 @@ def train(config: Config, runtime: Runtime) -> int:
     rows = gradient_accumulation_steps * batch_size
     batches = Batches(data, block_size, rows, seed, batch_order, batch_ramp)
     tokenizer = data.tokenizer or (loaded.tokenizer if loaded else None)
+    chat_template = data.chat_template
+    if chat_template is None and loaded and loaded.checkpoint:
+        chat_template = loaded.checkpoint.get("chat_template")
     raw_model.to(device)
 
     # ---- optimizer, and where a resumed run stood ----
@@ -224,6 +228,7 @@ def train(config: Config, runtime: Runtime) -> int:
                 "best_val_loss": torch.tensor(best_val_loss),
                 "config": dict(config),
                 "tokenizer": tokenizer,
+                "chat_template": chat_template,
                 "progress": {**progress, "best_val_loss": best_val_loss},  # in double precision
                 "wandb_id": wandb_id,
                 "versions": versions(),
@@ -369,6 +374,10 @@ def changed_settings(before: dict, now: dict) -> str:
 def main() -> int:
     config = configure(globals(), models=CONFIGS, presets=FIELDS)
     runtime = setup(device, dtype, compile, backend)
+    if depth > 0:
+        rule = compute_optimal(depth, config, config.given, runtime.world_size)
+        config.update(rule)
+        globals().update({k: v for k, v in rule.items() if k in globals()})
     try:
         return train(config, runtime)
     except (RuntimeError, MemoryError) as e:

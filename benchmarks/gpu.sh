@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What has to be checked and measured on a GPU, in stages of less than 8 minutes on one H100.
 #
-#   benchmarks/gpu.sh tests throughput                  # all there is
+#   benchmarks/gpu.sh tests throughput decode           # all there is
 #   PEER=../nanoGPT benchmarks/gpu.sh throughput        # beside a checkout of nanoGPT
 #   TOY=1 OUT=/tmp/dry benchmarks/gpu.sh tests throughput   # a dry run on the CPU, tiny sizes
 #
@@ -35,8 +35,8 @@ mkdir -p "$out" || fail "cannot make the folder $out: set OUT to another"
 command -v "$python" > /dev/null || fail "there is no $python: set PYTHON"
 [[ $# -gt 0 ]] || fail "no stage given: benchmarks/gpu.sh tests throughput"
 for stage in "$@"; do
-    [[ $stage == tests || $stage == throughput ]] ||
-        fail "unknown stage $stage: there are tests, throughput"
+    [[ $stage == tests || $stage == throughput || $stage == decode ]] ||
+        fail "unknown stage $stage: there are tests, throughput, decode"
 done
 if [[ -z $toy ]] && ! "$python" -c "import torch; assert torch.cuda.is_available()" 2> /dev/null; then
     fail "$python finds no torch with a CUDA GPU: set PYTHON, or TOY=1 for a dry run on the CPU"
@@ -77,6 +77,14 @@ stage_throughput() {
     [[ -n $force ]] && options+=(--force)
     [[ -n $toy ]] && options+=(--device=cpu --sizes=toy --repeats=2)
     limited "$python" benchmarks/throughput.py "${options[@]}" 2>&1 | tee "$out/throughput.log"
+    return "${PIPESTATUS[0]}"
+}
+
+stage_decode() {
+    local options=(--out="$out" --sizes=124M)
+    [[ -n $peer ]] && options+=(--peer="$peer")
+    [[ -n $toy ]] && options=(--out="$out" --device=cpu --sizes=toy --repeats=2)
+    limited "$python" benchmarks/decode.py "${options[@]}" 2>&1 | tee "$out/decode.log"
     return "${PIPESTATUS[0]}"
 }
 

@@ -13,10 +13,8 @@ under autocast where its train.py has it (on GPUs), and compiled where ours is.
 
 import contextlib
 import gc
-import importlib.util
 import io
 import json
-import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -35,7 +33,7 @@ from bonsai.errors import UserError, run
 from bonsai.memory import GIB, out_of_memory
 from bonsai.models import build_model
 from bonsai.report import header
-from bonsai.results import provenance, spread, table, write_json
+from bonsai.results import load_peer, peer_commit, provenance, spread, table, write_json
 from bonsai.runtime import DTYPES, Runtime, peak_flops, pick_device, pick_dtype, setup
 from bonsai.throughput import OPTIMIZER, TrainingStep, time_steps
 from configurator import configure, resolve_path
@@ -98,24 +96,6 @@ COLUMNS = (
     ("ratio", "ratio", ".3f"),
     ("n", "n", "d"),
 )
-
-
-def load_peer(folder: str) -> ModuleType:
-    """The checkout's model.py under a name of its own."""
-    path = resolve_path(folder) / "model.py"
-    if not path.is_file():
-        raise UserError(f"peer={folder} has no model.py: give the folder of a nanoGPT checkout")
-    spec = importlib.util.spec_from_file_location("peer_model", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["peer_model"] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    return module
-
-
-def peer_commit(folder: str) -> str:
-    git = ["git", "-C", str(resolve_path(folder)), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 class PeerStep:
@@ -273,9 +253,9 @@ def main() -> None:
     if repeats < 1 or steps < 0 or log_interval < 1:
         raise UserError("repeats and log_interval must be at least 1, steps at least 0")
     dev, _ = pick_device(device)
-    module = load_peer(peer) if peer else None
+    module = load_peer(resolve_path(peer)) if peer else None
     print("\n".join(header(dev)), flush=True)
-    about = {**provenance(dev), "peer_commit": peer_commit(peer) if peer else None}
+    about = {**provenance(dev), "peer_commit": peer_commit(resolve_path(peer)) if peer else None}
     before, rows = measured_before(about), []
     for name, dtype, mode in rows_to_measure(dev.type):
         size = SIZES[name]

@@ -269,6 +269,13 @@ class Mixture:
         return self.parts[0].tokenizer
 
     @property
+    def chat_template(self) -> dict | None:
+        """That of the first data set whose meta.json has one; see bonsai/serving/chat.py."""
+        return next(
+            (p.meta["chat_template"] for p in self.parts if "chat_template" in p.meta), None
+        )
+
+    @property
     def model_vocab_size(self) -> int:
         """The vocabulary of a new model: a large one is rounded up to 64, which multiplies faster.
 

@@ -1,6 +1,7 @@
 """Between token ids and text: what a program shows of a model."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -38,6 +39,15 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
     return tokenizer, source
 
 
+def start_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What a text is begun with: the end of the one before it, or else a line break."""
+    if tokenizer.eot is not None:
+        return [tokenizer.eot]
+    with suppress(UserError):  # a vocabulary without a newline
+        return tokenizer.encode("\n")
+    return [0]
+
+
 def sample_text(
     model: torch.nn.Module,
     tokenizer: dict | None,
@@ -50,8 +60,7 @@ def sample_text(
     tokenizer: Tokenizer.to_dict(), None for GPT-2's.
     """
     coder = tokenizers.from_dict(tokenizer or {"type": "gpt2"})
-    start = [coder.eot] if coder.eot is not None else coder.encode("\n")
     params = SamplingParams(tokens, 0.8, top_k=200, seed=seed, vocab_limit=coder.vocab_size)
     with runtime.autocast():
-        ids = [row[0] for row in generate(model, start, params)]
+        ids = [row[0] for row in generate(model, start_tokens(coder), params)]
     return f"{coder.decode(ids)}\n{'-' * 15}"

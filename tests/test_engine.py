@@ -1,20 +1,15 @@
 """bonsai/engine.py against the uncached model, model.generate and plain reference code."""
 
 import math
-from itertools import islice
+from itertools import islice, product
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from bonsai.engine import (
-    SamplingParams,
-    compute_dtype,
-    generate,
-    next_probs,
-    row_generator,
-    sample_next,
-)
+from bonsai.engine import SamplingParams, generate, next_probs
+from bonsai.engine.phases import compute_dtype
+from bonsai.engine.sampling import Row, noise, sample_next, step_key
 from bonsai.errors import UserError
 from model import GPT, GPTConfig
 
@@ -56,6 +51,10 @@ VARIANTS = {
     "grouped queries": dict(n_kv_head=2, tie_head=False),
     "one key head, wide heads": dict(n_kv_head=1, head_size=16, qk_norm=True, attention_scale=0.1),
     "post norm, relu": dict(norm_placement="post", norm_embedding=True, activation="relu"),
+    "windows": dict(attention_window=5, window_pattern="DL"),
+    "values, lambdas, windows of all layers": dict(
+        value_embeddings=True, residual_lambdas=True, attention_window=3, n_kv_head=2
+    ),
 }
 
 
@@ -166,12 +165,14 @@ def test_a_row_alone_gets_the_tokens_it_gets_beside_others(model):
     assert texts(model, [9, 8], params, n=2, first_row=3) == together[3:]
 
 
-def test_random_streams_differ_between_rows_and_seeds():
-    def first(seed, row):
-        return torch.rand(1, generator=row_generator(seed, row, torch.device("cpu"))).item()
+def test_noise_differs_between_rows_seeds_and_steps():
+    def key(seed, row, step):
+        return step_key(Row((), SamplingParams(seed=seed), row).key, step)
 
-    draws = {first(seed, row) for seed in range(-2, 8) for row in range(10)}
-    assert len(draws) == 100
+    keys = {key(*place) for place in product(range(-2, 8), range(10), range(10))}
+    assert len(keys) == 1000
+    draws = noise(torch.tensor(sorted(keys))[:, None], torch.arange(100))
+    assert draws.unique().numel() > 0.99 * draws.numel()  # of 24 bits
 
 
 def test_global_random_state_is_neither_used_nor_changed(model):
@@ -254,17 +255,17 @@ def test_top_k_zero_is_off(model):
 
 
 def test_samples_have_the_stated_distribution():
-    """Chi-square over 40,000 draws from one row's stream and from many rows' first draws."""
+    """Chi-square over one row's draws and over many rows' first draws."""
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -1.5, 0.3, 1.2])
     params = SamplingParams(temperature=0.7, top_k=7, top_p=0.97)
     probs = next_probs(logits[None], params)[0]
     kept = probs > 0
     assert 3 < kept.sum() < 8
-    one = row_generator(1, 0, torch.device("cpu"))
-    rows = [row_generator(1, row, torch.device("cpu")) for row in range(4000)]
+    steps = [Row((), params, 0, [0] * step) for step in range(4000)]
+    rows = [Row((), params, row) for row in range(40_000)]
     for draws in (
-        sample_next(logits.expand(40_000, -1), params, [one] * 40_000),
-        sample_next(logits.expand(4000, -1), params, rows),
+        sample_next(logits.expand(4000, -1), steps),
+        sample_next(logits.expand(40_000, -1), rows),
     ):
         counts = torch.bincount(draws, minlength=8).float()
         assert counts[~kept].sum() == 0

@@ -100,7 +100,7 @@ def test_a_program_starts_through_run(name):
 @pytest.mark.parametrize("path", [p for p in CODE if p.parent.name != "config"], ids=short)
 def test_no_file_has_two_subjects(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= (500 if path.name == "model.py" else 450)  # the GPT stays whole
+    assert lines <= (700 if path.name == "model.py" else 450)  # the GPT stays whole
 
 
 # ---- config files ----

@@ -8,7 +8,15 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.models import MODELS, build_model
-from model import ACTIVATIONS, CLASSIC_KEYS, GPT, GPTConfig, local_attention, short_attention
+from model import (
+    ACTIVATIONS,
+    CLASSIC_KEYS,
+    GPT,
+    GPTConfig,
+    drop,
+    local_attention,
+    short_attention,
+)
 
 B, T, V = 2, 12, 29
 SHAPE = dict(block_size=16, vocab_size=V, n_layer=2, n_head=4, n_embd=32)
@@ -408,3 +416,17 @@ def test_relu_squared_and_its_gradient():
     x = torch.randn(50, dtype=torch.float64, requires_grad=True)
     assert torch.equal(ACTIVATIONS["relu2"](x), x.relu() ** 2)
     torch.autograd.gradcheck(ACTIVATIONS["relu2"], x)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_its_share(p):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 100, requires_grad=True)
+    y = drop(x, p)
+    kept = (y != 0).float().mean().item()
+    assert kept == pytest.approx(1 - p, abs=0.006)
+    assert y.mean().item() == pytest.approx(1, abs=0.03)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # dropped where it was dropped, scaled alike
+    torch.manual_seed(0)
+    assert torch.equal(drop(x, p), y)

@@ -1,6 +1,7 @@
 """sample.py as its users run it: a process, piped or on a terminal, with a tiny checkpoint."""
 
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -232,6 +233,63 @@ def test_a_vocabulary_that_is_not_found_is_said_so(char_model, tmp_path, dataset
     assert done.stderr.splitlines()[-1].startswith("error: out/ckpt.pt has 32 tokens, but its gpt2")
 
 
+# ---- many prompts ----
+
+
+def jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_file_of_prompts_is_continued_side_by_side(run, char_model, tmp_path):
+    jobs = [
+        {"prompt": "jé🙂", "id": 7, "temperature": 0, "max_new_tokens": 15},
+        {"prompt": "ab", "n": 3, "max_new_tokens": 5},
+        {"prompt": "", "max_new_tokens": 0},
+        {"prompt": "a", "max_new_tokens": 100},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n\n".join(map(json.dumps, jobs)), encoding="utf-8")
+    args = (f"--out_dir={run}", "--prompts=in.jsonl", "--batch_size=2", "--max_new_tokens=9")
+    piped = sample(*args, cwd=tmp_path).stdout
+    assert sample(*args, "--out=out.jsonl", "--batch_size=5", cwd=tmp_path).stdout == ""
+    found = jsonl(tmp_path / "out.jsonl")
+    assert [json.loads(line) for line in piped.splitlines()] == found  # however many at once
+    assert [(a["prompt"], a["row"]) for a in found] == [
+        ("jé🙂", 0), ("ab", 0), ("ab", 1), ("ab", 2), ("", 0), ("a", 0),
+    ]  # fmt: skip
+    assert found[0]["id"] == 7 and found[0]["text"] == greedy(char_model, "jé🙂", 15)[3:]
+    assert [a["tokens"] for a in found] == [15, 5, 5, 5, 0, BLOCK]  # the context is full
+    assert {a["finish"] for a in found} == {"length"}
+    one = ("--start=ab", "--num_samples=3", "--max_new_tokens=5")
+    assert ["ab" + a["text"] for a in found[1:4]] == texts(f"--out_dir={run}", *one, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("nonsense", "line 2: Expecting value"),
+        ('["a"]', "line 2: it must be an object"),
+        ('{"text": "a"}', "line 2: it must be an object"),
+        ('{"prompt": "a", "top_p": 2}', "line 2: top_p=2"),
+        ('{"prompt": "a", "top_k": "many"}', "line 2: top_k='many' is not a number"),
+        ('{"prompt": "a", "n": 1.5}', "line 2: n=1.5"),
+        ('{"prompt": "a", "n": 0}', "prompt 2: n=0"),
+        ('{"prompt": "aXb"}', "prompt 2: "),
+        (json.dumps({"prompt": "a" * 30}), "30 tokens, the context 24"),
+    ],
+)
+def test_a_mistake_in_a_file_of_prompts_says_where(run, tmp_path, line, says):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n' + line, encoding="utf-8")
+    done = sample(f"--out_dir={run}", "--prompts=in.jsonl", cwd=tmp_path, status=1)
+    assert says in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("options", [("--quantize=int8",), ("--dtype=bfloat16",)])
+def test_converted_weights(run, tmp_path, options):
+    args = (f"--out_dir={run}", "--num_samples=2", "--max_new_tokens=40", "--on_full=refill")
+    assert [len(text) for text in texts(*args, "--start=ab", *options, cwd=tmp_path)] == [42, 42]
+
+
 # ---- the prompt loop ----
 
 
@@ -282,6 +340,8 @@ def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
         (["--temperature=-1"], "temperature=-1"),
         (["--num_samples=0"], "num_samples=0"),
         (["--on_full=slied"], "slide, refill, stop"),
+        (["--prompts=gone.jsonl"], "cannot read the prompts from gone.jsonl"),
+        (["--quantize=int3"], "quantize=int3"),
     ],
 )
 def test_a_mistake_is_one_line(run, tmp_path, args, says):

@@ -1,0 +1,53 @@
+"""Run a training program as it is, and note when it opened its data and when each step ended.
+
+    python benchmarks/clock.py TIMES.json STEPS SEED_OFFSET train.py [its arguments]
+
+The clock starts when the first .bin is opened and stands for each step where the optimizer has been
+called, for the last one after the device is idle. SEED_OFFSET is added to what the program gives
+torch.manual_seed: in nanoGPT the seed is a constant.
+"""
+
+import atexit
+import json
+import runpy
+import sys
+import time
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+target, steps, offset = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+begin, ends, outer = None, [], None
+
+
+def opened(event: str, args: tuple) -> None:
+    global begin
+    if event == "open" and begin is None and str(args[0]).endswith(".bin"):
+        begin = time.perf_counter()
+
+
+def stepped(optimizer, args, kwargs) -> None:
+    global outer
+    own = getattr(optimizer, "adam", None)  # an optimizer that has another one inside
+    if own is not None and outer is None:
+        ends.clear()
+        outer = optimizer
+    if outer not in (None, optimizer) or len(ends) == steps:
+        return
+    if len(ends) == steps - 1 and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    ends.append(time.perf_counter())
+
+
+def write() -> None:
+    with open(target, "w", encoding="utf-8") as f:
+        json.dump([end - begin for end in ends], f)
+
+
+sys.addaudithook(opened)
+seed_as_told = torch.manual_seed
+torch.manual_seed = lambda seed: seed_as_told(seed + offset)
+register_optimizer_step_post_hook(stepped)
+atexit.register(write)
+sys.argv = sys.argv[4:]
+runpy.run_path(sys.argv[0], run_name="__main__")

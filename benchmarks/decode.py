@@ -1,0 +1,301 @@
+"""Decoding speed: tokens per second, the memory's limit, and nanoGPT's generate on the same work.
+
+    python benchmarks/decode.py                          # ours alone
+    python benchmarks/decode.py --peer=../nanoGPT        # side by side
+    python benchmarks/decode.py --sizes=char --repeats=5 --out=results
+
+A one-token step reads every weight of the linear layers and the keys and values of all rows once:
+no step is faster than these bytes at the measured read bandwidth. The table has the share of that
+limit. "tokens/s" is of whole answers, prefill included (what nanoGPT's generate is compared on);
+"decode/s" of the one-token steps alone, all rows together. Weights are random, which changes no
+timing; repeats alternate between all contestants, in one process on one machine.
+"""
+
+import statistics
+import sys
+import time
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+
+from bonsai.engine import Engine, SamplingParams
+from bonsai.errors import UserError, run
+from bonsai.models import build_model
+from bonsai.report import header
+from bonsai.results import load_peer, peer_commit, provenance, spread, table, write_json
+from bonsai.runtime import DTYPES, Runtime, cpu_computes_bfloat16, setup
+from configurator import configure, resolve_path
+
+# -----------------------------------------------------------------------------
+peer = ""  # folder of a nanoGPT checkout to compare with
+sizes = "124M,char"  # models, from SIZES below
+kinds = "auto"  # of KINDS below; auto: those that this machine computes in
+batches = "auto"  # answers at once; auto: 1,16 on a CPU, 1,64 on a GPU
+repeats = 3  # of which the table has the median
+device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
+seed = 1337  # of weights and prompts
+out = ""  # folder for decode.json and decode.txt
+# -----------------------------------------------------------------------------
+
+
+@dataclass
+class Size:
+    model: dict  # settings, without dropout
+    prompt: int  # tokens of the prompts
+    tokens: int  # new ones
+    long: int  # tokens of the prompt whose first answer is timed
+
+
+SIZES = {
+    "124M": Size(dict(vocab_size=50304), 200, 100, 1000),
+    "char": Size(
+        dict(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65, bias=False),
+        *(56, 200, 250),
+    ),
+    "toy": Size(dict(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=65), 8, 12, 50),
+}
+
+# name -> (dtype, quantize, compile)
+KINDS = {
+    "float32": ("float32", "", False),
+    "bfloat16": ("bfloat16", "", False),
+    "int8": ("auto", "int8", False),
+    "bfloat16 compiled": ("bfloat16", "", True),
+    "int8 compiled": ("bfloat16", "int8", True),
+}
+
+COLUMNS = [
+    ("model", "size", ""),
+    ("weights", "kind", ""),
+    ("batch", "batch", "d"),
+    ("tokens/s", "rate", ",.1f"),
+    ("decode/s", "decode_rate", ",.1f"),
+    ("spread", "spread", ".1%"),
+    ("limit/s", "limit", ",.0f"),
+    ("share", "share", ".1%"),
+    ("to peer", "ratio", ".2f"),
+    ("to batch 1", "batching", ".2f"),
+    ("first token, ms", "first_ms", ",.0f"),
+    ("kernels/step", "kernels", "d"),
+    ("n", "n", "d"),
+]
+
+
+def read_bandwidth(runtime: Runtime) -> float:
+    """Bytes per second that reading takes: the best of sums over, and products with, 1 GiB."""
+    matrix = torch.ones((2**16, 2**12), device=runtime.device)
+    vector = torch.ones(2**12, device=runtime.device)
+    best = float("inf")
+    for _ in range(5):
+        for read in (matrix.sum, lambda: matrix @ vector):
+            runtime.synchronize()
+            begin = time.perf_counter()
+            read()
+            runtime.synchronize()
+            best = min(best, time.perf_counter() - begin)
+    return matrix.nbytes / best
+
+
+def bytes_per_step(model, kind: str, batch: int, length: float, on_cpu: bool) -> float:
+    """What a one-token step has to read: linear layers, final norm, keys and values."""
+    dtype, quantize, _ = KINDS[kind]
+    width = 4 if dtype == "float32" or (dtype == "auto" and on_cpu) else 2
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    weights = sum(m.weight.numel() for m in linears) * (1 if quantize else width)
+    c = model.config
+    return weights + batch * 2 * c.n_layer * c.kv_heads * c.head_dim * length * width
+
+
+def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> dict:
+    """Seconds: of everything, to the first token of the first prompt, of the one-token steps."""
+    begin = time.perf_counter()
+    for prompt in prompts:
+        engine.submit(prompt, params)
+    engine.step()  # the prefills
+    first = time.perf_counter() - begin
+    steps = 0
+    while engine.busy:
+        engine.step()
+        steps += 1
+    total = time.perf_counter() - begin
+    rate = len(prompts) * steps / (total - first) if steps else None
+    return {"seconds": total, "first": first, "decode_rate": rate}
+
+
+def kernels_per_step(engine: Engine, prompt: list[int]) -> int | None:
+    """GPU kernels that run in a one-token step, those of a replayed graph included."""
+    if engine.device.type != "cuda":
+        return None
+    (request,) = engine.submit(prompt, SamplingParams(max_new_tokens=8, temperature=0))
+    for _ in range(3):
+        engine.step()
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profile:
+        engine.step()
+        torch.cuda.synchronize()
+    engine.cancel(request)
+    engine.step()
+    events = profile.events()
+    return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
+
+
+class PeerAnswers:
+    """nanoGPT's generate, from its own checkout."""
+
+    def __init__(self, module, model, runtime: Runtime):
+        c = model.config
+        keys = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
+        with redirect_stdout(StringIO()):  # it prints its size
+            self.model = module.GPT(module.GPTConfig(**{k: getattr(c, k) for k in keys}))
+        self.model.load_state_dict(model.state_dict())
+        self.model.to(runtime.device).eval()
+        self.runtime = runtime
+
+    @torch.no_grad()
+    def __call__(self, prompt: list[int], params: SamplingParams) -> float:
+        idx = torch.tensor([prompt], device=self.runtime.device)
+        begin = time.perf_counter()
+        with self.runtime.autocast():  # as its sample.py
+            self.model.generate(idx, params.max_new_tokens, params.temperature, params.top_k)
+        self.runtime.synchronize()
+        return time.perf_counter() - begin
+
+
+@torch.no_grad()
+def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
+    """Rows of the table for one model, and what was measured beside them."""
+    size, on_cpu = SIZES[name], runtime.device.type == "cpu"
+    torch.manual_seed(seed)
+    model = build_model("gpt", size.model).to(runtime.device).eval()
+    params = SamplingParams(size.tokens, 0.8, 200, seed=seed)
+    chosen = pick_kinds(runtime)
+    counts = [
+        int(b)
+        for b in (("1,16" if on_cpu else "1,64") if batches == "auto" else batches).split(",")
+    ]
+    vocab = model.config.vocab_size
+    prompts = torch.randint(vocab, (max(counts), size.prompt)).tolist()
+    long = torch.randint(vocab, (size.long,)).tolist()
+    engines = {
+        kind: Engine(
+            model,
+            max(counts),
+            dtype=None if dtype == "auto" and on_cpu else DTYPES[dtype.replace("auto", "bfloat16")],
+            quantize=quantize,
+            compile=compiled,
+        )
+        for kind, (dtype, quantize, compiled) in ((k, KINDS[k]) for k in chosen)
+    }
+    theirs = PeerAnswers(module, model, runtime) if module else None
+    found, first, peer_seconds, bandwidth = {}, {}, [], []
+    for repeat in range(repeats + 1):  # the first warms up, and compiles
+        keep = repeat > 0
+        if keep:
+            bandwidth.append(read_bandwidth(runtime))
+        for kind, engine in engines.items():
+            for batch in counts:
+                result = answer(engine, prompts[:batch], params)
+                if keep:
+                    found.setdefault((kind, batch), []).append(result)
+            result = answer(engine, [long], SamplingParams(1, 0))
+            if keep:
+                first.setdefault(kind, []).append(result["first"])
+        if theirs:
+            short = SamplingParams(size.tokens if keep else 2, 0.8, 200)
+            seconds = theirs(prompts[0], short)
+            if keep:
+                peer_seconds.append(seconds)
+    rows, speed = [], max(bandwidth)
+    length = size.prompt + size.tokens / 2
+    alone: dict[str, float] = {}
+    for (kind, batch), results in found.items():
+        rates = spread([batch * size.tokens / r["seconds"] for r in results])
+        decode = spread([r["decode_rate"] for r in results])
+        limit = batch * speed / bytes_per_step(model, kind, batch, length, on_cpu)
+        alone.setdefault(kind, decode["median"])
+        row = {
+            "size": name,
+            "kind": kind,
+            "batch": batch,
+            "rate": rates["median"],
+            "rates": rates,
+            "decode_rate": decode["median"],
+            "decode_rates": decode,
+            "spread": (rates["high"] - rates["low"]) / rates["median"],
+            "limit": limit,
+            "share": decode["median"] / limit,
+            "batching": decode["median"] / alone[kind],
+            "n": repeats,
+        }
+        if batch == counts[0]:
+            row["first_ms"] = 1e3 * statistics.median(first[kind])
+            row["kernels"] = kernels_per_step(engines[kind], prompts[0])
+        if peer_seconds and batch == 1:
+            pairs = zip(peer_seconds, results)
+            row["ratio"] = statistics.median(p / r["seconds"] for p, r in pairs)
+        rows.append(row)
+    if peer_seconds:
+        rates = spread([size.tokens / s for s in peer_seconds])
+        rows.append(
+            {
+                "size": name,
+                "kind": f"nanoGPT's generate, {runtime.dtype}",
+                "batch": 1,
+                "rate": rates["median"],
+                "rates": rates,
+                "spread": (rates["high"] - rates["low"]) / rates["median"],
+                "n": repeats,
+            }
+        )
+    return rows, {"bandwidth": spread(bandwidth), "first_token_prompt": size.long}
+
+
+def pick_kinds(runtime: Runtime) -> list[str]:
+    """The kinds of weights to measure."""
+    if kinds != "auto":
+        for kind in kinds.split(","):
+            if kind not in KINDS:
+                raise UserError(f"kinds={kind} is not one of {', '.join(KINDS)}")
+        return kinds.split(",")
+    if runtime.device.type == "cuda":
+        return ["bfloat16", "bfloat16 compiled", "int8 compiled"]
+    return ["float32", *(["bfloat16"] if cpu_computes_bfloat16() else []), "int8"]
+
+
+def main() -> None:
+    configure(globals())
+    if repeats < 1:
+        raise UserError(f"repeats={repeats} must be at least 1")
+    for name in sizes.split(","):
+        if name not in SIZES:
+            raise UserError(f"sizes={name} is not one of {', '.join(SIZES)}")
+    module = load_peer(resolve_path(peer)) if peer else None
+    # nanoGPT's sample.py: bfloat16 autocast on GPUs, and on CPUs nothing
+    runtime = setup(device)
+    if runtime.device.type == "cpu":
+        runtime = setup(device, "float32")
+    print("\n".join(header(runtime.device)), flush=True)
+    about = provenance(runtime.device) | {"threads": torch.get_num_threads()}
+    about["peer_commit"] = peer_commit(resolve_path(peer)) if peer else None
+    rows, notes = [], {}
+    for name in sizes.split(","):
+        print(f"{name}: {repeats} repeats ...", flush=True)
+        more, notes[name] = measure(name, module, runtime)
+        rows += more
+        speed = notes[name]["bandwidth"]
+        print(f"{name}: reads {speed['high'] / 1e9:.1f} GB/s, at worst {speed['low'] / 1e9:.1f}")
+        print(f"{name}: first token of a prompt of {SIZES[name].long} tokens", flush=True)
+    text = table(rows, COLUMNS)
+    print(f"\n{text}")
+    if out:
+        write_json(Path(out) / "decode.json", {**about, **{"notes": notes, "rows": rows}})
+        (Path(out) / "decode.txt").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,309 @@
+"""Many streaming clients on a server: errors, throughput beside the engine's own, memory, equality.
+
+    python benchmarks/serve_load.py --out_dir=out-quickstart --seconds=10          # a look
+    python benchmarks/serve_load.py --out_dir=out-shakespeare-char --out=results   # two minutes
+
+First the engine is timed alone in this process, on the same requests, as many at a time. Then
+serve.py is started on a free port and each client asks, reads the stream to its end and asks again.
+Afterwards some of the requests are made once more, alone: in float32 the tokens must be the same.
+Where they are not, the choice is computed anew from the whole context; it is excused when the two
+tokens were closer than 1e-3 there (in nats, noise included).
+"""
+
+import asyncio
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+
+from bonsai.engine import Engine, SamplingParams, generate
+from bonsai.engine.sampling import Row, candidates, noise, step_key
+from bonsai.errors import UserError, run
+from bonsai.report import header
+from bonsai.results import provenance, table, write_json
+from bonsai.runtime import pick_device, setup
+from bonsai.serving.registry import load_served
+from configurator import ROOT, configure, resolve_path
+
+# -----------------------------------------------------------------------------
+out_dir = "out"  # the run to serve
+clients = 64  # streams at a time
+seconds = 120.0  # how long
+engine_seconds = 20.0  # how long the engine is timed alone
+tokens = 100  # of each answer, at most
+checks = 64  # requests that are made again, alone
+max_batch = 16  # rows side by side, of engine and server
+device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
+dtype = "float32"  # of engine and server; only float32 promises equal tokens
+quantize = ""  # int8: weights in 8 bits
+compile = False  # compile the one-token step
+seed = 1337  # of prompts and requests
+out = ""  # folder for serve_load.json and .txt
+# -----------------------------------------------------------------------------
+
+PREFIX_CACHE = 2048  # serve.py's default
+TIE = 1e-3
+
+
+@dataclass
+class Ask:
+    """A request and what came of it."""
+
+    number: int
+    prompt: list[int]
+    raw: list[bytes] = field(default_factory=list)
+    first: float | None = None  # seconds to the first chunk
+    error: str = ""
+
+    def body(self, stream: bool) -> bytes:
+        return json.dumps(
+            {
+                "model": "m",
+                "prompt": self.prompt,
+                "max_tokens": tokens,
+                "temperature": 0.8,
+                "seed": seed + self.number,
+                "stream": stream,
+                "return_token_ids": True,
+            }
+        ).encode()
+
+    def params(self, served) -> SamplingParams:
+        """What the server makes of the body."""
+        eot = served.tokenizer.eot
+        return SamplingParams(
+            max_new_tokens=tokens,
+            temperature=0.8,
+            seed=seed + self.number,
+            stop_tokens=() if eot is None else (eot,),
+            vocab_limit=served.vocab_size,
+        )
+
+    def answer(self) -> list[int]:
+        """The token ids of the stream; notes an error where it is not whole."""
+        text = b"".join(self.raw).decode()
+        if not self.error and ("200 OK" not in text[:20] or "data: [DONE]" not in text):
+            self.error = text[:300]
+        chunks = re.findall(r"^data: (\{.*\})\r?$", text, re.M)
+        return [
+            i for c in chunks for choice in json.loads(c)["choices"] for i in choice["token_ids"]
+        ]
+
+
+def make_prompts(served) -> list[list[int]]:
+    """Pieces of 4 to 48 tokens of a text that the model writes."""
+    params = SamplingParams(400, seed=seed, vocab_limit=served.vocab_size)
+    text = [row[0] for row in generate(served.model, served.start, params, on_full="refill")]
+    rng, context = random.Random(seed), served.context
+    lengths = [rng.randint(4, min(48, context // 2)) for _ in range(256)]
+    return [text[a : a + n] for n in lengths for a in [rng.randrange(len(text) - n)]]
+
+
+def time_engine(served, prompts: list[list[int]]) -> float:
+    """Tokens per second of the engine alone, always `clients` requests in it."""
+    engine: Engine = served.engine
+    number, drawn, begun = 0, 0, None
+    end = time.monotonic() + engine_seconds * 1.25
+    while (now := time.monotonic()) < end:
+        if begun is None and now > end - engine_seconds:  # the first fifth is to warm up
+            begun, drawn = now, 0
+        while len(engine.waiting) + len(engine.running) < clients:
+            ask = Ask(number, prompts[number % len(prompts)])
+            engine.submit(ask.prompt, ask.params(served))
+            number += 1
+        drawn += sum(event.token is not None for event in engine.step())
+    rate = drawn / (time.monotonic() - begun)
+    for request in [*engine.waiting, *engine.running]:
+        engine.cancel(request)
+    while engine.busy:
+        engine.step()
+    return rate
+
+
+# ---- the server and its clients ----
+
+
+def start_server(source: str) -> tuple[subprocess.Popen, int]:
+    command = [sys.executable, "-u", str(ROOT / "serve.py"), f"--models=m={source}", "--port=0"]
+    command += [f"--max_batch={max_batch}", f"--device={device}", f"--dtype={dtype}"]
+    command += [f"--quantize={quantize}", f"--compile={compile}", f"--max_queue={2 * clients + 16}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if found := re.search(r"serving on http://127.0.0.1:(\d+)", line):
+            return process, int(found[1])
+    raise UserError(f"the server did not start: {' '.join(command)}")
+
+
+def post(port: int, ask: Ask) -> list[int]:
+    """The token ids of a request made alone, not streamed."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions",
+        ask.body(stream=False),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=600) as response:
+        return json.load(response)["choices"][0]["token_ids"]
+
+
+def drawn_so_far(port: int) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+        return float(re.search(r"generated_tokens_total{.*} (\S+)", response.read().decode())[1])
+
+
+async def client(port: int, numbers, prompts: list[list[int]], end: float, asked: list[Ask]):
+    """Ask, read, ask again until `end`; bytes are kept as they are, to be looked at later."""
+    while time.monotonic() < end:
+        number = next(numbers)
+        ask = Ask(number, prompts[number % len(prompts)])
+        asked.append(ask)
+        body, begun = ask.body(stream=True), time.monotonic()
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(
+                b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
+            while data := await reader.read(2**16):
+                if ask.first is None and b"data: " in data:
+                    ask.first = time.monotonic() - begun
+                ask.raw.append(data)
+            writer.close()
+        except OSError as e:
+            ask.error = repr(e)
+
+
+async def load(port: int, process: psutil.Process, prompts) -> tuple[list[Ask], float, list[int]]:
+    """All that was asked, tokens per second after the first tenth, resident bytes every second."""
+    asked: list[Ask] = []
+    memory: list[int] = []
+    begun = time.monotonic()
+    end = begun + seconds
+    numbers = iter(range(10**9))
+    running = [
+        asyncio.ensure_future(client(port, numbers, prompts, end, asked)) for _ in range(clients)
+    ]
+    await asyncio.sleep(seconds / 10)
+    mark, drawn = time.monotonic(), await asyncio.to_thread(drawn_so_far, port)
+    while time.monotonic() < end:
+        memory.append(process.memory_info().rss)
+        await asyncio.sleep(min(1.0, max(0.01, end - time.monotonic())))
+    drawn = await asyncio.to_thread(drawn_so_far, port) - drawn
+    rate = drawn / (time.monotonic() - mark)
+    await asyncio.gather(*running)
+    return asked, rate, memory
+
+
+# ---- the same request alone ----
+
+
+@torch.no_grad()
+def margin(served, ask: Ask, common: list[int], a: int | None, b: int | None) -> float:
+    """How far apart tokens a and b were (None: the end of text), by the whole context."""
+    params = ask.params(served)
+    row = Row(ask.prompt, params, 0, common)
+    where = next(served.model.parameters()).device
+    context = torch.tensor([[*ask.prompt, *common]], device=where)
+    logits, _ = candidates(served.model(context)[0][:, -1], replace(params, top_k=0))
+    places = torch.arange(logits.size(-1), device=where)
+    key = torch.tensor([[step_key(row.key, len(common))]], device=where)
+    score = (logits + noise(key, places))[0]
+    ids = [served.tokenizer.eot if token is None else token for token in (a, b)]
+    return abs(float(score[ids[0]] - score[ids[1]]))
+
+
+def compare(port: int, served, asked: list[Ask]) -> dict:
+    """Some requests once more: how many were the same, excused, different."""
+    whole = [ask for ask in asked if not ask.error]
+    counts = {"checked": 0, "equal": 0, "excused": 0, "different": 0}
+    for ask in random.Random(seed).sample(whole, min(checks, len(whole))):
+        crowd, alone = ask.answer(), post(port, ask)
+        counts["checked"] += 1
+        if crowd == alone:
+            counts["equal"] += 1
+            continue
+        at = next((i for i, (x, y) in enumerate(zip(crowd, alone)) if x != y), None)
+        at = min(len(crowd), len(alone)) if at is None else at
+        pair = [tokens[at] if at < len(tokens) else None for tokens in (crowd, alone)]
+        apart = margin(served, ask, crowd[:at], *pair)
+        counts["excused" if apart < TIE else "different"] += 1
+        print(f"request {ask.number} differs from token {at} on: {pair}, {apart:.2e} apart")
+    return counts
+
+
+def main() -> int:
+    configure(globals())
+    runtime = setup(device, dtype, compile)
+    source = str(resolve_path(out_dir))
+    served = load_served("m", source, runtime, max_batch, quantize, PREFIX_CACHE)
+    prompts = make_prompts(served)
+    lines = header(pick_device(device)[0])
+    print("\n".join(lines))
+    alone = time_engine(served, prompts)
+    process, port = start_server(source)
+    try:
+        asked, rate, memory = asyncio.run(load(port, psutil.Process(process.pid), prompts))
+        answers = [len(ask.answer()) for ask in asked]
+        errors = [ask.error for ask in asked if ask.error]
+        same = compare(port, served, asked)
+        drift = memory[-1] - memory[len(memory) // 4]
+    finally:
+        process.terminate()
+        process.wait(60)
+    firsts = sorted(ask.first for ask in asked if ask.first is not None)
+    row = {
+        "clients": clients,
+        "seconds": seconds,
+        "requests": len(asked),
+        "errors": len(errors),
+        "tokens": sum(answers),
+        "engine": alone,
+        "server": rate,
+        "share": rate / alone,
+        "first": firsts[len(firsts) // 2] if firsts else None,
+        "first95": firsts[int(len(firsts) * 0.95)] if firsts else None,
+        "memory": memory[-1] / 2**20,
+        "growth": drift / 2**20,
+        **same,
+    }
+    columns = [
+        ("clients", "clients", "d"),
+        ("s", "seconds", ".0f"),
+        ("requests", "requests", "d"),
+        ("errors", "errors", "d"),
+        ("engine tok/s", "engine", ",.0f"),
+        ("server tok/s", "server", ",.0f"),
+        ("share", "share", ".0%"),
+        ("first token s", "first", ".2f"),
+        ("95%", "first95", ".2f"),
+        ("MiB", "memory", ",.0f"),
+        ("growth MiB", "growth", "+.1f"),
+        ("checked", "checked", "d"),
+        ("equal", "equal", "d"),
+        ("within 1e-3", "excused", "d"),
+        ("different", "different", "d"),
+    ]
+    text = table([row], columns)
+    print(text)
+    for error in sorted(set(errors))[:5]:
+        print(f"error: {error}", file=sys.stderr)
+    if out:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "serve_load.json", {**provenance(runtime.device), "rows": [row]})
+        (folder / "serve_load.txt").write_text("\n".join([*lines, text]) + "\n", encoding="utf-8")
+    different = same["different"] if dtype == "float32" and not quantize else 0
+    return 1 if errors or different else 0
+
+
+if __name__ == "__main__":
+    run(main)

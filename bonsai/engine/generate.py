@@ -1,0 +1,91 @@
+"""n answers to one prompt, side by side: the short way to text."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from bonsai.engine.phases import check_request, decode_one_token, new_cache, prefill
+from bonsai.engine.sampling import Row, SamplingParams, sample_next
+from bonsai.errors import UserError
+
+# What to do when the context holds block_size tokens and another is wanted:
+ON_FULL = {
+    "slide": "recompute the last block_size tokens for every token, as nanoGPT does: exact, slow",
+    "refill": "keep the last half of the context, compute it once and go on cached: fast",
+    "stop": "end the text",
+}
+
+
+def generate(
+    model: torch.nn.Module,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    n: int = 1,
+    use_cache: bool = True,
+    on_full: str = "slide",
+    first_row: int = 0,
+    dtype: torch.dtype | None = None,
+) -> Iterator[list[int | None]]:
+    """Continue `prompt` n times; yields the new token of each of the n rows, step by step.
+
+    A row that has drawn a stop token yields None from then on (the stop token itself is not
+    yielded); the iterator ends after max_new_tokens steps or the step at which the last row
+    stopped. Of a prompt longer than the context its last block_size tokens count.
+
+    use_cache: False recomputes the context for every token; the tokens are the same.
+    on_full: a key of ON_FULL.
+    first_row: number of the first row. Row 7 is the same drawn by (n=8) and by (n=1, first_row=7).
+    dtype: of the cache; default: autocast's where it is on, else the weights'.
+
+    The model computes in eval mode without gradients and has its mode back when the iterator ends.
+    Raises UserError for an empty prompt, ids outside the vocabulary and unknown values.
+    """
+    check_request(prompt, params, n, model.config.vocab_size)
+    if on_full not in ON_FULL:
+        raise UserError(f"on_full={on_full!r} is not one of {', '.join(ON_FULL)}")
+    # the checks above run now, what follows with the first token
+    return steps(model, prompt, params, n, use_cache, on_full, first_row, dtype)
+
+
+@torch.no_grad()  # not inference_mode: there autocast converts every weight anew for each token
+def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype):
+    """The loop behind `generate`; all arguments checked."""
+    device = next(model.parameters()).device
+    block_size = model.config.block_size
+    begin, end = len(prompt), len(prompt) + params.max_new_tokens
+    rows = [Row(prompt, params, first_row + i) for i in range(n)]
+    ids = torch.empty((n, end), dtype=torch.int64, device=device)  # prompt and answer of each row
+    ids[:, :begin] = torch.tensor(prompt, device=device)
+    context = max(0, begin - block_size)  # at step t the model sees ids[:, context:t]
+    cache = None
+    alive = [True] * n
+    was_training = model.training
+    model.eval()
+    try:
+        for t in range(begin, end):
+            if t - context > block_size:
+                if on_full == "stop":
+                    return
+                context = t - (block_size if on_full == "slide" else max(1, block_size // 2))
+                if cache is not None:
+                    cache.reset()  # every token has a new position
+            if t == begin:  # the rows are still equal: compute one
+                if use_cache and hasattr(model, "new_cache"):
+                    cache = new_cache(model, 1, min(block_size, end), dtype)
+                logits = prefill(model, ids[:1, context:t], cache).expand(n, -1)
+                if cache is not None:
+                    cache.expand(n)
+            elif cache is None or cache.used == 0:
+                logits = prefill(model, ids[:, context:t], cache)
+            else:
+                logits = decode_one_token(model, ids[:, t - 1 : t], cache)
+            ids[:, t] = sample_next(logits, rows)
+            tokens = ids[:, t].tolist()  # the only wait for the device
+            for row, token in zip(rows, tokens):
+                row.tokens.append(token)
+            alive = [a and token not in params.stop_tokens for a, token in zip(alive, tokens)]
+            yield [token if a else None for a, token in zip(alive, tokens)]
+            if not any(alive):
+                return
+    finally:
+        model.train(was_training)

@@ -1,0 +1,153 @@
+"""The two phases of inference, and the cache of a model that cannot remember."""
+
+from collections.abc import Sequence
+
+import torch
+
+from bonsai.engine.sampling import SamplingParams
+from bonsai.errors import UserError
+
+
+def prefill(model: torch.nn.Module, idx: torch.Tensor, cache=None) -> torch.Tensor:
+    """idx (B, T), tokens behind those in the cache -> logits (B, V) of what follows them."""
+    if isinstance(cache, TokenCache):
+        return cache.forward(model, idx)
+    return model(idx, cache=cache)[0][:, -1] if cache is not None else model(idx)[0][:, -1]
+
+
+def all_logits(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.Tensor:
+    """As prefill, with the logits behind each of the tokens: (B, T, V). Rows equally long."""
+    if isinstance(cache, TokenCache):
+        cache.append(idx)
+        seen = cache.ids[:, : cache.lengths[0]]
+        return model(seen, seen)[0][:, -idx.size(1) :]
+    return model(idx, idx, cache=cache)[0]
+
+
+def decode_one_token(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.Tensor:
+    """idx (B, 1), the tokens behind those in the cache -> logits (B, V) of what follows them."""
+    return prefill(model, idx, cache)
+
+
+class CompiledStep:
+    """decode_one_token through torch.compile; on CUDA every step is the replay of one CUDA graph.
+
+    A compiled step has fixed shapes and addresses: rows and positions are rounded up to a power of
+    two, each such bucket is compiled when it is first needed (which takes a while), positions come
+    from a tensor, and what lies behind a row's position is masked.
+    """
+
+    SHORTEST = 128  # positions of the smallest bucket
+
+    def __init__(self, model: torch.nn.Module, cache):
+        if isinstance(cache, TokenCache):
+            raise UserError("compile=True needs a model with a cache of keys and values")
+        device = cache.k.device
+        batch = len(cache.lengths)
+        self.cache, self.buckets = cache, {}
+        self.idx = torch.zeros((batch, 1), dtype=torch.int64, device=device)
+        self.pos = torch.zeros(batch, dtype=torch.int64, device=device)
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        self.step = torch.compile(
+            lambda idx, rows: decode_one_token(model, idx, rows),
+            mode=mode,
+            fullgraph=True,
+            dynamic=False,
+        )
+
+    def __call__(self, tokens: list[int], lengths: list[int]) -> torch.Tensor:
+        """The last token of the first rows, and their lengths -> logits (B, V)."""
+        n = len(tokens)
+        rows = power_of_two(n, 1, len(self.pos))
+        idle = [0] * (rows - n)  # rows of free slots: they compute something, at position 0
+        inputs = torch.tensor([tokens + idle, lengths + idle])
+        inputs = inputs.to(self.idx.device, non_blocking=True)
+        self.idx[:rows, 0], self.pos[:rows] = inputs[0], inputs[1]
+        positions = power_of_two(max(lengths) + 1, self.SHORTEST, self.cache.length)
+        if (rows, positions) not in self.buckets:
+            part = self.cache.view(0, rows, positions)
+            part.lengths, part.pos = [0] * rows, self.pos[:rows]
+            bucket = (self.idx[:rows], part)
+            for buffer in (part.k, part.v, part.pos, bucket[0]):
+                torch._dynamo.mark_static_address(buffer)  # else no graph: steps write to them
+            self.buckets[rows, positions] = bucket
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch._dynamo.config.patch(recompile_limit=64):  # one per bucket
+            return self.step(*self.buckets[rows, positions])[:n]
+
+
+def power_of_two(n: int, least: int, most: int) -> int:
+    """n rounded up to a power of two between bounds."""
+    return min(most, max(least, 1 << (n - 1).bit_length()))
+
+
+class TokenCache:
+    """For architectures without a cache: remembers the tokens alone and recomputes the rest.
+
+    The same methods as model.KVCache, so that every model goes through the same engine.
+    """
+
+    def __init__(self, batch: int, length: int, device: torch.device):
+        self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
+        self.lengths = [0] * batch
+
+    @property
+    def length(self) -> int:
+        return self.ids.size(1)
+
+    def view(self, begin: int, end: int, length: int = 0) -> "TokenCache":
+        part = TokenCache(0, 0, self.ids.device)
+        part.ids, part.lengths = self.ids[begin:end], self.lengths[begin:end]
+        return part
+
+    def copy_row(self, row: int, source: "TokenCache", source_row: int, length: int) -> None:
+        self.ids[row, :length] = source.ids[source_row, :length]
+        self.lengths[row] = length
+
+    def clone(self, length: int) -> "TokenCache":
+        part = self.view(0, len(self.lengths))
+        part.ids = part.ids[:, :length].clone()
+        return part
+
+    def append(self, idx: torch.Tensor) -> None:
+        T = idx.size(1)
+        for row, n in enumerate(self.lengths):
+            self.ids[row, n : n + T] = idx[row]
+        self.lengths = [n + T for n in self.lengths]
+
+    def forward(self, model: torch.nn.Module, idx: torch.Tensor) -> torch.Tensor:
+        """As prefill."""
+        self.append(idx)
+        if len(set(self.lengths)) == 1:
+            return model(self.ids[:, : self.lengths[0]])[0][:, -1]
+        rows = [model(self.ids[i : i + 1, :n])[0][:, -1] for i, n in enumerate(self.lengths)]
+        return torch.cat(rows)
+
+
+def new_cache(model: torch.nn.Module, batch: int, length: int, dtype=None):
+    """The model's own cache, or one of tokens for a model that has none."""
+    if hasattr(model, "new_cache"):
+        return model.new_cache(batch, length, dtype or compute_dtype(model))
+    return TokenCache(batch, length, next(model.parameters()).device)
+
+
+def compute_dtype(model: torch.nn.Module) -> torch.dtype:
+    """What the keys and values are computed in: autocast's dtype where on, else the weights'."""
+    weight = next(model.parameters())
+    if torch.is_autocast_enabled(weight.device.type):
+        return torch.get_autocast_dtype(weight.device.type)
+    return weight.dtype
+
+
+def check_request(prompt: Sequence[int], params: SamplingParams, n: int, vocab_size: int) -> None:
+    """Raise UserError for what a model of this vocabulary cannot do."""
+    if not prompt:
+        raise UserError("the prompt is empty: give at least one token to continue")
+    for token in prompt:
+        if not 0 <= token < vocab_size:
+            raise UserError(f"token {token} is outside the model's vocabulary of {vocab_size}")
+    if n < 1:
+        raise UserError(f"n={n} must be at least 1")
+    for token, _ in params.logit_bias:
+        if token >= vocab_size:
+            raise UserError(f"logit_bias: token {token} is outside the vocabulary of {vocab_size}")

@@ -1,0 +1,64 @@
+"""Keys and values of prompts seen before, for prompts that begin alike."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from bonsai.errors import UserError
+
+
+class Prefixes:
+    """Prompts with their rows of the cache, at most `budget` tokens; least recently used go first.
+
+    One prompt may be held beyond the budget: that of answers which share a prefill and still wait.
+    """
+
+    def __init__(self, budget: int):
+        if budget < 0:
+            raise UserError(f"prefix_cache={budget} must be at least 0")
+        self.budget = budget
+        self.rows: OrderedDict[tuple[int, ...], tuple] = OrderedDict()  # prompt -> (row, logits)
+        self.held: tuple[int, ...] | None = None
+
+    def restore(self, prompt: tuple[int, ...], row) -> torch.Tensor | None:
+        """Fill an empty row with what is known of `prompt`; its last logits if that is all of it.
+
+        At least one token is left to compute where the logits are not known.
+        """
+        best = max(self.rows, key=lambda known: shared(known, prompt), default=())
+        length = shared(best, prompt)
+        if not length:
+            return None
+        known, logits = self.rows[best]
+        self.rows.move_to_end(best)
+        if len(best) == len(prompt) == length:
+            row.copy_row(0, known, 0, length)
+            return logits
+        if length := min(length, len(prompt) - 1):
+            row.copy_row(0, known, 0, length)
+        return None
+
+    def store(self, prompt: tuple[int, ...], row, logits: torch.Tensor, keep: bool) -> None:
+        """Remember a filled row. keep: whatever the budget, until the next call."""
+        self.held = prompt if keep else None
+        if prompt not in self.rows and (keep or len(prompt) <= self.budget):
+            own = row.clone(len(prompt))
+            for known in [p for p in self.rows if p == prompt[: len(p)]]:
+                del self.rows[known]  # what they know is in the new one
+            self.rows[prompt] = (own, logits.clone())
+        total = sum(map(len, self.rows))
+        for known in list(self.rows):
+            if total > self.budget and known != self.held:
+                total -= len(known)
+                del self.rows[known]
+
+
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens two prompts have in common."""
+    n = 0
+    for x, y in zip(a, b):
+        if x != y:
+            break
+        n += 1
+    return n

@@ -1,0 +1,243 @@
+"""How the next token is chosen: settings, penalties, filters, and noise that knows its place.
+
+The noise of a draw is a pure function of (seed, row, step, token id): no generator has a state, so
+what a request draws depends neither on its neighbours nor on the device.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf, isfinite, log
+
+import torch
+from torch.nn import functional as F
+
+from bonsai.errors import UserError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen, and for how long. Raises UserError for impossible values."""
+
+    max_new_tokens: int = 500
+    temperature: float = 1.0  # logits are divided by it; 0: always the likeliest token
+    top_k: int | None = 0  # keep the k likeliest tokens; 0 or None: all
+    top_p: float = 1.0  # keep the fewest likeliest tokens that have this much probability; 1: all
+    seed: int = 1337  # with the row's number and the step it fixes the noise
+    stop_tokens: Sequence[int] = ()  # ids that end a row; they are not part of its text
+    vocab_limit: int | None = None  # ids from here on are padding and never chosen
+    min_p: float = 0.0  # keep tokens with at least this share of the likeliest's probability
+    repetition_penalty: float = 1.0  # divides the logits of tokens in prompt or answer, if positive
+    presence_penalty: float = 0.0  # taken from the logits of tokens that the answer has
+    frequency_penalty: float = 0.0  # taken as many times as the answer has the token
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()  # added to a token's logit
+    logprobs: int | None = None  # also report log-probabilities, and this many likeliest tokens'
+    prompt_logprobs: bool = False  # report those of the prompt's tokens too
+
+    def __post_init__(self) -> None:
+        bias = self.logit_bias
+        pairs = tuple(bias.items() if isinstance(bias, Mapping) else map(tuple, bias))
+        object.__setattr__(self, "logit_bias", pairs)
+        if self.max_new_tokens < 0:
+            raise UserError(f"max_new_tokens={self.max_new_tokens} must be at least 0")
+        if not 0 <= self.temperature < inf:
+            raise UserError(f"temperature={self.temperature} must be at least 0 (0 is greedy)")
+        if (self.top_k or 0) < 0:
+            raise UserError(f"top_k={self.top_k} must be at least 0 (0 keeps all tokens)")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p} must be above 0 and at most 1 (1 keeps all)")
+        if self.vocab_limit is not None and self.vocab_limit < 1:
+            raise UserError(f"vocab_limit={self.vocab_limit} must be at least 1")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p={self.min_p} must be between 0 (keeps all) and 1")
+        if not 0 < self.repetition_penalty < inf:
+            penalty = self.repetition_penalty
+            raise UserError(f"repetition_penalty={penalty} must be above 0 (1 changes nothing)")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not isfinite(getattr(self, name)):
+                raise UserError(f"{name}={getattr(self, name)} must be a finite number")
+        for token, value in pairs:
+            if token < 0 or not isfinite(value):
+                raise UserError(f"logit_bias: {token}={value} must be a token id and a number")
+        if (self.logprobs or 0) < 0:
+            raise UserError(f"logprobs={self.logprobs} must be at least 0")
+
+    @property
+    def filters(self) -> tuple:
+        """What rows must have in common to be drawn in one go."""
+        return self.temperature, self.top_k or 0, self.top_p, self.min_p, self.vocab_limit
+
+
+@dataclass(eq=False)
+class Row:
+    """One answer in the making: what choosing its next token needs to know."""
+
+    prompt: Sequence[int]
+    params: SamplingParams
+    row: int = 0  # number among the answers to this prompt
+    tokens: list[int] = field(default_factory=list)  # the answer so far
+
+    def __post_init__(self) -> None:
+        # by seed and row together: seed + row would give row 1 of seed 1 the noise of row 0 of 2
+        self.key = random.Random(f"{self.params.seed} {self.row}").getrandbits(64)
+
+
+# ---- the distribution ----
+
+
+def adjust(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Logits (n, V) with each row's penalties and bias; unchanged rows are not touched.
+
+    Repetition penalty: Keskar et al. 2019 (CTRL), section 4.1. Presence and frequency: as in
+    OpenAI's API, over the answer's own tokens. Then the bias.
+    """
+    changed = None
+    for i, row in enumerate(rows):
+        p = row.params
+        edits = []
+        if p.repetition_penalty != 1 and (seen := {*row.prompt, *row.tokens}):
+            edits.append((list(seen), None))
+        if (p.presence_penalty or p.frequency_penalty) and row.tokens:
+            counts: dict[int, int] = {}
+            for token in row.tokens:
+                counts[token] = counts.get(token, 0) + 1
+            less = [-p.presence_penalty - p.frequency_penalty * c for c in counts.values()]
+            edits.append((list(counts), less))
+        if p.logit_bias:
+            edits.append(([t for t, _ in p.logit_bias], [b for _, b in p.logit_bias]))
+        if edits and changed is None:
+            logits = changed = logits.clone()
+        for ids, plus in edits:
+            index = torch.tensor(ids, device=logits.device)
+            x = logits[i, index]
+            if plus is None:
+                x = torch.where(x > 0, x / p.repetition_penalty, x * p.repetition_penalty)
+            else:
+                x = x + torch.tensor(plus, device=x.device)
+            logits[i, index] = x
+    return logits
+
+
+NUCLEUS = 1024  # top_p looks at this many tokens before it sorts the whole vocabulary
+
+
+def candidates(logits: torch.Tensor, params: SamplingParams):
+    """Logits (n, V) -> logits (n, m) over the temperature, -inf where filtered out; ids or None.
+
+    ids (n, m) say which tokens those are; None: 0 ... m - 1. In this order: vocab_limit,
+    temperature, top_k, top_p (nucleus sampling, Holtzman et al. 2019, over the probabilities that
+    top_k left), min_p (Nguyen et al. 2024).
+    """
+    logits = logits[:, : params.vocab_limit].float() / max(params.temperature, 1e-6)  # no overflow
+    V, ids = logits.size(-1), None
+    if params.top_k and params.top_k < V:
+        logits, ids = torch.topk(logits, params.top_k)  # descending
+    if params.top_p < 1:
+        total = logits.logsumexp(dim=-1, keepdim=True)
+        if ids is None and V > 2 * NUCLEUS:
+            top, index = torch.topk(logits, NUCLEUS)
+            if bool(((top - total).exp().sum(-1) > params.top_p).all()):
+                logits, ids = top, index
+        if ids is None:
+            logits, ids = logits.sort(dim=-1, descending=True, stable=True)
+        probs = (logits - total).exp()
+        before = probs.cumsum(dim=-1) - probs  # probability of the likelier tokens
+        before[:, 0] = 0  # never the likeliest
+        logits = logits.masked_fill(before >= params.top_p, -inf)
+    if params.min_p > 0:
+        least = logits.amax(dim=-1, keepdim=True) + log(params.min_p)
+        logits = logits.masked_fill(logits < least, -inf)
+    return logits, ids
+
+
+def next_probs(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Logits (n, V) -> probabilities (n, V or vocab_limit) from which the next tokens are drawn."""
+    kept, ids = candidates(logits, params)
+    probs = F.softmax(kept, dim=-1)
+    if ids is None:
+        return probs
+    return torch.zeros_like(logits[:, : params.vocab_limit]).scatter(-1, ids, probs)
+
+
+# ---- the draw ----
+
+MASK = 2**64 - 1
+GAMMA = 0x9E3779B97F4A7C15
+
+
+def signed(x: int) -> int:
+    """The int64 with the bits of x."""
+    x &= MASK
+    return x - 2**64 if x >> 63 else x
+
+
+MIX1, MIX2, STEP = (signed(x) for x in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, GAMMA))
+
+
+def noise(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Gumbel noise, fp32, of tokens `ids` in draws with `keys` (int64, broadcast together).
+
+    SplitMix64 (Steele et al. 2014), read at place `ids` of the stream that a key begins: 24 bits
+    make a uniform number u in (0, 1), and -log(-log(1 - u)) is Gumbel's.
+    """
+    z = keys + ids * STEP  # int64 wraps around
+    z = (z ^ ((z >> 30) & (2**34 - 1))) * MIX1
+    z = (z ^ ((z >> 27) & (2**37 - 1))) * MIX2
+    u = ((z >> 40) & (2**24 - 1)).float() * 2**-24 + 2**-25
+    return -torch.log(-torch.log1p(-u))
+
+
+def step_key(key: int, step: int) -> int:
+    """The key of a row's draw number `step`, as int64."""
+    z = (key + (step + 1) * GAMMA) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return signed(z ^ (z >> 31))
+
+
+def sample_next(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Logits (n, V) -> next tokens (n,), one for each row.
+
+    argmax(log p + Gumbel noise) is a draw from p (Gumbel 1954); a change of p by rounding changes
+    the draw only where two tokens are that close.
+    """
+    logits = adjust(logits, rows)
+    groups: dict[tuple, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(row.params.filters, []).append(i)
+    if len(groups) == 1:
+        return draw(logits, rows)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    for members in groups.values():
+        index = torch.tensor(members, device=logits.device)
+        tokens[index] = draw(logits[index], [rows[i] for i in members])
+    return tokens
+
+
+def draw(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Next tokens (n,) of rows with the same filters."""
+    params = rows[0].params
+    if params.temperature == 0:
+        return logits[:, : params.vocab_limit].argmax(dim=-1)
+    kept, ids = candidates(logits, params)
+    keys = [[step_key(row.key, len(row.tokens))] for row in rows]
+    places = torch.arange(kept.size(-1), device=kept.device) if ids is None else ids
+    best = (kept + noise(torch.tensor(keys, device=kept.device), places)).argmax(-1, keepdim=True)
+    return (best if ids is None else ids.gather(-1, best)).squeeze(-1)
+
+
+# ---- log-probabilities ----
+
+Score = tuple[float | None, list[tuple[int, float]] | None]  # of a token; of the likeliest ones
+
+
+def scores(logits: torch.Tensor, tokens: Sequence[int], k: int, limit: int | None) -> list[Score]:
+    """Per row of logits (n, V), log p of its token and of the k likeliest, in nats.
+
+    p is the model's own: softmax over all logits, without temperature, penalties and filters.
+    limit: ids from here on are not among the likeliest.
+    """
+    logp = F.log_softmax(logits.float(), dim=-1)
+    own = logp.gather(-1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].tolist()
+    top, ids = torch.topk(logp[:, :limit], min(k, logp[:, :limit].size(-1)))
+    return [(p, list(zip(i, t))) for p, i, t in zip(own, ids.tolist(), top.tolist())]

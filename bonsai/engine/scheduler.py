@@ -1,0 +1,223 @@
+"""Many requests over one model: continuous batching.
+
+The rows of the cache are slots. A step first admits waiting requests into free slots, one prefill
+each, then advances all others by one token together. The running requests always hold the first
+slots, so that a step reads no dead rows: when one ends, the last moves into its place.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bonsai.engine.phases import (
+    CompiledStep,
+    all_logits,
+    check_request,
+    decode_one_token,
+    new_cache,
+    prefill,
+)
+from bonsai.engine.prefixes import Prefixes
+from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scores
+from bonsai.engine.weights import prepare
+from bonsai.errors import UserError
+
+
+@dataclass(eq=False)
+class Request(Row):
+    """One answer that was asked for. Row `row` of n has the noise of row `row` of `generate`."""
+
+    finish: str | None = None  # None while it runs; 'stop', 'length' or 'cancelled'
+    alone: bool = True  # whether no other answers to the same prompt were asked for with it
+    cancelled: bool = False  # asked to end
+
+
+@dataclass
+class Event:
+    """What a step did for one request."""
+
+    request: Request
+    token: int | None = None  # the new token; None: it ended without one (stop tokens are not text)
+    logprob: float | None = None  # log p(token) in nats before temperature and filters, if asked
+    top: list[tuple[int, float]] | None = None  # the likeliest ids and their log p, if asked
+    # of each prompt token, if asked and with the first event only: (log p, likeliest ones); the
+    # first token's is (None, None), as nothing comes before it
+    prompt_logprobs: list[Score] | None = None
+    finish: str | None = None  # as Request.finish, with the last event
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Not thread-safe: one thread submits and steps; `cancel` alone may be called from others.
+
+    max_batch: requests that run at once; others wait. length: context in tokens, of prompt and
+    answer together (one more token can be drawn from a full context); 0: the model's block_size.
+    dtype, quantize: as `prepare`, for a copy of the weights. compile: the one-token steps, see
+    CompiledStep. prefix_cache: how many tokens of prompts to keep keys and values of, for prompts
+    that begin alike.
+    Raises UserError for impossible values.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        max_batch: int = 16,
+        length: int = 0,
+        dtype: torch.dtype | None = None,
+        quantize: str = "",
+        compile: bool = False,
+        prefix_cache: int = 0,
+    ):
+        block_size = model.config.block_size
+        if max_batch < 1:
+            raise UserError(f"max_batch={max_batch} must be at least 1")
+        if not 0 <= length <= block_size:
+            raise UserError(f"length={length} must be between 1 and the context of {block_size}")
+        self.model = prepare(model, dtype, quantize, pack=not compile)
+        self.vocab_size = model.config.vocab_size
+        self.device = next(model.parameters()).device
+        self.length = length or block_size
+        self.max_batch = max_batch
+        self.cache = new_cache(self.model, max_batch, self.length)
+        self.compiled = CompiledStep(self.model, self.cache) if compile else None
+        self.prefixes = Prefixes(prefix_cache)
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # the request in slot i is running[i]
+
+    def submit(
+        self, prompt: Sequence[int], params: SamplingParams, n: int = 1, first_row: int = 0
+    ) -> list[Request]:
+        """Ask for n answers to `prompt`, which share its prefill. Raises UserError as `check`."""
+        self.check(prompt, params, n)
+        prompt = tuple(prompt)
+        rows = range(first_row, first_row + n)
+        requests = [Request(prompt, params, row, alone=n == 1) for row in rows]
+        self.waiting.extend(requests)
+        return requests
+
+    def check(self, prompt: Sequence[int], params: SamplingParams, n: int = 1) -> None:
+        """Raise UserError for what cannot be submitted: say, a prompt longer than the context."""
+        check_request(prompt, params, n, self.vocab_size)
+        if len(prompt) > self.length:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens, the context {self.length}: shorten it"
+            )
+
+    def cancel(self, request: Request) -> None:
+        """End a request at the next step, which reports it with finish 'cancelled'."""
+        request.cancelled = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or runs."""
+        return bool(self.waiting or self.running)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Admit waiting requests, advance the running ones by one token; what happened."""
+        events = self.drop_cancelled()
+        old = len(self.running)
+        logits = self.decode() if old else None
+        if old:
+            events += self.draw(logits, self.running[:old])
+        while self.waiting and len(self.running) < self.max_batch:
+            events += self.admit(self.waiting.popleft())
+        for slot in reversed(range(len(self.running))):
+            if self.running[slot].finish:
+                self.free(slot)
+        return events
+
+    # ---- the parts of a step ----
+
+    def drop_cancelled(self) -> list[Event]:
+        gone = [r for r in (*self.running, *self.waiting) if r.cancelled]
+        for request in gone:
+            request.finish = "cancelled"
+            if request in self.running:
+                self.free(self.running.index(request))
+            else:
+                self.waiting.remove(request)
+        return [Event(request, finish="cancelled") for request in gone]
+
+    def free(self, slot: int) -> None:
+        """End the request in a slot: the last one moves there."""
+        last = len(self.running) - 1
+        if slot != last:
+            self.cache.copy_row(slot, self.cache, last, self.cache.lengths[last])
+            self.running[slot] = self.running[last]
+        self.running.pop()
+
+    def admit(self, request: Request) -> list[Event]:
+        """Prefill a request into the next slot and draw its first token."""
+        slot, prompt, params = len(self.running), request.prompt, request.params
+        row = self.cache.view(slot, slot + 1)
+        row.lengths = [0]
+        self.running.append(request)
+        if params.prompt_logprobs:
+            logits, about_prompt = self.score_prompt(request, row)
+        else:
+            logits, about_prompt = self.prefixes.restore(prompt, row), None
+            if logits is None:
+                rest = torch.tensor([prompt[row.lengths[0] :]], device=self.device)
+                logits = prefill(self.model, rest, row)
+        siblings = not request.alone and bool(self.waiting) and self.waiting[0].prompt is prompt
+        self.prefixes.store(prompt, row, logits, keep=siblings)
+        self.cache.lengths[slot] = len(prompt)
+        if params.max_new_tokens == 0:
+            request.finish = "length"
+            return [Event(request, prompt_logprobs=about_prompt, finish="length")]
+        (event,) = self.draw(logits, [request])
+        event.prompt_logprobs = about_prompt
+        return [event]
+
+    def score_prompt(self, request: Request, row) -> tuple[torch.Tensor, list[Score]]:
+        """The prompt's logits at its end, and the scores of its tokens."""
+        params, prompt = request.params, request.prompt
+        idx = torch.tensor([prompt], device=self.device)
+        found: list[Score] = [(None, None)]
+        CHUNK = 256  # positions whose logits are held at once
+        for begin in range(0, len(prompt), CHUNK):
+            part = idx[:, begin : begin + CHUNK]
+            logits = all_logits(self.model, part, row)[0]  # (T, V)
+            targets = prompt[begin + 1 : begin + 1 + CHUNK]
+            got = logits[: len(targets)]
+            if targets:
+                found += scores(got, targets, params.logprobs or 0, params.vocab_limit)
+        return logits[-1:], found
+
+    def decode(self) -> torch.Tensor:
+        """One more token into the cache of each running row: logits (n, V) of what follows."""
+        last = [r.tokens[-1] for r in self.running]
+        rows = self.cache.view(0, len(last))
+        if self.compiled is not None:
+            logits = self.compiled(last, rows.lengths)
+            self.cache.lengths[: len(last)] = [n + 1 for n in rows.lengths]
+            return logits
+        idx = torch.tensor(last, device=self.device)[:, None]
+        logits = decode_one_token(self.model, idx, rows)
+        self.cache.lengths[: len(last)] = rows.lengths
+        return logits
+
+    def draw(self, logits: torch.Tensor, requests: list[Request]) -> list[Event]:
+        """Choose the next token of each request from logits (n, V)."""
+        tokens = sample_next(logits, requests).tolist()  # the only wait for the device
+        events = []
+        for i, (request, token) in enumerate(zip(requests, tokens)):
+            params = request.params
+            if token in params.stop_tokens:
+                request.finish = "stop"
+                events.append(Event(request, finish="stop"))
+                continue
+            request.tokens.append(token)
+            total = len(request.prompt) + len(request.tokens)
+            if len(request.tokens) == params.max_new_tokens or total > self.length:
+                request.finish = "length"
+            event = Event(request, token, finish=request.finish)
+            if params.logprobs is not None:
+                (score,) = scores(logits[i : i + 1], [token], params.logprobs, params.vocab_limit)
+                event.logprob, event.top = score
+            events.append(event)
+        return events

@@ -1,0 +1,15 @@
+"""The HTTP server behind serve.py: an OpenAI-compatible API and the playground's data.
+
+Read in this order:
+
+    app.py          the routes, and how an error becomes JSON
+    schemas.py      what a request may say
+    plans.py        from a request to what the engine is asked; chat.py: messages as a prompt
+    answers.py      the engine's events as pieces of text; forms.py: those as OpenAI's JSON
+    textstream.py   token ids become text that is safe to send: whole characters, no stop string
+    worker.py       the thread that steps the engines, and its bridge to the event loop
+    registry.py     the models by name, and the tokenizers
+    http.py         the socket and its connections; guard.py: what is refused before a route
+    playground.py   the page's routes; inside.py: attention, predictions by layer; runs.py
+    errors.py, metrics.py
+"""

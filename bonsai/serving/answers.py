@@ -1,0 +1,165 @@
+"""The answer to a plan, piece by piece as the engine's events come.
+
+An answer has prompts x n choices; choice i * n + j is sample j of prompt i. Streamed and whole
+answers are made of the same pieces.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from bonsai.engine import Event
+from bonsai.errors import UserError
+from bonsai.serving.errors import ApiError, bad_request
+from bonsai.serving.plans import Plan
+from bonsai.serving.textstream import TextStream
+from bonsai.serving.worker import Busy, Failed, Worker
+
+
+@dataclass
+class TokenInfo:
+    id: int
+    logprob: float | None  # None: nothing stands before it
+    top: list[tuple[int, float]] | None
+    offset: int = 0
+
+
+@dataclass
+class Piece:
+    """What is new of one choice."""
+
+    index: int
+    text: str = ""
+    tokens: list[TokenInfo] = field(default_factory=list)
+    finish: str | None = None
+
+
+class Choice:
+    """One choice: takes the events of its row, gives pieces."""
+
+    def __init__(self, plan: Plan, index: int):
+        self.plan, self.index = plan, index
+        self.prompt = plan.prompts[index // plan.n]
+        self.infos: list[TokenInfo] = []
+        self.shown = 0  # of infos
+        self.completion_tokens = 0
+        self.begun = False
+        self.done = False
+        served = plan.served
+        before = b"" if plan.echo else b"".join(map(served.token_bytes, self.prompt[-8:]))
+        self.text = TextStream(served.token_bytes, plan.stops, before)
+
+    def feed(self, event: Event) -> Piece:
+        """The piece that an event gives; it may be empty."""
+        piece = Piece(self.index)
+        if not self.begun:
+            self.begun = True
+            if self.plan.echo:
+                self.repeat_prompt(piece, event.prompt_logprobs)
+        if event.token is not None:
+            self.completion_tokens += 1
+            piece.text += self.text.push(event.token)
+            self.infos.append(TokenInfo(event.token, event.logprob, event.top))
+        if self.text.stopped:
+            piece.finish = "stop"
+        elif event.finish is not None:
+            piece.text += self.text.finish()
+            piece.finish = "stop" if self.text.stopped else event.finish
+        self.done = piece.finish is not None
+        for i in range(self.shown, self.text.released):
+            self.infos[i].offset = self.text.offsets[i]
+            piece.tokens.append(self.infos[i])
+        self.shown = max(self.shown, self.text.released)
+        return piece
+
+    def repeat_prompt(self, piece: Piece, logprobs: list | None) -> None:
+        scores = logprobs if logprobs is not None else [(None, None)] * len(self.prompt)
+        for i, (token, score) in enumerate(zip(self.prompt, scores)):
+            if i < self.plan.hidden[self.index // self.plan.n]:
+                continue
+            logprob, top = score
+            piece.text += self.text.push(token, match=False)
+            self.infos.append(TokenInfo(token, logprob, top))
+
+
+def merged(pieces: Sequence[Piece]) -> list[Piece]:
+    """One piece per choice, in the order in which they first occur."""
+    found: dict[int, Piece] = {}
+    for piece in pieces:
+        if piece.index not in found:
+            found[piece.index] = piece
+        else:
+            whole = found[piece.index]
+            whole.text += piece.text
+            whole.tokens += piece.tokens
+            whole.finish = piece.finish
+    return list(found.values())
+
+
+class Answer:
+    """The pieces of all choices of a request, as they come."""
+
+    def __init__(self, worker: Worker, plan: Plan):
+        self.plan = plan
+        self.choices = [Choice(plan, i) for i in range(plan.rows)]
+        try:
+            engine = plan.served.engine
+            self.stream = worker.submit(engine, plan.prompts, plan.params, plan.n)
+        except Busy as e:
+            raise ApiError(
+                429, str(e), code="queue_full", headers={"Retry-After": str(e.seconds)}
+            ) from None
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """Lists of pieces, at most one per choice, none of them empty; raises ApiError."""
+        left = len(self.choices)
+        while left:
+            try:
+                events = await self.stream.take()
+            except UserError as e:
+                raise bad_request(str(e)) from None
+            except Failed as e:
+                raise ApiError(500, str(e)) from None
+            pieces = []
+            for row, event in events:
+                choice = self.choices[row]
+                if choice.done:
+                    continue
+                pieces.append(choice.feed(event))
+                if choice.done:
+                    left -= 1
+                    self.stream.cancel(row)  # a stop string: the engine does not know
+            pieces = [p for p in merged(pieces) if p.text or p.tokens or p.finish]
+            if pieces:
+                yield pieces
+
+    def usage(self) -> dict:
+        prompt, completion = self.plan.prompt_tokens, sum(c.completion_tokens for c in self.choices)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+    def close(self) -> None:
+        """Give back what is still running; to be called however the answer ends."""
+        self.stream.cancel()
+
+
+async def until_gone(receive: Callable) -> None:
+    """Returns when the client has closed its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_gone(work: "asyncio.Future", receive: Callable) -> bool:
+    """Wait for `work`, or for the client to leave, which cancels it; whether it was done."""
+    work, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(receive))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return work.done()
+    finally:
+        gone.cancel()
+        if not work.done():
+            work.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)

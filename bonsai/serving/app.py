@@ -1,0 +1,257 @@
+"""The routes of the server, and how an error becomes JSON."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from bonsai import __version__
+from bonsai.serving.answers import Answer, unless_gone, until_gone
+from bonsai.serving.errors import ApiError, error_body
+from bonsai.serving.forms import ChatForm, CompletionForm, Writer
+from bonsai.serving.guard import Guard, GuardLimits
+from bonsai.serving.metrics import Metrics, Stopwatch
+from bonsai.serving.plans import Limits, Plan, plan_chat, plan_completion
+from bonsai.serving.playground import playground_routes
+from bonsai.serving.registry import Served
+from bonsai.serving.schemas import ChatRequest, CompletionRequest, Sampling
+from bonsai.serving.worker import Worker
+
+# The page runs nothing but its own files, and no other page may show it in a frame.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+@dataclass
+class Server:
+    """What the routes work with."""
+
+    models: dict[str, Served]
+    max_waiting: int = 256  # rows in the queue
+    limits: Limits = field(default_factory=Limits)
+    guard: GuardLimits = field(default_factory=GuardLimits)
+    api_key: str = ""
+    hosts: tuple[str, ...] = ()  # names under which the server may be called, beyond loopback's
+    any_address: bool = False  # ... and by any IP address
+    run_folders: tuple[Path, ...] = ()  # where the page looks for out*/
+    web: Path | None = None  # the page's files
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def __post_init__(self) -> None:
+        self.worker = Worker([m.engine for m in self.models.values()], self.max_waiting)
+
+    def find(self, name: str | None) -> Served:
+        """A model by name (None: the first). Names come from a table, never a path."""
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            known = ", ".join(self.models)
+            message = f"there is no model {name[:100]!a} here, only {known}"
+            raise ApiError(404, message, "model", "model_not_found")
+        return self.models[name]
+
+
+def create_app(server: Server) -> Guard:
+    """The ASGI app of a server."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        server.worker.start()
+        yield
+        await asyncio.to_thread(server.worker.stop)
+
+    app = FastAPI(
+        title="bonsai",
+        version=__version__,
+        description="An OpenAI-compatible API for small GPTs.",
+        lifespan=lifespan,
+        docs_url=None,  # those pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(playground_routes(server))
+    add_openai_routes(app, server)
+    add_error_handlers(app)
+    app.router.default = static_files(server.web)
+    return Guard(
+        app,
+        server.guard,
+        server.api_key,
+        server.hosts,
+        server.any_address,
+        open_path(server.web),
+        server.metrics.responses,
+    )
+
+
+def add_openai_routes(app: FastAPI, server: Server) -> None:
+    def described(served: Served) -> dict:
+        return {
+            "id": served.name,
+            "object": "model",
+            "created": served.created,
+            "owned_by": "bonsai",
+            # beyond OpenAI's: what a client can ask of the model
+            "context_length": served.context,
+            "vocab_size": served.vocab_size,
+            "parameters": served.model.num_params(),
+            "chat": served.chat is not None,
+        }
+
+    @app.get("/v1/models")
+    async def models() -> dict:
+        return {"object": "list", "data": [described(m) for m in server.models.values()]}
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> dict:
+        return described(server.find(name))
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        plan = await plan_completion(server.find(body.model), body, server.limits)
+        return await respond(server, body, plan, CompletionForm(plan), request)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        plan = await plan_chat(server.find(body.model), body, server.limits)
+        return await respond(server, body, plan, ChatForm(plan), request)
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 while the engines run, 503 if their thread has ended."""
+        ok = server.worker.alive
+        return JSONResponse({"status": "ok" if ok else "stopped"}, 200 if ok else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        tokens = {m.name: server.worker.tokens[m.engine] for m in server.models.values()}
+        text = server.metrics.text(server.worker, tokens)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+async def respond(
+    server: Server, body: Sampling, plan: Plan, form: CompletionForm, request: Request
+) -> Response:
+    """Run a plan; the answer as one JSON object, or as a stream."""
+    answer = Answer(server.worker, plan)  # may refuse: the queue is full
+    server.metrics.prompt_tokens[plan.served.name] += plan.prompt_tokens
+    stopwatch = Stopwatch(server.metrics)
+    include_usage = bool(body.stream_options and body.stream_options.include_usage)
+    writer = Writer(answer, form, include_usage)
+    if body.stream:
+        return EventStream(writer.events(stopwatch), answer)
+    work = asyncio.ensure_future(writer.whole(stopwatch))
+    if not await unless_gone(work, request.receive):
+        return Response(status_code=499)  # nobody is there to read it
+    return JSONResponse(work.result())
+
+
+class EventStream(Response):
+    """Server-sent events; the client's leaving ends the work behind them."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], answer: Answer):
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.events, self.answer = events, answer
+
+    async def __call__(self, scope, receive, send) -> None:
+        async def write() -> None:
+            head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(head)
+            async for data in self.events:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        work = asyncio.ensure_future(write())
+        gone = asyncio.ensure_future(until_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.answer.close()
+            for task in (work, gone):
+                task.cancel()
+            results = await asyncio.gather(work, gone, return_exceptions=True)
+        if isinstance(results[0], Exception):  # not a cancellation
+            raise results[0]
+
+
+# ---- errors ----
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    def answer(status: int, message: str, param=None, code=None, headers=None) -> Response:
+        body = error_body(status, message, param, code)
+        return Response(body, status, headers, media_type="application/json")
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, e: ApiError) -> Response:
+        return answer(e.status, e.message, e.param, e.code, e.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, e: RequestValidationError) -> Response:
+        first = e.errors()[0]
+        where = [str(part) for part in first["loc"][1:]]
+        param = where[0][:100] if where else None
+        if first["type"] == "json_invalid":
+            return answer(400, "the body is not valid JSON", code="invalid_json")
+        if first["type"] == "extra_forbidden":
+            message = f"{param!a} is not supported"
+        elif param is None:
+            message = "the body must be a JSON object, sent as Content-Type: application/json"
+        else:
+            reason = first["msg"].removeprefix("Value error, ")
+            message = reason if reason.startswith(param) else f"{'.'.join(where)[:100]}: {reason}"
+        return answer(400, message.encode("ascii", "backslashreplace").decode(), param)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, e: HTTPException) -> Response:
+        messages = {404: "there is no such path", 405: "this path has another method"}
+        return answer(e.status_code, messages.get(e.status_code, e.detail), headers=e.headers)
+
+    @app.exception_handler(Exception)
+    async def our_fault(request: Request, e: Exception) -> Response:
+        return answer(500, "the server failed; see its log")
+
+
+# ---- the page ----
+
+
+def static_files(web: Path | None):
+    """What answers paths that no route has: the page's files, else a JSON 404."""
+    files = StaticFiles(directory=web, html=True) if web is not None else None
+
+    async def fallback(scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return
+        if files is None or scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
+
+        async def send_with_headers(message) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(k.lower().encode(), v.encode()) for k, v in PAGE_HEADERS.items()]
+                message["headers"] = [*message["headers"], *extra]
+            await send(message)
+
+        await files({**scope, "root_path": ""}, receive, send_with_headers)
+
+    return fallback
+
+
+def open_path(web: Path | None) -> tuple[str, ...]:
+    """Paths that need no key: the page itself (it asks for the key) and /health."""
+    files = [p for p in web.rglob("*") if p.is_file()] if web is not None else []
+    return ("/", "/health", *("/" + p.relative_to(web).as_posix() for p in files))

@@ -1,0 +1,160 @@
+"""Answers as OpenAI's JSON: whole, or as server-sent events."""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+
+from bonsai.serving.answers import Answer, Piece, TokenInfo, merged
+from bonsai.serving.errors import ApiError
+from bonsai.serving.metrics import Stopwatch
+from bonsai.serving.plans import Plan
+
+LOWEST = -9999.0  # what stands for a log-probability of minus infinity, which JSON does not have
+
+
+def clamp(logprob: float | None) -> float | None:
+    return logprob if logprob is None or logprob > LOWEST else LOWEST
+
+
+class CompletionForm:
+    """/v1/completions: `text_completion` objects."""
+
+    prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
+
+    def __init__(self, plan: Plan):
+        self.plan, self.served = plan, plan.served
+
+    def first(self) -> list[dict]:
+        """What a stream begins with."""
+        return []
+
+    def choice(self, piece: Piece, chunk: bool) -> dict:
+        logprobs = None
+        if self.plan.params.logprobs is not None:
+            logprobs = self.logprobs(piece.tokens)
+        choice = {
+            "index": piece.index,
+            "text": piece.text,
+            "logprobs": logprobs,
+            "finish_reason": piece.finish,
+        }
+        if self.plan.want_ids:
+            choice["token_ids"] = [token.id for token in piece.tokens]
+        return choice
+
+    def logprobs(self, tokens: Sequence[TokenInfo]) -> dict:
+        """Four parallel lists."""
+        name, tops, top_ids = self.served.token_text, [], []
+        for token in tokens:
+            top = None
+            if token.top is not None:
+                ranked = {i: clamp(logprob) for i, logprob in token.top}
+                ranked.setdefault(token.id, clamp(token.logprob))
+                top, ids = {}, []
+                for i, logprob in ranked.items():
+                    if (text := name(i)) not in top:  # the likelier of two that look alike
+                        top[text] = logprob
+                        ids.append(i)
+                top_ids.append(ids)
+            else:
+                top_ids.append(None)
+            tops.append(top)
+        found = {
+            "tokens": [name(token.id) for token in tokens],
+            "token_logprobs": [clamp(token.logprob) for token in tokens],
+            "top_logprobs": tops,
+            "text_offset": [token.offset for token in tokens],
+        }
+        if self.plan.want_ids:
+            found["top_token_ids"] = top_ids
+        return found
+
+
+class ChatForm(CompletionForm):
+    """/v1/chat/completions: `chat.completion` objects and chunks."""
+
+    prefix, kind, chunk_kind = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+
+    def first(self) -> list[dict]:
+        delta = {"role": "assistant", "content": ""}
+        return [
+            {"index": i, "delta": delta, "logprobs": None, "finish_reason": None}
+            for i in range(self.plan.rows)
+        ]
+
+    def choice(self, piece: Piece, chunk: bool) -> dict:
+        logprobs = None
+        if self.plan.params.logprobs is not None:
+            logprobs = {"content": [self.token(t) for t in piece.tokens], "refusal": None}
+        if chunk:
+            message = {"delta": {"content": piece.text} if piece.text else {}}
+        else:
+            message = {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
+        choice = {
+            "index": piece.index,
+            **message,
+            "logprobs": logprobs,
+            "finish_reason": piece.finish,
+        }
+        if self.plan.want_ids:
+            choice["token_ids"] = [token.id for token in piece.tokens]
+        return choice
+
+    def token(self, token: TokenInfo) -> dict:
+        def entry(i: int, logprob: float) -> dict:
+            text, data = self.served.token_text(i), self.served.token_bytes(i)
+            return {"token": text, "logprob": clamp(logprob), "bytes": list(data)}
+
+        top = [entry(i, logprob) for i, logprob in token.top or []]
+        return {**entry(token.id, token.logprob), "top_logprobs": top}
+
+
+class Writer:
+    """An answer's JSON, whole or as server-sent events."""
+
+    def __init__(self, answer: Answer, form: CompletionForm, include_usage: bool = False):
+        self.answer, self.form, self.include_usage = answer, form, include_usage
+        self.head = {
+            "id": form.prefix + uuid.uuid4().hex,
+            "object": form.chunk_kind,
+            "created": int(time.time()),
+            "model": form.served.name,
+        }
+        self.begin = b"data: " + json.dumps(self.head)[:-1].encode() + b", "  # of each event
+
+    def event(self, choices: list[dict], usage: dict | None = None) -> bytes:
+        rest = {"choices": choices, "usage": usage} if self.include_usage else {"choices": choices}
+        return self.begin + json.dumps(rest)[1:].encode() + b"\n\n"
+
+    async def events(self, stopwatch: Stopwatch) -> AsyncIterator[bytes]:
+        """Server-sent events; one chunk for each choice that has something new."""
+        try:
+            for choice in self.form.first():
+                yield self.event([choice])
+            async for pieces in self.answer.pieces():
+                stopwatch.piece()
+                yield b"".join(self.event([self.form.choice(p, chunk=True)]) for p in pieces)
+            if self.include_usage:
+                yield self.event([], self.answer.usage())
+            yield b"data: [DONE]\n\n"
+            stopwatch.done()
+        except ApiError as e:  # too late for a status
+            yield b"data: " + e.body() + b"\n\n"
+        finally:
+            self.answer.close()
+
+    async def whole(self, stopwatch: Stopwatch) -> dict:
+        """The one JSON object of an answer that is not streamed."""
+        found: list[Piece] = [Piece(i) for i in range(self.answer.plan.rows)]
+        try:
+            async for pieces in self.answer.pieces():
+                stopwatch.piece()
+                for piece in pieces:
+                    found[piece.index] = merged([found[piece.index], piece])[0]
+        finally:
+            self.answer.close()
+        stopwatch.done()
+        choices = [self.form.choice(piece, chunk=False) for piece in found]
+        head = {**self.head, "object": self.form.kind}
+        return {**head, "choices": choices, "usage": self.answer.usage()}

@@ -1,0 +1,213 @@
+"""What is refused before a route sees it, as ASGI middleware: foreign hosts and origins, wrong
+keys, bodies that are too large or never come, and clients that stop reading.
+
+A page of another site may send requests to a server on this machine. With a name that it lets
+resolve to 127.0.0.1 ("DNS rebinding") it could also read the answers: hence the check of the Host
+header, which such a name gives away, and of the Origin.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import anyio
+
+from bonsai.serving.errors import ApiError
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class GuardLimits:
+    body_bytes: int = 4 * 2**20
+    body_seconds: float = 30.0  # for a body to arrive
+    send_seconds: float = 60.0  # for a client to take what was sent
+
+
+@dataclass(eq=False)
+class Sending:
+    """An answer on its way."""
+
+    task: asyncio.Task
+    since: float | None = None  # when the send that it waits for began
+    stuck: bool = False  # given up
+
+
+class Guard:
+    """Wraps an ASGI app. hosts: names under which this server may be called, beyond loopback's.
+
+    any_address: also by any IP address (no name, no rebinding); for servers beyond loopback.
+    """
+
+    def __init__(
+        self,
+        app,
+        limits: GuardLimits,
+        api_key: str,
+        hosts: Iterable[str],
+        any_address: bool,
+        open_paths: Iterable[str],
+        counter: Counter,
+    ):
+        self.app, self.limits, self.api_key = app, limits, api_key.encode()
+        self.hosts = {*LOOPBACK, *(host.lower() for host in hosts if host)}
+        self.any_address = any_address
+        self.open_paths = tuple(open_paths)
+        self.counter = counter
+        self.sending: set[Sending] = set()  # answers on their way
+        self.sweeper: asyncio.Task | None = None
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":  # a websocket
+            return await send({"type": "websocket.close", "code": 1003})
+
+        loop, sending = asyncio.get_running_loop(), Sending(asyncio.current_task())
+
+        async def timed_send(message) -> None:
+            if message["type"] == "http.response.start":
+                path = getattr(scope.get("route"), "path", "other")
+                self.counter[path, message["status"]] += 1
+            sending.since = loop.time()
+            await send(message)
+            sending.since = None
+
+        self.sending.add(sending)
+        if self.sweeper is None or self.sweeper.done():
+            self.sweeper = loop.create_task(self.sweep())
+        try:
+            try:
+                self.check(scope)
+                body = await self.read(scope, receive)
+            except ApiError as e:
+                return await answer(timed_send, e)
+            await self.app(scope, replay(body, receive), timed_send)
+        except asyncio.CancelledError:
+            if not sending.stuck:
+                raise  # the server is stopping
+            # uvicorn closes the connection of an answer that is not complete
+        finally:
+            self.sending.discard(sending)
+
+    async def sweep(self) -> None:
+        """End answers whose clients take nothing. (A timeout around each send would cost more than
+        the send.)"""
+        loop = asyncio.get_running_loop()
+        while self.sending:
+            await asyncio.sleep(min(5.0, self.limits.send_seconds / 2))
+            late = loop.time() - self.limits.send_seconds
+            for sending in [s for s in self.sending if s.since is not None and s.since < late]:
+                sending.stuck = True
+                sending.task.cancel()
+
+    def check(self, scope) -> None:
+        """Raises ApiError for a request that is not meant for this server."""
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        host = headers.get(b"host", b"").decode("latin-1")
+        if not self.knows(host_name(host)):
+            raise ApiError(
+                403,
+                f"the Host {host[:100]!a} is not this server's: add its name to --hosts",
+                code="host_not_allowed",
+            )
+        origin = headers.get(b"origin")
+        if origin is not None and origin_host(origin) != host.lower():
+            raise ApiError(
+                403, "requests from pages of other sites are refused", code="origin_not_allowed"
+            )
+        path = scope["path"]
+        if self.api_key and path not in self.open_paths:
+            given = headers.get(b"authorization", b"")
+            scheme, _, key = given.partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.api_key):
+                raise ApiError(
+                    401,
+                    "wrong or missing API key: send it as Authorization: Bearer KEY",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+
+    def knows(self, name: str) -> bool:
+        if name in self.hosts:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return self.any_address or address.is_loopback
+
+    async def read(self, scope, receive) -> bytes:
+        """The whole body. Raises ApiError when it is too large or takes too long; of one that is
+        too large the rest is read and dropped, so that the client sees the answer."""
+        limit, size, parts = self.limits.body_bytes, 0, []
+        try:
+            with anyio.fail_after(self.limits.body_seconds):
+                more = True
+                while more and size <= 16 * limit:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(400, "the body is not complete")
+                    data = message.get("body", b"")
+                    size += len(data)
+                    if size <= limit:
+                        parts.append(data)
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise ApiError(408, "the body took too long to arrive", headers=CLOSE) from None
+        if size > limit:
+            raise ApiError(
+                413,
+                f"the body is larger than {limit:,} bytes",
+                code="body_too_large",
+                headers=CLOSE if more else {},
+            )
+        return b"".join(parts)
+
+
+CLOSE = {"Connection": "close"}
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header.
+
+    >>> host_name("localhost:8000"), host_name("[::1]:8000"), host_name("Example.org")
+    ('localhost', '::1', 'example.org')
+    """
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
+
+
+def origin_host(origin: bytes) -> str:
+    """Name and port of an Origin header; '' for one without, such as that of a file."""
+    try:
+        return urlsplit(origin.decode("latin-1")).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def replay(body: bytes, receive):
+    """A receive that gives the body at once, then what really comes: the disconnection."""
+    given = False
+
+    async def replayed():
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return replayed
+
+
+async def answer(send, error: ApiError) -> None:
+    body = error.body()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    pairs = [(k.lower().encode(), v.encode()) for k, v in (headers | error.headers).items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,126 @@
+"""The models that a server has, by name, and the tokenizers that a page may ask for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from bonsai import tokenizers
+from bonsai.engine import Engine
+from bonsai.errors import UserError
+from bonsai.models import load_model
+from bonsai.runtime import DTYPES, Runtime
+from bonsai.serving.chat import ChatTemplate
+from bonsai.text import find_tokenizer, start_tokens
+from bonsai.tokenizers import Tokenizer
+
+
+@dataclass(eq=False)
+class Served:
+    """A model and all that is needed to talk to it in text."""
+
+    name: str
+    model: torch.nn.Module
+    tokenizer: Tokenizer
+    engine: Engine
+    created: int  # when its weights were written, in seconds since 1970
+    chat: ChatTemplate | None = None
+    _bytes: dict[int, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._anchor = self.tokenizer.decode_bytes([0])
+        self.start = start_tokens(self.tokenizer)  # of a text that nothing stands before
+        # no token is longer: what is longer than a context of them need not be encoded
+        self.longest = max(len(self.token_bytes(i)) for i in range(self.tokenizer.vocab_size))
+
+    @property
+    def context(self) -> int:
+        return self.model.config.block_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to a text. (Alone it may have others: SentencePiece drops the
+        blank that a text begins with.)"""
+        found = self._bytes.get(token)
+        if found is None:
+            found = self.tokenizer.decode_bytes([0, token])[len(self._anchor) :]
+            self._bytes[token] = found
+        return found
+
+    def token_text(self, token: int) -> str:
+        """A token by itself; one that is not whole characters as OpenAI writes it: bytes:\\xf0."""
+        data = self.token_bytes(token)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{b:02x}" for b in data)
+
+
+def load_served(
+    name: str,
+    source: str,
+    runtime: Runtime,
+    max_batch: int,
+    quantize: str = "",
+    prefix_cache: int = 0,
+) -> Served:
+    """Load a model and its tokenizer to be served. Raises UserError.
+
+    source: as load_model's init_from; the rest: as Engine's.
+    """
+    loaded = load_model(source, "", {"dropout": 0.0})
+    template = (loaded.checkpoint or {}).get("chat_template")
+    loaded.checkpoint = None  # the optimizer's memory
+    tokenizer, _ = find_tokenizer(loaded)
+    model = loaded.model.to(runtime.device).eval()
+    engine = Engine(
+        model,
+        max_batch=max_batch,
+        dtype=DTYPES[runtime.dtype],
+        quantize=quantize,
+        compile=runtime.compile,
+        prefix_cache=prefix_cache,
+    )
+    chat = ChatTemplate.from_dict(template) if template is not None else None
+    return Served(name, model, tokenizer, engine, written(source), chat)
+
+
+def written(source: str) -> int:
+    """When a checkpoint, or the newest file of a folder, was written; 0 if it is neither."""
+    path = Path(source)
+    files = path.glob("*.pt") if path.is_dir() else [path] if path.is_file() else []
+    return int(max((file.stat().st_mtime for file in files), default=0))
+
+
+def parse_models(text: str) -> dict[str, str]:
+    """`a=out-a,b=out-b/ckpt.pt` -> {name: path}. Raises UserError.
+
+    >>> parse_models("small=out-small,big=out-big/last.pt")
+    {'small': 'out-small', 'big': 'out-big/last.pt'}
+    """
+    models: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, path = (word.strip() for word in part.partition("="))
+        if not equals or not name or not path:
+            raise UserError(f"models={text}: {part!r} is not name=PATH")
+        if name in models:
+            raise UserError(f"models={text}: the name {name} is given twice")
+        models[name] = path
+    return models
+
+
+def usable_tokenizers(names: Iterable[str] = tokenizers.NAMES) -> dict[str, Tokenizer]:
+    """Those of the general tokenizers that work here; GPT-2's and GPT-4's are downloaded once."""
+    found = {}
+    for name in names:
+        try:
+            tokenizer = tokenizers.get(name)
+            tokenizer.encode("a")
+        except UserError:
+            continue
+        found[name] = tokenizer
+    return found

@@ -1,0 +1,252 @@
+"""The thread that steps the engines, and its bridge to the event loop of the HTTP handlers.
+
+Handlers live in one event loop and never touch an engine; the engines live in one thread and never
+wait for a client. Commands go to the thread through a queue, and after each step what came out goes
+back to the loop in one call.
+"""
+
+import asyncio
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bonsai.engine import Engine, Event, Request, SamplingParams
+from bonsai.errors import UserError
+
+
+class Busy(Exception):
+    """The queue is full; `seconds` says when to try again."""
+
+    def __init__(self, seconds: int):
+        super().__init__(f"the server is busy: try again in {seconds} s")
+        self.seconds = seconds
+
+
+class Failed(Exception):
+    """The engine broke off; the message is for the client."""
+
+
+class Stream:
+    """The events of one HTTP request: rows 0 ... rows - 1, in the order in which they came."""
+
+    def __init__(self, worker: "Worker", engine: Engine, rows: int):
+        self.worker, self.engine = worker, engine
+        self.rows = rows
+        self.waiting = set(range(rows))  # rows that have not had an event
+        self.open = set(range(rows))  # rows that have not finished
+        self._events: list[tuple[int, Event]] = []
+        self._error: Exception | None = None
+        self._ready = asyncio.Event()
+        self._requests: list[Request] = []  # of the engine's thread
+
+    async def take(self) -> list[tuple[int, Event]]:
+        """All that came since the last call, at least one (row, event); waits for it. Raises Failed
+        or UserError where the engine did."""
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._ready.clear()
+            await self._ready.wait()
+        events, self._events = self._events, []
+        return events
+
+    def cancel(self, row: int | None = None) -> None:
+        """End one row, or all of them; nothing more comes of them. Does no harm when they ended."""
+        rows = [row] if row is not None else sorted(self.open)
+        rows = [row for row in rows if row in self.open]
+        for row in rows:
+            self.worker._close(self, row, cancelled=True)
+        if rows:
+            self.worker._commands.put(lambda: self.worker._cancel(self, rows))
+
+
+class Worker:
+    """Steps the engines in a thread of its own.
+
+    max_waiting: how many rows may wait for their turn, over all engines.
+    """
+
+    def __init__(self, engines: Sequence[Engine], max_waiting: int):
+        self.engines = list(engines)
+        self.max_waiting = max_waiting
+        self.waiting = 0  # rows submitted that have had no event
+        self.running = 0  # rows between their first event and their last
+        self.tokens = {engine: 0 for engine in self.engines}  # drawn so far
+        self.finished = 0  # rows
+        self.cancelled = 0  # rows
+        self.seconds_per_row = 0.1  # between the ends of two, running mean: for Retry-After
+        self._last_end = 0.0  # of a row, or when there began to be any
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._owner: dict[Request, tuple[Stream, int]] = {}  # of the engine's thread
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine")
+        self._stopping = False
+
+    # ---- in the event loop ----
+
+    def start(self) -> None:
+        """To be called in the event loop that the handlers run in."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step it is in."""
+        self._stopping = True
+        self._commands.put(lambda: None)
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(
+        self, engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int
+    ) -> Stream:
+        """Queue n rows for each prompt: row i * n + j is sample j of prompt i. Raises Busy."""
+        rows = len(prompts) * n
+        if self.waiting + rows > self.max_waiting:
+            raise Busy(min(30, max(1, round(self.waiting * self.seconds_per_row))))
+        stream = Stream(self, engine, rows)
+        if not self.waiting and not self.running:
+            self._last_end = time.monotonic()
+        self.waiting += rows
+        self._commands.put(lambda: self._submit(stream, prompts, params, n))
+        return stream
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """The result of `function`, run between two steps."""
+        future = self._loop.create_future()
+
+        def settle(result: Any, error: Exception | None) -> None:
+            if future.done():  # the client has left
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        def command() -> None:
+            result, error = None, None
+            try:
+                result = function()
+            except Exception as e:
+                error = e
+            self._post(settle, result, error)
+
+        self._commands.put(command)
+        return await future
+
+    def _deliver(self, events: list[tuple[Stream, int, Event]]) -> None:
+        for stream, row, event in events:
+            if row not in stream.open:  # cancelled in the meantime
+                continue
+            if row in stream.waiting:
+                stream.waiting.discard(row)
+                self.waiting -= 1
+                self.running += 1
+            if event.token is not None:
+                self.tokens[stream.engine] += 1
+            stream._events.append((row, event))
+            stream._ready.set()
+            if event.finish is not None:
+                self._close(stream, row)
+
+    def _close(self, stream: Stream, row: int, cancelled: bool = False) -> None:
+        stream.open.discard(row)
+        if row in stream.waiting:
+            stream.waiting.discard(row)
+            self.waiting -= 1
+        else:
+            self.running -= 1
+        if cancelled:
+            self.cancelled += 1
+        else:
+            self.finished += 1
+            now = time.monotonic()
+            self.seconds_per_row += 0.1 * (now - self._last_end - self.seconds_per_row)
+            self._last_end = now
+
+    def _fail(self, stream: Stream, error: Exception) -> None:
+        for row in sorted(stream.open):
+            self._close(stream, row, cancelled=True)
+        stream._error = error
+        stream._ready.set()
+
+    # ---- in the engine's thread ----
+
+    def _run(self) -> None:
+        while not self._stopping:
+            busy = [engine for engine in self.engines if engine.busy]
+            while not self._commands.empty() or not busy:
+                try:
+                    self._commands.get(timeout=1)()  # waits while there is nothing else to do
+                except queue.Empty:
+                    if not threading.main_thread().is_alive():  # it ended without calling stop
+                        return
+                busy = [engine for engine in self.engines if engine.busy]
+                if self._stopping:
+                    return
+            for engine in busy:
+                try:
+                    events = engine.step()
+                except Exception:
+                    self._broken(engine)
+                    continue
+                self._hand_over(events)
+
+    def _hand_over(self, events: list[Event]) -> None:
+        owned = []
+        for event in events:
+            owner = self._owner.get(event.request)
+            if owner is not None:
+                owned.append((*owner, event))
+                if event.finish is not None:
+                    del self._owner[event.request]
+        if owned:
+            self._post(self._deliver, owned)
+
+    def _post(self, function: Callable, *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop has closed: nobody is left to tell
+            self._stopping = True
+
+    def _submit(self, stream: Stream, prompts, params: SamplingParams, n: int) -> None:
+        try:
+            for prompt in prompts:
+                stream._requests += stream.engine.submit(prompt, params, n)
+        except UserError as e:
+            self._drop(stream)
+            self._post(self._fail, stream, e)
+            return
+        except Exception:
+            self._broken(stream.engine)
+            self._post(self._fail, stream, Failed("the model failed; see the server's log"))
+            return
+        for row, request in enumerate(stream._requests):
+            self._owner[request] = stream, row
+
+    def _cancel(self, stream: Stream, rows: Sequence[int]) -> None:
+        for row in rows:
+            if row < len(stream._requests):
+                request = stream._requests[row]
+                if self._owner.pop(request, None) is not None:
+                    stream.engine.cancel(request)
+
+    def _drop(self, stream: Stream) -> None:
+        for request in stream._requests:
+            self._owner.pop(request, None)
+            stream.engine.cancel(request)
+
+    def _broken(self, engine: Engine) -> None:
+        """A step failed (memory, or a bug of ours): end all requests of this engine, go on."""
+        traceback.print_exc(file=sys.stderr)
+        engine.waiting.clear()  # whatever state the step left it in
+        engine.running.clear()
+        for stream in {stream for stream, _ in self._owner.values() if stream.engine is engine}:
+            self._drop(stream)
+            self._post(self._fail, stream, Failed("the model failed; see the server's log"))

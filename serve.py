@@ -1,0 +1,127 @@
+"""A playground and an OpenAI-compatible API for trained models.
+
+    python serve.py --out_dir=out-shakespeare-char        # then open http://127.0.0.1:8000
+    python serve.py --models=small=out-small,big=out-big  # several, by name
+    python serve.py --api_key=SECRET --host=0.0.0.0       # for others on your network
+
+Any client of OpenAI's API works with base_url="http://127.0.0.1:8000/v1"; docs/serving.md has
+examples and the limits. Ctrl-C ends the server.
+"""
+
+import re
+import socket
+import sys
+from pathlib import Path
+
+from bonsai.errors import UserError, run
+from bonsai.runtime import pick_device, setup
+from bonsai.serving.app import Server, create_app
+from bonsai.serving.guard import GuardLimits
+from bonsai.serving.http import listen, serve
+from bonsai.serving.plans import Limits
+from bonsai.serving.registry import load_served, parse_models
+from configurator import ROOT, configure, resolve_path
+
+# -----------------------------------------------------------------------------
+# the models
+init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a folder with a model
+out_dir = "out"  # the run to serve; ignored if init_from is not resume
+models = ""  # several instead of one, by name: small=out-small,big=out-big/ckpt.pt
+# the address
+host = "127.0.0.1"  # this machine alone; 0.0.0.0: others too, then set an api_key
+port = 8000  # 0: one that is free
+hosts = ""  # further names under which the server is called: gpu.example.org,gpu
+api_key = ""  # what clients must send; FILE:key.txt reads it from a file; empty: anything will do
+# limits
+max_batch = 16  # texts that a model writes side by side
+max_queue = 256  # texts that may wait; what comes then is answered 429
+max_rows = 128  # prompts x n of one request
+max_tokens = 4096  # the most a request may ask for
+max_body_mb = 4.0  # the largest body of a request, in MiB
+max_connections = 1024  # at once; what comes then is answered 503
+# system
+device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
+dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA where it can, else float32
+quantize = ""  # int8: weights in 8 bits, faster at small batches; empty: as they are
+prefix_cache = 2048  # tokens of prompts to remember, for those that begin alike
+compile = False  # torch.compile the one-token step: slow to start
+# -----------------------------------------------------------------------------
+
+
+def chosen_models() -> dict[str, str]:
+    """name -> what load_model takes."""
+    if models:
+        return {name: str(resolve_path(path)) for name, path in parse_models(models).items()}
+    source = str(resolve_path(out_dir if init_from == "resume" else init_from))
+    name = Path(source).stem if Path(source).is_file() else Path(source).name
+    return {re.sub(r"[^\w.:-]+", "-", name) or "model": source}
+
+
+def read_key(text: str) -> str:
+    """The key, from its file if `text` names one: a command line can be seen by others."""
+    if not text.startswith("FILE:"):
+        return text
+    path = resolve_path(text.removeprefix("FILE:"))
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read the api_key from {path}: {e}") from None
+    if not key:
+        raise UserError(f"api_key={text}: the file is empty")
+    return key
+
+
+def check_limits() -> None:
+    """Raises UserError for limits under which nothing could be answered."""
+    for name in ("max_batch", "max_queue", "max_rows", "max_tokens", "max_connections"):
+        if globals()[name] < 1:
+            raise UserError(f"{name}={globals()[name]} must be at least 1")
+    if max_body_mb <= 0:
+        raise UserError(f"max_body_mb={max_body_mb} must be above 0")
+    if not 0 <= port < 65536:
+        raise UserError(f"port={port} must be from 0 to 65535")
+
+
+def main() -> int:
+    configure(globals())
+    check_limits()
+    key = read_key(api_key)
+    chosen = chosen_models()
+    # one token at a time, CPUs are faster in float32 even where training is not
+    on_cpu = pick_device(device)[0].type == "cpu"
+    runtime = setup(device, "float32" if dtype == "auto" and on_cpu else dtype, compile)
+    print(runtime.summary)
+    sock = listen(host, port)  # before the models: a port that is taken is known at once
+    address, bound = sock.getsockname()[:2]
+    loopback = address in ("127.0.0.1", "::1")
+    served = {}
+    for name, source in chosen.items():
+        m = served[name] = load_served(name, source, runtime, max_batch, quantize, prefix_cache)
+        size = f"{m.model.num_params() / 1e6:.2f}M parameters, context {m.context}"
+        print(f"model {name}: {source}, {size}{', chat' if m.chat else ''}")
+    if not loopback and not key:
+        print(
+            f"warning: {host} can be reached from other machines and no api_key is set",
+            file=sys.stderr,
+        )
+    web = ROOT / "web"
+    server = Server(
+        served,
+        max_waiting=max_queue,
+        limits=Limits(rows=min(max_rows, max_queue), tokens=max_tokens),
+        guard=GuardLimits(body_bytes=int(max_body_mb * 2**20)),
+        api_key=key,
+        hosts=(host, *(() if loopback else (socket.gethostname(),)), *hosts.split(",")),
+        any_address=not loopback,
+        run_folders=tuple(dict.fromkeys((Path.cwd(), ROOT))),
+        web=web if (web / "index.html").exists() else None,
+    )
+    shown = f"[{address}]" if ":" in address else address
+    print(f"serving on http://{shown}:{bound} (Ctrl-C ends)", flush=True)
+    serve(create_app(server), sock, max_connections)
+    print("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
