@@ -73,7 +73,7 @@ def configure(
     """
     program = _program_settings(namespace)
     arguments = _Arguments(
-        program, {name: _fields(model) for name, model in (models or {}).items()}, presets
+        program, {name: _fields(model) for name, model in (models or {}).items()}, presets or {}
     )
     arguments.read(list(sys.argv[1:] if argv is None else argv))
     config = arguments.config()
@@ -268,13 +268,9 @@ class _Arguments:
     `--model` may come last, so until the end a field of any model is a valid name.
     """
 
-    def __init__(
-        self,
-        program: dict[str, _Setting],
-        models: dict[str, dict[str, _Setting]],
-        presets: dict[str, dict[str, Any]] | None = None,
-    ):
-        self.program, self.presets = program, presets or {}
+    def __init__(self, program: dict, models: dict[str, dict[str, _Setting]], presets: dict):
+        self.program: dict[str, _Setting] = program
+        self.presets: dict[str, dict[str, Any]] = presets
         self.models = {
             model: {name: field for name, field in fields.items() if name not in program}
             for model, fields in models.items()
