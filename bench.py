@@ -3,6 +3,7 @@
     python bench.py                                              # GPT-2 (124M), as on a GPU
     python bench.py --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=16
     python bench.py --profile                                    # also the longest operations
+    python bench.py --size=gpt3-13b --gpu=H100 --gpus=64         # what a model would cost
     torchrun --standalone --nproc_per_node=8 bench.py            # eight GPUs together
 
 Each step is one of train.py's without accumulation: a batch, forward, backward, clipping, update;
@@ -20,8 +21,10 @@ from bonsai.dataset import Mixture
 from bonsai.errors import UserError, run
 from bonsai.memory import GIB, LOWER, describe_memory, out_of_memory
 from bonsai.models import CONFIGS, build_model
+from bonsai.presets import FIELDS, find_preset
 from bonsai.results import provenance, spread, write_json
 from bonsai.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
+from bonsai.sizes import describe_size, meta_model
 from bonsai.throughput import TrainingStep, synthetic, time_steps
 from configurator import Config, configure
 
@@ -32,6 +35,12 @@ warmup = 10  # steps before them that do not
 profile = False  # then profile 5 more: a table of operations, and a trace in out_dir
 out_dir = "out-bench"  # where that goes
 json = ""  # a file for the results; -: the last line of stdout
+# instead: what a model of the family (bonsai/presets.py) would cost; nothing is run or allocated
+size = ""  # its name, such as gpt2-xl; fields that are set change it
+gpu = "H100"  # on which it would be trained
+gpus = 1  # how many of them
+mfu = 0.4  # share of their peak that is reached
+tokens = 0.0  # to train on; 0: 20 per parameter
 # data
 real_data = True  # False: random tokens that are on the device already
 dataset = "openwebtext"  # a folder in data/
@@ -173,18 +182,40 @@ def describe(found: dict, runtime: Runtime) -> str:
     return "\n".join(lines)
 
 
+def size_of(config: Config) -> str:
+    """What the model named by `size` would cost; fields that were given change it."""
+    preset = find_preset(size)
+    given = {k: config[k] for k in config.given}
+    if not 0 < mfu <= 1 or gpus < 1 or tokens < 0:
+        raise UserError(
+            f"mfu={mfu} must be within 0 and 1, gpus={gpus} at least 1, tokens at least 0"
+        )
+    net = meta_model(config["model"], {**preset.fields, **given})
+    published = f"published as {preset.published / 1e6:,.0f}M" if preset.published else ""
+    notes = "; ".join(filter(None, (published, preset.note)))
+    try:
+        return f"{size}{f' ({notes})' if notes else ''}\n\n" + describe_size(
+            net, batch_size, gpu, gpus, mfu, tokens
+        )
+    except ValueError as e:
+        raise UserError(e) from None
+
+
 def main() -> None:
-    config = configure(globals(), models=CONFIGS)
+    config = configure(globals(), models=CONFIGS, presets=FIELDS)
     for name, least in (("steps", 1), ("warmup", 0), ("batch_size", 1)):
         if config[name] < least:
             raise UserError(f"{name}={config[name]} must be at least {least}")
+    if size:
+        print(size_of(config))
+        return
     runtime = setup(device, dtype, compile, backend)
     try:
         found = measure(config, runtime)
     except (RuntimeError, MemoryError) as e:
         if out_of_memory(e):
-            size = f"{batch_size} x {config['block_size']}"
-            raise UserError(f"out of memory with batches of {size} tokens: {LOWER}") from None
+            shape = f"{batch_size} x {config['block_size']}"
+            raise UserError(f"out of memory with batches of {shape} tokens: {LOWER}") from None
         raise
     finally:
         runtime.close()

@@ -56,6 +56,7 @@ def configure(
     namespace: dict[str, Any],
     models: dict[str, type] | None = None,
     argv: Iterable[str] | None = None,
+    presets: dict[str, dict[str, Any]] | None = None,
 ) -> Config:
     """Read the arguments, write the program's settings back into `namespace`, return all of them.
 
@@ -65,13 +66,14 @@ def configure(
     models: name -> dataclass. The program's setting `model` chooses one, whose fields become
         settings too. A setting of the program with the same name goes first, default included.
     argv: the arguments, by default the program's own.
+    presets: name -> settings. `--preset=NAME` gives them all, where it stands among the arguments.
 
     Prints in one line what differs from the defaults (rank 0 only). Exits with status 0 after
     --help and with 2 on a usage error.
     """
     program = _program_settings(namespace)
     arguments = _Arguments(
-        program, {name: _fields(model) for name, model in (models or {}).items()}
+        program, {name: _fields(model) for name, model in (models or {}).items()}, presets or {}
     )
     arguments.read(list(sys.argv[1:] if argv is None else argv))
     config = arguments.config()
@@ -266,8 +268,9 @@ class _Arguments:
     `--model` may come last, so until the end a field of any model is a valid name.
     """
 
-    def __init__(self, program: dict[str, _Setting], models: dict[str, dict[str, _Setting]]):
-        self.program = program
+    def __init__(self, program: dict, models: dict[str, dict[str, _Setting]], presets: dict):
+        self.program: dict[str, _Setting] = program
+        self.presets: dict[str, dict[str, Any]] = presets
         self.models = {
             model: {name: field for name, field in fields.items() if name not in program}
             for model, fields in models.items()
@@ -291,6 +294,8 @@ class _Arguments:
         key, equals, text = argument[2:].partition("=")
         name, known = key.replace("-", "_"), self.known()
         setting, negated = known.get(name), known.get(name.removeprefix("no_"))
+        if name == "preset" and self.presets:
+            return self.read_preset(text if equals or not rest else rest.pop(0))
         if setting is None and negated is not None and bool in negated.types and not equals:
             name, text = negated.name, "False"
         elif setting is None:
@@ -303,6 +308,12 @@ class _Arguments:
         elif not equals:
             text = rest.pop(0)
         self.give(name, text, COMMAND_LINE)
+
+    def read_preset(self, name: str) -> None:
+        if name not in self.presets:
+            _fail(f"--preset={name} is not one of {', '.join(self.presets)}")
+        for key, value in self.presets[name].items():
+            self.give(key, value, f"preset {name}")
 
     def read_file(self, argument: str) -> None:
         """Take in what a config file binds, apart from helpers."""
@@ -377,6 +388,8 @@ class _Arguments:
             others = [f"--model={name} --help" for name in self.models if name != model]
             see_also = f" (others: {', '.join(others)})" if others else ""
             parts += [f"Model {model}{see_also}", *_sections(self.models[model])]
+        if self.presets:
+            parts.append(f"Models by name\n  --preset={'|'.join(self.presets)}")
         return "\n\n".join(parts)
 
 

@@ -33,6 +33,7 @@ from bonsai.optim import (
     load_optimizer_state,
     set_rates,
 )
+from bonsai.presets import FIELDS
 from bonsai.report import Report, versions
 from bonsai.runtime import Interrupts, Runtime, peak_flops, seed_everything, setup
 from bonsai.text import sample_text
@@ -371,7 +372,7 @@ def changed_settings(before: dict, now: dict) -> str:
 
 
 def main() -> int:
-    config = configure(globals(), models=CONFIGS)
+    config = configure(globals(), models=CONFIGS, presets=FIELDS)
     runtime = setup(device, dtype, compile, backend)
     if depth > 0:
         rule = compute_optimal(depth, config, config.given, runtime.world_size)

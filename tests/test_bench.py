@@ -258,3 +258,24 @@ def test_the_runner_shifts_the_peers_seed(tmp_path):
 def test_a_wrong_peer_is_one_line(tmp_path):
     done = script("throughput.py", "--peer=nowhere", "--device=cpu", cwd=tmp_path)
     assert_one_line_error(done, "peer=nowhere has no model.py")
+
+
+# ---- benchmarks/windows.py ----
+
+
+def test_windows_are_measured(tmp_path):
+    options = ["--lengths=32,64", "--window=8", "--n_layer=2", "--n_head=2", "--n_embd=16"]
+    options += ["--repeats=2", "--device=cpu", "--dtype=float32", "--json=w.json"]
+    done = script("windows.py", *options, cwd=tmp_path)
+    assert done.rc == 0 and not done.stderr, done
+    rows = json.loads((tmp_path / "w.json").read_text())["rows"]
+    assert [(r["T"], r["pattern"]) for r in rows] == [
+        (n, p) for n in (32, 64) for p in ("D", "DL", "L")
+    ]
+    assert [r["scores"] for r in rows] == [32, 24, 16, 64, 40, 16]
+    assert all(r["spread"]["n"] == 2 and r["kept"] > 0 for r in rows)
+
+
+def test_windows_mistakes_are_one_line(tmp_path):
+    assert_one_line_error(script("windows.py", "--patterns=X", cwd=tmp_path), "letters D and L")
+    assert_one_line_error(script("windows.py", "--lengths=long", cwd=tmp_path), "1024,2048")

@@ -13,6 +13,7 @@ import pytest
 from conftest import GOLDEN, ROOT, TINY, Result, environment, load, run_program
 
 from bonsai.models import CONFIGS
+from bonsai.presets import FIELDS
 from configurator import configure
 
 PROGRAMS = sorted(p.name for p in ROOT.glob("*.py") if p.stem not in ("model", "configurator"))
@@ -112,7 +113,8 @@ def settings(program: str, arguments: list[str]) -> dict:
     calls = [n for n in ast.walk(source) if isinstance(n, ast.Call)]
     own = next(c for c in calls if getattr(c.func, "id", "") == "configure")
     models = CONFIGS if any(k.arg == "models" for k in own.keywords) else None
-    return configure(namespace, models=models, argv=arguments)
+    presets = FIELDS if any(k.arg == "presets" for k in own.keywords) else None
+    return configure(namespace, models=models, argv=arguments, presets=presets)
 
 
 @pytest.fixture(scope="module")

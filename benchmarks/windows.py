@@ -1,0 +1,121 @@
+"""What local attention saves: time, memory and scores of dense, alternating and local layers.
+
+    python benchmarks/windows.py
+    python benchmarks/windows.py --lengths=1024,4096,16384 --window=256     # on a GPU
+
+One forward and backward pass of a GPT per measurement, the patterns in turn. `kept` is what the
+forward pass leaves for the backward pass, counted tensor by tensor, so it means the same on every
+device; peak is the GPU's allocator's.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+
+from bonsai.errors import UserError, run
+from bonsai.memory import GIB
+from bonsai.results import provenance, spread, table, write_json
+from bonsai.runtime import Runtime, setup
+from configurator import configure
+from model import GPT, GPTConfig
+
+lengths = "512,1024,2048"  # tokens of a row
+window = 256  # positions that a local layer sees
+patterns = "D,DL,L"  # layer by layer, repeated: D dense, L local; DL is GPT-3's
+n_layer = 4
+n_head = 8
+n_embd = 512
+repeats = 5
+device = "auto"
+dtype = "auto"
+json = ""  # a file for the results
+
+
+def kept_bytes(step) -> int:
+    """Bytes of the different tensors that `step`, a forward pass, keeps for the backward pass."""
+    seen: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = step()
+    loss.backward()
+    return sum(seen.values())
+
+
+def scores_per_position(pattern: str, T: int) -> float:
+    """Scores computed for a position, mean over the layers: T, or the two blocks of a window."""
+    local = min(T, 2 * window)
+    return sum(T if letter == "D" else local for letter in pattern) / len(pattern)
+
+
+def measure(T: int, runtime: Runtime) -> list[dict]:
+    """A row per pattern, measured in turn."""
+    names = patterns.split(",")
+    idx = torch.randint(256, (1, T + 1), device=runtime.device)
+    steps, rows = {}, {}
+    for name in names:
+        torch.manual_seed(0)
+        shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "position": "rope"}
+        bands = {"attention_window": window, "window_pattern": name}
+        try:
+            config = GPTConfig(block_size=T, vocab_size=256, bias=False, **shape, **bands)
+        except ValueError as e:
+            raise UserError(e) from None
+        model = GPT(config).to(runtime.device)
+
+        def step(model=model):
+            with runtime.autocast():
+                return model(idx[:, :-1], idx[:, 1:])[1]
+
+        steps[name] = step
+        parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+        rows[name] = {"T": T, "pattern": name, "scores": scores_per_position(name, T), "ms": []}
+        rows[name]["kept"] = max(0, kept_bytes(step) - parameters) / GIB  # and warms up
+    for _ in range(repeats):
+        for name in names:
+            if runtime.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            runtime.synchronize()
+            begin = time.perf_counter()
+            steps[name]().backward()
+            runtime.synchronize()
+            rows[name]["ms"].append(1000 * (time.perf_counter() - begin))
+            if runtime.device.type == "cuda":
+                rows[name]["peak"] = torch.cuda.max_memory_allocated() / GIB
+    first = spread(rows[names[0]]["ms"])["median"]
+    for row in rows.values():
+        row["spread"] = spread(row.pop("ms"))
+        row["median"] = row["spread"]["median"]
+        row["ratio"] = row["median"] / first
+    return list(rows.values())
+
+
+def main() -> None:
+    configure(globals())
+    try:
+        sizes = [int(n) for n in lengths.split(",")]
+    except ValueError:
+        raise UserError(f"lengths={lengths}: give numbers of tokens, as in 1024,2048") from None
+    if min(*sizes, window, repeats, n_layer) < 1:
+        raise UserError("lengths, window, repeats and n_layer must be at least 1")
+    runtime = setup(device, dtype, False)
+    print(runtime.summary)
+    rows = [row for T in sizes for row in measure(T, runtime)]
+    columns = [("T", "T", ",d"), ("pattern", "pattern", ""), ("scores/position", "scores", ",.0f")]
+    columns += [("ms", "median", ".1f"), ("of the first", "ratio", ".2f")]
+    columns += [("kept, GiB", "kept", ".3f"), ("peak, GiB", "peak", ".2f")]
+    print(table(rows, columns))
+    if json:
+        write_json(json, {**provenance(runtime.device), "rows": rows, "window": window})
+
+
+if __name__ == "__main__":
+    run(main)

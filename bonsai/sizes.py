@@ -1,0 +1,141 @@
+"""What a model would cost, from its shape alone: parameters, FLOPs, memory, tokens, time.
+
+The model is built on torch's meta device, where tensors have shapes and no memory, so that 175B
+parameters are counted in a second on a laptop, whatever the fields.
+"""
+
+import torch
+
+from bonsai.memory import GIB, training_bytes
+from bonsai.models import build_model
+from bonsai.results import table
+from bonsai.runtime import peak_flops_by_name
+from bonsai.scaling import APPROACH_1, CHINCHILLA, fit_power_law
+
+PARTS = {  # by the module's name
+    "wte": "token embedding",
+    "wpe": "position embedding",
+    "attn": "attention",
+    "mlp": "MLP",
+    "lm_head": "output head",
+}
+
+
+def meta_model(name: str, settings: dict) -> torch.nn.Module:
+    """A model without memory: every parameter has its shape alone. UserError as build_model."""
+    with torch.device("meta"):
+        return build_model(name, settings)
+
+
+def parameters_by_part(model: torch.nn.Module) -> dict[str, int]:
+    """How many parameters each kind of part has; those of no kind are 'norms and others'."""
+    found = {}
+    for name, p in model.named_parameters():  # a tied tensor once
+        kind = next((PARTS[w] for w in name.split(".") if w in PARTS), "norms and others")
+        found[kind] = found.get(kind, 0) + p.numel()
+    return found
+
+
+def cache_bytes(model: torch.nn.Module, T: int, width: int = 2) -> int:
+    """Keys and values of one row of T tokens, in numbers of `width` bytes."""
+    c = model.config
+    return 2 * c.n_layer * c.kv_heads * c.head_dim * T * width
+
+
+def attention_share(model: torch.nn.Module, T: int) -> float:
+    """Attention scores that are computed, of those of dense layers: 1 without local windows.
+
+    A dense layer has T scores per position, a local one as many as its window (twice that where it
+    is computed in blocks; what lies outside the band is masked, not used).
+    """
+    c = model.config
+    pattern, window = c.window_pattern, c.attention_window
+    seen = [
+        min(T, window) if window and pattern[i % len(pattern)] == "L" else T
+        for i in range(c.n_layer)
+    ]
+    return sum(seen) / (c.n_layer * T)
+
+
+def chinchilla_tokens(N: float) -> dict[str, float]:
+    """Tokens that are compute-optimal for N parameters (Hoffmann et al. 2022), three ways."""
+    sizes, _, tokens = zip(*APPROACH_1)
+    k, p = fit_power_law(sizes, tokens)
+    return {
+        "20 per parameter": 20 * N,
+        "their approach 1": k * N**p,
+        "their L(N, D)": CHINCHILLA.optimal_tokens(N),
+    }
+
+
+def describe_time(seconds: float) -> str:
+    """
+    >>> describe_time(90), describe_time(3 * 86400)
+    ('1.5 minutes', '3.0 days')
+    """
+    for unit, length in (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds / 60:,.1f} minutes"
+
+
+def describe_size(
+    model: torch.nn.Module,
+    batch_size: int,
+    gpu: str = "",
+    gpus: int = 1,
+    mfu: float = 0.4,
+    tokens: float = 0,
+) -> str:
+    """A page about a model on any device, meta included: what it has, what it needs.
+
+    batch_size: rows of a micro-batch. gpu: a name out of runtime.PEAK_TFLOPS, '' for no time. mfu:
+    the share of the device's peak that is reached. tokens: of training; 0: 20 per parameter.
+    ValueError for a GPU that is not known.
+    """
+    T = model.config.block_size
+    total = model.num_params(non_embedding=False)
+    multiplied = model.num_params()
+    parts = parameters_by_part(model)
+    rows = [{"part": k, "n": n, "share": n / total} for k, n in parts.items()]
+    rows.append({"part": "all", "n": total, "share": 1.0})
+    columns = [("part", "part", ""), ("parameters", "n", ",d"), ("share", "share", ".1%")]
+    flops = model.flops_per_token(T)
+    state, activations = training_bytes(model, batch_size, T, "bfloat16")
+    cache = cache_bytes(model, T)
+    tokens = tokens or 20 * total
+    lines = [
+        table(rows, columns),
+        "",
+        f"FLOPs per token     {flops:.3e} to train at a context of {T:,} "
+        f"({flops / (6 * multiplied):.2f} of 6 N), {flops / 3:.3e} to read",
+        f"memory to train     {(state + activations) / GIB:,.1f} GiB: {state / GIB:,.1f} weights, "
+        f"gradients and AdamW in float32, {activations / GIB:,.1f} activations of {batch_size} x "
+        f"{T:,} tokens in bfloat16",
+        f"checkpoint          {12 * total / GIB:,.2f} GiB: weights and moments",
+        f"memory to sample    {2 * total / GIB:,.2f} GiB of weights in bfloat16, and "
+        f"{cache / GIB:,.3f} GiB of keys and values per row of {T:,} tokens",
+    ]
+    if (share := attention_share(model, T)) < 1:
+        scores = flops - 6 * multiplied
+        lines.append(
+            f"local attention     saves {scores * (1 - share):.3e} of the {scores:.3e} FLOPs per "
+            f"token for attention that the numbers here count as dense ({1 - share:.0%})"
+        )
+    for name, count in chinchilla_tokens(total).items():
+        lines.append(f"{'Chinchilla-optimal':19} {count:.2e} tokens, {name}")
+    lines.append(
+        f"predicted loss      {CHINCHILLA.loss(total, tokens):.3f} nats per token after "
+        f"{tokens:.2e} tokens, as their models and data have it"
+    )
+    if gpu:
+        peak = peak_flops_by_name(gpu, "bfloat16")
+        if peak is None:
+            raise ValueError(f"gpu={gpu!r} is not known: name one as in A100, H100 or 4090")
+        seconds = tokens * flops / (peak * mfu * gpus)
+        many = f"{gpus} x {gpu}" if gpus > 1 else gpu
+        lines.append(
+            f"time to train       {describe_time(seconds)} on {many} at {mfu:.0%} of "
+            f"{peak / 1e12:,.0f} TFLOP/s: {tokens:.2e} tokens, {tokens * flops:.2e} FLOPs"
+        )
+    return "\n".join(lines)

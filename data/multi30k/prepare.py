@@ -1,0 +1,105 @@
+"""Multi30k, captions of photographs in German and English, as rows: source <sep> target <end>.
+
+python data/multi30k/prepare.py
+python data/multi30k/prepare.py --input=FOLDER      # train.de.gz, train.en.gz, val... are there
+
+One row per pair, so that both a decoder-only GPT (train.py) and the encoder-decoder of
+projects/translate read the same data. The loss counts the target only: the source and the padding
+behind the end are context (a mask, see bonsai/writer.py).
+"""
+
+import gzip
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root
+
+from bonsai.errors import UserError, run
+from bonsai.fetch import download
+from bonsai.tokenizers import EOT_TEXT, get
+from bonsai.writer import Writer
+from configurator import configure, resolve_path
+
+input = ""  # a folder with the .gz files instead of the download
+out = ""  # folder to write to; default: the folder of this script
+source = "de"  # language to translate from
+target = "en"  # ... and to
+vocab_size = 6000  # of both languages together, special tokens included
+row_length = 96  # tokens; longer pairs are left out of training
+url = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
+
+SPLITS = {"train": "train", "val": "val", "test": "test_2016_flickr"}
+SPECIAL = f"{EOT_TEXT},<|sep|>,<|pad|>"
+
+
+def read_lines(split: str, language: str, folder: Path) -> list[str]:
+    """The sentences of a split; they are also kept in downloads/, where the test finds them."""
+    name = f"{SPLITS[split]}.{language}.gz"
+    path = folder / "downloads" / name
+    if input:
+        given = resolve_path(input) / name
+        if not given.exists():
+            raise UserError(f"there is no {given}: give the folder of Multi30k's task 1 files")
+        if given.resolve() != path.resolve():
+            shutil.copyfile(given, path)
+    elif not path.exists():
+        download(url + name, path)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as f:
+            return [line.strip() for line in f]
+    except (OSError, EOFError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read {path} ({e}): delete it and prepare again") from None
+
+
+def train_bpe(texts: dict[str, list[str]], folder: Path) -> Path:
+    """A vocabulary of both languages, by train_tokenizer.py."""
+    corpus, path = folder / "downloads" / "train.txt", folder / "downloads" / "bpe.json"
+    corpus.write_text("\n".join(line for lines in texts.values() for line in lines), "utf-8")
+    program = Path(__file__).resolve().parents[2] / "train_tokenizer.py"
+    options = [f"--input={corpus}", f"--out={path}", f"--vocab_size={vocab_size}"]
+    options += [f"--special_tokens={SPECIAL}", "--stats=False"]
+    if subprocess.run([sys.executable, str(program), *options]).returncode:
+        raise UserError("train_tokenizer.py failed: see above")
+    return path
+
+
+def main() -> None:
+    start, folder = time.time(), Path(out or HERE)
+    (folder / "downloads").mkdir(parents=True, exist_ok=True)
+    text = {
+        split: {language: read_lines(split, language, folder) for language in (source, target)}
+        for split in SPLITS
+    }
+    tokenizer = get(train_bpe(text["train"], folder))
+    sep, pad = (tokenizer.special_tokens[name] for name in SPECIAL.split(",")[1:])
+    left_out = 0
+    with Writer(folder, tokenizer, row_length=row_length, masks=True) as writer:
+        for split in ("train", "val"):
+            pairs = list(zip(text[split][source], text[split][target]))
+            if len(text[split][source]) != len(text[split][target]):
+                raise UserError(f"{split}: the two languages have different numbers of lines")
+            for a, b in pairs:
+                question, answer = [*tokenizer.encode(a), sep], [*tokenizer.encode(b), writer.eot]
+                fill = row_length - len(question) - len(answer)
+                if fill < 0:
+                    left_out += 1
+                    continue
+                row = np.array(question + answer + [pad] * fill)
+                mask = np.repeat([0, 1, 0], [len(question), len(answer), fill])
+                writer.add(split, row, mask=mask)
+        meta = writer.finish()
+    counts = [f"{name} {part['documents']:,}" for name, part in meta["splits"].items()]
+    print(f"pairs: {', '.join(counts)}; {left_out} of more than {row_length} tokens left out")
+    print(f"wrote train.bin, val.bin and meta.json to {folder} in {time.time() - start:.1f} s")
+    print("next: python projects/translate/translate.py")
+
+
+if __name__ == "__main__":
+    configure(globals())
+    run(main)

@@ -1,0 +1,192 @@
+"""What if attention were otherwise? The questions a learner asks, answered by training runs.
+
+    python data/python_stdlib/prepare.py
+    python projects/attention_whatif/whatif.py               # ten runs, some 5 minutes on a CPU
+    python projects/attention_whatif/whatif.py --only=squared,negated --steps=1000
+
+Every run starts from the same weights and sees the same batches; one thing is changed.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root
+
+from bonsai.batches import Batches, prefetch
+from bonsai.dataset import Mixture
+from bonsai.errors import UserError, run
+from bonsai.optim import set_rates
+from bonsai.results import table, write_json
+from bonsai.runtime import setup
+from bonsai.throughput import OPTIMIZER, TrainingStep
+from configurator import configure
+from model import GPT, GPTConfig
+from projects.common import COLORS, loss_by_position, new_figure, save_figure
+
+# data
+dataset = "python_stdlib"  # a folder in data/
+# the model
+n_layer = 4
+n_head = 4
+n_embd = 128
+block_size = 128
+# training: AdamW, a linear warm-up, then a cosine to 0
+steps = 400
+batch_size = 16
+learning_rate = 1e-3
+seed = 1337
+# what is shown
+only = ""  # some of the questions, between commas; default: all
+windows = 256  # of the validation split, for the losses
+out_dir = "out-whatif"  # where whatif.png and whatif.json go
+# -----------------------------------------------------------------------------
+
+
+@dataclass
+class WhatIf:
+    """One question: what is changed about the model."""
+
+    question: str
+    scores: Callable = torch.Tensor.matmul  # q (B, nh, T, hs), k^T (B, nh, hs, T) -> (B, nh, T, T)
+    visible: Callable = torch.tril  # of (T, T): which keys (columns) a query (row) sees
+    residual: bool = True
+    fields: dict = field(default_factory=dict)  # of GPTConfig
+
+
+def after(seen: torch.Tensor) -> torch.Tensor:
+    """The mask on the other side: every position sees itself and what comes after it."""
+    return seen.triu()
+
+
+QUESTIONS = {
+    "as it is": WhatIf("the model of model.py"),
+    "squared": WhatIf(
+        "the elements of queries and keys squared before the dot product",
+        scores=lambda q, k: q.square() @ k.square(),
+    ),
+    "negated": WhatIf("the dot products negated", scores=lambda q, k: -(q @ k)),
+    "other side": WhatIf("the mask on the other side", visible=after),
+    "no mask": WhatIf("no mask at all", visible=lambda seen: seen),
+    "no scaling": WhatIf("scores not divided by the root of the head size", fields={"scale": 1.0}),
+    "no residual": WhatIf("no residual connections", residual=False),
+    "one head": WhatIf("one head as wide as all", fields={"n_head": 1}),
+    "many heads": WhatIf("heads of 8 channels", fields={"head_size": 8}),
+    "no attention": WhatIf("every position sees itself only", visible=lambda s: s.tril().triu()),
+}
+
+
+def attend(attention: torch.nn.Module, what: WhatIf, x: torch.Tensor, *rest) -> torch.Tensor:
+    """What CausalSelfAttention computes, written out, with `what` changed: x (B, T, C) -> same."""
+    B, T, _ = x.shape
+    nh, hs = attention.nh, attention.hs
+    q, k, v = (y.view(B, T, nh, hs).transpose(1, 2) for y in attention.c_attn(x).chunk(3, dim=2))
+    scores = what.scores(q, k.transpose(-2, -1)) * attention.scale  # (B, nh, T, T)
+    seen = what.visible(torch.ones(T, T, dtype=torch.bool, device=x.device))
+    weights = F.softmax(scores.masked_fill(~seen, -math.inf), dim=-1)
+    y = (weights @ v).transpose(1, 2).reshape(B, T, nh * hs)  # heads side by side
+    return attention.c_proj(y)
+
+
+def build(what: WhatIf, vocab_size: int) -> GPT:
+    """The GPT of model.py with the forward passes of its blocks replaced."""
+    heads = what.fields.get("n_head", n_head)
+    if size := what.fields.get("head_size"):
+        heads = max(1, n_embd // size)
+    scale = what.fields.get("scale", 0.0)
+    torch.manual_seed(seed)
+    model = GPT(
+        GPTConfig(
+            block_size=block_size,
+            vocab_size=vocab_size,
+            n_layer=n_layer,
+            n_head=heads,
+            n_embd=n_embd,
+            bias=False,
+            attention_scale=scale,
+        )
+    )
+    for block in model.transformer.h:
+        block.attn.forward = partial(attend, block.attn, what)
+        if not what.residual:
+            block.forward = partial(straight, block)
+    return model
+
+
+def straight(block: torch.nn.Module, x: torch.Tensor, *rest) -> torch.Tensor:
+    """A block without residual connections."""
+    return block.mlp(block.ln_2(block.attn(block.ln_1(x))))
+
+
+def train(what: WhatIf, data: Mixture) -> tuple[GPT, list[float]]:
+    """A run of `steps` steps; returns the model and the loss of each."""
+    model = build(what, data.model_vocab_size)
+    runtime = setup("cpu", "float32", False)
+    settings = {**OPTIMIZER, "seed": seed, "learning_rate": learning_rate, "min_lr": 0.0}
+    settings |= {"decay_lr": True, "lr_schedule": "cosine", "warmup_iters": min(50, steps // 10)}
+    settings |= {"lr_decay_iters": steps}
+    batches = Batches(data, block_size, batch_size, seed, "epoch")
+    stream = prefetch(batches, 0, 1, batch_size, check_below=model.config.vocab_size)
+    step, losses = TrainingStep(model, stream, settings, runtime), []
+    for i in range(steps):
+        set_rates(step.optimizer, i, settings)
+        losses.append(step.log(step())[0])
+    stream.close()
+    return model, losses
+
+
+def draw(curves: dict[str, list[float]], rows: list[dict], path: Path) -> None:
+    """Training losses on the left; at the right the loss where nothing later can be seen."""
+    figure = new_figure(9.5, 3.8)
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    for k, (name, losses) in enumerate(curves.items()):
+        smooth = torch.tensor(losses).unfold(0, min(20, len(losses)), 1).mean(dim=1)
+        style = "-" if k < len(COLORS) else "--"
+        left.plot(smooth, style, color=COLORS[k % len(COLORS)], lw=1.3, label=name)
+    left.set(xlabel="step", ylabel="training loss (nats per token)")
+    left.legend(fontsize=8, ncols=2)
+    names = [row["name"] for row in rows][::-1]
+    right.barh(names, [row["last"] for row in rows][::-1], color="#9db8d2", label="last position")
+    right.plot([row["loss"] for row in rows][::-1], names, "o", color="#d1495b", label="all")
+    right.set(xlabel="validation loss (nats per token)")
+    right.legend(fontsize=8, loc="lower right")
+    right.grid(axis="y", visible=False)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    configure(globals())
+    chosen = [name.strip() for name in only.split(",") if name.strip()] or list(QUESTIONS)
+    for name in chosen:
+        if name not in QUESTIONS:
+            raise UserError(f"only={name!r} is not one of {', '.join(QUESTIONS)}")
+    if min(steps, batch_size, block_size, windows) < 1 or n_embd % n_head or n_embd % 8:
+        raise UserError("steps, batch_size, block_size and windows must be at least 1, and n_embd "
+                        f"(now {n_embd}) divisible by n_head ({n_head}) and by 8")  # fmt: skip
+    data = Mixture.open(dataset)
+    data.check(block_size, data.model_vocab_size)
+    curves, rows = {}, []
+    for name in chosen:
+        what, begin = QUESTIONS[name], time.perf_counter()
+        model, curves[name] = train(what, data)
+        losses = loss_by_position(model, data.parts[0].split("val"), block_size, windows)
+        row = {"name": name, "question": what.question, "loss": losses.mean().item()}
+        rows.append(row | {"last": losses[-1].item(), "seconds": time.perf_counter() - begin})
+        print(f"{name}: validation loss {row['loss']:.4f}, {rows[-1]['seconds']:.0f} s", flush=True)
+    columns = [("what if", "name", ""), ("changed", "question", ""), ("val loss", "loss", ".3f")]
+    columns += [("at the last position", "last", ".3f"), ("seconds", "seconds", ".0f")]
+    print(f"\n{table(rows, columns)}\n")
+    write_json(Path(out_dir) / "whatif.json", {"steps": steps, "rows": rows, "curves": curves})
+    draw(curves, rows, Path(out_dir) / "whatif.png")
+
+
+if __name__ == "__main__":
+    run(main)

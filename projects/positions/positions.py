@@ -1,0 +1,131 @@
+"""How a GPT knows where a token stands: learned, sinusoidal, rotary positions, or none.
+
+    python data/python_stdlib/prepare.py
+    python projects/positions/positions.py              # four runs of train.py, then the pictures
+
+The same model, data and batches; only GPTConfig.position differs. Each model is then given windows
+four times as long as those it was trained on.
+"""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root
+
+from bonsai.dataset import Mixture
+from bonsai.errors import UserError, run
+from bonsai.models import load_model
+from bonsai.results import table, write_json
+from configurator import configure
+from model import GPT, sinusoids
+from projects.common import COLORS, loss_by_position, new_figure, save_figure, train
+
+kinds = "learned,sinusoidal,rope,none"  # values of GPTConfig.position
+dataset = "python_stdlib"  # a folder in data/
+steps = 500
+block_size = 128  # tokens of a training window
+times = 4  # the windows afterwards are so many times as long
+windows = 512  # how many of them
+options = ""  # more for train.py, such as "--n_layer=2 --n_embd=64"
+out_dir = "out-positions"  # a folder for each run, positions.png and positions.json
+# -----------------------------------------------------------------------------
+
+
+def lengthened(model: GPT, T: int) -> GPT:
+    """The same model with a context of T tokens.
+
+    Sinusoidal and rotary positions are formulas and go on; of learned ones those beyond the
+    trained context are what initialisation left: N(0, 0.02), never trained.
+    """
+    longer = GPT(replace(model.config, block_size=T))
+    weights = model.state_dict()
+    if model.config.position == "learned":
+        trained = weights["transformer.wpe.weight"]
+        weights["transformer.wpe.weight"] = longer.transformer.wpe.weight.detach().clone()
+        weights["transformer.wpe.weight"][: len(trained)] = trained
+    longer.load_state_dict(weights)
+    return longer
+
+
+def sinusoid(p: int, channel: int, d: int) -> float:
+    """One number of the formula of 2017: channel 2i is sin(p / 10000^(2i/d)), 2i + 1 its cosine.
+
+    model.sinusoids computes all of them at once.
+    """
+    angle = p / 10000 ** (2 * (channel // 2) / d)
+    return math.cos(angle) if channel % 2 else math.sin(angle)
+
+
+def similarity(vectors: torch.Tensor) -> torch.Tensor:
+    """Cosine between every two rows: (T, C) -> (T, T)."""
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    return unit @ unit.T
+
+
+def draw(losses: dict[str, torch.Tensor], models: dict[str, GPT], path: Path) -> None:
+    """The loss by position for each kind; how alike the vectors of two positions are."""
+    T = len(next(iter(losses.values())))
+    figure = new_figure(10, 3.9)
+    left, *maps = figure.subplots(1, 3, width_ratios=(1.7, 1, 1))
+    width = max(1, T // 64)
+    for (kind, loss), color in zip(losses.items(), COLORS):
+        means = loss.unfold(0, width, width).mean(dim=1)
+        at = [width * (i + 0.5) for i in range(len(means))]
+        left.plot(at, means, color=color, label=kind)
+    left.axvline(block_size, color="black", lw=0.8, ls=":")
+    left.text(block_size, left.get_ylim()[1], " trained up to here", fontsize=8, va="top")
+    left.set(xlabel="position", ylabel="validation loss (nats per token)", xlim=(0, T))
+    left.legend()
+    vectors = {"sinusoidal: by the formula": sinusoids(torch.arange(block_size), 128)}
+    if "learned" in models:
+        wpe = models["learned"].transformer.wpe.weight.detach()[:block_size]
+        vectors = {"learned: after training": wpe, **vectors}
+    for axes, (name, v) in zip(maps, vectors.items()):
+        axes.imshow(similarity(v), cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
+        axes.set_title(name)
+        axes.set(xlabel="position", ylabel="position")
+        axes.grid(False)
+    for axes in maps[len(vectors) :]:
+        axes.axis("off")
+    save_figure(figure, path)
+
+
+def main() -> None:
+    configure(globals())
+    chosen = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    if not chosen or set(chosen) - {"learned", "sinusoidal", "rope", "none"}:
+        raise UserError(f"kinds={kinds!r}: some of learned, sinusoidal, rope, none, with commas")
+    if min(steps, block_size, times, windows) < 1:
+        raise UserError("steps, block_size, times and windows must be at least 1")
+    data = Mixture.open(dataset)
+    T = times * block_size
+    data.check(T, data.model_vocab_size, ["val"])
+    losses, models, rows = {}, {}, []
+    for kind in chosen:
+        more = [f"--dataset={dataset}", f"--block_size={block_size}", f"--position={kind}"]
+        train(HERE / "config.py", Path(out_dir) / kind, steps, *more, *options.split())
+        models[kind] = lengthened(load_model("best", Path(out_dir) / kind).model, T)
+        loss = losses[kind] = loss_by_position(models[kind], data.parts[0].split("val"), T, windows)
+        half = block_size // 2
+        row = {"kind": kind, "first": loss[:8].mean().item()}
+        row |= {"late": loss[half:block_size].mean().item()}
+        row |= {"twice": loss[block_size : 2 * block_size].mean().item() if times > 1 else None}
+        rows.append(row | {"end": loss[-block_size:].mean().item() if times > 2 else None})
+    columns = [("positions", "kind", ""), ("first 8", "first", ".3f")]
+    columns += [(f"{block_size // 2} to {block_size}", "late", ".3f")]
+    columns += [(f"{block_size} to {2 * block_size}", "twice", ".3f")]
+    columns += [(f"{T - block_size} to {T}", "end", ".3f")]
+    print(f"\nValidation loss by position, trained on windows of {block_size}:")
+    print(table(rows, columns) + "\n")
+    result = {"block_size": block_size, "losses": {k: v.tolist() for k, v in losses.items()}}
+    write_json(Path(out_dir) / "positions.json", result)
+    draw(losses, models, Path(out_dir) / "positions.png")
+
+
+if __name__ == "__main__":
+    run(main)

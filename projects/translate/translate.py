@@ -1,0 +1,334 @@
+"""The Transformer as it was in 2017: German to English, from Multi30k, on a CPU.
+
+    python data/multi30k/prepare.py
+    python projects/translate/translate.py                     # train, BLEU, attention maps
+    python projects/translate/translate.py --compare=True      # and a decoder-only GPT as large
+    python projects/translate/translate.py --text="Ein Hund rennt durch den Schnee."
+
+An encoder-decoder has a source and padding, which train.py does not know: here is its loop, on
+the parts that train.py uses. It saves after every epoch and goes on where it stopped.
+"""
+
+import gzip
+import sys
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root
+
+from bonsai import tokenizers
+from bonsai.checkpoint import load_checkpoint, save_checkpoint
+from bonsai.dataset import Dataset, open_dataset
+from bonsai.engine import SamplingParams, generate
+from bonsai.errors import UserError, run
+from bonsai.models import load_model
+from bonsai.optim import build_optimizer, load_optimizer_state
+from bonsai.results import table, write_json
+from bonsai.runtime import Runtime, seed_everything, setup
+from bonsai.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
+from bonsai.throughput import OPTIMIZER
+from configurator import configure
+from projects.common import new_figure, save_figure, train
+
+# data
+dataset = "multi30k"  # a folder in data/, by its prepare.py
+# the model
+n_layer = 3  # of the encoder and of the decoder
+n_head = 4
+n_embd = 256
+hidden = 1024  # of the feed-forward layers
+dropout = 0.2
+label_smoothing = 0.1
+norm_placement = "pre"  # pre, or post as in the paper
+# training
+epochs = 20  # passes over the pairs
+batch_tokens = 2048  # target tokens of a batch, padding included
+warmup = 800  # steps
+rate_factor = 1.0  # on the paper's learning rate
+seed = 1337
+# translating
+beams = 4  # 1: greedy
+alpha = 0.6  # of the length penalty
+sentences = 0  # translate the first so many of the test only; 0: all 1,000
+text = ""  # translate this instead, with the model that was trained
+source = "de"  # as prepared
+target = "en"
+# a decoder-only GPT of the same size, on the same rows
+compare = False
+gpt_steps = 4500  # of train.py with gpt.py
+gpt_options = ""  # more for it, such as "--n_layer=2 --n_embd=64"
+# the picture
+picture_source = "Die Pizza kam aus dem Ofen und sie schmeckte gut."
+picture_target = "The pizza came out of the oven and it tasted good."
+look_at = " it"  # the token whose attention is drawn in detail
+# system
+device = "auto"
+dtype = "auto"
+out_dir = "out-translate"
+# -----------------------------------------------------------------------------
+
+Pair = tuple[list[int], list[int]]
+
+
+def special_ids(data: Dataset) -> dict[str, int]:
+    """The ids of end, separator and padding; UserError for another kind of data set."""
+    names = (data.tokenizer or {}).get("special_tokens", {})
+    if not {"<|endoftext|>", "<|sep|>", "<|pad|>"} <= set(names) or "row_length" not in data.meta:
+        raise UserError(f"{data.folder} holds no rows of pairs: run data/multi30k/prepare.py")
+    return {"eos": names["<|endoftext|>"], "bos": names["<|sep|>"], "pad": names["<|pad|>"]}
+
+
+def read_pairs(data: Dataset, split: str) -> list[Pair]:
+    """Source ids and target ids of every row, without separator, end and padding."""
+    ids, part = special_ids(data), data.split(split)
+    pairs = []
+    for row in part.read(0, len(part)).reshape(-1, data.meta["row_length"]):
+        words = row.tolist()
+        cut, end = words.index(ids["bos"]), words.index(ids["eos"])
+        pairs.append((words[:cut], words[cut + 1 : end]))
+    return pairs
+
+
+def batches(pairs: list[Pair], epoch: int | None) -> list[np.ndarray]:
+    """Rows of each batch: pairs of similar length together, at most batch_tokens with padding.
+
+    A pure function of (seed, epoch); None: the order of an evaluation.
+    """
+    rng = np.random.default_rng((seed, epoch or 0))
+    length = np.array([max(len(a), len(b)) + 1 for a, b in pairs])
+    order = np.argsort(length + (rng.random(len(pairs)) * 2 if epoch is not None else 0))
+    found, begin = [], 0
+    for i in range(1, len(order) + 1):
+        if i == len(order) or (i + 1 - begin) * length[order[begin : i + 1]].max() > batch_tokens:
+            found.append(order[begin:i])
+            begin = i
+    return [found[i] for i in rng.permutation(len(found))] if epoch is not None else found
+
+
+def padded(rows: list[list[int]], pad: int) -> torch.Tensor:
+    """Rows of different lengths as one tensor (B, longest)."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+
+
+def tensors(pairs: list[Pair], c: Seq2SeqConfig, where: torch.device) -> tuple[torch.Tensor, ...]:
+    """source, target_in, target_out for Seq2Seq.forward."""
+    parts = (
+        [a for a, _ in pairs],
+        [[c.bos, *b] for _, b in pairs],
+        [[*b, c.eos] for _, b in pairs],
+    )
+    return tuple(padded(rows, c.pad).to(where) for rows in parts)
+
+
+@torch.no_grad()
+def validation_loss(model: Seq2Seq, pairs: list[Pair], runtime: Runtime) -> float:
+    """Mean cross-entropy in nats per target token, the end included, without smoothing."""
+    model.eval()
+    total = count = 0.0
+    for rows in batches(pairs, None):
+        x, y_in, y_out = tensors([pairs[i] for i in rows], model.config, runtime.device)
+        n = (y_out != model.config.pad).sum().item()
+        with runtime.autocast():
+            total += model(x, y_in, y_out)[1].item() * n
+        count += n
+    return total / count
+
+
+def train_model(data: Dataset, runtime: Runtime) -> tuple[Seq2Seq, float]:
+    """Train from where the last run stopped; returns the model and the seconds of training."""
+    pairs, val = read_pairs(data, "train"), read_pairs(data, "val")
+    given = {f.name: globals()[f.name] for f in fields(Seq2SeqConfig) if f.name in globals()}
+    try:
+        config = Seq2SeqConfig(data.vocab_size, **special_ids(data), **given)
+    except ValueError as e:
+        raise UserError(e) from None
+    torch.manual_seed(seed)
+    model = Seq2Seq(config).to(runtime.device)
+    settings = {**OPTIMIZER, "weight_decay": 0.0, "beta2": 0.98, "adam_eps": 1e-9}
+    optimizer = build_optimizer(model, settings, runtime)
+    first, step, seconds = 0, 0, 0.0
+    if (Path(out_dir) / "ckpt.pt").exists():
+        state = load_checkpoint(Path(out_dir) / "ckpt.pt")
+        if state["model_args"] != asdict(config):
+            raise UserError(f"{out_dir} holds a model of another shape: set another --out_dir")
+        model.load_state_dict(state["model"])
+        load_optimizer_state(optimizer, state["optimizer"])
+        first, step, seconds = state["epoch"], state["iter_num"], state["seconds"]
+    print(f"{model.num_params() / 1e6:.2f}M parameters, {len(pairs):,} pairs, {runtime.summary}")
+    for epoch in range(first, epochs):
+        begin, losses = time.perf_counter(), []
+        model.train()
+        for rows in batches(pairs, epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = warmup_rate(step, n_embd, warmup, rate_factor)
+            seed_everything(seed, step)  # dropout
+            with runtime.autocast():
+                _, loss = model(*tensors([pairs[i] for i in rows], config, runtime.device))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+            step += 1
+        seconds += time.perf_counter() - begin
+        print(
+            f"epoch {epoch + 1} of {epochs}, step {step}: train loss {np.mean(losses):.4f}, "
+            f"val loss {validation_loss(model, val, runtime):.4f}, {seconds:.0f} s",
+            flush=True,
+        )
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"model_args": asdict(config), "tokenizer": data.tokenizer}
+        state |= {"iter_num": step, "epoch": epoch + 1, "seconds": seconds}
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        save_checkpoint(Path(out_dir), state)
+    return model, seconds
+
+
+# ---- translating ----
+
+
+def translate(model: Seq2Seq, coder, texts: list[str], runtime: Runtime) -> list[str]:
+    """The translations, in the order of the texts; batches of similar length."""
+    c = model.config
+    rows = [coder.encode(t)[: c.max_length - 60] or [c.eos] for t in texts]
+    order, found = sorted(range(len(rows)), key=lambda i: len(rows[i])), {}
+    for i in range(0, len(order), 32):
+        chosen = order[i : i + 32]
+        x = padded([rows[k] for k in chosen], c.pad).to(runtime.device)
+        with runtime.autocast():
+            found |= zip(chosen, beam_search(model, x, beams, alpha))
+    return [coder.decode(found[i]) for i in range(len(texts))]
+
+
+def translate_with_gpt(model, coder, texts: list[str], ids: dict[str, int], T: int) -> list[str]:
+    """The same by a decoder-only model: source, separator, then greedily up to the end."""
+    found = []
+    for t in texts:
+        prompt = [*coder.encode(t)[: T // 2], ids["bos"]]
+        params = SamplingParams(T - len(prompt), temperature=0, stop_tokens=(ids["eos"],))
+        said = [row[0] for row in generate(model, prompt, params)]
+        found.append(coder.decode([i for i in said if i is not None and i != ids["pad"]]))
+    return found
+
+
+def test_sentences(data: Dataset, language: str) -> list[str]:
+    """The sentences of test_2016_flickr, as prepare.py kept them."""
+    path = data.folder / "downloads" / f"test_2016_flickr.{language}.gz"
+    if not path.exists():
+        raise UserError(f"{path} is missing: run data/multi30k/prepare.py")
+    with gzip.open(path, "rt", encoding="utf-8") as f:
+        return [line.strip() for line in f][: sentences or None]
+
+
+def bleu(said: list[str], wanted: list[str]) -> float:
+    """Corpus BLEU, 0 to 100, by sacrebleu with its own tokenization (13a)."""
+    try:
+        import sacrebleu
+    except ImportError:
+        raise UserError("BLEU needs sacrebleu: pip install sacrebleu") from None
+    return sacrebleu.corpus_bleu(said, [wanted]).score
+
+
+# ---- the picture ----
+
+
+@torch.no_grad()
+def attention_maps(
+    model: Seq2Seq, coder
+) -> tuple[list[str], list[str], torch.Tensor, torch.Tensor]:
+    """What the last decoder layer looks at while it writes picture_target, read word by word.
+
+    Returns the tokens of source and target, the attention of target positions (rows) to the source
+    (nh, T, S), and to the target so far (nh, T, T).
+    """
+    c, where = model.config, next(model.parameters()).device
+    a, b = coder.encode(picture_source), coder.encode(picture_target)
+    last = model.decoder[-1]
+    last.cross.keep_weights = last.attention.keep_weights = True
+    model.eval()
+    model(torch.tensor([a], device=where), torch.tensor([[c.bos, *b]], device=where))
+    cross, own = last.cross.weights[0].float().cpu(), last.attention.weights[0].float().cpu()
+    last.cross.keep_weights = last.attention.keep_weights = False
+    names = [coder.decode([i]) for i in a], ["<sep>", *(coder.decode([i]) for i in b)]
+    return *names, cross, own
+
+
+def draw(model: Seq2Seq, coder, path: Path) -> None:
+    """Cross-attention of the whole sentence, and where one word looks in both languages."""
+    words, said, cross, own = attention_maps(model, coder)
+    figure = new_figure(11, 5)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    left.imshow(cross.mean(dim=0), cmap="Blues", vmin=0)
+    left.set_xticks(range(len(words)), words, rotation=60, ha="right")
+    left.set_yticks(range(len(said)), said)
+    left.set_title("attention to the source, mean of the heads")
+    left.grid(False)
+    at = said.index(look_at) if look_at in said else len(said) - 1
+    both = torch.cat((cross[:, at], own[:, at, : at + 1]), dim=1)  # (nh, S + at + 1)
+    right.imshow(both, cmap="Blues", vmin=0, aspect="auto")
+    right.axvline(len(words) - 0.5, color="black", lw=0.8)
+    right.set_xticks(range(both.size(1)), words + said[: at + 1], rotation=60, ha="right")
+    right.set_yticks(range(len(both)), [f"head {i + 1}" for i in range(len(both))])
+    right.set_title(f"where {said[at]!r} looks: in the source, and in what was said")
+    right.grid(False)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    configure(globals())
+    least = min(epochs, beams, batch_tokens, warmup, n_layer, n_head)
+    if least < 1 or alpha < 0 or not 0 <= dropout < 1 or not 0 <= label_smoothing < 1:
+        raise UserError(
+            "epochs, beams, batch_tokens, warmup, n_layer and n_head must be at least 1, alpha at "
+            "least 0, dropout and label_smoothing within 0 and 1"
+        )
+    runtime = setup(device, dtype, False)
+    out = Path(out_dir)
+    if text:
+        state = load_checkpoint(out / "ckpt.pt")
+        model = Seq2Seq(Seq2SeqConfig(**state["model_args"])).to(runtime.device)
+        model.load_state_dict(state["model"])
+        print(translate(model, tokenizers.from_dict(state["tokenizer"]), [text], runtime)[0])
+        return
+    data = open_dataset(dataset)
+    ids = special_ids(data)
+    questions, wanted = test_sentences(data, source), test_sentences(data, target)
+    bleu(wanted[:1], wanted[:1])  # what can fail should fail before the training
+    coder = tokenizers.from_dict(data.tokenizer)
+    model, seconds = train_model(data, runtime)
+    begin = time.perf_counter()
+    said = translate(model, coder, questions, runtime)
+    row = {"model": "encoder-decoder", "parameters": model.num_params(), "minutes": seconds / 60}
+    row |= {"bleu": bleu(said, wanted), "decoding": time.perf_counter() - begin}
+    rows = [row | {"search": f"{beams} beams" if beams > 1 else "greedy"}]
+    if compare:
+        begin = time.perf_counter()
+        options = [f"--dataset={dataset}", f"--device={device}", f"--dtype={dtype}"]
+        train(HERE / "gpt.py", out / "gpt", gpt_steps, *options, *gpt_options.split())
+        minutes = (time.perf_counter() - begin) / 60
+        gpt = load_model("best", out / "gpt").model.to(runtime.device)
+        begin = time.perf_counter()
+        with runtime.autocast():
+            heard = translate_with_gpt(gpt, coder, questions, ids, gpt.config.block_size)
+        row = {"model": "decoder-only", "parameters": gpt.num_params(False), "minutes": minutes}
+        row |= {"bleu": bleu(heard, wanted), "decoding": time.perf_counter() - begin}
+        rows.append(row | {"search": "greedy"})
+    columns = [("model", "model", ""), ("parameters", "parameters", ",d"), ("search", "search", "")]
+    columns += [("BLEU", "bleu", ".2f"), ("minutes of training", "minutes", ".1f")]
+    columns += [("seconds of translating", "decoding", ".0f")]
+    print(f"\n{len(wanted):,} sentences of test_2016_flickr:\n{table(rows, columns)}\n")
+    for question, mine, true in list(zip(questions, said, wanted))[:3]:
+        print(f"{question}\n  = {mine}\n  ~ {true}")
+    (out / "test.txt").write_text("\n".join(said) + "\n", encoding="utf-8")
+    write_json(out / "translate.json", {"rows": rows})
+    draw(model, coder, out / "attention.png")
+
+
+if __name__ == "__main__":
+    run(main)
