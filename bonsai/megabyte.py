@@ -86,6 +86,9 @@ class PatchBefore:
         self.mask = see_before(T, self.config.cross_patch, self.device) if T > 1 else None
         return torch.arange(T, device=self.device)
 
+    def mask_within(self, window: int) -> torch.Tensor | None:
+        return self.mask  # the local model has no window
+
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
         """k, v (B K, nh, P, hs), each patch a row -> (B K, nh, cross_patch + P, hs)."""
         c, before = self.config, []
@@ -223,12 +226,13 @@ class CausalConv(nn.Module):
     def __init__(self, channels: int, width: int, bias: bool):
         super().__init__()
         self.width = width
-        self.filter = nn.Linear(width * channels, channels, bias=bias)  # one matrix, for Muon
+        self.weight = nn.Parameter(torch.empty(channels, width * channels))  # a matrix, for Muon
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.filter.weight.unflatten(1, (x.size(2), self.width))  # (C, C, width)
+        weight = self.weight.unflatten(1, (x.size(2), self.width))  # (C, C, width)
         before = F.pad(x.transpose(1, 2), (self.width - 1, 0))  # (B, C, width - 1 + T)
-        return x + F.relu(F.conv1d(before, weight, self.filter.bias)).transpose(1, 2)
+        return x + F.relu(F.conv1d(before, weight, self.bias)).transpose(1, 2)
 
 
 class Megabyte(ByteModel):
@@ -359,7 +363,7 @@ class Megabyte(ByteModel):
         length, c = length or self.config.block_size, self.config
         if c.position == "learned" and length > c.block_size:
             raise ValueError(f"{length} bytes do not fit block_size {c.block_size}")
-        weight = self.lm_head.weight
+        weight = self.local_wte.weight
         return MegabyteCache(c, batch, length, dtype or weight.dtype, device or weight.device)
 
     def step(self, idx: torch.Tensor, cache: MegabyteCache, last: bool = True) -> torch.Tensor:

@@ -470,7 +470,7 @@ def test_a_full_context_moves_on_by_whole_patches():
 
 
 @pytest.mark.parametrize("prefix_cache", [0, 100])
-@pytest.mark.parametrize("fields", [{}, dict(position="rope", cross_patch=3)], ids=str)
+@pytest.mark.parametrize("fields", [{}, dict(position="rope", cross_patch=3, conv_encoder=True)])
 def test_requests_side_by_side_get_what_they_get_alone(fields, prefix_cache):
     """Rows at different places of their patches; slots that move; prompts that begin alike."""
     model = make(**fields).float()
