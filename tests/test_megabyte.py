@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.megabyte import Megabyte, MegabyteConfig, PatchBefore
+from bonsai.megabyte import Megabyte, MegabyteConfig
 from bonsai.models import MODELS, build_model
+from bonsai.patch_cache import PatchBefore
 
 B, V, P = 2, 31, 4
 SHAPE = dict(block_size=24, vocab_size=V, n_layer=2, n_head=2, n_embd=32, patch_size=P)
