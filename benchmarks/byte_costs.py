@@ -44,7 +44,7 @@ dtype = "auto"  # of training steps; generation on a CPU is in float32
 BLOCK = dict(
     bias=False, position="rope", norm="rmsnorm", norm_gain=False, qk_norm=True, activation="relu2"
 )
-# 18.4 and 18.2 MFLOPs per byte forward at a context of 8,192; scaled down in proportion below it
+# 18.4 and 18.2 MFLOPs per byte forward at a context of 8,192; at others they are not equal
 GENERATION = {
     "dense": dict(model="gpt", n_layer=4, n_head=4, n_embd=128),
     "MEGABYTE": dict(model="megabyte", patch_size=8, n_layer=8, n_head=8, n_embd=768)

@@ -267,7 +267,7 @@ class Spacebyte(ByteModel):
         length, c = length or self.config.block_size, self.config
         if c.position == "learned" and length > c.block_size:
             raise ValueError(f"{length} bytes do not fit block_size {c.block_size}")
-        weight = self.lm_head.weight
+        weight = self.wte.weight
         return SpacebyteCache(c, batch, length, dtype or weight.dtype, device or weight.device)
 
     # ---- sizes and costs ----

@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.megabyte import Megabyte, MegabyteConfig, PatchBefore
+from bonsai.megabyte import Megabyte, MegabyteConfig
 from bonsai.models import MODELS, build_model
+from bonsai.patch_cache import PatchBefore
 
 B, V, P = 2, 31, 4
 SHAPE = dict(block_size=24, vocab_size=V, n_layer=2, n_head=2, n_embd=32, patch_size=P)
@@ -470,7 +471,7 @@ def test_a_full_context_moves_on_by_whole_patches():
 
 
 @pytest.mark.parametrize("prefix_cache", [0, 100])
-@pytest.mark.parametrize("fields", [{}, dict(position="rope", cross_patch=3)], ids=str)
+@pytest.mark.parametrize("fields", [{}, dict(position="rope", cross_patch=3, conv_encoder=True)])
 def test_requests_side_by_side_get_what_they_get_alone(fields, prefix_cache):
     """Rows at different places of their patches; slots that move; prompts that begin alike."""
     model = make(**fields).float()

@@ -114,7 +114,7 @@ def resample(x: np.ndarray, found: int) -> np.ndarray:
         total = np.concatenate(([0.0], np.cumsum(x)))
         edges = np.interp(np.linspace(0, len(x), count + 1), np.arange(len(x) + 1), total)
         return np.diff(edges) * count / len(x)
-    return np.interp(np.linspace(0, len(x) - 1, count), np.arange(len(x)), x)
+    return np.interp(np.arange(count) * (found / rate), np.arange(len(x)), x)
 
 
 def sounds() -> Iterator[tuple[str, np.ndarray]]:
