@@ -137,7 +137,7 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
-    "relu2": lambda x: ReluSquared.apply(x),
+    "relu2": ReluSquared.apply,
     "swiglu": lambda x: F.silu(x.chunk(2, dim=-1)[0]) * x.chunk(2, dim=-1)[1],  # Shazeer 2020
 }
 
@@ -365,9 +365,7 @@ class CausalSelfAttention(nn.Module):
         v = v.view(B, T, self.nkv, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
         if values is not None:  # (B, T, nkv hs), value embeddings
             gate = 3 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, nkv)
-            v = v + gate.transpose(1, 2)[..., None] * values.view(B, T, self.nkv, -1).transpose(
-                1, 2
-            )
+            v = v + (gate[..., None] * values.view(B, T, self.nkv, -1)).transpose(1, 2)
         if self.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023; without gain
             normed = F.rms_norm if self.rms else F.layer_norm
             qk = normed(qk, (self.hs,))
@@ -445,12 +443,9 @@ class GPT(nn.Module):
             self.transformer.wte.weight = self.lm_head.weight
         if config.value_embeddings:  # Zhou et al. 2024, as in modded-nanogpt
             width = config.kv_heads * config.head_dim
+            layers = filter(config.has_value_embedding, range(config.n_layer))
             self.values = nn.ModuleDict(
-                {
-                    str(i): nn.Embedding(config.vocab_size, width)
-                    for i in range(config.n_layer)
-                    if config.has_value_embedding(i)
-                }
+                {str(i): nn.Embedding(config.vocab_size, width) for i in layers}
             )
         if config.residual_lambdas:  # modded-nanogpt, 2024
             self.residual_lambdas = nn.Parameter(torch.empty(config.n_layer))

@@ -12,6 +12,7 @@ import json
 import runpy
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -50,4 +51,5 @@ torch.manual_seed = lambda seed: seed_as_told(seed + offset)
 register_optimizer_step_post_hook(stepped)
 atexit.register(write)
 sys.argv = sys.argv[4:]
+sys.path[0] = str(Path(sys.argv[0]).resolve().parent)  # as if it had been started itself
 runpy.run_path(sys.argv[0], run_name="__main__")

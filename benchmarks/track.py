@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ class Track:
         if self.minutes and time.monotonic() - self.begin > 60 * self.minutes:
             raise UserError(f"{self.minutes:g} minutes are over: the same command goes on")
         folder = self.place[project]
-        target = f"out-{name.replace(' ', '-')}-{count}-{seed}"
+        target = f"out-{re.sub('[^a-z0-9.]+', '-', name.lower())}-{count}-{seed}"
         times = folder / f"{target}.json"
         words = [*options.split(), f"--max_iters={count}", f"--out_dir={target}"]
         words += [f"--eval_interval={count}", "--eval_iters=1", "--always_save_checkpoint=True"]

@@ -134,7 +134,7 @@ def train(what: WhatIf, data: Mixture) -> tuple[GPT, list[float]]:
     settings |= {"decay_lr": True, "lr_schedule": "cosine", "warmup_iters": min(50, steps // 10)}
     settings |= {"lr_decay_iters": steps}
     batches = Batches(data, block_size, batch_size, seed, "epoch")
-    stream = prefetch(batches, 0, 1, batch_size, check_below=model.config.vocab_size)
+    stream = prefetch(batches, 0, batch_size, check_below=model.config.vocab_size)
     step, losses = TrainingStep(model, stream, settings, runtime), []
     for i in range(steps):
         set_rates(step.optimizer, i, settings)
