@@ -37,7 +37,7 @@ quickstart: setup
 	@echo "  .venv/bin/python train.py config/quickstart.py --dataset=mine --out_dir=out-mine"
 
 test: setup
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

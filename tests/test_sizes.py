@@ -75,15 +75,15 @@ def size(tmp_path, *options):
 
 def test_175b_in_little_memory(tmp_path):
     """nanoGPT's notebooks in one page; of the 700 GB of weights nothing is allocated."""
-    code = "import resource, runpy, sys; sys.argv[1:] = ['--size=gpt3-175b', '--gpus=1024']\n"
+    code = "import psutil, runpy, sys; sys.argv[1:] = ['--size=gpt3-175b', '--gpus=1024']\n"
     code += f"try: runpy.run_path({str(ROOT / 'bench.py')!r}, run_name='__main__')\n"
     code += "except SystemExit as e: assert not e.code\n"
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    code += "print(psutil.Process().memory_info().rss)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.splitlines()[-1]) < 1e6  # KiB
+    assert int(done.stdout.splitlines()[-1]) < 1e9
     assert f"{by_formula(PRESETS['gpt3-175b'].fields):,}" in done.stdout
     assert "1024 x H100" in done.stdout and "20 per parameter" in done.stdout
 

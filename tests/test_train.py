@@ -1,6 +1,7 @@
 """train.py as a program: resuming, saving, stopping, and what a run leaves behind."""
 
 import importlib.util
+import contextlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import (
@@ -480,12 +482,14 @@ def test_a_large_file_starts_fast_and_stays_out_of_memory(tmp_path):
         )
         while "iter 0:" not in (tmp_path / "stdout").read_text() and process.poll() is None:
             time.sleep(0.05)
-        first_step = time.monotonic() - t0
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+        first_step, peak = time.monotonic() - t0, 0
+        while process.poll() is None:  # ru_maxrss would count the memory of this process, too
+            with contextlib.suppress(psutil.Error):
+                peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+            time.sleep(0.02)
     assert process.returncode == 0
-    assert usage.ru_maxrss * 1024 < 1.5 * 2**30  # kilobytes on Linux
-    assert first_step < 20  # 2 s on an idle machine; this one may have more to do
+    assert 10 * 2**20 < peak < 1.5 * 2**30
+    assert first_step < 40  # 2 s on an idle machine; this one may have more to do
 
 
 def test_runs_from_any_folder(workplace, tmp_path):
