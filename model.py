@@ -550,7 +550,7 @@ class GPT(nn.Module):
     ) -> torch.Tensor:
         """Continue idx (B, T) by max_new_tokens: (B, T + max_new_tokens). temperature 0 is greedy.
 
-        The short loop that recomputes everything for each token: the oracle of bonsai/engine.py.
+        The short loop that recomputes everything for each token: the oracle of bonsai/engine/.
         """
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -self.config.block_size :])

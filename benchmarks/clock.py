@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # imported by the first optimizer, before or after the data are opened
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 target, steps, offset = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -1,6 +1,6 @@
 # The loss of nanoGPT's CPU recipe on Tiny Shakespeare in a tenth of its time: 0.8M parameters.
-# Cost: 163,840 tokens; about 6 s on two CPU cores with AVX512-BF16.
-# Expected validation loss: 1.87 on the whole split (see docs/BENCHMARKS.md).
+# Cost: 163,840 tokens; 6 s on two CPU cores with AVX512-BF16.
+# Expected validation loss: 1.88 on the whole split (see docs/BENCHMARKS.md).
 # $ python data/shakespeare_char/prepare.py
 # $ python train.py config/fast_shakespeare_char_cpu.py
 out_dir = "out-fast-shakespeare-char-cpu"

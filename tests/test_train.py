@@ -1,7 +1,7 @@
 """train.py as a program: resuming, saving, stopping, and what a run leaves behind."""
 
-import importlib.util
 import contextlib
+import importlib.util
 import json
 import math
 import os
