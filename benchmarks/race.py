@@ -71,7 +71,7 @@ RACES = {
     # nanoGPT's recipe for a CPU, and the loss it reaches
     "cpu": Race(
         "shakespeare_char", 64, 1.898, "config/fast_shakespeare_char_cpu.py",
-        RECIPE, 2000, True, 1e-3, [2e-3, 4e-3, 8e-3], [500, 750, 1000, 1500],
+        RECIPE, 2000, True, 1e-3, [2e-3, 4e-3, 8e-3], [500, 750, 1000, 1150, 1500],
     ),
     # nanoGPT's recipe for a GPU, and the loss it reports, on a CPU
     "cpu256": Race(
