@@ -16,8 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
-from track import SEED, Track
-
+from benchmarks.track import SEED, Track
 from bonsai.dataset import ROOT
 from bonsai.errors import UserError, run
 from bonsai.report import header
