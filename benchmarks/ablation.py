@@ -35,11 +35,8 @@ ROWS = {
     # without
     "AdamW instead of Muon, 3e-3": "--optimizer=adamw --learning_rate=3e-3",
     "AdamW instead of Muon, 6e-3": "--optimizer=adamw --learning_rate=6e-3",
-    "AdamW instead of Muon, 1.2e-2": "--optimizer=adamw --learning_rate=1.2e-2",
     "norm after the embedding: none": "--norm_embedding=False",
     "initial variance: GPT-2's": "--init=gpt2",
-    "initial variance: GPT-2's, with its rates": "--init=gpt2 --norm_embedding=False "
-    "--embedding_lr=0.01",
     "activation: GELU": "--activation=gelu",
     "positions: learned": "--position=learned",
     "norm of queries and keys: none": "--qk_norm=False",
@@ -49,14 +46,11 @@ ROWS = {
     "logit softcap: none": "--logit_softcap=0.0",
     "schedule: cosine": "--lr_schedule=cosine",
     "batches: random windows": "--batch_order=random",
-    "momentum: 0.95": "--momentum=0.95",
-    "beta1 of AdamW: 0.9": "--beta1=0.9",
     # with more
     "norm: RMSNorm": "--norm=rmsnorm",
     "value embeddings": "--value_embeddings=True",
     "residual and x0 lambdas": "--residual_lambdas=True --scalar_lr=0.05",
     "weight decay 0.1, cautious": "--weight_decay=0.1 --cautious_decay=True",
-    "weight decay 0.1": "--weight_decay=0.1",
     "clipping at 1": "--grad_clip=1.0",
     "float32": "--dtype=float32",
 }
