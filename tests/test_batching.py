@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate, next_probs
+from bonsai.engine.lookup import Lookup
 from bonsai.engine.phases import CompiledStep, power_of_two
 from bonsai.engine.sampling import Row, adjust
 from bonsai.engine.weights import Int8Linear, prepare
@@ -98,11 +99,12 @@ def random_requests(engine, rng, count):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("prefix_cache", [0, 60])
-def test_a_request_gets_the_tokens_it_gets_alone(model, seed, prefix_cache):
+@pytest.mark.parametrize("prefix_cache, lookup", [(0, 0), (60, 0), (60, 5)])
+def test_a_request_gets_the_tokens_it_gets_alone(model, seed, prefix_cache, lookup):
     """Arriving at random times, beside others, after others were cancelled."""
     rng = random.Random(seed)
-    engine = Engine(model, max_batch=rng.choice([1, 3, 8]), prefix_cache=prefix_cache)
+    max_batch = rng.choice([1, 3, 8])
+    engine = Engine(model, max_batch, prefix_cache=prefix_cache, lookup=lookup)
     requests, events = [], {}
     for _ in range(12):
         requests += random_requests(engine, rng, rng.randrange(3))
@@ -221,6 +223,48 @@ def test_buckets_of_the_compiled_step_change_nothing(model, monkeypatch):
     for request in requests:
         assert request.tokens == alone(model, request)
     assert [power_of_two(n, 4, 48) for n in (1, 4, 5, 33, 48)] == [4, 4, 8, 48, 48]
+
+
+# ---- tokens guessed ahead ----
+
+
+def test_a_guess_is_what_followed_the_longest_run_of_late():
+    lookup = Lookup(most=8)
+    assert lookup.guess([1, 2, 3, 4, 5], room=8) == []
+    assert lookup.guess([1, 2, 3, 4, 5, 9, 2, 3, 4], room=3) == [5, 9, 2]
+    text = [1, 2, 3, 4, 5, 9, 2, 3, 4, 6, 2, 3, 4]
+    assert lookup.guess(text, room=8) == [6, 2, 3, 4, 6, 2, 3, 4]  # a loop goes on
+    assert lookup.guess(text, room=0) == []
+    lookup.learn(guessed=8, right=1)
+    assert len(lookup.guess([*text, 6], room=8)) == 2
+
+
+@pytest.mark.parametrize("temperature", [0, 0.6])
+@pytest.mark.parametrize("cached", [True, False])
+def test_repetition_takes_fewer_steps_and_the_same_tokens(temperature, cached):
+    """A model with a strong habit: each token is likely to be followed by the next."""
+    model = tiny(block_size=96, n_layer=1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        width = model.config.n_embd
+        model.transformer.wte.weight[:10, :10] = torch.eye(10)
+        model.transformer.ln_f.weight.fill_(1)
+        head = torch.zeros(VOCAB, width)
+        head[(torch.arange(10) + 1) % 10, torch.arange(10)] = 2.5
+        model.lm_head.weight = nn.Parameter(head)
+    engine = Engine(model if cached else NoCache(model), lookup=6)
+    params = SamplingParams(max_new_tokens=70, temperature=temperature, top_k=3, logprobs=2)
+    (request,) = engine.submit([0, 1, 2, 3], params)
+    steps, events = 0, []
+    while engine.busy:
+        events += engine.step()
+        steps += 1
+    assert request.tokens == alone(model, request) == [event.token for event in events]
+    assert len(request.tokens) == 70 and steps < 45
+    (other,) = (plain := Engine(model)).submit([0, 1, 2, 3], params)
+    want = [event.logprob for event in finish(plain)[other]]
+    assert [event.logprob for event in events] == pytest.approx(want, abs=1e-4)
 
 
 # ---- log-probabilities ----
@@ -391,6 +435,8 @@ def test_a_row_in_int8_does_not_depend_on_its_neighbours():
         (lambda m: Engine(m, length=1000), "length=1000"),
         (lambda m: Engine(m, quantize="int3"), "quantize=int3 is not one of int8"),
         (lambda m: Engine(m, prefix_cache=-1), "prefix_cache=-1"),
+        (lambda m: Engine(m, lookup=-1), "lookup=-1"),
+        (lambda m: Engine(m, lookup=4, compile=True), "choose one"),
         (lambda m: Engine(m).submit([], SamplingParams()), "prompt is empty"),
         (lambda m: Engine(m).submit([1] * 49, SamplingParams()), "49 tokens, the context 48"),
         (lambda m: Engine(m).submit([VOCAB], SamplingParams()), "outside the model's vocabulary"),

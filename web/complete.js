@@ -34,6 +34,9 @@ export function start() {
   fit();
   $("prompt").addEventListener("input", fit);
   $("go").addEventListener("click", begin);
+  const ready = () => ($("go").disabled = $("model").disabled);
+  $("model").addEventListener("change", ready);
+  ready();
   $("stop").addEventListener("click", stop);
   $("copy").addEventListener("click", copy);
   $("view-complete").addEventListener("keydown", (e) => {
@@ -71,6 +74,7 @@ function fit() {
 // ---- asking for a continuation ----
 
 function begin() {
+  if ($("go").disabled) return; // the models are not known yet
   stop();
   memory.set("prompt", $("prompt").value);
   const seed = values.seed === "" ? Math.floor(Math.random() * 1e6) : Number(values.seed);

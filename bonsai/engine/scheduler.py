@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from bonsai.engine.lookup import Lookup
 from bonsai.engine.phases import (
     CompiledStep,
+    TokenCache,
     all_logits,
     check_request,
     decode_one_token,
@@ -23,6 +25,7 @@ from bonsai.engine.prefixes import Prefixes
 from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scores
 from bonsai.engine.weights import prepare
 from bonsai.errors import UserError
+from model import KVCache
 
 
 @dataclass(eq=False)
@@ -32,6 +35,7 @@ class Request(Row):
     finish: str | None = None  # None while it runs; 'stop', 'length' or 'cancelled'
     alone: bool = True  # whether no other answers to the same prompt were asked for with it
     cancelled: bool = False  # asked to end
+    lookup: Lookup | None = None  # what its next tokens are guessed from
 
 
 @dataclass
@@ -57,7 +61,8 @@ class Engine:
     answer together (one more token can be drawn from a full context); 0: the model's block_size.
     dtype, quantize: as `prepare`, for a copy of the weights. compile: the one-token steps, see
     CompiledStep. prefix_cache: how many tokens of prompts to keep keys and values of, for prompts
-    that begin alike.
+    that begin alike. lookup: how many tokens to guess ahead while one request runs alone, see
+    bonsai/engine/lookup.py; 0: none.
     Raises UserError for impossible values.
     """
 
@@ -70,12 +75,17 @@ class Engine:
         quantize: str = "",
         compile: bool = False,
         prefix_cache: int = 0,
+        lookup: int = 0,
     ):
         block_size = model.config.block_size
         if max_batch < 1:
             raise UserError(f"max_batch={max_batch} must be at least 1")
         if not 0 <= length <= block_size:
             raise UserError(f"length={length} must be between 1 and the context of {block_size}")
+        if lookup < 0:
+            raise UserError(f"lookup={lookup} must be at least 0")
+        if lookup and compile:
+            raise UserError("lookup makes steps of changing lengths, compile fixed ones: choose one")
         self.model = prepare(model, dtype, quantize, pack=not compile)
         self.vocab_size = model.config.vocab_size
         self.device = next(model.parameters()).device
@@ -83,6 +93,8 @@ class Engine:
         self.max_batch = max_batch
         self.cache = new_cache(self.model, max_batch, self.length)
         self.compiled = CompiledStep(self.model, self.cache) if compile else None
+        # what was guessed wrong has to be forgotten: other caches cannot go back
+        self.lookup = lookup if type(self.cache) in (KVCache, TokenCache) else 0
         self.prefixes = Prefixes(prefix_cache)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request in slot i is running[i]
@@ -119,10 +131,10 @@ class Engine:
     def step(self) -> list[Event]:
         """Admit waiting requests, advance the running ones by one token; what happened."""
         events = self.drop_cancelled()
-        old = len(self.running)
-        logits = self.decode() if old else None
-        if old:
-            events += self.draw(logits, self.running[:old])
+        if self.lookup and len(self.running) == 1:
+            events += self.decode_ahead()
+        elif self.running:
+            events += self.draw(self.decode(), list(self.running))
         while self.waiting and len(self.running) < self.max_batch:
             events += self.admit(self.waiting.popleft())
         for slot in reversed(range(len(self.running))):
@@ -200,6 +212,28 @@ class Engine:
         logits = decode_one_token(self.model, idx, rows)
         self.cache.lengths[: len(last)] = rows.lengths
         return logits
+
+    def decode_ahead(self) -> list[Event]:
+        """For the one running request: its next token, and those behind it as far as guessed."""
+        (request,) = self.running
+        request.lookup = request.lookup or Lookup(self.lookup)
+        tokens = [*request.prompt, *request.tokens]
+        left = request.params.max_new_tokens - len(request.tokens)
+        guess = request.lookup.guess(tokens, min(left - 1, self.length - len(tokens)))
+        if not guess:
+            return self.draw(self.decode(), [request])
+        row = self.cache.view(0, 1)
+        idx = torch.tensor([tokens[-1:] + guess], device=self.device)
+        logits = all_logits(self.model, idx, row)[0]  # (1 + len(guess), V)
+        events, right = [], 0
+        for i in range(len(logits)):
+            events += self.draw(logits[i : i + 1], [request])
+            if request.finish or i == len(guess) or request.tokens[-1] != guess[i]:
+                break
+            right += 1
+        request.lookup.learn(len(guess), right)
+        self.cache.lengths[0] = len(tokens) + right  # the rest of the guess is forgotten
+        return events
 
     def draw(self, logits: torch.Tensor, requests: list[Request]) -> list[Event]:
         """Choose the next token of each request from logits (n, V)."""
