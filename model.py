@@ -359,10 +359,9 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, rotation=None, cache: KVCache | None = None, values=None):
         B, T, _ = x.shape
-        heads = (self.nh + self.nkv, self.nkv)
-        qk, v = self.c_attn(x).split([n * self.hs for n in heads], dim=2)
-        qk = qk.view(B, T, heads[0], self.hs).transpose(1, 2)  # (B, nh + nkv, T, hs)
-        v = v.view(B, T, self.nkv, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
+        qkv = self.c_attn(x).view(B, T, -1, self.hs).transpose(1, 2)
+        # (B, nh + nkv, T, hs) and (B, nkv, T, hs)
+        qk, v = qkv.split_with_sizes((self.nh + self.nkv, self.nkv), dim=1)
         if values is not None:  # (B, T, nkv hs), value embeddings
             gate = 3 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, nkv)
             v = v + (gate[..., None] * values.view(B, T, self.nkv, -1)).transpose(1, 2)
@@ -371,7 +370,7 @@ class CausalSelfAttention(nn.Module):
             qk = normed(qk, (self.hs,))
         if rotation is not None:
             qk = rotate(qk, rotation)
-        q, k = qk.split((self.nh, self.nkv), dim=1)
+        q, k = qk.split_with_sizes((self.nh, self.nkv), dim=1)
         mask, window = None, self.window
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
