@@ -1,10 +1,11 @@
 """Guesses at the next tokens, for steps that check several at once.
 
-A one-token step waits for the weights to be read; reading them for a few tokens takes hardly longer.
-So where an answer repeats what stands in its prompt or in itself, the tokens that followed there are
-guessed, computed together, and kept as far as they are what would have been drawn anyway (speculative
-decoding, Leviathan et al. 2023, with prompt lookup, Saxena 2023, in place of a small model). The
-noise of a draw is known beforehand, so the tokens are those of one-token steps at any temperature.
+A one-token step waits for the weights to be read; reading them for a few tokens takes hardly
+longer. So where an answer repeats what stands in its prompt or in itself, the tokens that followed
+there are guessed, computed together, and kept as far as they are what would have been drawn anyway
+(speculative decoding, Leviathan et al. 2023, with prompt lookup, Saxena 2023, in place of a small
+model). The noise of a draw is known beforehand, so the tokens are those of one-token steps at any
+temperature.
 """
 
 SIZES = (6, 4, 3)  # tokens that have to be alike, the most convincing first

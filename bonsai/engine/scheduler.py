@@ -85,7 +85,9 @@ class Engine:
         if lookup < 0:
             raise UserError(f"lookup={lookup} must be at least 0")
         if lookup and compile:
-            raise UserError("lookup makes steps of changing lengths, compile fixed ones: choose one")
+            raise UserError(
+                "choose one: lookup makes steps of changing lengths, compile fixed ones"
+            )
         self.model = prepare(model, dtype, quantize, pack=not compile)
         self.vocab_size = model.config.vocab_size
         self.device = next(model.parameters()).device

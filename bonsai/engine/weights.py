@@ -97,7 +97,8 @@ class Int8Linear(nn.Module):
         q, scale = to_int8(linear.weight)
         self.register_buffer("q", q)
         self.register_buffer("scale", scale.to(dtype))
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().to(dtype))
+        bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.register_buffer("bias", bias)
         # the kernel takes whole vectors of inputs alone. No buffers: these keep their dtype, and
         # are found faster (a step of a small model is as much Python as products)
         self.few = (0, 0, None, None)  # numbers of a few rows, inputs, and what the kernel takes
