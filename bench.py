@@ -25,7 +25,7 @@ from bonsai.presets import FIELDS, find_preset
 from bonsai.results import provenance, spread, write_json
 from bonsai.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
 from bonsai.sizes import describe_size, meta_model
-from bonsai.throughput import TrainingStep, synthetic, time_steps
+from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic, time_steps
 from configurator import Config, configure
 
 # -----------------------------------------------------------------------------
@@ -50,7 +50,7 @@ seed = 1337  # of the weights and batches
 model = "gpt"  # the architecture; its fields are settings too
 bias = False  # biases in the linear layers and norms (GPT-2: True)
 # optimizer; see bonsai/optim.py
-optimizer = "adamw"  # its kind changes the time of a step, the numbers below do not
+optimizer = "adamw"  # or muon: the kind changes the time of a step, the numbers below do not
 learning_rate = 1e-4  # without a schedule
 weight_decay = 1e-2  # on tensors of two or more dimensions
 beta1 = 0.9  # decay of the mean of the gradients
@@ -101,7 +101,7 @@ def measure(config: Config, runtime: Runtime) -> dict:
         pin = runtime.device.type == "cuda"
         where = (runtime.rank, runtime.world_size)
         stream = prefetch(batches, 0, batch_size, *where, check_below=check, pin=pin)
-    step = TrainingStep(net, stream, config, runtime)
+    step = TrainingStep(net, stream, {**OPTIMIZER, **config}, runtime)
 
     if warmup:
         say(f"{warmup} steps to warm up{', compiling' if runtime.compile else ''}", runtime)
@@ -114,6 +114,14 @@ def measure(config: Config, runtime: Runtime) -> dict:
         runtime.synchronize()
         seconds.append(time.perf_counter() - begin)
         say(f"{k}/{steps} loss: {losses[-1]:.4f}, time {1000 * seconds[-1]:.2f}ms", runtime)
+    updates = []  # apart from the others: the device is waited for in mid-step
+    for _ in range(min(steps, 5)):
+        step.backward()
+        runtime.synchronize()
+        begin = time.perf_counter()
+        step.update()
+        runtime.synchronize()
+        updates.append(1000 * (time.perf_counter() - begin))
     tokens = batch_size * T * runtime.world_size  # of a step
     ms = spread([1000 * s for s in seconds])
     rate = tokens / ms["median"] * 1000
@@ -122,6 +130,7 @@ def measure(config: Config, runtime: Runtime) -> dict:
     found = {
         "tokens_per_s": rate,
         "ms_per_step": ms,
+        "ms_optimizer": spread(updates),
         "ms_mean": 1000 * sum(seconds) / steps,
         "mfu": rate * flops / peak / runtime.world_size if peak else None,
         "flops_per_token": flops,
@@ -161,6 +170,7 @@ def profile_steps(step: TrainingStep, runtime: Runtime) -> None:
 def describe(found: dict, runtime: Runtime) -> str:
     """The results, a line each; nanoGPT's line last."""
     ms, mfu = found["ms_per_step"], "n/a"
+    update = found["ms_optimizer"]["median"]
     use = f"n/a (the peak of {device_name(runtime.device)} in {runtime.dtype} is not known)"
     if found["mfu"] is not None:
         mfu = f"{100 * found['mfu']:.2f}%"
@@ -173,6 +183,7 @@ def describe(found: dict, runtime: Runtime) -> str:
         f"tokens/s          {found['tokens_per_s']:,.0f}",
         f"ms/step           {ms['median']:.2f} (median of {ms['n']}; "
         f"{ms['low']:.2f} to {ms['high']:.2f})",
+        f"optimizer         {update:.2f} ms of them, {100 * update / ms['median']:.1f}%",
         f"MFU               {use}",
         f"peak memory       {found['peak_memory_bytes'] / GIB:.2f} GiB {kind}",
         f"waiting for data  {data}",

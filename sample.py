@@ -30,7 +30,7 @@ from bonsai.engine import ON_FULL, Engine, SamplingParams, generate, prepare
 from bonsai.errors import UserError, run
 from bonsai.models import load_model
 from bonsai.progress import Progress
-from bonsai.runtime import DTYPES, pick_device, setup
+from bonsai.runtime import DTYPES, setup_inference
 from bonsai.text import find_tokenizer, start_tokens
 from bonsai.tokenizers import Tokenizer
 from configurator import configure, resolve_path
@@ -55,7 +55,7 @@ interactive = False  # continue the lines you type; Ctrl-C ends a text, Ctrl-D t
 on_full = "slide"  # when the context is full: slide (nanoGPT's way, slow), refill (fast), stop
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA where it can, else float32
+dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA and for int8, else float32
 quantize = ""  # int8: weights of a quarter of the size, faster, a little less exact
 batch_size = 16  # prompts of --prompts continued at once
 compile = False  # torch.compile the model: slow to start, worth it for long texts on a GPU
@@ -138,9 +138,7 @@ def main() -> None:
         raise UserError(f"on_full={on_full} is not one of {', '.join(ON_FULL)}")
     text = "" if interactive or prompts else read_start(start)
     jobs = read_jobs(prompts, params) if prompts else []
-    # in float32 the text does not depend on what is drawn side by side; bfloat16 is faster
-    on_cpu = pick_device(device)[0].type == "cpu"
-    runtime = setup(device, "float32" if dtype == "auto" and on_cpu else dtype, compile)
+    runtime = setup_inference(device, dtype, compile, quantize)
     say(runtime.summary)
 
     source = "best" if init_from == "resume" else str(resolve_path(init_from))

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from bonsai.errors import UserError, run
-from bonsai.runtime import pick_device, setup
+from bonsai.runtime import setup_inference
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.guard import GuardLimits
 from bonsai.serving.http import listen, serve
@@ -41,9 +41,10 @@ max_body_mb = 4.0  # the largest body of a request, in MiB
 max_connections = 1024  # at once; what comes then is answered 503
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA where it can, else float32
+dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA and for int8, else float32
 quantize = ""  # int8: weights in 8 bits, faster at small batches; empty: as they are
 prefix_cache = 2048  # tokens of prompts to remember, for those that begin alike
+lookup = 0  # guess this many tokens ahead from the text so far while one text is written alone
 compile = False  # torch.compile the one-token step: slow to start
 # -----------------------------------------------------------------------------
 
@@ -87,16 +88,15 @@ def main() -> int:
     check_limits()
     key = read_key(api_key)
     chosen = chosen_models()
-    # one token at a time, CPUs are faster in float32 even where training is not
-    on_cpu = pick_device(device)[0].type == "cpu"
-    runtime = setup(device, "float32" if dtype == "auto" and on_cpu else dtype, compile)
+    runtime = setup_inference(device, dtype, compile, quantize)
     print(runtime.summary)
     sock = listen(host, port)  # before the models: a port that is taken is known at once
     address, bound = sock.getsockname()[:2]
     loopback = address in ("127.0.0.1", "::1")
     served = {}
     for name, source in chosen.items():
-        m = served[name] = load_served(name, source, runtime, max_batch, quantize, prefix_cache)
+        options = {"quantize": quantize, "prefix_cache": prefix_cache, "lookup": lookup}
+        m = served[name] = load_served(name, source, runtime, max_batch, **options)
         size = f"{m.model.num_params() / 1e6:.2f}M parameters, context {m.context}"
         print(f"model {name}: {source}, {size}{', chat' if m.chat else ''}")
     if not loopback and not key:

@@ -34,7 +34,7 @@ from configurator import configure, resolve_path
 # -----------------------------------------------------------------------------
 peer = ""  # folder of a nanoGPT checkout to compare with
 sizes = "124M,char"  # models, from SIZES below
-kinds = "auto"  # of KINDS below; auto: those that this machine computes in
+kinds = "auto"  # of KINDS below, with ; between; auto: those that this machine computes in
 batches = "auto"  # answers at once; auto: 1,16 on a CPU, 1,64 on a GPU
 repeats = 3  # of which the table has the median
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
@@ -64,7 +64,8 @@ SIZES = {
 KINDS = {
     "float32": ("float32", "", False),
     "bfloat16": ("bfloat16", "", False),
-    "int8": ("auto", "int8", False),
+    "int8": ("bfloat16", "int8", False),
+    "int8, float32": ("float32", "int8", False),  # for CPUs that do not compute in bfloat16
     "bfloat16 compiled": ("bfloat16", "", True),
     "int8 compiled": ("bfloat16", "int8", True),
 }
@@ -101,10 +102,10 @@ def read_bandwidth(runtime: Runtime) -> float:
     return matrix.nbytes / best
 
 
-def bytes_per_step(model, kind: str, batch: int, length: float, on_cpu: bool) -> float:
+def bytes_per_step(model, kind: str, batch: int, length: float) -> float:
     """What a one-token step has to read: linear layers, final norm, keys and values."""
     dtype, quantize, _ = KINDS[kind]
-    width = 4 if dtype == "float32" or (dtype == "auto" and on_cpu) else 2
+    width = 4 if dtype == "float32" else 2
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
     weights = sum(m.weight.numel() for m in linears) * (1 if quantize else width)
     c = model.config
@@ -185,7 +186,7 @@ def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
         kind: Engine(
             model,
             max(counts),
-            dtype=None if dtype == "auto" and on_cpu else DTYPES[dtype.replace("auto", "bfloat16")],
+            dtype=DTYPES[dtype],
             quantize=quantize,
             compile=compiled,
         )
@@ -216,7 +217,7 @@ def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
     for (kind, batch), results in found.items():
         rates = spread([batch * size.tokens / r["seconds"] for r in results])
         decode = spread([r["decode_rate"] for r in results])
-        limit = batch * speed / bytes_per_step(model, kind, batch, length, on_cpu)
+        limit = batch * speed / bytes_per_step(model, kind, batch, length)
         alone.setdefault(kind, decode["median"])
         row = {
             "size": name,
@@ -258,13 +259,14 @@ def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
 def pick_kinds(runtime: Runtime) -> list[str]:
     """The kinds of weights to measure."""
     if kinds != "auto":
-        for kind in kinds.split(","):
+        for kind in kinds.split(";"):
             if kind not in KINDS:
-                raise UserError(f"kinds={kind} is not one of {', '.join(KINDS)}")
-        return kinds.split(",")
+                raise UserError(f"kinds={kind} is not one of {'; '.join(KINDS)}")
+        return kinds.split(";")
     if runtime.device.type == "cuda":
         return ["bfloat16", "bfloat16 compiled", "int8 compiled"]
-    return ["float32", *(["bfloat16"] if cpu_computes_bfloat16() else []), "int8"]
+    half = cpu_computes_bfloat16()
+    return ["float32", "bfloat16", "int8"] if half else ["float32", "int8, float32"]
 
 
 def main() -> None:

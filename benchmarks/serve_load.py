@@ -244,7 +244,8 @@ def main() -> int:
     configure(globals())
     runtime = setup(device, dtype, compile)
     source = str(resolve_path(out_dir))
-    served = load_served("m", source, runtime, max_batch, quantize, PREFIX_CACHE)
+    options = {"quantize": quantize, "prefix_cache": PREFIX_CACHE}
+    served = load_served("m", source, runtime, max_batch, **options)
     prompts = make_prompts(served)
     lines = header(pick_device(device)[0])
     print("\n".join(lines))

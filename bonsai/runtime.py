@@ -116,6 +116,19 @@ def setup(
     return Runtime(dev, dtype, bool(compile), backend, rank, local_rank, world_size, summary)
 
 
+def setup_inference(
+    device: str = "auto", dtype: str = "auto", compile: bool | str = "auto", quantize: str = ""
+) -> Runtime:
+    """As setup, for programs that write text one token at a time.
+
+    On a CPU the dtype 'auto' is float32, in which a text does not depend on what is drawn beside
+    it; but for quantized weights, which give that up anyway, it is bfloat16 where that is fast.
+    """
+    if dtype == "auto" and not quantize and pick_device(device)[0].type == "cpu":
+        dtype = "float32"
+    return setup(device, dtype, compile)
+
+
 def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
     """The torch device for a setting, and why it was picked ('' when it was given)."""
     why = ""

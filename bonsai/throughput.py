@@ -54,6 +54,12 @@ class TrainingStep:
         self.norm = torch.zeros((), device=device)
 
     def __call__(self) -> torch.Tensor:
+        loss = self.backward()
+        self.update()
+        return loss
+
+    def backward(self) -> torch.Tensor:
+        """The first part of a step, up to the gradients."""
         runtime, device = self.runtime, self.runtime.device
         seed_everything(self.settings["seed"], self.steps, runtime.rank)
         begin = time.perf_counter()
@@ -63,6 +69,10 @@ class TrainingStep:
         with runtime.autocast():
             _, loss = self.net(x, y)
         self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def update(self) -> None:
+        """The second part, from the gradients on."""
         self.scaler.unscale_(self.optimizer)
         self.norm = self.optimizer.clip_gradients(self.settings["grad_clip"])
         if not self.scaler.is_enabled():
@@ -71,7 +81,6 @@ class TrainingStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        return loss.detach()
 
     def log(self, loss: torch.Tensor) -> tuple[float, float]:
         """Loss and gradient norm as numbers, as for a line on the console; waits for the device."""

@@ -50,6 +50,16 @@ def test_the_numbers_agree_with_one_another(workplace):
         assert f"\n{k}/5 loss: " in done.stdout
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_optimizers_share_of_a_step(workplace, optimizer):
+    options = ["--dataset=meta", "--steps=2", "--json=b.json", f"--optimizer={optimizer}"]
+    done = bench(*options, cwd=workplace)
+    assert done.rc == 0 and not done.stderr, done
+    ms = json.loads((workplace / "b.json").read_text())["ms_optimizer"]
+    assert ms["n"] == 2 and 0 < ms["low"] <= ms["median"]
+    assert f"optimizer         {ms['median']:.2f} ms of them" in done.stdout
+
+
 def test_without_data_it_measures_random_tokens_and_profiles(tmp_path):
     options = ["--dataset=nosuch", "--steps=2", "--vocab_size=99", "--profile", "--json=b.json"]
     done = bench(*options, "--out_dir=here", cwd=tmp_path)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bonsai.errors import UserError
+from model import Dropout
 
 QUANTIZE = {
     "": "the weights as they are",
@@ -47,7 +48,7 @@ def prepare(
     # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
     large = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features >= SMALL]
     memo = {id(m): new for m in large if (new := make(m))}
-    memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
+    memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, Dropout)}
     return copy.deepcopy(model, memo).to(dtype).eval()
 
 

@@ -65,12 +65,11 @@ def load_served(
     source: str,
     runtime: Runtime,
     max_batch: int,
-    quantize: str = "",
-    prefix_cache: int = 0,
+    **options,
 ) -> Served:
     """Load a model and its tokenizer to be served. Raises UserError.
 
-    source: as load_model's init_from; the rest: as Engine's.
+    source: as load_model's init_from; options: of Engine, such as quantize.
     """
     loaded = load_model(source, "", {"dropout": 0.0})
     template = (loaded.checkpoint or {}).get("chat_template")
@@ -81,9 +80,8 @@ def load_served(
         model,
         max_batch=max_batch,
         dtype=DTYPES[runtime.dtype],
-        quantize=quantize,
         compile=runtime.compile,
-        prefix_cache=prefix_cache,
+        **options,
     )
     chat = ChatTemplate.from_dict(template) if template is not None else None
     return Served(name, model, tokenizer, engine, written(source), chat)
