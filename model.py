@@ -156,7 +156,7 @@ class Norm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.rms:
             return F.rms_norm(x, self.shape, self.weight, 1e-5)
-        return F.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
+        return torch.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
 
 
 def drop(x: torch.Tensor, p: float) -> torch.Tensor:
@@ -165,7 +165,9 @@ def drop(x: torch.Tensor, p: float) -> torch.Tensor:
     On a CPU a byte of noise decides for each element, so that p counts in steps of 1/256; torch's
     own draws a number each and takes three times as long.
     """
-    if x.device.type != "cpu" or p == 0:
+    if p == 0:
+        return x
+    if x.device.type != "cpu":
         return F.dropout(x, p)
     level = min(255, max(1, round(256 * p)))
     noise = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
@@ -329,7 +331,8 @@ class KVCache:
             rows = torch.arange(k.size(0), device=k.device)[:, None]
             K.transpose(1, 2)[rows, self.at] = k.transpose(1, 2).type_as(K)
             V.transpose(1, 2)[rows, self.at] = v.transpose(1, 2).type_as(V)
-        return K.narrow(2, 0, self.end).to(k.dtype), V.narrow(2, 0, self.end).to(v.dtype)
+        K, V = K.narrow(2, 0, self.end), V.narrow(2, 0, self.end)
+        return (K, V) if K.dtype == k.dtype else (K.to(k.dtype), V.to(v.dtype))
 
     def advance(self, T: int) -> None:
         """Count T more tokens in each row."""
@@ -352,7 +355,6 @@ class CausalSelfAttention(nn.Module):
         # ... which are matrices of their own to an optimizer that treats a matrix as a whole
         self.c_attn.weight.row_block = math.gcd(self.nh, self.nkv) * self.hs
         self.c_proj = nn.Linear(self.nh * self.hs, config.n_embd, bias=config.bias)
-        self.resid_dropout = Dropout(config.dropout)
         self.gate = None
         if config.has_value_embedding(layer):
             self.gate = nn.Linear(min(GATE, config.n_embd), self.nkv, bias=False)
@@ -388,7 +390,7 @@ class CausalSelfAttention(nn.Module):
                 q, k, v, mask, dropout, causal, scale=self.scale, enable_gqa=self.nkv != self.nh
             )  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, self.nh * self.hs)  # heads side by side
-        return self.resid_dropout(self.c_proj(y))
+        return drop(self.c_proj(y), dropout)
 
 
 class MLP(nn.Module):
@@ -399,10 +401,11 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, gates * hidden, bias=config.bias)
         self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout = Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(self, x):
-        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+        x = self.c_proj(self.activation(self.c_fc(x)))
+        return drop(x, self.dropout if self.training else 0.0)
 
 
 class Block(nn.Module):

@@ -180,11 +180,11 @@ def noise(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     SplitMix64 (Steele et al. 2014), read at place `ids` of the stream that a key begins: 24 bits
     make a uniform number u in (0, 1), and -log(-log(1 - u)) is Gumbel's.
     """
-    z = keys + ids * STEP  # int64 wraps around
-    z = (z ^ ((z >> 30) & (2**34 - 1))) * MIX1
-    z = (z ^ ((z >> 27) & (2**37 - 1))) * MIX2
-    u = ((z >> 40) & (2**24 - 1)).float() * 2**-24 + 2**-25
-    return -torch.log(-torch.log1p(-u))
+    z = keys + ids * STEP  # int64 wraps around; in place, as there are a dozen small operations
+    z = z.bitwise_xor_((z >> 30).bitwise_and_(2**34 - 1)).mul_(MIX1)
+    z = z.bitwise_xor_((z >> 27).bitwise_and_(2**37 - 1)).mul_(MIX2)
+    u = (z >> 40).bitwise_and_(2**24 - 1).float().mul_(2**-24).add_(2**-25)
+    return u.neg_().log1p_().neg_().log_().neg_()
 
 
 def step_key(key: int, step: int) -> int:
