@@ -62,7 +62,14 @@ def packs(device: torch.device) -> bool:
     )
 
 
-class PackedLinear(nn.Module):
+class FastLinear(nn.Module):
+    """A linear layer for inference only: without hooks, which cost as much as a small product."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward(x)
+
+
+class PackedLinear(FastLinear):
     """nn.Linear on the CPU with weights in the order in which oneDNN reads them.
 
     Unlike nn.Linear, which has oneDNN reorder them in every call. One token in float32 (a decoding
@@ -88,7 +95,7 @@ class PackedLinear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(FastLinear):
     """y = x W^T + b with W as int8 and a scale per output channel (symmetric, to nearest)."""
 
     FEW = 16  # rows up to which the CPU's kernel for them measured faster
@@ -122,7 +129,7 @@ class Int8Linear(nn.Module):
         return y if bias is None else y + bias
 
 
-class Int8DynamicLinear(nn.Module):
+class Int8DynamicLinear(FastLinear):
     """As Int8Linear, with activations that become 8-bit too, with a scale per token.
 
     For CPUs with VNNI or AMX. Products are exact integers, so that a row does not depend on its
