@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from bonsai.errors import UserError, run
-from bonsai.runtime import setup_inference
+from bonsai.runtime import leave_a_core, setup_inference
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.guard import GuardLimits
 from bonsai.serving.http import listen, serve
@@ -46,6 +46,7 @@ quantize = ""  # int8: weights in 8 bits, faster at small batches; empty: as the
 prefix_cache = 2048  # tokens of prompts to remember, for those that begin alike
 lookup = 0  # guess this many tokens ahead from the text so far while one text is written alone
 compile = False  # torch.compile the one-token step: slow to start
+threads = 0  # of a model on the CPU; 0: one less than there are cores
 # -----------------------------------------------------------------------------
 
 
@@ -89,6 +90,8 @@ def main() -> int:
     key = read_key(api_key)
     chosen = chosen_models()
     runtime = setup_inference(device, dtype, compile, quantize)
+    if runtime.device.type == "cpu":
+        leave_a_core(threads)
     print(runtime.summary)
     sock = listen(host, port)  # before the models: a port that is taken is known at once
     address, bound = sock.getsockname()[:2]

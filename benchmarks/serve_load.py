@@ -31,7 +31,7 @@ from bonsai.engine.sampling import Row, candidates, noise, step_key
 from bonsai.errors import UserError, run
 from bonsai.report import header
 from bonsai.results import provenance, table, write_json
-from bonsai.runtime import pick_device, setup
+from bonsai.runtime import leave_a_core, pick_device, setup
 from bonsai.serving.registry import load_served
 from configurator import ROOT, configure, resolve_path
 
@@ -47,6 +47,7 @@ device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu tha
 dtype = "float32"  # of engine and server; only float32 promises equal tokens
 quantize = ""  # int8: weights in 8 bits
 compile = False  # compile the one-token step
+threads = 0  # of engine and server on a CPU; 0: one less than there are cores, as serve.py
 seed = 1337  # of prompts and requests
 out = ""  # folder for serve_load.json and .txt
 # -----------------------------------------------------------------------------
@@ -137,6 +138,7 @@ def start_server(source: str) -> tuple[subprocess.Popen, int]:
     command = [sys.executable, "-u", str(ROOT / "serve.py"), f"--models=m={source}", "--port=0"]
     command += [f"--max_batch={max_batch}", f"--device={device}", f"--dtype={dtype}"]
     command += [f"--quantize={quantize}", f"--compile={compile}", f"--max_queue={2 * clients + 16}"]
+    command += [f"--threads={threads}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if found := re.search(r"serving on http://127.0.0.1:(\d+)", line):
@@ -243,6 +245,7 @@ def compare(port: int, served, asked: list[Ask]) -> dict:
 def main() -> int:
     configure(globals())
     runtime = setup(device, dtype, compile)
+    count = leave_a_core(threads)
     source = str(resolve_path(out_dir))
     options = {"quantize": quantize, "prefix_cache": PREFIX_CACHE}
     served = load_served("m", source, runtime, max_batch, **options)
@@ -262,6 +265,7 @@ def main() -> int:
         process.wait(60)
     firsts = sorted(ask.first for ask in asked if ask.first is not None)
     row = {
+        "threads": count,
         "clients": clients,
         "seconds": seconds,
         "requests": len(asked),
@@ -277,6 +281,7 @@ def main() -> int:
         **same,
     }
     columns = [
+        ("threads", "threads", "d"),
         ("clients", "clients", "d"),
         ("s", "seconds", ".0f"),
         ("requests", "requests", "d"),

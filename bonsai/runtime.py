@@ -129,6 +129,20 @@ def setup_inference(
     return setup(device, dtype, compile)
 
 
+def leave_a_core(threads: int) -> int:
+    """Let torch compute with so many threads on the CPU; 0: one less than there are cores.
+
+    A server shares the machine with its own event loop and often with its clients, and threads that
+    wait for one another lose more to a core that is taken than a thread fewer costs.
+    """
+    if threads < 0:
+        raise UserError(f"threads={threads} must be at least 0 (0 leaves one core free)")
+    torch.set_num_threads(
+        threads or max(1, min(torch.get_num_threads(), (os.cpu_count() or 2) - 1))
+    )
+    return torch.get_num_threads()
+
+
 def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
     """The torch device for a setting, and why it was picked ('' when it was given)."""
     why = ""

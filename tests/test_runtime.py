@@ -6,6 +6,7 @@ import torch
 from bonsai.errors import UserError
 from bonsai.memory import LOWER, describe_memory, out_of_memory, training_bytes
 from bonsai.runtime import (
+    leave_a_core,
     PEAK_TFLOPS,
     cpu_computes_bfloat16,
     peak_flops,
@@ -124,3 +125,16 @@ def test_which_exceptions_mean_out_of_memory():
         torch.empty(2**50, dtype=torch.float64)
     assert out_of_memory(e.value)
     assert not out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize(
+    "asked, cores, now, want", [(0, 8, 8, 7), (0, 1, 1, 1), (0, None, 1, 1), (3, 2, 2, 3)]
+)
+def test_a_server_leaves_a_core(monkeypatch, asked, cores, now, want):
+    threads = [now]
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    assert leave_a_core(asked) == want
+    with pytest.raises(UserError, match="threads=-1"):
+        leave_a_core(-1)
