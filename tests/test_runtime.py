@@ -6,9 +6,9 @@ import torch
 from bonsai.errors import UserError
 from bonsai.memory import LOWER, describe_memory, out_of_memory, training_bytes
 from bonsai.runtime import (
-    leave_a_core,
     PEAK_TFLOPS,
     cpu_computes_bfloat16,
+    leave_a_core,
     peak_flops,
     peak_flops_by_name,
     pick_device,
