@@ -157,7 +157,7 @@ def draw(curves: dict[str, list[float]], rows: list[dict], path: Path) -> None:
     right.barh(names, [row["last"] for row in rows][::-1], color="#9db8d2", label="last position")
     right.plot([row["loss"] for row in rows][::-1], names, "o", color="#d1495b", label="all")
     right.set(xlabel="validation loss (nats per token)")
-    right.legend(fontsize=8, loc="lower right")
+    right.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     right.grid(axis="y", visible=False)
     save_figure(figure, path)
 
