@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 
 import numpy as np
 import pytest
+
+# a shell starts what it runs in the background with Ctrl-C ignored, and programs inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
