@@ -64,6 +64,7 @@ gradient_accumulation_steps = 5 * 8  # micro-batches per step, over all processe
 batch_size = 12  # rows per micro-batch
 batch_ramp = 0  # steps with fewer micro-batches: half of them with a quarter, then with half
 batch_order = "random"  # random: windows with replacement; epoch: each once per pass, shuffled
+token_noise = 0.0  # share of the inputs that become random tokens: for many passes over little text
 seed = 1337  # of the initial weights, the batches and dropout
 # model
 model = "gpt"  # the architecture; its fields are settings too
@@ -151,7 +152,8 @@ def train(config: Config, runtime: Runtime) -> int:
     block_size, vocab_size = raw_model.config.block_size, raw_model.config.vocab_size
     data.check(block_size, vocab_size)
     rows = gradient_accumulation_steps * batch_size
-    batches = Batches(data, block_size, rows, seed, batch_order, batch_ramp)
+    noise = (token_noise, vocab_size)
+    batches = Batches(data, block_size, rows, seed, batch_order, batch_ramp, *noise)
     tokenizer = data.tokenizer or (loaded.tokenizer if loaded else None)
     chat_template = data.chat_template
     if chat_template is None and loaded and loaded.checkpoint:

@@ -19,6 +19,8 @@ class Batches:
     with replacement, as nanoGPT; 'epoch' takes every window once per pass, shuffled, on a grid that
     is shifted from pass to pass. In a mixture each row draws its data set by weight, and 'epoch'
     then means that no window of a part comes twice within a pass, not that each comes.
+    noise: the share of the inputs, not of the targets, that become random ids below vocab_size, in
+    each pass others (Xie et al. 2017, arXiv 1703.02573).
     """
 
     def __init__(
@@ -29,13 +31,17 @@ class Batches:
         seed: int,
         order: str = "random",
         ramp: int = 0,
+        noise: float = 0.0,
+        vocab_size: int = 0,
     ):
         if order not in ("random", "epoch"):
             raise UserError(f"batch_order={order} is not one of random, epoch")
+        if not 0 <= noise < 1:
+            raise UserError(f"token_noise={noise} must be at least 0 and below 1")
         self.parts = [part.split("train") for part in data.parts]
         self.weights = np.cumsum([part.weight for part in data.parts])
         self.T, self.rows, self.seed, self.order = block_size, rows, seed, order
-        self.ramp = ramp
+        self.ramp, self.noise, self.vocab_size = ramp, noise, vocab_size
 
     def rows_at(self, step: int) -> int:
         """Rows of a step."""
@@ -94,6 +100,11 @@ class Batches:
         y = np.empty((len(rows), self.T), dtype=np.int64)
         for p in np.unique(which):
             x[which == p], y[which == p] = self.parts[p].windows(starts[which == p], self.T)
+        if self.noise:
+            for i, row in enumerate(rows):
+                rng = np.random.default_rng((self.seed, step, int(row)))
+                replaced = rng.random(self.T) < self.noise
+                x[i, replaced] = rng.integers(0, self.vocab_size, replaced.sum())
         return x, y
 
 

@@ -146,6 +146,24 @@ def test_an_unknown_order_lists_the_known(counting):
         Batches(counting, T, 1, 0, "sorted")
 
 
+def test_noise_replaces_a_share_of_the_inputs(counting):
+    plain = Batches(counting, T, 40, 3, "epoch")
+    noisy = Batches(counting, T, 40, 3, "epoch", noise=0.25, vocab_size=1000)
+    changed = []
+    for step in (0, 1, 25):  # the last in the second pass over these 1,000 tokens
+        (x, y), (z, same) = (b.rows_of(step, np.arange(40)) for b in (plain, noisy))
+        assert np.array_equal(y, same) and ((z >= 0) & (z < 1000)).all()
+        part = noisy.rows_of(step, np.array([7, 30]))[0]  # a row does not depend on the others
+        assert np.array_equal(part, z[[7, 30]])
+        changed.append(x != z)
+        assert 0.15 < changed[-1].mean() < 0.35
+    assert (changed[0] != changed[1]).any() and (changed[0] != changed[2]).any()
+    assert len(np.unique(z[changed[-1]])) > 20
+    for noise in (-0.1, 1.0):
+        with pytest.raises(UserError, match="token_noise"):
+            Batches(counting, T, 1, 0, noise=noise)
+
+
 def test_prefetch_checks_ids_where_the_data_do_not_state_them(tmp_path):
     """A mistake in the thread comes up where its batch is used."""
     ids = np.zeros(1000)

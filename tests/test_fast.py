@@ -18,6 +18,7 @@ FAST += ["--norm_embedding=True", "--init=fan_in", "--zero_init=True", "--qk_nor
 FAST += ["--value_embeddings=True", "--residual_lambdas=True", "--attention_window=4"]
 FAST += ["--window_pattern=LD", "--cautious_decay=True", "--batch_order=epoch"]
 FAST += ["--momentum_warmup=10", "--gradient_accumulation_steps=4", "--batch_ramp=12"]
+FAST += ["--token_noise=0.05"]
 FAST += ["--eval_interval=10", "--dropout=0.1"]
 
 

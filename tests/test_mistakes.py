@@ -122,6 +122,7 @@ CASES = [
     Case("heads", ["--n_embd=30", "--n_head=4"], ["n_embd=30", "n_head=4"]),
     Case("no such norm", ["--norm=batchnorm"], ["norm", "rmsnorm"]),
     Case("batch_order", ["--batch_order=sorted"], ["batch_order=sorted", "random", "epoch"]),
+    Case("token_noise", ["--token_noise=1.5"], ["token_noise=1.5", "below 1"]),
     Case("optimizer", ["--optimizer=sgd"], ["optimizer=sgd", "adamw"]),
     Case("lr_schedule", ["--lr_schedule=linear"], ["lr_schedule=linear", "cosine", "trapezoid"]),
     Case("dtype", ["--dtype=float8"], ["dtype=float8", "bfloat16"]),

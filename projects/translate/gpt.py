@@ -4,7 +4,7 @@
 # order as the encoder-decoder's. Expected validation loss: about 1.7.
 dataset = "multi30k"
 eval_interval = 450
-eval_iters = 0
+eval_iters = 16  # of 64 rows: all but a few of the validation split
 log_interval = 50
 always_save_checkpoint = False  # keep the best
 

@@ -46,7 +46,7 @@ dropout = 0.2
 label_smoothing = 0.1
 norm_placement = "pre"  # pre, or post as in the paper
 # training
-epochs = 20  # passes over the pairs
+epochs = 10  # passes over the pairs
 batch_tokens = 2048  # target tokens of a batch, padding included
 warmup = 800  # steps
 rate_factor = 1.0  # on the paper's learning rate
@@ -60,12 +60,13 @@ source = "de"  # as prepared
 target = "en"
 # a decoder-only GPT of the same size, on the same rows
 compare = False
-gpt_steps = 4500  # of train.py with gpt.py
+gpt_steps = 2250  # of train.py with gpt.py
 gpt_options = ""  # more for it, such as "--n_layer=2 --n_embd=64"
 # the picture
 picture_source = "Die Pizza kam aus dem Ofen und sie schmeckte gut."
 picture_target = "The pizza came out of the oven and it tasted good."
-look_at = " it"  # the token whose attention is drawn in detail
+look_at = " it"  # the token of it whose attention is drawn in detail
+look_at_source = " sie"  # the same in the source
 # system
 device = "auto"
 dtype = "auto"
@@ -239,44 +240,50 @@ def bleu(said: list[str], wanted: list[str]) -> float:
 
 
 @torch.no_grad()
-def attention_maps(
-    model: Seq2Seq, coder
-) -> tuple[list[str], list[str], torch.Tensor, torch.Tensor]:
-    """What the last decoder layer looks at while it writes picture_target, read word by word.
+def attention_maps(model: Seq2Seq, coder) -> tuple:
+    """What the last layers look at while the model reads the two sentences of the picture.
 
-    Returns the tokens of source and target, the attention of target positions (rows) to the source
-    (nh, T, S), and to the target so far (nh, T, T).
+    Returns the tokens of source and target, and three tensors of attention weights: of target
+    positions to the source (nh, T, S), of target positions to the target so far (nh, T, T), and of
+    the source to itself, in the encoder (nh, S, S).
     """
     c, where = model.config, next(model.parameters()).device
     a, b = coder.encode(picture_source), coder.encode(picture_target)
-    last = model.decoder[-1]
-    last.cross.keep_weights = last.attention.keep_weights = True
+    parts = (model.decoder[-1].cross, model.decoder[-1].attention, model.encoder[-1].attention)
+    for part in parts:
+        part.keep_weights = True
     model.eval()
     model(torch.tensor([a], device=where), torch.tensor([[c.bos, *b]], device=where))
-    cross, own = last.cross.weights[0].float().cpu(), last.attention.weights[0].float().cpu()
-    last.cross.keep_weights = last.attention.keep_weights = False
-    names = [coder.decode([i]) for i in a], ["<sep>", *(coder.decode([i]) for i in b)]
-    return *names, cross, own
+    weights = []
+    for part in parts:
+        weights.append(part.weights[0].float().cpu())
+        part.keep_weights = False
+    return [coder.decode([i]) for i in a], ["<sep>", *(coder.decode([i]) for i in b)], *weights
 
 
 def draw(model: Seq2Seq, coder, path: Path) -> None:
-    """Cross-attention of the whole sentence, and where one word looks in both languages."""
-    words, said, cross, own = attention_maps(model, coder)
-    figure = new_figure(11, 5)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    """Cross-attention of the whole sentence, and where one word of each language looks."""
+    words, said, cross, own, encoder = attention_maps(model, coder)
+    at = said.index(look_at) if look_at in said else len(said) - 1
+    there = words.index(look_at_source) if look_at_source in words else len(words) - 1
+    figure = new_figure(11, 5.6)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.25))
+    left, *right = (figure.add_subplot(grid[g]) for g in (np.s_[:, 0], np.s_[0, 1], np.s_[1, 1]))
     left.imshow(cross.mean(dim=0), cmap="Blues", vmin=0)
     left.set_xticks(range(len(words)), words, rotation=60, ha="right")
     left.set_yticks(range(len(said)), said)
     left.set_title("attention to the source, mean of the heads")
-    left.grid(False)
-    at = said.index(look_at) if look_at in said else len(said) - 1
     both = torch.cat((cross[:, at], own[:, at, : at + 1]), dim=1)  # (nh, S + at + 1)
-    right.imshow(both, cmap="Blues", vmin=0, aspect="auto")
-    right.axvline(len(words) - 0.5, color="black", lw=0.8)
-    right.set_xticks(range(both.size(1)), words + said[: at + 1], rotation=60, ha="right")
-    right.set_yticks(range(len(both)), [f"head {i + 1}" for i in range(len(both))])
-    right.set_title(f"where {said[at]!r} looks: in the source, and in what was said")
-    right.grid(False)
+    right[0].axvline(len(words) - 0.5, color="black", lw=0.8)
+    panels = [(both, words + said[: at + 1]), (encoder[:, there], words)]
+    for axes, (weights, names) in zip(right, panels):
+        axes.imshow(weights, cmap="Blues", vmin=0, aspect="auto")
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        axes.set_yticks(range(len(weights)), [f"head {i + 1}" for i in range(len(weights))])
+    right[0].set_title(f"where {said[at]!r} looks: in the source, and in what was said")
+    right[1].set_title(f"where {words[there]!r} looks, in the encoder")
+    for axes in (left, *right):
+        axes.grid(False)
     save_figure(figure, path)
 
 
