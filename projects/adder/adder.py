@@ -171,9 +171,10 @@ def main() -> None:
         return
     kept = {int(p.stem[5:]): p for p in sorted((out / "run").glob("step_*.pt"))}
     maps = {}
-    for step, path in kept.items():  # a million sums take a while
-        maps[step] = right(load_model(str(path), out).model, rows, question)
-        print(f"step {step:,}: {maps[step].sum():,} of {len(rows):,} right", flush=True)
+    for step, path in kept.items():  # a million sums take a minute: not again once all are right
+        if step == max(kept) or not maps or not maps[max(maps)].all():
+            maps[step] = right(load_model(str(path), out).model, rows, question)
+            print(f"step {step:,}: {maps[step].sum():,} of {len(rows):,} right", flush=True)
     ok = maps[max(maps)]
     for kind, which in (("trained on", ~held), ("held out", held)):
         print(f"{kind}: {ok[which].sum():,} of {which.sum():,} right ({ok[which].mean():.2%})")
