@@ -1,6 +1,6 @@
 """What long contexts of bytes cost: generating 8,192 of them, and training on up to 65,536.
 
-    python benchmarks/byte_costs.py                      # both parts, some 15 minutes on two cores
+    python benchmarks/byte_costs.py                      # both parts, some 5 minutes on two cores
     python benchmarks/byte_costs.py --part=generation    # with caches, without, and a dense GPT
     python benchmarks/byte_costs.py --part=context --dense_limit=65536
 
