@@ -271,3 +271,9 @@ def assert_one_line_error(result: Result, *hints: str, status: tuple[int, ...] =
     assert len(lines) == 1 and lines[0].startswith("error: "), result
     for hint in hints:
         assert hint.lower() in lines[0].lower(), f"no {hint!r} in: {lines[0]}"
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """A folder that is not there yet."""
+    return tmp_path / "out"

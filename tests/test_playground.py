@@ -633,6 +633,7 @@ def test_a_run_grows_while_it_is_looked_at(server, folder, visit):
     try:
         step(0), step(1)
         page = visit(f"{server.url}/#runs")
+        expect(page.locator("[data-run=out-live]")).to_be_visible()  # else all() may be too early
         for box in page.locator("[data-run]").all():
             box.set_checked(box.get_attribute("data-run") == "out-live")
         row = page.locator(".run", has_text="out-live")
