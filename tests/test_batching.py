@@ -13,8 +13,9 @@ from bonsai.engine import Engine, SamplingParams, generate, next_probs
 from bonsai.engine.lookup import Lookup
 from bonsai.engine.phases import CompiledStep, power_of_two
 from bonsai.engine.sampling import Row, adjust
-from bonsai.engine.weights import prepare
+from bonsai.engine.weights import packs, prepare
 from bonsai.errors import UserError
+from model import ACTIVATIONS
 
 
 @pytest.fixture(scope="module")
@@ -395,6 +396,32 @@ def test_packed_float32_weights_are_exact_to_rounding():
         for part in (idx, idx[:1, :1]):  # a vector takes another way
             want, got = model(part)[0], prepare(model)(part)[0]
             torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(not packs(torch.device("cpu")), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_only_many_numbers_go_through_onednns_gelu(name, monkeypatch):
+    seen, gelu = [], ACTIVATIONS[name]
+
+    def spy(x):
+        seen.append((x.shape[:2].numel(), torch.backends.mkldnn.enabled))
+        assert x.isfinite().all()
+        return gelu(x)
+
+    monkeypatch.setitem(ACTIVATIONS, name, spy)
+    model = tiny(n_embd=128, activation=name)
+    fast = prepare(model)
+    with torch.no_grad():
+        for shape in ((1, 1), (16, 16)):
+            idx = torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
+            torch.testing.assert_close(fast(idx)[0], model(idx)[0], atol=1e-4, rtol=0)
+        layers = model.config.n_layer
+        few, many = [(1, False)] * layers + [(1, True)] * layers, [(256, True)] * 2 * layers
+        assert seen == few + many
+        fast.transformer.wte.weight.data.fill_(torch.nan)
+        with pytest.raises(AssertionError):
+            fast(idx[:1, :1])
+    assert torch.backends.mkldnn.enabled
 
 
 # ---- mistakes ----
