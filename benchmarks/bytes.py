@@ -41,9 +41,9 @@ quick = False  # one seed, one rate per arm, fewer bytes
 full = False  # all rates with the first seed, then all seeds with each arm's best
 scale = "cpu"  # sizes of the arms: cpu, gpu (one H100), toy (a test of this script)
 arms = ""  # only these, between semicolons, as in "dense, short; MEGABYTE 4"
-rates = "1e-3,2e-3,4e-3"  # learning rates that --full tries
-rate = 2e-3  # learning rate of --quick
-optimizer = "adamw"  # or muon, whose rates are other ones: --rate=0.02, --rates=0.01,0.02,0.04
+rates = "0.01,0.02,0.04"  # learning rates that --full tries
+rate = 0.02  # learning rate of --quick
+optimizer = "muon"  # or adamw, whose rates are other ones: --rate=2e-3, --rates=1e-3,2e-3,4e-3
 seeds = 3  # of --full
 steps = 0  # optimizer steps; 0: one pass over the data for --full, 200 for --quick (gpu: 400)
 dataset = "python_stdlib"  # a folder in data/, of bytes
