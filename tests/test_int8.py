@@ -12,7 +12,7 @@ from bonsai.engine.int8 import Int8Linear
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [1, 5, 50])
+@pytest.mark.parametrize("rows", [1, 5, 7, 50])  # twice as many: tiles of 8, 4 and 2
 @pytest.mark.parametrize("shape", [(96, 40), (33, 7), (64, 65)])
 def test_int8_linear_rounds_to_eight_bits(dtype, own, bias, rows, shape):
     torch.manual_seed(0)
@@ -59,14 +59,15 @@ def test_extremes_do_not_overflow_the_own_product():
     linear = nn.Linear(4096, 8, bias=False)
     with torch.no_grad():
         linear.weight.fill_(1.0)
-        for x in (torch.full((1, 4096), 1e30), torch.full((5, 4096), -3.0), torch.zeros(1, 4096)):
+        for rows, value in ((1, 1e30), (5, -3.0), (1, 0.0), (8, 1e-42)):  # the last is subnormal
+            x = torch.full((rows, 4096), value)
             torch.testing.assert_close(
                 Int8Linear(linear, x.dtype)(x), x.sum(-1, True).expand(-1, 8)
             )
-        x = torch.ones(2, 4096)
-        x[1, 7] = float("nan")
+        x = torch.ones(3, 4096)
+        x[1, 7], x[2, 9] = float("nan"), float("-inf")
         y = Int8Linear(linear, x.dtype)(x)
-    assert (y[0] == 4096).all() and y[1].isnan().all()
+    assert (y[0] == 4096).all() and y[1:].isnan().all()
 
 
 def test_a_row_in_int8_does_not_depend_on_its_neighbours():
