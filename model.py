@@ -195,49 +195,50 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
 
 
 GATE = 12  # channels of the stream that decide how much of a value embedding is taken
-SHORT = 256  # contexts for which short_attention measured faster
+SHORT = 256  # keys up to which plain products measured faster
 
 
-def short_attention(q, k, v, scale: float, dropout: float, window: int = 0) -> torch.Tensor:
-    """Causal attention by plain products: q (B, nh, T, hs), k and v (B, nkv, T, hs) -> like q.
+def causal_mask(T: int, S: int, window: int, device) -> torch.Tensor:
+    """(T, S) bool: what the last T of S positions see; window: their own included, 0: all."""
+    back = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)
+    return (back >= 0) & (back < (window or S))
 
-    window: positions that each one sees, its own included; 0: all up to its own.
 
-    For bfloat16 on CPUs, where the backward of torch's fused kernel takes 1.7 (T = 256) to 4.8
-    (T = 64) times as long; see docs/LOG.md.
+def masked_attention(q, k, v, seen, scale: float, dropout: float) -> torch.Tensor:
+    """q (B, nh, T, hs), k and v (B, nkv, S, hs), seen (T, S) or (B, 1, T, S) bool -> like q.
+
+    By plain products for bfloat16 on CPUs and few keys, where the backward of torch's fused kernel
+    takes 1.7 (S = 256) to 4.8 (S = 64) times as long; see docs/LOG.md.
     """
-    B, nh, T, hs = q.shape
-    if k.size(1) != nh:
-        k, v = (x.repeat_interleave(nh // x.size(1), dim=1) for x in (k, v))
-    q, k, v = (x.reshape(B * nh, T, hs) for x in (q, k, v))
-    future = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
-    if window:
-        future = future.masked_fill(torch.ones_like(future).tril(-window).bool(), -math.inf)
-    scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scale)  # (B nh, T, T)
+    (B, nh, T, hs), (nkv, S) = q.shape, k.shape[1:3]
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or S > SHORT:
+        fused = F.scaled_dot_product_attention
+        return fused(q, k, v, seen, dropout, scale=scale, enable_gqa=nkv != nh)
+    if nkv != nh:
+        k, v = (x.repeat_interleave(nh // nkv, dim=1) for x in (k, v))
+    q, k, v = (x.reshape(B * nh, -1, hs) for x in (q, k, v))
+    unseen = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -math.inf)
+    unseen = unseen.expand(B, nh, T, S).reshape(B * nh, T, S) if seen.dim() > 2 else unseen
+    scores = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=scale)  # (B nh, T, S)
     probs = drop(F.softmax(scores, dim=-1), dropout)
     return torch.bmm(probs.to(v.dtype), v).view(B, nh, T, hs)
 
 
 def local_attention(q, k, v, window: int, scale: float, dropout: float) -> torch.Tensor:
-    """Attention to the last `window` positions; shapes as short_attention.
+    """Causal attention to the last `window` positions; q (B, nh, T, hs), k, v (B, nkv, T, hs).
 
     In blocks of `window` queries, each of which sees its own block and the one before (Child et al.
     2019, Beltagy et al. 2020): time and memory grow with T window instead of T^2.
     """
     B, nh, T, hs = q.shape
     n, w = -(-T // window), window
-    q, k, v = (F.pad(x, (0, 0, 0, n * w - T)) for x in (q, k, v))
-    k, v = (F.pad(x, (0, 0, w, 0)).unfold(2, 2 * w, w) for x in (k, v))  # (B, nkv, n, hs, 2w)
-    q = q.view(B, nh, n, w, hs).transpose(1, 2).reshape(B * n, nh, w, hs)
-    k, v = (x.permute(0, 2, 1, 4, 3).reshape(B * n, -1, 2 * w, hs) for x in (k, v))
-    i = torch.arange(w, device=q.device)[:, None] + w  # queries behind the block before
-    j = torch.arange(2 * w, device=q.device)
-    seen = (j <= i) & (j > i - w)  # (w, 2w)
-    first = torch.arange(B * n, device=q.device)[:, None, None, None] % n == 0
-    seen = seen & ~(first & (j < w))  # (B n, 1, w, 2w): nothing before the first block
-    y = F.scaled_dot_product_attention(
-        q, k, v, seen, dropout, scale=scale, enable_gqa=k.size(1) != nh
-    )
+    q = F.pad(q, (0, 0, 0, n * w - T)).view(B, nh, n, w, hs)
+    k, v = (F.pad(x, (0, 0, w, n * w - T)).view(B, -1, n + 1, w, hs) for x in (k, v))
+    k, v = (torch.cat((x[:, :, :-1], x[:, :, 1:]), 3) for x in (k, v))  # (B, nkv, n, 2w, hs)
+    q, k, v = (x.transpose(1, 2).reshape(B * n, -1, x.size(3), hs) for x in (q, k, v))
+    seen = causal_mask(w, 2 * w, w, q.device).repeat(n, 1, 1, 1)
+    seen[0, ..., :w] = False  # nothing before the first block
+    y = masked_attention(q, k, v, seen.repeat(B, 1, 1, 1), scale, dropout)
     return y.view(B, n, nh, w, hs).transpose(1, 2).reshape(B, nh, n * w, hs)[:, :, :T]
 
 
@@ -299,8 +300,7 @@ class KVCache:
         if self.pos is None and self.lengths.count(first) == len(self.lengths):
             self.at, self.end = None, first + T
             if 1 < T < self.end:  # several tokens behind others see those, and one another
-                mask = torch.ones(T, self.end, dtype=torch.bool, device=self.k.device)
-                self.mask = mask.tril(first)
+                self.mask = causal_mask(T, self.end, 0, self.k.device)
             pos = torch.arange(first, self.end, device=self.k.device)
             self.queries = pos[:, None]  # (T, 1)
             return pos
@@ -382,7 +382,8 @@ class CausalSelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         causal = T > 1 and mask is None
         if causal and x.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= SHORT:
-            y = short_attention(q, k, v, self.scale, dropout, window)  # (B, nh, T, hs)
+            seen = causal_mask(T, T, window, x.device)
+            y = masked_attention(q, k, v, seen, self.scale, dropout)  # (B, nh, T, hs)
         elif causal and 0 < window < T:
             y = local_attention(q, k, v, window, self.scale, dropout)  # (B, nh, T, hs)
         else:
@@ -404,8 +405,8 @@ class MLP(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x):
-        x = self.c_proj(self.activation(self.c_fc(x)))
-        return drop(x, self.dropout if self.training else 0.0)
+        y = self.c_proj(self.activation(self.c_fc(x)))
+        return drop(y, self.dropout) if self.training else y
 
 
 class Block(nn.Module):

@@ -13,9 +13,10 @@ from model import (
     CLASSIC_KEYS,
     GPT,
     GPTConfig,
+    causal_mask,
     drop,
     local_attention,
-    short_attention,
+    masked_attention,
 )
 
 B, T, V = 2, 12, 29
@@ -376,19 +377,30 @@ def test_a_cache_continues_where_it_stopped():
 
 @pytest.mark.parametrize("window", [1, 3, 5, 8, 12, 40])
 @pytest.mark.parametrize("kv", [4, 2])
-def test_local_attention_equals_a_mask(window, kv):
-    """In blocks, and the short kind, against the whole matrix of scores."""
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_local_attention_equals_a_mask(window, kv, dtype, error):
+    """In blocks, by the fused kernel and by plain products, against the whole matrix of scores."""
     torch.manual_seed(0)
     t = 21
-    q, k, v = torch.randn(2, 4, t, 8), torch.randn(2, kv, t, 8), torch.randn(2, kv, t, 8)
+    shapes = ((2, 4, t, 8), (2, kv, t, 8), (2, kv, t, 8))
+    q, k, v = (torch.randn(shape).to(dtype).requires_grad_() for shape in shapes)
     i, j = torch.arange(t)[:, None], torch.arange(t)
     seen = (j <= i) & (j > i - window)
-    full = F.scaled_dot_product_attention(q, k, v, seen, scale=0.3, enable_gqa=True)
+    assert torch.equal(causal_mask(t, t, window, "cpu"), seen)
+    assert torch.equal(causal_mask(5, t, window, "cpu"), seen[-5:])
+    full = F.scaled_dot_product_attention(
+        *(x.float() for x in (q, k, v)), seen, scale=0.3, enable_gqa=True
+    )
     for attention in (
         lambda: local_attention(q, k, v, window, 0.3, 0.0),
-        lambda: short_attention(q, k, v, 0.3, 0.0, window),
+        lambda: masked_attention(q, k, v, seen, 0.3, 0.0),
     ):
-        torch.testing.assert_close(attention(), full, atol=1e-5, rtol=1e-5)
+        y = attention()
+        assert y.dtype == dtype and y.shape == q.shape
+        torch.testing.assert_close(y.float(), full, atol=error, rtol=error)
+        for at in (0, 9, t - 1):  # and nothing comes from what is not seen
+            gradient = torch.autograd.grad(y[:, :, at].sum(), v, retain_graph=True)[0]
+            assert torch.equal(gradient.abs().sum((0, 1, 3)) > 0, seen[at])
 
 
 def test_a_window_hides_what_lies_before_it():
