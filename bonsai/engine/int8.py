@@ -2,7 +2,7 @@
 
 A few rows of activations on a CPU go through int8.cpp, some hundred lines that the system's C++
 compiler builds in half a second when they are first needed; without a compiler, and inside
-torch.compile, through torch's own kernel, which takes 1.5 (one row) to 2 times as long (sixteen).
+torch.compile, through torch's own kernel, which takes longer.
 """
 
 import ctypes

@@ -20,6 +20,7 @@ QUANTIZE = {
 }
 
 SMALL = 16  # a layer of fewer inputs stays as it is
+FEW = 2**16  # numbers up to which GELU goes through torch's own kernel
 
 
 def prepare(
@@ -67,14 +68,14 @@ def packs(device: torch.device) -> bool:
     )
 
 
-def own_kernel(function: Callable, few: int = 2**16) -> Callable:
+def own_kernel(function: Callable) -> Callable:
     """The same function, by torch's own kernel where it is given few numbers.
 
     torch leaves GELU on CPUs to oneDNN, which needs longer to begin than for a token's numbers.
     """
 
     def call(x: torch.Tensor) -> torch.Tensor:
-        if x.numel() > few or not torch.backends.mkldnn.enabled:
+        if x.numel() > FEW or not torch.backends.mkldnn.enabled:
             return function(x)
         torch.backends.mkldnn.enabled = False
         try:
