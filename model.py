@@ -347,6 +347,7 @@ class CausalSelfAttention(nn.Module):
         self.qk_norm, self.rms = config.qk_norm, config.norm == "rmsnorm"
         self.nh, self.nkv, self.hs = config.n_head, config.kv_heads, config.head_dim
         self.scale = config.attention_scale or 1 / math.sqrt(self.hs)
+        self.attend = F.scaled_dot_product_attention  # bonsai/engine/ has another for its steps
         pattern = config.window_pattern
         self.window = config.attention_window if pattern[layer % len(pattern)] == "L" else 0
         # queries, keys and values in one product
@@ -368,8 +369,7 @@ class CausalSelfAttention(nn.Module):
             gate = 3 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, nkv)
             v = v + (gate[..., None] * values.view(B, T, self.nkv, -1)).transpose(1, 2)
         if self.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023; without gain
-            normed = F.rms_norm if self.rms else F.layer_norm
-            qk = normed(qk, (self.hs,))
+            qk = (F.rms_norm if self.rms else F.layer_norm)(qk, (self.hs,))
         if rotation is not None:
             qk = rotate(qk, rotation)
         q, k = qk.split_with_sizes((self.nh, self.nkv), dim=1)
@@ -387,9 +387,9 @@ class CausalSelfAttention(nn.Module):
         elif causal and 0 < window < T:
             y = local_attention(q, k, v, window, self.scale, dropout)  # (B, nh, T, hs)
         else:
-            y = F.scaled_dot_product_attention(
+            y = self.attend(  # (B, nh, T, hs)
                 q, k, v, mask, dropout, causal, scale=self.scale, enable_gqa=self.nkv != self.nh
-            )  # (B, nh, T, hs)
+            )
         y = y.transpose(1, 2).contiguous().view(B, T, self.nh * self.hs)  # heads side by side
         return drop(self.c_proj(y), dropout)
 

@@ -1,24 +1,18 @@
 """Weights in 8 bits: the conversion, and a linear layer that reads them.
 
-A few rows of activations on a CPU go through int8.cpp, some hundred lines that the system's C++
-compiler builds in half a second when they are first needed; without a compiler, and inside
-torch.compile, through torch's own kernel, which takes longer.
+On a CPU a few rows of activations go through int8.cpp, see native.py, and more of them, where the
+CPU multiplies matrices of bytes (AMX), through oneDNN. Without a compiler, and inside
+torch.compile, all take torch's own ways, which are slower.
 """
 
-import ctypes
 import functools
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from ctypes import c_int, c_int64, c_void_p
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+from bonsai.engine.native import functions
 
 
 class FastLinear(nn.Module):
@@ -31,10 +25,13 @@ class FastLinear(nn.Module):
 class Int8Linear(FastLinear):
     """y = x W^T + b with W as int8 and a scale per output channel (symmetric, to nearest).
 
-    own: use int8.cpp where it can be built. Not for torch.compile.
+    own: use int8.cpp where it can be built. Not for torch.compile. With AMX the weights are kept
+    twice, in the order of each of the two products.
     """
 
     FEW, FEW_TORCH = 32, 16  # rows up to which each beats a product with converted weights
+    FEW_AMX = 7  # rows up to which int8.cpp beats oneDNN
+    CHUNK = 512  # rows that go through oneDNN at once, for the sake of memory
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, own: bool = True):
         super().__init__()
@@ -46,10 +43,13 @@ class Int8Linear(FastLinear):
         self.register_buffer("bias", None if bias is None else bias.to(dtype))
         # no buffers: these keep their dtype, and are found faster. The numbers of activations up to
         # which each product is taken; torch's knows whole vectors of inputs and bfloat16 alone
-        self.shape, self.few, self.few_torch = (n, k), 0, 0
+        self.shape, self.few, self.few_torch, self.packed = (n, k), 0, 0, None
         if q.device.type == "cpu":
             self.products = products() if own else {}
-            self.few = self.FEW * k if self.products else 0
+            if self.products and multiplies_bytes():
+                self.packed = torch.ops.onednn.qlinear_prepack(q, None)
+            few = self.FEW if self.packed is None else self.FEW_AMX
+            self.few = few * k if self.products else 0
             self.few_torch = self.FEW_TORCH * k if k % 32 == 0 else 0
             self.fp32 = q, scale, None if bias is None else bias.float().contiguous()
             self.bf16 = q, scale.to(torch.bfloat16)
@@ -64,12 +64,28 @@ class Int8Linear(FastLinear):
                 *(x.data_ptr(), y.data_ptr(), x.numel() // k, n, k, torch.get_num_threads()),
             )
             return y
+        if self.packed is not None and x.dtype in self.products:
+            parts = [self.many(part) for part in x.reshape(-1, k).split(self.CHUNK)]
+            return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(*x.shape[:-1], n)
         if x.numel() <= self.few_torch:
             y = torch._weight_int8pack_mm(x.reshape(-1, k).to(torch.bfloat16), *self.bf16)
             y = y.to(x.dtype).view(*x.shape[:-1], n)
         else:
             y = F.linear(x, self.q.to(x.dtype)) * self.scale
         return y if self.bias is None else y + self.bias
+
+    def many(self, x: torch.Tensor) -> torch.Tensor:
+        """x (rows, k) -> (rows, n), by two products of bytes: with the upper ones and the lower."""
+        (n, k), rows, threads = self.shape, len(x), torch.get_num_threads()
+        (_, scale, bias), x = self.fp32, x.contiguous()
+        halves = torch.empty((2 * rows, k), dtype=torch.int8)
+        step, y = torch.empty(rows), torch.empty((rows, n), dtype=x.dtype)
+        split, join = splits()[x.dtype], joins()[x.dtype]
+        split(x.data_ptr(), halves.data_ptr(), step.data_ptr(), rows, k, threads)
+        found = byte_product(halves, self.packed, scale)
+        bias = None if bias is None else bias.data_ptr()
+        join(found.data_ptr(), step.data_ptr(), bias, y.data_ptr(), rows, n, threads)
+        return y
 
 
 def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,25 +95,34 @@ def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
-@functools.cache
 def products() -> dict:
-    """The functions of int8.cpp by dtype; none of them where it cannot be built."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None or sys.platform == "win32":
-        return {}
-    options = ["-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
-    if platform.machine() == "x86_64":
-        options.append("-mprefer-vector-width=512")
-    with tempfile.TemporaryDirectory() as folder:  # not kept: it fits this processor alone
-        library = Path(folder) / "int8.so"
-        command = [compiler, *options, str(SOURCE), "-o", str(library)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
-            built = ctypes.CDLL(str(library))
-        except (OSError, subprocess.SubprocessError):
-            return {}
-    found = {torch.float32: built.product_float32, torch.bfloat16: built.product_bfloat16}
-    for product in found.values():
-        product.restype = None
-        product.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 3 + [ctypes.c_int]
-    return found
+    """The products of int8.cpp by dtype; none where it cannot be built. So splits and joins."""
+    return functions("int8", "product", *[c_void_p] * 5, *[c_int64] * 3, c_int)
+
+
+def splits() -> dict:
+    return functions("int8", "split", *[c_void_p] * 3, *[c_int64] * 2, c_int)
+
+
+def joins() -> dict:
+    return functions("int8", "join", *[c_void_p] * 4, *[c_int64] * 2, c_int)
+
+
+def byte_product(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x (rows, k) int8, W (n, k) int8 packed, scale (n) -> x W^T scale, fp32, by oneDNN."""
+    zeros = torch.zeros(len(scale), dtype=torch.int32)
+    out = (1.0, 0, torch.float32, "none", [], "")  # fp32 as it is, nothing behind it
+    return torch.ops.onednn.qlinear_pointwise(x, 1.0, 0, packed, scale, zeros, None, *out)
+
+
+@functools.cache
+def multiplies_bytes() -> bool:
+    """Whether the CPU multiplies matrices of bytes, and torch knows how: found by trying."""
+    if not getattr(torch.cpu, "_is_amx_tile_supported", bool)():
+        return False
+    x, w = torch.arange(-128, 128, dtype=torch.int8).view(2, 2, 64)
+    try:
+        found = byte_product(x, torch.ops.onednn.qlinear_prepack(w, None), torch.ones(2))
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.equal(found, x.float() @ w.float().T)

@@ -128,10 +128,11 @@ def candidates(logits: torch.Tensor, params: SamplingParams):
     temperature, top_k, top_p (nucleus sampling, Holtzman et al. 2019, over the probabilities that
     top_k left), min_p (Nguyen et al. 2024).
     """
-    logits = logits[:, : params.vocab_limit].float() / max(params.temperature, 1e-6)  # no overflow
+    logits = logits[:, : params.vocab_limit].float()
     V, ids = logits.size(-1), None
-    if params.top_k and params.top_k < V:
+    if params.top_k and params.top_k < V:  # which are likeliest no temperature changes
         logits, ids = torch.topk(logits, params.top_k)  # descending
+    logits = logits / max(params.temperature, 1e-6)  # no overflow
     if params.top_p < 1:
         total = logits.logsumexp(dim=-1, keepdim=True)
         if ids is None and V > 2 * NUCLEUS:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from bonsai.engine.attention import attend
 from bonsai.engine.int8 import FastLinear, Int8Linear
 from bonsai.errors import UserError
 from model import ACTIVATIONS, Dropout
@@ -55,6 +56,8 @@ def prepare(
         for module in model.modules():
             if hasattr(module, "activation"):
                 module.activation = gelus.get(module.activation, module.activation)
+            if hasattr(module, "attend"):
+                module.attend = attend
     return model
 
 

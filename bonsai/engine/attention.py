@@ -1,0 +1,44 @@
+"""Attention of one-token steps on a CPU, for several rows at once."""
+
+from ctypes import c_float, c_int, c_int64, c_void_p
+
+import torch
+from torch.nn import functional as F
+
+from bonsai.engine.native import functions
+
+CHANNELS = 32, 64, 128  # of a head, for which attention.cpp has loops
+
+
+def attend(q, k, v, mask=None, dropout=0.0, causal=False, scale=None, enable_gqa=False):
+    """scaled_dot_product_attention, by attention.cpp for one query (T = 1) of more than one row.
+
+    q (B, nh, T, hs), k and v (B, nkv, S, hs) as in caches, mask (B or 1, 1, T, S) bool -> like q.
+    Rows of different lengths read what they see alone: torch's kernel reads all of the longest.
+    """
+    (B, nh, T, hs), (nkv, S) = q.shape, k.shape[1:3]
+    if (
+        T == 1 < B
+        and hs in CHANNELS
+        and dropout == 0
+        and q.stride(1) == hs
+        and k.stride() == v.stride()
+        and q.stride(3) == k.stride(3) == 1
+        and (mask is None or (mask.dtype, mask.stride(-1)) == (torch.bool, 1))
+        and (own := kernels().get(q.dtype))
+    ):
+        y = torch.empty((B, nh, 1, hs), dtype=q.dtype)
+        seen = (None, 0) if mask is None else (mask.data_ptr(), mask.expand(B, 1, 1, S).stride(0))
+        own(
+            *(q.data_ptr(), k.data_ptr(), v.data_ptr(), seen[0], y.data_ptr()),
+            *(B, nh, nkv, S, hs, q.stride(0), *k.stride()[:3], seen[1]),
+            *(hs**-0.5 if scale is None else scale, torch.get_num_threads()),
+        )
+        return y
+    fused = F.scaled_dot_product_attention
+    return fused(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=enable_gqa)
+
+
+def kernels() -> dict:
+    """The functions of attention.cpp by dtype; none of them where it cannot be built."""
+    return functions("attention", "attention", *[c_void_p] * 5, *[c_int64] * 10, c_float, c_int)
