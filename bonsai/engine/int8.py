@@ -30,7 +30,8 @@ class Int8Linear(FastLinear):
     """
 
     FEW, FEW_TORCH = 32, 16  # rows up to which each beats a product with converted weights
-    FEW_AMX = 7  # rows up to which int8.cpp beats oneDNN
+    # multiplications up to which int8.cpp beats oneDNN, and rows up to which it does in any case
+    MANY_AMX, FEW_AMX = 2**24, 3
     CHUNK = 512  # rows that go through oneDNN at once, for the sake of memory
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, own: bool = True):
@@ -48,8 +49,10 @@ class Int8Linear(FastLinear):
             self.products = products() if own else {}
             if self.products and multiplies_bytes():
                 self.packed = torch.ops.onednn.qlinear_prepack(q, None)
-            few = self.FEW if self.packed is None else self.FEW_AMX
-            self.few = few * k if self.products else 0
+            few = self.FEW if self.products else 0
+            if self.packed is not None:
+                few = min(few, max(self.FEW_AMX, self.MANY_AMX // (n * k)))
+            self.few = few * k
             self.few_torch = self.FEW_TORCH * k if k % 32 == 0 else 0
             self.fp32 = q, scale, None if bias is None else bias.float().contiguous()
             self.bf16 = q, scale.to(torch.bfloat16)
@@ -108,11 +111,13 @@ def joins() -> dict:
     return functions("int8", "join", *[c_void_p] * 4, *[c_int64] * 2, c_int)
 
 
+ZERO = torch.zeros(1, dtype=torch.int32)
+
+
 def byte_product(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """x (rows, k) int8, W (n, k) int8 packed, scale (n) -> x W^T scale, fp32, by oneDNN."""
-    zeros = torch.zeros(len(scale), dtype=torch.int32)
     out = (1.0, 0, torch.float32, "none", [], "")  # fp32 as it is, nothing behind it
-    return torch.ops.onednn.qlinear_pointwise(x, 1.0, 0, packed, scale, zeros, None, *out)
+    return torch.ops.onednn.qlinear_pointwise(x, 1.0, 0, packed, scale, ZERO, None, *out)
 
 
 @functools.cache
