@@ -1,5 +1,5 @@
 # The loss of nanoGPT's CPU recipe on Tiny Shakespeare in a tenth of its time: 0.8M parameters.
-# Cost: 163,840 tokens; 5.6 s on two CPU cores with AVX512-BF16 (nanoGPT: 61 s).
+# Cost: 163,840 tokens; 5.7 s on two CPU cores with AVX512-BF16 (nanoGPT: 61 s).
 # Expected validation loss: 1.88 on the whole split (see docs/BENCHMARKS.md).
 # $ python data/shakespeare_char/prepare.py
 # $ python train.py config/fast_shakespeare_char_cpu.py
