@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from bonsai.engine.native import functions
 
+ZERO = torch.zeros(1, dtype=torch.int32)
+
 
 class FastLinear(nn.Module):
     """A linear layer for inference only: without hooks, which cost as much as a small product."""
@@ -109,9 +111,6 @@ def splits() -> dict:
 
 def joins() -> dict:
     return functions("int8", "join", *[c_void_p] * 4, *[c_int64] * 2, c_int)
-
-
-ZERO = torch.zeros(1, dtype=torch.int32)
 
 
 def byte_product(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
