@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
-from bonsai.engine import SamplingParams, generate
+from bonsai.engine import SamplingParams, generate, prepare
 from bonsai.errors import UserError, run
 from bonsai.models import build_model
 from bonsai.results import provenance, table, write_json
@@ -103,7 +103,7 @@ def generation() -> list[dict]:
     found = []
     for n in map(int, rows.split(",")):
         for name, settings in GENERATION.items():
-            model = make(settings, length).to(runtime.device).eval()
+            model = prepare(make(settings, length).to(runtime.device))
             serial = model.serial_layers() if hasattr(model, "serial_layers") else 0
             row = {"model": name, "caches": "yes", "rows": n, "T": length}
             row |= {"mflops": model.flops_per_token(length) / 3e6}

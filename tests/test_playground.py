@@ -638,11 +638,16 @@ def test_a_run_grows_while_it_is_looked_at(server, folder, visit):
             box.set_checked(box.get_attribute("data-run") == "out-live")
         row = page.locator(".run", has_text="out-live")
         expect(row).to_contain_text("live")
-        step(2), step(10)
-        expect(row).to_contain_text("step 10 of 40")
         page.locator(".chart").focus()
         page.keyboard.press("End")
+        expect(page.locator(".readout-box")).to_contain_text("step 1")
+        step(2), step(10)  # the end of the curve is followed
+        expect(row).to_contain_text("step 10 of 40")
         expect(page.locator(".readout-box")).to_contain_text("step 10")
+        page.keyboard.press("Home")
+        step(11)
+        expect(row).to_contain_text("step 11 of 40")
+        expect(page.locator(".readout-box")).to_contain_text("step 0")
     finally:
         shutil.rmtree(live)
 

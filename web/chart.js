@@ -80,6 +80,7 @@ export class Chart {
     this.element = el("div", { class: "chart-frame" }, this.picture, this.box);
     this.options = null;
     this.at = null; // x of the cross-hair
+    this.last = false; // whether that is the last point, and stays the last as a run grows
     new ResizeObserver(() => this.options && this.draw(this.options)).observe(this.element);
     this.picture.addEventListener("pointermove", (e) => this.point(e));
     this.picture.addEventListener("pointerdown", (e) => this.point(e));
@@ -132,7 +133,8 @@ export class Chart {
     this.hair = svg("g", { class: "hair" });
     picture.append(this.hair);
     picture.setAttribute("aria-label", `${options.y} by ${options.x}; arrow keys read the curves`);
-    this.read(this.at);
+    if (this.last) this.end();
+    else this.read(this.at);
   }
 
   scales(width) {
@@ -175,15 +177,27 @@ export class Chart {
       return;
     e.preventDefault();
     if (e.key === "Escape") return this.read(null);
-    const points = this.series.reduce((a, b) => (b.points.length > a.points.length ? b : a)).points;
+    const points = this.longest();
     const now = this.at === null ? -1 : nearest(points, this.at);
     const to = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: points.length - 1 }[e.key];
-    this.read(points[Math.max(0, Math.min(points.length - 1, to))][0]);
+    if (to >= points.length - 1) this.end();
+    else this.read(points[Math.max(0, to)][0]);
+  }
+
+  longest() {
+    return this.series.reduce((a, b) => (b.points.length > a.points.length ? b : a)).points;
+  }
+
+  /** Put the cross-hair at the last point, and keep it there. */
+  end() {
+    this.read(this.longest().at(-1)[0]);
+    this.last = true;
   }
 
   /** Put the cross-hair at x (null: nowhere) and show the numbers there. */
   read(x) {
     this.at = x;
+    this.last = false;
     this.box.hidden = x === null || !this.series?.length;
     this.hair?.replaceChildren();
     if (this.box.hidden) return;
