@@ -45,6 +45,7 @@ dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA and for int
 quantize = ""  # int8: weights in 8 bits, faster at small batches; empty: as they are
 prefix_cache = 2048  # tokens of prompts to remember, for those that begin alike
 lookup = 0  # guess this many tokens ahead from the text so far while one text is written alone
+draft = 0  # guess this many tokens ahead by the same model in int8 while one text is written alone
 compile = False  # torch.compile the one-token step: slow to start
 threads = 0  # of a model on the CPU; 0: one less than there are cores
 # -----------------------------------------------------------------------------
@@ -98,7 +99,8 @@ def main() -> int:
     loopback = address in ("127.0.0.1", "::1")
     served = {}
     for name, source in chosen.items():
-        options = {"quantize": quantize, "prefix_cache": prefix_cache, "lookup": lookup}
+        options = {"quantize": quantize, "prefix_cache": prefix_cache}
+        options |= {"lookup": lookup, "draft": draft}
         m = served[name] = load_served(name, source, runtime, max_batch, **options)
         size = f"{m.model.num_params() / 1e6:.2f}M parameters, context {m.context}"
         print(f"model {name}: {source}, {size}{', chat' if m.chat else ''}")

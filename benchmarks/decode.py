@@ -7,8 +7,10 @@
 A one-token step reads every weight of the linear layers and the keys and values of all rows once:
 no step is faster than these bytes at the measured read bandwidth. The table has the share of that
 limit. "tokens/s" is of whole answers, prefill included (what nanoGPT's generate is compared on);
-"decode/s" of the one-token steps alone, all rows together. Weights are random, which changes no
-timing; repeats alternate between all contestants, in one process on one machine.
+"decode/s" of all tokens but the first, all rows together. "drafted": the model's weights in int8
+guess 8 tokens, which a step checks; such steps have no limit here. Weights are random, which
+changes no timing but the drafted one; repeats alternate between all contestants, in one process on
+one machine.
 """
 
 import statistics
@@ -24,6 +26,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
 from bonsai.engine import Engine, SamplingParams
+from bonsai.engine.memory import LargePages
+from bonsai.engine.weights import products
 from bonsai.errors import UserError, run
 from bonsai.models import build_model
 from bonsai.report import header
@@ -60,14 +64,15 @@ SIZES = {
     "toy": Size(dict(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=65), 8, 12, 50),
 }
 
-# name -> (dtype, quantize, compile)
+# name -> (dtype, other settings of Engine)
 KINDS = {
-    "float32": ("float32", "", False),
-    "bfloat16": ("bfloat16", "", False),
-    "int8": ("bfloat16", "int8", False),
-    "int8, float32": ("float32", "int8", False),  # for CPUs that do not compute in bfloat16
-    "bfloat16 compiled": ("bfloat16", "", True),
-    "int8 compiled": ("bfloat16", "int8", True),
+    "float32": ("float32", {}),
+    "float32, drafted": ("float32", {"draft": 8}),
+    "bfloat16": ("bfloat16", {}),
+    "int8": ("bfloat16", {"quantize": "int8"}),
+    "int8, float32": ("float32", {"quantize": "int8"}),  # for CPUs that do not compute in bfloat16
+    "bfloat16 compiled": ("bfloat16", {"compile": True}),
+    "int8 compiled": ("bfloat16", {"quantize": "int8", "compile": True}),
 }
 
 COLUMNS = [
@@ -88,12 +93,23 @@ COLUMNS = [
 
 
 def read_bandwidth(runtime: Runtime) -> float:
-    """Bytes per second that reading takes: the best of sums over, and products with, 1 GiB."""
+    """Bytes per second that reading takes: the best of sums over, and products with, 1 GiB.
+
+    On a CPU the engine's own product is among them, and the memory is in large pages, as its is.
+    """
     matrix = torch.ones((2**16, 2**12), device=runtime.device)
     vector = torch.ones(2**12, device=runtime.device)
+    reads = [lambda: matrix.sum(), lambda: matrix @ vector]
+    if runtime.device.type == "cpu":
+        matrix = LargePages().copy(matrix)
+        if own := products().get(torch.float32):
+            out = torch.empty(len(matrix))
+            addresses = matrix.data_ptr(), None, vector.data_ptr(), out.data_ptr()
+            sizes = 1, *matrix.shape, torch.get_num_threads()
+            reads.append(lambda: own(*addresses, *sizes))
     best = float("inf")
     for _ in range(5):
-        for read in (matrix.sum, lambda: matrix @ vector):
+        for read in reads:
             runtime.synchronize()
             begin = time.perf_counter()
             read()
@@ -104,10 +120,10 @@ def read_bandwidth(runtime: Runtime) -> float:
 
 def bytes_per_step(model, kind: str, batch: int, length: float) -> float:
     """What a one-token step has to read: linear layers, final norm, keys and values."""
-    dtype, quantize, _ = KINDS[kind]
+    dtype, settings = KINDS[kind]
     width = 4 if dtype == "float32" else 2
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    weights = sum(m.weight.numel() for m in linears) * (1 if quantize else width)
+    weights = sum(m.weight.numel() for m in linears) * (1 if "quantize" in settings else width)
     c = model.config
     return weights + batch * 2 * c.n_layer * c.kv_heads * c.head_dim * length * width
 
@@ -124,7 +140,8 @@ def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> 
         engine.step()
         steps += 1
     total = time.perf_counter() - begin
-    rate = len(prompts) * steps / (total - first) if steps else None
+    tokens = len(prompts) * (params.max_new_tokens - 1)
+    rate = tokens / (total - first) if steps else None
     return {"seconds": total, "first": first, "decode_rate": rate}
 
 
@@ -187,10 +204,9 @@ def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
             model,
             max(counts),
             dtype=DTYPES[dtype],
-            quantize=quantize,
-            compile=compiled,
+            **settings,
         )
-        for kind, (dtype, quantize, compiled) in ((k, KINDS[k]) for k in chosen)
+        for kind, (dtype, settings) in ((k, KINDS[k]) for k in chosen)
     }
     theirs = PeerAnswers(module, model, runtime) if module else None
     found, first, peer_seconds, bandwidth = {}, {}, [], []
@@ -199,7 +215,7 @@ def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
         if keep:
             bandwidth.append(read_bandwidth(runtime))
         for kind, engine in engines.items():
-            for batch in counts:
+            for batch in counts if not engine.draft else [1]:
                 result = answer(engine, prompts[:batch], params)
                 if keep:
                     found.setdefault((kind, batch), []).append(result)
@@ -228,8 +244,8 @@ def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
             "decode_rate": decode["median"],
             "decode_rates": decode,
             "spread": (rates["high"] - rates["low"]) / rates["median"],
-            "limit": limit,
-            "share": decode["median"] / limit,
+            "limit": None if engines[kind].draft else limit,
+            "share": None if engines[kind].draft else decode["median"] / limit,
             "batching": decode["median"] / alone[kind],
             "n": repeats,
         }
@@ -266,7 +282,8 @@ def pick_kinds(runtime: Runtime) -> list[str]:
     if runtime.device.type == "cuda":
         return ["bfloat16", "bfloat16 compiled", "int8 compiled"]
     half = cpu_computes_bfloat16()
-    return ["float32", "bfloat16", "int8"] if half else ["float32", "int8, float32"]
+    plain = ["float32", "float32, drafted"]
+    return [*plain, "bfloat16", "int8"] if half else [*plain, "int8, float32"]
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate, next_probs
-from bonsai.engine.lookup import Lookup
+from bonsai.engine.ahead import Draft, Lookup
 from bonsai.engine.phases import CompiledStep, power_of_two
 from bonsai.engine.sampling import Row, adjust
 from bonsai.errors import UserError
@@ -98,12 +99,14 @@ def random_requests(engine, rng, count):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("prefix_cache, lookup", [(0, 0), (60, 0), (60, 5)])
-def test_a_request_gets_the_tokens_it_gets_alone(model, seed, prefix_cache, lookup):
+@pytest.mark.parametrize(
+    "options", [{}, dict(prefix_cache=60), dict(prefix_cache=60, lookup=5), dict(draft=4)], ids=str
+)
+def test_a_request_gets_the_tokens_it_gets_alone(model, seed, options):
     """Arriving at random times, beside others, after others were cancelled."""
     rng = random.Random(seed)
     max_batch = rng.choice([1, 3, 8])
-    engine = Engine(model, max_batch, prefix_cache=prefix_cache, lookup=lookup)
+    engine = Engine(model, max_batch, **options)
     requests, events = [], {}
     for _ in range(12):
         requests += random_requests(engine, rng, rng.randrange(3))
@@ -266,6 +269,37 @@ def test_repetition_takes_fewer_steps_and_the_same_tokens(temperature, cached):
     assert [event.logprob for event in events] == pytest.approx(want, abs=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_the_model_in_int8_guesses_what_the_model_says(temperature):
+    model = tiny(block_size=96, n_head=1)  # heads of 32 channels, which block.cpp takes
+    params = SamplingParams(80, temperature, top_k=9, frequency_penalty=0.3, logprobs=1)
+    engine = Engine(model, draft=5)
+    (request,) = engine.submit([5, 3, 1], params)
+    steps, events = 0, []
+    while engine.busy:
+        events += engine.step()
+        steps += 1
+    assert request.tokens == alone(model, request) == [event.token for event in events]
+    assert len(request.tokens) == 80 and steps < 30
+    (other,) = (plain := Engine(model)).submit([5, 3, 1], params)
+    want = [event.logprob for event in finish(plain)[other]]
+    assert [event.logprob for event in events] == pytest.approx(want, abs=1e-4)
+    stop = request.tokens[40]
+    end = request.tokens.index(stop)
+    (short,) = engine.submit([5, 3, 1], replace(params, stop_tokens=(stop,)))
+    finish(engine)
+    assert short.tokens == request.tokens[:end] and short.finish == "stop"
+
+
+def test_guesses_of_a_model_shrink_slowly():
+    draft = Draft(None, most=8)
+    lengths = []
+    for guessed, right in [(8, 8), (8, 2), (7, 0), (6, 6), (8, 3)]:
+        draft.learn(guessed, right)
+        lengths.append(draft.length)
+    assert lengths == [8, 7, 6, 8, 7]
+
+
 # ---- log-probabilities ----
 
 
@@ -373,7 +407,11 @@ def test_top_p_of_a_large_vocabulary(top_p):
         (lambda m: Engine(m, quantize="int3"), "quantize=int3 is not one of int8"),
         (lambda m: Engine(m, prefix_cache=-1), "prefix_cache=-1"),
         (lambda m: Engine(m, lookup=-1), "lookup=-1"),
+        (lambda m: Engine(m, draft=-1), "draft=-1"),
         (lambda m: Engine(m, lookup=4, compile=True), "choose one"),
+        (lambda m: Engine(m, draft=4, compile=True), "choose one"),
+        (lambda m: Engine(m, draft=4, lookup=4), "choose one"),
+        (lambda m: Engine(m, draft=4, quantize="int8"), "not for quantize=int8"),
         (lambda m: Engine(m).submit([], SamplingParams()), "prompt is empty"),
         (lambda m: Engine(m).submit([1] * 49, SamplingParams()), "49 tokens, the context 48"),
         (lambda m: Engine(m).submit([VOCAB], SamplingParams()), "outside the model's vocabulary"),

@@ -47,13 +47,15 @@ def test_decoding_at_toy_size_beside_a_peer(tmp_path):
     """The peer is our own model.py, whose generate recomputes everything as nanoGPT's does."""
     (tmp_path / "peer").mkdir()
     (tmp_path / "peer" / "model.py").write_text((ROOT / "model.py").read_text())
-    args = ["--sizes=toy", "--kinds=float32;int8, float32", "--batches=1,3", "--repeats=1"]
+    kinds = "--kinds=float32;float32, drafted;int8, float32"
+    args = ["--sizes=toy", kinds, "--batches=1,3", "--repeats=1"]
     done = start("decode.py", *args, "--peer=peer", "--out=results", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "results" / "decode.json").read_text())
     rows = found["rows"]
     assert [(r["kind"], r["batch"]) for r in rows] == [
-        *[(kind, batch) for kind in ("float32", "int8, float32") for batch in (1, 3)],
+        *[("float32", 1), ("float32", 3), ("float32, drafted", 1)],
+        *[("int8, float32", 1), ("int8, float32", 3)],
         ("nanoGPT's generate, float32", 1),
     ]
     assert all(r["rate"] > 0 for r in rows) and rows[0]["first_ms"] > 0 and rows[0]["ratio"] > 0
@@ -63,6 +65,7 @@ def test_decoding_at_toy_size_beside_a_peer(tmp_path):
     bandwidth = found["notes"]["toy"]["bandwidth"]["high"]
     assert rows[0]["limit"] == pytest.approx(bandwidth / read)
     assert rows[0]["share"] == pytest.approx(rows[0]["decode_rate"] / rows[0]["limit"])
+    assert rows[2]["share"] is None and rows[2]["ratio"] > 0
 
 
 def test_bytes_that_a_step_reads():

@@ -6,70 +6,43 @@
 // rows another library's products of bytes are faster: `split` makes bytes of the integers, `join`
 // one result of what comes back.
 
+#include <omp.h>
+
 #include <algorithm>
-#include <limits>
 #include <vector>
 
-#include "numbers.h"
+#include "kernels.h"
 
 namespace {
 
-// |x| as bits, whose order is that of the numbers; NaN comes last.
-inline uint32_t magnitude(float x) { return as<uint32_t>(x) & 0x7fffffff; }
-
-// The products of N rows of weights with R rows of activations, k inputs each. As many sums at a
-// time as hide how long a multiplication takes.
-template <int N, int R>
-void dot(const int8_t* w, const int16_t* q, int64_t k, int32_t* sums) {
-    int32_t sum[N * R] = {};
-    for (int64_t j = 0; j < k; j++)
-        for (int i = 0; i < N; i++)
-            for (int r = 0; r < R; r++) sum[i * R + r] += int32_t(w[i * k + j]) * q[r * k + j];
-    for (int i = 0; i < N * R; i++) sums[i] = sum[i];
-}
-
-template <int N>
-void dots(int R, const int8_t* w, const int16_t* q, int64_t k, int32_t* sums) {
-    (R == 8 ? dot<N, 8> : R == 4 ? dot<N, 4> : R == 2 ? dot<N, 2> : dot<N, 1>)(w, q, k, sums);
-}
-
-// A row x (k) -> integers q (k) and the step that they count: x is about step q. A row that is not
-// finite becomes zeros and a step that is no number.
-template <class T>
-float round_row(const T* x, int16_t* q, int64_t k) {
-    const int64_t room = std::numeric_limits<int32_t>::max() / (127 * k);
-    const float most = std::min<int64_t>(std::numeric_limits<int16_t>::max() - 128, room);
-    uint32_t largest = 0;
-    for (int64_t j = 0; j < k; j++) largest = std::max(largest, magnitude(x[j]));
-    if (largest >= magnitude(std::numeric_limits<float>::infinity())) {
-        std::fill_n(q, k, 0);
-        return std::numeric_limits<float>::quiet_NaN();
-    }
-    const float top = std::max(as<float>(largest), 1e-30f), up = most / top;
-    for (int64_t j = 0; j < k; j++) q[j] = int16_t(std::nearbyint(float(x[j]) * up));
-    return top / most;
-}
+const int ALONE = 4;  // rows up to which each thread converts them itself instead of waiting
 
 // w (n, k), scale (n), bias (n) or null, x (rows, k) -> y (rows, n)
 template <class T>
 void product(const int8_t* w, const float* scale, const float* bias, const T* x, T* y,
              int64_t rows, int64_t n, int64_t k, int threads) {
-    std::vector<int16_t> q(rows * k);
-    std::vector<float> step(rows);
+    const int64_t copies = rows <= ALONE ? threads : 1;
+    std::vector<int16_t> rounded(copies * rows * k);
+    std::vector<float> steps(copies * rows);
 #pragma omp parallel num_threads(threads)
     {
+        const int64_t copy = copies > 1 ? omp_get_thread_num() : 0;
+        int16_t* q = &rounded[copy * rows * k];
+        float* step = &steps[copy * rows];
+        if (copies > 1) {
+            for (int64_t r = 0; r < rows; r++) step[r] = round_row(x + r * k, q + r * k, k);
+        } else {
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; r++) step[r] = round_row(x + r * k, &q[r * k], k);
+            for (int64_t r = 0; r < rows; r++) step[r] = round_row(x + r * k, q + r * k, k);
+        }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < n; i += 2) {
             const int N = n - i >= 2 ? 2 : 1;
-            const int64_t soon = std::min(i + 10, n) * k;
-            for (int64_t j = (i + 8) * k; j < soon; j += 64) __builtin_prefetch(w + j, 0, 2);
             for (int64_t r = 0; r < rows;) {
                 const int64_t left = rows - r;
                 const int R = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
                 int32_t sums[16];
-                (N == 2 ? dots<2> : dots<1>)(R, w + i * k, &q[r * k], k, sums);
+                (N == 2 ? dots<2> : dots<1>)(R, w + i * k, q + r * k, k, sums);
                 for (int s = 0; s < N * R; s++) {
                     const int64_t out = i + s / R, in = r + s % R;
                     y[in * n + out] = sums[s] * (scale[out] * step[in]) + (bias ? bias[out] : 0);

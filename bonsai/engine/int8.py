@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bonsai.engine.memory import LargePages
 from bonsai.engine.native import functions
 
 ZERO = torch.zeros(1, dtype=torch.int32)
@@ -27,8 +28,8 @@ class FastLinear(nn.Module):
 class Int8Linear(FastLinear):
     """y = x W^T + b with W as int8 and a scale per output channel (symmetric, to nearest).
 
-    own: use int8.cpp where it can be built. Not for torch.compile. With AMX the weights are kept
-    twice, in the order of each of the two products.
+    own: use int8.cpp where it can be built. Not for torch.compile. pages: where to put the weights.
+    With AMX they are kept twice, in the order of each of the two products.
     """
 
     FEW, FEW_TORCH = 32, 16  # rows up to which each beats a product with converted weights
@@ -36,10 +37,18 @@ class Int8Linear(FastLinear):
     MANY_AMX, FEW_AMX = 2**24, 3
     CHUNK = 512  # rows that go through oneDNN at once, for the sake of memory
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype, own: bool = True):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        dtype: torch.dtype,
+        own: bool = True,
+        pages: LargePages | None = None,
+    ):
         super().__init__()
         n, k = linear.weight.shape
         q, scale = to_int8(linear.weight)
+        if pages is not None and q.device.type == "cpu":
+            q = pages.copy(q)
         self.register_buffer("q", q)
         self.register_buffer("scale", scale.to(dtype))
         bias = None if linear.bias is None else linear.bias.detach()
@@ -58,6 +67,10 @@ class Int8Linear(FastLinear):
             self.few_torch = self.FEW_TORCH * k if k % 32 == 0 else 0
             self.fp32 = q, scale, None if bias is None else bias.float().contiguous()
             self.bf16 = q, scale.to(torch.bfloat16)
+
+    def direct(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What block.cpp reads, weights and scales; None: nothing that it could."""
+        return self.fp32[:2] if self.few else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, k = self.shape

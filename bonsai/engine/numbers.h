@@ -1,4 +1,4 @@
-// Numbers in the C++ of this folder.
+// Numbers in the C++ of this folder, and vectors of as many as a register of 512 bits has room for.
 
 #pragma once
 
@@ -24,3 +24,33 @@ struct bfloat16 {
         return *this;
     }
 };
+
+// ---- vectors ----
+
+const int LANES = 16;
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
+template <class Vector, class T>
+Vector read(const T* x) {
+    Vector y;
+    std::memcpy(&y, x, sizeof y);
+    return y;
+}
+
+inline floats load(const float* x) { return read<floats>(x); }
+
+inline floats load(const bfloat16* x) {
+    return (floats)(__builtin_convertvector(read<halves>(x), words) << 16);
+}
+
+inline float total(const floats& x) {  // in halves: a loop over the lanes takes twice as long
+    typedef float eight __attribute__((vector_size(32)));
+    typedef float four __attribute__((vector_size(16)));
+    const float* lanes = (const float*)&x;
+    const eight e = read<eight>(lanes) + read<eight>(lanes + 8);
+    lanes = (const float*)&e;
+    const four f = read<four>(lanes) + read<four>(lanes + 4);
+    return (f[0] + f[2]) + (f[1] + f[3]);
+}

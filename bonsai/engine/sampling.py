@@ -4,6 +4,7 @@ The noise of a draw is a pure function of (seed, row, step, token id): no genera
 what a request draws depends neither on its neighbours nor on the device.
 """
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,12 @@ class Row:
     def __post_init__(self) -> None:
         # by seed and row together: seed + row would give row 1 of seed 1 the noise of row 0 of 2
         self.key = random.Random(f"{self.params.seed} {self.row}").getrandbits(64)
+
+    def behind(self, tokens: Sequence[int]) -> "Row":
+        """The row as it would be with more tokens."""
+        row = copy.copy(self)
+        row.tokens = [*self.tokens, *tokens]
+        return row
 
 
 # ---- the distribution ----

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bonsai.engine.lookup import Lookup
+from bonsai.engine.ahead import Draft, Lookup
 from bonsai.engine.phases import (
     CompiledStep,
     TokenCache,
@@ -35,7 +35,7 @@ class Request(Row):
     finish: str | None = None  # None while it runs; 'stop', 'length' or 'cancelled'
     alone: bool = True  # whether no other answers to the same prompt were asked for with it
     cancelled: bool = False  # asked to end
-    lookup: Lookup | None = None  # what its next tokens are guessed from
+    ahead: Lookup | Draft | None = None  # what guesses its next tokens
 
 
 @dataclass
@@ -61,8 +61,8 @@ class Engine:
     answer together (one more token can be drawn from a full context); 0: the model's block_size.
     dtype, quantize: as `prepare`, for a copy of the weights. compile: the one-token steps, see
     CompiledStep. prefix_cache: how many tokens of prompts to keep keys and values of, for prompts
-    that begin alike. lookup: how many tokens to guess ahead while one request runs alone, see
-    bonsai/engine/lookup.py; 0: none.
+    that begin alike. lookup, draft: how many tokens to guess ahead while one request runs alone,
+    from the text so far or by the same model in int8, see bonsai/engine/ahead.py; 0: none.
     Raises UserError for impossible values.
     """
 
@@ -76,18 +76,23 @@ class Engine:
         compile: bool = False,
         prefix_cache: int = 0,
         lookup: int = 0,
+        draft: int = 0,
     ):
         block_size = model.config.block_size
         if max_batch < 1:
             raise UserError(f"max_batch={max_batch} must be at least 1")
         if not 0 <= length <= block_size:
             raise UserError(f"length={length} must be between 1 and the context of {block_size}")
-        if lookup < 0:
-            raise UserError(f"lookup={lookup} must be at least 0")
-        if lookup and compile:
+        if min(lookup, draft) < 0:
+            raise UserError(f"lookup={lookup} and draft={draft} must be at least 0")
+        if lookup and draft:
+            raise UserError("choose one: lookup and draft are two ways to guess ahead")
+        if (lookup or draft) and compile:
             raise UserError(
-                "choose one: lookup makes steps of changing lengths, compile fixed ones"
+                "choose one: lookup and draft make steps of changing lengths, compile fixed ones"
             )
+        if draft and quantize:
+            raise UserError(f"draft guesses with weights in int8: not for quantize={quantize}")
         self.model = prepare(model, dtype, quantize, pack=not compile)
         self.vocab_size = model.config.vocab_size
         self.device = next(model.parameters()).device
@@ -97,6 +102,9 @@ class Engine:
         self.compiled = CompiledStep(self.model, self.cache) if compile else None
         # what was guessed wrong has to be forgotten: other caches cannot go back
         self.lookup = lookup if type(self.cache) in (KVCache, TokenCache) else 0
+        self.draft = draft if type(self.cache) is KVCache else 0
+        if self.draft:  # it reads and writes the same cache
+            self.drafter = prepare(model, self.cache.k.dtype, "int8")
         self.prefixes = Prefixes(prefix_cache)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request in slot i is running[i]
@@ -133,7 +141,7 @@ class Engine:
     def step(self) -> list[Event]:
         """Admit waiting requests, advance the running ones by one token; what happened."""
         events = self.drop_cancelled()
-        if self.lookup and len(self.running) == 1:
+        if (self.lookup or self.draft) and len(self.running) == 1:
             events += self.decode_ahead()
         elif self.running:
             events += self.draw(self.decode(), list(self.running))
@@ -218,42 +226,50 @@ class Engine:
     def decode_ahead(self) -> list[Event]:
         """For the one running request: its next token, and those behind it as far as guessed."""
         (request,) = self.running
-        request.lookup = request.lookup or Lookup(self.lookup)
         tokens = [*request.prompt, *request.tokens]
         left = request.params.max_new_tokens - len(request.tokens)
-        guess = request.lookup.guess(tokens, min(left - 1, self.length - len(tokens)))
+        room = min(left - 1, self.length - len(tokens))
+        row = self.cache.view(0, 1)
+        if request.ahead is None:
+            request.ahead = Lookup(self.lookup) if self.lookup else Draft(self.drafter, self.draft)
+        if self.lookup:
+            guess = request.ahead.guess(tokens, room)
+        else:
+            guess = request.ahead.guess(request, row, room)
         if not guess:
             return self.draw(self.decode(), [request])
-        row = self.cache.view(0, 1)
         idx = torch.tensor([tokens[-1:] + guess], device=self.device)
         logits = all_logits(self.model, idx, row)[0]  # (1 + len(guess), V)
         events, right = [], 0
-        for i in range(len(logits)):
-            events += self.draw(logits[i : i + 1], [request])
-            if request.finish or i == len(guess) or request.tokens[-1] != guess[i]:
+        drawn = sample_next(logits, [request.behind(guess[:i]) for i in range(len(logits))])
+        for i, token in enumerate(drawn.tolist()):
+            events.append(self.take(request, token, logits[i : i + 1]))
+            if request.finish or i == len(guess) or token != guess[i]:
                 break
             right += 1
-        request.lookup.learn(len(guess), right)
+        request.ahead.learn(len(guess), right)
         self.cache.lengths[0] = len(tokens) + right  # the rest of the guess is forgotten
         return events
 
     def draw(self, logits: torch.Tensor, requests: list[Request]) -> list[Event]:
         """Choose the next token of each request from logits (n, V)."""
         tokens = sample_next(logits, requests).tolist()  # the only wait for the device
-        events = []
-        for i, (request, token) in enumerate(zip(requests, tokens)):
-            params = request.params
-            if token in params.stop_tokens:
-                request.finish = "stop"
-                events.append(Event(request, finish="stop"))
-                continue
-            request.tokens.append(token)
-            total = len(request.prompt) + len(request.tokens)
-            if len(request.tokens) == params.max_new_tokens or total > self.length:
-                request.finish = "length"
-            event = Event(request, token, finish=request.finish)
-            if params.logprobs is not None:
-                (score,) = scores(logits[i : i + 1], [token], params.logprobs, params.vocab_limit)
-                event.logprob, event.top = score
-            events.append(event)
-        return events
+        return [
+            self.take(r, t, logits[i : i + 1]) for i, (r, t) in enumerate(zip(requests, tokens))
+        ]
+
+    def take(self, request: Request, token: int, logits: torch.Tensor) -> Event:
+        """Note a request's next token, drawn from logits (1, V)."""
+        params = request.params
+        if token in params.stop_tokens:
+            request.finish = "stop"
+            return Event(request, finish="stop")
+        request.tokens.append(token)
+        total = len(request.prompt) + len(request.tokens)
+        if len(request.tokens) == params.max_new_tokens or total > self.length:
+            request.finish = "length"
+        event = Event(request, token, finish=request.finish)
+        if params.logprobs is not None:
+            (score,) = scores(logits, [token], params.logprobs, params.vocab_limit)
+            event.logprob, event.top = score
+        return event

@@ -6,12 +6,16 @@ half the bytes are nearly twice the tokens.
 
 import copy
 from collections.abc import Callable
+from ctypes import c_int, c_int64, c_void_p
 
 import torch
 from torch import nn
 
 from bonsai.engine.attention import attend
+from bonsai.engine.block import join
 from bonsai.engine.int8 import FastLinear, Int8Linear
+from bonsai.engine.memory import LargePages
+from bonsai.engine.native import functions
 from bonsai.errors import UserError
 from model import ACTIVATIONS, Dropout
 
@@ -21,6 +25,7 @@ QUANTIZE = {
 }
 
 SMALL = 16  # a layer of fewer inputs stays as it is
+FEW_ROWS = {torch.float32: 12, torch.bfloat16: 4}  # up to which linear.cpp is faster
 FEW = 2**16  # numbers up to which GELU goes through torch's own kernel
 
 
@@ -41,10 +46,12 @@ def prepare(
     if not (pack or quantize) and dtype == weight.dtype:
         return model.eval()
 
+    pages = LargePages()
+
     def make(linear: nn.Linear) -> nn.Module | None:
         if quantize == "int8":
-            return Int8Linear(linear, dtype, own=own)
-        return PackedLinear(linear, dtype) if pack else None
+            return Int8Linear(linear, dtype, own, pages)
+        return PackedLinear(linear, dtype, pages) if pack else None
 
     # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
     large = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features >= SMALL]
@@ -53,6 +60,7 @@ def prepare(
     model = copy.deepcopy(model, memo).to(dtype).eval()
     if pack:
         gelus = {ACTIVATIONS[name]: own_kernel(ACTIVATIONS[name]) for name in ("gelu", "gelu_tanh")}
+        join(model, dtype)  # before the activations are other functions
         for module in model.modules():
             if hasattr(module, "activation"):
                 module.activation = gelus.get(module.activation, module.activation)
@@ -90,26 +98,44 @@ def own_kernel(function: Callable) -> Callable:
 
 
 class PackedLinear(FastLinear):
-    """nn.Linear on the CPU with weights in the order in which oneDNN reads them.
+    """nn.Linear on the CPU with weights in the orders in which its two products read them.
 
-    Unlike nn.Linear, which has oneDNN reorder them in every call. One token in float32 (a decoding
-    step of one row) goes through a plain product with a vector, which takes less time to start;
-    for it the model's own weights are kept as well.
+    A few rows (a decoding step) go through linear.cpp, whose weights lie in large pages; more
+    through oneDNN, which nn.Linear has reorder the weights in every call. Without a compiler all
+    do, but for one row in float32, where a plain product with a vector takes less time to start.
     """
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, pages: LargePages):
         super().__init__()
         weight = linear.weight.detach().to(dtype)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
-        self.plain = weight if dtype == torch.float32 else None
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.product = products().get(dtype)
+        self.few = FEW_ROWS[dtype] if self.product else 1 if dtype == torch.float32 else 0
+        self.plain = weight if self.product is None else pages.copy(weight)
+        self.dtype, (self.n, self.k) = dtype, weight.shape
+        self.few *= self.k  # numbers
+
+    def direct(self) -> tuple[torch.Tensor, None] | None:
+        """What block.cpp reads; None: nothing that it could."""
+        return (self.plain, None) if self.product else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.plain is None or x.numel() > x.size(-1):
+        if x.numel() > self.few or x.dtype != self.dtype:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        row = x.view(-1)
-        if self.bias is None:
-            y = torch.mv(self.plain, row)
-        else:
-            y = torch.addmv(self.bias, self.plain, row)
-        return y.view(*x.shape[:-1], -1)
+        if self.product is None:
+            row = x.view(-1)
+            y = self.plain @ row if self.bias is None else self.plain.addmv(self.bias, row)
+            return y.view(*x.shape[:-1], -1)
+        x, y = x.contiguous(), torch.empty((*x.shape[:-1], self.n), dtype=self.dtype)
+        self.product(
+            *(self.plain.data_ptr(), None if self.bias is None else self.bias.data_ptr()),
+            *(x.data_ptr(), y.data_ptr(), x.numel() // self.k, self.n, self.k),
+            torch.get_num_threads(),
+        )
+        return y
+
+
+def products() -> dict:
+    """The products of linear.cpp by dtype; none where it cannot be built."""
+    return functions("linear", "linear", *[c_void_p] * 4, *[c_int64] * 3, c_int)

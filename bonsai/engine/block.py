@@ -1,0 +1,109 @@
+"""One-token steps of one text on a CPU: all blocks of a GPT in one call, see block.cpp."""
+
+from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
+
+import torch
+from torch import nn
+
+from bonsai.engine.attention import CHANNELS
+from bonsai.engine.native import functions
+from model import ACTIVATIONS, Block, KVCache
+
+
+class Matrix(Structure):
+    _fields_ = [(n, c_void_p) for n in ("weight", "scale", "bias")]
+    _fields_ += [("n", c_int64), ("k", c_int64)]
+
+
+class Norm(Structure):
+    _fields_ = [("gain", c_void_p), ("bias", c_void_p)]
+
+
+class Settings(Structure):
+    _fields_ = [(n, Matrix) for n in ("qkv", "out", "up", "down")]
+    _fields_ += [("first", Norm), ("second", Norm)]
+    _fields_ += [(n, c_int64) for n in ("heads", "kv_heads", "channels", "window")]
+    _fields_ += [("scale", c_float), ("head_eps", c_float)]
+    _fields_ += [(n, c_int32) for n in ("rms", "head_norm", "activation")]
+
+
+class Blocks(nn.Module):
+    """Consecutive blocks: one token of one text by block.cpp, all else one block after another.
+
+    blocks: with linear layers of which `direct` gives the parts. dtype: of activations and cache.
+    """
+
+    def __init__(self, blocks: list[Block], dtype: torch.dtype):
+        super().__init__()
+        self.blocks, self.dtype, self.layer = nn.ModuleList(blocks), dtype, blocks[0].attn.layer
+        self.kept: list[torch.Tensor] = []  # what the addresses in `settings` belong to
+        self.settings = (Settings * len(blocks))(*map(self.describe, blocks))
+        self.run = kernels()[dtype]
+
+    def describe(self, block: Block) -> Settings:
+        a, mlp = block.attn, block.mlp
+        eps = torch.finfo(self.dtype).eps if a.rms else 1e-5  # torch's own for heads
+        return Settings(
+            *(self.matrix(m) for m in (a.c_attn, a.c_proj, mlp.c_fc, mlp.c_proj)),
+            *(Norm(self.numbers(n.weight), self.numbers(n.bias)) for n in (block.ln_1, block.ln_2)),
+            *(a.nh, a.nkv, a.hs, a.window, a.scale, eps, block.ln_1.rms, a.qk_norm),
+            list(ACTIVATIONS.values()).index(mlp.activation),
+        )
+
+    def numbers(self, x: torch.Tensor | None) -> int | None:
+        """The address of x in float32."""
+        if x is None:
+            return None
+        self.kept.append(x.detach().float().contiguous())
+        return self.kept[-1].data_ptr()
+
+    def matrix(self, linear: nn.Module) -> Matrix:
+        weight, scale = linear.direct()
+        n, k = weight.shape
+        return Matrix(weight.data_ptr(), self.numbers(scale), self.numbers(linear.bias), n, k)
+
+    def forward(self, x, rotation=None, cache: KVCache | None = None, values=None):
+        if not (
+            x.shape[:2] == (1, 1)
+            and type(cache) is KVCache
+            and cache.at is None
+            and x.dtype == cache.k.dtype == self.dtype
+        ):
+            for block in self.blocks:
+                x = block(x, rotation, cache, values)
+            return x
+        x, y = x.contiguous(), torch.empty_like(x)
+        layer, _, head, key, _ = cache.k.stride()
+        first = layer * self.layer * x.element_size()
+        angles = [None, None] if rotation is None else [r.data_ptr() for r in rotation]
+        self.run(
+            *(self.settings, len(self.blocks), x.data_ptr(), y.data_ptr()),
+            *(cache.k.data_ptr() + first, cache.v.data_ptr() + first),
+            *(cache.end - 1, layer, head, key, *angles, torch.get_num_threads()),
+        )
+        return y
+
+
+def join(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the lists of blocks of a model of prepared layers by Blocks, where they can be."""
+    for owner in list(model.modules()):
+        blocks = getattr(owner, "h", None)
+        if isinstance(blocks, nn.ModuleList) and all(computes(b, dtype) for b in blocks):
+            together = not model.config.residual_lambdas  # else something happens between them
+            groups = [list(blocks)] if together else [[b] for b in blocks]
+            owner.h = nn.ModuleList(Blocks(group, dtype) for group in groups)
+
+
+def computes(block: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether block.cpp computes what this block does."""
+    if not isinstance(block, Block) or block.post or block.attn.gate is not None:
+        return False
+    linears = block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
+    direct = all(hasattr(m, "direct") and m.direct() for m in linears)
+    return direct and block.attn.hs in CHANNELS and dtype in kernels()
+
+
+def kernels() -> dict:
+    """The functions of block.cpp by dtype; none of them where it cannot be built."""
+    pointers = [POINTER(Settings), c_int, *[c_void_p] * 4]
+    return functions("block", "block", *pointers, *[c_int64] * 4, *[c_void_p] * 2, c_int)

@@ -1,0 +1,155 @@
+// What one thread computes: products of a few rows of weights, and one head of attention.
+//
+// While it multiplies some weights it fetches others, `soon`, usually those AHEAD bytes further on:
+// the processor itself does not look beyond a page.
+
+#pragma once
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <limits>
+
+#include "numbers.h"
+
+const int64_t AHEAD = 8192;
+const int64_t LINE = 64;  // bytes that are fetched at once
+
+template <class T>
+inline void prefetch(const T* x, int64_t count) {
+    for (int64_t i = 0; i < count; i += LINE / sizeof(T)) __builtin_prefetch(x + i, 0, 2);
+}
+
+// ---- weights of 8 bits ----
+
+const int64_t PIECE = 512;  // weights that are fetched and multiplied at a time
+
+// |x| as bits, whose order is that of the numbers; NaN comes last.
+inline uint32_t magnitude(float x) { return as<uint32_t>(x) & 0x7fffffff; }
+
+// The products of N rows of weights with R rows of activations, k inputs each
+template <int N, int R>
+void dot(const int8_t* w, const int8_t* soon, const int16_t* q, int64_t k, int32_t* sums) {
+    int32_t sum[N * R] = {};
+    int64_t j = 0;
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    __m512i vectors[N * R] = {};
+    for (; j + LINE <= k; j += LINE)
+        for (int i = 0; i < N; i++) {
+            __builtin_prefetch(soon + i * k + j, 0, 2);
+            for (int64_t h = j; h < j + LINE; h += LINE / 2) {
+                const __m256i bytes = _mm256_loadu_si256((const __m256i*)(w + i * k + h));
+                const __m512i weights = _mm512_cvtepi8_epi16(bytes);
+                for (int r = 0; r < R; r++) {
+                    __m512i& to = vectors[i * R + r];
+                    to = _mm512_dpwssd_epi32(to, weights, _mm512_loadu_si512(q + r * k + h));
+                }
+            }
+        }
+    for (int i = 0; i < N * R; i++) sum[i] = _mm512_reduce_add_epi32(vectors[i]);
+#endif
+    for (; j < k; j += PIECE) {  // plain loops, of which the compiler makes vector instructions
+        const int64_t end = std::min(j + PIECE, k);
+        for (int i = 0; i < N; i++) prefetch(soon + i * k + j, end - j);
+        for (int64_t h = j; h < end; h++)
+            for (int i = 0; i < N; i++)
+                for (int r = 0; r < R; r++) sum[i * R + r] += int32_t(w[i * k + h]) * q[r * k + h];
+    }
+    std::copy_n(sum, N * R, sums);
+}
+
+template <int N>
+void dots(int R, const int8_t* w, const int16_t* q, int64_t k, int32_t* sums) {
+    (R == 8 ? dot<N, 8> : R == 4 ? dot<N, 4> : R == 2 ? dot<N, 2> : dot<N, 1>)(
+        w, w + AHEAD, q, k, sums);
+}
+
+// A row x (k) -> integers q (k) and the step that they count: x is about step q. A row that is not
+// finite becomes zeros and a step that is no number.
+template <class T>
+float round_row(const T* x, int16_t* q, int64_t k) {
+    const int64_t room = std::numeric_limits<int32_t>::max() / (127 * k);
+    const float most = std::min<int64_t>(std::numeric_limits<int16_t>::max() - 128, room);
+    uint32_t largest = 0;
+    for (int64_t j = 0; j < k; j++) largest = std::max(largest, magnitude(x[j]));
+    if (largest >= magnitude(std::numeric_limits<float>::infinity())) {
+        std::fill_n(q, k, 0);
+        return std::numeric_limits<float>::quiet_NaN();
+    }
+    const float top = std::max(as<float>(largest), 1e-30f), up = most / top;
+    for (int64_t j = 0; j < k; j++) q[j] = int16_t(std::nearbyint(float(x[j]) * up));
+    return top / most;
+}
+
+// ---- weights of 16 or 32 bits ----
+
+// The products of N rows of weights with R rows of activations, k inputs each
+template <int N, int R, class T>
+void dot(const T* w, const T* soon, const float* x, int64_t k, float* sums) {
+    floats sum[N][R] = {};
+    int64_t j = 0;
+    const int64_t line = LINE / sizeof(T);
+    for (; j + line <= k; j += line) {
+        for (int i = 0; i < N; i++) __builtin_prefetch(soon + i * k + j, 0, 2);
+        for (int64_t h = j; h < j + line; h += LANES) {
+            floats in[R];
+            for (int r = 0; r < R; r++) in[r] = load(x + r * k + h);
+            for (int i = 0; i < N; i++) {
+                const floats weight = load(w + i * k + h);
+                for (int r = 0; r < R; r++) sum[i][r] += weight * in[r];
+            }
+        }
+    }
+    for (int i = 0; i < N; i++)
+        for (int r = 0; r < R; r++) {
+            float rest = 0;
+            for (int64_t t = j; t < k; t++) rest += float(w[i * k + t]) * x[r * k + t];
+            sums[i * R + r] = total(sum[i][r]) + rest;
+        }
+}
+
+template <int N, class T>
+void dots(int R, const T* w, const float* x, int64_t k, float* sums) {
+    (R == 8 ? dot<N, 8, T> : R == 4 ? dot<N, 4, T> : R == 2 ? dot<N, 2, T> : dot<N, 1, T>)(
+        w, w + AHEAD / sizeof(T), x, k, sums);
+}
+
+// ---- attention ----
+
+// e^x for x <= 0 to 3e-7 of itself: 2^n times a Taylor polynomial, of which vectors are made
+inline float exponential(float x) {
+    const float t = std::max(x * 1.44269504f, -126.0f), n = std::nearbyint(t), f = t - n;
+    const float taylor[] = {1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f,
+                            2.40226507e-1f, 6.93147181e-1f, 1.0f};
+    float p = 0;
+    for (float c : taylor) p = p * f + c;
+    return p * as<float>((int32_t(n) + 127) << 23);
+}
+
+// One head of N * LANES channels. K, V: (keys, channels), rows `stride` apart; K_next: what will be
+// read next; see (keys) or null; weight: room for `keys` numbers.
+template <int N, class Q, class T>
+void one(const Q* q, const T* K, const T* V, const T* K_next, const uint8_t* see, Q* y,
+         int64_t keys, int64_t stride, float scale, float* weight) {
+    floats query[N], out[N] = {};
+    for (int i = 0; i < N; i++) query[i] = load(q + i * LANES) * scale;
+    for (int64_t s = 0; s < keys; s++) {
+        prefetch(V + s * stride, N * LANES);
+        floats score = load(K + s * stride) * query[0];
+        for (int i = 1; i < N; i++) score += load(K + s * stride + i * LANES) * query[i];
+        weight[s] = total(score);
+    }
+    const float hidden = -std::numeric_limits<float>::infinity();
+    float top = hidden, all = 0;
+    for (int64_t s = 0; see && s < keys; s++) weight[s] = see[s] ? weight[s] : hidden;
+    for (int64_t s = 0; s < keys; s++) top = std::max(top, weight[s]);
+#pragma omp simd reduction(+ : all)
+    for (int64_t s = 0; s < keys; s++) all += weight[s] = exponential(weight[s] - top);
+    for (int64_t s = 0; s < keys; s++) {
+        prefetch(K_next + s * stride, N * LANES);
+        for (int i = 0; i < N; i++) out[i] += load(V + s * stride + i * LANES) * weight[s];
+    }
+    for (int j = 0; j < N * LANES; j++) y[j] = out[j / LANES][j % LANES] / all;
+}
