@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bonsai.engine import block, memory, prepare, weights
+from bonsai.engine import SamplingParams, block, generate, memory, prepare, weights
 from bonsai.engine.memory import PAGE, LargePages
 from bonsai.models import build_model
 
@@ -126,6 +126,33 @@ def test_several_tokens_and_several_texts_go_block_by_block(calls):
         last = prepared(ids[:, -1:], cache=cache)[0]
         want = model(ids, ids)[0]
     assert (torch.cat((first, last), 1) - want).abs().max() < 2e-5 and not calls
+
+
+@own_kernel
+@pytest.mark.parametrize("on_full", ["refill", "slide"])
+@pytest.mark.parametrize(
+    "name, choices",
+    [
+        ("megabyte", {}),
+        ("megabyte", dict(cross_patch=True, conv_encoder=True)),
+        ("spacebyte", dict(boundary="space", local_window=16)),
+        ("spacebyte", dict(boundary="fixed", local_window=16)),
+    ],
+)
+def test_models_of_bytes_write_the_same(name, choices, on_full, calls):
+    sizes = dict(block_size=64, vocab_size=257, patch_size=4, n_layer=2, n_head=2, n_embd=128)
+    sizes |= dict(local_layer=2, local_head=2, local_embd=64)
+    torch.manual_seed(0)
+    model = build_model(name, {**CHOICES["fast"], **sizes, **choices}).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    params = SamplingParams(100, temperature=0.8, top_k=20)
+    texts = [
+        list(generate(m, list(b"bytes in words"), params, on_full=on_full))
+        for m in (model, prepare(model))
+    ]
+    assert texts[0] == texts[1] and calls
 
 
 # ---- products of few rows ----
