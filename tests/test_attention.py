@@ -45,7 +45,7 @@ MASKS = {"none": None, "ragged": ragged(), "window": ragged(7), "shared": ragged
 
 @own_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("channels", [32, 64, 128])
+@pytest.mark.parametrize("channels", [16, 32, 48, 64, 96, 128])
 @pytest.mark.parametrize("kv_heads", [6, 2, 1])
 @pytest.mark.parametrize("mask", MASKS)
 def test_one_query_sees_what_torch_shows_it(dtype, channels, kv_heads, mask, calls):

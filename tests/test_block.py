@@ -25,8 +25,10 @@ CHOICES = {
         activation="relu2",
     ),
     "windows": dict(attention_window=9, window_pattern="LD", n_kv_head=2, activation="swiglu"),
-    "one key head": dict(n_kv_head=1, qk_norm=True, activation="gelu_tanh", norm="rmsnorm"),
-    "relu": dict(activation="relu", position="sinusoidal", head_size=32, norm_embedding=True),
+    "one key head": dict(
+        n_head=2, n_kv_head=1, qk_norm=True, activation="gelu_tanh", norm="rmsnorm"
+    ),
+    "relu": dict(activation="relu", position="sinusoidal", head_size=80, norm_embedding=True),
     "lambdas": dict(residual_lambdas=True, attention_scale=0.2, logit_softcap=5.0),
 }
 
@@ -104,7 +106,7 @@ def test_what_is_no_number_stays_none():
 @own_kernel
 @pytest.mark.parametrize(
     "choices",
-    [dict(norm_placement="post"), dict(value_embeddings=True), dict(n_head=16)],
+    [dict(norm_placement="post"), dict(value_embeddings=True), dict(n_head=32)],
     ids=["post", "values", "narrow heads"],
 )
 def test_other_blocks_are_left_as_they_are(choices, calls):

@@ -16,7 +16,7 @@ template <class T>
 void attend(const T* q, const T* k, const T* v, const uint8_t* seen, T* y, int64_t rows,
             int64_t heads, int64_t kv_heads, int64_t keys, int64_t channels, int64_t q_row,
             int64_t row, int64_t head, int64_t key, int64_t seen_row, float scale, int threads) {
-    const auto run = channels == 32 ? one<2, T, T> : channels == 64 ? one<4, T, T> : one<8, T, T>;
+    const auto run = one_of<T, T>(channels);
     const int64_t tasks = rows * heads, group = heads / kv_heads;
     const auto place = [=](int64_t t) { return t / heads * row + t % heads / group * head; };
 #pragma omp parallel num_threads(threads)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from bonsai.engine.native import functions
 
-CHANNELS = 32, 64, 128  # of a head, for which attention.cpp has loops
+CHANNELS = range(16, 129, 16)  # of a head, for which attention.cpp has loops
 
 
 def attend(q, k, v, mask=None, dropout=0.0, causal=False, scale=None, enable_gqa=False):

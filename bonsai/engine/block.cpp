@@ -149,9 +149,7 @@ void step(const Block* blocks, int count, const T* x, T* y, T* keys, T* values, 
           int threads) {
     const int64_t D = blocks->qkv.k, inner = blocks->out.k, channels = blocks->channels;
     const int64_t group = blocks->heads / blocks->kv_heads, wide = blocks->up.n;
-    const auto attend = channels == 32   ? one<2, float, T>
-                        : channels == 64 ? one<4, float, T>
-                                         : one<8, float, T>;
+    const auto attend = one_of<float, T>(channels);
     std::vector<float> stream(x, x + D), qkv(blocks->qkv.n), heads(inner), hidden(wide);
 #pragma omp parallel num_threads(threads)
     {

@@ -65,7 +65,7 @@ class Blocks(nn.Module):
     def forward(self, x, rotation=None, cache: KVCache | None = None, values=None):
         if not (
             x.shape[:2] == (1, 1)
-            and type(cache) is KVCache
+            and isinstance(cache, KVCache)
             and cache.at is None
             and x.dtype == cache.k.dtype == self.dtype
         ):

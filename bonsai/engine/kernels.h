@@ -153,3 +153,11 @@ void one(const Q* q, const T* K, const T* V, const T* K_next, const uint8_t* see
     }
     for (int j = 0; j < N * LANES; j++) y[j] = out[j / LANES][j % LANES] / all;
 }
+
+// `one` for heads of so many channels, a multiple of LANES up to 8 of them
+template <class Q, class T>
+auto one_of(int64_t channels) {
+    decltype(&one<1, Q, T>) const all[] = {one<1, Q, T>, one<2, Q, T>, one<3, Q, T>, one<4, Q, T>,
+                                           one<5, Q, T>, one<6, Q, T>, one<7, Q, T>, one<8, Q, T>};
+    return all[channels / LANES - 1];
+}
