@@ -1,5 +1,8 @@
 """bonsai/runtime.py and memory.py: what is picked on which machine, peaks, seeds, estimates."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from bonsai.runtime import (
     PEAK_TFLOPS,
     cpu_computes_bfloat16,
     leave_a_core,
+    memory_in_use,
     peak_flops,
     peak_flops_by_name,
     pick_device,
@@ -138,3 +142,12 @@ def test_a_server_leaves_a_core(monkeypatch, asked, cores, now, want):
     assert leave_a_core(asked) == want
     with pytest.raises(UserError, match="threads=-1"):
         leave_a_core(-1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the two apart")
+def test_peak_memory_is_that_of_this_process_alone():
+    """Not of the process that started it, whose peak a child's getrusage begins with."""
+    large = torch.ones(2**28)  # 1 GiB
+    code = "import torch, bonsai.runtime as r; print(r.memory_in_use(torch.device('cpu')))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert memory_in_use(torch.device("cpu")) >= large.nbytes > int(child.stdout) > 2**26
