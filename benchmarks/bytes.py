@@ -58,7 +58,7 @@ SEED = 1337
 BLOCK = dict(
     bias=False, position="rope", norm="rmsnorm", norm_gain=False, qk_norm=True, activation="relu2"
 )
-# name: (architecture, its settings, context). FLOPs per byte: see test_bytes_benchmark.py
+# name: (architecture, its settings, context). FLOPs per byte: see test_byte_projects.py
 CPU_ARMS = {
     "dense, short": ("gpt", dict(n_layer=4, n_head=4, n_embd=128), 512),
     "dense, equal": ("gpt", dict(n_layer=2, n_head=4, n_embd=120), 2048),
@@ -102,6 +102,14 @@ for _arms, _sizes, _T in (
     _sizes |= dict(patch_size=8, local_embd=_width, local_window=_width)
     _arms["SpaceByte"] = ("spacebyte", dict(boundary="space", **_sizes), _T)
     _arms["SpaceByte, fixed"] = ("spacebyte", dict(boundary="fixed", **_sizes), _T)
+# as long as the first of the dense ones: a batch then has bytes of as many places as its
+CPU_ARMS["MEGABYTE 4, short"] = (
+    "megabyte",
+    dict(patch_size=4, n_layer=4, n_head=4, n_embd=256)
+    | dict(local_layer=2, local_head=4, local_embd=128),
+    512,
+)
+CPU_ARMS["SpaceByte, short"] = (*CPU_ARMS["SpaceByte"][:2], 512)
 TOY_ARMS = {
     "dense, short": ("gpt", dict(n_layer=1, n_head=2, n_embd=32), 64),
     "MEGABYTE 4": ("megabyte", dict(n_layer=1, n_head=2, n_embd=32, local_embd=32), 128),

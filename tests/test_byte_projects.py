@@ -194,8 +194,8 @@ def test_mistakes_with_sound_are_one_line(options, words, tmp_path):
 # ---- benchmarks ----
 
 
-@pytest.mark.parametrize("scale, within", [("CPU_ARMS", 0.06), ("GPU_ARMS", 0.06)])
-def test_the_arms_cost_the_same(scale, within):
+@pytest.mark.parametrize("scale, count", [("CPU_ARMS", 9), ("GPU_ARMS", 7)])
+def test_the_arms_cost_the_same(scale, count):
     """FLOPs per byte of every arm, by its own formula, against those of the first."""
     bench = load_script("benchmarks/bytes.py")
     found = {}
@@ -203,9 +203,9 @@ def test_the_arms_cost_the_same(scale, within):
         with torch.device("meta"):
             settings = {**bench.BLOCK, **sizes, "block_size": T, "vocab_size": 257}
             found[arm] = bench.forward_flops(build_model(name, settings))
-    assert len(found) == 7
+    assert len(found) == count
     for arm, flops in found.items():
-        assert flops == pytest.approx(found["dense, short"], rel=within), (arm, found)
+        assert flops == pytest.approx(found["dense, short"], rel=0.06), (arm, found)
 
 
 def test_the_benchmark_runs_and_goes_on(workplace_of_bytes):
