@@ -81,6 +81,7 @@ def folder(workplace, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("playground")
     shape = ["--n_layer=4", "--n_embd=64", "--block_size=1000", "--max_iters=6", "--log_interval=1"]
     shape += ["--batch_size=1", "--eval_iters=1"]
+    shape += ["--n_head=8"]  # 8 channels each: not for block.cpp, with which texts come too fast
     train_all(
         workplace,
         {
@@ -532,7 +533,7 @@ def test_attention_and_the_next_token_by_layer(server, visit):
     expect(page.locator("#inside-result")).to_contain_text("The prompt is empty.")
     page.locator("#inside-prompt").fill("so tall")
     page.keyboard.press("Control+Enter")
-    expect(page.locator(".head")).to_have_count(4 * 2)
+    expect(page.locator(".head")).to_have_count(4 * 8)
     found = server.ask("/inspect", {"model": "long", "prompt": "so tall"})
     page.get_by_role("button", name="Layer 3, head 2").click()
     expect(page.locator("#map-title")).to_have_text("Layer 3, head 2")
