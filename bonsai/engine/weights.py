@@ -112,7 +112,7 @@ class PackedLinear(FastLinear):
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.product = products().get(dtype)
         self.few = FEW_ROWS[dtype] if self.product else 1 if dtype == torch.float32 else 0
-        self.plain = weight if self.product is None else pages.copy(weight)
+        self.plain = None if not self.few else pages.copy(weight) if self.product else weight
         self.dtype, (self.n, self.k) = dtype, weight.shape
         self.few *= self.k  # numbers
 
