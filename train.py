@@ -19,7 +19,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.batches import Batches, prefetch
-from bonsai.checkpoint import crop_moments, save_checkpoint, set_aside
+from bonsai.checkpoint import crop_moments, remove_unfinished, save_checkpoint, set_aside
 from bonsai.dataset import Mixture
 from bonsai.dial import compute_optimal
 from bonsai.errors import UserError, run
@@ -183,8 +183,10 @@ def train(config: Config, runtime: Runtime) -> int:
 
     # ---- say what will be done ----
     runtime.barrier()  # all have read what they start from
-    if not resuming and runtime.master and not eval_only:
-        set_aside(folder)
+    if runtime.master and not eval_only:
+        remove_unfinished(folder)
+        if not resuming:
+            set_aside(folder)
     report = Report(folder, config, runtime, step, progress["evaluated"])
     report.say(f"tokens per iteration will be: {rows * block_size:,}")
     report.say(found)

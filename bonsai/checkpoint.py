@@ -43,7 +43,8 @@ def save_checkpoint(
     moment leaves the last checkpoint as it was. Raises UserError when it cannot be written.
     """
     folder = Path(folder)
-    tmp = folder / f"{names[0]}.tmp"
+    tmp = folder / "saving.tmp"
+    remove_unfinished(folder)  # first: after a kill, tmp may be another name of a checkpoint
     try:
         with open(tmp, "wb") as f:
             torch.save({**state, "format": FORMAT}, f)
@@ -62,19 +63,27 @@ def save_checkpoint(
             "out_dir; checkpoints written before are intact"
         ) from None
     finally:
-        with contextlib.suppress(OSError):
-            tmp.unlink(missing_ok=True)
+        remove_unfinished(folder)
 
 
 def put_in_place(tmp: Path, path: Path) -> None:
     """Rename a second name of `tmp` over `path`, keeping what was there under another name."""
-    if path.exists() and not path.name.startswith("step_"):
-        keep = path.with_suffix(".keep")
-        link_or_copy(path, keep)
-        os.replace(keep, previous(path))
-    new = path.with_suffix(".new")
+    new, keep = path.with_name("saving.new"), path.with_name("saving.keep")
     link_or_copy(tmp, new)
+    kept = path.exists() and not path.name.startswith("step_")
+    if kept:
+        link_or_copy(path, keep)
     os.replace(new, path)
+    # last: renaming a file over another name of itself does nothing, and would leave both names
+    if kept:
+        os.replace(keep, previous(path))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill in the middle of save_checkpoint left in a run's folder."""
+    for name in ("saving.tmp", "saving.new", "saving.keep"):
+        with contextlib.suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
 
 
 def set_aside(out_dir: Path) -> None:

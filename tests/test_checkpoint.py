@@ -1,5 +1,6 @@
 """bonsai/checkpoint.py: a file is whole or not there, and nothing in it is executed."""
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -109,6 +110,67 @@ for limit in (0, 1, 100, 1000, 5000, 12000, 13000):
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0 and done.stdout.count("failed") == 7, done.stdout + done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"] and steps(tmp_path / "ckpt.pt") == 1
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch, links):
+    """At each system call: what was saved before can be read, and the next save tidies up."""
+
+    class Killed(BaseException):
+        pass
+
+    def refuse(*args):
+        raise OSError(95, "Operation not supported")
+
+    def half(obj, f):
+        f.write(b"half of it")
+        f.flush()
+        raise Killed
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    names = ("ckpt.pt", "last.pt")
+    for moment in range(40):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        save_checkpoint(folder, state(1), names)
+        save_checkpoint(folder, state(2), names)
+        calls = 0
+
+        def counted(call, moment=moment):
+            def step(*args, **options):
+                nonlocal calls
+                calls += 1
+                if calls > moment:  # this one and all that would follow: the process is gone
+                    raise Killed
+                return call(*args, **options)
+
+            return step
+
+        with monkeypatch.context() as m:
+            for name in ("link", "replace", "fsync"):
+                m.setattr(os, name, counted(getattr(os, name)))
+            m.setattr(Path, "unlink", counted(Path.unlink))
+            with contextlib.suppress(Killed):
+                save_checkpoint(folder, state(3), names)
+        if calls <= moment:
+            break  # it was never killed: all moments are done
+        for name in names:
+            assert steps(folder / name) in (2, 3)
+            assert steps(previous(folder / name)) in (1, 2)
+        with monkeypatch.context() as m, contextlib.suppress(Killed):  # again, half written
+            m.setattr(torch, "save", half)
+            save_checkpoint(folder, state(4), names)
+        assert all(steps(folder / name) in (2, 3) for name in names)
+        save_checkpoint(folder, state(4), names)
+        expected = ["ckpt.prev.pt", "ckpt.pt", "last.prev.pt", "last.pt"]
+        assert sorted(p.name for p in folder.iterdir()) == expected
+        assert [steps(folder / name) for name in names] == [4, 4]
+        # the one before the last is another checkpoint, not another name of the same one
+        assert all(steps(previous(folder / name)) in (2, 3) for name in names)
+    else:
+        raise AssertionError("a save made more calls than were tried")
+    assert moment > 10
 
 
 def test_without_hard_links(tmp_path, monkeypatch):
