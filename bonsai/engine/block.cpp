@@ -1,9 +1,9 @@
-// One token through the blocks of a GPT (norm, attention to its cache, norm, MLP) in one call.
+// A few tokens through the blocks of a GPT (norm, attention to a cache, norm, MLP) in one call.
 //
 // The products of such a step read their weights as fast as the memory gives them. What lies
 // between has so little to compute that starting each operation by itself takes longer than the
-// operation. So every thread computes all of the small things for itself, its part of the products,
-// and its heads. All numbers between are float32.
+// operation. A token's result does not depend on what else is computed with it. All numbers between
+// are float32.
 
 #include <omp.h>
 
@@ -90,41 +90,44 @@ void activate(int32_t kind, const float* x, float* y, int64_t n) {
     }
 }
 
-// What each thread has for itself
+// Rows that a product reads; as integers too for weights of 8 bits
+struct Input {
+    std::vector<float> x, step;
+    std::vector<int16_t> rounded;
+
+    Input(int64_t rows, int64_t most) : x(rows * most), step(rows), rounded(rows * most) {}
+};
+
 struct Thread {
     int64_t id, count;
-    std::vector<int16_t> rounded;  // activations as integers
-    std::vector<float> weights;  // of the keys
 
     // its part of `items`
     int64_t begin(int64_t items) const { return items * id / count; }
     int64_t end(int64_t items) const { return items * (id + 1) / count; }
 };
 
-// Its part of the product of m with x (k): store(place, number). Towards the end it fetches the
-// beginning of its part of `next`, which is read after other work.
+// Its part of the product of m with rows of `in`: store(row, place, number). Towards the end it
+// fetches the beginning of its part of `next`, which is read after other work.
 template <class T, class Store>
-void multiply(Thread& self, const Matrix& m, const Matrix* next, const float* x, Store store) {
-    const int64_t size = m.scale ? 1 : sizeof(T), row = m.k * size;  // bytes
+void multiply(const Thread& self, const Matrix& m, const Matrix* next, const Input& in,
+              int64_t rows, Store store) {
+    const int64_t size = m.scale ? 1 : sizeof(T), bytes = m.k * size;  // of a row of weights
     const int64_t begin = self.begin((m.n + 1) / 2) * 2;
     const int64_t end = std::min(self.end((m.n + 1) / 2) * 2, m.n);
-    const char *weight = (const char*)m.weight, *stop = weight + end * row, *then = stop;
+    const char *weight = (const char*)m.weight, *stop = weight + end * bytes, *then = stop;
     if (next) then = (const char*)next->weight + self.begin((next->n + 1) / 2) * 2 * next->k * size;
-    const float step = m.scale ? round_row(x, self.rounded.data(), m.k) : 0;
     for (int64_t i = begin; i < end; i += 2) {
-        const int N = end - i >= 2 ? 2 : 1;
-        const char *w = weight + i * row, *soon = w + AHEAD;
+        const int outputs = end - i >= 2 ? 2 : 1;
+        const char *w = weight + i * bytes, *soon = w + AHEAD;
         if (soon >= stop) soon = then + (soon - stop);
-        float y[2];
-        if (m.scale) {
-            int32_t sums[2];
-            const int16_t* q = self.rounded.data();
-            (N == 2 ? dot<2, 1> : dot<1, 1>)((int8_t*)w, (int8_t*)soon, q, m.k, sums);
-            for (int j = 0; j < N; j++) y[j] = sums[j] * (m.scale[i + j] * step);
-        } else {
-            (N == 2 ? dot<2, 1, T> : dot<1, 1, T>)((T*)w, (T*)soon, x, m.k, y);
-        }
-        for (int j = 0; j < N; j++) store(i + j, y[j] + (m.bias ? m.bias[i + j] : 0));
+        const auto put = [&](int j, int64_t r, float y) {
+            store(r, i + j, y + (m.bias ? m.bias[i + j] : 0));
+        };
+        if (m.scale)
+            dots(outputs, (int8_t*)w, (int8_t*)soon, in.rounded.data(), rows, m.k,
+                 [&](int j, int64_t r, int sum) { put(j, r, sum * (m.scale[i + j] * in.step[r])); });
+        else
+            dots(outputs, (T*)w, (T*)soon, in.x.data(), rows, m.k, put);
     }
 }
 
@@ -141,71 +144,128 @@ void place(const Block& b, const float* x, float* y, const float* cos, const flo
     }
 }
 
-// x (D) -> y (D); keys, values (blocks, kv_heads, positions, channels): `position` before, one more
-// afterwards, blocks `layer`, heads `head` and positions `key` apart; cos, sin (channels) or null
+// Keys and values (blocks, texts, heads, positions, channels) of tokens before these
 template <class T>
-void step(const Block* blocks, int count, const T* x, T* y, T* keys, T* values, int64_t position,
-          int64_t layer, int64_t head, int64_t key, const float* cos, const float* sin,
-          int threads) {
-    const int64_t D = blocks->qkv.k, inner = blocks->out.k, channels = blocks->channels;
-    const int64_t group = blocks->heads / blocks->kv_heads, wide = blocks->up.n;
+struct Cache {
+    T *keys, *values;
+    const int64_t* lengths;             // positions of each text
+    int64_t block, text, head, position;  // how far apart they lie
+};
+
+// Angles (texts, tokens, channels) of rotary positions
+struct Angles {
+    const float *cos, *sin;  // or null
+    int64_t text;            // how far apart those of two texts lie; 0: they are the same
+};
+
+// x (texts, tokens, D) -> y, like it; each token sees those of its text up to itself
+template <class T>
+void step(const Block* blocks, int count, const T* x, T* y, int64_t texts, int64_t tokens,
+          const Cache<T>& cache, const Angles& angles, int threads) {
+    const Block& b0 = *blocks;
+    const int64_t D = b0.qkv.k, inner = b0.out.k, wide = b0.up.n, width = b0.qkv.n;
+    const int64_t channels = b0.channels, group = b0.heads / b0.kv_heads, rows = texts * tokens;
+    const int64_t most = std::max({D, inner, wide}), parts = b0.heads + 2 * b0.kv_heads;
+    const int64_t longest = *std::max_element(cache.lengths, cache.lengths + texts) + tokens;
     const auto attend = one_of<float, T>(channels);
-    std::vector<float> stream(x, x + D), qkv(blocks->qkv.n), heads(inner), hidden(wide);
+    std::vector<float> stream(x, x + rows * D), qkv(rows * width), hidden(rows * wide);
+    std::vector<float> heads(rows * inner);
+    Input shared(rows > 1 ? rows : 0, most);
 #pragma omp parallel num_threads(threads)
     {
-        const size_t most = std::max({D, inner, wide});
-        Thread self{omp_get_thread_num(), omp_get_num_threads()};
-        self.rounded.resize(most);
-        self.weights.resize(position + 1);
-        std::vector<float> room(most);
-        float* own = room.data();
-        const auto add = [&](int64_t i, float z) { stream[i] += z; };
+        const Thread self{omp_get_thread_num(), omp_get_num_threads()};
+        std::vector<float> query(channels), weights(longest);
+        // the threads share the rows; a single one each prepares for itself, and waits for nobody
+        Input own(rows > 1 ? 0 : 1, most), &in = rows > 1 ? shared : own;
+        const auto prepare = [&](const Matrix& m, auto fill) {
+            const int64_t end = rows > 1 ? self.end(rows) : 1;
+            for (int64_t r = rows > 1 ? self.begin(rows) : 0; r < end; r++) {
+                float* to = &in.x[r * m.k];
+                fill(r, to);
+                if (m.scale) in.step[r] = round_row(to, &in.rounded[r * m.k], m.k);
+            }
+            if (rows > 1) {
+#pragma omp barrier
+            }
+        };
+        const auto normalised = [&](const Block& b, const Matrix& m, const Norm& norm) {
+            prepare(m, [&](int64_t r, float* to) {
+                normalise(&stream[r * D], to, D, b.rms, 1e-5f, norm);
+            });
+        };
+        const auto turned = [&](const Block& b, int64_t r, int64_t part, float* to) {
+            const int64_t at = r / tokens * angles.text + r % tokens * channels;
+            const float *cos = angles.cos, *sin = angles.sin;
+            place(b, &qkv[(r * parts + part) * channels], to, cos ? cos + at : cos, sin + at);
+        };
+        const auto add = [&](int64_t r, int64_t i, float z) { stream[r * D + i] += z; };
 
         for (int i = 0; i < count; i++) {
             const Block& b = blocks[i];
-            T *K = keys + i * layer, *V = values + i * layer;
-            normalise(stream.data(), own, D, b.rms, 1e-5f, b.first);
-            multiply<T>(self, b.qkv, &b.out, own, [&](int64_t i, float z) { qkv[i] = z; });
+            T *K = cache.keys + i * cache.block, *V = cache.values + i * cache.block;
+            const auto position = [&](int64_t r) { return cache.lengths[r / tokens] + r % tokens; };
+
+            normalised(b, b.qkv, b.first);
+            multiply<T>(self, b.qkv, &b.out, in, rows,
+                        [&](int64_t r, int64_t c, float z) { qkv[r * width + c] = z; });
 #pragma omp barrier
-            for (int64_t h = self.begin(b.kv_heads); h < self.end(b.kv_heads); h++) {
-                const int64_t at = h * head + position * key;
-                const float* value = &qkv[(b.heads + b.kv_heads + h) * channels];
-                place(b, &qkv[(b.heads + h) * channels], own, cos, sin);
+            for (int64_t t = self.begin(rows * b.kv_heads); t < self.end(rows * b.kv_heads); t++) {
+                const int64_t r = t / b.kv_heads, h = t % b.kv_heads;
+                const int64_t at = r / tokens * cache.text + h * cache.head +
+                                   position(r) * cache.position;
+                turned(b, r, b.heads + h, query.data());
+                const float* value = &qkv[(r * parts + b.heads + b.kv_heads + h) * channels];
                 for (int64_t c = 0; c < channels; c++) {
-                    K[at + c] = own[c];
+                    K[at + c] = query[c];
                     V[at + c] = value[c];
                 }
             }
 #pragma omp barrier
-            const int64_t first = b.window ? std::max<int64_t>(0, position + 1 - b.window) : 0;
-            for (int64_t h = self.begin(b.heads); h < self.end(b.heads); h++) {
-                const int64_t at = h / group * head + first * key;
-                const int64_t next = std::min(h + 1, b.heads - 1) / group * head + first * key;
-                place(b, &qkv[h * channels], own, cos, sin);
-                attend(own, K + at, V + at, K + next, nullptr, &heads[h * channels],
-                       position + 1 - first, key, b.scale, self.weights.data());
+            // the tokens of a text that read the same keys one after another
+            const auto task = [&](int64_t t) {
+                struct { int64_t r, h, first, at; } found;
+                const int64_t n = t / tokens;  // of (text, head)
+                found.r = n / b.heads * tokens + t % tokens, found.h = n % b.heads;
+                found.first = b.window ? std::max<int64_t>(0, position(found.r) + 1 - b.window) : 0;
+                found.at = n / b.heads * cache.text + found.h / group * cache.head +
+                           found.first * cache.position;
+                return found;
+            };
+            const int64_t tasks = rows * b.heads;
+            for (int64_t t = self.begin(tasks); t < self.end(tasks); t++) {
+                const auto now = task(t), next = task(std::min(t + 1, tasks - 1));
+                turned(b, now.r, now.h, query.data());
+                attend(query.data(), K + now.at, V + now.at, K + next.at, nullptr,
+                       &heads[(now.r * b.heads + now.h) * channels],
+                       position(now.r) + 1 - now.first, cache.position, b.scale, weights.data());
             }
 #pragma omp barrier
-            multiply<T>(self, b.out, &b.up, heads.data(), add);
+            prepare(b.out, [&](int64_t r, float* to) { std::copy_n(&heads[r * inner], inner, to); });
+            multiply<T>(self, b.out, &b.up, in, rows, add);
 #pragma omp barrier
-            normalise(stream.data(), own, D, b.rms, 1e-5f, b.second);
-            multiply<T>(self, b.up, &b.down, own, [&](int64_t i, float z) { hidden[i] = z; });
+            normalised(b, b.up, b.second);
+            multiply<T>(self, b.up, &b.down, in, rows,
+                        [&](int64_t r, int64_t c, float z) { hidden[r * wide + c] = z; });
 #pragma omp barrier
-            activate(b.activation, hidden.data(), own, b.down.k);
-            multiply<T>(self, b.down, i + 1 < count ? &blocks[i + 1].qkv : nullptr, own, add);
+            prepare(b.down, [&](int64_t r, float* to) {
+                activate(b.activation, &hidden[r * wide], to, b.down.k);
+            });
+            multiply<T>(self, b.down, i + 1 < count ? &blocks[i + 1].qkv : nullptr, in, rows, add);
 #pragma omp barrier
         }
     }
-    for (int64_t i = 0; i < D; i++) y[i] = stream[i];
+    for (int64_t i = 0; i < rows * D; i++) y[i] = stream[i];
 }
 
 }  // namespace
 
 #define EXPORT(T)                                                                                 \
-    extern "C" void block_##T(const Block* blocks, int count, const T* x, T* y, T* keys,          \
-                              T* values, int64_t position, int64_t layer, int64_t head,           \
-                              int64_t key, const float* cos, const float* sin, int threads) {     \
-        step(blocks, count, x, y, keys, values, position, layer, head, key, cos, sin, threads);   \
+    extern "C" void block_##T(const Block* blocks, int count, const T* x, T* y, int64_t texts,    \
+                              int64_t tokens, T* keys, T* values, const int64_t* lengths,         \
+                              int64_t block, int64_t text, int64_t head, int64_t position,        \
+                              const float* cos, const float* sin, int64_t turn, int threads) {    \
+        const Cache<T> cache{keys, values, lengths, block, text, head, position};                 \
+        step(blocks, count, x, y, texts, tokens, cache, {cos, sin, turn}, threads);               \
     }
 EXPORT(float32)
 EXPORT(bfloat16)

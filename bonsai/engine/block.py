@@ -1,4 +1,4 @@
-"""One-token steps of one text on a CPU: all blocks of a GPT in one call, see block.cpp."""
+"""Steps of a few tokens on a CPU: all blocks of a GPT in one call, see block.cpp."""
 
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 
@@ -28,9 +28,10 @@ class Settings(Structure):
 
 
 class Blocks(nn.Module):
-    """Consecutive blocks: one token of one text by block.cpp, all else one block after another.
+    """Consecutive blocks: a few tokens by block.cpp, more of them one block after another.
 
-    blocks: with linear layers of which `direct` gives the parts. dtype: of activations and cache.
+    blocks: with linear layers of which `direct` gives the parts, and `few` says for how many
+    numbers the products of few rows are the fastest. dtype: of activations and cache.
     """
 
     def __init__(self, blocks: list[Block], dtype: torch.dtype):
@@ -38,13 +39,14 @@ class Blocks(nn.Module):
         self.blocks, self.dtype, self.layer = nn.ModuleList(blocks), dtype, blocks[0].attn.layer
         self.kept: list[torch.Tensor] = []  # what the addresses in `settings` belong to
         self.settings = (Settings * len(blocks))(*map(self.describe, blocks))
+        self.rows = min(m.few // m.direct()[0].size(1) for b in blocks for m in linears(b))
         self.run = kernels()[dtype]
 
     def describe(self, block: Block) -> Settings:
         a, mlp = block.attn, block.mlp
         eps = torch.finfo(self.dtype).eps if a.rms else 1e-5  # torch's own for heads
         return Settings(
-            *(self.matrix(m) for m in (a.c_attn, a.c_proj, mlp.c_fc, mlp.c_proj)),
+            *map(self.matrix, linears(block)),
             *(Norm(self.numbers(n.weight), self.numbers(n.bias)) for n in (block.ln_1, block.ln_2)),
             *(a.nh, a.nkv, a.hs, a.window, a.scale, eps, block.ln_1.rms, a.qk_norm),
             list(ACTIVATIONS.values()).index(mlp.activation),
@@ -63,23 +65,28 @@ class Blocks(nn.Module):
         return Matrix(weight.data_ptr(), self.numbers(scale), self.numbers(linear.bias), n, k)
 
     def forward(self, x, rotation=None, cache: KVCache | None = None, values=None):
+        B, T, _ = x.shape
         if not (
-            x.shape[:2] == (1, 1)
+            B * T <= self.rows
             and isinstance(cache, KVCache)
-            and cache.at is None
+            and cache.pos is None
             and x.dtype == cache.k.dtype == self.dtype
         ):
             for block in self.blocks:
                 x = block(x, rotation, cache, values)
             return x
         x, y = x.contiguous(), torch.empty_like(x)
-        layer, _, head, key, _ = cache.k.stride()
+        lengths = [cache.end - T] * B if cache.at is None else cache.lengths
+        layer, text, head, key, _ = cache.k.stride()
         first = layer * self.layer * x.element_size()
-        angles = [None, None] if rotation is None else [r.data_ptr() for r in rotation]
+        angles, turn = (None, None), 0
+        if rotation is not None:  # (T, hs), or (B, 1, T, hs) where the texts differ
+            angles, turn = [r.data_ptr() for r in rotation], rotation[0].stride(0)
         self.run(
-            *(self.settings, len(self.blocks), x.data_ptr(), y.data_ptr()),
-            *(cache.k.data_ptr() + first, cache.v.data_ptr() + first),
-            *(cache.end - 1, layer, head, key, *angles, torch.get_num_threads()),
+            *(self.settings, len(self.blocks), x.data_ptr(), y.data_ptr(), B, T),
+            *(cache.k.data_ptr() + first, cache.v.data_ptr() + first, (c_int64 * B)(*lengths)),
+            *(layer, text, head, key, *angles, turn if cache.at is not None else 0),
+            torch.get_num_threads(),
         )
         return y
 
@@ -98,12 +105,17 @@ def computes(block: nn.Module, dtype: torch.dtype) -> bool:
     """Whether block.cpp computes what this block does."""
     if not isinstance(block, Block) or block.post or block.attn.gate is not None:
         return False
-    linears = block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
-    direct = all(hasattr(m, "direct") and m.direct() for m in linears)
+    direct = all(hasattr(m, "direct") and m.direct() for m in linears(block))
     return direct and block.attn.hs in CHANNELS and dtype in kernels()
+
+
+def linears(block: Block) -> list[nn.Module]:
+    return [block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
 
 
 def kernels() -> dict:
     """The functions of block.cpp by dtype; none of them where it cannot be built."""
-    pointers = [POINTER(Settings), c_int, *[c_void_p] * 4]
-    return functions("block", "block", *pointers, *[c_int64] * 4, *[c_void_p] * 2, c_int)
+    sizes, pointers = [c_int64, c_int64], [c_void_p, c_void_p]
+    arguments = [POINTER(Settings), c_int, *pointers, *sizes, *pointers, POINTER(c_int64)]
+    arguments += [*sizes, *sizes, *pointers, c_int64, c_int]
+    return functions("block", "block", *arguments)

@@ -37,18 +37,10 @@ void product(const int8_t* w, const float* scale, const float* bias, const T* x,
         }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < n; i += 2) {
-            const int N = n - i >= 2 ? 2 : 1;
-            for (int64_t r = 0; r < rows;) {
-                const int64_t left = rows - r;
-                const int R = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-                int32_t sums[16];
-                (N == 2 ? dots<2> : dots<1>)(R, w + i * k, q + r * k, k, sums);
-                for (int s = 0; s < N * R; s++) {
-                    const int64_t out = i + s / R, in = r + s % R;
-                    y[in * n + out] = sums[s] * (scale[out] * step[in]) + (bias ? bias[out] : 0);
-                }
-                r += R;
-            }
+            const int8_t* at = w + i * k;
+            dots(n - i >= 2 ? 2 : 1, at, at + AHEAD, q, rows, k, [=](int j, int64_t r, int sum) {
+                y[r * n + i + j] = sum * (scale[i + j] * step[r]) + (bias ? bias[i + j] : 0);
+            });
         }
     }
 }

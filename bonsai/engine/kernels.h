@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "numbers.h"
 
@@ -60,12 +61,6 @@ void dot(const int8_t* w, const int8_t* soon, const int16_t* q, int64_t k, int32
     std::copy_n(sum, N * R, sums);
 }
 
-template <int N>
-void dots(int R, const int8_t* w, const int16_t* q, int64_t k, int32_t* sums) {
-    (R == 8 ? dot<N, 8> : R == 4 ? dot<N, 4> : R == 2 ? dot<N, 2> : dot<N, 1>)(
-        w, w + AHEAD, q, k, sums);
-}
-
 // A row x (k) -> integers q (k) and the step that they count: x is about step q. A row that is not
 // finite becomes zeros and a step that is no number.
 template <class T>
@@ -110,10 +105,29 @@ void dot(const T* w, const T* soon, const float* x, int64_t k, float* sums) {
         }
 }
 
-template <int N, class T>
-void dots(int R, const T* w, const float* x, int64_t k, float* sums) {
-    (R == 8 ? dot<N, 8, T> : R == 4 ? dot<N, 4, T> : R == 2 ? dot<N, 2, T> : dot<N, 1, T>)(
-        w, w + AHEAD / sizeof(T), x, k, sums);
+// ---- of either ----
+
+// `dot` for as many of `rows` as it takes at once; how many those were
+template <int N, class W, class X, class Sum>
+int some(const W* w, const W* soon, const X* x, int64_t rows, int64_t k, Sum* sums) {
+    if (rows >= 8) return dot<N, 8>(w, soon, x, k, sums), 8;
+    if (rows >= 4) return dot<N, 4>(w, soon, x, k, sums), 4;
+    if (rows >= 2) return dot<N, 2>(w, soon, x, k, sums), 2;
+    return dot<N, 1>(w, soon, x, k, sums), 1;
+}
+
+// The products of `outputs` rows of weights, 1 or 2, with rows x (rows, k): store(output, row, sum)
+template <class W, class X, class Store>
+void dots(int outputs, const W* w, const W* soon, const X* x, int64_t rows, int64_t k,
+          Store store) {
+    std::conditional_t<std::is_same_v<W, int8_t>, int32_t, float> sums[16];
+    for (int64_t row = 0, R; row < rows; row += R) {
+        const X* at = x + row * k;
+        R = outputs == 2 ? some<2>(w, soon, at, rows - row, k, sums)
+                         : some<1>(w, soon, at, rows - row, k, sums);
+        for (int i = 0; i < outputs; i++)
+            for (int r = 0; r < R; r++) store(i, row + r, sums[i * R + r]);
+    }
 }
 
 // ---- attention ----

@@ -14,21 +14,14 @@ namespace {
 template <class T>
 void product(const T* w, const T* bias, const T* x, T* y, int64_t rows, int64_t n, int64_t k,
              int threads) {
-    const std::vector<float> in(x, x + rows * k);
+    std::vector<float> wide;
+    const float* in = as_floats(x, rows * k, wide);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n; i += 2) {
-        const int N = n - i >= 2 ? 2 : 1;
-        for (int64_t r = 0; r < rows;) {
-            const int64_t left = rows - r;
-            const int R = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            float sums[16];
-            (N == 2 ? dots<2, T> : dots<1, T>)(R, w + i * k, &in[r * k], k, sums);
-            for (int s = 0; s < N * R; s++) {
-                const int64_t out = i + s / R;
-                y[(r + s % R) * n + out] = sums[s] + (bias ? float(bias[out]) : 0);
-            }
-            r += R;
-        }
+        const T *at = w + i * k, *soon = at + AHEAD / sizeof(T);
+        dots(n - i >= 2 ? 2 : 1, at, soon, in, rows, k, [=](int j, int64_t row, float sum) {
+            y[row * n + i + j] = sum + (bias ? float(bias[i + j]) : 0);
+        });
     }
 }
 

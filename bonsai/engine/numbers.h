@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 template <class To, class From>
 To as(From from) {  // the same bits
@@ -24,6 +25,14 @@ struct bfloat16 {
         return *this;
     }
 };
+
+// x (n) as float32: as it is, or in `room`
+inline const float* as_floats(const float* x, int64_t, std::vector<float>&) { return x; }
+
+inline const float* as_floats(const bfloat16* x, int64_t n, std::vector<float>& room) {
+    room.assign(x, x + n);
+    return room.data();
+}
 
 // ---- vectors ----
 
@@ -45,12 +54,18 @@ inline floats load(const bfloat16* x) {
     return (floats)(__builtin_convertvector(read<halves>(x), words) << 16);
 }
 
-inline float total(const floats& x) {  // in halves: a loop over the lanes takes twice as long
-    typedef float eight __attribute__((vector_size(32)));
-    typedef float four __attribute__((vector_size(16)));
-    const float* lanes = (const float*)&x;
-    const eight e = read<eight>(lanes) + read<eight>(lanes + 8);
-    lanes = (const float*)&e;
-    const four f = read<four>(lanes) + read<four>(lanes + 4);
-    return (f[0] + f[2]) + (f[1] + f[3]);
+// The sum of a vector's numbers, by halves. Nothing takes the vector's address: sums that have one
+// would be kept in memory, not in registers.
+inline float total(floats x) {
+#ifdef __clang__
+#define SHUFFLE(...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#else
+#define SHUFFLE(...) __builtin_shuffle(x, words{__VA_ARGS__})
+#endif
+    x += SHUFFLE(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    x += SHUFFLE(4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    x += SHUFFLE(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    x += SHUFFLE(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#undef SHUFFLE
+    return x[0];
 }

@@ -25,7 +25,7 @@ QUANTIZE = {
 }
 
 SMALL = 16  # a layer of fewer inputs stays as it is
-FEW_ROWS = {torch.float32: 12, torch.bfloat16: 4}  # up to which linear.cpp is faster
+FEW_ROWS = {torch.float32: 16, torch.bfloat16: 4}  # up to which linear.cpp is faster
 FEW = 2**16  # numbers up to which GELU goes through torch's own kernel
 
 
@@ -125,7 +125,7 @@ class PackedLinear(FastLinear):
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         if self.product is None:
             row = x.view(-1)
-            y = self.plain @ row if self.bias is None else self.plain.addmv(self.bias, row)
+            y = self.plain @ row if self.bias is None else torch.addmv(self.bias, self.plain, row)
             return y.view(*x.shape[:-1], -1)
         x, y = x.contiguous(), torch.empty((*x.shape[:-1], self.n), dtype=self.dtype)
         self.product(
