@@ -26,8 +26,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
 from bonsai.engine import Engine, SamplingParams
+from bonsai.engine.linear import call, products
 from bonsai.engine.memory import LargePages
-from bonsai.engine.weights import products
 from bonsai.errors import UserError, run
 from bonsai.models import build_model
 from bonsai.report import header
@@ -103,10 +103,7 @@ def read_bandwidth(runtime: Runtime) -> float:
     if runtime.device.type == "cpu":
         matrix = LargePages().copy(matrix)
         if own := products().get(torch.float32):
-            out = torch.empty(len(matrix))
-            addresses = matrix.data_ptr(), None, vector.data_ptr(), out.data_ptr()
-            sizes = 1, *matrix.shape, torch.get_num_threads()
-            reads.append(lambda: own(*addresses, *sizes))
+            reads.append(lambda: call(own, vector, matrix, None, None))
     best = float("inf")
     for _ in range(5):
         for read in reads:

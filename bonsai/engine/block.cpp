@@ -5,20 +5,12 @@
 // operation. A token's result does not depend on what else is computed with it. All numbers between
 // are float32.
 
-#include <omp.h>
-
 #include <cmath>
 #include <vector>
 
-#include "kernels.h"
+#include "product.h"
 
 namespace {
-
-struct Matrix {  // (n, k); int8 with a scale per row, or of the block's type with no scale
-    const void* weight;
-    const float *scale, *bias;  // or null
-    int64_t n, k;
-};
 
 struct Norm {
     const float *gain, *bias;  // or null
@@ -90,47 +82,6 @@ void activate(int32_t kind, const float* x, float* y, int64_t n) {
     }
 }
 
-// Rows that a product reads; as integers too for weights of 8 bits
-struct Input {
-    std::vector<float> x, step;
-    std::vector<int16_t> rounded;
-
-    Input(int64_t rows, int64_t most) : x(rows * most), step(rows), rounded(rows * most) {}
-};
-
-struct Thread {
-    int64_t id, count;
-
-    // its part of `items`
-    int64_t begin(int64_t items) const { return items * id / count; }
-    int64_t end(int64_t items) const { return items * (id + 1) / count; }
-};
-
-// Its part of the product of m with rows of `in`: store(row, place, number). Towards the end it
-// fetches the beginning of its part of `next`, which is read after other work.
-template <class T, class Store>
-void multiply(const Thread& self, const Matrix& m, const Matrix* next, const Input& in,
-              int64_t rows, Store store) {
-    const int64_t size = m.scale ? 1 : sizeof(T), bytes = m.k * size;  // of a row of weights
-    const int64_t begin = self.begin((m.n + 1) / 2) * 2;
-    const int64_t end = std::min(self.end((m.n + 1) / 2) * 2, m.n);
-    const char *weight = (const char*)m.weight, *stop = weight + end * bytes, *then = stop;
-    if (next) then = (const char*)next->weight + self.begin((next->n + 1) / 2) * 2 * next->k * size;
-    for (int64_t i = begin; i < end; i += 2) {
-        const int outputs = end - i >= 2 ? 2 : 1;
-        const char *w = weight + i * bytes, *soon = w + AHEAD;
-        if (soon >= stop) soon = then + (soon - stop);
-        const auto put = [&](int j, int64_t r, float y) {
-            store(r, i + j, y + (m.bias ? m.bias[i + j] : 0));
-        };
-        if (m.scale)
-            dots(outputs, (int8_t*)w, (int8_t*)soon, in.rounded.data(), rows, m.k,
-                 [&](int j, int64_t r, int sum) { put(j, r, sum * (m.scale[i + j] * in.step[r])); });
-        else
-            dots(outputs, (T*)w, (T*)soon, in.x.data(), rows, m.k, put);
-    }
-}
-
 // A head of queries or keys x -> y (channels), normalised and turned by its position's angles
 void place(const Block& b, const float* x, float* y, const float* cos, const float* sin) {
     const int64_t n = b.channels;
@@ -170,26 +121,18 @@ void step(const Block* blocks, int count, const T* x, T* y, int64_t texts, int64
     const auto attend = one_of<float, T>(channels);
     std::vector<float> stream(x, x + rows * D), qkv(rows * width), hidden(rows * wide);
     std::vector<float> heads(rows * inner);
-    Input shared(rows > 1 ? rows : 0, most);
+    static thread_local Input mine;  // kept: new memory takes time
+    Input& shared = mine;
+    shared.make_room(rows, most);
 #pragma omp parallel num_threads(threads)
     {
-        const Thread self{omp_get_thread_num(), omp_get_num_threads()};
+        const Thread self;
+        const UsesTiles tiles;
         std::vector<float> query(channels), weights(longest);
-        // the threads share the rows; a single one each prepares for itself, and waits for nobody
-        Input own(rows > 1 ? 0 : 1, most), &in = rows > 1 ? shared : own;
-        const auto prepare = [&](const Matrix& m, auto fill) {
-            const int64_t end = rows > 1 ? self.end(rows) : 1;
-            for (int64_t r = rows > 1 ? self.begin(rows) : 0; r < end; r++) {
-                float* to = &in.x[r * m.k];
-                fill(r, to);
-                if (m.scale) in.step[r] = round_row(to, &in.rounded[r * m.k], m.k);
-            }
-            if (rows > 1) {
-#pragma omp barrier
-            }
-        };
+        if (rows == 1) mine.make_room(1, most);
+        Input& in = rows == 1 ? mine : shared;
         const auto normalised = [&](const Block& b, const Matrix& m, const Norm& norm) {
-            prepare(m, [&](int64_t r, float* to) {
+            in.prepare<T>(m, rows, [&](int64_t r, float* to) {
                 normalise(&stream[r * D], to, D, b.rms, 1e-5f, norm);
             });
         };
@@ -240,14 +183,14 @@ void step(const Block* blocks, int count, const T* x, T* y, int64_t texts, int64
                        position(now.r) + 1 - now.first, cache.position, b.scale, weights.data());
             }
 #pragma omp barrier
-            prepare(b.out, [&](int64_t r, float* to) { std::copy_n(&heads[r * inner], inner, to); });
+            in.prepare<T>(b.out, rows, [&](int64_t r, float* to) { std::copy_n(&heads[r * inner], inner, to); });
             multiply<T>(self, b.out, &b.up, in, rows, add);
 #pragma omp barrier
             normalised(b, b.up, b.second);
             multiply<T>(self, b.up, &b.down, in, rows,
                         [&](int64_t r, int64_t c, float z) { hidden[r * wide + c] = z; });
 #pragma omp barrier
-            prepare(b.down, [&](int64_t r, float* to) {
+            in.prepare<T>(b.down, rows, [&](int64_t r, float* to) {
                 activate(b.activation, &hidden[r * wide], to, b.down.k);
             });
             multiply<T>(self, b.down, i + 1 < count ? &blocks[i + 1].qkv : nullptr, in, rows, add);

@@ -9,6 +9,8 @@ from bonsai.engine.attention import CHANNELS
 from bonsai.engine.native import functions
 from model import ACTIVATIONS, Block, KVCache
 
+MOST = 64  # tokens: of more, attention is faster when its queries are computed together
+
 
 class Matrix(Structure):
     _fields_ = [(n, c_void_p) for n in ("weight", "scale", "bias")]
@@ -39,7 +41,7 @@ class Blocks(nn.Module):
         self.blocks, self.dtype, self.layer = nn.ModuleList(blocks), dtype, blocks[0].attn.layer
         self.kept: list[torch.Tensor] = []  # what the addresses in `settings` belong to
         self.settings = (Settings * len(blocks))(*map(self.describe, blocks))
-        self.rows = min(m.few // m.direct()[0].size(1) for b in blocks for m in linears(b))
+        self.rows = min(MOST, *(m.few // m.direct()[0].size(1) for b in blocks for m in linears(b)))
         self.run = kernels()[dtype]
 
     def describe(self, block: Block) -> Settings:
@@ -67,8 +69,8 @@ class Blocks(nn.Module):
     def forward(self, x, rotation=None, cache: KVCache | None = None, values=None):
         B, T, _ = x.shape
         if not (
-            B * T <= self.rows
-            and isinstance(cache, KVCache)
+            isinstance(cache, KVCache)
+            and self.rows >= B * T
             and cache.pos is None
             and x.dtype == cache.k.dtype == self.dtype
         ):

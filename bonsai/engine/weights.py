@@ -6,16 +6,15 @@ half the bytes are nearly twice the tokens.
 
 import copy
 from collections.abc import Callable
-from ctypes import c_int, c_int64, c_void_p
 
 import torch
 from torch import nn
 
 from bonsai.engine.attention import attend
 from bonsai.engine.block import join
-from bonsai.engine.int8 import FastLinear, Int8Linear
+from bonsai.engine.int8 import Int8Linear
+from bonsai.engine.linear import FastLinear, call, has_tiles, products
 from bonsai.engine.memory import LargePages
-from bonsai.engine.native import functions
 from bonsai.errors import UserError
 from model import ACTIVATIONS, Dropout
 
@@ -26,6 +25,7 @@ QUANTIZE = {
 
 SMALL = 16  # a layer of fewer inputs stays as it is
 FEW_ROWS = {torch.float32: 16, torch.bfloat16: 4}  # up to which linear.cpp is faster
+FEW_TILES = 64  # ... in bfloat16 by the matrix unit
 FEW = 2**16  # numbers up to which GELU goes through torch's own kernel
 
 
@@ -110,11 +110,13 @@ class PackedLinear(FastLinear):
         weight = linear.weight.detach().to(dtype)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.bias32 = None if self.bias is None else self.bias.float()
         self.product = products().get(dtype)
-        self.few = FEW_ROWS[dtype] if self.product else 1 if dtype == torch.float32 else 0
-        self.plain = None if not self.few else pages.copy(weight) if self.product else weight
+        few = FEW_ROWS[dtype] if not has_tiles() or dtype == torch.float32 else FEW_TILES
+        few = few if self.product else 1 if dtype == torch.float32 else 0
+        self.plain = None if not few else pages.copy(weight) if self.product else weight
         self.dtype, (self.n, self.k) = dtype, weight.shape
-        self.few *= self.k  # numbers
+        self.few = few * self.k  # numbers
 
     def direct(self) -> tuple[torch.Tensor, None] | None:
         """What block.cpp reads; None: nothing that it could."""
@@ -127,15 +129,4 @@ class PackedLinear(FastLinear):
             row = x.view(-1)
             y = self.plain @ row if self.bias is None else torch.addmv(self.bias, self.plain, row)
             return y.view(*x.shape[:-1], -1)
-        x, y = x.contiguous(), torch.empty((*x.shape[:-1], self.n), dtype=self.dtype)
-        self.product(
-            *(self.plain.data_ptr(), None if self.bias is None else self.bias.data_ptr()),
-            *(x.data_ptr(), y.data_ptr(), x.numel() // self.k, self.n, self.k),
-            torch.get_num_threads(),
-        )
-        return y
-
-
-def products() -> dict:
-    """The products of linear.cpp by dtype; none where it cannot be built."""
-    return functions("linear", "linear", *[c_void_p] * 4, *[c_int64] * 3, c_int)
+        return call(self.product, x, self.plain, None, self.bias32)
