@@ -1,5 +1,5 @@
-"""All blocks of a one-token step in one call (block.cpp), products of few rows (linear.cpp), and
-the memory of their weights, against the model and torch."""
+"""All blocks of a step in one call (block.cpp), products of rows (linear.cpp), and the memory of
+their weights, against the model and torch."""
 
 import mmap
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bonsai.engine import SamplingParams, block, generate, memory, prepare, weights
+from bonsai.engine import SamplingParams, block, generate, linear, memory, prepare, weights
 from bonsai.engine.memory import PAGE, LargePages
 from bonsai.models import build_model
 
@@ -118,16 +118,71 @@ def test_other_blocks_are_left_as_they_are(choices, calls):
     assert (one_by_one(prepared, ids, torch.float32) - want).abs().max() < 2e-5 and not calls
 
 
+def fill(model, lengths, ids, dtype):
+    """A cache with the first lengths[i] tokens of ids (B, T) in row i."""
+    cache = model.new_cache(len(lengths), dtype=dtype)
+    for row, n in enumerate(lengths):
+        part = cache.view(row, row + 1)
+        part.lengths = [0]
+        if n:
+            model(ids[row : row + 1, :n], cache=part)
+    cache.lengths = list(lengths)
+    return cache
+
+
+LENGTHS = [0, 30, 7, 7, 19, 1]
+
+
 @own_kernel
-def test_several_tokens_and_several_texts_go_block_by_block(calls):
-    model, ids = make(), torch.randint(101, (2, T))
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [1, 2])
+@pytest.mark.parametrize("quantize", ["", "int8"])
+@pytest.mark.parametrize("lengths", [LENGTHS[:2], LENGTHS, [7] * 3], ids=["two", "six", "equal"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_texts_of_any_lengths_go_on_as_each_alone(choice, lengths, quantize, tokens, calls):
+    """And as the model without a cache has it."""
+    model = make(**CHOICES[choice])
+    ids = torch.randint(101, (len(lengths), T))
+    prepared = prepare(model, torch.float32, quantize)
+    cache = fill(prepared, lengths, ids, torch.float32)
+    alone = [cache.view(i, i + 1).clone(64) for i in range(len(lengths))]
+    new = torch.stack([ids[i, n : n + tokens] for i, n in enumerate(lengths)])
+    calls.clear()
+    got = prepared(new, new, cache=cache)[0]
+    assert len(calls) == (3 if choice == "lambdas" else 1)
+    assert cache.lengths == [n + tokens for n in lengths]
+    for row, n in enumerate(lengths):
+        part = new[row : row + 1]
+        assert torch.equal(prepared(part, part, cache=alone[row])[0][0], got[row])
+        assert torch.equal(cache.k[:, row, :, : n + tokens], alone[row].k[:, 0, :, : n + tokens])
+        seen = ids[row : row + 1, : n + tokens]
+        want = (prepared if quantize else model)(seen, seen)[0][0, n:]
+        assert (got[row] - want).abs().max() < (2e-3 if quantize else 2e-5) < want.std() / 5
+
+
+@own_kernel
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [2, 5, 20])
+def test_bfloat16_of_several_texts(rows, calls):
+    """Few go through loops, more of them through the matrix unit where there is one."""
+    model, lengths = make(), [(7 * i) % 30 for i in range(rows)]
+    ids = torch.randint(101, (rows, T))
+    prepared = prepare(model, torch.bfloat16)
+    cache = fill(prepared, lengths, ids, torch.bfloat16)
+    new = torch.stack([ids[i, n : n + 1] for i, n in enumerate(lengths)])
+    got = prepared(new, cache=cache)[0][:, 0]
+    for row, n in enumerate(lengths):
+        seen = ids[row : row + 1, : n + 1]
+        assert (got[row] - model(seen)[0][0, 0]).abs().max() < 0.08
+
+
+@own_kernel
+@torch.no_grad()
+def test_many_tokens_go_block_by_block(calls):
+    model, ids = make(block_size=200), torch.randint(101, (1, 150))
     prepared = prepare(model, torch.float32)
-    cache = prepared.new_cache(2)
-    with torch.no_grad():
-        first = prepared(ids[:, :-1], ids[:, :-1], cache=cache)[0]
-        last = prepared(ids[:, -1:], cache=cache)[0]
-        want = model(ids, ids)[0]
-    assert (torch.cat((first, last), 1) - want).abs().max() < 2e-5 and not calls
+    got = prepared(ids, ids, cache=prepared.new_cache(1))[0]
+    assert (got - model(ids, ids)[0]).abs().max() < 2e-5 and not calls
 
 
 @own_kernel
@@ -157,26 +212,45 @@ def test_models_of_bytes_write_the_same(name, choices, on_full, calls):
     assert texts[0] == texts[1] and calls
 
 
-# ---- products of few rows ----
+# ---- products of rows ----
+
+
+@own_kernel
+@pytest.mark.parametrize("n, k", [(33, 100), (64, 64), (1, 48)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_row_of_a_product_does_not_depend_on_its_neighbours(n, k, bias):
+    torch.manual_seed(0)
+    layer = nn.Linear(k, n, bias=bias)
+    packed = weights.PackedLinear(layer, torch.float32, LargePages())
+    x = torch.randn(2, 8, k)
+    with torch.no_grad():
+        got = [packed(x.reshape(-1, k)[:rows]) for rows in range(1, 17)]  # as linear.cpp takes
+        want = F.linear(x.reshape(-1, k), layer.weight, layer.bias)
+    for rows, y in enumerate(got, 1):
+        assert (y - want[:rows]).abs().max() < 1e-5 and torch.equal(y, got[-1][:rows])
 
 
 @own_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("n, k", [(33, 100), (64, 64), (1, 48)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_row_of_a_product_does_not_depend_on_its_neighbours(n, k, bias, dtype):
+@pytest.mark.parametrize("rows", [1, 3, 4, 16, 33, 300])
+@pytest.mark.parametrize("n, k", [(70, 64), (33, 100), (16, 32), (5, 768)])
+def test_products_are_as_exact_as_their_numbers(n, k, rows, dtype):
     torch.manual_seed(0)
-    linear = nn.Linear(k, n, bias=bias)
-    layer = weights.PackedLinear(linear, dtype, LargePages())
-    x = torch.randn(2, 7, k).to(dtype)
+    x, weight, bias = torch.randn(rows, k).to(dtype), torch.randn(n, k).to(dtype), torch.randn(n)
+    got = linear.call(linear.products()[dtype], x, weight, None, bias)
+    want = x.double() @ weight.double().T + bias
+    error = torch.finfo(dtype).eps * want.abs() + 2e-6 * k**0.5  # of the result, of the sums
+    assert got.dtype == dtype and ((got.double() - want).abs() <= error).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_without_a_compiler_one_row_is_a_plain_product(rows, bias, monkeypatch):
+    monkeypatch.setattr(weights, "products", dict)
+    layer, x = nn.Linear(48, 20, bias=bias), torch.randn(rows, 1, 48)
     with torch.no_grad():
-        got = [layer(x.reshape(-1, k)[:rows]) for rows in range(1, 13)]
-        want = F.linear(x.reshape(-1, k).float(), linear.weight.to(dtype).float(), linear.bias)
-    error = 1e-5 if dtype == torch.float32 else 0.02
-    for rows, y in enumerate(got, 1):
-        assert y.dtype == dtype and (y.float() - want[:rows]).abs().max() < error
-    if dtype == torch.float32:  # as many rows as linear.cpp takes
-        assert all(torch.equal(y, got[-1][: len(y)]) for y in got)
+        got = weights.PackedLinear(layer, torch.float32, LargePages())(x)
+        torch.testing.assert_close(got, layer(x))
 
 
 # ---- memory ----

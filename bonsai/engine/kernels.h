@@ -97,11 +97,20 @@ void dot(const T* w, const T* soon, const float* x, int64_t k, float* sums) {
             }
         }
     }
+    floats all[N * R];  // a copy: sums whose address was taken would not stay in registers
     for (int i = 0; i < N; i++)
+        for (int r = 0; r < R; r++) all[i * R + r] = sum[i][r];
+    if constexpr (N * R == LANES) {
+        const floats found = totals(all);
+        std::memcpy(sums, &found, sizeof found);
+    } else {
+        for (int i = 0; i < N * R; i++) sums[i] = total(all[i]);
+    }
+    for (int i = 0; j < k && i < N; i++)
         for (int r = 0; r < R; r++) {
             float rest = 0;
             for (int64_t t = j; t < k; t++) rest += float(w[i * k + t]) * x[r * k + t];
-            sums[i * R + r] = total(sum[i][r]) + rest;
+            sums[i * R + r] += rest;
         }
 }
 

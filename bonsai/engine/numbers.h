@@ -69,3 +69,25 @@ inline float total(floats x) {
 #undef SHUFFLE
     return x[0];
 }
+
+// The sums of 16 vectors, which are overwritten; each step adds halves of two of them at once. The
+// order of the additions is that of `total`.
+inline floats totals(floats* x) {
+#ifdef __clang__
+    floats y;
+    for (int i = 0; i < LANES; i++) y[i] = total(x[i]);
+    return y;
+#else
+    const words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#pragma GCC unroll 4
+    for (int size = LANES / 2; size; size /= 2) {
+        const words second = (lane & size) != 0;  // lanes for the other vector
+        const words here = lane + (second & (LANES - size)), there = here + size;
+#pragma GCC unroll 8
+        for (int i = 0; i < size; i++)
+            x[i] = __builtin_shuffle(x[i], x[i + size], here) +
+                   __builtin_shuffle(x[i], x[i + size], there);
+    }
+    return x[0];
+#endif
+}
