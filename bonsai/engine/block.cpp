@@ -95,12 +95,14 @@ void place(const Block& b, const float* x, float* y, const float* cos, const flo
     }
 }
 
-// Keys and values (blocks, texts, heads, positions, channels) of tokens before these
+// Keys and values (blocks, texts, heads, positions, channels) of the tokens before these
 template <class T>
 struct Cache {
     T *keys, *values;
-    const int64_t* lengths;             // positions of each text
+    const int64_t* lengths;  // positions of each text
     int64_t block, text, head, position;  // how far apart they lie
+
+    int64_t at(int64_t t, int64_t h, int64_t p) const { return t * text + h * head + p * position; }
 };
 
 // Angles (texts, tokens, channels) of rotary positions
@@ -109,14 +111,19 @@ struct Angles {
     int64_t text;            // how far apart those of two texts lie; 0: they are the same
 };
 
+// One head of one row, and where the `seen` keys that it sees begin
+struct Query {
+    int64_t row, head, seen, at;
+};
+
 // x (texts, tokens, D) -> y, like it; each token sees those of its text up to itself
 template <class T>
 void step(const Block* blocks, int count, const T* x, T* y, int64_t texts, int64_t tokens,
           const Cache<T>& cache, const Angles& angles, int threads) {
-    const Block& b0 = *blocks;
-    const int64_t D = b0.qkv.k, inner = b0.out.k, wide = b0.up.n, width = b0.qkv.n;
-    const int64_t channels = b0.channels, group = b0.heads / b0.kv_heads, rows = texts * tokens;
-    const int64_t most = std::max({D, inner, wide}), parts = b0.heads + 2 * b0.kv_heads;
+    const int64_t D = blocks->qkv.k, inner = blocks->out.k, wide = blocks->up.n;
+    const int64_t width = blocks->qkv.n, channels = blocks->channels, parts = width / channels;
+    const int64_t group = blocks->heads / blocks->kv_heads, rows = texts * tokens;
+    const int64_t most = std::max({D, inner, wide});
     const int64_t longest = *std::max_element(cache.lengths, cache.lengths + texts) + tokens;
     const auto attend = one_of<float, T>(channels);
     std::vector<float> stream(x, x + rows * D), qkv(rows * width), hidden(rows * wide);
@@ -128,7 +135,7 @@ void step(const Block* blocks, int count, const T* x, T* y, int64_t texts, int64
     {
         const Thread self;
         const UsesTiles tiles;
-        std::vector<float> query(channels), weights(longest);
+        std::vector<float> head(channels), weights(longest);
         if (rows == 1) mine.make_room(1, most);
         Input& in = rows == 1 ? mine : shared;
         const auto normalised = [&](const Block& b, const Matrix& m, const Norm& norm) {
@@ -138,52 +145,50 @@ void step(const Block* blocks, int count, const T* x, T* y, int64_t texts, int64
         };
         const auto turned = [&](const Block& b, int64_t r, int64_t part, float* to) {
             const int64_t at = r / tokens * angles.text + r % tokens * channels;
-            const float *cos = angles.cos, *sin = angles.sin;
-            place(b, &qkv[(r * parts + part) * channels], to, cos ? cos + at : cos, sin + at);
+            const float* from = &qkv[(r * parts + part) * channels];
+            place(b, from, to, angles.cos ? angles.cos + at : nullptr, angles.sin + at);
         };
+        const auto position = [&](int64_t r) { return cache.lengths[r / tokens] + r % tokens; };
         const auto add = [&](int64_t r, int64_t i, float z) { stream[r * D + i] += z; };
 
         for (int i = 0; i < count; i++) {
             const Block& b = blocks[i];
             T *K = cache.keys + i * cache.block, *V = cache.values + i * cache.block;
-            const auto position = [&](int64_t r) { return cache.lengths[r / tokens] + r % tokens; };
 
             normalised(b, b.qkv, b.first);
             multiply<T>(self, b.qkv, &b.out, in, rows,
                         [&](int64_t r, int64_t c, float z) { qkv[r * width + c] = z; });
 #pragma omp barrier
-            for (int64_t t = self.begin(rows * b.kv_heads); t < self.end(rows * b.kv_heads); t++) {
-                const int64_t r = t / b.kv_heads, h = t % b.kv_heads;
-                const int64_t at = r / tokens * cache.text + h * cache.head +
-                                   position(r) * cache.position;
-                turned(b, r, b.heads + h, query.data());
+            for (int64_t i = self.begin(rows * b.kv_heads); i < self.end(rows * b.kv_heads); i++) {
+                const int64_t r = i / b.kv_heads, h = i % b.kv_heads;
+                const int64_t at = cache.at(r / tokens, h, position(r));
                 const float* value = &qkv[(r * parts + b.heads + b.kv_heads + h) * channels];
+                turned(b, r, b.heads + h, head.data());
                 for (int64_t c = 0; c < channels; c++) {
-                    K[at + c] = query[c];
+                    K[at + c] = head[c];
                     V[at + c] = value[c];
                 }
             }
 #pragma omp barrier
-            // the tokens of a text that read the same keys one after another
-            const auto task = [&](int64_t t) {
-                struct { int64_t r, h, first, at; } found;
-                const int64_t n = t / tokens;  // of (text, head)
-                found.r = n / b.heads * tokens + t % tokens, found.h = n % b.heads;
-                found.first = b.window ? std::max<int64_t>(0, position(found.r) + 1 - b.window) : 0;
-                found.at = n / b.heads * cache.text + found.h / group * cache.head +
-                           found.first * cache.position;
-                return found;
+            // in this order tokens of a text, which see the same keys, follow each other
+            const auto query_of = [&](int64_t i) -> Query {
+                const int64_t text = i / tokens / b.heads, h = i / tokens % b.heads;
+                const int64_t row = text * tokens + i % tokens, end = position(row) + 1;
+                const int64_t first = b.window ? std::max<int64_t>(0, end - b.window) : 0;
+                return {row, h, end - first, cache.at(text, h / group, first)};
             };
-            const int64_t tasks = rows * b.heads;
-            for (int64_t t = self.begin(tasks); t < self.end(tasks); t++) {
-                const auto now = task(t), next = task(std::min(t + 1, tasks - 1));
-                turned(b, now.r, now.h, query.data());
-                attend(query.data(), K + now.at, V + now.at, K + next.at, nullptr,
-                       &heads[(now.r * b.heads + now.h) * channels],
-                       position(now.r) + 1 - now.first, cache.position, b.scale, weights.data());
+            const int64_t queries = rows * b.heads;
+            for (int64_t i = self.begin(queries); i < self.end(queries); i++) {
+                const Query now = query_of(i), next = query_of(std::min(i + 1, queries - 1));
+                turned(b, now.row, now.head, head.data());
+                attend(head.data(), K + now.at, V + now.at, K + next.at, nullptr,
+                       &heads[(now.row * b.heads + now.head) * channels], now.seen,
+                       cache.position, b.scale, weights.data());
             }
 #pragma omp barrier
-            in.prepare<T>(b.out, rows, [&](int64_t r, float* to) { std::copy_n(&heads[r * inner], inner, to); });
+            in.prepare<T>(b.out, rows, [&](int64_t r, float* to) {
+                std::copy_n(&heads[r * inner], inner, to);
+            });
             multiply<T>(self, b.out, &b.up, in, rows, add);
 #pragma omp barrier
             normalised(b, b.up, b.second);

@@ -42,7 +42,7 @@ class Int8Linear(FastLinear):
         if q.device.type == "cpu":
             self.products = products() if own else {}
             if self.products:
-                self.few = 2**62 if has_tiles() else self.FEW * k
+                self.few = 2**62 if has_tiles() and k % 64 == 0 else self.FEW * k
             self.few_torch = self.FEW_TORCH * k if k % 32 == 0 else 0
             self.fp32 = q, scale, None if bias is None else bias.float().contiguous()
             self.bf16 = q, scale.to(torch.bfloat16)

@@ -44,7 +44,8 @@ struct Input {
         x.resize(std::max<size_t>(x.size(), rows * k));
         step.resize(std::max<size_t>(step.size(), rows));
         rounded.resize(x.size());
-        if (has_tiles()) lines.resize(std::max<size_t>(lines.size(), groups * (k / 32 + 1) * 2 * TILE));
+        const size_t most = has_tiles() ? groups * (k / 32 + 1) * 2 * TILE : 0;
+        lines.resize(std::max(lines.size(), most));
     }
 
     // Rows for a product with m: fill(row, place) makes each (k). The threads share them out, but a
@@ -77,20 +78,22 @@ struct Input {
     }
 };
 
-// The products of up to 16 outputs of weights w with rows: put(output, row, sum)
+// The products of up to 16 outputs of weights w with rows x, by tiles where there are lines of them:
+// put(output, row, sum)
 template <class W, class X, class Put>
-void products(int outputs, const W* w, const W* soon, const X* x, const Line* lines, bool tiled,
-              int64_t rows, int64_t k, Put put) {
-    if (!tiled || outputs < TILE) {
+void products(int outputs, const W* w, const W* soon, const X* x, const Line* lines, int64_t rows,
+              int64_t k, Put put) {
+    if (!lines || outputs < TILE) {
         for (int j = 0; j < outputs; j += 2)
             dots(std::min(2, outputs - j), w + j * k, soon + j * k, x, rows, k,
                  [&](int i, int64_t r, auto sum) { put(j + i, r, sum); });
         return;
     }
     if constexpr (sizeof(W) < 4) {
-        typedef std::conditional_t<sizeof(W) == 1, uint32_t, float> Sum;  // unsigned: may overflow
+        typedef std::conditional_t<sizeof(W) == 1, int32_t, float> Sum;
+        typedef std::conditional_t<sizeof(W) == 1, uint32_t, float> Part;  // parts may overflow
         const int64_t blocks = k * sizeof(W) / sizeof(Line);
-        alignas(64) Sum sums[2][2][TILE * TILE];
+        alignas(64) Part sums[2][2][TILE * TILE];
         for (int64_t row = 0; row < rows; row += 2 * TILE) {
             const int groups = rows - row > TILE ? 2 : 1;
             tile_sums(groups, w, soon, lines + row / TILE * blocks * 2 * TILE, blocks, sums[0][0]);
@@ -99,11 +102,9 @@ void products(int outputs, const W* w, const W* soon, const X* x, const Line* li
                 for (int i = 0; i < TILE * TILE; i++)
                     upper[i] = (sizeof(W) == 1 ? 256 : 1) * upper[i] + lower[i];
                 transpose((ints*)upper);
-                for (int64_t r = 0; r < std::min<int64_t>(TILE, rows - row - g * TILE); r++)
-                    for (int j = 0; j < TILE; j++) {
-                        const Sum sum = upper[r * TILE + j];
-                        put(j, row + g * TILE + r, std::conditional_t<sizeof(W) == 1, int32_t, float>(sum));
-                    }
+                const int64_t begin = row + g * TILE, end = std::min(begin + TILE, rows);
+                for (int64_t r = begin; r < end; r++)
+                    for (int j = 0; j < TILE; j++) put(j, r, Sum(upper[(r - begin) * TILE + j]));
             }
         }
     }
@@ -132,10 +133,10 @@ void multiply(const Thread& self, const Matrix& m, const Matrix* next, const Inp
             store(r, i + j, y + (m.bias ? m.bias[i + j] : 0));
         };
         const int outputs = std::min(unit, end - i);
-        const Line* lines = in.lines.data();
+        const Line* lines = tiles ? in.lines.data() : nullptr;
         if (m.scale)
-            products(outputs, (int8_t*)w, (int8_t*)soon, in.rounded.data(), lines, tiles, rows, m.k, put);
+            products(outputs, (int8_t*)w, (int8_t*)soon, in.rounded.data(), lines, rows, m.k, put);
         else
-            products(outputs, (T*)w, (T*)soon, in.x.data(), lines, tiles, rows, m.k, put);
+            products(outputs, (T*)w, (T*)soon, in.x.data(), lines, rows, m.k, put);
     }
 }

@@ -112,8 +112,10 @@ class PackedLinear(FastLinear):
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.bias32 = None if self.bias is None else self.bias.float()
         self.product = products().get(dtype)
-        few = FEW_ROWS[dtype] if not has_tiles() or dtype == torch.float32 else FEW_TILES
-        few = few if self.product else 1 if dtype == torch.float32 else 0
+        few = 1 if dtype == torch.float32 else 0
+        if self.product:
+            tiles = has_tiles() and dtype == torch.bfloat16 and weight.size(1) % 32 == 0
+            few = FEW_TILES if tiles else FEW_ROWS[dtype]
         self.plain = None if not few else pages.copy(weight) if self.product else weight
         self.dtype, (self.n, self.k) = dtype, weight.shape
         self.few = few * self.k  # numbers
