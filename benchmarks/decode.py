@@ -9,8 +9,9 @@ no step is faster than these bytes at the measured read bandwidth. The table has
 limit. "tokens/s" is of whole answers, prefill included (what nanoGPT's generate is compared on);
 "decode/s" of all tokens but the first, all rows together. "drafted": the model's weights in int8
 guess 8 tokens, which a step checks; such steps have no limit here. Weights are random, which
-changes no timing but the drafted one; repeats alternate between all contestants, in one process on
-one machine.
+changes no timing but the drafted one; how much of a guess is right depends on the text, so every
+repeat has prompts of its own. Repeats alternate between all contestants, in one process on one
+machine.
 """
 
 import statistics
@@ -194,7 +195,7 @@ def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
         for b in (("1,16" if on_cpu else "1,64") if batches == "auto" else batches).split(",")
     ]
     vocab = model.config.vocab_size
-    prompts = torch.randint(vocab, (max(counts), size.prompt)).tolist()
+    prompts = torch.randint(vocab, (repeats + max(counts), size.prompt)).tolist()
     long = torch.randint(vocab, (size.long,)).tolist()
     engines = {
         kind: Engine(
@@ -213,7 +214,7 @@ def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
             bandwidth.append(read_bandwidth(runtime))
         for kind, engine in engines.items():
             for batch in counts if not engine.draft else [1]:
-                result = answer(engine, prompts[:batch], params)
+                result = answer(engine, prompts[repeat : repeat + batch], params)
                 if keep:
                     found.setdefault((kind, batch), []).append(result)
             result = answer(engine, [long], SamplingParams(1, 0))
@@ -221,7 +222,7 @@ def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
                 first.setdefault(kind, []).append(result["first"])
         if theirs:
             short = SamplingParams(size.tokens if keep else 2, 0.8, 200)
-            seconds = theirs(prompts[0], short)
+            seconds = theirs(prompts[repeat], short)
             if keep:
                 peer_seconds.append(seconds)
     rows, speed = [], max(bandwidth)
