@@ -15,17 +15,18 @@ const int64_t MOST = 256;  // rows at once, for the sake of memory
 // x (rows, k) -> y (rows, n)
 template <class T>
 void product(const Matrix& m, const T* x, T* y, int64_t rows, int threads) {
+    const int64_t parts = (rows + MOST - 1) / MOST, each = (rows + parts - 1) / parts;
     static thread_local Input mine;  // kept: new memory takes time
     Input& shared = mine;
-    shared.make_room(std::min(rows, MOST), m.k);
+    shared.make_room(each, m.k);
 #pragma omp parallel num_threads(threads)
     {
         const Thread self;
         const UsesTiles tiles;
         if (rows == 1) mine.make_room(1, m.k);
         Input& in = rows == 1 ? mine : shared;
-        for (int64_t at = 0; at < rows; at += MOST) {
-            const int64_t some = std::min(rows - at, MOST);
+        for (int64_t at = 0; at < rows; at += each) {  // not a single one behind many
+            const int64_t some = std::min(rows - at, each);
             in.prepare<T>(m, some, [=](int64_t r, float* to) {
                 std::copy_n(x + (at + r) * m.k, m.k, to);
             });

@@ -78,8 +78,8 @@ struct Input {
     }
 };
 
-// The products of up to 16 outputs of weights w with rows x, by tiles where there are lines of them:
-// put(output, row, sum)
+// The products of up to 16 outputs of weights w with rows x, by tiles where there are lines of
+// them: put(output, row, sum)
 template <class W, class X, class Put>
 void products(int outputs, const W* w, const W* soon, const X* x, const Line* lines, int64_t rows,
               int64_t k, Put put) {

@@ -90,8 +90,8 @@ void pack(const X* x, int64_t rows, int64_t k, Line* lines) {
     }
 }
 
-// Weights w (16, k) with 1 or 2 groups of 16 rows, lines (groups, blocks, 2, 16) -> sums (groups, 2,
-// 16 outputs, 16 rows), of upper and lower parts. A block has 64 bytes of inputs.
+// Weights w (16, k) with 1 or 2 groups of 16 rows, lines (groups, blocks, 2, 16) -> sums (groups,
+// 2, 16 outputs, 16 rows), of upper and lower parts. A block has 64 bytes of inputs.
 template <class W, class Sum>
 void tile_sums(int groups, const W* w, const W* soon, const Line* lines, int64_t blocks,
                Sum* sums) {
