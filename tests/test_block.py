@@ -232,7 +232,7 @@ def test_a_row_of_a_product_does_not_depend_on_its_neighbours(n, k, bias):
 
 @own_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 3, 4, 16, 33, 300])
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 16, 33, 300])
 @pytest.mark.parametrize("n, k", [(70, 64), (33, 100), (16, 32), (5, 768)])
 def test_products_are_as_exact_as_their_numbers(n, k, rows, dtype):
     torch.manual_seed(0)

@@ -2,8 +2,8 @@
 //
 // The products of such a step read their weights as fast as the memory gives them. What lies
 // between has so little to compute that starting each operation by itself takes longer than the
-// operation. A token's result does not depend on what else is computed with it. All numbers between
-// are float32.
+// operation. A token's result does not depend on what else is computed with it, with the exception
+// that linear.cpp makes. All numbers between are float32.
 
 #include <cmath>
 #include <vector>

@@ -70,7 +70,7 @@ class Blocks(nn.Module):
         B, T, _ = x.shape
         if not (
             isinstance(cache, KVCache)
-            and self.rows >= B * T
+            and 0 < B * T <= self.rows
             and cache.pos is None
             and x.dtype == cache.k.dtype == self.dtype
         ):

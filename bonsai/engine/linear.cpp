@@ -1,10 +1,10 @@
 // y = x W^T + b, reading each weight once for a few rows x.
 //
-// The sums are float32, whatever the numbers are, and in the same order for any number of rows: a
-// row's result does not depend on its neighbours. For weights of 8 bits the activations of a row
+// The sums are float32, whatever the numbers are. For weights of 8 bits the activations of a row
 // become integers of as many bits as the sums have room for (14 for 768 inputs, 12 for 3,072), and
-// the sums are exact. The weights are fetched a good way ahead, as the processor itself does not
-// look beyond a page.
+// the sums are exact. A row's result does not depend on its neighbours, but that in bfloat16 the
+// tiles of many rows add up in another order than the loops of few. The weights are fetched a good
+// way ahead, as the processor itself does not look beyond a page.
 
 #include "product.h"
 
@@ -15,6 +15,7 @@ const int64_t MOST = 256;  // rows at once, for the sake of memory
 // x (rows, k) -> y (rows, n)
 template <class T>
 void product(const Matrix& m, const T* x, T* y, int64_t rows, int threads) {
+    if (rows == 0) return;
     const int64_t parts = (rows + MOST - 1) / MOST, each = (rows + parts - 1) / parts;
     static thread_local Input mine;  // kept: new memory takes time
     Input& shared = mine;

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 template <class To, class From>
 To as(From from) {  // the same bits
@@ -25,14 +24,6 @@ struct bfloat16 {
         return *this;
     }
 };
-
-// x (n) as float32: as it is, or in `room`
-inline const float* as_floats(const float* x, int64_t, std::vector<float>&) { return x; }
-
-inline const float* as_floats(const bfloat16* x, int64_t n, std::vector<float>& room) {
-    room.assign(x, x + n);
-    return room.data();
-}
 
 // ---- vectors ----
 
