@@ -19,7 +19,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.batches import Batches, prefetch
-from bonsai.checkpoint import crop_moments, remove_unfinished, save_checkpoint, set_aside
+from bonsai.checkpoint import remove_unfinished, save_checkpoint, set_aside
 from bonsai.dataset import Mixture
 from bonsai.dial import compute_optimal
 from bonsai.errors import UserError, run
@@ -35,6 +35,7 @@ from bonsai.optim import (
 )
 from bonsai.presets import FIELDS
 from bonsai.report import Report, versions
+from bonsai.restore import crop_moments
 from bonsai.runtime import Interrupts, Runtime, peak_flops, seed_everything, setup
 from bonsai.text import sample_text
 from configurator import Config, configure, resolve_path

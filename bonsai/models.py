@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch.nn as nn
 
-from bonsai.checkpoint import load_checkpoint, run_checkpoint
 from bonsai.errors import UserError
 from bonsai.megabyte import Megabyte, MegabyteConfig
+from bonsai.restore import load_checkpoint, run_checkpoint
 from bonsai.spacebyte import Spacebyte, SpacebyteConfig
 from model import CLASSIC_KEYS, GPT, GPTConfig
 

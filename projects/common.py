@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from bonsai.checkpoint import run_checkpoint, steps_done
 from bonsai.dataset import ROOT, Split
 from bonsai.errors import UserError
+from bonsai.restore import run_checkpoint, steps_done
 
 COLORS = ("#2f6db3", "#d1495b", "#3a8f5c", "#b07c1f", "#7a5195", "#4c9f9f", "#8c564b", "#666666")
 

@@ -1,27 +1,19 @@
-"""bonsai/checkpoint.py: a file is whole or not there, and nothing in it is executed."""
+"""bonsai/checkpoint.py: a file is whole or not there."""
 
 import contextlib
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT, differences, environment
+from conftest import ROOT, environment
 
 from bonsai import checkpoint
-from bonsai.checkpoint import (
-    crop_moments,
-    load_checkpoint,
-    previous,
-    run_checkpoint,
-    save_checkpoint,
-    set_aside,
-)
+from bonsai.checkpoint import previous, save_checkpoint, set_aside
 from bonsai.errors import UserError
+from bonsai.restore import load_checkpoint
 
 
 def state(step: int = 1) -> dict:
@@ -183,123 +175,6 @@ def test_without_hard_links(tmp_path, monkeypatch):
     assert steps(tmp_path / "last.pt") == 2 and steps(tmp_path / "last.prev.pt") == 1
 
 
-# ---- reading ----
-
-
-def test_a_flipped_byte_is_found_wherever_it_matters(tmp_path):
-    """Flips all over the file: each is named as damage, or changes nothing that is read."""
-    save_checkpoint(tmp_path, state(1))
-    save_checkpoint(tmp_path, state(2))
-    path = tmp_path / "ckpt.pt"
-    whole, expected = path.read_bytes(), load_checkpoint(path)
-    middle = len(whole) // 2
-    places = np.linspace(0, len(whole) - 1, 120).astype(int).tolist()
-    found = 0
-    for place in [middle, *places]:
-        content = bytearray(whole)
-        content[place] ^= 0x10
-        path.write_bytes(content)
-        try:
-            assert differences(load_checkpoint(path), expected) == []
-        except UserError as e:
-            found += 1
-            assert str(path) in str(e), e
-        assert place != middle or found, "a byte in the middle of the weights"
-    assert found > 60
-    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-    with pytest.raises(UserError) as e:
-        load_checkpoint(path)
-    assert "damaged" in one_line(e) and f"mv {previous(path)} {path}" in one_line(e)
-
-
-@pytest.mark.parametrize("keep", [0, 1, 3, 100, 2000, -4000, -1])
-def test_a_file_cut_short_is_damaged(tmp_path, keep):
-    save_checkpoint(tmp_path, state(1))
-    path = tmp_path / "ckpt.pt"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError) as e:
-        load_checkpoint(path)
-    assert "damaged" in one_line(e) and str(path) in one_line(e) and "prev" not in one_line(e)
-
-
-@pytest.mark.parametrize("content", ["text", "tensor", "list", "weights alone", "pickle"])
-def test_what_is_not_a_checkpoint_is_named(tmp_path, content):
-    path = tmp_path / "ckpt.pt"
-    if content == "text":
-        path.write_text("to be, or not to be\n" * 100)
-    elif content == "pickle":
-        path.write_bytes(pickle.dumps({"model": 1}))
-    else:
-        objects = {"tensor": torch.zeros(3), "list": [1], "weights alone": state()["model"]}
-        torch.save(objects[content], path)
-    with pytest.raises(UserError) as e:
-        load_checkpoint(path)
-    assert str(path) in one_line(e)
-    assert "execute" not in one_line(e)  # it is no attack, only the wrong file
-
-
-def test_a_missing_file_and_a_newer_one(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint"):
-        load_checkpoint(tmp_path / "ckpt.pt")
-    torch.save({**state(), "format": checkpoint.FORMAT + 1}, tmp_path / "ckpt.pt")
-    with pytest.raises(UserError, match="newer version"):
-        load_checkpoint(tmp_path / "ckpt.pt")
-    (tmp_path / "folder.pt").mkdir()
-    with pytest.raises(UserError):
-        load_checkpoint(tmp_path / "folder.pt")
-
-
-class Payload:
-    """A pickle that would make a folder when it is loaded."""
-
-    def __init__(self, marker: Path):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_a_payload_is_refused_and_not_executed(tmp_path, form):
-    path, marker = tmp_path / "ckpt.pt", tmp_path / "executed"
-    content = {**state(), "config": Payload(marker)}
-    if form == "pickle":
-        path.write_bytes(pickle.dumps(content["config"]))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(UserError) as e:
-        load_checkpoint(path)
-    assert str(path) in one_line(e)
-    if form == "zip":  # the others are not read at all
-        assert "refused" in one_line(e)
-    assert not marker.exists()
-    if form != "pickle":
-        torch.load(path, weights_only=False)
-        assert marker.exists()  # the payload is a real one
-
-
-def test_the_prefix_of_compiled_models_goes(tmp_path):
-    content = state()
-    content["model"] = {"_orig_mod.w": content["model"]["w"]}
-    torch.save(content, tmp_path / "ckpt.pt")
-    assert list(load_checkpoint(tmp_path / "ckpt.pt")["model"]) == ["w"]
-
-
-def test_which_checkpoint_of_a_run(tmp_path):
-    with pytest.raises(UserError, match=str(tmp_path)):
-        run_checkpoint(tmp_path)
-    save_checkpoint(tmp_path, state(5), ("last.pt",))
-    assert run_checkpoint(tmp_path).name == "last.pt"
-    save_checkpoint(tmp_path, state(3), ("ckpt.pt",))
-    assert run_checkpoint(tmp_path).name == "ckpt.pt"  # to sample from: the better one
-    assert run_checkpoint(tmp_path, newest=True).name == "last.pt"  # to go on: more steps
-    save_checkpoint(tmp_path, state(7), ("ckpt.pt",))
-    assert run_checkpoint(tmp_path, newest=True).name == "ckpt.pt"
-    for name in ("ckpt.pt", "last.pt"):
-        (tmp_path / name).unlink()
-    assert run_checkpoint(tmp_path).name == "ckpt.prev.pt"
-
-
 def test_set_aside(tmp_path, capsys):
     set_aside(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
@@ -316,19 +191,3 @@ def test_set_aside(tmp_path, capsys):
     save_checkpoint(tmp_path, state(9))
     set_aside(tmp_path)
     assert steps(tmp_path / "earlier" / "ckpt.pt") == 9
-
-
-def test_crop_moments():
-    """Of a parameter that became shorter; the others, and the step counters, stay."""
-    short, same = torch.zeros(4, 6), torch.zeros(5)
-    moments = torch.arange(48.0).view(8, 6)
-    found = {
-        "state": {
-            0: {"step": torch.tensor(3.0), "exp_avg": moments, "exp_avg_sq": moments * 2},
-            1: {"step": torch.tensor(3.0), "exp_avg": torch.ones(5), "exp_avg_sq": torch.ones(5)},
-        }
-    }
-    crop_moments(found, [short, same, torch.zeros(2)])  # the last one has no state yet
-    assert torch.equal(found["state"][0]["exp_avg"], moments[:4])
-    assert torch.equal(found["state"][0]["exp_avg_sq"], moments[:4] * 2)
-    assert found["state"][0]["step"] == 3 and found["state"][1]["exp_avg"].shape == (5,)

@@ -10,10 +10,11 @@ from conftest import ROOT, environment
 from server_process import TEXT, memorise
 
 from benchmarks import decode, serve_load
-from bonsai.checkpoint import load_checkpoint, save_checkpoint
+from bonsai.checkpoint import save_checkpoint
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.sampling import Row, noise, step_key
 from bonsai.models import build_model
+from bonsai.restore import load_checkpoint
 from bonsai.runtime import setup
 from bonsai.serving.registry import load_served
 from bonsai.tokenizers import ByteTokenizer

@@ -22,12 +22,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 
 from bonsai import tokenizers
-from bonsai.checkpoint import load_checkpoint, save_checkpoint
+from bonsai.checkpoint import save_checkpoint
 from bonsai.dataset import Dataset, open_dataset
 from bonsai.engine import SamplingParams, generate
 from bonsai.errors import UserError, run
 from bonsai.models import load_model
 from bonsai.optim import build_optimizer, load_optimizer_state
+from bonsai.restore import load_checkpoint
 from bonsai.results import table, write_json
 from bonsai.runtime import Runtime, seed_everything, setup
 from bonsai.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
