@@ -83,8 +83,9 @@ def split_documents(
                 break
     if not keys:
         raise UserError("there is no text in the input: every document is empty")
-    if len(keys) == 1:
-        yield from _cut(read(progress=progress), 1 - val_fraction)
+    if len(keys) == 1:  # its length is known only when all of it has been read
+        total = sum(len(piece.data) for piece in read())
+        yield from _cut(read(progress=progress), total, round(total * val_fraction))
         return
     limit = val_fraction
     if len(keys) < enough:
@@ -99,27 +100,23 @@ def split_documents(
         yield split, piece.data, piece.last
 
 
-def _cut(pieces: Iterable[Piece], border: float) -> Iterator[Part]:
-    """Cut one document behind a line end, if there is one near, at or after the share `border`."""
-    start = 0.0  # of the piece, as a share of the document
+def _cut(pieces: Iterable[Piece], total: int, val: int) -> Iterator[Part]:
+    """Cut one document of `total` bytes: the last `val` are "val", or a few less, so that it begins
+    behind a line end."""
+    border, start, split = total - val, 0, "train"
     for piece in pieces:
-        end = 1.0 if piece.last else min(piece.position / piece.size, 1.0)
-        data = piece.data
-        if end < border:
-            yield "train", data, False
-        elif start >= border and not piece.first:
-            yield "val", data, piece.last
-        else:
-            cut = len(data) - round(len(data) * (end - border) / max(end - start, 1e-9))
+        data, cut = piece.data, border - start
+        start += len(data)
+        if split == "train" and (start > border or piece.last):
             while cut < len(data) and data[cut] & 0xC0 == 0x80:  # inside a character
                 cut += 1
-            line = data.find(b"\n", cut, cut + (len(data) - cut) // 10) + 1
-            cut = line or cut
+            cut = data.find(b"\n", cut, cut + val // 10) + 1 or cut
             yield "train", data[:cut], True
             if cut < len(data):
                 yield "val", data[cut:], piece.last
-            border = start  # all that follows is val
-        start = end
+            split = "val"
+        else:
+            yield split, data, piece.last
 
 
 # -- tokenizing -----------------------------------------------------------------------------------

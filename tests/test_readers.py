@@ -1,10 +1,12 @@
 """Texts from files of every format, and which split a document goes to."""
 
+import functools
 import gzip
 import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bonsai import readers
@@ -153,6 +155,35 @@ def test_the_split_depends_on_the_document_alone():
 def test_a_small_corpus_has_both_splits(count):
     splits = list(split_of([f"text {i}" for i in range(count)], 0.05).values())
     assert splits.count("val") == max(1, round(0.05 * count))
+
+
+SIZES = (100, 1000, 250_000, 300_000, 1_115_394, 1_400_000, 2_000_000, 3_333_333, 9_000_000)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst", "a.jsonl", "a.parquet"])
+def test_the_share_of_one_document_is_what_was_asked_for(tmp_path, name, size):
+    """Whatever the size, the reader, and how well which part of the text packs."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    hard = np.random.default_rng(0).integers(97, 123, (size // 160 + 1, 39), np.uint8)  # letters
+    hard = np.insert(hard, 39, 10, axis=1).tobytes()[: size // 4]
+    data = (hard + b"To be, or not to be: that is the bug.\r\n" * (size // 39 + 1))[:size]
+    path, text = tmp_path / name, data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if name == "a.jsonl":
+        path.write_text(json.dumps({"text": text.decode()}))
+    elif name == "a.parquet":
+        pq.write_table(pa.table({"text": [text.decode()]}), path)
+    elif name == "a.txt.zst":
+        path.write_bytes(pa.Codec("zstd").compress(data, asbytes=True))
+    else:
+        path.write_bytes(gzip.compress(data, 1) if name.endswith(".gz") else data)
+    for share in (0.05, 0.3):
+        read = functools.partial(read_pieces, [path])
+        parts = list(split_documents(read, share))
+        assert b"".join(data for _, data, _ in parts) == text
+        val = sum(len(data) for split, data, _ in parts if split == "val")
+        assert 0.9 * share * len(text) - 2 <= val <= share * len(text) + 1
+        assert [split for split, _, ends in parts if ends] == ["train", "val"]
 
 
 def test_one_document_is_cut_near_the_end():
