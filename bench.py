@@ -25,6 +25,7 @@ from bonsai.presets import FIELDS, find_preset
 from bonsai.results import provenance, spread, write_json
 from bonsai.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
 from bonsai.sizes import describe_size, meta_model
+from bonsai.textfile import check_writable
 from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic, time_steps
 from configurator import Config, configure
 
@@ -220,6 +221,8 @@ def main() -> None:
     if size:
         print(size_of(config))
         return
+    if json:
+        check_writable(json, "the results")
     runtime = setup(device, dtype, compile, backend)
     try:
         found = measure(config, runtime)

@@ -26,6 +26,7 @@ from bonsai.models import Loaded, load_model
 from bonsai.results import provenance, table, write_json
 from bonsai.runtime import Runtime, setup
 from bonsai.text import find_tokenizer
+from bonsai.textfile import check_writable
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
@@ -179,6 +180,8 @@ def main() -> None:
     if batch_size < 1 or windows < 0:
         raise UserError(f"batch_size={batch_size} must be at least 1, windows={windows} at least 0")
     questions = read_questions(resolve_path(choices)) if choices else []
+    if json:
+        check_writable(json, "the results")
     runtime = setup(device, dtype, compile, backend)
     try:
         if runtime.master:

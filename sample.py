@@ -32,6 +32,7 @@ from bonsai.models import load_model
 from bonsai.progress import Progress
 from bonsai.runtime import DTYPES, setup_inference
 from bonsai.text import find_tokenizer, start_tokens
+from bonsai.textfile import check_writable, read_text
 from bonsai.tokenizers import Tokenizer
 from configurator import configure, resolve_path
 
@@ -72,13 +73,7 @@ def read_start(text: str) -> str:
     """The text to continue, from its file if `text` names one."""
     if not text.startswith("FILE:"):
         return text
-    path = resolve_path(text.removeprefix("FILE:"))
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"cannot read the start from {path}: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8 text (byte {e.start} is not): convert it") from None
+    return read_text(resolve_path(text.removeprefix("FILE:")), "the start")
 
 
 def encode_start(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -138,6 +133,8 @@ def main() -> None:
         raise UserError(f"on_full={on_full} is not one of {', '.join(ON_FULL)}")
     text = "" if interactive or prompts else read_start(start)
     jobs = read_jobs(prompts, params) if prompts else []
+    if out:
+        check_writable(out, "the answers")
     runtime = setup_inference(device, dtype, compile, quantize)
     say(runtime.summary)
 
@@ -190,21 +187,21 @@ def read_jobs(name: str, params: SamplingParams) -> list[dict]:
     """The objects of a JSONL file; UserError, with the line's number, for what is not a job."""
     path = resolve_path(name)
     jobs = []
-    try:
-        with open(path, encoding="utf-8") as f:
-            for number, line in enumerate(f, 1):
-                if not line.strip():
-                    continue
-                try:
-                    job = json.loads(line)
-                    if not isinstance(job, dict) or not isinstance(job.get("prompt"), str):
-                        raise UserError('it must be an object such as {"prompt": "To be"}')
-                    job_params(job, params)
-                except (ValueError, TypeError, UserError) as e:
-                    raise UserError(f"{path}, line {number}: {e}") from None
-                jobs.append(job)
-    except OSError as e:
-        raise UserError(f"cannot read the prompts from {path}: {e.strerror}") from None
+    for number, line in enumerate(read_text(path, "the prompts").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            job = json.loads(line)
+            if not isinstance(job, dict) or not isinstance(job.get("prompt"), str):
+                raise UserError('it must be an object such as {"prompt": "To be"}')
+            json.dumps(job, ensure_ascii=False).encode()  # as it will be written
+            job_params(job, params)
+        except UnicodeEncodeError as e:
+            half = f"{e.object[e.start]!a} is half of a character (a lone surrogate)"
+            raise UserError(f"{path}, line {number}: {half}, which no text can hold") from None
+        except (ValueError, TypeError, RecursionError, UserError) as e:
+            raise UserError(f"{path}, line {number}: {e}") from None
+        jobs.append(job)
     return jobs
 
 

@@ -20,6 +20,7 @@ from bonsai.serving.guard import GuardLimits
 from bonsai.serving.http import listen, serve
 from bonsai.serving.plans import Limits
 from bonsai.serving.registry import load_served, parse_models
+from bonsai.textfile import read_text
 from configurator import ROOT, configure, resolve_path
 
 # -----------------------------------------------------------------------------
@@ -64,11 +65,7 @@ def read_key(text: str) -> str:
     """The key, from its file if `text` names one: a command line can be seen by others."""
     if not text.startswith("FILE:"):
         return text
-    path = resolve_path(text.removeprefix("FILE:"))
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the api_key from {path}: {e}") from None
+    key = read_text(resolve_path(text.removeprefix("FILE:")), "the api_key").strip()
     if not key:
         raise UserError(f"api_key={text}: the file is empty")
     return key

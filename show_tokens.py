@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from bonsai.errors import UserError, run
+from bonsai.textfile import check_writable, read_text
 from bonsai.tokenizers import get
 from bonsai.tokenview import html_page, terminal
 from configurator import configure, resolve_path
@@ -29,12 +30,7 @@ def the_text() -> str:
         return text.replace("\\n", "\n").replace("\\t", "\t")
     if not file:
         return sys.stdin.buffer.read().decode("utf-8", errors="replace")
-    try:
-        return resolve_path(file).read_text(encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"cannot read {file}: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{file} is not UTF-8 at byte {e.start}") from None
+    return read_text(resolve_path(file))
 
 
 def main() -> None:
@@ -45,10 +41,8 @@ def main() -> None:
     shown = the_text()
     if html:
         page = html_page([shown], chosen, allow_special=special)
-        try:
-            Path(html).write_text(page, encoding="utf-8")
-        except OSError as e:
-            raise UserError(f"cannot write {html}: {e.strerror}") from None
+        check_writable(html, "the page")
+        Path(html).write_text(page, encoding="utf-8")
         print(f"wrote {html}")
         return
     coloured = sys.stdout.isatty() if color == "auto" else bool(color)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bonsai.errors import UserError
+from bonsai.textfile import read_text
 
 ROOT = Path(__file__).resolve().parent.parent
 LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # llm.c and modded-nanogpt: 256 int32 before the tokens
@@ -160,7 +161,7 @@ def open_meta(folder: Path) -> tuple[dict, Path | None]:
     path = folder / "meta.json"
     if path.exists():
         try:
-            meta = json.loads(path.read_text(encoding="utf-8"))
+            meta = json.loads(read_text(path))
             meta["vocab_size"], meta["splits"]
             if meta["dtype"] not in ("uint16", "uint32"):
                 raise ValueError(f"dtype {meta['dtype']}")

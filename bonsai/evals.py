@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bonsai.dataset import Mixture, Split
 from bonsai.errors import UserError
 from bonsai.runtime import Runtime
+from bonsai.textfile import read_text
 from bonsai.tokenizers import Tokenizer
 
 # ---- loss ----
@@ -90,16 +91,12 @@ def read_questions(path: Path) -> list[Question]:
     Zellers et al. 2019 have four endings; any number from two on is taken. Raises UserError, with
     the line's number, for a line that is not like this.
     """
-    questions = []
-    try:
-        with open(path, encoding="utf-8") as f:
-            for number, line in enumerate(f, 1):
-                if line.strip():
-                    questions.append(parse_question(line, f"{path}:{number}"))
-    except OSError as e:
-        raise UserError(f"cannot read the questions in {path}: {e.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: give JSON lines") from None
+    lines = read_text(path, "the questions").split("\n")
+    questions = [
+        parse_question(line, f"{path}:{number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     if not questions:
         raise UserError(f"{path} holds no questions")
     return questions

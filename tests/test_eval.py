@@ -274,7 +274,7 @@ def test_a_broken_line_is_named(tmp_path, line, hint):
 
 def test_question_files_that_cannot_be_read(tmp_path):
     (tmp_path / "empty").write_text("\n")
-    (tmp_path / "latin").write_bytes(b"\xff\xfe\n")
+    (tmp_path / "latin").write_bytes(b"\xff\n")
     for name, hint in (("none", "cannot read"), ("empty", "no questions"), ("latin", "not UTF-8")):
         with pytest.raises(UserError, match=hint):
             read_questions(tmp_path / name)

@@ -335,17 +335,23 @@ def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
         (["--out_dir=nowhere"], "no checkpoint in nowhere"),
         (["--init_from=nothing"], "init_from=nothing"),
         (["--start=FILE:gone.txt"], "cannot read the start from gone.txt"),
-        (["--start=FILE:latin1.txt"], "latin1.txt is not UTF-8"),
+        (["--start=FILE:latin1.txt"], "the start from latin1.txt: byte 0, in line 1, is not UTF-8"),
         (["--start=aXb"], "'X'"),
         (["--temperature=-1"], "temperature=-1"),
         (["--num_samples=0"], "num_samples=0"),
         (["--on_full=slied"], "slide, refill, stop"),
         (["--prompts=gone.jsonl"], "cannot read the prompts from gone.jsonl"),
+        (["--prompts=latin1.jsonl"], "latin1.jsonl: byte 13, in line 1, is not UTF-8"),
+        (["--prompts=half.jsonl"], "half.jsonl, line 2: '\\udc41' is half of a character"),
+        (["--prompts=one.jsonl", "--out=one.jsonl/a.jsonl"], "cannot write the answers to"),
         (["--quantize=int3"], "quantize=int3"),
     ],
 )
 def test_a_mistake_is_one_line(run, tmp_path, args, says):
     (tmp_path / "latin1.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "latin1.jsonl").write_bytes('{"prompt": "aé"}'.encode("latin-1"))
+    (tmp_path / "one.jsonl").write_text('{"prompt": "a"}')
+    (tmp_path / "half.jsonl").write_text('{"prompt": "a"}\n{"prompt": "\\udc41"}\n')
     done = sample(f"--out_dir={run}", *args, cwd=tmp_path, status=1)
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("error: ") and says in lines[-1]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bonsai.errors import UserError
+from bonsai.textfile import read_text
 from bonsai.tokenizers.bpe import BYTES
 
 LARGEST = 10_000_000  # a rank beyond this is a damaged file
@@ -71,9 +72,4 @@ def gpt2_alphabet() -> dict[str, int]:
 
 
 def _lines(path: str | Path) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file") from None
+    return read_text(path).splitlines()

@@ -1,0 +1,56 @@
+"""Text files that people write or edit, and those written for them; standard library only.
+
+Editors on Windows begin a file with a byte order mark, and some shells there write UTF-16. Every
+file of this kind (a prompt, a key, questions, meta.json, a tokenizer) is read by `read_text`.
+"""
+
+import codecs
+import errno
+import io
+import os
+from pathlib import Path
+
+from bonsai.errors import UserError
+
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: str | os.PathLike[str], what: str = "") -> str:
+    """The text of a file without its byte order mark, line ends as \\n.
+
+    what: what the file holds, for messages: "the prompts". Raises UserError where the file cannot
+    be read or is neither UTF-8 nor UTF-16 with its mark.
+    """
+    name = f"{what} from {path}" if what else str(path)
+    try:
+        data = Path(path).read_bytes()
+    except OSError as e:
+        raise UserError(f"cannot read {name}: {e.strerror or e}") from None
+    except ValueError as e:  # a null byte in its name
+        raise UserError(f"cannot read {name!r}: {e}") from None
+    encoding = "UTF-16" if data.startswith(UTF16) else "UTF-8"
+    try:
+        text = data.decode("utf-16" if encoding == "UTF-16" else "utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = data[: e.start].count(b"\n") + 1
+        message = f"cannot read {name}: byte {e.start}, in line {line}, is not {encoding}: "
+        raise UserError(message + "save the file as UTF-8") from None
+    return io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
+
+
+def check_writable(path: str | os.PathLike[str], what: str) -> None:
+    """Make the folder of a file that is written later; UserError now, not after an hour's work.
+
+    what: what the file will hold, for messages: "the results". '-' means stdout.
+    """
+    path = Path(path)
+    if str(path) == "-":
+        return
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as e:
+        raise UserError(f"cannot write {what} to {path}: {e.strerror or e}") from None

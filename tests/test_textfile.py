@@ -1,0 +1,82 @@
+"""bonsai/textfile.py: what editors and shells write is read as the text that was meant."""
+
+import codecs
+import json
+
+import pytest
+
+from bonsai import tokenizers
+from bonsai.dataset import open_meta
+from bonsai.errors import UserError
+from bonsai.evals import read_questions
+from bonsai.textfile import check_writable, read_text
+from bonsai.tokenizers.ranks import read_vocab_bpe
+
+TEXT = "Grüße\nzwei\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TEXT.encode("utf-8"),
+        TEXT.encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+        TEXT.replace("\n", "\r\n").encode("utf-8-sig"),
+        TEXT.replace("\n", "\r").encode("utf-8"),
+    ],
+)
+def test_marks_and_line_ends(tmp_path, data):
+    (tmp_path / "a.txt").write_bytes(data)
+    assert read_text(tmp_path / "a.txt") == TEXT
+
+
+def test_only_the_first_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + "a\ufeffb".encode())
+    assert read_text(tmp_path / "a.txt") == "a\ufeffb"
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ("eins\nGrüße".encode("latin-1"), "byte 7, in line 2, is not UTF-8: save the file as"),
+        (codecs.BOM_UTF16_LE + b"a", "is not UTF-16"),
+    ],
+)
+def test_other_encodings_are_one_line(tmp_path, data, words):
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(UserError, match=words):
+        read_text(tmp_path / "a.txt", "the prompts")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the key from .*nowhere: No such file"):
+        read_text(tmp_path / "nowhere", "the key")
+    with pytest.raises(UserError, match="directory"):
+        read_text(tmp_path)
+    with pytest.raises(UserError, match="null"):
+        read_text("a\0b")
+
+
+def test_what_can_be_written_later(tmp_path):
+    check_writable(tmp_path / "a" / "b" / "c.json", "the results")
+    assert (tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())
+    check_writable("-", "the results")
+    (tmp_path / "file").write_text("")
+    for name in ("a", "file/c.json"):
+        with pytest.raises(UserError, match="cannot write the results to"):
+            check_writable(tmp_path / name, "the results")
+
+
+def test_what_people_edit_is_read_with_its_mark(tmp_path):
+    """meta.json, a tokenizer, questions: Notepad saves them with a byte order mark."""
+    meta = {"vocab_size": 257, "splits": {}, "dtype": "uint16", "tokenizer": {"type": "byte"}}
+    for name in ("meta.json", "byte.json"):
+        (tmp_path / name).write_text(json.dumps(meta), encoding="utf-8-sig")
+    assert open_meta(tmp_path)[0] == meta
+    assert tokenizers.get(tmp_path / "byte.json").vocab_size == 257
+    question = '{"ctx": "1 + 1 is", "endings": ["2.", "3."], "label": 0}\n'
+    (tmp_path / "q.jsonl").write_text(question, encoding="utf-8-sig")
+    assert len(read_questions(tmp_path / "q.jsonl")) == 1
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nĠ t\n", encoding="utf-8-sig")
+    assert read_vocab_bpe(tmp_path / "vocab.bpe")[256] == b" t"
