@@ -1,4 +1,4 @@
-"""What the tests of the server share: tiny models that know a text, and the server as a process."""
+"""What the tests of the server share: the server as a process."""
 
 import json
 import os
@@ -10,56 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import numpy as np
 from conftest import ROOT, environment
-
-# Characters of one to four bytes, a doubled letter before a stop string, a text with an end.
-TEXT = "One day a cat said aaab to me. Zoë saw 漢字 and 😀👍 too; we ate 5 figs, quick as jam."
-EOT = 256  # the byte tokenizer's
-
-
-def memorise(
-    out: Path, text: str = TEXT, steps: int = 2000, block_size: int = 160, **fields
-) -> Path:
-    """A checkpoint of a byte model that has learnt one text and that an end of text follows."""
-    import torch
-
-    from bonsai.checkpoint import save_checkpoint
-    from bonsai.models import describe_model
-    from model import GPT, GPTConfig
-
-    torch.manual_seed(0)
-    settings = {"n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 257, "bias": False}
-    model = GPT(GPTConfig(**{**settings, "block_size": block_size, **fields}))
-    ids = [*text.encode(), EOT]
-    stream = torch.tensor(ids * 4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
-    rng, T = np.random.default_rng(0), min(block_size, 96)
-    for step in range(steps):
-        begins = rng.integers(len(ids), size=8)
-        begins[:2] = len(ids) - 1  # the end of the text before it
-        x = torch.stack([stream[b : b + T] for b in begins])
-        y = torch.stack([stream[b + 1 : b + T + 1] for b in begins])
-        y[2:, :3] = -1  # too little to know where in the text this is
-        loss = model(x, y)[1]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 50 == 49 and loss.item() < 0.05:
-            wanted, start = stream[None, : len(ids)], stream[None, :7]
-            if torch.equal(model.generate(start, len(ids) - 7, temperature=0), wanted):
-                break
-    out.mkdir(parents=True, exist_ok=True)
-    state = {
-        "model": model.state_dict(),
-        **describe_model(model, "gpt"),
-        "iter_num": steps,
-        "best_val_loss": torch.tensor(loss.item()),
-        "config": {},
-        "tokenizer": {"type": "byte"},
-    }
-    save_checkpoint(out, state)
-    return out
 
 
 class ServerProcess:

@@ -7,14 +7,12 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, environment
-from server_process import TEXT, memorise
+from made_model import TEXT, knows_text
 
 from benchmarks import decode, serve_load
-from bonsai.checkpoint import save_checkpoint
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.sampling import Row, noise, step_key
 from bonsai.models import build_model
-from bonsai.restore import load_checkpoint
 from bonsai.runtime import setup
 from bonsai.serving.registry import load_served
 from bonsai.tokenizers import ByteTokenizer
@@ -30,9 +28,7 @@ def start(script: str, *args: str, cwd) -> subprocess.CompletedProcess:
 def trained(tmp_path_factory):
     """A folder with a run that knows one text, and the data it names."""
     folder = tmp_path_factory.mktemp("trained")
-    memorise(folder / "out-byte", block_size=64)
-    state = load_checkpoint(folder / "out-byte" / "ckpt.pt")
-    save_checkpoint(folder / "out-byte", {**state, "config": {"dataset": "tiny"}})
+    knows_text(folder / "out-byte", block_size=64, config={"dataset": "tiny"})
     coder = ByteTokenizer()
     with Writer(folder / "data" / "tiny", coder) as writer:
         for split in ("train", "val"):

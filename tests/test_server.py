@@ -6,11 +6,15 @@ import threading
 import time
 
 import httpx
+import numpy as np
 import pytest
 from conftest import ROOT, TINY, make_dataset, run_program, write_meta
-from server_process import EOT, TEXT, events, memorise, server
+from made_model import EOT, TEXT, knowing, knows_nothing, knows_text, save
+from server_process import events, server
 
+from bonsai.restore import load_checkpoint
 from bonsai.serving.registry import parse_models
+from bonsai.tokenizers import CharTokenizer, from_dict
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
 
@@ -21,31 +25,34 @@ TEMPLATE = {"roles": {"user": ["Q: ", "\n"], "assistant": ["A: ", "\n"], "system
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three models: one that knows a text, a random one with a longer context, one that chats."""
+    """Three models: one that knows a text, one that knows nothing and whose texts have no end, one
+    that chats; and a run of training."""
     folder = tmp_path_factory.mktemp("serving")
-    memorise(folder / "out-memo")
-    memorise(folder / "out-long", steps=3, block_size=1024)
+    knows_text(folder / "out-memo")
+    knows_nothing(folder / "out-long", block_size=1024)
     chat_data(folder / "data" / "chat")
-    options = ["--n_embd=64", "--block_size=64", "--dropout=0", "--batch_size=8", "--max_iters=300"]
-    options += ["--learning_rate=3e-3", "--lr_decay_iters=300", "--eval_interval=300"]
-    options += ["--dataset=chat", "--out_dir=out-chat"]
+    options = ["--n_embd=64", "--block_size=64", "--dataset=chat", "--out_dir=out-run"]
     result = run_program([*TINY, *options], folder)
     assert result.rc == 0, result
+    trained = load_checkpoint(folder / "out-run" / "ckpt.pt")  # the template came from meta.json
+    tokenizer = from_dict(trained["tokenizer"])
+    texts = [tokenizer.encode(talk(a, b)) for a in ANSWERS for b in ANSWERS]
+    model = knowing(texts, tokenizer.vocab_size, block_size=64, lags=6)
+    save(folder / "out-chat", model, tokenizer, chat_template=trained["chat_template"])
     return folder
 
 
+def talk(*questions: str) -> str:
+    return "".join(f"Q: {q}\nA: {ANSWERS[q]}\n" for q in questions)
+
+
 def chat_data(folder) -> None:
-    """Conversations of one question or two, and the template that they follow, in meta.json."""
-    import numpy as np
-
-    from bonsai.tokenizers import CharTokenizer
-
-    rng = np.random.default_rng(0)
-    lines = [f"Q: {q}\nA: {ANSWERS[q]}\n" for q in rng.choice(list(ANSWERS), 600)]
-    tokenizer, _ = CharTokenizer.from_text("".join(lines)), None
-    ids = np.array(tokenizer.encode("".join(lines)), dtype=np.uint16)
+    """Conversations, and the template that they follow, in meta.json."""
+    text = talk(*ANSWERS) * 20
+    tokenizer = CharTokenizer.from_text(text)
+    ids = np.array(tokenizer.encode(text), dtype=np.uint16)
     make_dataset(folder, "meta")
-    splits = {"train": ids, "val": ids[:1000]}
+    splits = {"train": ids, "val": ids}
     for name, part in splits.items():
         (folder / f"{name}.bin").write_bytes(part.tobytes())
     write_meta(
@@ -259,12 +266,12 @@ def test_logit_bias(client):
 
 
 def test_penalties(client):
-    """A strong bias towards x, a weaker one towards y, and what keeps x from being repeated."""
-    bias = {"logit_bias": {str(ord("x")): 100, str(ord("y")): 75}, "max_tokens": 40}
+    """A strong bias towards x, a weaker one towards z, and what keeps x from being repeated."""
+    bias = {"logit_bias": {str(ord("x")): 100, str(ord("z")): 75}, "max_tokens": 40}
     for nothing in ({}, {"presence_penalty": 2}, {"frequency_penalty": -2}):
         assert complete(client, **bias, **nothing).choices[0].text == "x" * 40
-    assert set(complete(client, frequency_penalty=2, **bias).choices[0].text) == {"x", "y"}
-    assert "y" in complete(client, repetition_penalty=50.0, **bias).choices[0].text
+    assert set(complete(client, frequency_penalty=2, **bias).choices[0].text) == {"x", "z"}
+    assert "z" in complete(client, repetition_penalty=50.0, **bias).choices[0].text
 
 
 def test_filters(client):
@@ -450,7 +457,7 @@ def test_tokens(served):
 def test_inspect(served):
     answer = served.post("/inspect", {"model": "memo", "prompt": "One day"}).json()
     assert "".join(t["text"] for t in answer["tokens"]) == "One day" and answer["cut"] is False
-    assert len(answer["attention"]) == 2 and len(answer["attention"][0]) == 2
+    assert len(answer["attention"]) == 2 and len(answer["attention"][0]) == 4
     for layer in answer["attention"]:
         for head in layer:
             assert [len(row) for row in head] == list(range(1, 8))
@@ -463,14 +470,14 @@ def test_inspect(served):
 
 def test_runs(served):
     # the repository may have runs of its own
-    (run,) = (r for r in served.http.get("/runs").json() if r["name"] == "out-chat")
-    assert run["name"] == run["path"] == "out-chat" and run["step"] == 300
-    assert run["max_iters"] == 300 and run["settings"]["n_embd"] == 64 and run["val_loss"] < 2
-    first = served.http.get("/runs/out-chat").json()
-    assert first["rows"][0]["iter"] == 0 and first["next"] > 300
-    rest = served.http.get("/runs/out-chat", params={"from": first["next"] - 3}).json()
+    (run,) = (r for r in served.http.get("/runs").json() if r["name"] == "out-run")
+    assert run["name"] == run["path"] == "out-run" and run["step"] == 20
+    assert run["max_iters"] == 20 and run["settings"]["n_embd"] == 64 and run["val_loss"] > 0
+    first = served.http.get("/runs/out-run").json()
+    assert first["rows"][0]["iter"] == 0 and first["next"] > 20
+    rest = served.http.get("/runs/out-run", params={"from": first["next"] - 3}).json()
     assert rest["rows"] == first["rows"][-3:] and rest["next"] == first["next"]
-    for wrong in ("nobody", "%2e%2e", "%2e%2e%2fout-chat", "out-memo"):
+    for wrong in ("nobody", "%2e%2e", "%2e%2e%2fout-run", "out-memo"):
         assert served.http.get(f"/runs/{wrong}").status_code == 404
 
 

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
-from server_process import memorise, open_files, server
+from made_model import knows_nothing
+from server_process import open_files, server
 
 from bonsai.serving.http import raise_file_limit
 
@@ -22,7 +23,7 @@ KEY = "a secret key"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("abuse")
-    memorise(folder / "m", steps=30, block_size=512)
+    knows_nothing(folder / "m", block_size=512)
     return folder
 
 

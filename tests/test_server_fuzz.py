@@ -6,7 +6,8 @@ import string
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from server_process import ServerProcess, memorise, refuse, server
+from made_model import knows_text
+from server_process import ServerProcess, refuse, server
 
 ROUTES = {
     "/v1/completions": {
@@ -93,14 +94,9 @@ def requests(draw) -> tuple[str, dict]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
-    memorise(folder / "m", steps=20, block_size=64)
-    memorise(folder / "chat", steps=1, block_size=64)
-    import torch
-
-    path = folder / "chat" / "ckpt.pt"
-    state = torch.load(path, weights_only=True)
-    state["chat_template"] = {"roles": {"user": ["Q:", "\n"], "assistant": ["A:", "\n"]}}
-    torch.save(state, path)
+    template = {"roles": {"user": ["Q:", "\n"], "assistant": ["A:", "\n"]}}
+    knows_text(folder / "m", block_size=64)
+    knows_text(folder / "chat", block_size=64, chat_template=template)
     with server(folder, "--models=m=m,chat=chat", "--max_tokens=64") as running:
         yield running
         assert "Traceback" not in running.log.read_text(encoding="utf-8")
