@@ -11,6 +11,9 @@ the device is waited for after every step. Without prepared data the batches are
 benchmarks/throughput.py compares with other projects.
 """
 
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 import time
 from pathlib import Path
 

@@ -11,6 +11,9 @@ overlap. Bits per byte of text compare across tokenizers; perplexity, its expone
 Questions are answered with the likeliest ending; see bonsai/evals.py for the three ways to tell.
 """
 
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 import math
 import sys
 from functools import partial

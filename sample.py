@@ -17,6 +17,9 @@ each text a line is written, in the order of the prompts: the object with text (
 alone), row (of n), tokens and finish, 'stop' at an end of text or 'length'.
 """
 
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 import codecs
 import json
 import sys

@@ -8,6 +8,9 @@ Any client of OpenAI's API works with base_url="http://127.0.0.1:8000/v1"; docs/
 examples and the limits. Ctrl-C ends the server.
 """
 
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 import re
 import socket
 import sys

@@ -5,6 +5,9 @@ python show_tokens.py --file=train.py --tokenizers=gpt2,gpt4,tokenizer.json --ht
 echo "some text" | python show_tokens.py --ids
 """
 
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 import sys
 from pathlib import Path
 

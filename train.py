@@ -11,6 +11,9 @@ set in a config file or as --key=value. The run is in out_dir: ckpt.pt and last.
 loss.png, log.txt, config.json. Ctrl-C finishes the step, saves, and says how to go on.
 """
 
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 import math
 import time
 from pathlib import Path

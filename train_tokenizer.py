@@ -4,6 +4,9 @@ python train_tokenizer.py --input=book.txt --vocab_size=4096 --out=book.json
 python data/custom/prepare.py --input=book.txt --name=book --tokenizer=book.json
 """
 
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 import contextlib
 import json
 import os

@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+import torch
 
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.linear import call, products

@@ -17,9 +17,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+import torch
 
 from bonsai.dataset import ROOT, open_dataset
 from bonsai.engine import Engine, SamplingParams, generate

@@ -13,6 +13,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 
 from bonsai.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams

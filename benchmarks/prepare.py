@@ -24,10 +24,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+import numpy as np
 
 from bonsai.errors import UserError, run
 from bonsai.readers import find_files, read_pieces
@@ -225,5 +227,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    configure(globals())
-    run(main)
+    run(lambda: configure(globals()), main)

@@ -18,9 +18,11 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+import torch
 
 from bonsai.dataset import ROOT, find_folder
 from bonsai.errors import UserError, run

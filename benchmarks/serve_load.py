@@ -21,10 +21,12 @@ import urllib.request
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 import psutil
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.sampling import Row, candidates, noise, step_key

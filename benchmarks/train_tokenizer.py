@@ -20,6 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 
 from bonsai.errors import UserError, run
 from bonsai.tokenizers import BPETokenizer

@@ -5,10 +5,15 @@ vocabulary, a full disk) raises `UserError` with one line that says what is wron
 Every program is started through `run`, which turns that into the line on stderr and exit status 1.
 """
 
+import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
+
+PROGRAM = os.getpid()
+ENDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
 
 
 class UserError(Exception):
@@ -17,25 +22,57 @@ class UserError(Exception):
 
 def fail(message: object, status: int = 1) -> None:
     """Print one line on stderr and end this process with `status`."""
-    sys.stdout.flush()
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    flush()
+    with contextlib.suppress(OSError, ValueError):
+        print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Call `main` as a program: its return value is the exit status, user errors are one line.
+def flush() -> None:
+    """Send what was printed on its way; where nobody takes it, it is dropped, and what follows."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # else Python tries again at its exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def end_at_once(number: int, frame: object) -> None:
+    """A signal handler where nothing is to be saved: one line, and the status of a signal's end."""
+    if os.getpid() != PROGRAM:  # a process that was forked off ends without a word
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    with contextlib.suppress(OSError):  # print is not safe in a signal handler
+        os.write(2, f"error: {ENDS[signal.Signals(number).name]}\n".encode())
+    os._exit(128 + number)
+
+
+def run(*steps: Callable[[], object]) -> None:
+    """Call `steps` as a program: the last one's value is the exit status, user errors are one line.
 
     Exit status: 0 done, 1 user error, 130 interrupted; other exceptions keep their traceback.
     """
+    if signal.getsignal(signal.SIGINT) is end_at_once:  # from here on there may be things to tidy
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        sys.exit(main())
+        try:
+            status = [step() for step in steps][-1]
+        except SystemExit as e:
+            status = e.code
+        sys.stdout.flush()  # what is wrong with it is caught here, not where Python exits
+        sys.exit(status)
     except UserError as e:
         fail(e)
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
+        with contextlib.suppress(OSError, ValueError):
+            print(file=sys.stderr)
         fail("interrupted", 130)
     except BrokenPipeError:  # `| head` closed our stdout: not worth a word
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        flush()
         sys.exit(0)
     except MemoryError:
         fail("out of memory: use a smaller batch_size or a smaller model")

@@ -16,6 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 
 from bonsai.corpus import char_tokenizer, split_documents, write_documents
 from bonsai.errors import UserError, run
@@ -121,5 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    configure(globals())
-    run(main)
+    run(lambda: configure(globals()), main)

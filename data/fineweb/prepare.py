@@ -13,6 +13,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 
 from bonsai.corpus import split_documents, write_documents
 from bonsai.errors import run
@@ -72,5 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    configure(globals())
-    run(main)
+    run(lambda: configure(globals()), main)

@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+import numpy as np
 
 from bonsai.corpus import document_key
 from bonsai.errors import UserError, run
@@ -65,5 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    configure(globals())
-    run(main)
+    run(lambda: configure(globals()), main)

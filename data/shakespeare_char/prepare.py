@@ -10,6 +10,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
 
 from bonsai.corpus import split_text, write_documents
 from bonsai.errors import run
@@ -37,5 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    configure(globals())
-    run(main)
+    run(lambda: configure(globals()), main)

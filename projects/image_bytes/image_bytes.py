@@ -16,11 +16,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+import numpy as np
+import torch
 
 from bonsai.corpus import document_key
 from bonsai.dataset import open_dataset

@@ -12,10 +12,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+import torch
 
 from bonsai.dataset import Mixture
 from bonsai.errors import UserError, run
