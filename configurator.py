@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent
 COMMAND_LINE = "command line"  # the source of a setting that no config file gave
+PYTHON = "from Python"  # ... that the caller of main gave
 SIMPLE = {bool, int, float, str, type(None)}  # the types a setting may have
 BOOL_WORDS = {"true": True, "yes": True, "false": False, "no": False}  # as text; 1 and 0 work too
 
@@ -38,14 +39,20 @@ BOOL_WORDS = {"true": True, "yes": True, "false": False, "no": False}  # as text
 class Config(dict):
     """All settings of a run by name: the program's own, then the fields of the chosen model.
 
-    A dict of plain values; save `dict(config)` where only plain classes load back (torch.load with
-    weights_only=True). `defaults` holds the values without any argument, `given` the names that a
+    A dict of plain values whose keys are attributes too: `c.learning_rate`. Save `dict(c)` where
+    only plain classes load back (torch.load with weights_only=True). `defaults` holds the values without any argument, `given` the names that a
     file or the command line set, `sources` the config files and "command line" in order of use.
     """
 
     defaults: dict[str, Any]
     given: set[str]
     sources: list[str]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no setting {name}") from None
 
     def diff(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
@@ -57,6 +64,8 @@ def configure(
     models: dict[str, type] | None = None,
     argv: Iterable[str] | None = None,
     presets: dict[str, dict[str, Any]] | None = None,
+    settings: dict[str, Any] | None = None,
+    bind: bool = True,
 ) -> Config:
     """Read the arguments, write the program's settings back into `namespace`, return all of them.
 
@@ -67,6 +76,8 @@ def configure(
         settings too. A setting of the program with the same name goes first, default included.
     argv: the arguments, by default the program's own.
     presets: name -> settings. `--preset=NAME` gives them all, where it stands among the arguments.
+    settings: values given from Python instead of on the command line, checked as a config file's.
+    bind: False leaves `namespace` as it is, so that no call sees the settings of an earlier one.
 
     Prints in one line what differs from the defaults (rank 0 only). Exits with status 0 after
     --help and with 2 on a usage error.
@@ -75,12 +86,16 @@ def configure(
     arguments = _Arguments(
         program, {name: _fields(model) for name, model in (models or {}).items()}, presets or {}
     )
-    arguments.read(list(sys.argv[1:] if argv is None else argv))
+    if settings is not None:
+        arguments.read_settings(settings)
+    else:
+        arguments.read(list(sys.argv[1:] if argv is None else argv))
     config = arguments.config()
     if arguments.wants_help:
         print(arguments.help(namespace.get("__doc__")))
         sys.exit(0)
-    namespace.update((name, config[name]) for name in program)
+    if bind:
+        namespace.update((name, config[name]) for name in program)
     if os.environ.get("RANK", "0") == "0":
         print(describe(config), flush=True)
     return config
@@ -314,6 +329,12 @@ class _Arguments:
             _fail(f"--preset={name} is not one of {', '.join(self.presets)}")
         for key, value in self.presets[name].items():
             self.give(key, value, f"preset {name}")
+
+    def read_settings(self, settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            if name not in self.known():
+                _fail(f"unknown setting {name}{_did_you_mean(name, self.known())}")
+            self.give(name, value, PYTHON)
 
     def read_file(self, argument: str) -> None:
         """Take in what a config file binds, apart from helpers."""

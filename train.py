@@ -105,59 +105,59 @@ compile: bool | str = "auto"  # torch.compile: True, False; auto: on CUDA
 # -----------------------------------------------------------------------------
 
 
-def train(config: Config, runtime: Runtime) -> int:
+def train(c: Config, runtime: Runtime) -> int:
     """The whole run; returns the exit status."""
     world, device = runtime.world_size, runtime.device
-    if gradient_accumulation_steps % world:
+    if c.gradient_accumulation_steps % world:
         raise UserError(
-            f"gradient_accumulation_steps={gradient_accumulation_steps} is not divisible by the "
+            f"gradient_accumulation_steps={c.gradient_accumulation_steps} is not divisible by the "
             f"{world} processes: use a multiple of {world}"
         )
-    if batch_ramp and gradient_accumulation_steps % (4 * world):
+    if c.batch_ramp and c.gradient_accumulation_steps % (4 * world):
         raise UserError(
             f"batch_ramp begins with a quarter of gradient_accumulation_steps="
-            f"{gradient_accumulation_steps}: use a multiple of {4 * world}"
+            f"{c.gradient_accumulation_steps}: use a multiple of {4 * world}"
         )
     positive = "batch_size gradient_accumulation_steps eval_interval log_interval max_skipped"
     not_negative = "depth seed max_iters eval_iters save_interval keep_last patience "
     not_negative += "sample_interval batch_ramp"
     for least, names in ((1, positive), (0, not_negative)):
         for name in names.split():
-            if config[name] < least:
-                raise UserError(f"{name}={config[name]} must be at least {least}")
-    if lr_schedule not in SCHEDULES:
-        raise UserError(f"lr_schedule={lr_schedule} is not one of {', '.join(SCHEDULES)}")
+            if c[name] < least:
+                raise UserError(f"{name}={c[name]} must be at least {least}")
+    if c.lr_schedule not in SCHEDULES:
+        raise UserError(f"lr_schedule={c.lr_schedule} is not one of {', '.join(SCHEDULES)}")
 
     # ---- data and model ----
-    data = Mixture.open(dataset)
-    folder = resolve_path(out_dir) if init_from in ("resume", "auto") else Path(out_dir)
-    loaded, fresh = None, init_from == "scratch"
-    if init_from == "auto":
+    data = Mixture.open(c.dataset)
+    folder = resolve_path(c.out_dir) if c.init_from in ("resume", "auto") else Path(c.out_dir)
+    loaded, fresh = None, c.init_from == "scratch"
+    if c.init_from == "auto":
         fresh = not any((folder / name).exists() for name in ("ckpt.pt", "last.pt"))
     if not fresh:
-        loaded = load_model("resume" if init_from == "auto" else init_from, folder, config)
-    resuming = loaded is not None and init_from in ("resume", "auto")
+        loaded = load_model("resume" if c.init_from == "auto" else c.init_from, folder, c)
+    resuming = loaded is not None and c.init_from in ("resume", "auto")
     if loaded is None:
-        torch.manual_seed(seed)
+        torch.manual_seed(c.seed)
         found = f"found vocab_size = {data.vocab_size} (inside {data.parts[0].source})"
-        if "vocab_size" in config.given:
-            found = f"vocab_size = {config['vocab_size']}, as set"
+        if "vocab_size" in c.given:
+            found = f"vocab_size = {c.vocab_size}, as set"
         elif data.vocab_size is None:
             found = "defaulting to vocab_size of GPT-2: 50304 (50257 rounded up for efficiency)"
-        if "vocab_size" not in config.given:
-            config["vocab_size"] = data.model_vocab_size
-        raw_model = build_model(config["model"], config)
+        if "vocab_size" not in c.given:
+            c["vocab_size"] = data.model_vocab_size
+        raw_model = build_model(c.model, c)
     else:
         found = f"weights from {loaded.source}"
         raw_model = loaded.model
-        if config["block_size"] < raw_model.config.block_size:
-            raw_model.crop_block_size(config["block_size"])
-        config.update({k: v for k, v in vars(raw_model.config).items() if k in config})
+        if c.block_size < raw_model.config.block_size:
+            raw_model.crop_block_size(c.block_size)
+        c.update({k: v for k, v in vars(raw_model.config).items() if k in c})
     block_size, vocab_size = raw_model.config.block_size, raw_model.config.vocab_size
     data.check(block_size, vocab_size)
-    rows = gradient_accumulation_steps * batch_size
-    noise = (token_noise, vocab_size)
-    batches = Batches(data, block_size, rows, seed, batch_order, batch_ramp, *noise)
+    rows = c.gradient_accumulation_steps * c.batch_size
+    noise = (c.token_noise, vocab_size)
+    batches = Batches(data, block_size, rows, c.seed, c.batch_order, c.batch_ramp, *noise)
     tokenizer = data.tokenizer or (loaded.tokenizer if loaded else None)
     chat_template = data.chat_template
     if chat_template is None and loaded and loaded.checkpoint:
@@ -165,7 +165,7 @@ def train(config: Config, runtime: Runtime) -> int:
     raw_model.to(device)
 
     # ---- optimizer, and where a resumed run stood ----
-    optim = build_optimizer(raw_model, config, runtime)
+    optim = build_optimizer(raw_model, c, runtime)
     scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
     step, best_val_loss = 0, math.inf
     progress = {"evaluated": -1, "bad_evals": 0, "seconds": 0.0}
@@ -182,23 +182,23 @@ def train(config: Config, runtime: Runtime) -> int:
         progress.update(state.get("progress", {}))
         best_val_loss = progress.pop("best_val_loss", best_val_loss)
         wandb_id = state.get("wandb_id")
-        found += f", step {step}" + changed_settings(state.get("config", {}), config)
+        found += f", step {step}" + changed_settings(state.get("config", {}), c)
     loaded = state = None  # frees the checkpoint's memory
 
     # ---- say what will be done ----
     runtime.barrier()  # all have read what they start from
-    if runtime.master and not eval_only:
+    if runtime.master and not c.eval_only:
         remove_unfinished(folder)
         if not resuming:
             set_aside(folder)
-    report = Report(folder, config, runtime, step, progress["evaluated"])
+    report = Report(folder, c, runtime, step, progress["evaluated"])
     report.say(f"tokens per iteration will be: {rows * block_size:,}")
     report.say(found)
     report.say(f"number of parameters: {raw_model.num_params() / 1e6:.2f}M")
     report.say(runtime.summary)
-    report.say(describe_memory(raw_model, batch_size, block_size, runtime))
-    if resuming and step >= max_iters and not eval_only:
-        report.say(f"nothing left to do: {step} of max_iters={max_iters} steps are done")
+    report.say(describe_memory(raw_model, c.batch_size, block_size, runtime))
+    if resuming and step >= c.max_iters and not c.eval_only:
+        report.say(f"nothing left to do: {step} of max_iters={c.max_iters} steps are done")
     wandb_id = report.start_wandb(wandb_id)
     net = local_model = torch.compile(raw_model) if runtime.compile else raw_model
     if world > 1 and not optim.sharded:
@@ -208,14 +208,14 @@ def train(config: Config, runtime: Runtime) -> int:
 
     def evaluate() -> dict:
         """Losses on fixed windows of both splits, shared by the processes."""
-        args = (runtime, block_size, batch_size, eval_iters * batch_size)
+        args = (runtime, block_size, c.batch_size, c.eval_iters * c.batch_size)
         losses = {s: mixture_loss(local_model, data, s, *args) for s in ("train", "val")}
         return {
             "iter": step,
             "train_loss": losses["train"],
             "val_loss": losses["val"],
             "val_bpb": bits_per_byte(losses["val"], data.bytes_per_token("val")),
-            "lr": learning_rate_at(step, config),
+            "lr": learning_rate_at(step, c),
             "mfu": mfu,
             "tokens": batches.rows_before(step) * block_size,
             "seconds": progress["seconds"],
@@ -231,25 +231,25 @@ def train(config: Config, runtime: Runtime) -> int:
                 "model": raw_model.state_dict(),
                 "optimizer": optimizer_state,
                 "scaler": scaler.state_dict(),
-                **describe_model(raw_model, config["model"]),
+                **describe_model(raw_model, c.model),
                 "iter_num": step,
                 "best_val_loss": torch.tensor(best_val_loss),
-                "config": dict(config),
+                "config": dict(c),
                 "tokenizer": tokenizer,
                 "chat_template": chat_template,
                 "progress": {**progress, "best_val_loss": best_val_loss},  # in double precision
                 "wandb_id": wandb_id,
                 "versions": versions(),
             }
-            if keep_last and "last.pt" in names:
+            if c.keep_last and "last.pt" in names:
                 names += (f"step_{step:07d}.pt",)
-            save_checkpoint(folder, state, names, keep_last)
+            save_checkpoint(folder, state, names, c.keep_last)
 
     # ---- the loop ----
     stream = prefetch(
         batches,
         step,
-        batch_size,
+        c.batch_size,
         runtime.rank,
         world,
         check_below=0 if data.stated else vocab_size,
@@ -263,43 +263,43 @@ def train(config: Config, runtime: Runtime) -> int:
     t0 = time.perf_counter()
     while True:
         # evaluate and save
-        due = step % eval_interval == 0 or step >= max_iters
-        if eval_only or (due and step != progress["evaluated"]):
+        due = step % c.eval_interval == 0 or step >= c.max_iters
+        if c.eval_only or (due and step != progress["evaluated"]):
             runtime.synchronize()
             paused = time.perf_counter()
             row = evaluate()
             report.evaluation(row)
-            if eval_only:
+            if c.eval_only:
                 break
             improved = row["val_loss"] < best_val_loss
             best_val_loss = min(best_val_loss, row["val_loss"])
             progress["evaluated"] = step
             progress["bad_evals"] = 0 if improved else progress["bad_evals"] + 1
-            stop = bool(patience) and progress["bad_evals"] >= patience
+            stop = bool(c.patience) and progress["bad_evals"] >= c.patience
             names = []
             if step > 0:
-                names += ["ckpt.pt"] if improved or always_save_checkpoint else []
-                names += ["best.pt"] if improved and keep_best else []
-                names += ["last.pt"] if stop or step >= max_iters else []
+                names += ["ckpt.pt"] if improved or c.always_save_checkpoint else []
+                names += ["best.pt"] if improved and c.keep_best else []
+                names += ["last.pt"] if stop or step >= c.max_iters else []
             if names:
                 report.say(f"saving checkpoint to {folder}")
                 save(*names)
             t0 += time.perf_counter() - paused
             if stop:
-                report.say(f"no improvement in {patience} evaluations: stopping early")
+                report.say(f"no improvement in {c.patience} evaluations: stopping early")
                 break
-        if step >= max_iters:
+        if step >= c.max_iters:
             break
-        if sample_interval and step % sample_interval == 0 and step > 0 and runtime.master:
+        if c.sample_interval and step % c.sample_interval == 0 and step > 0 and runtime.master:
             paused = time.perf_counter()
             report.say(sample_text(raw_model, tokenizer, runtime, seed=step))
             t0 += time.perf_counter() - paused
 
         # one step: micro-batches, clip, update
-        lr = set_rates(optim, step, config)
-        seed_everything(seed, step, runtime.rank)  # dropout
+        lr = set_rates(optim, step, c)
+        seed_everything(c.seed, step, runtime.rank)  # dropout
         step_loss.zero_()
-        micro_steps = batches.rows_at(step) // (batch_size * world)  # of this process
+        micro_steps = batches.rows_at(step) // (c.batch_size * world)  # of this process
         for micro_step in range(micro_steps):
             x, y = next(stream)
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
@@ -311,7 +311,7 @@ def train(config: Config, runtime: Runtime) -> int:
             step_loss += loss.detach()
             scaler.scale(loss).backward()
         scaler.unscale_(optim)
-        norm = optim.clip_gradients(grad_clip)
+        norm = optim.clip_gradients(c.grad_clip)
         bad = (~torch.isfinite(norm)).float()
         skipped = (skipped + bad) * bad  # in a row
         if not scaler.is_enabled():
@@ -322,7 +322,7 @@ def train(config: Config, runtime: Runtime) -> int:
         step += 1
 
         # log
-        if (step - 1) % log_interval == 0:
+        if (step - 1) % c.log_interval == 0:
             n = step - logged_step
             loss_mean = runtime.sum(step_loss).item() / world  # waits for the device
             now = time.perf_counter()
@@ -345,11 +345,11 @@ def train(config: Config, runtime: Runtime) -> int:
                 report.say(f"iter {step - 1} skipped: gradient not finite ({in_row} in a row)")
             report.step(row, mfu)
             logged_step = step
-            if in_row >= max_skipped:
+            if in_row >= c.max_skipped:
                 report.say(f"{in_row} steps in a row had no finite gradient: stopping")
                 status = 1
                 break
-        if save_interval and step % save_interval == 0 and step < max_iters:
+        if c.save_interval and step % c.save_interval == 0 and step < c.max_iters:
             paused = time.perf_counter()
             save("last.pt")
             t0 += time.perf_counter() - paused
@@ -357,7 +357,7 @@ def train(config: Config, runtime: Runtime) -> int:
             break
 
     # ---- the end ----
-    if not eval_only:
+    if not c.eval_only:
         if saved != step:
             save("last.pt")
         report.summary()
@@ -379,18 +379,21 @@ def changed_settings(before: dict, now: dict) -> str:
     return f"; changed: {', '.join(changed)}" if changed else ""
 
 
-def main() -> int:
-    config = configure(globals(), models=CONFIGS, presets=FIELDS)
-    runtime = setup(device, dtype, compile, backend)
-    if depth > 0:
-        rule = compute_optimal(depth, config, config.given, runtime.world_size)
-        config.update(rule)
-        globals().update({k: v for k, v in rule.items() if k in globals()})
+def main(**settings) -> int:
+    """Train as the command line says or, from Python, with these settings; the exit status.
+
+    >>> train.main(dataset="shakespeare_char", n_layer=2, max_iters=100)  # doctest: +SKIP
+    """
+    given = settings or None  # without any, the command line's
+    c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=given, bind=False)
+    runtime = setup(c.device, c.dtype, c.compile, c.backend)
+    if c.depth > 0:
+        c.update(compute_optimal(c.depth, c, c.given, runtime.world_size))
     try:
-        return train(config, runtime)
+        return train(c, runtime)
     except (RuntimeError, MemoryError) as e:
         if out_of_memory(e):
-            size = f"{batch_size} x {config['block_size']}"
+            size = f"{c.batch_size} x {c.block_size}"
             raise UserError(f"out of memory with micro-batches of {size} tokens: {LOWER}") from None
         raise
     finally:

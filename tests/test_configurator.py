@@ -767,3 +767,29 @@ def test_program_help(folder):
 def test_import_is_cheap():
     code = "import configurator, sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
     assert run(ROOT, "-c", code).stdout == "False False\n"
+
+
+def test_settings_from_python_and_nothing_stays(folder):
+    """Called twice in one process, as in a notebook; the command line there is the notebook's."""
+    write("train.py", TRAIN)
+    ns = namespace(TRAIN)
+    before = dict(ns)
+    first = configure(ns, MODELS, settings={"batch_size": 4, "n_layer": 2}, bind=False)
+    second = configure(ns, MODELS, settings={"learning_rate": 1}, bind=False)
+    assert (first.batch_size, first.n_layer, first.given) == (4, 2, {"batch_size", "n_layer"})
+    assert second.batch_size == before["batch_size"] and second.learning_rate == 1.0
+    assert ns == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batchsize": 4}, "unknown setting batchsize; did you mean batch_size?"),
+        ({"batch_size": "4"}, "from Python: batch_size expects int, got '4'; e.g. batch_size = "),
+    ],
+)
+def test_mistakes_from_python(folder, capsys, wrong, message):
+    write("train.py", TRAIN)
+    with pytest.raises(SystemExit):
+        configure(namespace(TRAIN), MODELS, settings=wrong, bind=False)
+    assert message in capsys.readouterr().err
