@@ -40,8 +40,9 @@ class Config(dict):
     """All settings of a run by name: the program's own, then the fields of the chosen model.
 
     A dict of plain values whose keys are attributes too: `c.learning_rate`. Save `dict(c)` where
-    only plain classes load back (torch.load with weights_only=True). `defaults` holds the values without any argument, `given` the names that a
-    file or the command line set, `sources` the config files and "command line" in order of use.
+    only plain classes load back (torch.load with weights_only=True). `defaults` holds the values
+    without any argument, `given` the names that a file or the command line set, `sources` the
+    config files and "command line" in order of use.
     """
 
     defaults: dict[str, Any]

@@ -96,7 +96,7 @@ def test_a_program_starts_through_run(name):
 
 @pytest.mark.parametrize("name", ["train.py"])
 def test_settings_are_read_from_one_object(name):
-    """`c.learning_rate`, never the module's name: that is the default, and the same in each call."""
+    """`c.learning_rate`, never the module's name: that is the default, in every call."""
     tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
     plain = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
     noted = [[node.target] for node in tree.body if isinstance(node, ast.AnnAssign)]
