@@ -119,7 +119,6 @@ def say(message: str) -> None:
 def main() -> None:
     with redirect_stdout(sys.stderr):  # stdout is for the samples
         configure(globals())
-    sys.stdout.reconfigure(errors="replace")  # a terminal that does not speak UTF-8
     # the user's mistakes first: loading takes a while
     params = SamplingParams(
         max_new_tokens,

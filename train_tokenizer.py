@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bonsai.errors import UserError, run
+from bonsai.finding import as_endings, find_files, total_size
 from bonsai.progress import Progress
-from bonsai.readers import Options, find_files, read_pieces
+from bonsai.readers import Options, Seen, read_pieces, unescaped
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get, report
 from bonsai.tokenizers.patterns import named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
@@ -26,7 +27,8 @@ from configurator import ROOT, configure
 input = ""  # files, folders or patterns, several between commas
 endings = ""  # of further files that are plain text, such as .md,.py
 text_column = "text"  # field of a .jsonl or .parquet row that holds the text
-split_on = ""  # what stands between the documents of one text file, such as <|endoftext|>
+split_on = ""  # what stands between the documents of one text file: <|endoftext|>, or \n\n
+on_error = "stop"  # skip: leave out files and rows that cannot be read (not UTF-8, damaged)
 max_bytes = 1_000_000_000  # train on about the first so many bytes of text; 0: all
 out = "tokenizer.json"  # where the tokenizer goes
 # The vocabulary
@@ -50,15 +52,21 @@ stats_bytes = 20_000_000  # from the first so many bytes of the text
 
 def documents() -> Iterator[str]:
     """The texts of the input, long ones in pieces, with a progress bar."""
-    ends = tuple(end if end[0] == "." else f".{end}" for end in endings.split(",") if end)
-    files, done = find_files(input, (Path(), ROOT), ends), 0
-    with Progress(sum(file.stat().st_size for file in files), label="reading") as progress:
-        for piece in read_pieces(files, Options(text_column, split_on), progress.advance):
+    files, done = find_files(input, (Path(), ROOT), as_endings(endings)), 0
+    options, seen = Options(text_column, unescaped(split_on), on_error), Seen()
+    with Progress(total_size(files), label="reading") as progress:
+        for piece in read_pieces(files, options, progress.advance, seen=seen):
             yield piece.data.decode("utf-8")
             done += len(piece.data)
             if max_bytes and done >= max_bytes:
                 print(f"stopped reading after {done / 1e6:.0f} MB of text: see --max_bytes")
-                return
+                break
+    for line in seen.lines(options):
+        print(line)
+
+
+def special_names() -> list[str]:
+    return [name for name in map(str.strip, special_tokens.split(",")) if name]
 
 
 def train(texts: Iterator[str]) -> Tokenizer:
@@ -67,7 +75,7 @@ def train(texts: Iterator[str]) -> Tokenizer:
         return SentencePieceTokenizer.train(texts, vocab_size, kind)
     if type != "bpe":
         raise UserError(f"no type {type!r}: bpe, sentencepiece_unigram or sentencepiece_bpe")
-    names = [name for name in special_tokens.split(",") if name]
+    names = special_names()
     with contextlib.ExitStack() as stack:
         bar: Progress | None = None  # begins after that of reading has ended
 
@@ -86,7 +94,7 @@ def train(texts: Iterator[str]) -> Tokenizer:
 def from_ranks() -> BPETokenizer:
     """The tokens of another's file; the special tokens get the ids behind them."""
     read = read_ranks if ranks.endswith(".tiktoken") else read_vocab_bpe
-    tokens, names = read(ranks), [name for name in special_tokens.split(",") if name]
+    tokens, names = read(ranks), special_names()
     return BPETokenizer(
         tokens, named_pattern(pattern), {name: len(tokens) + i for i, name in enumerate(names)}
     )

@@ -32,7 +32,8 @@ if __name__ == "__main__":
 import numpy as np
 
 from bonsai.errors import UserError, run
-from bonsai.readers import find_files, read_pieces
+from bonsai.finding import find_files
+from bonsai.readers import read_pieces
 from bonsai.tokenizers import get
 from configurator import configure
 

@@ -21,7 +21,7 @@ import numpy as np
 from bonsai.encoders import Encoder, Text, fast_encoder
 from bonsai.errors import UserError
 from bonsai.progress import Advance, no_progress
-from bonsai.readers import PIECE, Piece, safe_cut
+from bonsai.readers import PIECE, WHOLE, Piece, safe_cut
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 from bonsai.writer import Writer
 
@@ -34,13 +34,17 @@ _safe_cut = safe_cut  # the name by which the tokenizers' tests know it
 
 
 def whole_documents(pieces: Iterable[Piece]) -> Iterator[bytes]:
-    """The documents, each in one."""
+    """The documents, each in one. Raises UserError for one of more than WHOLE bytes."""
     parts: list[bytes] = []
+    size = 0
     for piece in pieces:
         parts.append(piece.data)
+        size += len(piece.data)
+        if size > WHOLE:
+            raise UserError(f"a document has more than {WHOLE >> 20} MB: cut it into several")
         if piece.last:
             yield b"".join(parts)
-            parts = []
+            parts, size = [], 0
 
 
 # -- splitting ------------------------------------------------------------------------------------
@@ -153,6 +157,8 @@ def write_documents(
     per core. encoder: see `fast_encoder`.
     """
     encode = fast_encoder(tokenizer, eot, encoder)
+    if workers < 0:
+        raise UserError(f"workers is {workers}: give a number of threads, or 0 for one per core")
     workers = workers or os.cpu_count() or 1
     end = terminator.encode("utf-8")
     batches: dict[str, list[Text]] = {}  # of each split

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bonsai.errors import UserError
+from bonsai.files import SETTINGS
 from bonsai.textfile import read_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,7 +162,7 @@ def open_meta(folder: Path) -> tuple[dict, Path | None]:
     path = folder / "meta.json"
     if path.exists():
         try:
-            meta = json.loads(read_text(path))
+            meta = json.loads(read_text(path, limit=SETTINGS))
             meta["vocab_size"], meta["splits"]
             if meta["dtype"] not in ("uint16", "uint32"):
                 raise ValueError(f"dtype {meta['dtype']}")

@@ -13,11 +13,17 @@ import sys
 from collections.abc import Callable
 
 PROGRAM = os.getpid()
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ENDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
 
 
 class UserError(Exception):
     """A mistake of the user or of the environment; its message is one line for the terminal."""
+
+
+def reason(e: OSError) -> str:
+    """What the system says: "Permission denied", "the disk is full"."""
+    return "the disk is full" if e.errno in FULL else e.strerror or str(e)
 
 
 def fail(message: object, status: int = 1) -> None:
@@ -53,9 +59,13 @@ def run(*steps: Callable[[], object]) -> None:
     """Call `steps` as a program: the last one's value is the exit status, user errors are one line.
 
     Exit status: 0 done, 1 user error, 130 interrupted; other exceptions keep their traceback.
+    A character that the terminal's encoding lacks is printed as an escape.
     """
     if signal.getsignal(signal.SIGINT) is end_at_once:  # from here on there may be things to tidy
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not, and it may be closed
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             status = [step() for step in steps][-1]
@@ -77,7 +87,9 @@ def run(*steps: Callable[[], object]) -> None:
     except MemoryError:
         fail("out of memory: use a smaller batch_size or a smaller model")
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if e.errno in FULL:
             where = f" while writing {e.filename}" if e.filename else ""
             fail(f"the disk is full{where}: free some space or write elsewhere")
-        raise
+        if e.filename is None and e.errno not in (errno.EMFILE, errno.ENFILE, errno.EIO):
+            raise
+        fail(f"{e.filename or 'a file'} cannot be opened or written: {reason(e)}")

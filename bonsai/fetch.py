@@ -3,6 +3,7 @@
 Every failure, no network above all, is one line that names the other way: `--input=PATH`.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -14,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bonsai.errors import UserError
+from bonsai.files import SETTINGS, writing
 from bonsai.readers import READERS, read_text
-from bonsai.writer import FULL
 
 
 def fetch_text(url: str, path: Path) -> str:
@@ -30,18 +31,17 @@ def download(url: str, path: Path) -> None:
     """Fetch `url` into `path`, through a temporary file. Raises UserError when that fails."""
     tmp = path.with_name(path.name + ".tmp")
     try:
-        with _open_url(url) as response, open(tmp, "wb") as f:
+        with writing(path), _open_url(url) as response, open(tmp, "wb") as f:
             expected = response.headers.get("Content-Length")
             while block := _receive(response, url):
                 f.write(block)
-            if expected is not None and f.tell() != int(expected):
+            if expected is not None and str(f.tell()) != expected.strip():
                 raise _no_download(url, f"{f.tell()} of {expected} bytes arrived")
-        os.replace(tmp, path)
-    except OSError as e:
-        reason = "the disk is full" if e.errno in FULL else e.strerror or e
-        raise UserError(f"cannot write {path}: {reason}") from None
+        with writing(path):
+            os.replace(tmp, path)
     finally:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            tmp.unlink()
 
 
 def hub_files(repo: str, revision: str, folder: str = "") -> list[tuple[str, int]]:
@@ -55,7 +55,7 @@ def hub_files(repo: str, revision: str, folder: str = "") -> list[tuple[str, int
     url += f"{urllib.parse.quote(revision, safe='')}/{folder}".rstrip("/") + "?recursive=true"
     with _open_url(url) as response:
         try:
-            entries = json.load(response)
+            entries = json.loads(response.read(SETTINGS))
             files = sorted((e["path"], e["size"]) for e in entries if e["type"] == "file")
         except (ValueError, KeyError, TypeError):
             raise _no_download(url, "the answer is no list of files") from None

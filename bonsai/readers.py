@@ -1,4 +1,4 @@
-"""Files of text: found, and read as documents.
+"""Files of text, read as documents.
 
 Documents come as pieces of UTF-8, so that a text file of any size passes in bounded memory. A piece
 ends where no token crosses (see `safe_cut`): the ids of the pieces, put together, are the ids of
@@ -6,22 +6,22 @@ the whole. To read another format: a function, and a line in READERS.
 """
 
 import codecs
-import contextlib
-import glob
-import gzip
+import errno
 import json
-import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from bonsai.errors import UserError
+from bonsai.files import UTF16, file_size, not_utf8, reading
 from bonsai.progress import Advance, no_progress
-from bonsai.tokenizers import well_formed
+from bonsai.tokenizers import EOT_TEXT, well_formed
+from bonsai.unpack import BLOCK, Unpacked, check_expansion, lines, pyarrow, unpacked
 
 PIECE = 1 << 20  # bytes, about: a longer text comes in several pieces
-BLOCK = 1 << 18  # bytes that are read at a time
+LONGEST = 64 << 20  # bytes: of a row, and of text that is held because it can be cut nowhere
+TRIES = 10_000  # newlines, and blanks, that are looked at for a place to cut
+WHOLE = 1 << 30  # bytes of a text that is wanted in one
 
 
 class Piece(NamedTuple):
@@ -31,7 +31,6 @@ class Piece(NamedTuple):
     first: bool  # the document begins here
     last: bool  # the document ends here
     position: int  # bytes of its file that have been read so far
-    size: int  # bytes of its file
 
     @property
     def whole(self) -> bool:
@@ -40,68 +39,74 @@ class Piece(NamedTuple):
 
 class Options(NamedTuple):
     """text_column: field of a .jsonl or .parquet row that holds the text.
-    split_on: what stands between the documents of one text file; empty: a file is a document."""
+    split_on: what stands between the documents of one text file; empty: a file is a document.
+    on_error: "skip" leaves out files and rows that cannot be read."""
 
     text_column: str = "text"
     split_on: str = ""
+    on_error: str = "stop"
+
+    @property
+    def border(self) -> bytes:
+        """split_on in UTF-8, with the line ends that text has after it has been read."""
+        return self.split_on.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8")
 
 
 DEFAULTS = Options()
 
-# -- finding files --------------------------------------------------------------------------------
+
+def unescaped(text: str) -> str:
+    """What a command line cannot hold: `\\n`, `\\r`, `\\t` and `\\\\` become what they stand for.
+
+    >>> unescaped("a\\\\n\\\\tb")
+    'a\\n\\tb'
+    """
+    parts = text.split("\\\\")
+    for sign, escape in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        parts = [part.replace(escape, sign) for part in parts]
+    return "\\".join(parts)
 
 
-def find_files(
-    spec: str, bases: Sequence[Path] = (Path(),), endings: Sequence[str] = ()
-) -> list[Path]:
-    """The files that `--input=` names: a file, a folder (all known files below it), a pattern
-    with * ? or [, or several of these between commas. Relative ones are tried from each base.
-    `endings`: of further files that are plain text. Raises UserError for what is not there."""
-    if not spec:
-        raise UserError("no input: name a file, a folder or a pattern with --input=PATH")
-    known = (*READERS, *endings)
-    found: dict[Path, None] = {}  # a set that keeps its order
-    parts = [spec] if any((base / spec).exists() for base in bases) else spec.split(",")
-    for part in filter(None, map(str.strip, parts)):
-        found.update(dict.fromkeys(_find(part, bases, known)))
-    return list(found)
+class Seen:
+    """What turns up while a corpus is read and its user should know; of the last time through."""
+
+    def __init__(self):
+        self.faults: dict[Path, str] = {}  # files that cannot be read, and why
+        self.checked: set[Path] = set()  # files that can
+        self.restart()
+
+    def restart(self) -> None:
+        self.empty = self.rows = self.texts = self.borders = self.marks = 0
+        self.first_row = ""
+
+    def left_out(self) -> list[str]:
+        """For the end of a program; nothing if all was as usual."""
+        said = []
+        if self.faults:
+            first = next(iter(self.faults.values()))
+            said.append(f"left out {_count(len(self.faults), 'file')}: {first}")
+        if self.rows:
+            said.append(f"left out {_count(self.rows, 'row')}: {self.first_row}")
+        if self.empty:
+            said.append(f"left out {_count(self.empty, 'empty file')}")
+        return said
+
+    def lines(self, options: Options) -> list[str]:
+        """What was left out, and what may not have been meant."""
+        said = self.left_out()
+        if options.split_on and not self.borders:
+            kind = "each text file is one document" if self.texts else "there is no text file"
+            said.append(f"note: --split_on={options.split_on!r} occurs nowhere: {kind}")
+        if self.marks and not options.split_on:
+            said.append(
+                f"note: {EOT_TEXT} in a text file is text like any other: if it stands between "
+                f"documents, give --split_on='{EOT_TEXT}'"
+            )
+        return said
 
 
-def _find(part: str, bases: Sequence[Path], known: tuple[str, ...]) -> list[Path]:
-    part = os.path.expanduser(part)
-    for path in (base / part for base in bases):
-        if path.is_dir():
-            if files := _below(path, known):
-                return files
-            raise UserError(f"no {', '.join(known)} file in the folder {path}")
-        if path.exists():
-            if not path.name.lower().endswith(known):
-                raise UserError(f"cannot read {path}: known are {', '.join(known)} files")
-            return [path]
-    if glob.has_magic(part):
-        for base in bases:
-            matches = map(Path, glob.glob(str(base / part), recursive=True))
-            files = sorted(f for f in matches if f.name.lower().endswith(known) and f.is_file())
-            if files:
-                return files
-        raise UserError(f"no {', '.join(known)} file matches {part}")
-    raise UserError(f"no such file or folder: {part}")
-
-
-def _below(folder: Path, known: tuple[str, ...]) -> list[Path]:
-    """The files below a folder, but for hidden ones, in the order of their paths' parts."""
-    found = []
-    for at, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            os.path.join(at, name)
-            for name in names
-            if name.lower().endswith(known) and not name.startswith(".")
-        ]
-    return [Path(file) for file in sorted(found, key=lambda file: file.split(os.sep))]
-
-
-# -- reading documents ----------------------------------------------------------------------------
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def read_pieces(
@@ -110,101 +115,131 @@ def read_pieces(
     progress: Advance = no_progress,
     keep_empty: bool = False,
     heads: bool = False,
+    seen: Seen | None = None,
 ) -> Iterator[Piece]:
-    """The documents of the files, in order; null and empty ones are left out unless keep_empty.
+    """The documents of the files, in order; null and empty ones, and empty files, are left out
+    unless keep_empty.
 
     progress: is called with the bytes of the files as they are read.
     heads: only the beginnings of the documents are wanted: a long text file is not read to its end.
-    Raises UserError, naming the place, for bad input.
+    seen: is told what was left out, and of the text.
+    Raises UserError, naming the place, for bad input, and where all files are empty or left out.
     """
+    if options.on_error not in ("stop", "skip"):
+        raise UserError(f"on_error is {options.on_error!r}: stop or skip")
+    seen = seen or Seen()
+    seen.restart()
+    count, file, inside = 0, None, False  # inside: a document has begun and not ended
     for file in files:
-        done = 0
+        done = size = 0
         try:
-            size = file.stat().st_size
-            if size == 0:
-                raise UserError(f"{file} is empty")
+            size = _look_at(file, options, seen)
             reader = _reader(file)
-            for piece in reader(file, size, options):
-                progress(piece.position - done)
-                done = piece.position
-                if piece.data or keep_empty or not piece.whole:
-                    yield piece
-                if heads and not piece.last and reader is _read_text and not options.split_on:
-                    break
-            progress(size - done)
-        except OSError as e:
-            raise UserError(f"cannot read {file}: {e.strerror or e}") from None
+            with reading(file):
+                for piece in reader(file, size, options, seen) if size else ():
+                    progress(piece.position - done)
+                    done, inside = piece.position, not piece.last
+                    if piece.data or keep_empty or not piece.whole:
+                        count += 1
+                        yield piece
+                    if heads and inside and reader is _read_text and not options.split_on:
+                        inside = False
+                        break
+        except MemoryError:
+            raise UserError(f"out of memory while reading {file}") from None
+        except UserError as e:
+            if options.on_error == "stop" or inside or _is_short(e):
+                raise
+            seen.faults[file] = str(e)
+        progress(size - done)
+    if not count:
+        _say_nothing_found(file, seen)
 
 
-def _reader(path: Path) -> Callable[[Path, int, Options], Iterator[Piece]]:
+def _look_at(file: Path, options: Options, seen: Seen) -> int:
+    """The size of a file. Under on_error=skip a text file is read to its end once, so that none is
+    given up in its middle. Raises UserError for what cannot be read."""
+    if file in seen.faults:
+        raise UserError(seen.faults[file])
+    size = file_size(file)
+    seen.empty += size == 0
+    if options.on_error == "skip" and size and _reader(file) is _read_text:
+        if file not in seen.checked:
+            with reading(file), unpacked(file, size) as content:
+                for _ in _text_blocks(content):
+                    pass
+        seen.checked.add(file)
+    return size
+
+
+def _is_short(e: UserError) -> bool:
+    """Whether an error is not the file's: this process has too many of them open."""
+    return getattr(e.__context__, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def _say_nothing_found(file: Path | None, seen: Seen) -> None:
+    if seen.faults or seen.first_row:
+        first = next(iter(seen.faults.values()), seen.first_row)
+        raise UserError(f"nothing in the input can be read: {first}")
+    if seen.empty:
+        raise UserError(f"{file} is empty" if seen.empty == 1 else f"{seen.empty} files are empty")
+
+
+def _reader(path: Path) -> "Reader":
     """By the end of the file's name; what has another end was named as text by the user."""
     ends = path.name.lower().endswith
     return next((read for end, read in READERS.items() if ends(end)), _read_text)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The content of a file, unpacked, and the file on the disk, which tells how far we are."""
-    name = path.name.lower()
-    with open(path, "rb", buffering=0) as raw:
-        if name.endswith(".gz"):
-            with gzip.open(raw, "rb") as unpacked:
-                try:
-                    yield unpacked, raw
-                except EOFError:
-                    raise _damaged(path, "it is cut short") from None
-                except (zlib.error, gzip.BadGzipFile) as e:
-                    raise _damaged(path, f"not valid gzip ({e})") from None
-        elif name.endswith(".zst"):
-            with _Zstd(path, raw) as unpacked:
-                yield unpacked, raw
-        else:
-            yield raw, raw
+# -- text -----------------------------------------------------------------------------------------
 
 
-def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"cannot read {path}: {reason}; copy or download it again")
-
-
-def _read_text(path: Path, size: int, options: Options) -> Iterator[Piece]:
+def _read_text(path: Path, size: int, options: Options, seen: Seen) -> Iterator[Piece]:
     """Line ends become \\n, as in Python's text mode; a byte order mark goes."""
-    border = options.split_on.encode("utf-8")
-    with _opened(path) as (file, raw):
+    border, mark = options.border, EOT_TEXT.encode()
+    seen.texts += 1
+    with unpacked(path, size) as file:
         parts: list[bytes] = []  # of the text that no piece holds yet
-        length, wanted, first, position = 0, PIECE, True, 0
-        for block in _text_blocks(path, file):
+        length, wanted, first = 0, PIECE, True
+        for block in _text_blocks(file):
+            seen.marks += mark in block
             parts.append(block)
             length += len(block)
             if length < wanted:
                 continue
             text = b"".join(parts)
-            position = raw.tell() if file is not raw else raw.tell() - len(block)
             if border:
                 *documents, text = text.split(border)
+                seen.borders += len(documents)
                 for document in documents:
-                    yield Piece(document, first, True, position, size)
+                    yield Piece(document, first, True, file.position)
                     first = True
             # A border that the next block completes must not be cut.
-            cut = 0 if len(text) < PIECE else safe_cut(text[: len(text) - len(border)])
+            cut = 0
+            if len(text) >= PIECE:
+                head = text[: len(text) - len(border)]
+                cut = safe_cut(head) or (_any_cut(head) if len(head) >= LONGEST else 0)
             if cut:
-                yield Piece(text[:cut], first, False, position, size)
+                yield Piece(text[:cut], first, False, file.position)
                 first = False
             parts, length = [text[cut:]], len(text) - cut
-            wanted = max(PIECE, 2 * length)
+            wanted = min(max(PIECE, 2 * length), max(LONGEST, length + PIECE))
         *documents, text = b"".join(parts).split(border) if border else [b"".join(parts)]
+        seen.borders += len(documents)
         for document in documents:
-            yield Piece(document, first, True, size, size)
+            yield Piece(document, first, True, size)
             first = True
-    yield Piece(text, first, True, size, size)
+    yield Piece(text, first, True, size)
 
 
-def _text_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
+def _text_blocks(file: Unpacked) -> Iterator[bytes]:
     """The text of a file by and by: valid UTF-8, every block with whole characters, \\n only."""
     start = 0  # of `block` in the file
     rest = b""  # the last bytes of a block: a character that goes on in the next, or a \r
     while True:
         data = file.read(BLOCK)
         block = rest + data if rest else data
+        whole = block
         if start == 0 and block.startswith(codecs.BOM_UTF8):
             start, block = 3, block[3:]
         end = len(block)
@@ -212,7 +247,8 @@ def _text_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
             try:
                 _, end = codecs.utf_8_decode(block, "strict", not data)
             except UnicodeDecodeError as e:
-                raise _not_utf8(path, start + e.start) from None
+                beginning = whole if start == 0 else b""
+                raise not_utf8(file.path, start + e.start, beginning) from None
         if data and block.endswith(b"\r", 0, end):  # \n may follow
             end -= 1
         start += end
@@ -226,50 +262,85 @@ def _text_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
             return
 
 
-def _not_utf8(path: Path, offset: int) -> UserError:
-    return UserError(
-        f"{path} is not UTF-8 at byte {offset}: convert it first, for example by iconv"
-    )
-
-
 def safe_cut(text: str | bytes) -> int:
     """The last place in `text` where cutting changes no token id, 0 if there is none.
 
-    That is behind a newline between two characters that are not white space: in the patterns of
-    GPT-2 and GPT-4 such a newline ends a chunk, whether more text follows or not.
+    That is behind a newline between two characters that are not white space, or, where there is
+    none, before a blank between two letters of ASCII: in the patterns of GPT-2 and GPT-4 both end a
+    chunk, whether more text follows or not.
     """
     end, newline = len(text), "\n" if isinstance(text, str) else b"\n"
-    while (at := text.rfind(newline, 1, end - 1)) > 0:
+    for _ in range(TRIES):
+        if (at := text.rfind(newline, 1, end - 1)) < 0:
+            break
         before, after = text[max(at - 4, 0) : at], text[at + 1 : at + 5]
         if isinstance(text, bytes):  # a character has up to four
             before, after = before.decode("utf-8", "ignore"), after.decode("utf-8", "ignore")
         if not before[-1:].isspace() and not after[:1].isspace():
             return at + 1
         end = at + 1
+    end, blank = len(text), " " if isinstance(text, str) else b" "
+    for _ in range(TRIES):
+        if (at := text.rfind(blank, 1, end - 1)) < 0:
+            break
+        before, after = text[at - 1 : at], text[at + 1 : at + 2]
+        if (before + after).isascii() and before.isalpha() and after.isalpha():
+            return at
+        end = at + 1
     return 0
 
 
-def _read_jsonl(path: Path, size: int, options: Options) -> Iterator[Piece]:
-    column = options.text_column
+def _any_cut(data: bytes) -> int:
+    """The last border between characters, for text that is too long to wait for a better place."""
+    cut = len(data) - 1
+    while cut > 0 and data[cut] & 0xC0 == 0x80:
+        cut -= 1
+    return cut
+
+
+def read_text(path: Path) -> str:
+    """All of one text file, whatever its name. Raises UserError if there is nothing to read, or
+    more than WHOLE bytes."""
+    size = file_size(path)
+    if size > WHOLE:
+        raise UserError(
+            f"{path} has {size / 1e9:.1f} GB: use data/custom/prepare.py, which reads in pieces"
+        )
+    with reading(path), open(path, "rb", buffering=0) as raw:
+        text = b"".join(_text_blocks(Unpacked(path, raw, size))).decode("utf-8")
+    if not text:
+        raise UserError(f"{path} is empty")
+    return text
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def _read_jsonl(path: Path, size: int, options: Options, seen: Seen) -> Iterator[Piece]:
     start = 0  # of the line, in bytes
-    with _opened(path) as (file, raw):
-        lines = file if file is not raw else open(path, "rb")  # noqa: SIM115 - closed below
-        with contextlib.closing(lines):
-            for number, line in enumerate(lines, 1):
-                if number == 1 and line.startswith(codecs.BOM_UTF8):
-                    start, line = 3, line[3:]
-                if line.strip():
-                    text = _json_text(path, number, start, line, column)
-                    position = start + len(line) if file is raw else raw.tell()
-                    yield Piece(_utf8(text), True, True, position, size)
-                start += len(line)
+    with unpacked(path, size) as file:
+        for number, line in enumerate(lines(file, LONGEST), 1):
+            content, mark = line, 0
+            if number == 1 and line.startswith(codecs.BOM_UTF8):
+                content, mark = line[3:], 3
+            if content.strip():
+                try:
+                    text = _json_text(path, number, start + mark, content, options.text_column)
+                except UserError as e:
+                    if options.on_error == "stop" or line.startswith(UTF16):
+                        raise
+                    seen.rows += 1
+                    seen.first_row = seen.first_row or str(e)
+                else:
+                    yield Piece(_utf8(text), True, True, file.position)
+            start += len(line)
 
 
 def _json_text(path: Path, number: int, start: int, line: bytes, column: str) -> str:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as e:
-        raise _not_utf8(path, start + e.start) from None
+        raise not_utf8(path, start + e.start, line if number == 1 else b"") from None
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} line {number} is not valid JSON: {e}") from None
     if not isinstance(row, dict):
@@ -291,11 +362,11 @@ def _utf8(text: str) -> bytes:
         return well_formed(text).encode("utf-8")
 
 
-def _read_parquet(path: Path, size: int, options: Options) -> Iterator[Piece]:
-    pa = _pyarrow(".parquet")
+def _read_parquet(path: Path, size: int, options: Options, seen: Seen) -> Iterator[Piece]:
+    pa = pyarrow(".parquet")
     import pyarrow.parquet as pq
 
-    column = options.text_column
+    column, count = options.text_column, 0
     try:
         with pq.ParquetFile(path) as f:
             schema, rows = f.schema_arrow, 0
@@ -306,16 +377,35 @@ def _read_parquet(path: Path, size: int, options: Options) -> Iterator[Piece]:
                 kind = kind.value_type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise UserError(f"{path}: the column {column!r} holds no text but {kind}")
-            for batch in f.iter_batches(batch_size=256, columns=[column]):
+            at_once = _rows_at_once(path, size, f.metadata, column)
+            for batch in f.iter_batches(batch_size=at_once, columns=[column]):
                 rows += batch.num_rows
                 texts = batch.column(0)
                 texts = texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
                 texts.validate(full=True)  # that they are UTF-8
-                for data in texts.cast(pa.large_binary()).to_pylist():
-                    position = size * rows // f.metadata.num_rows
-                    yield Piece(data or b"", True, True, position, size)
+                for text in texts.cast(pa.large_binary()):
+                    data, position = text.as_py() or b"", size * rows // f.metadata.num_rows
+                    count += len(data)
+                    check_expansion(path, size, count)
+                    yield Piece(data, True, True, position)
+    except MemoryError:  # pyarrow's is an ArrowException too
+        raise
     except pa.ArrowException as e:
         raise UserError(f"{path} is damaged or no parquet file: {e}") from None
+
+
+def _rows_at_once(path: Path, size: int, metadata, column: str) -> int:
+    """How many rows take about 16 MB, unpacked; few where one text may stand for many rows."""
+    chunks = [
+        chunk
+        for group in map(metadata.row_group, range(metadata.num_row_groups))
+        for chunk in map(group.column, range(group.num_columns))
+        if chunk.path_in_schema == column
+    ]
+    count = sum(chunk.total_uncompressed_size for chunk in chunks)
+    check_expansion(path, size, count)
+    most = 8 if any(chunk.has_dictionary_page for chunk in chunks) else 256
+    return min(max(1, (16 << 20) * metadata.num_rows // max(count, 1)), most)
 
 
 def _no_column(where: str, column: str, names: Iterable[str]) -> UserError:
@@ -325,50 +415,8 @@ def _no_column(where: str, column: str, names: Iterable[str]) -> UserError:
     )
 
 
-def _pyarrow(kind: str):
-    try:
-        import pyarrow
-    except ImportError:
-        raise UserError(f"reading {kind} files needs pyarrow: pip install pyarrow") from None
-    return pyarrow
-
-
-class _Zstd:
-    """A zstd file, unpacked by pyarrow; a context manager that says what is wrong with it."""
-
-    def __init__(self, path: Path, raw: BinaryIO):
-        self.path, self._pa = path, _pyarrow(".zst")
-        self._file = self._pa.CompressedInputStream(raw, "zstd")
-        self._ended = False
-
-    def __enter__(self) -> "_Zstd":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def read(self, count: int) -> bytes:
-        try:
-            return self._file.read(count)
-        except (OSError, self._pa.ArrowException) as e:
-            raise _damaged(self.path, f"cut short or not valid zstd ({e})") from None
-
-    def __iter__(self) -> Iterator[bytes]:
-        rest: list[bytes] = []
-        while block := self.read(BLOCK):
-            *lines, end = block.split(b"\n")
-            for line in lines:
-                yield b"".join([*rest, line, b"\n"])
-                rest = []
-            rest.append(end)
-        if any(rest):
-            yield b"".join(rest)
-
-    def close(self) -> None:
-        pass
-
-
-READERS: dict[str, Callable[[Path, int, Options], Iterator[Piece]]] = {
+Reader = Callable[[Path, int, Options, Seen], Iterator[Piece]]
+READERS: dict[str, Reader] = {
     ".txt": _read_text,
     ".txt.gz": _read_text,
     ".txt.zst": _read_text,
@@ -377,15 +425,3 @@ READERS: dict[str, Callable[[Path, int, Options], Iterator[Piece]]] = {
     ".jsonl.zst": _read_jsonl,
     ".parquet": _read_parquet,
 }
-
-
-def read_text(path: Path) -> str:
-    """All of one text file, whatever its name. Raises UserError if there is nothing to read."""
-    try:
-        with open(path, "rb", buffering=0) as f:
-            text = b"".join(_text_blocks(path, f)).decode("utf-8")
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    if not text:
-        raise UserError(f"{path} is empty")
-    return text

@@ -4,30 +4,25 @@ Editors on Windows begin a file with a byte order mark, and some shells there wr
 file of this kind (a prompt, a key, questions, meta.json, a tokenizer) is read by `read_text`.
 """
 
-import codecs
 import errno
 import io
 import os
 from pathlib import Path
 
-from bonsai.errors import UserError
+from bonsai.errors import UserError, reason
+from bonsai.files import UTF16, read_bytes
 
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+LARGEST = 256 << 20  # bytes
 
 
-def read_text(path: str | os.PathLike[str], what: str = "") -> str:
+def read_text(path: str | os.PathLike[str], what: str = "", limit: int = LARGEST) -> str:
     """The text of a file without its byte order mark, line ends as \\n.
 
     what: what the file holds, for messages: "the prompts". Raises UserError where the file cannot
-    be read or is neither UTF-8 nor UTF-16 with its mark.
+    be read, has more than `limit` bytes, or is neither UTF-8 nor UTF-16 with its mark.
     """
     name = f"{what} from {path}" if what else str(path)
-    try:
-        data = Path(path).read_bytes()
-    except OSError as e:
-        raise UserError(f"cannot read {name}: {e.strerror or e}") from None
-    except ValueError as e:  # a null byte in its name
-        raise UserError(f"cannot read {name!r}: {e}") from None
+    data = read_bytes(path, limit, what)
     encoding = "UTF-16" if data.startswith(UTF16) else "UTF-8"
     try:
         text = data.decode("utf-16" if encoding == "UTF-16" else "utf-8-sig")
@@ -53,4 +48,4 @@ def check_writable(path: str | os.PathLike[str], what: str) -> None:
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as e:
-        raise UserError(f"cannot write {what} to {path}: {e.strerror or e}") from None
+        raise UserError(f"cannot write {what} to {path}: {reason(e)}") from None

@@ -17,7 +17,6 @@ looks complete when it is not:
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -30,7 +29,8 @@ from types import TracebackType
 
 import numpy as np
 
-from bonsai.errors import UserError
+from bonsai.errors import UserError, reason
+from bonsai.files import writing
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 
 try:
@@ -39,7 +39,6 @@ except ImportError:  # Windows: no lock there
     fcntl = None
 
 FORMAT = 1  # of meta.json
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BUFFER = 1 << 20  # bytes held back per file before they go to the disk
 
 
@@ -94,7 +93,7 @@ class Writer:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         except OSError as e:
-            raise UserError(f"cannot write into {self.folder}: {e.strerror}") from None
+            raise UserError(f"cannot write into {self.folder}: {reason(e)}") from None
         # Without this, SIGTERM would end the process with no word and leave the .tmp files.
         if threading.current_thread() is threading.main_thread():
             self._old_sigterm = signal.signal(signal.SIGTERM, _exit_on_sigterm)
@@ -318,18 +317,9 @@ class _File:
         self.tmp.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
 def disk_errors(path: Path):
     """Turn what the disk says into one line for the user."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in FULL:
-            raise UserError(
-                f"the disk is full while writing {path}: free some space, or write to another "
-                f"disk with --out=FOLDER"
-            ) from None
-        raise UserError(f"cannot write {path}: {e.strerror}") from None
+    return writing(path, hint=" with --out=FOLDER")
 
 
 def _sync_folder(folder: Path) -> None:

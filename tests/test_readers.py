@@ -1,9 +1,10 @@
 """Texts from files of every format, and which split a document goes to."""
 
+import errno
 import functools
 import gzip
-import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from bonsai import readers
 from bonsai.corpus import split_documents, whole_documents
 from bonsai.errors import UserError
-from bonsai.readers import Options, Piece, find_files, read_pieces
+from bonsai.finding import find_files
+from bonsai.readers import Options, Piece, Seen, read_pieces, unescaped
 
 TEXTS = [f"document {i}: {'abc ' * (i % 7)}é😀\nend" for i in range(60)]
 
@@ -137,7 +139,7 @@ def test_nulls_and_empty_texts_are_left_out(tmp_path):
 
 
 def split_of(texts: list[str], fraction: float) -> dict[str, str]:
-    pieces = [Piece(text.encode(), True, True, 0, 1) for text in texts]
+    pieces = [Piece(text.encode(), True, True, 0) for text in texts]
     return {
         data.decode(): split for split, data, _ in split_documents(lambda **_: pieces, fraction)
     }
@@ -187,12 +189,10 @@ def test_the_share_of_one_document_is_what_was_asked_for(tmp_path, name, size):
 
 
 def test_one_document_is_cut_near_the_end():
-    text = whole = "".join(f"line {i} é\n" for i in range(1000))
+    text = "".join(f"line {i} é\n" for i in range(1000))
     for pieces in ([text], [text[:7000], text[7000:]], [text[:100], text[100:9000], text[9000:]]):
-        ends = itertools.accumulate(len(text.encode()) for text in pieces)
         stream = [
-            Piece(text.encode(), i == 0, i == len(pieces) - 1, end, len(whole.encode()))
-            for i, (text, end) in enumerate(zip(pieces, ends))
+            Piece(text.encode(), i == 0, i == len(pieces) - 1, 0) for i, text in enumerate(pieces)
         ]
         parts = list(split_documents(lambda s=stream, **_: s, 0.2))
         train = b"".join(data for split, data, _ in parts if split == "train").decode()
@@ -200,3 +200,136 @@ def test_one_document_is_cut_near_the_end():
         assert train + val == text and train.endswith("\n")
         assert 0.19 < len(val.encode()) / len(text.encode()) < 0.2
         assert [split for split, _, ends in parts if ends] == ["train", "val"]
+
+
+# ---- what is left out, and said ----
+
+
+def read(folder, spec="in", **options) -> tuple[list[str], list[str]]:
+    """The documents of files below a folder, and what is said of them."""
+    chosen, seen = Options(**options), Seen()
+    pieces = functools.partial(read_pieces, find_files(spec, (folder,)), chosen, seen=seen)
+    list(pieces(heads=True))  # as a prepare does: what was seen then counts once
+    found = [data.decode() for data in whole_documents(pieces())]
+    return found, seen.lines(chosen)
+
+
+def test_empty_files_are_left_out_and_said(tmp_path):
+    for name, text in (("a.txt", ""), ("b.txt", "b"), ("c.jsonl", ""), ("d.txt", "d")):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_text(text)
+    assert read(tmp_path) == (["b", "d"], ["left out 2 empty files"])
+    for name in ("b.txt", "d.txt"):
+        (tmp_path / "in" / name).write_text("")
+    with pytest.raises(UserError, match="4 files are empty"):
+        read(tmp_path)
+    with pytest.raises(UserError, match=r"a\.txt is empty"):
+        read(tmp_path, "in/a.txt")
+
+
+BAD = {  # a file each; in those of rows the second of three is bad
+    "latin.txt": b"good line\n" * 40_000 + "caf\xe9".encode("latin-1"),
+    "utf16.txt": "text".encode("utf-16"),
+    "latin.txt.gz": gzip.compress("caf\xe9".encode("latin-1")),
+    "cut.txt.gz": gzip.compress(b"good line\n" * 9)[:-12],
+    "no.txt.zst": b"no zstd",
+    "no.parquet": b"PAR1",
+    "latin.jsonl": b'{"text": "one"}\n{"text": "\xe9"}\n{"text": "two"}\n',
+    "broken.jsonl": b'{"text": "one"}\n{"text": \n{"text": "two"}\n',
+    "other.jsonl": b'{"text": "one"}\n{"body": ""}\n{"text": "two"}\n',
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_read_stops_or_is_left_out(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(BAD[name])
+    (tmp_path / "in" / "z.txt").write_text("good")
+    with pytest.raises(UserError, match=name.split(".")[0]):
+        read(tmp_path)
+    found, (said,) = read(tmp_path, on_error="skip")
+    rows = ["one", "two"] if "jsonl" in name else []
+    assert found == [*rows, "good"]
+    assert said.startswith("left out 1 row" if rows else "left out 1 file") and name in said
+    (tmp_path / "in" / "z.txt").unlink()
+    if not rows:
+        with pytest.raises(UserError, match="nothing in the input can be read"):
+            read(tmp_path, on_error="skip")
+    with pytest.raises(UserError, match="on_error is 'go'"):
+        read(tmp_path, on_error="go")
+
+
+@pytest.mark.parametrize(
+    ("text", "split_on", "count", "said"),
+    [
+        ("a\n\nb\n\nc", r"\n\n", 3, None),
+        ("a\r\n\r\nb\r\n\r\nc", r"\n\n", 3, None),
+        ("a\r\n\r\nb\r\n\r\nc", r"\r\n\r\n", 3, None),
+        ("a\tb", r"\t", 2, None),
+        (r"a\nb", r"\\n", 2, None),
+        ("a\n\nb", "\n\n", 2, None),
+        ("a\nb", r"\n\n", 1, "occurs nowhere: each text file is one document"),
+        ("a<|endoftext|>b", "", 1, "--split_on='<|endoftext|>'"),
+        ("a<|endoftext|>b", "<|endoftext|>", 2, None),
+        ("a", "", 1, None),
+    ],
+)
+def test_what_stands_between_documents(tmp_path, text, split_on, count, said):
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    found, lines = read(tmp_path, "a.txt", split_on=unescaped(split_on))
+    assert len(found) == count and len(lines) == (said is not None)
+    assert said is None or said in lines[0]
+
+
+def test_a_border_without_text_files_is_said(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a<|endoftext|>b"}\n')
+    assert read(tmp_path, "a.jsonl") == (["a<|endoftext|>b"], [])
+    _, (said,) = read(tmp_path, "a.jsonl", split_on="x")
+    assert "no text file" in said
+
+
+@pytest.mark.parametrize("kind", ["words", "no blanks", "blanks", "newlines", "digits"])
+def test_text_without_line_ends_comes_in_pieces_too(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(readers, "PIECE", 10_000)
+    monkeypatch.setattr(readers, "LONGEST", 400_000)
+    line = {"words": "word of text ", "no blanks": "你é😀x", "blanks": " ", "newlines": "\n"}
+    text = line.get(kind, "1 2 ") * 200_000
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    pieces = list(read_pieces([tmp_path / "a.txt"]))
+    assert b"".join(piece.data for piece in pieces).decode() == text
+    assert all(piece.data.decode() for piece in pieces)  # whole characters
+    assert (max(len(piece.data) for piece in pieces) < 1_400_000 and len(pieces) > 1) or (
+        len(text.encode()) < 400_000
+    )
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    data = "\ufeff" + ('{"text": "é\\n"}' if "jsonl" in name else "é\r\n")
+    data = data.encode("utf-8")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert read(tmp_path, name)[0] == ["é\n"]
+
+
+def test_what_is_no_file_is_said(tmp_path):
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "lost.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name, words in {
+        "folder.txt": "a folder, not a file",
+        "pipe.txt": "a pipe, not a file",
+        "lost.txt": "No such file",
+    }.items():
+        with pytest.raises(UserError, match=f"cannot read .*{name}: .*{words}"):
+            list(read_pieces([tmp_path / name]))
+
+
+def test_too_many_open_files_are_not_the_files_fault(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+
+    def refuse(*args, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UserError, match=r"a\.txt: Too many open files"):
+        list(read_pieces([tmp_path / "a.txt"], Options(on_error="skip")))

@@ -52,7 +52,7 @@ def test_other_encodings_are_one_line(tmp_path, data, words):
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the key from .*nowhere: No such file"):
         read_text(tmp_path / "nowhere", "the key")
-    with pytest.raises(UserError, match="directory"):
+    with pytest.raises(UserError, match="a folder, not a file"):
         read_text(tmp_path)
     with pytest.raises(UserError, match="null"):
         read_text("a\0b")

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from bonsai.errors import UserError
+from bonsai.files import SETTINGS
 from bonsai.textfile import read_text
 from bonsai.tokenizers.base import EOT_TEXT, Tokenizer, well_formed
 from bonsai.tokenizers.bpe import BPETokenizer
@@ -60,7 +61,7 @@ def get(name_or_path: str | Path) -> Tokenizer:
         )
     if path.suffix == ".json":
         try:
-            state = json.loads(read_text(path, "the tokenizer"))
+            state = json.loads(read_text(path, "the tokenizer", SETTINGS))
         except ValueError as e:
             raise UserError(f"the tokenizer {path} is not valid JSON: {e}") from None
         if isinstance(state, dict) and "type" not in state:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bonsai.errors import UserError
+from bonsai.files import SETTINGS
 from bonsai.textfile import read_text
 from bonsai.tokenizers.bpe import BYTES
 
@@ -72,4 +73,4 @@ def gpt2_alphabet() -> dict[str, int]:
 
 
 def _lines(path: str | Path) -> list[str]:
-    return read_text(path).splitlines()
+    return read_text(path, limit=SETTINGS).splitlines()

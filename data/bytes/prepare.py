@@ -21,6 +21,8 @@ import numpy as np
 
 from bonsai.corpus import document_key
 from bonsai.errors import UserError, run
+from bonsai.files import reading
+from bonsai.finding import as_endings, walk
 from bonsai.progress import Progress
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.writer import Writer, summary
@@ -38,7 +40,7 @@ PIECE = 1 << 20  # bytes that are read at a time
 
 def find_files() -> list[tuple[str, Path]]:
     """(name that decides the split, path) of all files, in sorted order."""
-    ends = tuple(end if end[0] == "." else f".{end}" for end in endings.split(",") if end)
+    ends = as_endings(endings)
     found: dict[Path, str] = {}
     for part in filter(None, map(str.strip, input.split(","))):
         path = resolve_path(os.path.expanduser(part))
@@ -46,9 +48,8 @@ def find_files() -> list[tuple[str, Path]]:
             found[path] = path.name
         elif not path.is_dir():
             raise UserError(f"no such file or folder: {part}")
-        for at, folders, names in os.walk(path):
-            folders[:] = [f for f in folders if not f.startswith(".")]
-            for file in (Path(at) / n for n in names if not n.startswith(".")):
+        for at, names in walk(path) if path.is_dir() else ():
+            for file in (Path(at) / name for name in names):
                 if file.is_file() and (not ends or file.name.lower().endswith(ends)):
                     found[file] = file.relative_to(path).as_posix()
     if not input:
@@ -68,14 +69,11 @@ def choose_val(files: list[tuple[str, Path]]) -> set[Path]:
 
 def pieces(path: Path, start: int, end: int) -> Iterator[np.ndarray]:
     """Bytes start ... end - 1 of a file, in pieces."""
-    try:
-        with open(path, "rb") as f:
-            f.seek(start)
-            while start < end and (data := f.read(min(PIECE, end - start))):
-                start += len(data)
-                yield np.frombuffer(data, np.uint8)
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    with reading(path), open(path, "rb") as f:
+        f.seek(start)
+        while start < end and (data := f.read(min(PIECE, end - start))):
+            start += len(data)
+            yield np.frombuffer(data, np.uint8)
 
 
 def main() -> None:

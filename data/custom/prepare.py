@@ -22,8 +22,9 @@ if __name__ == "__main__":
 
 from bonsai.corpus import char_tokenizer, split_documents, write_documents
 from bonsai.errors import UserError, run
+from bonsai.finding import as_endings, find_files, total_size
 from bonsai.progress import Progress
-from bonsai.readers import Options, Piece, find_files, read_pieces
+from bonsai.readers import Options, Piece, Seen, read_pieces, unescaped
 from bonsai.tokenizers import get
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
@@ -32,7 +33,8 @@ from configurator import configure, resolve_path
 input = ""  # files, folders or patterns, several between commas
 endings = ""  # of further files that are plain text, such as .md,.py
 text_column = "text"  # field of a .jsonl or .parquet row that holds the text
-split_on = ""  # what stands between the documents of one text file, such as <|endoftext|>
+split_on = ""  # what stands between the documents of one text file: <|endoftext|>, or \n\n
+on_error = "stop"  # skip: leave out files and rows that cannot be read (not UTF-8, damaged)
 
 # or a data set of the Hugging Face hub
 hub = ""  # its name, such as roneneldan/TinyStories
@@ -76,9 +78,8 @@ def hub_paths() -> list[tuple[str, int]]:
     return taken
 
 
-def source(folder: Path) -> tuple[functools.partial, int]:
+def source(folder: Path, options: Options, seen: Seen) -> tuple[functools.partial, int]:
     """The function that reads the documents, and their files' size in bytes."""
-    options = Options(text_column, split_on)
     if input and hub:
         raise UserError("give --input= or --hub=, not both")
     if hub:
@@ -88,18 +89,18 @@ def source(folder: Path) -> tuple[functools.partial, int]:
 
         def read(**how) -> Iterator[Piece]:
             local = hub_downloads(hub, revision, paths, folder / "downloads", keep)
-            return read_pieces(local, options, **how)
+            return read_pieces(local, options, seen=seen, **how)
 
         return read, sum(sizes)
-    ends = tuple(end if end[0] == "." else f".{end}" for end in endings.split(",") if end)
-    found = find_files(input, (Path(), ROOT), ends)
-    return functools.partial(read_pieces, found, options), sum(f.stat().st_size for f in found)
+    found = find_files(input, (Path(), ROOT), as_endings(endings))
+    return functools.partial(read_pieces, found, options, seen=seen), total_size(found)
 
 
 def main() -> None:
     start = time.time()
     folder = target_folder()
-    read, size = source(folder)
+    options, seen = Options(text_column, unescaped(split_on), on_error), Seen()
+    read, size = source(folder, options, seen)
     print(f"{size / 1e6:,.2f} MB to read")
     if tokenizer == "char":
         chosen, terminator = char_tokenizer(read())
@@ -119,7 +120,7 @@ def main() -> None:
         meta = writer.finish()
     if hub and not keep:
         shutil.rmtree(folder / "downloads", ignore_errors=True)
-    print(f"encoded by {encode.name}")
+    print("\n".join([f"encoded by {encode.name}", *seen.lines(options)]))
     print(summary(meta, folder, time.time() - start))
 
 

@@ -18,10 +18,11 @@ if __name__ == "__main__":
 
 
 from bonsai.corpus import split_documents, write_documents
-from bonsai.errors import run
+from bonsai.errors import UserError, run
 from bonsai.fetch import hub_downloads, hub_files
+from bonsai.finding import find_files, total_size
 from bonsai.progress import Progress
-from bonsai.readers import Options, Piece, find_files, read_pieces
+from bonsai.readers import Options, Piece, Seen, read_pieces
 from bonsai.tokenizers import get
 from bonsai.writer import Writer, summary
 from configurator import configure
@@ -31,6 +32,7 @@ input = ""  # local .parquet (or .jsonl, .jsonl.gz, .txt) files instead of the d
 shards = 0  # how many shards, from the first; 0: all (15, of 2.15 GB and some 0.7B tokens each)
 tokenizer = "gpt2"  # gpt2, gpt4 or byte
 text_column = "text"  # field of a row that holds the text
+on_error = "stop"  # skip: leave out files and rows that cannot be read
 val_fraction = 0.0005  # share of the documents that go to val, by a hash of the text
 shard_tokens = 0  # tokens per file: train_00000.bin, ...; 0: all in one train.bin
 out = ""  # folder to write to; default: the folder of this script
@@ -46,19 +48,22 @@ def main() -> None:
     start = time.time()
     target = Path(out or HERE)
     downloads = target / "downloads"
+    options, seen = Options(text_column, on_error=on_error), Seen()
+    if shards < 0:
+        raise UserError(f"shards is {shards}: give a number of files, or 0 for all")
     if input:
         files = find_files(input, (Path(), ROOT))[: shards or None]
-        sizes = [file.stat().st_size for file in files]
+        sizes = [total_size([file]) for file in files]
 
         def read(**how) -> Iterator[Piece]:
-            return read_pieces(files, Options(text_column), **how)
+            return read_pieces(files, options, seen=seen, **how)
 
     else:
         paths, sizes = zip(*hub_files(repo, revision, folder)[: shards or None])
 
         def read(**how) -> Iterator[Piece]:
             local = hub_downloads(repo, revision, paths, downloads, keep)
-            return read_pieces(local, Options(text_column), **how)
+            return read_pieces(local, options, seen=seen, **how)
 
     encoder = get(tokenizer)
     encoder.encode("")  # loads the vocabulary: what can fail should fail before a long download
@@ -71,7 +76,7 @@ def main() -> None:
         meta = writer.finish()
     if not input and not keep:
         shutil.rmtree(downloads, ignore_errors=True)
-    print(summary(meta, target, time.time() - start))
+    print("\n".join([*seen.left_out(), summary(meta, target, time.time() - start)]))
 
 
 if __name__ == "__main__":

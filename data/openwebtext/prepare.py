@@ -21,8 +21,9 @@ if __name__ == "__main__":
 from bonsai.corpus import Part, whole_documents, write_documents
 from bonsai.errors import UserError, run
 from bonsai.fetch import hub_downloads, hub_files
+from bonsai.finding import find_files, total_size
 from bonsai.progress import Progress
-from bonsai.readers import Options, Piece, find_files, read_pieces
+from bonsai.readers import Options, Piece, read_pieces
 from bonsai.tokenizers import get
 from bonsai.writer import Writer, disk_errors, summary
 from configurator import configure
@@ -99,7 +100,7 @@ def main() -> None:
     downloads = folder / "downloads"
     if input:
         files = find_files(input, (Path(), ROOT))
-        sizes = [file.stat().st_size for file in files]
+        sizes = [total_size([file]) for file in files]
     else:
         paths, sizes = zip(*hub_files(repo, revision))
     tokenizer = get("gpt2")

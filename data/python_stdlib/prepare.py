@@ -4,7 +4,6 @@ python data/python_stdlib/prepare.py
 python data/python_stdlib/prepare.py --input=/usr/lib/python3.12
 """
 
-import os
 import sys
 import sysconfig
 import time
@@ -20,6 +19,8 @@ import numpy as np
 
 from bonsai.corpus import document_key
 from bonsai.errors import UserError, run
+from bonsai.files import read_bytes
+from bonsai.finding import walk
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
@@ -36,8 +37,7 @@ GENERATED = "_sysconfigdata"
 def source_files(root: Path) -> Iterator[str]:
     """Paths of the .py files below `root`, relative, with /, in sorted order."""
     found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if f not in SKIPPED and not f.startswith(".")]
+    for folder, names in walk(root, SKIPPED):
         for name in names:
             if name.endswith(".py") and not name.startswith(GENERATED):
                 found.append((Path(folder) / name).relative_to(root).as_posix())
@@ -54,10 +54,7 @@ def main() -> None:
     tokenizer = ByteTokenizer()
     with Writer(Path(out or HERE), tokenizer) as writer:
         for name in files:
-            try:
-                data = (root / name).read_bytes()  # as it is: a few files are not UTF-8
-            except OSError as e:
-                raise UserError(f"cannot read {root / name}: {e.strerror}") from None
+            data = read_bytes(root / name)  # as it is: a few files are not UTF-8
             if data:
                 split = "val" if document_key(name.encode()) < val_fraction else "train"
                 ids = np.append(np.frombuffer(data, np.uint8).astype("<u2"), tokenizer.eot)

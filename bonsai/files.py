@@ -1,0 +1,85 @@
+"""Files looked at before they are read: what they are, how large they are, what the system says.
+
+A folder, a pipe that nobody writes to or a file without an end, where a page of settings is
+expected, is one line for the user and not a program that hangs or takes all memory.
+"""
+
+import codecs
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from bonsai.errors import FULL, UserError, reason
+
+SETTINGS = 32 << 20  # bytes of a meta.json or of a tokenizer; the largest have 5 MB
+KINDS = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # somebody writes to these
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn what the system says of a file into one line for the user."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {reason(e)}") from None
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, hint: str = "") -> Iterator[None]:
+    """The same while writing. hint: how to write to another disk."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in FULL:
+            raise UserError(
+                f"the disk is full while writing {path}: free some space, or write to another disk"
+                f"{hint}"
+            ) from None
+        raise UserError(f"cannot write {path}: {reason(e)}") from None
+
+
+def file_size(path: str | Path, name: str = "") -> int:
+    """The bytes of a file. Raises UserError for what is not there, or is not a file."""
+    name = name or str(path)
+    try:
+        with reading(name):
+            status = os.stat(path)
+    except ValueError as e:  # a null byte in its name
+        raise UserError(f"cannot read {name!r}: {e}") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for test, name in KINDS.items() if test(status.st_mode)), "something")
+        raise UserError(f"cannot read {name}: it is {kind}, not a file")
+    return status.st_size
+
+
+def read_bytes(path: str | Path, limit: int = SETTINGS, what: str = "") -> bytes:
+    """All of a file, or of the pipe that a shell has made of <(...). what: it holds, for messages.
+    Raises UserError for more than `limit` bytes, before they are read."""
+    name = f"{what} from {path}" if what else str(path)
+    size = 0 if str(path).startswith(PIPES) else file_size(path, name)
+    if size <= limit:
+        with reading(name), open(path, "rb") as f:
+            data = f.read(limit + 1)
+        size = max(size, len(data))  # it may have grown
+    if size > limit:
+        raise UserError(f"cannot read {name}: it has more than {limit >> 20} MB")
+    return data
+
+
+def not_utf8(path: str | Path, offset: int, beginning: bytes = b"") -> UserError:
+    """What is said of a file with a byte at `offset` that is no UTF-8."""
+    if beginning.startswith(UTF16):
+        return UserError(f"{path} is not UTF-8 at byte {offset} but UTF-16: save it as UTF-8")
+    return UserError(
+        f"{path} is not UTF-8 at byte {offset}: convert it first, for example by iconv"
+    )

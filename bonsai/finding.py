@@ -1,0 +1,95 @@
+"""The files that `--input=` names, and all that are below a folder."""
+
+import glob
+import os
+from collections.abc import Container, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from bonsai.errors import UserError, reason
+from bonsai.readers import READERS
+
+
+def find_files(
+    spec: str, bases: Sequence[Path] = (Path(),), endings: Sequence[str] = ()
+) -> list[Path]:
+    """The files that `--input=` names: a file, a folder (all known files below it), a pattern
+    with * ? or [, or several of these between commas. Relative ones are tried from each base.
+    `endings`: of further files that are plain text. Raises UserError for what is not there."""
+    if not spec:
+        raise UserError("no input: name a file, a folder or a pattern with --input=PATH")
+    known = (*READERS, *endings)
+    found: dict[Path, None] = {}  # a set that keeps its order
+    one = any(os.path.exists(base / spec) for base in bases)  # of that name, commas and all
+    parts = [spec] if one else spec.split(",")
+    for part in filter(None, map(str.strip, parts)):
+        found.update(dict.fromkeys(_find(part, bases, known)))
+    return list(found)
+
+
+def as_endings(text: str) -> tuple[str, ...]:
+    """`--endings=.md, py` as (".md", ".py"), for names in small letters."""
+    parts = (part.strip().lstrip("*").lower() for part in text.split(","))
+    return tuple(part if part[0] == "." else f".{part}" for part in parts if part)
+
+
+def total_size(files: Iterable[Path]) -> int:
+    """Bytes, for a progress bar; what cannot be looked at counts nothing and is said on reading."""
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def walk(folder: str | Path, skipped: Container[str] = ()) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) for a folder and all below it, but for hidden ones.
+
+    Links to folders are followed, after the folders that are really there, and no folder comes
+    twice: a link back to where it stands is no circle. skipped: names of folders to leave out.
+    Raises UserError for a folder that cannot be read.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [os.fspath(folder)]
+    while waiting:
+        for at, folders, names in os.walk(waiting.pop(0), onerror=_cannot_list):
+            status = os.stat(at)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
+            paths = [os.path.join(at, name) for name in folders]
+            waiting += [path for path in paths if os.path.islink(path)]
+            yield at, [name for name in names if name[0] != "."]
+
+
+def _cannot_list(e: OSError) -> None:
+    raise UserError(f"cannot read the folder {e.filename}: {reason(e)}")
+
+
+def _find(part: str, bases: Sequence[Path], known: tuple[str, ...]) -> list[Path]:
+    part = os.path.expanduser(part)
+    for path in (base / part for base in bases):
+        if path.is_dir():
+            if files := _below(path, known):
+                return files
+            raise UserError(f"no {', '.join(known)} file in the folder {path}")
+        if path.exists():
+            if not path.name.lower().endswith(known):
+                raise UserError(f"cannot read {path}: known are {', '.join(known)} files")
+            return [path]
+    if glob.has_magic(part):
+        for base in bases:
+            matches = map(Path, glob.glob(str(base / part), recursive=True))
+            files = sorted(f for f in matches if f.name.lower().endswith(known) and f.is_file())
+            if files:
+                return files
+        raise UserError(f"no {', '.join(known)} file matches {part}")
+    raise UserError(f"no such file or folder: {part}")
+
+
+def _below(folder: Path, known: tuple[str, ...]) -> list[Path]:
+    """The known files below a folder, in the order of their paths' parts."""
+    found = [
+        os.path.join(at, name)
+        for at, names in walk(folder)
+        for name in names
+        if name.lower().endswith(known)
+    ]
+    return [Path(file) for file in sorted(found, key=lambda file: file.split(os.sep))]

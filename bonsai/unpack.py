@@ -1,0 +1,127 @@
+"""A file's content, unpacked by the end of its name: .gz, .zst, and any other as it is.
+
+A file of a kilobyte can unpack to a terabyte. So what is read comes in blocks, and a file that
+unpacks to more than EXPANSION times its size, beyond the first FREE bytes, is not read on: English
+packs to a third, lists and logs to a thirtieth, zeros to a thousandth.
+"""
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from bonsai.errors import UserError
+
+EXPANSION = 200
+FREE = 256 << 20
+BLOCK = 1 << 18  # bytes that are read at a time
+
+
+class Unpacked:
+    """What is read from here is unpacked; `position` tells how far we are in the packed file."""
+
+    def __init__(self, path: Path, raw: BinaryIO, size: int):
+        self.path, self.raw, self.size = path, raw, size
+        self.count = 0  # bytes that have been read
+
+    @property
+    def position(self) -> int:
+        return self.raw.tell()
+
+    def read(self, count: int) -> bytes:
+        data = self._read(count)
+        self.count += len(data)
+        check_expansion(self.path, self.size, self.count)
+        return data
+
+    def _read(self, count: int) -> bytes:
+        return self.raw.read(count)
+
+    def close(self) -> None:
+        pass
+
+
+class _Gzip(Unpacked):
+    def __init__(self, path: Path, raw: BinaryIO, size: int):
+        super().__init__(path, raw, size)
+        self._file = gzip.GzipFile(fileobj=raw, mode="rb")
+
+    def _read(self, count: int) -> bytes:
+        try:
+            return self._file.read(count)
+        except EOFError:
+            raise damaged(self.path, "it is cut short") from None
+        except (zlib.error, gzip.BadGzipFile) as e:
+            raise damaged(self.path, f"not valid gzip ({e})") from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Zstd(Unpacked):
+    """By pyarrow, which takes frames whose window has at most 128 MB."""
+
+    def __init__(self, path: Path, raw: BinaryIO, size: int):
+        super().__init__(path, raw, size)
+        self._pa = pyarrow(".zst")
+        self._file = self._pa.CompressedInputStream(raw, "zstd")
+
+    def _read(self, count: int) -> bytes:
+        try:
+            return self._file.read(count)
+        except MemoryError:  # pyarrow's is an ArrowException too
+            raise
+        except (OSError, self._pa.ArrowException) as e:
+            raise damaged(self.path, f"cut short or not valid zstd ({e})") from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextlib.contextmanager
+def unpacked(path: Path, size: int) -> Iterator[Unpacked]:
+    """size: of the file. Raises UserError, naming the file, for what is damaged or expands."""
+    end = path.suffix.lower()
+    kind = _Gzip if end == ".gz" else _Zstd if end == ".zst" else Unpacked
+    with open(path, "rb", buffering=0) as raw, contextlib.closing(kind(path, raw, size)) as file:
+        yield file
+
+
+def lines(file: Unpacked, longest: int) -> Iterator[bytes]:
+    """The lines, with their ends. Raises UserError for one of more than `longest` bytes."""
+    parts: list[bytes] = []  # of a line that goes on in the next block
+    length = 0
+    while block := file.read(BLOCK):
+        *whole, end = block.split(b"\n")
+        for line in whole:
+            yield b"".join([*parts, line, b"\n"])
+            parts, length = [], 0
+        parts.append(end)
+        length += len(end)
+        if length > longest:
+            raise UserError(f"{file.path} has a line of more than {longest >> 20} MB")
+    if length:
+        yield b"".join(parts)
+
+
+def check_expansion(path: Path, size: int, count: int) -> None:
+    """Raises UserError where `count` bytes are too many to have been packed into `size`."""
+    if count > max(FREE, EXPANSION * size):
+        raise UserError(
+            f"{path} unpacks to more than {EXPANSION} times its {size:,} bytes: if that is right, "
+            f"unpack it and give what comes out"
+        )
+
+
+def damaged(path: Path, why: str) -> UserError:
+    return UserError(f"cannot read {path}: {why}; copy or download it again")
+
+
+def pyarrow(kind: str):
+    try:
+        import pyarrow
+    except ImportError:
+        raise UserError(f"reading {kind} files needs pyarrow: pip install pyarrow") from None
+    return pyarrow

@@ -1,0 +1,56 @@
+"""bonsai/finding.py: every file below a folder, once; a link is no hole and no circle."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bonsai.errors import UserError
+from bonsai.finding import as_endings, find_files, walk
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def test_linked_folders_are_followed_and_none_comes_twice(tmp_path):
+    make(tmp_path / "elsewhere", "deep/a.txt", "b.txt")
+    make(tmp_path / "in", "real/c.txt", "d.txt", ".git/e.txt", "out/f.txt")
+    links = {"a_link": "../elsewhere", "z_link": "../elsewhere", "circle": ".", "real/up": ".."}
+    for name, target in links.items():
+        (tmp_path / "in" / name).symlink_to(target, target_is_directory=True)
+    (tmp_path / "in" / "first").symlink_to("real")  # what is really there is taken from there
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    assert len(find_files(str(tmp_path))) == 5
+    found = [f.relative_to(tmp_path / "in").as_posix() for f in find_files(str(tmp_path / "in"))]
+    assert found == ["a_link/b.txt", "a_link/deep/a.txt", "d.txt", "out/f.txt", "real/c.txt"]
+    names = sorted(name for _, names in walk(tmp_path / "in", {"out"}) for name in names)
+    assert names == ["a.txt", "b.txt", "c.txt", "d.txt"]
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    make(tmp_path, "a/b.txt", "c.txt")
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"cannot read the folder .*a: Permission denied"):
+        find_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", [".md,.py", ".md, .py", " md ,py,", "*.MD,*.py", ".md,,  .py "])
+def test_endings_however_they_are_written(text):
+    assert as_endings(text) == (".md", ".py")
+
+
+def test_many_names_in_one_setting(tmp_path):
+    """Longer than a file's name may be: looking for a file of that name must not fail."""
+    names = [f"{i:03d}.txt" for i in range(100)]
+    make(tmp_path, *names)
+    assert len(find_files(", ".join(names), (tmp_path,))) == 100
