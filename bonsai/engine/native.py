@@ -1,8 +1,16 @@
-"""The C++ of this folder, built by the system's compiler when it is first needed."""
+"""The C++ of this folder, built by the system's compiler when it is first needed.
+
+What was built is kept in the user's cache (~/.cache/bonsai) under a name made of everything that it
+depends on: the sources, the compiler, its options and the processor. A home that several kinds of
+machines share holds one for each, and a change of the code is built anew.
+"""
 
 import ctypes
 import functools
+import hashlib
+import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -11,25 +19,84 @@ from pathlib import Path
 
 import torch
 
+OPTIONS = ["-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
+if platform.machine() == "x86_64":
+    OPTIONS.append("-mprefer-vector-width=512")
+
 
 @functools.cache
 def build(source: str) -> ctypes.CDLL | None:
-    """<source>.cpp of this folder as a library, in half a second; None where none can be built."""
+    """<source>.cpp of this folder as a library; None where none can be built."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None or sys.platform == "win32":
         return None
-    options = ["-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
-    if platform.machine() == "x86_64":
-        options.append("-mprefer-vector-width=512")
     path = Path(__file__).with_name(f"{source}.cpp")
-    with tempfile.TemporaryDirectory() as folder:  # not kept: it fits this processor alone
-        library = Path(folder) / f"{source}.so"
-        command = [compiler, *options, str(path), "-o", str(library)]
+    folder = cache_folder()
+    if folder is None:  # nowhere to keep it
+        with tempfile.TemporaryDirectory() as temporary:
+            return compiled(compiler, path, Path(temporary) / f"{source}.so")
+    library = folder / f"{source}-{fingerprint(compiler, *OPTIONS)}.so"
+    if library.exists() and library.stat().st_uid == os.getuid():
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
             return ctypes.CDLL(str(library))
-        except (OSError, subprocess.SubprocessError):
-            return None
+        except OSError:  # cut short by a full disk or the like
+            library.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as temporary:
+        made = Path(temporary) / f"{source}.so"
+        loaded = compiled(compiler, path, made)
+        if loaded is not None:
+            os.replace(made, library)  # whole or not at all: others may be building it too
+        return loaded
+
+
+def compiled(compiler: str, source: Path, library: Path) -> ctypes.CDLL | None:
+    """Compile and load `source`; None, and a line that says why, where that fails."""
+    command = [compiler, *OPTIONS, str(source), "-o", str(library)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.SubprocessError) as e:
+        said = (getattr(e, "stderr", None) or str(e)).strip().splitlines()
+        reason = next((line for line in said if "error" in line), said[0] if said else "no reason")
+        print(
+            f"{source.name} could not be built, torch computes instead: {reason}", file=sys.stderr
+        )
+        return None
+
+
+def cache_folder() -> Path | None:
+    """Where libraries are kept, this user's alone; None where there can be no such folder."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "bonsai"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = folder.stat()
+    except (OSError, RuntimeError):  # no home, or a read-only one
+        return None
+    others_may_write = about.st_mode & 0o022
+    mine = about.st_uid == os.getuid() and not others_may_write
+    return folder if mine and os.access(folder, os.W_OK) else None
+
+
+@functools.cache
+def fingerprint(compiler: str, *options: str) -> str:
+    """A hash of everything that decides what is built."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.[ch]*")):
+        digest.update(path.name.encode() + path.read_bytes())
+    about = os.stat(os.path.realpath(compiler))
+    digest.update(repr((compiler, about.st_size, about.st_mtime_ns, options)).encode())
+    digest.update(processor().encode())
+    return digest.hexdigest()[:20]
+
+
+def processor() -> str:
+    """The processor's name and instruction sets, as the system has them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+        return "\n".join(re.findall(r"^(?:model name|flags|Features|CPU part).*$", lines, re.M))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.version()}"
 
 
 @functools.cache

@@ -1,0 +1,70 @@
+"""The C++ of the engine: built once, kept, and never a reason to fail."""
+
+import os
+import stat
+
+import pytest
+
+from bonsai.engine import native
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the user's, and nothing built yet in this process."""
+    if native.build("attention") is None:
+        pytest.skip("there is no C++ compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.build.cache_clear(), native.functions.cache_clear()
+    yield tmp_path / "bonsai"
+    native.build.cache_clear(), native.functions.cache_clear()
+
+
+def count_compilations(monkeypatch) -> list:
+    calls, real = [], native.compiled
+
+    def compiled(*args):
+        calls.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(native, "compiled", compiled)
+    monkeypatch.setattr(native, "OPTIONS", ["-O0", *native.OPTIONS[1:]])  # quick to build
+    return calls
+
+
+def test_built_once(cache, monkeypatch):
+    calls = count_compilations(monkeypatch)
+    assert native.build("attention") and len(calls) == 1
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    native.build.cache_clear()
+    assert native.build("attention") and len(calls) == 1
+    assert [p.suffix for p in cache.iterdir()] == [".so"]  # nothing unfinished
+    native.build.cache_clear(), native.fingerprint.cache_clear()
+    monkeypatch.setattr(native, "processor", lambda: "another")
+    assert native.build("attention") and len(calls) == 2
+
+
+def test_a_damaged_one_is_built_again(cache, monkeypatch):
+    calls = count_compilations(monkeypatch)
+    cache.mkdir(mode=0o700)
+    (cache / f"attention-{native.fingerprint(native.shutil.which('c++'))}.so").write_bytes(
+        b"\x7fEL"
+    )
+    assert native.build("attention") and len(calls) == 1
+
+
+@pytest.mark.parametrize("odd", ["others may write", "no folder"])
+def test_a_cache_that_cannot_be_trusted_is_not_used(cache, monkeypatch, odd):
+    calls = count_compilations(monkeypatch)
+    if odd == "others may write":
+        cache.mkdir()
+        cache.chmod(0o777)
+    else:
+        cache.write_text("a file")
+    assert native.build("attention") and len(calls) == 1
+    assert not cache.is_dir() or not os.listdir(cache)
+
+
+def test_an_error_of_the_compiler_is_said(cache, monkeypatch, capsys):
+    monkeypatch.setattr(native, "OPTIONS", ["-std=c++17", "-fno-such-option"])
+    assert native.build("attention") is None
+    assert "attention.cpp could not be built, torch computes instead: " in capsys.readouterr().err
