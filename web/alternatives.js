@@ -1,52 +1,56 @@
 // What else a token could have been: below it, or at the bottom of a phone's screen.
 
-import { $, bits, el, percent, short, visibleToken } from "./dom.js";
+import { $, bits, el, percent, short } from "./dom.js";
+import { bytesText, spoken, tokenBytes, unfinished, visible, visibleToken } from "./text.js";
 
 let popup = null; // at most one: { box, anchor }
 
 /**
- * Show the alternatives of a token. anchor: its element; i: its place; token: { id, text, logprob,
- * top: [{ id, text, logprob }] }; onpick gets the one of `top` that was picked.
+ * Show the alternatives of a part of a text. anchor: its element; first: the place of its first
+ * token; tokens: one, or those that make up a character, { id, text, logprob, top: [{ id, text,
+ * logprob }] } each. onpick gets the place of a token and the one of its `top` that was picked.
  */
-export function open(anchor, i, token, onpick) {
+export function open(anchor, first, tokens, onpick) {
   close();
-  const options = [...token.top].sort((a, b) => b.logprob - a.logprob);
-  const others = 1 - options.reduce((sum, o) => sum + Math.exp(o.logprob), 0);
-  const label = visibleToken(token.text);
-  const chance = `${percent(Math.exp(token.logprob))}, ${short(bits(token.logprob))} bits`;
-  const box = el(
-    "div",
-    { class: "popup", role: "dialog", "aria-label": `Token ${i + 1}: ${label}` },
+  const bytes = tokens.map((t) => tokenBytes(t.text));
+  const label = bytesText(bytes.flat());
+  const name = spoken(label) ?? visible(label);
+  const where =
+    tokens.length === 1 ? `Token ${first + 1}` : `Tokens ${first + 1} to ${first + tokens.length}`;
+  const box = el("div", { class: "popup", role: "dialog", "aria-label": `${where}: ${name}` });
+  const content = el("div", {});
+  const parts =
+    tokens.length > 1 &&
+    el(
+      "div",
+      { class: "parts", role: "group", "aria-label": "Parts of the character" },
+      tokens.map((t, i) =>
+        el("button", { type: "button", class: "mono", onclick: () => show(i) }, visibleToken(t.text)),
+      ),
+    );
+  const chance = Math.exp(tokens.reduce((sum, t) => sum + t.logprob, 0));
+  const surprise = tokens.reduce((sum, t) => sum + bits(t.logprob), 0);
+  box.append(
     el(
       "header",
       {},
-      el("strong", { class: "mono" }, label),
-      el("span", { class: "hint" }, chance),
+      el("strong", { class: "mono" }, visible(label)),
+      el("span", { class: "hint" }, `${percent(chance)}, ${short(surprise)} bits`),
       el(
         "button",
         { class: "quiet icon", type: "button", "aria-label": "Close", onclick: () => close(true) },
         "×",
       ),
     ),
-    el(
-      "ul",
-      {},
-      options.map((o) => row(o, o.id === token.id, onpick)),
-    ),
-    others > 1e-5 &&
-      el(
-        "p",
-        { class: "others" },
-        el("span", {}, "all others"),
-        el("span", { class: "number" }, percent(others)),
-      ),
-    el(
-      "p",
-      { class: "hint" },
-      `Token ${i + 1}, id ${token.id}. Probabilities before temperature and filters. ` +
-        "Pick another token to go on from it.",
-    ),
+    ...[parts].filter(Boolean),
+    content,
   );
+  function show(i) {
+    [...(parts ? parts.children : [])].forEach((b, j) => b.setAttribute("aria-pressed", i === j));
+    const before = bytes.slice(0, i).flat();
+    content.replaceChildren(...options(tokens[i], first + i, before, (o) => onpick(first + i, o)));
+  }
+  show(0);
   box.addEventListener("keydown", (e) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[e.key];
     if (!step) return;
@@ -58,12 +62,41 @@ export function open(anchor, i, token, onpick) {
   anchor.classList.add("open");
   $("view-complete").append(box);
   place();
-  const first = box.querySelector("li button:enabled") ?? box.querySelector("button");
-  first.focus({ preventScroll: true });
+  const target = box.querySelector("li button:enabled") ?? box.querySelector("button");
+  target.focus({ preventScroll: true });
 }
 
-function row(option, chosen, onpick) {
+/** The rows of a token, behind some bytes of its character. */
+function options(token, place, before, onpick) {
+  const sorted = [...token.top].sort((a, b) => b.logprob - a.logprob);
+  const others = 1 - sorted.reduce((sum, o) => sum + Math.exp(o.logprob), 0);
+  return [
+    el(
+      "ul",
+      {},
+      sorted.map((o) => row(o, o.id === token.id, before, onpick)),
+    ),
+    others > 1e-5 &&
+      el(
+        "p",
+        { class: "others" },
+        el("span", {}, "all others"),
+        el("span", { class: "number" }, percent(others)),
+      ),
+    el(
+      "p",
+      { class: "hint" },
+      `Token ${place + 1}, id ${token.id}. Probabilities before temperature and filters. ` +
+        "Pick another token to go on from it.",
+    ),
+  ].filter(Boolean);
+}
+
+function row(option, chosen, before, onpick) {
   const p = Math.exp(option.logprob);
+  // what completes a character is shown as that character
+  const whole = [...before, ...tokenBytes(option.text)];
+  const text = unfinished(whole).length > 0 ? bytesText(tokenBytes(option.text)) : bytesText(whole);
   const button = el(
     "button",
     {
@@ -71,10 +104,11 @@ function row(option, chosen, onpick) {
       class: "option",
       disabled: chosen,
       title: `id ${option.id}`,
+      "aria-label": spoken(text) && `${spoken(text)}${chosen ? ", chosen" : ""}, ${percent(p)}`,
       vars: { "--p": `${(100 * p).toFixed(2)}%` },
       onclick: () => onpick(option),
     },
-    el("span", { class: "mono" }, visibleToken(option.text)),
+    el("span", { class: "mono" }, visible(text)),
     chosen && el("small", {}, "chosen"),
     el("span", { class: "number" }, percent(p)),
   );

@@ -1,11 +1,12 @@
 // The server: JSON requests, streamed completions, and whether it is there at all.
 
-/** status 0: no connection; retryAfter in seconds, where the server says so. */
+/** status 0: no connection; retryAfter in seconds and code, where the server says so. */
 export class ApiError extends Error {
-  constructor(message, status, retryAfter = null) {
+  constructor(message, status, retryAfter = null, code = null) {
     super(message);
     this.status = status;
     this.retryAfter = retryAfter;
+    this.code = code;
   }
 }
 
@@ -20,6 +21,8 @@ function is(up) {
 }
 
 let key = sessionStorage.getItem("bonsai.key") ?? "";
+
+export const hasKey = () => key !== "";
 
 export function setKey(value) {
   key = value.trim();
@@ -42,15 +45,17 @@ async function send(path, body, signal) {
   is(true);
   if (response.ok) return response;
   let message = `The server answered ${response.status}.`;
+  let code = null;
   try {
     const answer = await response.json();
     message = answer.error?.message ?? answer.detail ?? message;
+    code = answer.error?.code ?? null;
   } catch {
     // not JSON: the status has to do
   }
   if (response.status === 401) connection.dispatchEvent(new Event("key"));
   const wait = Number(response.headers.get("Retry-After"));
-  throw new ApiError(String(message), response.status, wait > 0 ? wait : null);
+  throw new ApiError(String(message), response.status, wait > 0 ? wait : null, code);
 }
 
 /** GET without a body, else POST; returns the JSON answer. Throws ApiError or an AbortError. */

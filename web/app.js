@@ -23,8 +23,8 @@ function show(name) {
     const tab = $(`tab-${key}`);
     tab.setAttribute("aria-selected", key === name);
     tab.tabIndex = key === name ? 0 : -1;
-    $(`view-${key}`).hidden = key !== name;
   }
+  document.documentElement.dataset.tab = name; // style.css shows its view
   document.title = `${$(`tab-${name}`).textContent} – bonsai`;
   if (!started.has(name)) {
     started.add(name);

@@ -1,7 +1,8 @@
 // Attention on the Inside tab: a small picture per head, the chosen one as a map whose cells can be
 // read, and the prompt shaded by what one token looks at.
 
-import { $, el, percent, plural, rgb, visibleToken } from "./dom.js";
+import { $, el, percent, plural, rgb } from "./dom.js";
+import { names, spoken, tokenBytes } from "./text.js";
 
 const LABELS = 36; // up to this many tokens the map has them written at its sides
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
@@ -12,12 +13,15 @@ let head = 0;
 let cell = null; // [row, column] under the pointer
 let chosen = 0; // the token whose looks are shown
 
-const name = (i) => visibleToken(data.tokens[i].text);
+let shown = []; // each token as a word
+
+const name = (i) => shown[i];
 
 /** The card of an answer of /inspect. Call drawMap() when it is on the page. */
 export function attentionCard(answer) {
   if (data !== answer) {
     data = answer;
+    shown = names(data.tokens.map((t) => tokenBytes(t.text)));
     layer = Math.min(layer, data.attention.length - 1);
     head = Math.min(head, data.attention[layer].length - 1);
     chosen = data.tokens.length - 1;
@@ -253,8 +257,11 @@ function strip() {
     box.append(
       el(
         "button",
-        { type: "button", "data-i": i, onclick: () => choose(i) },
-        visibleToken(t.text),
+        {
+          ...{ type: "button", "data-i": i, onclick: () => choose(i) },
+          "aria-label": spoken(t.text),
+        },
+        name(i),
         t.text.includes("\n") && "\n",
       ),
     ),

@@ -1,9 +1,12 @@
 // A line chart in SVG: axes with round numbers, a cross-hair that reads every series, log scale.
 
-import { count, el, short, svg } from "./dom.js";
+import { count, el, plural, short, svg } from "./dom.js";
 
 const MARGIN = { top: 12, right: 12, bottom: 40, left: 56 };
 const HEIGHT = 340;
+const LINES = 10; // of the read-out, at most
+const FEW = 20; // points have no outliers
+const SAMPLED = 20000; // points to look for outliers in
 
 /** Round numbers between low and high, about n of them. */
 export function ticks(low, high, n) {
@@ -69,9 +72,23 @@ export function nearest(points, x) {
 }
 
 /**
- * chart.draw({ series, log, x, y }) shows series of { name, colour, points: [[x, y], ...],
- * style: "line" | "faint" | "dots", group }; x and y are the names of the axes. The read-out shows
- * one line per series that is not faint.
+ * [low, high] of values without outliers: those further from the middle 90% than three times its
+ * width. In a few values, and where most are the same, there are none.
+ */
+export function usual(values) {
+  const every = Math.ceil(values.length / SAMPLED);
+  const sorted = values.filter((_, i) => i % every === 0).sort((a, b) => a - b);
+  const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
+  const width = at(0.95) - at(0.05);
+  if (values.length < FEW || !(width > 0)) return [-Infinity, Infinity];
+  return [at(0.05) - 3 * width, at(0.95) + 3 * width];
+}
+
+/**
+ * chart.draw({ series, log, clip, x, y, show }) shows series of { name, colour, points: [[x, y],
+ * ...], style: "line" | "faint" | "dots" }; x and y are the names of the axes, show(x) writes a
+ * value of x; clip: the axis leaves outliers out. The read-out has one line per series that is not
+ * faint; of too many, the nearest to the pointer.
  */
 export class Chart {
   constructor() {
@@ -80,6 +97,7 @@ export class Chart {
     this.element = el("div", { class: "chart-frame" }, this.picture, this.box);
     this.options = null;
     this.at = null; // x of the cross-hair
+    this.height = null; // of the pointer; null: there is none
     this.last = false; // whether that is the last point, and stays the last as a run grows
     new ResizeObserver(() => this.options && this.draw(this.options)).observe(this.element);
     this.picture.addEventListener("pointermove", (e) => this.point(e));
@@ -115,26 +133,32 @@ export class Chart {
     }
     for (const t of xTicks) {
       grid.append(svg("line", { x1: sx(t), x2: sx(t), y1: bottom, y2: bottom + 4 }));
-      grid.append(svg("text", { x: sx(t), y: bottom + 18, "text-anchor": "middle" }, count(t)));
+      const anchor = sx(t) > right - 16 ? "end" : "middle"; // the last one stays inside
+      const x = anchor === "end" ? right + 8 : sx(t);
+      grid.append(svg("text", { x, y: bottom + 18, "text-anchor": anchor }, options.show(t)));
     }
     grid.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
     grid.append(
       svg("text", { class: "title", x: right, y: bottom + 35, "text-anchor": "end" }, options.x),
     );
-    picture.append(grid);
+    const frame = { x: left - 4, y: top - 4, width: right - left + 8, height: bottom - top + 4 };
+    const plot = svg("g", { "clip-path": "url(#plot)" });
+    picture.append(svg("clipPath", { id: "plot" }, svg("rect", frame)), grid, plot);
     for (const s of this.series) {
       const points = thin(s.points, right - left);
       const path = points.map(([x, y]) => `${sx(x).toFixed(1)} ${sy(y).toFixed(1)}`).join("L");
-      picture.append(svg("path", { class: s.style, d: `M${path}`, stroke: s.colour }));
-      const mark = ([x, y]) => svg("circle", { cx: sx(x), cy: sy(y), r: 2.5, fill: s.colour });
-      if (s.style === "dots" && points.length < 60) picture.append(...points.map(mark));
-      else if (points.length === 1) picture.append(mark(points[0]));
+      // colours as styles: an attribute cannot hold all that style.css can
+      plot.append(svg("path", { class: s.style, d: `M${path}`, vars: { stroke: s.colour } }));
+      const mark = ([x, y]) =>
+        svg("circle", { cx: sx(x), cy: sy(y), r: 2.5, vars: { fill: s.colour } });
+      if (s.style === "dots" && points.length < 60) plot.append(...points.map(mark));
+      else if (points.length === 1) plot.append(mark(points[0]));
     }
     this.hair = svg("g", { class: "hair" });
     picture.append(this.hair);
     picture.setAttribute("aria-label", `${options.y} by ${options.x}; arrow keys read the curves`);
     if (this.last) this.end();
-    else this.read(this.at);
+    else this.read(this.at, this.height);
   }
 
   scales(width) {
@@ -144,8 +168,12 @@ export class Chart {
     const bounds = (v) =>
       v.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity]);
     const [x0, x1] = bounds(xs);
-    let [y0, y1] = bounds(ys);
-    const { log } = this.options;
+    const { log, clip } = this.options;
+    const f = log ? Math.log : (v) => v;
+    const [lowest, highest] = clip ? usual(ys.map(f)) : [-Infinity, Infinity];
+    const inside = ys.filter((y) => f(y) >= lowest && f(y) <= highest);
+    this.outside = ys.length - inside.length;
+    let [y0, y1] = bounds(inside);
     if (y0 === y1)
       [y0, y1] = log
         ? [y0 / 2, y1 * 2]
@@ -154,7 +182,6 @@ export class Chart {
     this.right = width - MARGIN.right;
     this.top = MARGIN.top;
     this.bottom = HEIGHT - MARGIN.bottom;
-    const f = log ? Math.log : (v) => v;
     const pad = 0.04 * (f(y1) - f(y0));
     const [low, high] = [f(y0) - pad, f(y1) + pad];
     const back = log ? Math.exp : (v) => v;
@@ -165,8 +192,15 @@ export class Chart {
     this.yTicks = (log ? logTicks : ticks)(back(low), back(high), 6);
   }
 
+  /** What is to be said of outliers. */
+  cut() {
+    if (!this.series?.length || !this.outside) return "";
+    const are = this.outside === 1 ? "lies outside and is" : "lie outside and are";
+    return `. ${plural(this.outside, "value")} ${are} cut off`;
+  }
+
   point(e) {
-    if (this.series?.length) this.read(this.unx(e.offsetX));
+    if (this.series?.length) this.read(this.unx(e.offsetX), e.offsetY);
   }
 
   key(e) {
@@ -194,9 +228,10 @@ export class Chart {
     this.last = true;
   }
 
-  /** Put the cross-hair at x (null: nowhere) and show the numbers there. */
-  read(x) {
+  /** Put the cross-hair at x (null: nowhere) and show the numbers there; y: of the pointer. */
+  read(x, y = null) {
     this.at = x;
+    this.height = y;
     this.last = false;
     this.box.hidden = x === null || !this.series?.length;
     this.hair?.replaceChildren();
@@ -206,31 +241,49 @@ export class Chart {
       (s) => s.points[nearest(s.points, x)][0],
     );
     const step = steps.reduce((a, b) => (Math.abs(b - x) < Math.abs(a - x) ? b : a));
-    const rows = [];
-    for (const s of this.series) {
-      if (s.style === "faint") continue;
-      const [px, py] = s.points[nearest(s.points, x)];
-      if (step < s.points[0][0] || step > s.points.at(-1)[0]) continue;
-      this.hair.append(svg("circle", { cx: this.sx(px), cy: this.sy(py), r: 4, fill: s.colour }));
-      rows.push(
-        el(
-          "tr",
-          {},
-          el("th", {}, el("i", { class: "swatch", vars: { "--c": s.colour } }), s.name),
-          el("td", {}, short(py)),
-          el("td", { class: "hint" }, px === step ? "" : `at ${count(px)}`),
-        ),
-      );
-    }
+    const read = this.series
+      .filter((s) => s.style !== "faint" && step >= s.points[0][0] && step <= s.points.at(-1)[0])
+      .map((s) => ({ ...s, at: s.points[nearest(s.points, x)] }));
+    const kept = this.nearestLines(read);
     const at = this.sx(step);
-    this.hair.prepend(svg("line", { x1: at, x2: at, y1: this.top, y2: this.bottom }));
+    this.hair.append(svg("line", { x1: at, x2: at, y1: this.top, y2: this.bottom }));
+    for (const { at, colour } of kept)
+      this.hair.append(
+        svg("circle", { cx: this.sx(at[0]), cy: this.inside(at[1]), r: 4, vars: { fill: colour } }),
+      );
+    const { x: unit, show } = this.options;
+    const rows = kept.map(({ name, colour, at: [px, py] }) =>
+      el(
+        "tr",
+        {},
+        el("th", {}, el("i", { class: "swatch", vars: { "--c": colour } }), name),
+        el("td", {}, short(py)),
+        el("td", { class: "hint" }, px === step ? "" : `at ${show(px)}`),
+      ),
+    );
+    const more = read.length - kept.length;
     this.box.replaceChildren(
-      el("p", {}, `${this.options.x} `, el("b", {}, count(step))),
+      el("p", {}, `${unit} `, el("b", {}, show(step))),
       el("table", {}, el("tbody", {}, rows)),
+      ...(more ? [el("p", { class: "more" }, `and ${count(more)} more`)] : []),
     );
     const width = this.element.clientWidth;
     const w = this.box.offsetWidth;
     const left = at + 14 + w < width ? at + 14 : at - 14 - w;
     this.box.style.left = `${Math.max(0, Math.min(width - w, left))}px`;
+  }
+
+  /** The height of y, at the border if it is cut off. */
+  inside(y) {
+    return Math.max(this.top, Math.min(this.bottom, this.sy(y)));
+  }
+
+  /** Of what is read as much as there are lines for: the nearest to the pointer, from the top. */
+  nearestLines(read) {
+    if (read.length < LINES) return read; // one line is the head
+    const height = this.height ?? this.bottom;
+    const far = (s) => Math.abs(this.inside(s.at[1]) - height);
+    const kept = read.sort((a, b) => far(a) - far(b)).slice(0, LINES - 2); // and one: how many more
+    return kept.sort((a, b) => b.at[1] - a.at[1]);
   }
 }

@@ -1,5 +1,5 @@
-// Small helpers: elements, numbers and tokens as text. Nothing here, or anywhere in this folder,
-// writes HTML from a string: what a model says reaches the page as text only.
+// Small helpers: elements, numbers, states, what is remembered. Nothing here, or anywhere in this
+// folder, writes HTML from a string: what a model says reaches the page as text only.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -63,71 +63,17 @@ export function short(x) {
   return x.toExponential(1);
 }
 
-// ---- tokens as text ----
-
-const SIGNS = { "\n": "↵", "\t": "→", "\r": "␍", " ": "·" };
-// Control characters and what looks like nothing or turns text around are shown by their code.
-const UNSEEN = /[\p{Cc}\p{Cf}\p{Co}\p{Zl}\p{Zp}]/u;
-
-/** A token as a word that can be read: white space as signs, unprintable characters as codes. */
-export function visible(text) {
-  if (text === "") return "∅";
-  return Array.from(text, (c) => SIGNS[c] ?? (UNSEEN.test(c) ? code(c) : c)).join("");
+/** Three digits of a large number: 1234567 -> 1.23M */
+export function compact(x) {
+  for (const [size, sign] of [
+    [1e12, "T"],
+    [1e9, "B"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ])
+    if (x >= size) return `${Number((x / size).toPrecision(3))}${sign}`;
+  return String(Math.round(x));
 }
-
-function code(c) {
-  const n = c.codePointAt(0);
-  return n < 256 ? `\\x${n.toString(16).padStart(2, "0")}` : `\\u{${n.toString(16)}}`;
-}
-
-const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-
-/** Bytes as text; those that are no whole character as \xe4. */
-export function bytesText(bytes) {
-  let text = "";
-  for (let i = 0; i < bytes.length;) {
-    const b = bytes[i];
-    const n = b < 0x80 ? 1 : b < 0xe0 ? 2 : b < 0xf0 ? 3 : 4; // if it begins a character
-    try {
-      text += utf8.decode(Uint8Array.from(bytes.slice(i, i + n)));
-      i += n;
-    } catch {
-      text += `\\x${b.toString(16).padStart(2, "0")}`;
-      i++;
-    }
-  }
-  return text;
-}
-
-/** The bytes of a token as the API writes it: its text, or bytes:\xe4 for half a character. */
-export function tokenBytes(text) {
-  if (!/^bytes:(\\x[0-9a-f]{2})+$/.test(text)) return new TextEncoder().encode(text);
-  return Uint8Array.from(text.slice(8).split("\\x"), (h) => parseInt(h, 16));
-}
-
-/** Such a token as a word that can be read. */
-export const visibleToken = (text) => visible(bytesText([...tokenBytes(text)]));
-
-export const hex = (bytes) => bytes.map((b) => b.toString(16).padStart(2, "0")).join(" ");
-
-/**
- * A number below n for each id: the same for the same token, unless its neighbour has it already.
- */
-export function colours(ids, n) {
-  const chosen = [];
-  for (const id of ids) {
-    const repeats = chosen.length > 0 && id % n === chosen[chosen.length - 1];
-    chosen.push((id + (repeats ? 1 : 0)) % n);
-  }
-  return chosen;
-}
-
-// Control characters, and those that turn the direction of a text.
-const HARMFUL = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
-
-/** A text as it is, but for characters that would disturb what stands around it. */
-export const harmless = (text) =>
-  text.replace(HARMFUL, (c) => (c === "\n" || c === "\t" ? c : code(c)));
 
 // ---- states ----
 
@@ -148,6 +94,12 @@ export function notice(kind, title, text, actions = []) {
   );
 }
 
+/** The same node, brought into sight once it is on the page. */
+export function inSight(node) {
+  requestAnimationFrame(() => node.scrollIntoView({ block: "nearest" }));
+  return node;
+}
+
 /** A row of exclusive choices as radio buttons. choices: [[value, label]]; returns the element. */
 export function segments(name, choices, value, onchange) {
   return choices.map(([key, label]) =>
@@ -166,23 +118,58 @@ export function segments(name, choices, value, onchange) {
   );
 }
 
-/** What the page remembers between visits; a browser that forbids it forgets. */
+/**
+ * What the page remembers: each tab for itself while it lives (a reload keeps what stands there),
+ * and the latest of all tabs for new ones. A browser that forbids it forgets.
+ */
 export const memory = {
   get(key, fallback) {
-    try {
-      return JSON.parse(localStorage.getItem(`bonsai.${key}`)) ?? fallback;
-    } catch {
-      return fallback;
-    }
+    for (const storage of ["sessionStorage", "localStorage"])
+      try {
+        const value = JSON.parse(window[storage].getItem(`bonsai.${key}`));
+        if (value !== null) return value;
+      } catch {
+        // forbidden, or not of this page
+      }
+    return fallback;
   },
   set(key, value) {
-    try {
-      localStorage.setItem(`bonsai.${key}`, JSON.stringify(value));
-    } catch {
-      // private windows
-    }
+    for (const storage of ["sessionStorage", "localStorage"])
+      try {
+        window[storage].setItem(`bonsai.${key}`, JSON.stringify(value));
+      } catch {
+        // private windows; more than there is room for
+      }
   },
 };
+
+/** Keep what is typed into a field: a reload finds it there. */
+export function remember(field, key, fallback = "") {
+  if (field.value === "") field.value = memory.get(key, fallback); // typed before this was loaded: stays
+  const keep = debounce(() => memory.set(key, field.value), 200);
+  field.addEventListener("input", keep);
+  addEventListener("pagehide", () => memory.set(key, field.value));
+}
+
+/** A text to the clipboard; the button says that it went there. */
+export async function copyText(text, button) {
+  let copied = true;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // only pages of this machine and of https may: the old way works for the others
+    const field = el("textarea", { class: "visually-hidden" });
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    copied = document.execCommand("copy");
+    field.remove();
+    button.focus();
+  }
+  const label = (button.dataset.label ??= button.textContent);
+  button.textContent = copied ? "Copied" : "Cannot copy here";
+  setTimeout(() => (button.textContent = label), 1500);
+}
 
 /** f, called once the calls have paused for `ms`. */
 export function debounce(f, ms) {

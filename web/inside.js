@@ -2,13 +2,14 @@
 
 import { ApiError, request } from "./api.js";
 import { attentionCard, drawMap } from "./attention.js";
-import { $, el, memory, notice, visibleToken } from "./dom.js";
+import { $, el, inSight, notice, remember } from "./dom.js";
+import { visibleToken } from "./text.js";
 
 let data = null; // the latest answer
 let controller = null;
 
 export function start() {
-  $("inside-prompt").value = memory.get("inside", "How long is a string?");
+  remember($("inside-prompt"), "inside", "How long is a string?");
   $("look").addEventListener("click", look);
   $("view-inside").addEventListener("keydown", (e) => {
     if (e.key !== "Enter" || !(e.ctrlKey || e.metaKey)) return;
@@ -33,7 +34,6 @@ async function look() {
   controller?.abort();
   controller = new AbortController();
   const prompt = $("inside-prompt").value;
-  memory.set("inside", prompt);
   const result = $("inside-result");
   if (prompt === "")
     return result.replaceChildren(
@@ -51,11 +51,13 @@ async function look() {
     data = null;
     const lost = e.status === 0;
     result.replaceChildren(
-      notice(
-        lost ? "cut" : "error",
-        lost ? "The server does not answer." : "The model cannot show this.",
-        lost ? null : e.message,
-        [["Try again", look]],
+      inSight(
+        notice(
+          lost ? "cut" : "error",
+          lost ? "The server does not answer." : "The model cannot show this.",
+          lost ? null : e.message,
+          [["Try again", look]],
+        ),
       ),
     );
   }

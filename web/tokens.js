@@ -1,20 +1,8 @@
 // Tokens: what each tokenizer makes of a text.
 
 import { ApiError, connection, request } from "./api.js";
-import {
-  $,
-  bytesText,
-  colours,
-  count,
-  debounce,
-  el,
-  hex,
-  memory,
-  notice,
-  plural,
-  segments,
-  visible,
-} from "./dom.js";
+import { $, count, debounce, el, inSight, memory, notice, plural, remember, segments } from "./dom.js";
+import { bytesText, colours, groups, hex, spoken, visible } from "./text.js";
 
 const COLOURS = 6;
 const SHOWN = 4000; // tokens on a card; more would make typing slow
@@ -30,14 +18,8 @@ let timer = null;
 export function start() {
   off = new Set(memory.get("tokenizers-off", []));
   view = memory.get("token-view", "text");
-  $("text").value = memory.get("text", SAMPLE);
-  $("text").addEventListener(
-    "input",
-    debounce(() => {
-      memory.set("text", $("text").value.slice(0, 20000));
-      ask();
-    }, 150),
-  );
+  remember($("text"), "text", SAMPLE);
+  $("text").addEventListener("input", debounce(ask, 150));
   $("token-view").append(
     ...segments(
       "token-view",
@@ -55,7 +37,7 @@ export function start() {
   );
   $("token-cards").dataset.view = view;
   connection.addEventListener("change", () => {
-    if (connection.up && !$("view-tokens").hidden) load();
+    if (connection.up && $("view-tokens").checkVisibility()) load();
   });
 }
 
@@ -100,9 +82,11 @@ function failed(e) {
   if (!(e instanceof ApiError)) throw e;
   const title = e.status === 0 ? "The server does not answer." : "The server refused this text.";
   $("token-cards").replaceChildren(
-    notice(e.status === 0 ? "cut" : "error", title, e.status === 0 ? null : e.message, [
-      ["Try again", load],
-    ]),
+    inSight(
+      notice(e.status === 0 ? "cut" : "error", title, e.status === 0 ? null : e.message, [
+        ["Try again", load],
+      ]),
+    ),
   );
 }
 
@@ -144,43 +128,33 @@ function card(name, answer, most) {
   const { tokens, bytes } = answer;
   const readout = el(
     "p",
-    { class: "readout hint" },
+    { class: "readout hint", "aria-live": "polite" },
     "Point at a token, or move through them with the arrow keys.",
   );
-  const shade = colours(
+  const shades = colours(
     tokens.map((t) => t.id),
     COLOURS,
   );
+  const parts = groups(tokens.slice(0, SHOWN).map((t) => t.bytes));
   const list = el(
     "div",
     { class: "tokens mono", tabindex: 0, role: "group", "aria-label": `Tokens of ${name}` },
-    tokens.slice(0, SHOWN).map((t, i) => tokenElement(t, i, shade[i])),
+    parts.map(([from, to], k) => partElement(tokens.slice(from, to), k, shades.slice(from, to))),
   );
   let at = -1;
-  const point = (i) => {
-    if (i < 0 || i >= Math.min(SHOWN, tokens.length)) return;
+  const point = (k) => {
+    if (!parts[k]) return;
     list.children[at]?.classList.remove("at");
-    at = i;
+    at = k;
     list.children[at].classList.add("at");
-    const t = tokens[i];
-    readout.replaceChildren(
-      el("span", {}, "Token ", el("b", {}, count(i + 1))),
-      el("span", { class: "mono strong" }, visible(bytesText(t.bytes))),
-      el("span", {}, "id ", el("b", {}, String(t.id))),
-      el(
-        "span",
-        {},
-        `${plural(t.bytes.length, "byte")} `,
-        el("b", { class: "mono" }, hex(t.bytes)),
-      ),
-    );
+    readout.replaceChildren(...described(tokens, ...parts[k]));
   };
   list.addEventListener("pointerover", (e) => {
-    const token = e.target.closest("[data-i]");
-    if (token) point(Number(token.dataset.i));
+    const part = e.target.closest("[data-k]");
+    if (part) point(Number(part.dataset.k));
   });
   list.addEventListener("keydown", (e) => {
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tokens.length - 1 }[e.key];
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: parts.length - 1 }[e.key];
     if (to === undefined) return;
     e.preventDefault();
     point(to);
@@ -217,16 +191,38 @@ function card(name, answer, most) {
   );
 }
 
-function tokenElement(token, i, colour) {
-  const text = bytesText(token.bytes);
+/** What is said of the tokens from one place to another, which make up a character or are one. */
+function described(tokens, from, to) {
+  const some = tokens.slice(from, to);
+  const bytes = some.flatMap((t) => t.bytes);
+  const text = bytesText(bytes);
+  const heard = spoken(text);
+  return [
+    some.length === 1
+      ? el("span", {}, "Token ", el("b", {}, count(from + 1)))
+      : el("span", {}, "Tokens ", el("b", {}, `${count(from + 1)} to ${count(to)}`)),
+    el("span", { class: "mono strong", role: heard && "img", "aria-label": heard }, visible(text)),
+    el("span", {}, some.length === 1 ? "id " : "ids ", el("b", {}, some.map((t) => t.id).join(" "))),
+    el("span", {}, `${plural(bytes.length, "byte")} `, el("b", { class: "mono" }, hex(bytes))),
+  ];
+}
+
+/** Tokens that make up a character, or one: its text in a stripe of colour for each. */
+function partElement(tokens, k, shades) {
+  const text = bytesText(tokens.flatMap((t) => t.bytes));
   // signs for white space are faint; a line break stands behind the sign for one
   const word = Array.from(text, (c) =>
     /\s/.test(c) ? el("i", {}, visible(c) + (c === "\n" ? "\n" : "")) : visible(c),
   );
+  const stops = shades.map((shade, i) => {
+    const [a, b] = [i, i + 1].map((x) => `${((100 * x) / shades.length).toFixed(2)}%`);
+    return `var(--token-${shade}) ${a} ${b}`;
+  });
+  const stripes = stops.length > 1 && { background: `linear-gradient(90deg, ${stops.join(", ")})` };
   return el(
     "span",
-    { class: `c${colour}`, "data-i": i },
-    el("span", { class: "as-text" }, word),
-    el("span", { class: "as-id" }, String(token.id)),
+    { class: "part", "data-k": k },
+    el("span", { class: `as-text c${shades[0]}`, vars: stripes || {} }, word),
+    tokens.map((t, i) => el("span", { class: `as-id c${shades[i]}` }, String(t.id))),
   );
 }

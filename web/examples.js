@@ -1,0 +1,52 @@
+// Beginnings to press on a fresh page: those that the model can read.
+
+import { ApiError, request } from "./api.js";
+import { $, el } from "./dom.js";
+
+const BEGINNINGS = ["Once upon a time", "ROMEO:", "def ", "the "];
+const SHOWN = 3;
+
+/** Of some texts those that a model's tokenizer knows all characters of, in the same order. */
+export async function writable(texts, model) {
+  const knows = async (text) => {
+    try {
+      await request("/tokenize", { text, tokenizer: model });
+      return true;
+    } catch (e) {
+      if (!(e instanceof ApiError)) throw e;
+      return false;
+    }
+  };
+  const known = await Promise.all(texts.map(knows));
+  return texts.filter((_, i) => known[i]);
+}
+
+/** What stands in the output before there is anything: onpick gets the beginning that is pressed. */
+export function placeholder(onpick) {
+  const chips = el("div", { id: "examples", class: "chips" });
+  const chip = (text, label) =>
+    el(
+      "button",
+      { type: "button", class: "example", disabled: $("go").disabled, onclick: () => onpick(text) },
+      label,
+    );
+  chips.append(chip("", "Let the model begin"));
+  if (!$("go").disabled)
+    writable(BEGINNINGS, $("model").value).then((texts) =>
+      chips.append(
+        ...texts.slice(0, SHOWN).map((t) => chip(t, el("span", { class: "mono" }, t.trim()))),
+      ),
+    );
+  return el(
+    "div",
+    { class: "placeholder" },
+    el(
+      "p",
+      {},
+      "The continuation appears here, token by token. Click a token to see what else " +
+        "the model considered, and go on from there.",
+    ),
+    el("p", {}, "For a start:"),
+    chips,
+  );
+}

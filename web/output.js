@@ -1,0 +1,76 @@
+// The text of a version: its tokens as buttons, those that share a character as one. Arrow keys move
+// between them.
+
+import { $, bits, el } from "./dom.js";
+import { harmless, spoken } from "./text.js";
+import { partText } from "./versions.js";
+
+const MAX_BITS = 8; // a token of 1/256 or less has the full shade
+
+/** Listen to the output. onopen(k) is called with the index of a part that was chosen, or null. */
+export function listen(onopen) {
+  const output = $("output");
+  output.addEventListener("click", (e) => onopen(index(e.target)));
+  output.addEventListener("keydown", (e) => {
+    const k = index(e.target);
+    if (k === null) return;
+    if ((e.key === "Enter" || e.key === " ") && !e.ctrlKey && !e.metaKey) {
+      e.preventDefault();
+      return onopen(k);
+    }
+    const all = output.querySelectorAll(".token");
+    const to = { ArrowRight: k + 1, ArrowLeft: k - 1, Home: 0, End: all.length - 1 }[e.key];
+    if (to === undefined || !all[to]) return;
+    e.preventDefault();
+    all[k].tabIndex = -1;
+    all[to].tabIndex = 0;
+    all[to].focus();
+  });
+}
+
+/** The element of a part. */
+export const partElement = (k) => $("output").querySelectorAll(".token")[k];
+
+export function drawVersion(version) {
+  $("output").replaceChildren();
+  if (version.prompt) $("output").append(el("span", { class: "prompt" }, version.prompt));
+  drawParts(version, 0);
+}
+
+/** Draw the parts from k on; the part k may be there already, with fewer tokens. */
+export function drawParts(version, k) {
+  const output = $("output");
+  const follows = innerHeight + scrollY >= document.body.scrollHeight - 40;
+  partElement(k)?.remove();
+  for (let i = k; i < version.parts.length; i++) output.append(element(version.part(i), i));
+  if (follows && version.state === "streaming") scrollTo(0, document.body.scrollHeight);
+}
+
+function element(tokens, k) {
+  const text = partText(tokens);
+  const surprise = Math.min(1, tokens.reduce((sum, t) => sum + bits(t.logprob), 0) / MAX_BITS);
+  const broken = /^(\\x[89a-f][0-9a-f])+$/.test(text) && !tokens[0].text.startsWith("\\");
+  const classes = [
+    "token",
+    tokens.some((t) => t.picked) && "picked",
+    text.includes("\n") && "line-end",
+    broken && "part",
+  ];
+  return el(
+    "span",
+    {
+      class: classes.filter(Boolean).join(" "),
+      role: "button",
+      tabindex: k === 0 ? 0 : -1,
+      "aria-label": spoken(text),
+      "data-k": k,
+      vars: { "--shade": `${(surprise * 45).toFixed(1)}%` },
+    },
+    harmless(text) || "∅",
+  );
+}
+
+function index(node) {
+  const token = node.closest?.(".token");
+  return token ? Number(token.dataset.k) : null;
+}
