@@ -4,9 +4,12 @@ Screenshots of what each test saw last are in test-output/playground/. Where Chr
 is missing, everything here is skipped; on Debian: apt-get install chromium.
 """
 
+import ast
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -296,6 +299,191 @@ def test_what_a_model_says_is_text(server, visit):
     assert page.locator("[role=dialog] script").count() == 0
 
 
+def test_bytes_that_form_a_character_are_shown_as_it(server, visit):
+    """One button for the character; what else each of its bytes could have been stands in it."""
+    page = visit(server.url)
+    sun = ["bytes:\\xe6", "bytes:\\x97", "bytes:\\xa5"]
+    half = ["bytes:\\xe2", "bytes:\\x80"]
+    stream = chunk("a", *sun[:2]) + chunk(sun[2], "!", *half, finish="length", other="bytes:\\xac")
+    answer_completions(page, stream + "data: [DONE]\n\n")
+    page.locator("#go").click()
+    tokens = page.locator("#output .token")
+    expect(tokens).to_have_text(["a", "日", "!", "\\xe2\\x80"])
+    expect(page.locator("#stats")).to_contain_text("7 tokens")
+    expect(page.locator(".token.part")).to_have_count(1)
+    tokens.nth(1).click()
+    popup = page.get_by_role("dialog", name="Tokens 2 to 4: 日")
+    parts = popup.get_by_role("group", name="Parts of the character").get_by_role("button")
+    expect(parts).to_have_text(["\\xe6", "\\x97", "\\xa5"])
+    expect(popup.locator(".option .mono")).to_have_text(["\\xe6", "z"])
+    parts.nth(2).click()
+    expect(popup.locator(".option .mono")).to_have_text(["日", "旬"])  # e6 97 a5, e6 97 ac
+    with page.expect_request("**/v1/completions") as asked:
+        popup.locator(".option:enabled").click()
+    assert asked.value.post_data_json["prompt"] == [1, 7, 7, 7, 8]  # of the prompt, a, two, ac
+    expect(tokens.nth(1)).to_have_text("旬")
+    assert page.evaluate(
+        """async () => {
+          const t = await import("/text.js");
+          const tree = [[0xc3, 0xa9, 0xf0], [0x9f], [0x8c, 0xb3]];
+          return t.groups([[0x61], [0xe6, 0x97], [0x61], ...tree, [0xff]]);
+        }"""
+    ) == [[0, 1], [1, 2], [2, 3], [3, 6], [6, 7]]
+
+
+def test_white_space_has_a_name(server, visit):
+    page = visit(server.url)
+    blanks = {" ": "space", "\n": "line break", "\t": "tab", "    ": "4 spaces"}
+    blanks |= {"\n\n  ": "2 line breaks, 2 spaces", "\u200b": "character U+200B"}
+    stream = chunk("a", *blanks, finish="length", other=" ") + "data: [DONE]\n\n"
+    answer_completions(page, stream)
+    page.locator("#go").click()
+    for name in blanks.values():
+        expect(page.locator("#output").get_by_role("button", name=name, exact=True)).to_be_visible()
+    page.locator("#output .token").first.click()
+    popup = page.get_by_role("dialog", name="Token 1: a")
+    expect(popup.get_by_role("button", name="space, 25.0%", exact=True)).to_be_visible()
+    page.locator("#tab-inside").click()
+    page.locator("#inside-prompt").fill("so\n tall")
+    page.locator("#look").click()
+    looks = page.locator("#looks")
+    for name in ("space", "line break"):
+        expect(looks.get_by_role("button", name=name, exact=True)).to_be_visible()
+
+
+def test_an_example_to_press(server, visit):
+    """Of the beginnings those that the model can read: this one knows small letters only."""
+    page = visit(server.url)
+    examples = page.locator("#examples button")
+    expect(examples).to_have_text(["Let the model begin", "def", "the"])
+    page.get_by_role("button", name="the", exact=True).click()
+    expect(page.locator("#stats")).to_contain_text("tokens/s")
+    assert page.locator("#output .prompt").text_content() == "the "
+    expect(examples).to_have_count(0)
+    expect(page.locator("#prompt")).to_have_value("the ")
+
+
+def test_a_count_of_tokens_against_the_context(server, visit):
+    page = visit(server.url)
+    room = page.locator("#room")
+    expect(room).to_have_text("0 of 1,000 tokens")
+    page.locator("#prompt").fill(PROMPT)
+    expect(room).to_have_text("12 of 1,000 tokens")
+    complete(page, max_tokens=20)
+    expect(page.locator("#stats")).to_contain_text("context 32 of 1,000")
+    page.locator("#model").select_option("other")
+    expect(room).to_have_text("12 of 16 tokens")
+    page.locator("#prompt").fill("x" * 20)
+    expect(room).to_have_text("20 of 16 tokens: 4 too many")
+    expect(page.locator("#prompt")).to_have_accessible_description(re.compile("4 too many"))
+
+
+def test_all_settings_are_asked_for(server, visit):
+    page = visit(server.url)
+    settings(page, temperature=0.77, top_p=0.9, top_k=12, max_tokens=9, seed=3)
+    page.get_by_text("More", exact=True).click()
+    settings(page, n=3, min_p=0.01, repetition_penalty=1.1, presence_penalty=0.3)
+    settings(page, frequency_penalty=-0.2, stop="zz\n\\n\\n\na\\\\n")
+    page.locator("#prompt").fill(PROMPT)
+    with page.expect_request("**/v1/completions") as asked:
+        page.locator("#go").click()
+    body = asked.value.post_data_json
+    wanted = {"temperature": 0.77, "top_p": 0.9, "top_k": 12, "max_tokens": 9, "seed": 3, "n": 3}
+    wanted |= {"min_p": 0.01, "repetition_penalty": 1.1, "presence_penalty": 0.3}
+    wanted |= {"frequency_penalty": -0.2, "stop": ["zz", "\n\n", "a\\n"]}
+    assert {name: body.get(name) for name in wanted} == wanted
+    expect(page.locator("#stats")).to_contain_text("continuation 1 of 3")
+    expect(page.locator("#stop")).to_be_hidden()
+    found = []
+    for _ in range(3):
+        found.append(continuation(page))
+        page.get_by_role("button", name="Next version").dispatch_event("click")
+    answers = server.ask("/v1/completions", {**wanted, "model": "long", "prompt": PROMPT})
+    assert found == [choice["text"] for choice in answers["choices"]]
+    page.reload()
+    expect(page.locator("#more-count")).to_have_text(" (6 set)")
+    expect(page.locator("#set-stop")).to_have_value("zz\n\\n\\n\na\\\\n")
+    page.locator("#set-stop").fill("a\nb\nc\nd\ne")  # more than the server takes
+    expect(page.locator("#help-stop")).to_have_text("at most 4 stop sequences")
+    page.locator("#set-temperature").press("ArrowUp")
+    expect(page.locator("#set-temperature")).to_have_value("0.82")
+    page.locator("#reset").click()
+    expect(page.locator("#set-temperature")).to_have_value("0.8")
+    expect(page.locator("#more-count")).to_have_text("")
+    with page.expect_request("**/v1/completions") as asked:
+        page.locator("#go").click()
+    names = {"model", "prompt", "temperature", "max_tokens", "seed", "stream"}
+    assert set(asked.value.post_data_json) == names | {"logprobs", "return_token_ids"}
+
+
+def test_copy_as_curl_and_python(server, visit, tmp_path):
+    """What is copied runs, and says what the page says."""
+    page = visit(server.url, permissions=["clipboard-read", "clipboard-write"])
+    settings(page, top_k=5, max_tokens=20, seed=11)
+    complete(page)
+
+    def copied(name: str) -> str:
+        page.locator(f"#copy-{name}").click()
+        expect(page.locator(f"#copy-{name}")).to_have_text("Copied")
+        return page.evaluate("navigator.clipboard.readText()")
+
+    command, program = copied("curl"), copied("python")
+    assert continuation(page) in run_python(program, tmp_path)
+    if shutil.which("curl"):
+        shell = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+        assert json.loads(shell.stdout)["choices"][0]["text"] == continuation(page)
+
+    hard = {"model": "a'b", "prompt": 'it\'s "x" $HOME `id` \\ \n!', "top_k": 3, "stop": ["'"]}
+    make = "async body => { const s = await import('/snippets.js'); const b = 'http://h';"
+    command, program = page.evaluate(f"{make} return [s.curl(body, b), s.python(body, b)] }}", hard)
+    words = shlex.split(command)
+    assert json.loads(words[words.index("-d") + 1]) == hard
+    call = next(
+        n for n in ast.walk(ast.parse(program)) if getattr(n, "keywords", 0) and len(n.keywords) > 2
+    )
+    given = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    assert given.pop("extra_body") == {"top_k": 3} and given == {
+        name: value for name, value in hard.items() if name != "top_k"
+    }
+
+
+def run_python(program: str, folder: Path) -> str:
+    file = folder / "copied.py"
+    file.write_text(program, encoding="utf-8")
+    command = [sys.executable, str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_a_reload_keeps_what_was_written(server, visit):
+    page = visit(server.url)
+    complete(page, temperature=0, max_tokens=12)
+    text = continuation(page)
+    page.locator("#prompt").fill("not yet asked")
+    page.locator("#tab-inside").click()
+    page.locator("#inside-prompt").fill("not yet looked at")
+    page.locator("#tab-tokens").click()
+    long = "the tree is so tall " * 1500
+    page.locator("#text").fill(long)
+    page.reload()
+    expect(page.locator("#text")).to_have_value(long)
+    page.locator("#tab-inside").click()
+    expect(page.locator("#inside-prompt")).to_have_value("not yet looked at")
+    page.locator("#tab-complete").click()
+    expect(page.locator("#prompt")).to_have_value("not yet asked")
+    assert continuation(page) == text
+    expect(page.locator("#stats")).to_contain_text("12 tokens")
+    page.get_by_role("button", name="Go on", exact=True).click()  # also from what was kept
+    expect(page.locator("#output .token")).to_have_count(24)
+    body = {"model": "long", "prompt": PROMPT, "temperature": 0, "max_tokens": 24}
+    assert continuation(page) == server.ask("/v1/completions", body)["choices"][0]["text"]
+    settings(page, max_tokens=900)
+    page.locator("#go").click()  # and of what was under way
+    page.locator("#output .token").nth(2).wait_for()
+    page.reload()
+    expect(page.locator("#output .token").nth(2)).to_be_visible()
+    expect(page.locator("#versions")).to_contain_text("2 of 2")
+
+
 def test_the_sources_write_no_html():
     for path in WEB.glob("*.js"):
         text = path.read_text(encoding="utf-8")
@@ -387,7 +575,70 @@ def test_a_server_with_a_key(folder, visit):
         own.kill()
 
 
+@pytest.mark.parametrize("view", ["complete", "tokens", "inside", "runs"])
+def test_errors_are_in_sight(server, visit, view):
+    """On a small screen, under a long text."""
+    page = visit(server.url, width=390, height=480)
+    error = json.dumps({"error": {"message": "the disk is gone"}})
+    paths = {"complete": "v1/completions", "tokens": "tokenizers", "inside": "inspect"}
+    page.route(f"**/{paths.get(view, view)}", lambda r: r.fulfill(status=500, body=error))
+    page.locator(f"#tab-{view}").click()
+    field = {"complete": "#prompt", "inside": "#inside-prompt", "tokens": "#text"}.get(view)
+    if field:
+        page.locator(field).evaluate("field => (field.style.minHeight = '600px')")
+        page.locator(field).fill("the tree\n" * 40)
+        page.evaluate("scrollTo(0, 0)")
+        page.keyboard.press("Control+Enter")
+    if view == "tokens":
+        page.evaluate("import('/tokens.js').then(t => t.show())")
+    alarm = page.locator(f"#view-{view} .error")
+    expect(alarm).to_contain_text("the disk is gone")
+    expect(alarm).to_be_in_viewport(ratio=1)
+    if view != "complete":
+        return
+    for height in (10_000, 200, 0):  # it stays, wherever one reads
+        page.evaluate(f"scrollTo(0, {height})")
+        expect(alarm).to_be_in_viewport(ratio=1)
+
+
 # ---- the frame ----
+
+
+def test_a_slow_link_shows_something_at_once(server, visit):
+    """Before any module has come: the field to write into, and what is written stays."""
+    page = visit(server.url)
+    expect(page.locator("#go")).to_be_enabled()
+    held = []
+    page.route(re.compile(r"(?<!first)\.js$"), lambda route: held.append(route))  # no answer
+    for tab in ("complete", "runs"):
+        page.goto(f"{server.url}/#{tab}", wait_until="commit")
+        page.reload(wait_until="commit")
+        expect(page.locator("[role=tabpanel]:visible")).to_have_id(f"view-{tab}")
+    page.goto(f"{server.url}/#complete", wait_until="commit")
+    page.reload(wait_until="commit")
+    page.locator("#prompt").fill("written early")
+    expect(page.locator("#go")).to_be_disabled()
+    assert held
+    page.unroute_all()
+    for route in held:
+        with contextlib.suppress(sync_api.Error):  # of a page that was left
+            route.continue_()
+    expect(page.locator("#go")).to_be_enabled()
+    expect(page.locator("#prompt")).to_have_value("written early")
+
+
+def test_all_modules_are_preloaded():
+    """Else the browser learns of one only from another: a journey for each step."""
+    found, todo = set(), ["app.js"]
+    while todo:
+        text = (WEB / todo.pop()).read_text(encoding="utf-8")
+        new = set(re.findall(r'from "\./([\w.]+)"', text)) - found
+        found |= new
+        todo += new
+    page = (WEB / "index.html").read_text(encoding="utf-8")
+    preloaded = re.findall(r'rel="modulepreload" href="([\w.]+)"', page)
+    assert sorted(preloaded) == sorted(found)
+    assert {p.name for p in WEB.glob("*.js")} == found | {"app.js", "first.js"}
 
 
 def test_tabs_by_keyboard(server, visit):
@@ -558,7 +809,8 @@ def test_axes_and_numbers(server, visit):
     page = visit(server.url)
 
     def call(expression: str):
-        modules = "const [c, d, t] = await Promise.all(['chart', 'dom', 'text'].map(m => import(`/${m}.js`)))"
+        names = "['chart', 'dom', 'text'].map((name) => import(`/${name}.js`))"
+        modules = f"const [c, d, t] = await Promise.all({names})"
         return page.evaluate(f"async () => {{ {modules}; return {expression} }}")
 
     assert call("c.ticks(0, 1000, 5)") == [0, 200, 400, 600, 800, 1000]
@@ -591,6 +843,173 @@ def test_axes_and_numbers(server, visit):
 
 
 # ---- runs ----
+
+
+def answer_runs(page, count: int, rows=None, **changes) -> None:
+    """Runs out-0, out-1, ...: of 40 steps each, the later the lower."""
+
+    def own(i: int) -> list[dict]:
+        losses = [5 - i / 20 - step / 20 for step in range(40)]
+        found = [{"iter": s, "loss": loss, "ms": 500.0} for s, loss in enumerate(losses)]
+        return [{**row, "tokens_per_s": 8000.0 * (i + 1)} for row in found]
+
+    listed = [
+        {
+            "name": f"out-{i}",
+            "path": f"out-{i}",
+            "step": 40 + i,
+            "max_iters": 40 + i,
+            "val_loss": 3 - i / 10 if i else None,
+            "live": False,
+            "settings": {"n_layer": i, "dataset": "books" if i % 2 else "code"},
+            "changed": 1e9 - i,
+            **changes,
+        }
+        for i in range(count)
+    ]
+
+    def answer(route) -> None:
+        i = int(route.request.url.split("/out-")[1].split("?")[0])
+        start = int(route.request.url.split("from=")[1])
+        found = rows or own(i)
+        route.fulfill(json={"rows": found[start:], "next": len(found)})
+
+    page.route("**/runs", lambda route: route.fulfill(json=listed))
+    page.route("**/runs/out-*", answer)
+
+
+def names_of_runs(page) -> list[str]:
+    return [box.get_attribute("data-run") for box in page.locator("[data-run]").all()]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_many_runs(server, visit, scheme):
+    """Each has a colour of its own, and the read-out has ten lines at most."""
+    page = visit(server.url, color_scheme=scheme)
+    answer_runs(page, 30)
+    page.locator("#tab-runs").click()
+    expect(page.locator("[data-run]:checked")).to_have_count(3)  # at first
+    page.get_by_role("button", name="All", exact=True).click()
+    lines = page.locator(".chart path.line")
+    expect(lines).to_have_count(30)
+    colours = page.evaluate(
+        """() => [...document.querySelectorAll(".chart path.line")].map((line) => {
+          const context = new OffscreenCanvas(1, 1).getContext("2d");
+          context.fillStyle = getComputedStyle(line).stroke;
+          context.fillRect(0, 0, 1, 1);
+          return `rgb(${[...context.getImageData(0, 0, 1, 1).data.slice(0, 3)]})`;
+        })"""
+    )
+    assert len(set(colours)) == 30
+    surface = {"light": "rgb(255, 255, 255)", "dark": "rgb(28, 31, 29)"}[scheme]
+    for colour in colours:
+        low, high = sorted((luminance(colour), luminance(surface)))
+        assert (high + 0.05) / (low + 0.05) >= 3, colour
+    box = page.locator(".chart").bounding_box()
+    readout = page.locator(".readout-box")
+    for height in (40, 250):
+        page.mouse.move(box["x"] + 400, box["y"] + height)
+        expect(readout).to_contain_text("and 22 more")
+        assert readout.locator("tr").count() == 8  # and the head, and how many more: ten
+    # of the lowest curves, at whose height the pointer is
+    assert {"out-29 training", "out-28 training"} <= set(readout.locator("th").all_text_contents())
+    page.locator(".chart").focus()
+    page.keyboard.press("End")
+    expect(readout).to_contain_text("step 39")
+    page.get_by_role("button", name="None", exact=True).click()
+    expect(page.locator("#runs-view")).to_contain_text("Tick a run to see its curve.")
+    page.locator("[data-run=out-17]").check()
+    stroke = "line => getComputedStyle(line).stroke"
+    assert lines.first.evaluate(stroke) == page.evaluate(
+        "getComputedStyle(document.querySelector('.brand .mark')).stroke"
+    )  # the first colour is free again
+
+
+def test_runs_are_filtered_and_sorted(server, visit):
+    page = visit(server.url)
+    answer_runs(page, 12)
+    page.locator("#tab-runs").click()
+    expect(page.locator("[data-run]")).to_have_count(12)
+    names = [f"out-{i}" for i in range(12)]
+    assert names_of_runs(page) == names  # the one last written to comes first
+    for order, wanted in {
+        "name": names,
+        "loss": names[:0:-1] + names[:1],  # one without a loss is the last
+        "steps": names[::-1],
+    }.items():
+        page.locator("#run-order").select_option(order)
+        assert names_of_runs(page) == wanted
+    page.locator("#run-order").select_option("name")
+    for text, wanted in {
+        "out-1": ["out-1", "out-10", "out-11"],
+        "OUT-1 books": ["out-1", "out-11"],
+        "n_layer=1": ["out-1"],
+        "n_layer=1 books": ["out-1"],
+        "code n_layer=1": [],
+        "zebra": [],
+    }.items():
+        page.locator("#run-filter").fill(text)
+        assert names_of_runs(page) == wanted
+    expect(page.locator("#run-list")).to_contain_text("No run has these words.")
+    page.locator("#run-filter").fill("books")
+    page.get_by_role("button", name="None", exact=True).click()
+    page.get_by_role("button", name="All", exact=True).click()  # of those that are listed
+    expect(page.locator(".run-list")).to_contain_text("8 shown of 12, 6 listed")  # and 0 and 2
+    page.reload()
+    expect(page.locator("#run-filter")).to_have_value("books")
+    assert names_of_runs(page) == names[1::2]
+
+
+def test_curves_by_tokens_and_time(server, visit):
+    page = visit(server.url)
+    answer_runs(page, 2)
+    page.locator("#tab-runs").click()
+    expect(page.locator(".chart path.line")).to_have_count(2)
+    readout = page.locator(".readout-box")
+    page.locator("#by").select_option("tokens")
+    page.locator(".chart").focus()
+    page.keyboard.press("End")
+    expect(readout).to_contain_text("tokens 156k")  # 39 steps of 4,000; the other has 8,000
+    expect(page.locator(".chart .title")).to_have_text("tokens")
+    page.locator("#by").select_option("time")
+    page.locator(".chart").focus()
+    page.keyboard.press("End")
+    expect(readout).to_contain_text("training time, seconds 19.5")
+    place = (
+        """rows => import("/curves.js").then(c => c.placed(rows).map(p => [p.tokens, p.seconds]))"""
+    )
+    rows = [
+        {"iter": 0, "val_loss": 5, "tokens": 0, "seconds": 0},
+        {"iter": 0, "loss": 5, "ms": 1000, "tokens_per_s": 10},
+        {"iter": 4, "loss": 4, "ms": 500, "tokens_per_s": 20},
+        {"iter": 8, "val_loss": 4, "tokens": 80, "seconds": 5},
+        {"iter": 10, "loss": 4, "ms": 500, "tokens_per_s": 20},
+        {"iter": 11},
+    ]
+    wanted = [[0, 0], [0, 0], [40, 2], [80, 5], [100, 6], [100, 6]]
+    assert page.evaluate(place, rows) == wanted
+    scale = "async () => { const c = await import('/curves.js'); return %s }"
+    units = page.evaluate(scale % "[100, 1000, 99999].map((most) => c.BY.time.scale(most)[1])")
+    assert units == [f"training time, {unit}" for unit in ("seconds", "minutes", "hours")]
+
+
+def test_outliers_are_cut_off(server, visit):
+    page = visit(server.url)
+    rows = [{"iter": i, "loss": 1e6 if i == 20 else 3 - i / 100} for i in range(60)]
+    answer_runs(page, 1, rows)
+    page.locator("#tab-runs").click()
+    page.locator("#smoothing").fill("0")
+    key, ticks = page.locator("#chart-key"), page.locator(".chart .grid text")
+    expect(key).to_contain_text("1 value lies outside and is cut off")
+    expect(ticks.filter(has_text="2.6")).to_have_count(1)
+    page.locator("#clip").uncheck()
+    expect(key).not_to_contain_text("cut off")
+    expect(ticks.filter(has_text="1.00e6")).to_have_count(1)
+    usual = "values => import('/chart.js').then(c => c.usual(values))"
+    assert page.evaluate(usual, [*range(100), 1e9]) == pytest.approx([5 - 270, 95 + 270])
+    # few values, or most of them the same: no outliers (infinities are no JSON)
+    for values in ([1, 1e9], [1] * 99 + [7]):
+        assert page.evaluate(f"v => ({usual})(v).then(String)", values) == "-Infinity,Infinity"
 
 
 def test_runs(server, folder, visit):

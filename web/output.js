@@ -66,7 +66,7 @@ function element(tokens, k) {
       "data-k": k,
       vars: { "--shade": `${(surprise * 45).toFixed(1)}%` },
     },
-    harmless(text) || "∅",
+    harmless(text),
   );
 }
 

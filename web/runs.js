@@ -34,7 +34,6 @@ export function start() {
   options = { ...DEFAULTS, ...memory.get("runs", {}) };
   for (const [key, known] of Object.entries({ metric: METRICS, by: BY, order: ORDERS }))
     if (!(options[key] in known)) options[key] = DEFAULTS[key];
-  $("runs-view").replaceChildren(notice("busy", "Looking for runs"));
   addEventListener("themechange", () => chart && drawChart());
   connection.addEventListener("change", () => {
     if (visible && connection.up) update(true);

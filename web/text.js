@@ -19,10 +19,14 @@ function code(c) {
 
 // Control characters, and those that turn the direction of a text.
 const HARMFUL = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
+// What has no width; what joins emoji (U+200D) is left to do so.
+const EMPTY = /^(?!\u200d)[\p{Cf}\p{Zl}\p{Zp}]*$/u;
 
-/** A text as it is, but for characters that would disturb what stands around it. */
+/** A text as it is, but for characters that would disturb what stands around it, or not be seen. */
 export const harmless = (text) =>
-  text.replace(HARMFUL, (c) => (c === "\n" || c === "\t" ? c : code(c)));
+  EMPTY.test(text)
+    ? visible(text)
+    : text.replace(HARMFUL, (c) => (c === "\n" || c === "\t" ? c : code(c)));
 
 export const hex = (bytes) => bytes.map((b) => b.toString(16).padStart(2, "0")).join(" ");
 
