@@ -91,6 +91,7 @@ function failed(e) {
 }
 
 async function ask() {
+  if (names.length === 0) return load(); // it failed before
   const mine = ++asked;
   const text = $("text").value;
   const wanted = names.filter((name) => !off.has(name));
