@@ -19,7 +19,7 @@ from pathlib import Path
 from bonsai.errors import UserError, run
 from bonsai.runtime import leave_a_core, setup_inference
 from bonsai.serving.app import Server, create_app
-from bonsai.serving.guard import GuardLimits
+from bonsai.serving.guard import GuardLimits, parse_origins
 from bonsai.serving.http import listen, serve
 from bonsai.serving.plans import Limits
 from bonsai.serving.registry import load_served, parse_models
@@ -35,12 +35,14 @@ models = ""  # several instead of one, by name: small=out-small,big=out-big/ckpt
 host = "127.0.0.1"  # this machine alone; 0.0.0.0: others too, then set an api_key
 port = 8000  # 0: one that is free
 hosts = ""  # further names under which the server is called: gpu.example.org,gpu
+origins = ""  # other sites whose pages may ask: https://example.org,http://localhost:3000; *: all
 api_key = ""  # what clients must send; FILE:key.txt reads it from a file; empty: anything will do
 # limits
 max_batch = 16  # texts that a model writes side by side
 max_queue = 256  # texts that may wait; what comes then is answered 429
 max_rows = 128  # prompts x n of one request
 max_tokens = 4096  # the most a request may ask for
+truncate = False  # prompts beyond the context lose their beginning; False: they are refused
 max_body_mb = 4.0  # the largest body of a request, in MiB
 max_connections = 1024  # at once; what comes then is answered 503
 # system
@@ -88,6 +90,7 @@ def check_limits() -> None:
 def main() -> int:
     configure(globals())
     check_limits()
+    welcome = parse_origins(origins)
     key = read_key(api_key)
     chosen = chosen_models()
     runtime = setup_inference(device, dtype, compile, quantize)
@@ -113,11 +116,12 @@ def main() -> int:
     server = Server(
         served,
         max_waiting=max_queue,
-        limits=Limits(rows=min(max_rows, max_queue), tokens=max_tokens),
+        limits=Limits(min(max_rows, max_queue), max_tokens, truncate),
         guard=GuardLimits(body_bytes=int(max_body_mb * 2**20)),
         api_key=key,
         hosts=(host, *(() if loopback else (socket.gethostname(),)), *hosts.split(",")),
         any_address=not loopback,
+        origins=welcome,
         run_folders=tuple(dict.fromkeys((Path.cwd(), ROOT))),
         web=web if (web / "index.html").exists() else None,
     )

@@ -66,7 +66,8 @@ def chat_data(folder) -> None:
 
 @pytest.fixture(scope="module")
 def served(folder):
-    options = ["--models=memo=out-memo,long=out-long,chat=out-chat", "--max_batch=4"]
+    models = "--models=memo=out-memo,long=out-long,chat=out-chat,org/chat=out-chat"
+    options = [models, "--max_batch=4", "--origins=https://a.example,http://localhost:3000"]
     with server(folder, *options) as running:
         yield running
 
@@ -97,11 +98,13 @@ def same(client, **options) -> list[str]:
 
 
 def test_models_are_listed(client):
-    assert [m.id for m in client.models.list()] == ["memo", "long", "chat"]
+    assert [m.id for m in client.models.list()] == ["memo", "long", "chat", "org/chat"]
+    for listed in client.models.list():  # a name may have a slash
+        assert client.models.retrieve(listed.id) == listed
     model = client.models.retrieve("memo")
     assert (model.id, model.object, model.owned_by) == ("memo", "model", "bonsai")
     assert model.created > 1e9
-    for name in ("nobody", "out-memo", "../out-memo", "memo/"):
+    for name in ("nobody", "out-memo", "../out-memo", "memo/", "org", "org/", "org/chat/x"):
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve(name)
 
@@ -384,6 +387,54 @@ def test_the_context_can_be_filled(client):
     assert e.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("kind", ["tokens", "text"])
+@pytest.mark.parametrize(
+    "change, kept, answered",
+    [
+        ({"truncate_prompt_tokens": 3}, 3, 16),
+        ({"truncate_prompt_tokens": 160, "max_tokens": 5}, 160, 1),
+        ({"truncate_prompt_tokens": -1}, 160 - 16, 16),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 150}, 80, 81),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 0}, 160, 0),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_cut(client, kind, change, kept, answered):
+    """The last tokens stay; what fits is left as it is by -1."""
+    ids = list((500 * "a cat ").encode())
+    prompt = ids if kind == "tokens" else bytes(ids).decode()
+    extra = {"truncate_prompt_tokens": change["truncate_prompt_tokens"], "ignore_eos": True}
+    options = {"max_tokens": change.get("max_tokens", 16), "temperature": 0, "echo": True}
+    answer = client.completions.create(model="long", prompt=[1], max_tokens=1)  # unlike memo's
+    assert answer.usage.prompt_tokens == 1
+    answer = client.completions.create(model="memo", prompt=prompt, extra_body=extra, **options)
+    assert answer.usage.prompt_tokens == kept and answer.usage.completion_tokens == answered
+    assert answer.choices[0].text.startswith(bytes(ids[-kept:]).decode())
+    if extra["truncate_prompt_tokens"] == -1:
+        short = client.completions.create(model="memo", prompt="a cat", extra_body=extra, **options)
+        assert short.usage.prompt_tokens == 5
+
+
+def test_a_chat_that_is_too_long_is_cut(client):
+    messages = [{"role": "user", "content": "cow"}, {"role": "assistant", "content": "moo"}] * 50
+    messages += [{"role": "user", "content": "dog"}]
+    options = {"model": "chat", "messages": messages, "temperature": 0}
+    with pytest.raises(openai.BadRequestError) as e:
+        client.chat.completions.create(**options)
+    assert e.value.code == "context_length_exceeded" and e.value.param == "messages"
+    options |= {"extra_body": {"truncate_prompt_tokens": -1}}
+    answer = client.chat.completions.create(**options, max_completion_tokens=8)
+    assert answer.choices[0].message.content == "woof" and answer.usage.prompt_tokens == 64 - 8
+    assert client.chat.completions.create(**options).usage.prompt_tokens == 32
+
+
+def test_a_server_that_cuts(folder):
+    with server(folder, "--out_dir=out-memo", "--truncate") as running:
+        body = {"model": "out-memo", "prompt": "a" * 5000, "max_tokens": 10}
+        assert running.post("/v1/completions", body).json()["usage"]["prompt_tokens"] == 150
+        body["truncate_prompt_tokens"] = 4
+        assert running.post("/v1/completions", body).json()["usage"]["prompt_tokens"] == 4
+
+
 # ---- chat ----
 
 
@@ -425,6 +476,121 @@ def test_a_conversation(client):
     assert chunks[-1].usage.prompt_tokens == len("Q: cow\nA: moo\nQ: dog\nA: ")
 
 
+def test_an_answer_is_sent_back(client):
+    """As it came, which holds fields for what this server does not do."""
+    messages = [{"role": "user", "content": "cow"}]
+    for question in ("dog", "owl"):
+        options = {"model": "chat", "messages": messages, "temperature": 0}
+        messages.append(client.chat.completions.create(**options).choices[0].message)
+        messages.append({"role": "user", "content": question})
+    answer = client.chat.completions.create(model="chat", messages=messages, temperature=0)
+    assert answer.choices[0].message.content == "hoo"
+    again = [m if isinstance(m, dict) else m.model_dump() for m in messages]  # with every null
+    assert again[1]["tool_calls"] is None
+    whole = client.chat.completions.create(model="chat", messages=again, temperature=0)
+    assert whole.choices == answer.choices and whole.usage == answer.usage
+
+
+UNUSED = [
+    {"n": 1},
+    {"tools": []},
+    {"tool_choice": "none"},
+    {"parallel_tool_calls": True},
+    {"response_format": {"type": "text"}},
+    {"store": True},
+    {"metadata": {"a": "b"}},
+    {"best_of": 1},
+    {"suffix": None},
+    {"suffix": ""},
+    {"anything": None},
+    {"top_k": -1},
+    {"stop": None},
+    {"logit_bias": {}},
+    {"logprobs": False},
+    {"stream_options": None},
+    {"stream_options": {"include_usage": False}},
+    {"ignore_eos": False},
+    {"service_tier": "auto"},
+    {"use_beam_search": False},
+    {"min_tokens": 0},
+    {"stop_token_ids": []},
+    {"skip_special_tokens": True},
+]
+
+
+@pytest.mark.parametrize("unused", UNUSED, ids=str)
+def test_what_is_not_used_changes_nothing(served, unused):
+    for path, body in (
+        ("/v1/completions", {"model": "memo", "prompt": "One"}),
+        (
+            "/v1/chat/completions",
+            {"model": "chat", "messages": [{"role": "user", "content": "cow"}]},
+        ),
+    ):
+        plain, answer = (served.post(path, {**body, "seed": 1, **more}) for more in ({}, unused))
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"] == plain.json()["choices"]
+
+
+@pytest.mark.parametrize(
+    "change, param",
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type"),
+        ({"stream": True, "stream_options": {"x": True}}, "stream_options.x"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0].text",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content[0].type",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "tool_calls": [1]},
+                ]
+            },
+            "messages[1].tool_calls",
+        ),
+        ({"messages": [{"role": "user", "content": "a", "colour": 1}]}, "messages[0].colour"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+    ],
+    ids=lambda v: str(v)[:50],
+)
+def test_what_is_not_done_is_refused_by_its_name(served, change, param):
+    messages = [{"role": "user", "content": "cow"}]
+    answer = served.post("/v1/chat/completions", {"model": "chat", "messages": messages, **change})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+
+
+def test_what_may_be_asked_of_a_chat(client):
+    """20 likeliest tokens, a developer's message, counts in every chunk."""
+    messages = [{"role": "developer", "content": ""}, {"role": "user", "content": "cow"}]
+    options = {"model": "chat", "messages": messages, "temperature": 0}
+    answer = client.chat.completions.create(**options, logprobs=True, top_logprobs=20)
+    most = min(20, client.models.retrieve("chat").vocab_size)
+    assert most > 5  # what a completion may ask for
+    assert all(len(t.top_logprobs) == most for t in answer.choices[0].logprobs.content)
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(client.chat.completions.create(**options, stream=True, stream_options=usage))
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] > 0
+
+
+def test_behind_the_end_of_a_text(client):
+    options = {"model": "memo", "prompt": "as jam", "temperature": 0, "max_tokens": 10}
+    assert client.completions.create(**options).choices[0].text == "."
+    answer = client.completions.create(**options, extra_body={"ignore_eos": True})
+    assert answer.choices[0].text == ".<|endoftext|>One day "
+
+
 def test_chat_needs_a_template(client):
     messages = [{"role": "user", "content": "cat"}]
     with pytest.raises(openai.BadRequestError) as e:
@@ -452,6 +618,67 @@ def test_tokens(served):
     for wrong in ({"text": "a", "tokenizer": "x"}, {"text": "€", "model": "chat"}):
         assert served.post("/tokenize", wrong).status_code == 400
     assert served.post("/detokenize", {"tokens": [999], "model": "memo"}).status_code == 400
+
+
+def test_a_harness_leaves_the_tokenizer_to_the_server(served):
+    """What lm-evaluation-harness' local-completions asks with tokenizer_backend=remote."""
+    info = served.http.get("/tokenizer_info").json()
+    assert info["eos_token"] == "<|endoftext|>"
+
+    def encode(text: str) -> list[int]:
+        body = {"prompt": text, "add_special_tokens": False}
+        return served.post("/tokenize", body).json()["tokens"]
+
+    assert encode(info["eos_token"]) == encode(info["bos_token"]) == [EOT]
+    context, rest = encode("One day"), encode(" a cat")
+    assert served.post("/detokenize", {"tokens": context}).json()["prompt"] == "One day"
+    body = {"model": "memo", "prompt": [context + rest, context + encode(" a dog")]}
+    body |= {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    right, wrong = (c["logprobs"] for c in served.post("/v1/completions", body).json()["choices"])
+    scores = [sum(c["token_logprobs"][len(context) : -1]) for c in (right, wrong)]
+    assert scores[0] > -1 and scores[1] < -10
+    greedy = zip(
+        right["token_logprobs"][len(context) : -1], right["top_logprobs"][len(context) : -1]
+    )
+    assert all(logprob == max(top.values()) for logprob, top in greedy)
+    asked = {"model": "memo", "prompt": ["One day"], "max_tokens": 99, "temperature": 0}
+    asked |= {"stop": ["nowhere", "me", "x", "y", "z", info["eos_token"]], "seed": 1234}
+    answer = served.post("/v1/completions", asked).json()
+    assert answer["choices"][0]["text"] == " a cat said aaab to "
+    other = served.http.get("/tokenizer_info", params={"model": "chat"}).json()
+    assert other["eos_token"] is None and other["model_max_length"] == 64
+
+
+def test_pages_of_other_sites(served):
+    """Those of --origins may ask, and read the answer; a browser asks before, without a key."""
+    body = {"model": "memo", "prompt": "One", "max_tokens": 1}
+    asked = {"Access-Control-Request-Method": "POST"}
+    asked["Access-Control-Request-Headers"] = "authorization, content-type, x-stainless-os"
+    for origin in ("https://a.example", "http://localhost:3000"):
+        before = served.http.options("/v1/completions", headers={"Origin": origin, **asked})
+        assert (
+            before.status_code == 200
+            and "x-stainless-os" in (before.headers["access-control-allow-headers"])
+        )
+        for wanted, change in ((200, {}), (400, {"n": 0})):
+            headers = {"Origin": origin}
+            answer = served.post("/v1/completions", {**body, **change}, headers=headers)
+            assert answer.status_code == wanted
+            assert answer.headers["access-control-allow-origin"] == origin
+    for origin in ("https://b.example", "http://a.example", "https://a.example:444", "null"):
+        answer = served.post("/v1/completions", body, headers={"Origin": origin})
+        assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+        before = served.http.options("/v1/completions", headers={"Origin": origin, **asked})
+        assert before.status_code == 400
+
+
+def test_every_answer_has_a_request_id(served, client):
+    ids = [served.http.get(path).headers["x-request-id"] for path in ("/health", "/nothing", "/")]
+    assert len(set(ids)) == 3 and all(ids)
+    assert complete(client)._request_id
+    for given, kept in (("mine-1", True), ("a b", False), ("x" * 200, False)):
+        answer = served.http.get("/health", headers={"X-Request-Id": given})
+        assert (answer.headers["x-request-id"] == given) == kept
 
 
 def test_inspect(served):
@@ -535,6 +762,7 @@ def test_names_of_models():
         (["--out_dir=out-memo", "--max_batch=0"], "max_batch"),
         (["--out_dir=out-memo", "--host=no.such.host.invalid"], "cannot listen"),
         (["--out_dir=out-memo", "--port=70000"], "port"),
+        (["--out_dir=out-memo", "--origins=example.org"], "https://example.org"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )

@@ -57,6 +57,10 @@ def refused(
 WRONG = [
     ({"suffix": "x"}, "suffix", "not supported"),
     ({"best_of": 2}, "best_of", "not supported"),
+    ({"best_of": True}, "best_of", "not supported"),
+    ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+    ({"response_format": {"type": "json_object"}}, "response_format.type", "'text'"),
+    ({"min_tokens": 5}, "min_tokens", "not supported"),
     ({"temprature": 1}, "temprature", "not supported"),
     ({"prompt": 5}, "prompt", "must be"),
     ({"prompt": None}, "prompt", "must be"),
@@ -80,7 +84,10 @@ WRONG = [
     ({"temperature": -0.1}, "temperature", ""),
     ({"top_p": 0}, "top_p", ""),
     ({"top_p": 1.01}, "top_p", ""),
-    ({"top_k": -1}, "top_k", ""),
+    ({"top_k": -2}, "top_k", ""),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "from 1 to the context of 512"),
+    ({"truncate_prompt_tokens": 513}, "truncate_prompt_tokens", "from 1 to the context of 512"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", ""),
     ({"min_p": 2}, "min_p", ""),
     ({"repetition_penalty": 0}, "repetition_penalty", ""),
     ({"presence_penalty": 3}, "presence_penalty", ""),
@@ -91,8 +98,8 @@ WRONG = [
     ({"logprobs": 6}, "logprobs", ""),
     ({"logprobs": True}, "logprobs", ""),
     ({"stop": ""}, "stop", "1 to 256"),
-    ({"stop": ["a"] * 5}, "stop", "up to 4"),
-    ({"stop": [5]}, "stop", "up to 4"),
+    ({"stop": ["a"] * 17}, "stop", "up to 16"),
+    ({"stop": [5]}, "stop", "up to 16"),
     ({"stop": "x" * 257}, "stop", "1 to 256"),
     ({"seed": 1.5}, "seed", ""),
     ({"seed": 2**63}, "seed", ""),
@@ -102,7 +109,7 @@ WRONG = [
     ({"logit_bias": [1]}, "logit_bias", "object"),
     ({"stream": 1}, "stream", ""),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
-    ({"stream": True, "stream_options": {"x": 1}}, "stream_options", ""),
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "not supported"),
     ({"echo": "yes"}, "echo", ""),
 ]
 
@@ -168,7 +175,7 @@ def test_other_content_types(served):
 
 
 def test_unknown_paths_and_methods(served):
-    for path in ("/nothing", "/v1/nothing", "/v1", "/v1/models/", "/docs", "/..%2f..%2fetc/passwd"):
+    for path in ("/nothing", "/v1/nothing", "/v1", "/docs", "/..%2f..%2fetc/passwd"):
         refused(served.http.get(path), 404)
         refused(served.post(path, {}), 404)
     refused(served.http.get("/v1/completions"), 405)

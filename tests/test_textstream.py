@@ -1,6 +1,8 @@
 """Text that is safe to send: whole characters, and never part of a stop string."""
 
-from hypothesis import given
+import codecs
+
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bonsai.serving.textstream import StopMatcher, TextStream
@@ -94,6 +96,36 @@ def test_offsets_say_where_tokens_begin(text, data):
     for i in range(len(tokens)):
         stream.push(i)
     assert [text[a : a + len(t)] for a, t in zip(stream.offsets, tokens)] == tokens
+
+
+def places(data: bytes) -> list[int]:
+    """For each byte, which character of the text it is in, by where decoding all at once fails."""
+    found, done = [], 0
+    spans = []
+    codecs.register_error("note", lambda e: (spans.append((e.start, e.end)), ("\ufffd", e.end))[1])
+    data.decode("utf-8", "note")
+    for start, end in [*spans, (len(data), len(data))]:
+        for char in data[done:start].decode():
+            found += [found[-1] + 1 if found else 0] * len(char.encode())
+        found += [found[-1] + 1 if found else 0] * (end - start)
+        done = end
+    return found
+
+
+PARTS = b"a|\xe6|\xe6\xbc|\xa2|\xf0\x9f|\x98\x80|\xff|\xef\xbf|\xbd|\xf0|\x80|\xc3\xa9".split(b"|")
+some_bytes = st.sampled_from(PARTS) | st.binary(min_size=1, max_size=3)
+
+
+@given(st.lists(some_bytes, max_size=10))
+@example([b"\xe6", b"a", b"b"])
+def test_offsets_behind_broken_characters(tokens):
+    """A token begins where its first byte's character does, also behind one that broke off."""
+    stream = TextStream(tokens.__getitem__)
+    for i in range(len(tokens)):
+        stream.push(i)
+    stream.finish()
+    begins = [len(b"".join(tokens[:i])) for i in range(len(tokens))]
+    assert stream.offsets == [places(b"".join(tokens))[b] for b in begins]
 
 
 @given(any_text.filter(bool), st.data())

@@ -3,7 +3,7 @@
 Read in this order:
 
     app.py          the routes, and how an error becomes JSON
-    schemas.py      what a request may say
+    schemas.py      what a request may say; bodies.py: from its bytes to that
     plans.py        from a request to what the engine is asked; chat.py: messages as a prompt
     answers.py      the engine's events as pieces of text; forms.py: those as OpenAI's JSON
     textstream.py   token ids become text that is safe to send: whole characters, no stop string
@@ -11,5 +11,6 @@ Read in this order:
     registry.py     the models by name, and the tokenizers
     http.py         the socket and its connections; guard.py: what is refused before a route
     playground.py   the page's routes; inside.py: attention, predictions by layer; runs.py
+    background.py   threads for what takes long
     errors.py, metrics.py
 """

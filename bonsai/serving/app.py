@@ -10,10 +10,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from bonsai import __version__
 from bonsai.serving.answers import Answer, unless_gone, until_gone
+from bonsai.serving.bodies import read_body, takes
 from bonsai.serving.errors import ApiError, error_body
 from bonsai.serving.forms import ChatForm, CompletionForm, Writer
 from bonsai.serving.guard import Guard, GuardLimits
@@ -21,7 +24,7 @@ from bonsai.serving.metrics import Metrics, Stopwatch
 from bonsai.serving.plans import Limits, Plan, plan_chat, plan_completion
 from bonsai.serving.playground import playground_routes
 from bonsai.serving.registry import Served
-from bonsai.serving.schemas import ChatRequest, CompletionRequest, Sampling
+from bonsai.serving.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
 from bonsai.serving.worker import Worker
 
 # The page runs nothing but its own files, and no other page may show it in a frame.
@@ -45,6 +48,7 @@ class Server:
     api_key: str = ""
     hosts: tuple[str, ...] = ()  # names under which the server may be called, beyond loopback's
     any_address: bool = False  # ... and by any IP address
+    origins: tuple[str, ...] = ()  # of other sites whose pages may ask; "*": all
     run_folders: tuple[Path, ...] = ()  # where the page looks for out*/
     web: Path | None = None  # the page's files
     metrics: Metrics = field(default_factory=Metrics)
@@ -63,7 +67,7 @@ class Server:
         return self.models[name]
 
 
-def create_app(server: Server) -> Guard:
+def create_app(server: Server) -> ASGIApp:
     """The ASGI app of a server."""
 
     @asynccontextmanager
@@ -85,7 +89,7 @@ def create_app(server: Server) -> Guard:
     add_openai_routes(app, server)
     add_error_handlers(app)
     app.router.default = static_files(server.web)
-    return Guard(
+    guard = Guard(
         app,
         server.guard,
         server.api_key,
@@ -93,6 +97,16 @@ def create_app(server: Server) -> Guard:
         server.any_address,
         open_path(server.web),
         server.metrics.responses,
+        server.origins,
+    )
+    if not server.origins:
+        return guard
+    return CORSMiddleware(  # around it: browsers ask without a key first, and want to read a 401
+        guard,
+        allow_origins=server.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
     )
 
 
@@ -114,17 +128,19 @@ def add_openai_routes(app: FastAPI, server: Server) -> None:
     async def models() -> dict:
         return {"object": "list", "data": [described(m) for m in server.models.values()]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")  # a name may have slashes: org/model
     async def model(name: str) -> dict:
         return described(server.find(name))
 
-    @app.post("/v1/completions")
-    async def completions(body: CompletionRequest, request: Request) -> Response:
+    @app.post("/v1/completions", openapi_extra=takes(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        body = await read_body(request, CompletionRequest)
         plan = await plan_completion(server.find(body.model), body, server.limits)
         return await respond(server, body, plan, CompletionForm(plan), request)
 
-    @app.post("/v1/chat/completions")
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    @app.post("/v1/chat/completions", openapi_extra=takes(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        body = await read_body(request, ChatRequest)
         plan = await plan_chat(server.find(body.model), body, server.limits)
         return await respond(server, body, plan, ChatForm(plan), request)
 
@@ -148,8 +164,9 @@ async def respond(
     answer = Answer(server.worker, plan)  # may refuse: the queue is full
     server.metrics.prompt_tokens[plan.served.name] += plan.prompt_tokens
     stopwatch = Stopwatch(server.metrics)
-    include_usage = bool(body.stream_options and body.stream_options.include_usage)
-    writer = Writer(answer, form, include_usage)
+    options = body.stream_options or StreamOptions()
+    usage = bool(options.include_usage), bool(options.continuous_usage_stats)
+    writer = Writer(answer, form, *usage)
     if body.stream:
         return EventStream(writer.events(stopwatch), answer)
     work = asyncio.ensure_future(writer.whole(stopwatch))
@@ -201,21 +218,11 @@ def add_error_handlers(app: FastAPI) -> None:
     async def api_error(request: Request, e: ApiError) -> Response:
         return answer(e.status, e.message, e.param, e.code, e.headers)
 
-    @app.exception_handler(RequestValidationError)
+    @app.exception_handler(RequestValidationError)  # of paths and queries; bodies: bodies.py
     async def invalid(request: Request, e: RequestValidationError) -> Response:
         first = e.errors()[0]
-        where = [str(part) for part in first["loc"][1:]]
-        param = where[0][:100] if where else None
-        if first["type"] == "json_invalid":
-            return answer(400, "the body is not valid JSON", code="invalid_json")
-        if first["type"] == "extra_forbidden":
-            message = f"{param!a} is not supported"
-        elif param is None:
-            message = "the body must be a JSON object, sent as Content-Type: application/json"
-        else:
-            reason = first["msg"].removeprefix("Value error, ")
-            message = reason if reason.startswith(param) else f"{'.'.join(where)[:100]}: {reason}"
-        return answer(400, message.encode("ascii", "backslashreplace").decode(), param)
+        name = str(first["loc"][-1])[:100]
+        return answer(400, f"{name}: {first['msg']}", name)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, e: HTTPException) -> Response:

@@ -124,8 +124,15 @@ class ChatForm(CompletionForm):
 class Writer:
     """An answer's JSON, whole or as server-sent events."""
 
-    def __init__(self, answer: Answer, form: CompletionForm, include_usage: bool = False):
-        self.answer, self.form, self.include_usage = answer, form, include_usage
+    def __init__(
+        self,
+        answer: Answer,
+        form: CompletionForm,
+        include_usage: bool = False,
+        continuous: bool = False,
+    ):
+        self.answer, self.form = answer, form
+        self.include_usage, self.continuous = include_usage, continuous
         self.head = {
             "id": form.prefix + uuid.uuid4().hex,
             "object": form.chunk_kind,
@@ -135,7 +142,9 @@ class Writer:
         self.begin = b"data: " + json.dumps(self.head)[:-1].encode() + b", "  # of each event
 
     def event(self, choices: list[dict], usage: dict | None = None) -> bytes:
-        rest = {"choices": choices, "usage": usage} if self.include_usage else {"choices": choices}
+        rest: dict = {"choices": choices}
+        if self.include_usage:
+            rest["usage"] = self.answer.usage() if self.continuous else usage
         return self.begin + json.dumps(rest)[1:].encode() + b"\n\n"
 
     async def events(self, stopwatch: Stopwatch) -> AsyncIterator[bytes]:

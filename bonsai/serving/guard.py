@@ -9,13 +9,16 @@ header, which such a name gives away, and of the Origin.
 import asyncio
 import hmac
 import ipaddress
+import re
+import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import anyio
 
+from bonsai.errors import UserError
 from bonsai.serving.errors import ApiError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -41,6 +44,7 @@ class Guard:
     """Wraps an ASGI app. hosts: names under which this server may be called, beyond loopback's.
 
     any_address: also by any IP address (no name, no rebinding); for servers beyond loopback.
+    origins: sites whose pages may ask too; "*": all.
     """
 
     def __init__(
@@ -52,11 +56,13 @@ class Guard:
         any_address: bool,
         open_paths: Iterable[str],
         counter: Counter,
+        origins: Collection[str] = (),
     ):
         self.app, self.limits, self.api_key = app, limits, api_key.encode()
         self.hosts = {*LOOPBACK, *(host.lower() for host in hosts if host)}
         self.any_address = any_address
         self.open_paths = tuple(open_paths)
+        self.origins = frozenset(origins)
         self.counter = counter
         self.sending: set[Sending] = set()  # answers on their way
         self.sweeper: asyncio.Task | None = None
@@ -68,11 +74,13 @@ class Guard:
             return await send({"type": "websocket.close", "code": 1003})
 
         loop, sending = asyncio.get_running_loop(), Sending(asyncio.current_task())
+        request_id = request_id_of(scope)
 
         async def timed_send(message) -> None:
             if message["type"] == "http.response.start":
                 path = getattr(scope.get("route"), "path", "other")
                 self.counter[path, message["status"]] += 1
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             sending.since = loop.time()
             await send(message)
             sending.since = None
@@ -116,9 +124,11 @@ class Guard:
                 code="host_not_allowed",
             )
         origin = headers.get(b"origin")
-        if origin is not None and origin_host(origin) != host.lower():
+        if origin is not None and not self.welcomes(origin, host):
             raise ApiError(
-                403, "requests from pages of other sites are refused", code="origin_not_allowed"
+                403,
+                "requests from pages of other sites are refused, but for those in --origins",
+                code="origin_not_allowed",
             )
         path = scope["path"]
         if self.api_key and path not in self.open_paths:
@@ -131,6 +141,11 @@ class Guard:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+
+    def welcomes(self, origin: bytes, host: str) -> bool:
+        """Whether pages of an origin may ask: this server's own, and those of its list."""
+        named = origin.decode("latin-1") in self.origins or "*" in self.origins
+        return named or origin_host(origin) == host.lower()
 
     def knows(self, name: str) -> bool:
         if name in self.hosts:
@@ -170,6 +185,30 @@ class Guard:
 
 
 CLOSE = {"Connection": "close"}
+
+
+def request_id_of(scope) -> bytes:
+    """The client's own name for a request, if it is a plain one, else a new one."""
+    given = next((v for k, v in scope["headers"] if k.lower() == b"x-request-id"), b"")
+    return given if re.fullmatch(rb"[\w.:/+=-]{1,128}", given) else uuid.uuid4().hex.encode()
+
+
+def parse_origins(text: str) -> tuple[str, ...]:
+    """Origins as browsers write them, from a list with commas. Raises UserError.
+
+    >>> parse_origins("https://Example.org, http://localhost:3000/")
+    ('https://example.org', 'http://localhost:3000')
+    """
+    origins = [part.strip().lower().rstrip("/") for part in text.split(",") if part.strip()]
+    for origin in origins:
+        if origin not in ("*", "null") and not re.fullmatch(
+            r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", origin
+        ):
+            raise UserError(
+                f"origins={text}: {origin!r} is not like https://example.org or "
+                "http://localhost:3000 (*: pages of all sites)"
+            )
+    return tuple(origins)
 
 
 def host_name(host: str) -> str:

@@ -4,10 +4,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starlette.concurrency import run_in_threadpool
-
 from bonsai.engine import SamplingParams
 from bonsai.errors import UserError
+from bonsai.serving.background import in_background
+from bonsai.serving.chat import ChatTemplate
 from bonsai.serving.errors import ApiError, bad_request
 from bonsai.serving.registry import Served
 from bonsai.serving.schemas import ChatRequest, CompletionRequest, Sampling
@@ -21,6 +21,7 @@ class Limits:
 
     rows: int = 128  # prompts x n
     tokens: int = 4096  # max_tokens
+    truncate: bool = False  # cut prompts that are longer than the context, unless a request says
 
 
 @dataclass
@@ -52,15 +53,19 @@ class Plan:
 async def plan_completion(served: Served, body: CompletionRequest, limits: Limits) -> Plan:
     n = 1 if body.n is None else body.n
     check_rows(len(body.prompt) * n, limits)
-    prompts = [await encode(served, p) if isinstance(p, str) else p for p in body.prompt]
-    hidden = [0 if ids else len(served.start) for ids in prompts]
-    prompts = [ids or served.start for ids in prompts]  # "" is the beginning of a text
     max_tokens = 16 if body.max_tokens is None else body.max_tokens
     echo = bool(body.echo)
     params = sampling_params(
         served, body, max_tokens, limits, body.logprobs, echo and body.logprobs is not None
     )
-    check_prompts(served, prompts, max_tokens, "prompt")
+    cut = Cut.of(served, body, max_tokens, limits)
+    if sum(len(p) for p in body.prompt if isinstance(p, str)) <= INLINE:
+        prompts = encode_all(served, body.prompt, cut)
+    else:
+        prompts = await in_background(encode_all, served, body.prompt, cut)
+    hidden = [0 if ids else len(served.start) for ids in prompts]
+    prompts = [cut(ids) or served.start for ids in prompts]  # "" is the beginning of a text
+    check_prompts(served, prompts, "prompt")
     ids = bool(body.return_token_ids)
     return Plan(served, prompts, params, n, body.stop, echo, ids, hidden)
 
@@ -76,34 +81,98 @@ async def plan_chat(served: Served, body: ChatRequest, limits: Limits) -> Plan:
         )
     n = 1 if body.n is None else body.n
     check_rows(n, limits)
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
-    messages = [(m.role, m.content) for m in body.messages]
-    if sum(len(text) for _, text in messages) > served.context * served.longest:
-        raise too_long(served)
-    try:
-        prompt = await run_in_threadpool(template.encode, served.tokenizer, messages)
-    except UserError as e:
-        raise bad_request(str(e), "messages") from None
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     max_tokens = min(served.context, limits.tokens) if asked is None else asked
+    cut = Cut.of(served, body, max_tokens, limits)
+    messages = [(role_in(template, m.role), m.text) for m in body.messages]
+    messages = cut.messages(messages)
+    try:
+        prompt = await in_background(template.encode, served.tokenizer, messages)
+    except UserError as e:
+        raise bad_request(str(e), "messages") from None
+    prompt = cut(prompt)
     stops = [*body.stop, *([template.stop] if template.stop else [])]
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(served, body, max_tokens, limits, logprobs, False)
-    check_prompts(served, [prompt], max_tokens, "messages")
+    check_prompts(served, [prompt], "messages")
     return Plan(served, [prompt], params, n, stops, want_ids=bool(body.return_token_ids))
 
 
-async def encode(served: Served, text: str) -> list[int]:
-    """The tokens of a prompt; "<|endoftext|>" in it is that token."""
-    if len(text) > served.context * served.longest:
-        raise too_long(served)
+def role_in(template: ChatTemplate, role: str) -> str:
+    """OpenAI's newer models call the system's role developer."""
+    return "system" if role == "developer" and role not in template.roles else role
+
+
+def encode_all(served: Served, prompts: Sequence[str | list[int]], cut: "Cut") -> list[list[int]]:
+    """The tokens of prompts; "<|endoftext|>" in a text is that token."""
     try:
-        if len(text) <= INLINE:
-            return served.tokenizer.encode(text, allow_special=True)
-        return await run_in_threadpool(served.tokenizer.encode, text, allow_special=True)
+        return [
+            served.tokenizer.encode(cut.text(p), allow_special=True) if isinstance(p, str) else p
+            for p in prompts
+        ]
     except UserError as e:  # a character that the model does not know
         raise bad_request(str(e), "prompt") from None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What becomes of prompts that are longer than wanted: they lose their beginning."""
+
+    served: Served
+    most: int | None  # tokens; None: nothing is cut, and what is too long is refused
+    keep: int  # tokens of a prompt that has more
+
+    @classmethod
+    def of(cls, served: Served, body: Sampling, max_tokens: int, limits: Limits) -> "Cut":
+        asked = body.truncate_prompt_tokens
+        if asked is None and limits.truncate:
+            asked = -1
+        if asked is None:
+            return cls(served, None, 0)
+        if asked > served.context or asked == 0:
+            raise bad_request(
+                f"truncate_prompt_tokens={asked} must be from 1 to the context of {served.context} "
+                "tokens, or -1: as many as leave room for the answer",
+                "truncate_prompt_tokens",
+            )
+        if asked > 0:
+            return cls(served, asked, asked)
+        # of a prompt that fills the context half is kept at least
+        return cls(
+            served, served.context, max(served.context - max_tokens, (served.context + 1) // 2)
+        )
+
+    def __call__(self, ids: list[int]) -> list[int]:
+        """The last tokens of a prompt."""
+        return ids if self.most is None or len(ids) <= self.most else ids[-self.keep :]
+
+    @property
+    def characters(self) -> int:
+        """No context of tokens has more of them: what is longer need not be encoded."""
+        return self.served.context * self.served.longest
+
+    def text(self, text: str) -> str:
+        """As much of the end of a text as matters. Raises ApiError if it is too long."""
+        if len(text) <= self.characters:
+            return text
+        if self.most is None:
+            raise too_long(self.served)
+        return text[-self.characters - self.served.longest :]
+
+    def messages(self, messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The same for the messages of a chat, of which the last ones matter."""
+        if sum(len(text) for _, text in messages) <= self.characters:
+            return messages
+        if self.most is None:
+            raise too_long(self.served, param="messages")
+        left, kept = self.characters + self.served.longest, []
+        for role, text in reversed(messages):
+            if left > 0:
+                kept.append((role, text[-left:]))
+            left -= len(text)
+        return kept[::-1]
 
 
 def sampling_params(
@@ -119,7 +188,7 @@ def sampling_params(
 
     if max_tokens > limits.tokens:
         raise bad_request(f"max_tokens={max_tokens} is above {limits.tokens}", "max_tokens")
-    if body.stream_options is not None and not body.stream:
+    if not body.stream and any(dict(body.stream_options or ()).values()):
         raise bad_request("stream_options needs stream: true", "stream_options")
     if outside := [token for token in body.logit_bias if token >= served.vocab_size]:
         raise bad_request(
@@ -131,7 +200,7 @@ def sampling_params(
         return SamplingParams(
             max_new_tokens=max_tokens,
             temperature=given(body.temperature, 1.0),
-            top_k=given(body.top_k, 0),
+            top_k=max(0, given(body.top_k, 0)),
             top_p=given(body.top_p, 1.0),
             min_p=given(body.min_p, 0.0),
             repetition_penalty=given(body.repetition_penalty, 1.0),
@@ -139,7 +208,7 @@ def sampling_params(
             frequency_penalty=given(body.frequency_penalty, 0.0),
             logit_bias=body.logit_bias,
             seed=given(body.seed, random.getrandbits(62)),
-            stop_tokens=() if eot is None else (eot,),
+            stop_tokens=() if eot is None or body.ignore_eos else (eot,),
             vocab_limit=served.vocab_size,
             logprobs=None if logprobs is None else min(logprobs, served.vocab_size),
             prompt_logprobs=prompt_logprobs,
@@ -153,7 +222,7 @@ def check_rows(rows: int, limits: Limits) -> None:
         raise bad_request(f"prompts x n = {rows} is above {limits.rows}: send fewer at once", "n")
 
 
-def check_prompts(served: Served, prompts: list[list[int]], max_tokens: int, param: str) -> None:
+def check_prompts(served: Served, prompts: list[list[int]], param: str) -> None:
     for prompt in prompts:
         if len(prompt) > served.context:
             raise too_long(served, len(prompt), param)

@@ -4,17 +4,18 @@ import json
 from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
 from bonsai.errors import UserError
+from bonsai.serving.background import in_background
+from bonsai.serving.bodies import read_body, takes
 from bonsai.serving.errors import ApiError, bad_request
 from bonsai.serving.inside import LONGEST, inspect_prompt
 from bonsai.serving.registry import Served, usable_tokenizers
 from bonsai.serving.runs import MOST_ROWS, find_runs, list_runs, read_rows
 from bonsai.serving.schemas import DetokenizeRequest, InspectRequest, TokenizeRequest
-from bonsai.tokenizers import Tokenizer
+from bonsai.tokenizers import EOT_TEXT, Tokenizer
 
 LONGEST_TEXT = 200_000  # characters to tokenize for the page
 MOST_INSPECTIONS = 4  # at once
@@ -28,64 +29,92 @@ def playground_routes(server) -> APIRouter:
 
     async def tokenizers() -> dict[str, Tokenizer]:
         if not general:  # the first time a vocabulary may have to be read
-            general.update(await run_in_threadpool(usable_tokenizers))
+            general.update(await in_background(usable_tokenizers))
         return {**general, **{name: m.tokenizer for name, m in server.models.items()}}
 
-    async def chosen(body: TokenizeRequest | DetokenizeRequest) -> tuple[str, Tokenizer, Callable]:
-        """The tokenizer that a request names (default: the first model's): its name, and the bytes
-        of a token."""
+    async def chosen(
+        body: TokenizeRequest | DetokenizeRequest,
+    ) -> tuple[str, Tokenizer, Callable, int | None]:
+        """The tokenizer that a request names (default: the first model's): its name, the bytes of a
+        token, and the context of the model whose it is."""
         if body.tokenizer is None or body.tokenizer in server.models:
             served: Served = server.find(body.tokenizer or body.model)
-            return served.name, served.tokenizer, served.token_bytes
+            return served.name, served.tokenizer, served.token_bytes, served.context
         known = await tokenizers()
         if body.tokenizer not in known:
             names = ", ".join(known)
             raise bad_request(f"no tokenizer {body.tokenizer[:100]!a}, only {names}", "tokenizer")
         tokenizer = known[body.tokenizer]
-        return body.tokenizer, tokenizer, lambda token: tokenizer.decode_bytes([token])
+        return body.tokenizer, tokenizer, lambda token: tokenizer.decode_bytes([token]), None
 
     @router.get("/tokenizers")
     async def tokenizer_names() -> list[str]:
         """Each model's own, and the general ones that work here."""
         return list(await tokenizers())
 
-    @router.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> Response:
-        """The tokens of a text; "<|endoftext|>" in it is that token."""
-        name, tokenizer, token_bytes = await chosen(body)
-        if len(body.text) > LONGEST_TEXT:
-            raise bad_request(f"the text is longer than {LONGEST_TEXT:,} characters", "text")
+    @router.get("/tokenizer_info")
+    async def tokenizer_info(model: str | None = None) -> dict:
+        """What clients ask that leave the tokenizer to the server (vLLM's path)."""
+        served = server.find(model)
+        eot, start = served.tokenizer.eot, served.tokenizer.decode(served.start)
+        return {
+            "model": served.name,
+            "tokenizer_class": type(served.tokenizer).__name__,
+            "vocab_size": served.vocab_size,
+            "model_max_length": served.context,
+            "bos_token": start,  # what an empty prompt becomes
+            "eos_token": None if eot is None else EOT_TEXT,
+            "pad_token": None,
+            "chat_template": None,  # not one of Jinja's: messages go to /v1/chat/completions
+        }
+
+    @router.post("/tokenize", openapi_extra=takes(TokenizeRequest))
+    async def tokenize(request: Request) -> Response:
+        """The tokens of a text, of a `prompt` the ids alone; "<|endoftext|>" is that token."""
+        body = await read_body(request, TokenizeRequest)
+        name, tokenizer, token_bytes, context = await chosen(body)
+        field = "text" if body.prompt is None else "prompt"
+        text = getattr(body, field)
+        if text is None or (body.text is not None and body.prompt is not None):
+            raise bad_request("one of text and prompt is needed", field)
+        if field == "text" and len(text) > LONGEST_TEXT:  # an entry per token is large
+            raise bad_request(f"the text is longer than {LONGEST_TEXT:,} characters", field)
 
         def work() -> bytes:
-            tokens = []
-            for token in tokenizer.encode(body.text, allow_special=True):
+            ids = tokenizer.encode(text, allow_special=True)
+            answer = {"tokenizer": name, "count": len(ids), "tokens": ids}
+            if field == "prompt":
+                return json.dumps({**answer, "max_model_len": context}).encode()
+            answer["tokens"] = []
+            for token in ids:
                 data = token_bytes(token)
-                text = data.decode("utf-8", "replace")
-                tokens.append({"id": token, "text": text, "bytes": list(data)})
-            size = len(body.text.encode())
-            answer = {"tokenizer": name, "tokens": tokens, "count": len(tokens), "bytes": size}
-            return json.dumps(answer).encode()
+                shown = data.decode("utf-8", "replace")
+                answer["tokens"].append({"id": token, "text": shown, "bytes": list(data)})
+            return json.dumps({**answer, "bytes": len(text.encode())}).encode()
 
-        return await answered(work, "text")
+        return await answered(work, field)
 
-    @router.post("/detokenize")
-    async def detokenize(body: DetokenizeRequest) -> Response:
-        """The text of some tokens; bytes that are not UTF-8 become U+FFFD."""
-        name, tokenizer, _ = await chosen(body)
-        if outside := [token for token in body.tokens if token >= tokenizer.vocab_size]:
-            raise bad_request(
-                f"token {outside[0]} is outside the vocabulary of {tokenizer.vocab_size}", "tokens"
-            )
+    @router.post("/detokenize", openapi_extra=takes(DetokenizeRequest))
+    async def detokenize(request: Request) -> Response:
+        """The text of some tokens, also as `prompt`; bytes that are not UTF-8 become U+FFFD."""
+        body = await read_body(request, DetokenizeRequest)
+        name, tokenizer, _, _ = await chosen(body)
 
         def work() -> bytes:
-            return json.dumps({"tokenizer": name, "text": tokenizer.decode(body.tokens)}).encode()
+            if (largest := max(body.tokens, default=0)) >= tokenizer.vocab_size:
+                raise UserError(
+                    f"token {largest} is outside the vocabulary of {tokenizer.vocab_size}"
+                )
+            text = tokenizer.decode(body.tokens)
+            return json.dumps({"tokenizer": name, "text": text, "prompt": text}).encode()
 
         return await answered(work, "tokens")
 
-    @router.post("/inspect")
-    async def inspect(body: InspectRequest) -> Response:
+    @router.post("/inspect", openapi_extra=takes(InspectRequest))
+    async def inspect(request: Request) -> Response:
         """Attention by layer and head, and the likeliest next tokens by layer ("logit lens")."""
         nonlocal inspecting
+        body = await read_body(request, InspectRequest)
         served: Served = server.find(body.model)
         if len(body.prompt) > served.context * served.longest + LONGEST_TEXT:
             raise bad_request("the prompt is too long", "prompt")
@@ -93,8 +122,9 @@ def playground_routes(server) -> APIRouter:
             raise ApiError(429, "too many inspections at once", headers={"Retry-After": "1"})
         inspecting += 1
         try:
-            encode = served.tokenizer.encode
-            ids = await run_in_threadpool(encode, body.prompt, allow_special=True)
+            ids = await in_background(
+                lambda: served.tokenizer.encode(body.prompt, allow_special=True)
+            )
             longest = min(LONGEST, served.context)
             cut, ids = len(ids) > longest, (ids or served.start)[-longest:]
             maps, layers = await server.worker.call(
@@ -119,7 +149,7 @@ def playground_routes(server) -> APIRouter:
     @router.get("/runs")
     async def runs() -> Response:
         """Training runs in out*/, the one last written to first."""
-        return JSONResponse(await run_in_threadpool(list_runs, server.run_folders))
+        return JSONResponse(await in_background(list_runs, server.run_folders))
 
     @router.get("/runs/{name}")
     async def run_rows(
@@ -130,7 +160,7 @@ def playground_routes(server) -> APIRouter:
         folder = find_runs(server.run_folders).get(name)  # a name from this list, never a path
         if folder is None:
             raise ApiError(404, f"there is no run {name[:100]!a}", "name", "run_not_found")
-        rows, end = await run_in_threadpool(read_rows, folder, start, MOST_ROWS)
+        rows, end = await in_background(read_rows, folder, start, MOST_ROWS)
         return JSONResponse({"rows": rows, "next": end})
 
     return router
@@ -139,6 +169,6 @@ def playground_routes(server) -> APIRouter:
 async def answered(work: Callable[[], bytes], param: str) -> Response:
     """The JSON that `work` makes, in a thread: a long text takes a while."""
     try:
-        return Response(await run_in_threadpool(work), media_type="application/json")
+        return Response(await in_background(work), media_type="application/json")
     except UserError as e:  # a character that the tokenizer does not know
         raise bad_request(str(e), param) from None

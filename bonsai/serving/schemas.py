@@ -1,15 +1,29 @@
-"""What a request may say. A field that is not here is refused, never ignored; null is as if absent.
+"""What a request may say. A field that is not here is refused, never ignored, unless its value says
+that it is not used (UNUSED); null is as if absent.
 
-Names and ranges are OpenAI's; top_k, min_p, repetition_penalty and return_token_ids are further
-ones (`extra_body` in its Python client).
+Names and ranges are OpenAI's; top_k, min_p, repetition_penalty, ignore_eos, truncate_prompt_tokens
+and return_token_ids are further ones, named as in vLLM (`extra_body` in OpenAI's Python client).
 """
 
-from typing import Annotated, Any
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-MOST_STOPS, LONGEST_STOP = 4, 256
+MOST_STOPS, LONGEST_STOP = 16, 256  # OpenAI has 4; harnesses of benchmarks send more
 MOST_BIASES = 1024
+MOST_TOKENS = 100_000
 
 Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -20,7 +34,13 @@ def is_int(value: object) -> bool:
 
 def is_text(value: object) -> bool:
     """A string that UTF-8 can hold: JSON can also write halves of emoji."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_text(value: object) -> str:
@@ -46,8 +66,18 @@ def check_prompt(value: object) -> list[str] | list[list[int]]:
     )
 
 
+def check_tokens(value: object) -> list[int]:
+    """Token ids, whatever their vocabulary."""
+    if not isinstance(value, list) or len(value) > MOST_TOKENS:
+        raise ValueError(f"tokens must be a list of up to {MOST_TOKENS:,} token ids")
+    for i, token in enumerate(value):
+        if not is_int(token) or not 0 <= token < 2**31:
+            raise ValueError(f"tokens[{i}] is not a token id")
+    return value
+
+
 def check_stop(value: object) -> list[str]:
-    """Up to four strings."""
+    """Up to MOST_STOPS strings."""
     stops = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(map(is_text, stops)):
         raise ValueError(f"stop must be a string or a list of up to {MOST_STOPS} strings")
@@ -73,19 +103,9 @@ def check_logit_bias(value: object) -> dict[int, float]:
     return biases
 
 
-def check_content(value: object) -> str:
-    """A message's text: a string, or parts that are all text."""
-    if is_text(value):
-        return value
-    if isinstance(value, list) and all(
-        isinstance(part, dict)
-        and set(part) == {"type", "text"}
-        and part["type"] == "text"
-        and is_text(part["text"])
-        for part in value
-    ):
-        return "".join(part["text"] for part in value)
-    raise ValueError("content must be a string, or a list of parts of the type text")
+def no_false(value: object) -> object:
+    """false stands for "none" where a number is wanted."""
+    return None if value is False else value
 
 
 def field_of(check: Any, schema: dict) -> Any:
@@ -123,17 +143,89 @@ LogitBias = field_of(
         ]
     },
 )
-Content = field_of(check_content, {"anyOf": [{"type": "string"}, {"type": "array"}]})
 Text = field_of(check_text, {"type": "string"})
+
+# Fields of OpenAI's and vLLM's APIs that are not done here, with the values that ask for nothing;
+# None: whatever the value, no answer depends on it.
+UNUSED: dict[str, Collection[Any] | None] = {
+    # of a request
+    "suffix": ("",),
+    "best_of": (1,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": None,
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "store": None,
+    "metadata": None,
+    "service_tier": ("auto", "default"),
+    "safety_identifier": None,
+    "prompt_cache_key": None,
+    "prompt_cache_retention": None,
+    "request_id": None,
+    "priority": (0,),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "add_special_tokens": None,  # there are none to add
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "return_token_strs": (False,),
+    "echo": (False,),  # of a chat
+    # of a message
+    "refusal": (),
+    "tool_calls": ([],),
+    "annotations": ([],),
+    "audio": (),
+}
+
+
+def is_unused(name: str, value: object) -> bool:
+    """Whether a field asks for nothing.
+
+    >>> is_unused("tools", []), is_unused("best_of", 2), is_unused("best_of", True)
+    (True, False, False)
+    """
+    if value is None or name not in UNUSED:
+        return value is None
+    nothing = UNUSED[name]
+    return nothing is None or any(
+        value == other and isinstance(value, bool) == isinstance(other, bool) for other in nothing
+    )
+
+
+TokenIds = field_of(check_tokens, {"type": "array", "items": {"type": "integer"}})
 
 
 class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out_unused(cls, body: object) -> object:
+        if not isinstance(body, dict):
+            return body
+        known = cls.model_fields
+        return {k: v for k, v in body.items() if k in known or not is_unused(k, v)}
+
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: the counts so far in every chunk
     include_obfuscation: bool | None = None  # padding against eavesdroppers: accepted, not done
+
+
+class ResponseFormat(Body):
+    type: Literal["text"]
 
 
 class Sampling(Body):
@@ -151,28 +243,52 @@ class Sampling(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     user: Text | None = None
+    response_format: ResponseFormat | None = None
     # beyond OpenAI's
-    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None  # 0 and -1: all
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    ignore_eos: bool | None = None  # go on behind the end-of-text token
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     return_token_ids: bool | None = None
 
 
 class CompletionRequest(Sampling):
     prompt: Prompt
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[Annotated[int, Field(ge=0, le=5)] | None, BeforeValidator(no_false)] = None
     echo: bool | None = None
+
+
+class Part(Body):
+    type: Literal["text"]
+    text: Text
 
 
 class Message(Body):
     role: Text
-    content: Content
+    content: Annotated[list[Part], Field(validate_default=True), FailFast()] = None
     name: Text | None = None  # accepted, as templates have no place for it
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def as_parts(cls, value: object, info: ValidationInfo) -> object:
+        """One string is a list of one part. An answer that is sent back may have none."""
+        if isinstance(value, str):
+            return [{"type": "text", "text": value}]
+        if value is None and info.data.get("role") == "assistant":
+            return []
+        if isinstance(value, list):
+            return value
+        raise ValueError("must be a string, or a list of parts of the type text")
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content)
 
 
 class ChatRequest(Sampling):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1024), FailFast()]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool | None = None
@@ -180,13 +296,16 @@ class ChatRequest(Sampling):
 
 
 class TokenizeRequest(Body):
-    text: Text
+    """`text` for the page, or `prompt` as in vLLM: the answer has ids alone then."""
+
+    text: Text | None = None
+    prompt: Text | None = None
     model: Text | None = None
     tokenizer: Text | None = None
 
 
 class DetokenizeRequest(Body):
-    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=100_000)]
+    tokens: TokenIds
     model: Text | None = None
     tokenizer: Text | None = None
 

@@ -102,12 +102,25 @@ class TextStream:
 
     def push(self, token: int, match: bool = True) -> str:
         """The text that can be sent after one more token. match: look for stop strings in it."""
-        text = self.decoder.decode(self.token_bytes(token))
-        self.offsets.append(self.decoded)
+        data = self.token_bytes(token)
+        broken = self._breaks_off(data)
+        text = self.decoder.decode(data)
+        self.offsets.append(self.decoded + broken)  # behind the U+FFFD for what came before
         self.decoded += len(text)
         # a token that ends within a character is complete when that character is
         self.ends.append(self.decoded + bool(self.decoder.getstate()[0]))
         return self._send(self.matcher.feed(text) if match else text)
+
+    def _breaks_off(self, data: bytes) -> bool:
+        """Whether the bytes of a character that stand before `data` do not go on in it."""
+        begun = self.decoder.getstate()[0]
+        if not begun or not data:
+            return False
+        try:
+            codecs.utf_8_decode(begun + data[:1], "strict", False)
+        except UnicodeDecodeError:
+            return True
+        return False
 
     def finish(self) -> str:
         """What was held back. Half a character at the end becomes U+FFFD."""
