@@ -180,7 +180,20 @@ def test_nanogpts_config_files_are_there():
 
 # ---- commands in the documentation ----
 
-OTHER = {"cd", "git", "pip", "export", "source", "nvidia-smi", "curl", "mkdir", "ls", "tail", "cat"}
+OTHER = {
+    "cd",
+    "git",
+    "pip",
+    "lm_eval",
+    "export",
+    "source",
+    "nvidia-smi",
+    "curl",
+    "mkdir",
+    "ls",
+    "tail",
+    "cat",
+}
 
 
 def commands() -> list[tuple[str, str]]:
