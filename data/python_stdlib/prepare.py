@@ -25,9 +25,9 @@ from bonsai.tokenizers import ByteTokenizer
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
 
-input = ""  # a folder of Python source instead of the running Python's library
-out = ""  # folder to write to; default: the folder of this script
-val_fraction = 0.07  # share of the files that go to val, chosen by a hash of their path
+input = ""  # a folder of Python source instead of the running Python's library [path]
+out = ""  # folder to write to; default: the folder of this script [path]
+val_fraction = 0.07  # share of the files that go to val, chosen by a hash of their path [> 0, < 1]
 
 # Not the library: tests, installed packages, and what is generated on each machine.
 SKIPPED = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"}
