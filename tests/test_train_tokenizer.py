@@ -237,7 +237,7 @@ def test_show_tokens(folder):
         (["--text=a", "--tokenizers=none"], "no tokenizer"),
         (["--text=a", "--tokenizers="], "--tokenizers"),
         (["--text=a", "--file=text.txt"], "not both"),
-        (["--text=a", "--html=none/page.html"], "cannot write"),
+        (["--text=a", "--html=text.txt/page.html"], "cannot write"),
     ]:
         assert message in program(folder, "show_tokens.py", *arguments, status=1)
 
