@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bonsai.errors import UserError, run
+from bonsai.files import writing
 from bonsai.finding import as_endings, find_files, total_size
 from bonsai.progress import Progress
 from bonsai.readers import Options, Seen, read_pieces
@@ -102,13 +103,14 @@ def write(path: str, content: str) -> None:
     """All of it or nothing: through a temporary file beside it."""
     temporary = Path(f"{path}.tmp")
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as e:
+        with writing(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(content, encoding="utf-8")
+            os.replace(temporary, path)
+    except UserError:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise UserError(f"cannot write {path}: {e.strerror}") from None
+        raise
 
 
 def others() -> dict[str, Tokenizer]:
@@ -132,10 +134,11 @@ def print_report(tokenizer: Tokenizer, texts: list[str]) -> None:
     print("\n" + report.merges_as_learnt(tokenizer))
     print("\n" + report.unused_tokens(tokenizer, texts))
     if curve and pattern != "none" and any(texts):
-        points = report.size_curve(texts, tokenizer.pattern)
+        points = report.size_curve(texts, tokenizer.pattern, fast=fast)
         print("\n" + report.curve_table(points, n_embd))
         if curve_png:
-            report.draw_curve(points, n_embd, curve_png)
+            with writing(curve_png):
+                report.draw_curve(points, n_embd, curve_png)
             print(f"wrote {curve_png}")
 
 
@@ -167,7 +170,8 @@ def main() -> None:
     if tiktoken_out:
         if not isinstance(tokenizer, BPETokenizer):
             raise UserError("a .tiktoken file can hold the tokens of --type=bpe only")
-        write_ranks(tiktoken_out, tokenizer.tokens)
+        with writing(tiktoken_out):
+            write_ranks(tiktoken_out, tokenizer.tokens)
         print(f"wrote {tiktoken_out}")
     if html:
         shown = {"this": tokenizer} | others()
