@@ -34,7 +34,7 @@ max_bytes = 1_000_000_000  # train on about the first so many bytes of text; 0: 
 out = "tokenizer.json"  # where the tokenizer goes [path]
 # The vocabulary
 type = "bpe"  # bpe: of bytes [bpe | sentencepiece_unigram | sentencepiece_bpe]
-vocab_size = 4096  # the 256 bytes, merges and special tokens together [>= 256]
+vocab_size = 4096  # the 256 bytes, merges and special tokens together [>= 256, <= 10_000_000]
 pattern = "gpt4"  # cuts text into chunks: gpt4, gpt2, none, or a regular expression
 special_tokens = EOT_TEXT  # several between commas [list]
 fast = True  # train with rustbpe; False: with bonsai/tokenizers/bpe.py alone, the same merges
