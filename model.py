@@ -1,4 +1,4 @@
-"""The GPT, complete in this file. It needs torch alone.
+"""The GPT, complete in this file. It needs torch alone (to load others' weights, bonsai/ too).
 
 `GPTConfig()` is GPT-2 (Radford et al. 2019) as nanoGPT builds it: the same parameter names, the
 same order of random draws (so the same seed gives the same weights), the same arithmetic. Each
@@ -652,36 +652,17 @@ class GPT(nn.Module):
     def from_pretrained(cls, source: str, override_args: dict | None = None) -> "GPT":
         """GPT-2 from the Hugging Face hub ('gpt2', 'gpt2-medium', ...) or from a local folder.
 
-        override_args: fields such as dropout. Raises OSError when nothing can be loaded, ValueError
-        for a model that is not a GPT-2.
+        override_args: fields such as dropout. Raises ValueError, in one line, where there is none.
         """
-        from transformers import AutoConfig, GPT2LMHeadModel
+        from bonsai.errors import UserError
+        from bonsai.hugging_face import read_gpt2
 
-        hf_config = AutoConfig.from_pretrained(source)
-        if hf_config.model_type != "gpt2":
-            raise ValueError(f"{source} holds a {hf_config.model_type} model, not a gpt2")
-        odd = [k for k in ("scale_attn_by_inverse_layer_idx", "n_inner") if getattr(hf_config, k)]
-        if odd and not hf_config.n_inner == 4 * hf_config.n_embd:
-            raise ValueError(f"{source}: {', '.join(odd)} of its config.json is not supported")
-        activations = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-        activation = hf_config.activation_function
-        config = GPTConfig(
-            n_layer=hf_config.n_layer,
-            n_head=hf_config.n_head,
-            n_embd=hf_config.n_embd,
-            block_size=hf_config.n_positions,
-            vocab_size=hf_config.vocab_size,
-            activation=activations.get(activation, activation),
-            attention_scale=0.0 if hf_config.scale_attn_weights else 1.0,
-            tie_head=hf_config.tie_word_embeddings,
-            **{"bias": True, "dropout": 0.0, **(override_args or {})},
-        )
-        weights = GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32).state_dict()
-        # OpenAI's Conv1D stores its matrix the other way round than nn.Linear
-        conv1d = tuple(f"{m}.weight" for m in ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"))
-        weights = {k: v.t() if k.endswith(conv1d) else v for k, v in weights.items()}
-        model = cls(config)
-        model.load_state_dict({k: v for k, v in weights.items() if k in model.state_dict()})
+        try:
+            settings, weights = read_gpt2(source)
+        except UserError as e:
+            raise ValueError(e) from None
+        model = cls(GPTConfig(**{**settings, **(override_args or {})}))
+        model.load_state_dict(weights)
         return model
 
 

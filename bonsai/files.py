@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from bonsai.errors import FULL, UserError, reason
 
@@ -74,6 +75,33 @@ def read_bytes(path: str | Path, limit: int = SETTINGS, what: str = "") -> bytes
     if size > limit:
         raise UserError(f"cannot read {name}: it has more than {limit >> 20} MB")
     return data
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A large file, open for reading bytes. Raises UserError, here and within the `with` block,
+    where it cannot be read or the memory does not suffice for what is in it."""
+    file_size(path)  # no pipe, which would be waited for without end
+    try:
+        with reading(path), open(path, "rb") as f:
+            yield f
+    except MemoryError:
+        raise UserError(
+            f"the memory does not suffice to read {path}: free some, or raise its limit (ulimit -v)"
+        ) from None
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is such a path; UserError where the system does not let us know."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {reason(e)}") from None
+    except ValueError as e:  # a null byte in its name
+        raise UserError(f"cannot read {str(path)!r}: {e}") from None
+    return True
 
 
 def not_utf8(path: str | Path, offset: int, beginning: bytes = b"") -> UserError:

@@ -7,17 +7,20 @@ param_groups(), configure_optimizers(...). idx (B, T) int64; logits (B, T, V), o
 targets; a target of -1 is ignored.
 """
 
-import urllib.error
-import urllib.request
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch.nn as nn
 
 from bonsai.errors import UserError
+from bonsai.files import exists
+from bonsai.hugging_face import CONFIG_BYTES, read_gpt2
+from bonsai.jsonfile import read_json_object
 from bonsai.megabyte import Megabyte, MegabyteConfig
-from bonsai.restore import load_checkpoint, run_checkpoint
+from bonsai.restore import load_checkpoint, run_checkpoint, run_files
+from bonsai.schema import check_fit
 from bonsai.spacebyte import Spacebyte, SpacebyteConfig
+from bonsai.tokenizers.hugging_face import read_folder
 from model import CLASSIC_KEYS, GPT, GPTConfig
 
 MODELS = {
@@ -29,6 +32,7 @@ CONFIGS = {name: config for name, (_, config) in MODELS.items()}
 
 # what a run may change about a model whose weights it loads; all else is fixed by the weights
 RUN_FIELDS = ("dropout", "activation_checkpointing")
+HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names on the Hugging Face hub
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Loaded:
     config: dict  # settings of the run that trained it
     source: str
     checkpoint: dict | None = None  # for a resume
+    tokenizer_note: str = ""  # where a tokenizer was found, or why there is none
 
 
 def build_model(name: str, settings: dict) -> nn.Module:
@@ -64,67 +69,72 @@ def load_model(init_from: str, out_dir: str | Path, overrides: dict | None = Non
     """
     overrides = {k: v for k, v in (overrides or {}).items() if k in RUN_FIELDS}
     if init_from in ("resume", "best"):
-        return from_checkpoint(run_checkpoint(out_dir, newest=init_from == "resume"), overrides)
+        resume = init_from == "resume"
+        return from_checkpoint(run_checkpoint(out_dir, newest=resume), overrides, resume)
     path = Path(init_from)
-    if path.is_file():
+    if exists(path) and not path.is_dir():
         return from_checkpoint(path, overrides)
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir() and is_hugging_face(path):
+        return from_hugging_face(init_from, overrides)
+    if path.is_dir():
         return from_checkpoint(run_checkpoint(path), overrides)
-    if path.is_dir() and any(path.glob("*.pt")):  # a run keeps its settings in config.json too
-        return from_checkpoint(run_checkpoint(path), overrides)
-    if path.is_dir() or init_from in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
+    if init_from in HUB:
         return from_hugging_face(init_from, overrides)
     raise UserError(
-        f"init_from={init_from}: there is no such checkpoint or folder, and no such GPT-2 (gpt2, "
-        "gpt2-medium, gpt2-large, gpt2-xl)"
+        f"init_from={init_from}: there is no such checkpoint or folder, and no such GPT-2 "
+        f"({', '.join(HUB)})"
     )
 
 
-def from_checkpoint(path: Path, overrides: dict) -> Loaded:
-    checkpoint = load_checkpoint(path)
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder holds a model of Hugging Face's, and not a run of ours, which has its
+    settings in a config.json too. Their trainer's folders have an optimizer.pt."""
+    if not exists(folder / "config.json") or any(map(exists, run_files(folder))):
+        return False
+    return "model_type" in read_json_object(folder / "config.json", CONFIG_BYTES)
+
+
+def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loaded:
+    checkpoint = load_checkpoint(path, optimizer)
     # nanoGPT's checkpoints have only its seven fields; the rest are GPT-2's defaults
-    model_fields = checkpoint.get("model_config") or checkpoint["model_args"]
+    model_fields = {**(checkpoint.get("model_config") or checkpoint["model_args"]), **overrides}
     name = checkpoint.get("model_name", "gpt")
-    model = build_model(name, {**model_fields, **overrides})
-    try:
-        model.load_state_dict(checkpoint["model"])
-    except RuntimeError as e:
-        first = str(e).splitlines()[1].strip() if "\n" in str(e) else str(e)
-        raise UserError(f"{path} does not fit the model it describes: {first[:200]}") from None
+    weights = checkpoint["model"]
+    if name == "gpt":  # torch 1.x kept the causal mask among the weights
+        for key in [key for key in weights if key.endswith((".attn.bias", ".attn.masked_bias"))]:
+            del weights[key]
+    if name not in MODELS:
+        raise UserError(f"{path} holds a model={name!r}, which is not one of {', '.join(MODELS)}")
+    check_fit(*MODELS[name], model_fields, weights, path)
+    model = build_model(name, model_fields)
+    model.load_state_dict(weights)
     config = checkpoint.get("config", {})
     return Loaded(model, name, checkpoint.get("tokenizer"), config, str(path), checkpoint)
 
 
 def from_hugging_face(source: str, overrides: dict) -> Loaded:
+    settings, weights = read_gpt2(source)
+    model = build_model("gpt", {**settings, **overrides})
+    model.load_state_dict(weights)
+    tokenizer, note = hugging_face_tokenizer(source, model.config.vocab_size)
+    return Loaded(model, "gpt", tokenizer, {}, source, tokenizer_note=note)
+
+
+def hugging_face_tokenizer(source: str, vocab_size: int) -> tuple[dict | None, str]:
+    """Tokenizer.to_dict() and where it was found, or None and why there is none: weights can be
+    trained further and evaluated without."""
+    if source in HUB:
+        return {"type": "gpt2"}, "GPT-2's"
     try:
-        if not Path(source).is_dir():
-            use_cache_if_offline()
-        model = GPT.from_pretrained(source, overrides)
-    except ImportError:
-        raise UserError("loading GPT-2 needs transformers: pip install transformers") from None
-    except OSError:
-        raise UserError(
-            f"could not load {source} from the Hugging Face hub (no network?): download it where "
-            "there is one and give its folder, --init_from=FOLDER"
-        ) from None
-    except (ValueError, RuntimeError) as e:
-        raise UserError(e) from None
-    tokenizer = {"type": "gpt2"} if model.config.vocab_size in (50257, 50304) else None
-    return Loaded(model, "gpt", tokenizer, {}, source)
-
-
-def use_cache_if_offline() -> None:
-    """Ask the hub once whether it can be reached; its library would retry for half a minute."""
-    from huggingface_hub import constants
-
-    try:
-        urllib.request.urlopen(
-            urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10
-        )
-    except urllib.error.HTTPError:
-        pass  # it answered
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
+        tokenizer = read_folder(Path(source), vocab_size)
+    except UserError as e:
+        return None, str(e)
+    if tokenizer is None and vocab_size in (50257, 50304):
+        return {"type": "gpt2"}, f"GPT-2's, as {source} has none"
+    if tokenizer is None:
+        files = "tokenizer.json, or vocab.json and merges.txt"
+        return None, f"{source} has no tokenizer of its {vocab_size} tokens: it needs {files}"
+    return tokenizer, source
 
 
 def describe_model(model: nn.Module, name: str) -> dict:

@@ -1,86 +1,117 @@
-"""The only reader of checkpoints, which bonsai/checkpoint.py wrote and describes."""
+"""The only reader of checkpoints, which bonsai/checkpoint.py wrote and describes.
 
-import pickle
-import zipfile
+A file goes through three gates before a model is built of it: bonsai/torchfile.py reads tensors and
+plain values within bounds and looks at the checksums, bonsai/schema.py at the kinds and ranges of
+the values, and models.from_checkpoint at whether the tensors fit the model that is described.
+"""
+
+import re
+import shlex
+from itertools import count
 from pathlib import Path
 
 import torch
 
 from bonsai.checkpoint import FORMAT, previous
 from bonsai.errors import UserError
+from bonsai.files import exists
+from bonsai.schema import MOMENTS, check_checkpoint
+from bonsai.torchfile import Damaged, Refused, read_torch_file
+
+# what torch.compile and DistributedDataParallel call the module that they wrap
+WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
 
 
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict:
+def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
     """Read a checkpoint of ours or of nanoGPT: tensors and plain values only, never code.
 
+    optimizer: False leaves the optimizer's state out, two thirds of the memory.
     Raises UserError for a file that is missing, damaged, or wants to execute something; the message
     names the previous checkpoint where there is one.
     """
     path = Path(path)
-    if not path.exists():
+    if not exists(path):
         raise UserError(f"there is no checkpoint {path}: check out_dir, or train first")
-    older = previous(path)
-    offer = f"; the one before it is {older}: mv {older} {path}" if older.exists() else ""
-    damaged = f"{path} is damaged{{}}{offer}"
     try:
-        if not zipfile.is_zipfile(path):  # also one cut short: a zip archive's directory comes last
-            raise UserError(damaged.format(", or it is no checkpoint"))
-        with zipfile.ZipFile(path) as archive:
-            if bad := archive.testzip():
-                raise UserError(damaged.format(f" (wrong checksum in {bad})"))
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except (UserError, MemoryError):
-        raise
-    except pickle.UnpicklingError:  # the checksums are right: it was written like this
-        raise UserError(
-            f"refused to load {path}: it holds more than tensors and plain values, so loading it "
-            "could execute code"
-        ) from None
-    except Exception as e:  # what zipfile and torch raise for a wrong byte is of many kinds
-        if isinstance(e, PermissionError | IsADirectoryError):
-            raise UserError(f"{path} cannot be read: {e.strerror}") from None
-        raise UserError(damaged.format(", or it is no checkpoint")) from None
+        checkpoint = read_torch_file(path, skip=() if optimizer else ("optimizer",))
+    except Damaged as e:
+        raise UserError(f"{path} is damaged ({e}){the_one_before(path)}") from None
+    except Refused as e:
+        raise UserError(f"refused to load {path}: {e}") from None
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
         raise UserError(
             f"{path} is not a checkpoint of a training run: it has no model and model_args"
         )
+    check_checkpoint(checkpoint, path)
     if checkpoint.get("format", 0) > FORMAT:
         raise UserError(f"{path} was written by a newer version: format {checkpoint['format']}")
-    prefix = "_orig_mod."  # what torch.compile calls the module that it wraps
-    checkpoint["model"] = {k.removeprefix(prefix): v for k, v in checkpoint["model"].items()}
+    if all(map(WRAPPERS.match, checkpoint["model"])):
+        checkpoint["model"] = {WRAPPERS.sub("", k, 1): v for k, v in checkpoint["model"].items()}
     return checkpoint
+
+
+def the_one_before(path: Path) -> str:
+    """How to go on with the checkpoint that a damaged one replaced; nothing is overwritten."""
+    older = previous(path)
+    if not exists(older):
+        return ""
+    aside = next(p for i in count() if not exists(p := path.with_name(f"{path.name}.bad{i or ''}")))
+    move = shlex.join(["mv", str(path), str(aside)])
+    return f"; the one before it is {older}, which is used after {move}"
 
 
 def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
     """The checkpoint of a run: ckpt.pt when it exists, else last.pt; for a resume the newer one.
 
-    Raises UserError when the run has none.
+    Where one is missing, that which it replaced stands in for it. Raises UserError when the run has
+    none.
     """
-    found = [p for p in (Path(out_dir) / "ckpt.pt", Path(out_dir) / "last.pt") if p.exists()]
+    names = [Path(out_dir) / "ckpt.pt", Path(out_dir) / "last.pt"]
+    found = [p if exists(p) else previous(p) for p in names if exists(p) or exists(previous(p))]
     if not found:
-        older = [p for p in map(previous, (Path(out_dir) / "ckpt.pt", Path(out_dir) / "last.pt"))]
-        found = [p for p in older if p.exists()]
-    if not found:
+        steps = sorted(Path(out_dir).glob("checkpoint-*/config.json"))  # of Hugging Face's trainer
+        if steps:
+            inner = ", ".join(str(path.parent) for path in steps[-3:])
+            raise UserError(f"no checkpoint in {out_dir} itself: give a folder in it ({inner})")
         raise UserError(
             f"no checkpoint in {out_dir}: set --out_dir to a run's folder, or train first"
         )
     return max(found, key=steps_done) if newest and len(found) > 1 else found[0]
 
 
+def run_files(folder: Path) -> list[Path]:
+    """What a run can leave of itself that a model can be loaded from."""
+    names = [folder / name for name in ("ckpt.pt", "last.pt", "best.pt")]
+    return [*names, *map(previous, names)]
+
+
 def steps_done(path: Path) -> int:
     """iter_num of a checkpoint, without reading its tensors."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iter_num"]
-    except Exception:  # whatever is wrong with it, load_checkpoint says it better
-        return load_checkpoint(path)["iter_num"]
+        values = read_torch_file(path, values_only=True)
+    except (Damaged, Refused):
+        return load_checkpoint(path)["iter_num"]  # says what is wrong
+    check_checkpoint(values, path)
+    return values.get("iter_num", 0)
 
 
 def crop_moments(optimizer_state: dict, parameters: list[torch.Tensor]) -> None:
     """Cut the optimizer's moments to the parameters' shapes, after crop_block_size shortened them.
 
-    parameters: in the order of the optimizer's groups.
+    parameters: in the order of the optimizer's groups. Raises UserError for moments of others.
     """
-    for i, p in enumerate(parameters):
-        for key, value in optimizer_state["state"].get(i, {}).items():
-            if value.dim() and value.shape != p.shape:
-                optimizer_state["state"][i][key] = value[tuple(slice(n) for n in p.shape)].clone()
+    state = optimizer_state["state"]
+    if not state.keys() <= set(range(len(parameters))):
+        raise UserError("the checkpoint's optimizer has state for parameters that are not there")
+    for i, entry in state.items():
+        shape = parameters[i].shape
+        for key, value in entry.items():
+            if not isinstance(value, torch.Tensor) or not value.dim() or value.shape == shape:
+                continue
+            if value.dim() == len(shape) and all(n >= k for n, k in zip(value.shape, shape)):
+                entry[key] = value[tuple(slice(n) for n in shape)].clone()
+            elif key in MOMENTS:
+                raise UserError(
+                    f"the checkpoint's optimizer does not fit its model: {key} of parameter {i} is "
+                    f"{tuple(value.shape)}, not {tuple(shape)}"
+                )

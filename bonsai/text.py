@@ -21,20 +21,23 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
     The checkpoint's own; nanoGPT's checkpoints carry none: that of their data folder, else GPT-2's.
     Raises UserError when it has more tokens than the model.
     """
-    state, source = loaded.tokenizer, loaded.source
+    state, source = loaded.tokenizer, loaded.tokenizer_note or loaded.source
     name = loaded.config.get("dataset")
     if state is None and isinstance(name, str) and re.fullmatch(r"[\w-]+", name):  # not a path
         for folder in (Path("data") / name, ROOT / "data" / name):
             meta, file = open_meta(folder)
             if state is None and meta.get("tokenizer"):
                 state, source = meta["tokenizer"], str(file)
+    if state is None and loaded.tokenizer_note:
+        raise UserError(loaded.tokenizer_note)
     if state is None:
         state, source = {"type": "gpt2"}, "GPT-2's, as neither checkpoint nor data name one"
     tokenizer, vocab_size = tokenizers.from_dict(state), loaded.model.config.vocab_size
     if tokenizer.vocab_size > vocab_size:
+        where = f": put the meta.json or meta.pkl of its data in data/{name}/" if name else ""
         raise UserError(
             f"{loaded.source} has {vocab_size} tokens, but its {state['type']} tokenizer has "
-            f"{tokenizer.vocab_size}: put the meta.json or meta.pkl of its data in data/{name}/"
+            f"{tokenizer.vocab_size}{where}"
         )
     return tokenizer, source
 

@@ -39,7 +39,16 @@ def test_a_flipped_byte_is_found_wherever_it_matters(tmp_path):
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     with pytest.raises(UserError) as e:
         load_checkpoint(path)
-    assert "damaged" in one_line(e) and f"mv {previous(path)} {path}" in one_line(e)
+    assert "damaged" in one_line(e) and f"before it is {previous(path)}" in one_line(e)
+    # what is advised overwrites nothing, and leads to the one before
+    aside = tmp_path / "ckpt.pt.bad"
+    assert one_line(e).endswith(f"mv {path} {aside}")
+    aside.write_text("another one")
+    with pytest.raises(UserError) as e:
+        load_checkpoint(path)
+    assert one_line(e).endswith(f"mv {path} {aside}1")
+    path.rename(f"{aside}1")
+    assert run_checkpoint(tmp_path) == previous(path)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 100, 2000, -4000, -1])

@@ -20,6 +20,7 @@ from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.byte import ByteTokenizer
 from bonsai.tokenizers.char import CharTokenizer
 from bonsai.tokenizers.gpt import GPT2Tokenizer, GPT4Tokenizer
+from bonsai.tokenizers.hugging_face import from_tokenizer_json
 from bonsai.tokenizers.sentencepiece import SentencePieceTokenizer
 
 __all__ = [
@@ -49,8 +50,9 @@ NAMES = ("byte", "gpt2", "gpt4")  # those that need nothing but their name
 
 
 def get(name_or_path: str | Path) -> Tokenizer:
-    """A tokenizer by name; from a JSON file, one that holds to_dict() or a data set's meta.json; or
-    from a sentencepiece .model file. 'char' is made of a text: see CharTokenizer.from_text."""
+    """A tokenizer by name; from a JSON file, one that holds to_dict(), a data set's meta.json or
+    Hugging Face's tokenizer.json; or from a sentencepiece .model file. 'char' is made of a text:
+    see CharTokenizer.from_text."""
     path = Path(name_or_path)
     if path.suffix == ".model":
         return SentencePieceTokenizer.from_file(path)
@@ -64,7 +66,9 @@ def get(name_or_path: str | Path) -> Tokenizer:
             state = json.loads(read_text(path, "the tokenizer", SETTINGS))
         except ValueError as e:
             raise UserError(f"the tokenizer {path} is not valid JSON: {e}") from None
-        if isinstance(state, dict) and "type" not in state:
+        if isinstance(state, dict) and isinstance(state.get("model"), dict):
+            state = from_tokenizer_json(state, str(path))
+        elif isinstance(state, dict) and "type" not in state:
             state = state.get("tokenizer")
         return from_dict(state)
     if name_or_path in NAMES:

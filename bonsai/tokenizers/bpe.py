@@ -183,6 +183,7 @@ class BPETokenizer(Tokenizer):
         A token's id is its rank: lower ones are joined first.
     pattern: cuts text into chunks (see patterns.py); None: no borders.
     special_tokens: name -> id. They are found in a text only when encode is told to.
+    eot: the name of the one that ends a text.
     fast: let tiktoken encode; False keeps to the code of this file, with the same ids.
     """
 
@@ -192,6 +193,7 @@ class BPETokenizer(Tokenizer):
         pattern: str | None = GPT4,
         special_tokens: Mapping[str, int] | None = None,
         fast: bool = True,
+        eot: str = EOT_TEXT,
     ):
         self.tokens = list(tokens)
         self.pattern = None if pattern is None else checked_pattern(pattern)
@@ -199,7 +201,7 @@ class BPETokenizer(Tokenizer):
         self.fast = fast
         self.ranks = {token: i for i, token in enumerate(self.tokens) if token is not None}
         self._check()
-        self.eot = self.special_tokens.get(EOT_TEXT)
+        self.eot_text, self.eot = eot, self.special_tokens.get(eot)
         self.vocab_size = max(len(self.tokens), 1 + max(self.special_tokens.values(), default=0))
         self._bytes = dict(enumerate(self.tokens)) | {
             i: name.encode("utf-8") for name, i in self.special_tokens.items()
@@ -307,7 +309,8 @@ class BPETokenizer(Tokenizer):
         """The smaller vocabulary that training would have stopped at: the first tokens of this."""
         names = list(self.special_tokens)
         tokens = self.tokens[: max(256, vocab_size - len(names))]
-        return type(self)(tokens, self.pattern, {s: len(tokens) + i for i, s in enumerate(names)})
+        special = {name: len(tokens) + i for i, name in enumerate(names)}
+        return type(self)(tokens, self.pattern, special, eot=self.eot_text)
 
     def to_dict(self) -> dict:
         return {
@@ -315,16 +318,18 @@ class BPETokenizer(Tokenizer):
             "pattern": self.pattern,
             "special_tokens": self.special_tokens,
             "tokens": [None if t is None else base64.b64encode(t).decode() for t in self.tokens],
+            **({} if self.eot_text == EOT_TEXT else {"eot": self.eot_text}),
         }
 
     @classmethod
     def from_dict(cls, state: dict) -> "BPETokenizer":
         tokens, special = state.get("tokens"), state.get("special_tokens")
-        pattern = state.get("pattern")
+        pattern, eot = state.get("pattern"), state.get("eot", EOT_TEXT)
         if (
             not isinstance(tokens, list)
             or not isinstance(special, dict)
             or not isinstance(pattern, str | None)
+            or not isinstance(eot, str)
             or not all(isinstance(token, str | None) for token in tokens)
             or not all(type(i) is int for i in special.values())
         ):
@@ -333,7 +338,7 @@ class BPETokenizer(Tokenizer):
             tokens = [None if t is None else base64.b64decode(t, validate=True) for t in tokens]
         except (binascii.Error, ValueError):
             raise UserError("the tokens of this bpe tokenizer are not in base64") from None
-        return cls(tokens, pattern, special)
+        return cls(tokens, pattern, special, eot=eot)
 
     # -- the same, faster --------------------------------------------------------------------------
 

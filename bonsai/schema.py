@@ -1,0 +1,189 @@
+"""What stands in a checkpoint: the kind and the range of each field, checked before any is used.
+
+A file may be whole and still hold a word where a number belongs, from another program, by hand, or
+by intent. Keys that are not here are left alone: other programs may add theirs.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+from bonsai.errors import UserError
+
+MOST_STEPS = 10**10
+MOST_POSITIONS = 2**20  # of a context that no tensor has the length of
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_buffer")
+
+
+def is_tensor(value: Any) -> bool:
+    """A torch.Tensor, or a TensorInFile, which has not been read yet."""
+    return hasattr(value, "shape") and hasattr(value, "stride")
+
+
+def is_whole(value: Any, least: int = 0, most: int = MOST_STEPS) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def is_number(value: Any, least: float = -math.inf) -> bool:
+    """Also an infinity, for the best loss of a run that had no evaluation; not NaN."""
+    return type(value) in (int, float) and value >= least and (value == math.inf or value < 1e300)
+
+
+def is_dict(value: Any, kind: type = str) -> bool:
+    return isinstance(value, dict) and all(type(key) is kind for key in value)
+
+
+def is_scalars(value: Any) -> bool:
+    return is_dict(value) and all(isinstance(v, int | float | str | None) for v in value.values())
+
+
+def is_optimizer_state(value: Any) -> bool:
+    """As torch.optim.Optimizer.state_dict() makes it."""
+    if not is_dict(value) or not is_dict(state := value.get("state"), int):
+        return False
+    groups = value.get("param_groups")
+    return (
+        isinstance(groups, list)
+        and all(is_dict(g) and isinstance(g.get("params"), list) for g in groups)
+        and all(type(i) is int for g in groups for i in g["params"])
+        and all(is_dict(entry) for entry in state.values())
+        and all(is_tensor(v) or is_number(v) for e in state.values() for v in e.values())
+        and all(
+            {"step", "exp_avg", "exp_avg_sq"} <= entry.keys()  # AdamW's, all or none
+            and (is_number(entry["step"], 0) or math.prod(entry["step"].shape) == 1)
+            for entry in state.values()
+            if "exp_avg" in entry or "exp_avg_sq" in entry
+        )
+    )
+
+
+def is_progress(value: Any) -> bool:
+    return (
+        is_dict(value)
+        and is_whole(value.get("evaluated", -1), -1)
+        and is_whole(value.get("bad_evals", 0))
+        and is_number(seconds := value.get("seconds", 0.0), 0)
+        and seconds < math.inf
+        and is_number(value.get("best_val_loss", math.inf))
+    )
+
+
+def is_scaler(value: Any) -> bool:
+    """Of torch.amp.GradScaler; empty where it was off."""
+    keys = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+    return is_dict(value) and (
+        not value or all(is_number(value.get(key), 0) and value[key] < math.inf for key in keys)
+    )
+
+
+WEIGHTS = (
+    lambda v: is_dict(v) and v and all(map(is_tensor, v.values())),
+    "tensors by their names",
+)
+SETTINGS = (is_scalars, "numbers and words by their names")
+RULES = {
+    "model": WEIGHTS,
+    "model_args": SETTINGS,
+    "model_config": SETTINGS,
+    "model_name": (lambda v: isinstance(v, str), "a name"),
+    "optimizer": (is_optimizer_state, "the state of an optimizer"),
+    "iter_num": (is_whole, f"a number of steps from 0 to {MOST_STEPS:,}"),
+    "best_val_loss": (
+        lambda v: (is_tensor(v) and math.prod(v.shape) == 1) or type(v) in (int, float),
+        "a number",
+    ),
+    "config": (is_dict, "settings by their names"),
+    "tokenizer": (
+        lambda v: v is None or (is_dict(v) and isinstance(v.get("type"), str)),
+        "a description of a tokenizer",
+    ),
+    "chat_template": (lambda v: v is None or is_dict(v), "a chat template"),
+    "scaler": (is_scaler, "the state of a GradScaler"),
+    "progress": (is_progress, "numbers by their names"),
+    "wandb_id": (lambda v: v is None or isinstance(v, str), "a name"),
+    "versions": (is_dict, "versions by their names"),
+    "format": (is_whole, "a whole number"),
+}
+
+
+def check_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Raise UserError, which names the field, for a value of the wrong kind or out of range."""
+    for key, (good, words) in RULES.items():
+        if key in checkpoint and not good(checkpoint[key]):
+            raise UserError(
+                f"{path} is no usable checkpoint: its {key} is {shown(checkpoint[key])}, where "
+                f"{words} should be"
+            )
+
+
+def check_fields(make_config: type, settings: dict, path: Path) -> None:
+    """Raise UserError for settings of a model that its dataclass has not, or of another kind."""
+    hints = get_type_hints(make_config)
+    known = {f.name: hints[f.name] for f in fields(make_config)}
+    for key, value in settings.items():
+        if key not in known:
+            raise UserError(
+                f"{path} describes a model with {key}={shown(value)}, which this version does not "
+                "know: it would compute something else"
+            )
+        allowed = known[key]
+        good = isinstance(value, allowed)
+        if type(value) is int and allowed is float:
+            good = True
+        if type(value) is bool and allowed in (int, float):
+            good = False
+        if type(value) in (int, float) and not abs(value) <= 2**31:  # also NaN
+            good = False
+        if not good:
+            raise UserError(
+                f"{path} describes a model with {key}={shown(value)}, where "
+                f"{getattr(allowed, '__name__', allowed)} should be"
+            )
+
+
+def check_fit(make: Callable, make_config: type, settings: dict, weights: dict, path: Path) -> None:
+    """Raise UserError unless the weights are those of the model that the settings describe.
+
+    The model is built without memory (on torch's meta device), once it is known that it has no more
+    layers than there are tensors: so a file cannot ask for more memory than it has weights for.
+    """
+    check_fields(make_config, settings, path)
+    described = f"{path} does not fit the model it describes"
+    for key, value in settings.items():
+        if key.endswith("_layer") and value > len(weights):
+            raise UserError(f"{described}: {key}={value}, but it has {len(weights)} tensors")
+    limit = max(MOST_POSITIONS, *(max(w.shape, default=0) for w in weights.values()))
+    if settings.get("block_size", 0) > limit:
+        raise UserError(f"{described}: block_size={settings['block_size']} is above {limit}")
+    try:
+        with torch.device("meta"):
+            wanted = make(make_config(**settings)).state_dict(keep_vars=True)
+    except ValueError as e:
+        raise UserError(f"{described}: {e}") from None
+    except (RuntimeError, TypeError, OverflowError, ZeroDivisionError):
+        raise UserError(f"{described}: a tensor would be too large") from None
+    for key in [*wanted, *weights]:
+        if key not in weights or key not in wanted:
+            raise UserError(f"{described}: {'no ' if key in wanted else 'too much: '}{key}")
+        if weights[key].shape != wanted[key].shape:
+            shapes = [tuple(w[key].shape) for w in (weights, wanted)]
+            raise UserError(f"{described}: {key} is {shapes[0]}, not {shapes[1]}")
+        if not weights[key].is_floating_point():
+            raise UserError(f"{described}: {key} is of {weights[key].dtype}")
+    first = {}  # of the names that one tensor has, such as the embedding and a tied head
+    for key, tensor in wanted.items():
+        a, b = weights[first.setdefault(id(tensor), key)], weights[key]
+        if a.data_ptr() != b.data_ptr() and not torch.equal(a, b):
+            raise UserError(f"{described}: {first[id(tensor)]} and {key} should be the same")
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, dict | list | tuple):
+        return f"a {type(value).__name__} of other things"
+    if is_tensor(value):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return repr(value)[:60]

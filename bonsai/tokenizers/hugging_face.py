@@ -1,0 +1,232 @@
+"""Tokenizers in the files of Hugging Face, read as our own byte-pair encoding.
+
+tokenizer.json holds everything; older folders have vocab.json (token -> id) and merges.txt (a merge
+a line), which are GPT-2's kind. Both write bytes in the characters of ranks.gpt2_alphabet. What is
+not byte-level BPE, or does more to a text than our encoder, is refused by name: its ids would be
+others. Nothing of a folder is executed.
+"""
+
+import hashlib
+from pathlib import Path
+
+from bonsai.errors import UserError
+from bonsai.files import exists
+from bonsai.jsonfile import read_json_object
+from bonsai.textfile import read_text
+from bonsai.tokenizers.base import EOT_TEXT
+from bonsai.tokenizers.bpe import BPETokenizer, merge
+from bonsai.tokenizers.patterns import GPT2, GPT4
+from bonsai.tokenizers.ranks import LARGEST, gpt2_alphabet
+
+MOST_BYTES = 64 * 2**20  # of one file; that of a vocabulary of 262,144 has 33 MB
+# SHA-256 of OpenAI's GPT-2 vocabulary, which need not be written into every checkpoint
+OPENAI = "556debe349074484db3f14a3d44c7a6c4c0ea54ec7afdc91bcb6256c38192655"
+PATTERNS = {  # as the files write them -> ours, which cuts every text in the same way
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": GPT4,
+}
+CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+NAMED = ("eos_token", "bos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+OTHERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.bpe")
+
+
+def read_folder(folder: Path, vocab_size: int = LARGEST) -> dict | None:
+    """Tokenizer.to_dict() of a folder's tokenizer, None where the folder has none.
+
+    vocab_size: of the model; special tokens beyond it, which it was never told of, are left out.
+    Raises UserError for a tokenizer that is not supported, or damaged.
+    """
+    folder = Path(folder)
+    settings = optional(folder / "tokenizer_config.json")
+    special = optional(folder / "special_tokens_map.json")
+    if settings.get("auto_map"):
+        raise UserError(
+            f"{folder}: tokenizer_config.json names code of its own (auto_map), which is never "
+            "executed: its tokenizer is not supported"
+        )
+    eos = content({**special, **settings}.get("eos_token"))
+    if exists(folder / "tokenizer.json"):
+        state = read_json_object(folder / "tokenizer.json", MOST_BYTES)
+        return from_tokenizer_json(state, str(folder / "tokenizer.json"), vocab_size, eos)
+    if not exists(folder / "vocab.json") or not exists(folder / "merges.txt"):
+        other = next((name for name in OTHERS if exists(folder / name)), None)
+        if other:
+            raise UserError(
+                f"{folder}: its tokenizer ({settings.get('tokenizer_class') or other}) is not "
+                "supported, only byte-level BPE (tokenizer.json, or vocab.json and merges.txt)"
+            )
+        return None
+    kind = settings.get("tokenizer_class") or CLASSES[0]
+    if kind not in CLASSES or settings.get("add_prefix_space") or settings.get("add_bos_token"):
+        raise UserError(
+            f"{folder}: its tokenizer ({str(kind)[:60]}) is not supported: it does more to a text "
+            "than GPT-2's"
+        )
+    vocab = read_json_object(folder / "vocab.json", MOST_BYTES)
+    lines = read_text(folder / "merges.txt", limit=MOST_BYTES).split("\n")
+    merges = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    added = dict(optional(folder / "added_tokens.json"))
+    for name, token in (settings.get("added_tokens_decoder") or {}).items():
+        if name.isdecimal() and content(token):
+            added[content(token)] = int(name)
+    names = [content({**special, **settings}.get(name)) for name in NAMED]
+    added |= {name: vocab[name] for name in names if name in vocab}
+    return bpe_state(vocab, merges, added, GPT2, eos, vocab_size, str(folder))
+
+
+def from_tokenizer_json(
+    state: dict, name: str, vocab_size: int = LARGEST, eos: str | None = None
+) -> dict:
+    """Tokenizer.to_dict() of what a tokenizer.json holds; `name` is for messages."""
+    model = state.get("model")
+    model = model if isinstance(model, dict) else {}
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind != "BPE":
+        raise UserError(f"{name}: a tokenizer of type {str(kind)[:40]} is not supported, only BPE")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(key):
+            raise UserError(f"{name}: {key}={str(model[key])[:40]} is not supported")
+    if state.get("normalizer"):
+        raise UserError(f"{name}: its normalizer is not supported: it changes the text")
+    if not leaves_alone(state.get("post_processor")):
+        raise UserError(f"{name}: its post_processor is not supported: it adds tokens to each text")
+    added = {}
+    for token in listed(state.get("added_tokens"), name):
+        if not isinstance(token, dict) or not content(token) or type(token.get("id")) is not int:
+            raise UserError(f"{name}: an added token has no content or no id")
+        if not token.get("special") or any(
+            token.get(k) for k in ("lstrip", "rstrip", "single_word")
+        ):
+            raise UserError(
+                f"{name}: the added token {content(token)[:40]!r} is not supported, as it is found "
+                "in any text"
+            )
+        added[content(token)] = token["id"]
+    merges = [m.split(" ") if isinstance(m, str) else m for m in listed(model.get("merges"), name)]
+    pattern = pattern_of(state.get("pre_tokenizer"), name)
+    return bpe_state(model.get("vocab"), merges, added, pattern, eos, vocab_size, name)
+
+
+def pattern_of(part: object, name: str) -> str | None:
+    """The pattern by which a pre_tokenizer cuts a text; UserError for all but byte-level ones."""
+    parts = part.get("pretokenizers") if kind_of(part) == "Sequence" else [part]
+    kinds = [kind_of(p) for p in listed(parts, name)]
+    if kinds == ["ByteLevel"] and not parts[0].get("add_prefix_space"):
+        return GPT2 if parts[0].get("use_regex", True) else None
+    if kinds == ["Split", "ByteLevel"]:
+        split, level = parts
+        regex = split.get("pattern")
+        regex = regex.get("Regex") if isinstance(regex, dict) else None
+        plain = not level.get("add_prefix_space") and not level.get("use_regex", True)
+        plain = plain and split.get("behavior") == "Isolated" and not split.get("invert")
+        if plain and isinstance(regex, str) and regex in PATTERNS:
+            return PATTERNS[regex]
+    raise UserError(
+        f"{name}: a pre_tokenizer of {', '.join(map(str, kinds))[:80]} with these settings is not "
+        "supported, only that of GPT-2 or GPT-4 on bytes"
+    )
+
+
+def leaves_alone(part: object) -> bool:
+    """Whether a post_processor leaves the ids of a text as they are."""
+    if part is None or kind_of(part) == "ByteLevel":
+        return True
+    if kind_of(part) == "Sequence":
+        return all(map(leaves_alone, part.get("processors") or [None]))
+    single = part.get("single") if kind_of(part) == "TemplateProcessing" else None
+    return isinstance(single, list) and all(isinstance(p, dict) and "Sequence" in p for p in single)
+
+
+def bpe_state(
+    vocab: object,
+    merges: list,
+    added: dict[str, int],
+    pattern: str | None,
+    eos: str | None,
+    vocab_size: int,
+    name: str,
+) -> dict:
+    """BPETokenizer.to_dict() of a vocabulary (token -> id), merges and special tokens.
+
+    Our encoder joins the neighbours whose token has the lowest id; theirs, the neighbours that come
+    first in a list. For ids in the order of the list, as training gives them, that is the same, and
+    it is tried for each token; another order is refused.
+    """
+    if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise UserError(f"{name}: its vocabulary is not a table of tokens and ids")
+    if not all(type(i) is int and i >= 0 for i in added.values()):
+        raise UserError(f"{name}: its added tokens have no ids")
+    if len(set(vocab.values())) < len(vocab):
+        raise UserError(f"{name}: tokens of its vocabulary have the same id")
+    alphabet = gpt2_alphabet()
+    special = {n: i for n, i in added.items() if i < vocab_size}
+    plain = {token: i for token, i in vocab.items() if token not in added}
+    if max(plain.values(), default=0) >= vocab_size:
+        raise UserError(
+            f"{name}: its ids reach {max(plain.values())}, the model has {vocab_size} tokens: they "
+            "do not belong together"
+        )
+    tokens: list[bytes | None] = [None] * (max(plain.values(), default=-1) + 1)
+    made: dict[str, tuple[bytes, bytes]] = {}
+    last = -1
+    try:
+        for a, b in merges:
+            if a + b in made:
+                continue
+            i = plain[a + b]
+            if i <= last or a not in plain or b not in plain:
+                raise UserError(
+                    f"{name}: the ids of its tokens are not in the order of its merges, which is "
+                    f"not supported ({a + b!r})"
+                )
+            made[a + b], last = (spell(a, alphabet), spell(b, alphabet)), i
+            tokens[i] = b"".join(made[a + b])
+    except (KeyError, ValueError, TypeError):
+        raise UserError(f"{name}: its merges are not pairs of byte-level tokens") from None
+    for token, i in plain.items():
+        if token in alphabet:
+            tokens[i] = bytes([alphabet[token]])
+        elif token not in made:  # it can be read, but no text is ever encoded so
+            special[token] = i
+    while tokens and tokens[-1] is None:
+        tokens.pop()
+    special = dict(sorted(special.items(), key=lambda item: item[1]))
+    eot = eos if eos in special else EOT_TEXT
+    digest = hashlib.sha256(repr((tokens, pattern, special)).encode()).hexdigest()
+    if digest == OPENAI:
+        return {"type": "gpt2"}
+    tokenizer = BPETokenizer(tokens, pattern, special, eot=eot)  # checks the rest
+    for token, parts in made.items():
+        i = plain[token]
+        if merge(tokens[i], tokenizer.ranks, limit=i) != list(parts):
+            raise UserError(
+                f"{name}: its merges are not in the order in which training makes them, which is "
+                f"not supported ({token!r})"
+            )
+    return tokenizer.to_dict()
+
+
+def spell(token: str, alphabet: dict[str, int]) -> bytes:
+    return bytes(alphabet[c] for c in token)
+
+
+def kind_of(part: object) -> str | None:
+    return part.get("type") if isinstance(part, dict) else None
+
+
+def listed(value: object, name: str) -> list:
+    if not isinstance(value, list | None):
+        raise UserError(f"{name} is damaged: a list is missing")
+    return value or []
+
+
+def content(token: object) -> str | None:
+    """The text of a special token, which the files write as a string or as an object."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) and token else None
+
+
+def optional(path: Path) -> dict:
+    return read_json_object(path, MOST_BYTES) if exists(path) else {}
