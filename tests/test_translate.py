@@ -16,7 +16,9 @@ WORDS = dict(eins="one", zwei="two", drei="three", vier="four")
 WORDS |= dict(rot="red", blau="blue", Hund="dog", Katze="cat")
 SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--hidden=64", "--batch_tokens=200"]
 SMALL += ["--warmup=30", "--epochs=2", "--dropout=0", "--sentences=8", "--device=cpu"]
-SMALL += ["--dtype=float32", "--rate_factor=0.5"]
+# at 0.25 all 16 sentences are right with each of ten seeds, on three instruction sets; at 0.5 one
+# in three seeds says "thre"
+SMALL += ["--dtype=float32", "--rate_factor=0.25"]
 
 
 def script(cwd, *options, name="projects/translate/translate.py"):
@@ -88,7 +90,7 @@ def test_from_pairs_to_bleu(place):
     assert done.rc == 0, done
     assert "epoch 2 of 2" in done.stdout and (place / "out-translate" / "attention.png").exists()
     gpt = "--n_layer=1 --n_head=2 --n_embd=32 --batch_size=8 --block_size=31 --dtype=float32"
-    more = ["--epochs=40", "--compare=True", "--gpt_steps=3", f"--gpt_options={gpt}"]
+    more = ["--epochs=50", "--compare=True", "--gpt_steps=3", f"--gpt_options={gpt}"]
     done = script(place, "--dataset=toy", *SMALL, *more)
     assert done.rc == 0 and "epoch 1 of" not in done.stdout, done  # it went on
     rows = json.loads((place / "out-translate" / "translate.json").read_text())["rows"]
