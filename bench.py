@@ -34,38 +34,38 @@ from configurator import Config, configure
 
 # -----------------------------------------------------------------------------
 # what is measured
-steps = 20  # steps that count
-warmup = 10  # steps before them that do not
+steps = 20  # steps that count [>= 1]
+warmup = 10  # steps before them that do not [>= 0]
 profile = False  # then profile 5 more: a table of operations, and a trace in out_dir
-out_dir = "out-bench"  # where that goes
-json = ""  # a file for the results; -: the last line of stdout
+out_dir = "out-bench"  # where that goes [path]
+json = ""  # a file for the results; -: the last line of stdout [path]
 # instead: what a model of the family (bonsai/presets.py) would cost; nothing is run or allocated
 size = ""  # its name, such as gpt2-xl; fields that are set change it
 gpu = "H100"  # on which it would be trained
-gpus = 1  # how many of them
-mfu = 0.4  # share of their peak that is reached
-tokens = 0.0  # to train on; 0: 20 per parameter
+gpus = 1  # how many of them [>= 1]
+mfu = 0.4  # share of their peak that is reached [> 0, <= 1]
+tokens = 0.0  # to train on; 0: 20 per parameter [>= 0]
 # data
 real_data = True  # False: random tokens that are on the device already
-dataset = "openwebtext"  # a folder in data/
-batch_size = 12  # rows per step and process
-seed = 1337  # of the weights and batches
+dataset = "openwebtext"  # a folder in data/ [paths]
+batch_size = 12  # rows per step and process [>= 1]
+seed = 1337  # of the weights and batches [>= 0]
 # model
 model = "gpt"  # the architecture; its fields are settings too
 bias = False  # biases in the linear layers and norms (GPT-2: True)
 # optimizer; see bonsai/optim.py
 optimizer = "adamw"  # or muon: the kind changes the time of a step, the numbers below do not
-learning_rate = 1e-4  # without a schedule
-weight_decay = 1e-2  # on tensors of two or more dimensions
-beta1 = 0.9  # decay of the mean of the gradients
-beta2 = 0.95  # decay of the mean of their squares
-adam_eps = 1e-8  # added to the root of that
-grad_clip = 1.0  # largest norm of the gradient; 0.0: no clipping
+learning_rate = 1e-4  # without a schedule [>= 0]
+weight_decay = 1e-2  # on tensors of two or more dimensions [>= 0]
+beta1 = 0.9  # decay of the mean of the gradients [>= 0, < 1]
+beta2 = 0.95  # decay of the mean of their squares [>= 0, < 1]
+adam_eps = 1e-8  # added to the root of that [>= 0]
+grad_clip = 1.0  # largest norm of the gradient; 0.0: no clipping [>= 0]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 where the hardware computes in it
-compile: bool | str = "auto"  # torch.compile: True, False; auto: on CUDA
-backend = "auto"  # of torch.distributed: nccl, gloo; auto: nccl on CUDA
+dtype = "auto"  # auto: bfloat16 where hardware computes in it [auto | float32 | bfloat16 | float16]
+compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
+backend = "auto"  # of torch.distributed; auto: nccl on CUDA [auto | nccl | gloo | mpi | ucc]
 # -----------------------------------------------------------------------------
 
 
@@ -201,10 +201,6 @@ def size_of(config: Config) -> str:
     """What the model named by `size` would cost; fields that were given change it."""
     preset = find_preset(size)
     given = {k: config[k] for k in config.given}
-    if not 0 < mfu <= 1 or gpus < 1 or tokens < 0:
-        raise UserError(
-            f"mfu={mfu} must be within 0 and 1, gpus={gpus} at least 1, tokens at least 0"
-        )
     net = meta_model(config["model"], {**preset.fields, **given})
     published = f"published as {preset.published / 1e6:,.0f}M" if preset.published else ""
     notes = "; ".join(filter(None, (published, preset.note)))
@@ -218,9 +214,6 @@ def size_of(config: Config) -> str:
 
 def main() -> None:
     config = configure(globals(), models=CONFIGS, presets=FIELDS)
-    for name, least in (("steps", 1), ("warmup", 0), ("batch_size", 1)):
-        if config[name] < least:
-            raise UserError(f"{name}={config[name]} must be at least {least}")
     if size:
         print(size_of(config))
         return

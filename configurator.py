@@ -12,6 +12,7 @@ its caller, this is a module: names and types are checked, and a mistake is one 
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -29,11 +30,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bonsai import __version__
+from bonsai.values import (
+    BOOL_WORDS,
+    COMMAND_LINE,
+    SIMPLE,
+    Setting,
+    did_you_mean,
+    expand_path,
+    shown,
+    where_given,
+)
+
 ROOT = Path(__file__).resolve().parent
-COMMAND_LINE = "command line"  # the source of a setting that no config file gave
-PYTHON = "from Python"  # ... that the caller of main gave
-SIMPLE = {bool, int, float, str, type(None)}  # the types a setting may have
-BOOL_WORDS = {"true": True, "yes": True, "false": False, "no": False}  # as text; 1 and 0 work too
+PYTHON = "from Python"  # the source of a setting that the caller of main gave
 
 
 class Config(dict):
@@ -81,7 +91,8 @@ def configure(
     bind: False leaves `namespace` as it is, so that no call sees the settings of an earlier one.
 
     Prints in one line what differs from the defaults (rank 0 only). Exits with status 0 after
-    --help and with 2 on a usage error.
+    --help and --version, and with 2 on a usage error. Called again in the same process, it begins
+    with the program's own defaults, not with what the call before wrote back.
     """
     program = _program_settings(namespace)
     arguments = _Arguments(
@@ -93,11 +104,12 @@ def configure(
         arguments.read(list(sys.argv[1:] if argv is None else argv))
     config = arguments.config()
     if arguments.wants_help:
-        print(arguments.help(namespace.get("__doc__")))
+        print(arguments.help(namespace.get("__doc__")), flush=True)
         sys.exit(0)
     if bind:
         namespace.update((name, config[name]) for name in program)
-    if os.environ.get("RANK", "0") == "0":
+        namespace["_written_back"] = {n: (s.default, config[n]) for n, s in program.items()}
+    if (os.environ.get("RANK") or "0") == "0":
         print(describe(config), flush=True)
     return config
 
@@ -108,7 +120,7 @@ def describe(config: Config) -> str:
     Of a setting whose name ends in _key only that it was given: logs are read by others.
     """
     changes = " ".join(
-        f"{name}={'...' if name.endswith('_key') else _shown(value)}"
+        f"{name}={'...' if name.endswith('_key') else shown(value)}"
         for name, value in config.diff().items()
     )
     sources = f" ({', '.join(config.sources)})" if config.sources else ""
@@ -122,8 +134,21 @@ def model_fields(config: dict[str, Any], model: type) -> dict[str, Any]:
 
 def resolve_path(path: str | os.PathLike[str]) -> Path:
     """`path` from the working directory, or from the repository root if it only exists there."""
-    path = Path(path).expanduser()
+    path = Path(expand_path(path))
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
+
+
+def _version() -> str:
+    """
+    >>> _version().split()[0]
+    'bonsai'
+    """
+    import importlib.metadata  # slow
+
+    installed = [f"Python {sys.version.split()[0]}"]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        installed.append(f"torch {importlib.metadata.version('torch')}")
+    return f"bonsai {__version__} ({', '.join(installed)})"
 
 
 def _fail(message: str) -> NoReturn:
@@ -131,98 +156,31 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _shown(value: Any) -> str:
-    """`value` as one word: text in quotes only where it needs them."""
-    return value if isinstance(value, str) and re.fullmatch(r"[\w./:,+-]+", value) else repr(value)
-
-
-def _did_you_mean(wrong: str, names: Iterable[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(wrong.lower(), list(names), n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
-
-
-# --- one setting, and how a value given for it is checked ---
-
-
-@dataclasses.dataclass
-class _Setting:
-    name: str
-    default: Any
-    types: tuple[type, ...]
-    comment: str = ""  # at the end of its line in the source
-    section: str = ""  # the full-line comments above its group in the source
-
-    def read(self, raw: Any, source: str) -> Any:
-        """The checked value of `raw`: text from the command line, any value from a config file."""
-        try:
-            return _from_text(raw, self.types) if source == COMMAND_LINE else _fit(raw, self.types)
-        except (TypeError, OverflowError):
-            expected = " or ".join("None" if t is type(None) else t.__name__ for t in self.types)
-            example = self.assignment() if source == COMMAND_LINE else self.assignment("", " = ")
-            _fail(f"{_where(self.name, source)} expects {expected}, got {raw!r}; e.g. {example}")
-
-    def assignment(self, dashes: str = "--", equals: str = "=") -> str:
-        example = self.types[0](1) if self.default is None else self.default
-        return f"{dashes}{self.name}{equals}{_shown(example) if dashes else repr(example)}"
-
-
-def _where(name: str, source: str) -> str:
-    return f"--{name}" if source == COMMAND_LINE else f"{source}: {name}"
-
-
-def _from_text(text: str, accepted: tuple[type, ...]) -> Any:
-    """A Python literal where one of the accepted types can hold it, else the text as typed.
-
-    >>> _from_text("1e3", (int,)), _from_text("007", (str,)), _from_text("yes", (bool, str))
-    (1000, '007', True)
-    """
-    if bool in accepted and text.lower() in BOOL_WORDS:
-        return BOOL_WORDS[text.lower()]
-    try:
-        return _fit(ast.literal_eval(text), accepted)
-    except (ValueError, TypeError, SyntaxError, ArithmeticError, MemoryError, RecursionError):
-        return _fit(text, accepted)
-
-
-def _fit(value: Any, accepted: tuple[type, ...]) -> Any:
-    """`value`, converted if that loses nothing: 1 -> 1.0, 1e3 -> 1000, 1 -> True. Else TypeError.
-
-    A bool is no number here: `batch_size = True` is a mistake.
-    """
-    if type(value) in accepted:
-        return value
-    if type(value) is int and float in accepted:
-        return float(value)
-    if type(value) is float and int in accepted and value.is_integer():
-        return int(value)
-    if type(value) is int and bool in accepted and value in (0, 1):
-        return bool(value)
-    raise TypeError(value)
-
-
 # --- where settings are declared: the program's source and the models' dataclasses ---
 
 
-def _program_settings(namespace: dict[str, Any]) -> dict[str, _Setting]:
+def _program_settings(namespace: dict[str, Any]) -> dict[str, Setting]:
     with tokenize.open(namespace["__file__"]) as file:
         source = file.read()
-    settings = {}
+    settings, before = {}, namespace.get("_written_back", {})
     for name, annotation, comment, section in _declarations(source, ast.parse(source).body):
         if name.startswith("_") or name.isupper() or name not in namespace:
             continue
-        default = namespace[name]
+        default, written = before.get(name, (None, None))
+        if name not in before or namespace[name] is not written:
+            default = namespace[name]  # the program's own, or one that was assigned since
         hint = eval(annotation, namespace) if annotation else type(default)
         hint = eval(hint, namespace) if isinstance(hint, str) else hint  # it stood in quotes
         if accepted := _simple_types(hint):
-            settings[name] = _Setting(name, default, accepted, comment, section)
+            settings[name] = Setting(name, default, accepted, comment, section)
     return settings
 
 
-def _fields(model: type) -> dict[str, _Setting]:
+def _fields(model: type) -> dict[str, Setting]:
     """A model's settings: its fields of a simple type that have a default."""
     hints = typing.get_type_hints(model)
     settings = {
-        field.name: _Setting(field.name, field.default, accepted)
+        field.name: Setting(field.name, field.default, accepted)
         for field in dataclasses.fields(model)
         if field.init and field.default is not dataclasses.MISSING
         if (accepted := _simple_types(hints[field.name]))
@@ -284,8 +242,8 @@ class _Arguments:
     `--model` may come last, so until the end a field of any model is a valid name.
     """
 
-    def __init__(self, program: dict, models: dict[str, dict[str, _Setting]], presets: dict):
-        self.program: dict[str, _Setting] = program
+    def __init__(self, program: dict, models: dict[str, dict[str, Setting]], presets: dict):
+        self.program: dict[str, Setting] = program
         self.presets: dict[str, dict[str, Any]] = presets
         self.models = {
             model: {name: field for name, field in fields.items() if name not in program}
@@ -300,6 +258,9 @@ class _Arguments:
             argument = rest.pop(0)
             if argument in ("-h", "--help"):
                 self.wants_help = True
+            elif argument in ("-v", "-V", "--version"):
+                print(_version(), flush=True)
+                sys.exit(0)
             elif argument.startswith("--"):
                 self.read_option(argument, rest)
             else:
@@ -315,10 +276,11 @@ class _Arguments:
         if setting is None and negated is not None and bool in negated.types and not equals:
             name, text = negated.name, "False"
         elif setting is None:
-            hint = _did_you_mean(name, known, "--")
+            hint = did_you_mean(name, known, "--")
             _fail(f"unknown setting --{key}{hint} (python {sys.argv[0]} --help lists all)")
         elif not equals and bool in setting.types:
-            text = rest.pop(0) if rest and rest[0].lower() in ("true", "false") else "True"
+            words = (*BOOL_WORDS, *setting.words)
+            text = rest.pop(0) if rest and rest[0].lower() in words else "True"
         elif not equals and (not rest or rest[0].startswith("--")):
             _fail(f"--{key} needs a value, for example {setting.assignment()}")
         elif not equals:
@@ -334,14 +296,14 @@ class _Arguments:
     def read_settings(self, settings: dict[str, Any]) -> None:
         for name, value in settings.items():
             if name not in self.known():
-                _fail(f"unknown setting {name}{_did_you_mean(name, self.known())}")
+                _fail(f"unknown setting {name}{did_you_mean(name, self.known())}")
             self.give(name, value, PYTHON)
 
     def read_file(self, argument: str) -> None:
         """Take in what a config file binds, apart from helpers."""
         path, known = resolve_path(argument), self.known()
         if not path.is_file():
-            _fail(_no_such_file(argument))
+            _fail(_no_such_file(argument, known))
         tree, bound = _run_file(path, argument, self.values())
         names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
         # Python reads no name before it is bound, so a name read anywhere is read further down.
@@ -353,7 +315,7 @@ class _Arguments:
             elif not (name.startswith("_") or name in helpers or is_code):
                 lines = [node.lineno for node in names if node.id == name]
                 where = f"{argument}:{min(lines)}" if lines else argument
-                hint = _did_you_mean(name, known)
+                hint = did_you_mean(name, known)
                 _fail(f"{where}: unknown setting {name}{hint} (a helper's name may start with _)")
 
     def give(self, name: str, value: Any, source: str) -> None:
@@ -368,16 +330,17 @@ class _Arguments:
         if "model" not in self.program:
             return next(iter(self.models))
         setting = self.program["model"]
-        chosen = setting.read(*self.given["model"]) if "model" in self.given else setting.default
+        given = self.given.get("model")
+        chosen = self.value(setting, *given) if given else setting.default
         if chosen not in self.models:
             _fail(f"unknown model {chosen!r}; choose one of {', '.join(self.models)}")
         return chosen
 
-    def settings(self) -> dict[str, _Setting]:
+    def settings(self) -> dict[str, Setting]:
         """The settings under the model chosen so far."""
         return self.program | self.models.get(self.model(), {})
 
-    def known(self) -> dict[str, _Setting]:
+    def known(self) -> dict[str, Setting]:
         """Every valid name; one that several models share means the chosen model's setting."""
         tables = [*self.models.values(), self.settings()]
         return {name: setting for table in tables for name, setting in table.items()}
@@ -386,7 +349,16 @@ class _Arguments:
         """All settings as they stand, defaults included."""
         known = self.known()
         defaults = {name: setting.default for name, setting in self.settings().items()}
-        return defaults | {name: known[name].read(*given) for name, given in self.given.items()}
+        return defaults | {
+            name: self.value(known[name], *given) for name, given in self.given.items()
+        }
+
+    @staticmethod
+    def value(setting: Setting, raw: Any, source: str) -> Any:
+        try:
+            return setting.read(raw, source)
+        except ValueError as e:
+            _fail(str(e))
 
     def config(self) -> Config:
         settings = self.settings()
@@ -394,7 +366,7 @@ class _Arguments:
             if name not in settings:
                 owners = [model for model, fields in self.models.items() if name in fields]
                 _fail(
-                    f"{_where(name, source)} is a setting of model {' or '.join(owners)}, "
+                    f"{where_given(name, source)} is a setting of model {' or '.join(owners)}, "
                     f"but the model is {self.model()}; leave it out or add --model={owners[0]}"
                 )
         config = Config(self.values())
@@ -404,7 +376,9 @@ class _Arguments:
 
     def help(self, doc: str | None) -> str:
         """What the program says of itself, then every setting by section."""
-        usage = f"usage: python {sys.argv[0]} [config/FILE.py ...] [--KEY=VALUE ...]"
+        program = f"python {sys.argv[0]}"
+        usage = f"usage: {program} [config/FILE.py ...] [--KEY=VALUE ...]\n"
+        usage += f"       {program} --help | --version"
         parts = [*([inspect.cleandoc(doc)] if doc else []), usage, *_sections(self.program)]
         if model := self.model():
             others = [f"--model={name} --help" for name in self.models if name != model]
@@ -415,11 +389,11 @@ class _Arguments:
         return "\n\n".join(parts)
 
 
-def _sections(settings: dict[str, _Setting]) -> list[str]:
+def _sections(settings: dict[str, Setting]) -> list[str]:
     """One block of text per section: its title, then lines of `--name=default  comment`."""
     blocks: dict[str, list[str]] = {}
     for s in settings.values():
-        line = f"  {f'--{s.name}={_shown(s.default)}':<34}  {s.comment}".rstrip()
+        line = f"  {f'--{s.name}={shown(s.default)}':<34}  {s.comment}".rstrip()
         blocks.setdefault(s.section, [s.section] if s.section else []).append(line)
     return ["\n".join(lines) for lines in blocks.values()]
 
@@ -436,28 +410,31 @@ class _Recorder(UserDict):
         self.data[name] = value
 
 
-def _run_file(path: Path, shown: str, settings: dict[str, Any]) -> tuple[ast.AST, dict[str, Any]]:
+def _run_file(path: Path, name: str, settings: dict[str, Any]) -> tuple[ast.AST, dict[str, Any]]:
     """Run a config file that sees `settings`; return its syntax tree and the names it binds."""
     names = {**settings, "__file__": str(path), "__name__": "config"}
     before, recorder = dict(names), _Recorder(names)
     try:
-        tree = ast.parse(path.read_bytes(), shown)
-        exec(compile(tree, shown, "exec"), names, recorder)
+        tree = ast.parse(path.read_bytes(), name)
+        exec(compile(tree, name, "exec"), names, recorder)
     except Exception as e:
         frames = traceback.extract_tb(e.__traceback__)
-        lines, message = [frame.lineno for frame in frames if frame.filename == shown], str(e)
-        if isinstance(e, SyntaxError) and e.filename == shown:  # str(e) would name the line again
+        lines, message = [frame.lineno for frame in frames if frame.filename == name], str(e)
+        if isinstance(e, SyntaxError) and e.filename == name:  # str(e) would name the line again
             lines, message = [e.lineno], e.msg
-        _fail(f"{shown}{f':{lines[-1]}' if lines else ''}: {type(e).__name__}: {message}")
-    for name, value in names.items():  # what a function of the file bound as a global
-        if name not in before or value is not before[name]:
-            recorder.bound.add(name)
-    return tree, {name: value for name, value in names.items() if name in recorder.bound}
+        _fail(f"{name}{f':{lines[-1]}' if lines else ''}: {type(e).__name__}: {message}")
+    for key, value in names.items():  # what a function of the file bound as a global
+        if key not in before or value is not before[key]:
+            recorder.bound.add(key)
+    return tree, {key: value for key, value in names.items() if key in recorder.bound}
 
 
-def _no_such_file(argument: str) -> str:
-    if re.match(r"-|[\w-]+=", argument):
+def _no_such_file(argument: str, known: Iterable[str]) -> str:
+    name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    if re.match(r"[\w-]+=", argument) or (argument.startswith("-") and name in known):
         return f"{argument} lacks two dashes in front: --{argument.lstrip('-')}"
+    if argument.startswith("-"):
+        return f"{argument} is no option: settings are given as --key=value, --help lists them"
     files = {
         path.stem: f"config/{path.name}"
         for folder in (ROOT, Path())

@@ -34,22 +34,22 @@ from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
 # the models
-init_from = "resume"  # resume: the run in out_dir; gpt2*; a checkpoint or a folder; a,b: several
-out_dir = "out"  # the run to evaluate; a,b: several; ignored if init_from is not resume
+init_from = "resume"  # resume: the run in out_dir; gpt2*; checkpoints or folders: a,b [paths]
+out_dir = "out"  # the run to evaluate; a,b: several; ignored if init_from is not resume [paths]
 # the data
-dataset = ""  # a folder in data/, or a,b: several; default: what the model was trained on
-split = "val"  # val or train
-windows = 0  # how many, spread evenly over the split; 0: all
-block_size = 0  # tokens in a window; 0: as many as the model can take
-choices = ""  # multiple-choice questions: JSON lines in HellaSwag's format
-batch_size = 12  # windows, or endings, at a time
+dataset = ""  # a folder in data/, or a,b: several; default: what the model was trained on [paths]
+split = "val"  # [val | train]
+windows = 0  # how many, spread evenly over the split; 0: all [>= 0]
+block_size = 0  # tokens in a window; 0: as many as the model can take [>= 0]
+choices = ""  # multiple-choice questions: JSON lines in HellaSwag's format [path]
+batch_size = 12  # windows, or endings, at a time [>= 1]
 strided = False  # of a model of patches: two passes, the better half of each patch; twice as slow
-json = ""  # a file for the results; -: the last line of stdout
+json = ""  # a file for the results; -: the last line of stdout [path]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "float32"  # bfloat16 and float16 can be faster, and are less exact; auto: as in training
+dtype = "float32"  # float32 is exact; auto: as in training [auto | float32 | bfloat16 | float16]
 compile = False  # torch.compile the model: worth it for long evaluations on a GPU
-backend = "auto"  # of torch.distributed: nccl, gloo; auto: nccl on CUDA
+backend = "auto"  # of torch.distributed; auto: nccl on CUDA [auto | nccl | gloo | mpi | ucc]
 # -----------------------------------------------------------------------------
 
 LOSSES = (
@@ -178,10 +178,6 @@ def evaluate_all(questions: list[Question], runtime: Runtime) -> dict[str, list[
 
 def main() -> None:
     configure(globals())
-    if split not in ("train", "val"):
-        raise UserError(f"split={split} is not one of train, val")
-    if batch_size < 1 or windows < 0:
-        raise UserError(f"batch_size={batch_size} must be at least 1, windows={windows} at least 0")
     questions = read_questions(resolve_path(choices)) if choices else []
     if json:
         check_writable(json, "the results")

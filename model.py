@@ -23,33 +23,33 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass
 class GPTConfig:
-    block_size: int = 1024  # context length, in tokens
-    vocab_size: int = 50304  # GPT-2's 50257, rounded up to a multiple of 64 for speed
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768  # channels of the residual stream
-    dropout: float = 0.0  # for pretraining 0 is good, for finetuning try 0.1+
+    block_size: int = 1024  # context length, in tokens [>= 1]
+    vocab_size: int = 50304  # GPT-2's 50257, rounded up to a multiple of 64 for speed [>= 1]
+    n_layer: int = 12  # blocks [>= 1]
+    n_head: int = 12  # heads of the attention [>= 1]
+    n_embd: int = 768  # channels of the residual stream [>= 1]
+    dropout: float = 0.0  # for pretraining 0 is good, for finetuning try 0.1+ [>= 0, < 1]
     bias: bool = True  # biases in the linear layers (and the norms, see norm_bias)
     # choices beyond GPT-2
-    n_kv_head: int = 0  # heads for keys and values, shared by groups of queries; 0: n_head
-    head_size: int = 0  # channels of one head; 0: n_embd / n_head
-    norm: str = "layernorm"  # 'layernorm' or 'rmsnorm'
+    n_kv_head: int = 0  # heads for keys and values, shared by groups of queries; 0: n_head [>= 0]
+    head_size: int = 0  # channels of one head; 0: n_embd / n_head [>= 0]
+    norm: str = "layernorm"  # [layernorm | rmsnorm]
     norm_gain: bool = True  # learn a gain per channel in the norms
-    norm_bias: bool | str = "auto"  # biases in the layer norms; 'auto': as bias
-    norm_placement: str = "pre"  # 'pre', or 'post' as in GPT-1 and the Transformer of 2017
+    norm_bias: bool | str = "auto"  # biases in the layer norms; auto: as bias [auto | on | off]
+    norm_placement: str = "pre"  # post: as in GPT-1 and the Transformer of 2017 [pre | post]
     norm_embedding: bool = False  # one more norm, after the embedding
-    position: str = "learned"  # 'learned', 'sinusoidal', 'rope' or 'none'
-    rope_base: float = 10000.0  # base of the rotary frequencies
-    activation: str = "gelu"  # 'gelu', 'gelu_tanh' (OpenAI's GPT-2), 'relu', 'relu2' or 'swiglu'
+    position: str = "learned"  # [learned | sinusoidal | rope | none]
+    rope_base: float = 10000.0  # base of the rotary frequencies [> 0]
+    activation: str = "gelu"  # gelu_tanh: OpenAI's [gelu | gelu_tanh | relu | relu2 | swiglu]
     qk_norm: bool = False  # normalise queries and keys per head, as norm says
-    attention_scale: float = 0.0  # factor on the scores; 0: 1 / sqrt(head_size)
+    attention_scale: float = 0.0  # factor on the scores; 0: 1 / sqrt(head_size) [>= 0]
     tie_head: bool = True  # share the embedding's weights with the output head
-    logit_softcap: float = 0.0  # cap * tanh(logits / cap); 0: off
+    logit_softcap: float = 0.0  # cap * tanh(logits / cap); 0: off [>= 0]
     zero_init: bool = (
         False  # projections back into the residual stream, and an untied head, start at 0
     )
-    init: str = "gpt2"  # 'gpt2': N(0, 0.02); 'fan_in': variance 1 / (3 fan_in), embedding N(0, 1)
-    attention_window: int = 0  # positions that a local layer sees, its own included; 0: all
+    init: str = "gpt2"  # fan_in: variance 1 / (3 fan_in), embedding N(0, 1) [gpt2 | fan_in]
+    attention_window: int = 0  # positions that a local layer sees, its own included; 0: all [>= 0]
     window_pattern: str = "L"  # layer by layer, repeated: L local, D dense ('DL' as in GPT-3)
     residual_lambdas: bool = (
         False  # learned weights, per layer, of the stream and of its first state

@@ -29,7 +29,7 @@ from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
 from itertools import chain
 
-from bonsai.engine import ON_FULL, Engine, SamplingParams, generate, prepare
+from bonsai.engine import Engine, SamplingParams, generate, prepare
 from bonsai.errors import UserError, run
 from bonsai.models import load_model
 from bonsai.progress import Progress
@@ -41,27 +41,27 @@ from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
 # the model
-init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a folder with a model
-out_dir = "out"  # the run to sample from; ignored if init_from is not resume
+init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a folder [path]
+out_dir = "out"  # the run to sample from; ignored if init_from is not resume [path]
 # the text
 start = "\n"  # what to continue; "<|endoftext|>" is that token; FILE:prompt.txt reads a file
-prompts = ""  # a JSONL file of prompts, continued side by side; see above
-out = ""  # file for what --prompts gives, also JSONL; empty: stdout
-num_samples = 10  # texts to draw; with --prompts 1, unless given there
-max_new_tokens = 500  # tokens in each, behind the start
-temperature = 0.8  # below 1.0 less random, above more; 0: always the likeliest token
-top_k = 200  # draw from the top_k likeliest tokens; 0: from all
-top_p = 1.0  # draw from the fewest likeliest tokens with this much probability; 1.0: from all
-min_p = 0.0  # draw from tokens with at least this share of the likeliest one's probability
-repetition_penalty = 1.0  # above 1.0 tokens that were there before become less likely
-seed = 1337  # the same seed gives the same texts
+prompts = ""  # a JSONL file of prompts, continued side by side; see above [path]
+out = ""  # file for what --prompts gives, also JSONL; empty: stdout [path]
+num_samples = 10  # texts to draw; with --prompts 1, unless given there [>= 1]
+max_new_tokens = 500  # tokens in each, behind the start [>= 0]
+temperature = 0.8  # below 1.0 less random, above more; 0: always the likeliest token [>= 0]
+top_k = 200  # draw from the top_k likeliest tokens; 0: from all [>= 0]
+top_p = 1.0  # draw from the likeliest tokens that have this probability; 1.0: from all [> 0, <= 1]
+min_p = 0.0  # draw from tokens with at least this share of the likeliest one's probability [0 to 1]
+repetition_penalty = 1.0  # above 1.0 tokens that were there before become less likely [> 0]
+seed = 1337  # the same seed gives the same texts [>= 0]
 interactive = False  # continue the lines you type; Ctrl-C ends a text, Ctrl-D the program
-on_full = "slide"  # when the context is full: slide (nanoGPT's way, slow), refill (fast), stop
+on_full = "slide"  # when the context is full; slide: nanoGPT's way, slow [slide | refill | stop]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA and for int8, else float32
-quantize = ""  # int8: weights of a quarter of the size, faster, a little less exact
-batch_size = 16  # prompts of --prompts continued at once
+dtype = "auto"  # auto: float32; bfloat16 on CUDA and for int8 [auto | float32 | bfloat16 | float16]
+quantize = ""  # int8: weights of a quarter of the size, faster, a little less exact [int8]
+batch_size = 16  # prompts of --prompts continued at once [>= 1]
 compile = False  # torch.compile the model: slow to start, worth it for long texts on a GPU
 kv_cache = True  # remember keys and values; False: recompute them for every token, same text
 # -----------------------------------------------------------------------------
@@ -129,10 +129,6 @@ def main() -> None:
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    if num_samples < 1:
-        raise UserError(f"num_samples={num_samples} must be at least 1")
-    if on_full not in ON_FULL:
-        raise UserError(f"on_full={on_full} is not one of {', '.join(ON_FULL)}")
     text = "" if interactive or prompts else read_start(start)
     jobs = read_jobs(prompts, params) if prompts else []
     if out:

@@ -28,32 +28,32 @@ from configurator import ROOT, configure, resolve_path
 
 # -----------------------------------------------------------------------------
 # the models
-init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a folder with a model
-out_dir = "out"  # the run to serve; ignored if init_from is not resume
-models = ""  # several instead of one, by name: small=out-small,big=out-big/ckpt.pt
+init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a folder [path]
+out_dir = "out"  # the run to serve; ignored if init_from is not resume [path]
+models = ""  # several instead of one, by name: small=out-small,big=out-big/ckpt.pt [paths]
 # the address
 host = "127.0.0.1"  # this machine alone; 0.0.0.0: others too, then set an api_key
-port = 8000  # 0: one that is free
-hosts = ""  # further names under which the server is called: gpu.example.org,gpu
-origins = ""  # other sites whose pages may ask: https://example.org,http://localhost:3000; *: all
+port = 8000  # 0: one that is free [0 to 65535]
+hosts = ""  # further names under which the server is called: gpu.example.org,gpu [list]
+origins = ""  # other sites whose pages may ask: https://a.org,http://localhost:3000; *: all [list]
 api_key = ""  # what clients must send; FILE:key.txt reads it from a file; empty: anything will do
 # limits
-max_batch = 16  # texts that a model writes side by side
-max_queue = 256  # texts that may wait; what comes then is answered 429
-max_rows = 128  # prompts x n of one request
-max_tokens = 4096  # the most a request may ask for
+max_batch = 16  # texts that a model writes side by side [>= 1]
+max_queue = 256  # texts that may wait; what comes then is answered 429 [>= 1]
+max_rows = 128  # prompts x n of one request [>= 1]
+max_tokens = 4096  # the most a request may ask for [>= 1]
 truncate = False  # prompts beyond the context lose their beginning; False: they are refused
-max_body_mb = 4.0  # the largest body of a request, in MiB
-max_connections = 1024  # at once; what comes then is answered 503
+max_body_mb = 4.0  # the largest body of a request, in MiB [> 0]
+max_connections = 1024  # at once; what comes then is answered 503 [>= 1]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on CUDA and for int8, else float32
-quantize = ""  # int8: weights in 8 bits, faster at small batches; empty: as they are
-prefix_cache = 2048  # tokens of prompts to remember, for those that begin alike
-lookup = 0  # guess this many tokens ahead from the text so far while one text is written alone
-draft = 0  # guess this many tokens ahead by the same model in int8 while one text is written alone
+dtype = "auto"  # auto: float32; bfloat16 on CUDA and for int8 [auto | float32 | bfloat16 | float16]
+quantize = ""  # int8: weights in 8 bits, faster at small batches; empty: as they are [int8]
+prefix_cache = 2048  # tokens of prompts to remember, for those that begin alike [>= 0]
+lookup = 0  # guess this many tokens ahead from the text so far while one text is written [>= 0]
+draft = 0  # guess this many tokens ahead by the model in int8 while one text is written [>= 0]
 compile = False  # torch.compile the one-token step: slow to start
-threads = 0  # of a model on the CPU; 0: one less than there are cores
+threads = 0  # of a model on the CPU; 0: one less than there are cores [>= 0]
 # -----------------------------------------------------------------------------
 
 
@@ -76,20 +76,8 @@ def read_key(text: str) -> str:
     return key
 
 
-def check_limits() -> None:
-    """Raises UserError for limits under which nothing could be answered."""
-    for name in ("max_batch", "max_queue", "max_rows", "max_tokens", "max_connections"):
-        if globals()[name] < 1:
-            raise UserError(f"{name}={globals()[name]} must be at least 1")
-    if max_body_mb <= 0:
-        raise UserError(f"max_body_mb={max_body_mb} must be above 0")
-    if not 0 <= port < 65536:
-        raise UserError(f"port={port} must be from 0 to 65535")
-
-
 def main() -> int:
     configure(globals())
-    check_limits()
     welcome = parse_origins(origins)
     key = read_key(api_key)
     chosen = chosen_models()

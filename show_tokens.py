@@ -17,20 +17,20 @@ from bonsai.tokenizers import get
 from bonsai.tokenview import html_page, terminal
 from configurator import configure, resolve_path
 
-text = ""  # the text; \n and \t stand for a line end and a tab
-file = ""  # or a file of it; neither: standard input
-tokenizers = "gpt2,gpt4"  # names and files, as for data/custom/prepare.py
+text = ""  # the text; \n and \t stand for a line end and a tab [escapes]
+file = ""  # or a file of it; neither: standard input [path]
+tokenizers = "gpt2,gpt4"  # names and files, as for data/custom/prepare.py [paths]
 ids = False  # print the ids too
 special = False  # let "<|endoftext|>" in the text be the token
-html = ""  # write a page to this file instead
-color: bool | str = "auto"  # 'auto': on a terminal
+html = ""  # write a page to this file instead [path]
+color: bool | str = "auto"  # auto: on a terminal [auto | on | off]
 
 
 def the_text() -> str:
     if text and file:
         raise UserError("give --text or --file, not both")
     if text:
-        return text.replace("\\n", "\n").replace("\\t", "\t")
+        return text
     if not file:
         return sys.stdin.buffer.read().decode("utf-8", errors="replace")
     return read_text(resolve_path(file))

@@ -30,7 +30,6 @@ from bonsai.evals import bits_per_byte, mixture_loss
 from bonsai.memory import LOWER, describe_memory, out_of_memory
 from bonsai.models import CONFIGS, build_model, describe_model, load_model
 from bonsai.optim import (
-    SCHEDULES,
     build_optimizer,
     learning_rate_at,
     load_optimizer_state,
@@ -46,62 +45,62 @@ from configurator import Config, configure, resolve_path
 # -----------------------------------------------------------------------------
 # The defaults train GPT-2 (124M) on OpenWebText.
 # files and evaluation
-out_dir = "out"  # where the run goes
-eval_interval = 2000  # steps between evaluations; the last step is always evaluated
-log_interval = 1  # steps between console lines, which are rows of metrics.jsonl
-eval_iters = 200  # batches per evaluation, always the same, spread over the split; 0: all of it
+out_dir = "out"  # where the run goes [path]
+eval_interval = 2000  # steps between evaluations; the last step is always evaluated [>= 1]
+log_interval = 1  # steps between console lines, which are rows of metrics.jsonl [>= 1]
+eval_iters = 200  # batches per evaluation, the same ones each time; 0: all of the split [>= 0]
 eval_only = False  # evaluate once and exit
 always_save_checkpoint = True  # save ckpt.pt at every evaluation; False: only when it improves
-init_from = "scratch"  # scratch, resume, auto, gpt2*, a Hugging Face folder, or a checkpoint
-save_interval = 0  # steps between saves of last.pt; 0: only at the end and on interruption
-keep_last = 0  # how many of those saves to keep beside it, as step_NNNNNNN.pt
+init_from = "scratch"  # scratch, resume, auto, gpt2*, a Hugging Face folder, or a checkpoint [path]
+save_interval = 0  # steps between saves of last.pt; 0: only at the end and on interruption [>= 0]
+keep_last = 0  # how many of those saves to keep beside it, as step_NNNNNNN.pt [>= 0]
 keep_best = False  # keep the model with the lowest validation loss as best.pt
-patience = 0  # stop after so many evaluations without improvement; 0: never
-sample_interval = 0  # steps between samples on the console; 0: none
+patience = 0  # stop after so many evaluations without improvement; 0: never [>= 0]
+sample_interval = 0  # steps between samples on the console; 0: none [>= 0]
 # wandb logging
 wandb_log = False  # track the run with Weights & Biases
 wandb_project = "owt"  # name of the project there
 wandb_run_name = "gpt2"  # name of the run there
 # data
-dataset = "openwebtext"  # a folder in data/, or several by weight: a:0.7,b:0.3
-gradient_accumulation_steps = 5 * 8  # micro-batches per step, over all processes together
-batch_size = 12  # rows per micro-batch
-batch_ramp = 0  # steps with fewer micro-batches: half of them with a quarter, then with half
-batch_order = "random"  # random: windows with replacement; epoch: each once per pass, shuffled
-token_noise = 0.0  # share of the inputs that become random tokens: for many passes over little text
-seed = 1337  # of the initial weights, the batches and dropout
+dataset = "openwebtext"  # a folder in data/, or several by weight: a:0.7,b:0.3 [paths]
+gradient_accumulation_steps = 5 * 8  # micro-batches per step, over all processes together [>= 1]
+batch_size = 12  # rows per micro-batch [>= 1]
+batch_ramp = 0  # steps with fewer micro-batches: half of them with a quarter, then with half [>= 0]
+batch_order = "random"  # epoch: each window once per pass, shuffled [random | epoch]
+token_noise = 0.0  # share of random inputs, for many passes over little text [>= 0, < 1]
+seed = 1337  # of the initial weights, the batches and dropout [>= 0]
 # model
 model = "gpt"  # the architecture; its fields are settings too
-depth = 0  # one dial: layers of a compute-optimal run of the fast recipe, see bonsai/dial.py
+depth = 0  # one dial: layers of a compute-optimal run of the fast recipe, see bonsai/dial.py [>= 0]
 bias = False  # biases in the linear layers and norms (GPT-2: True)
 # optimizer
 optimizer = "adamw"  # adamw, or muon: Muon for the matrices, AdamW for the rest
-learning_rate = 6e-4  # the highest rate; with muon that of the matrices
-max_iters = 600000  # steps in all
-weight_decay = 1e-1  # on tensors of two or more dimensions
-beta1 = 0.9  # decay of the mean of the gradients
-beta2 = 0.95  # decay of the mean of their squares
-adam_eps = 1e-8  # added to the root of that
-grad_clip = 1.0  # largest norm of the gradient; 0.0: no clipping
-embedding_lr = 0.3  # muon: the rate of embeddings
-head_lr = 4e-3  # muon: the rate of a head that is not tied to the embedding
-scalar_lr = 1.5e-2  # muon: the rate of gains, biases and the like
-momentum = 0.95  # muon: of the gradient, with Nesterov's look ahead
-momentum_warmup = 300  # muon: steps from 0.85 to that
+learning_rate = 6e-4  # the highest rate; with muon that of the matrices [>= 0]
+max_iters = 600000  # steps in all [>= 0]
+weight_decay = 1e-1  # on tensors of two or more dimensions [>= 0]
+beta1 = 0.9  # decay of the mean of the gradients [>= 0, < 1]
+beta2 = 0.95  # decay of the mean of their squares [>= 0, < 1]
+adam_eps = 1e-8  # added to the root of that [>= 0]
+grad_clip = 1.0  # largest norm of the gradient; 0.0: no clipping [>= 0]
+embedding_lr = 0.3  # muon: the rate of embeddings [>= 0]
+head_lr = 4e-3  # muon: the rate of a head that is not tied to the embedding [>= 0]
+scalar_lr = 1.5e-2  # muon: the rate of gains, biases and the like [>= 0]
+momentum = 0.95  # muon: of the gradient, with Nesterov's look ahead [>= 0, < 1]
+momentum_warmup = 300  # muon: steps from 0.85 to that [>= 0]
 cautious_decay = False  # muon: decay a weight only where its update, too, moves towards 0
-max_skipped = 20  # stop after so many steps in a row whose gradient is not finite
+max_skipped = 20  # stop after so many steps in a row whose gradient is not finite [>= 1]
 # learning rate schedule
 decay_lr = True  # False: constant, without warm-up
-lr_schedule = "cosine"  # cosine, or trapezoid: constant, then a linear cooldown
-warmup_iters = 2000  # steps of linear warm-up
-lr_decay_iters = 600000  # step at which min_lr is reached; usually max_iters
-min_lr = 6e-5  # the rate from there on; usually learning_rate / 10
-cooldown = 0.4  # share of lr_decay_iters in which a trapezoid falls
+lr_schedule = "cosine"  # trapezoid: constant, then a linear cooldown [cosine | trapezoid]
+warmup_iters = 2000  # steps of linear warm-up [>= 0]
+lr_decay_iters = 600000  # step at which min_lr is reached; usually max_iters [>= 0]
+min_lr = 6e-5  # the rate from there on; usually learning_rate / 10 [>= 0]
+cooldown = 0.4  # share of lr_decay_iters in which a trapezoid falls [0 to 1]
 # system
-backend = "auto"  # of torch.distributed: nccl, gloo; auto: nccl on CUDA
+backend = "auto"  # of torch.distributed; auto: nccl on CUDA [auto | nccl | gloo | mpi | ucc]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 where the hardware computes in it
-compile: bool | str = "auto"  # torch.compile: True, False; auto: on CUDA
+dtype = "auto"  # auto: bfloat16 where hardware computes in it [auto | float32 | bfloat16 | float16]
+compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
 # -----------------------------------------------------------------------------
 
 
@@ -118,15 +117,6 @@ def train(c: Config, runtime: Runtime) -> int:
             f"batch_ramp begins with a quarter of gradient_accumulation_steps="
             f"{c.gradient_accumulation_steps}: use a multiple of {4 * world}"
         )
-    positive = "batch_size gradient_accumulation_steps eval_interval log_interval max_skipped"
-    not_negative = "depth seed max_iters eval_iters save_interval keep_last patience "
-    not_negative += "sample_interval batch_ramp"
-    for least, names in ((1, positive), (0, not_negative)):
-        for name in names.split():
-            if c[name] < least:
-                raise UserError(f"{name}={c[name]} must be at least {least}")
-    if c.lr_schedule not in SCHEDULES:
-        raise UserError(f"lr_schedule={c.lr_schedule} is not one of {', '.join(SCHEDULES)}")
 
     # ---- data and model ----
     data = Mixture.open(c.dataset)

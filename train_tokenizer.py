@@ -15,45 +15,46 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bonsai.errors import UserError, run
+from bonsai.files import writing
 from bonsai.finding import as_endings, find_files, total_size
 from bonsai.progress import Progress
-from bonsai.readers import Options, Seen, read_pieces, unescaped
+from bonsai.readers import Options, Seen, read_pieces
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get, report
 from bonsai.tokenizers.patterns import named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
 from bonsai.tokenview import html_page
 from configurator import ROOT, configure
 
-input = ""  # files, folders or patterns, several between commas
-endings = ""  # of further files that are plain text, such as .md,.py
+input = ""  # files, folders or patterns, several between commas [paths]
+endings = ""  # of further files that are plain text, such as .md,.py [list]
 text_column = "text"  # field of a .jsonl or .parquet row that holds the text
-split_on = ""  # what stands between the documents of one text file: <|endoftext|>, or \n\n
-on_error = "stop"  # skip: leave out files and rows that cannot be read (not UTF-8, damaged)
-max_bytes = 1_000_000_000  # train on about the first so many bytes of text; 0: all
-out = "tokenizer.json"  # where the tokenizer goes
+split_on = ""  # what stands between the documents of a text file: <|endoftext|>, or \n\n [escapes]
+on_error = "stop"  # skip: leave out files and rows that are damaged or not UTF-8 [stop | skip]
+max_bytes = 1_000_000_000  # train on about the first so many bytes of text; 0: all [>= 0]
+out = "tokenizer.json"  # where the tokenizer goes [path]
 # The vocabulary
-type = "bpe"  # bpe (byte-level), sentencepiece_unigram, sentencepiece_bpe
-vocab_size = 4096  # bytes, merges and special tokens together
+type = "bpe"  # bpe: of bytes [bpe | sentencepiece_unigram | sentencepiece_bpe]
+vocab_size = 4096  # the 256 bytes, merges and special tokens together [>= 256, <= 10_000_000]
 pattern = "gpt4"  # cuts text into chunks: gpt4, gpt2, none, or a regular expression
-special_tokens = EOT_TEXT  # several between commas
+special_tokens = EOT_TEXT  # several between commas [list]
 fast = True  # train with rustbpe; False: with bonsai/tokenizers/bpe.py alone, the same merges
-ranks = ""  # do not train: take the tokens of a .tiktoken file or of a vocab.bpe
+ranks = ""  # do not train: take the tokens of a .tiktoken file or of a vocab.bpe [path]
 # Also written
-tiktoken_out = ""  # the tokens as a .tiktoken file
-html = ""  # a page with the tokens of the beginning of the text
+tiktoken_out = ""  # the tokens as a .tiktoken file [path]
+html = ""  # a page with the tokens of the beginning of the text [path]
 # The report
 stats = True  # print one
-compare = "gpt2,gpt4"  # with these tokenizers
+compare = "gpt2,gpt4"  # with these tokenizers [paths]
 curve = True  # train once more, up to 65,536 tokens, to see the effect of the size
-curve_png = ""  # and draw it to this file
-n_embd = 768  # width of the embedding whose parameters are counted
-stats_bytes = 20_000_000  # from the first so many bytes of the text
+curve_png = ""  # and draw it to this file [path]
+n_embd = 768  # width of the embedding whose parameters are counted [>= 1]
+stats_bytes = 20_000_000  # from the first so many bytes of the text [>= 0]
 
 
 def documents() -> Iterator[str]:
     """The texts of the input, long ones in pieces, with a progress bar."""
     files, done = find_files(input, (Path(), ROOT), as_endings(endings)), 0
-    options, seen = Options(text_column, unescaped(split_on), on_error), Seen()
+    options, seen = Options(text_column, split_on, on_error), Seen()
     with Progress(total_size(files), label="reading") as progress:
         for piece in read_pieces(files, options, progress.advance, seen=seen):
             yield piece.data.decode("utf-8")
@@ -73,8 +74,6 @@ def train(texts: Iterator[str]) -> Tokenizer:
     if type.startswith("sentencepiece_"):
         kind = type.removeprefix("sentencepiece_")
         return SentencePieceTokenizer.train(texts, vocab_size, kind)
-    if type != "bpe":
-        raise UserError(f"no type {type!r}: bpe, sentencepiece_unigram or sentencepiece_bpe")
     names = special_names()
     with contextlib.ExitStack() as stack:
         bar: Progress | None = None  # begins after that of reading has ended
@@ -104,13 +103,14 @@ def write(path: str, content: str) -> None:
     """All of it or nothing: through a temporary file beside it."""
     temporary = Path(f"{path}.tmp")
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as e:
+        with writing(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(content, encoding="utf-8")
+            os.replace(temporary, path)
+    except UserError:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise UserError(f"cannot write {path}: {e.strerror}") from None
+        raise
 
 
 def others() -> dict[str, Tokenizer]:
@@ -134,10 +134,11 @@ def print_report(tokenizer: Tokenizer, texts: list[str]) -> None:
     print("\n" + report.merges_as_learnt(tokenizer))
     print("\n" + report.unused_tokens(tokenizer, texts))
     if curve and pattern != "none" and any(texts):
-        points = report.size_curve(texts, tokenizer.pattern)
+        points = report.size_curve(texts, tokenizer.pattern, fast=fast)
         print("\n" + report.curve_table(points, n_embd))
         if curve_png:
-            report.draw_curve(points, n_embd, curve_png)
+            with writing(curve_png):
+                report.draw_curve(points, n_embd, curve_png)
             print(f"wrote {curve_png}")
 
 
@@ -145,8 +146,6 @@ def main() -> None:
     configure(globals())
     if not out.endswith(".json"):
         raise UserError(f"out is {out!r}: a tokenizer is written to a .json file")
-    if not ranks and vocab_size < 256:
-        raise UserError(f"vocab_size is {vocab_size}: it must be at least 256, for the bytes")
     start = time.time()
     kept: list[str] = []  # for the report
 
@@ -171,7 +170,8 @@ def main() -> None:
     if tiktoken_out:
         if not isinstance(tokenizer, BPETokenizer):
             raise UserError("a .tiktoken file can hold the tokens of --type=bpe only")
-        write_ranks(tiktoken_out, tokenizer.tokens)
+        with writing(tiktoken_out):
+            write_ranks(tiktoken_out, tokenizer.tokens)
         print(f"wrote {tiktoken_out}")
     if html:
         shown = {"this": tokenizer} | others()

@@ -32,15 +32,15 @@ from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic
 from configurator import configure
 
 # -----------------------------------------------------------------------------
-part = "both"  # generation, context, both
-rows = "1,8"  # texts at a time, for generation
-length = 8192  # bytes to generate, and the context
-contexts = "1024,2048,4096,8192,16384,32768,65536"  # lengths to train on
-dense_limit = 16384  # the dense GPT is timed up to here, and computed beyond
+part = "both"  # what is measured [both | generation | context]
+rows = "1,8"  # texts at a time, for generation [list]
+length = 8192  # bytes to generate, and the context [>= 1]
+contexts = "1024,2048,4096,8192,16384,32768,65536"  # lengths to train on [list]
+dense_limit = 16384  # the dense GPT is timed up to here, and computed beyond [>= 0]
 step = ""  # one step alone, such as MEGABYTE:65536; the last line is JSON
-out = "out-byte-costs"  # folder for byte_costs.json and .txt
+out = "out-byte-costs"  # folder for byte_costs.json and .txt [path]
 device = "auto"  # cpu, cuda; auto: the first that is there
-dtype = "auto"  # of training steps; generation on a CPU is in float32
+dtype = "auto"  # of training; a CPU generates in float32 [auto | float32 | bfloat16 | float16]
 # -----------------------------------------------------------------------------
 
 BLOCK = dict(
@@ -184,8 +184,6 @@ def main() -> None:
     configure(globals())
     if step:
         return one_step(step)
-    if part not in ("generation", "context", "both"):
-        raise UserError(f"part={part} is not one of generation, context, both")
     results, text = {}, ""
     if part != "context":
         results["generation"] = generation()

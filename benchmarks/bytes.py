@@ -41,19 +41,19 @@ from configurator import configure
 # -----------------------------------------------------------------------------
 quick = False  # one seed, one rate per arm, fewer bytes
 full = False  # all rates with the first seed, then all seeds with each arm's best
-scale = "cpu"  # sizes of the arms: cpu, gpu (one H100), toy (a test of this script)
+scale = "cpu"  # sizes of the arms; gpu: one H100, toy: a test of this script [cpu | gpu | toy]
 arms = ""  # only these, between semicolons, as in "dense, short; MEGABYTE 4"
-rates = "0.01,0.02,0.04"  # learning rates that --full tries
-rate = 0.02  # learning rate of --quick
+rates = "0.01,0.02,0.04"  # learning rates that --full tries [list]
+rate = 0.02  # learning rate of --quick [>= 0]
 optimizer = "muon"  # or adamw, whose rates are other ones: --rate=2e-3, --rates=1e-3,2e-3,4e-3
-seeds = 3  # of --full
-steps = 0  # optimizer steps; 0: one pass over the data for --full, 200 for --quick (gpu: 400)
-dataset = "python_stdlib"  # a folder in data/, of bytes
-generated = 512  # bytes to generate, for their rate
-out = "out-bytes"  # folder for the runs, bytes.json, bytes.txt and bytes.png
+seeds = 3  # of --full [>= 1]
+steps = 0  # optimizer steps; 0: one pass over the data for --full; --quick: 200 (gpu: 400) [>= 0]
+dataset = "python_stdlib"  # a folder in data/, of bytes [paths]
+generated = 512  # bytes to generate, for their rate [>= 0]
+out = "out-bytes"  # folder for the runs, bytes.json, bytes.txt and bytes.png [path]
 only_table = False  # measure nothing, show what is there
 device = "auto"  # cpu, cuda; auto: the first that is there
-dtype = "auto"  # as in training
+dtype = "auto"  # as in training [auto | float32 | bfloat16 | float16]
 # -----------------------------------------------------------------------------
 
 SEED = 1337
@@ -322,8 +322,6 @@ def main() -> None:
     configure(globals())
     if quick == full:
         raise UserError("choose one of --quick and --full")
-    if scale not in SCALES:
-        raise UserError(f"scale={scale} is not one of {', '.join(SCALES)}")
     names = [a.strip() for a in arms.split(";") if a.strip()] or list(SCALES[scale])
     for name in names:
         if name not in SCALES[scale]:

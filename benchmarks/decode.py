@@ -39,14 +39,14 @@ from bonsai.runtime import DTYPES, Runtime, cpu_computes_bfloat16, setup
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
-peer = ""  # folder of a nanoGPT checkout to compare with
-sizes = "124M,char"  # models, from SIZES below
+peer = ""  # folder of a nanoGPT checkout to compare with [path]
+sizes = "124M,char"  # models, from SIZES below [list]
 kinds = "auto"  # of KINDS below, with ; between; auto: those that this machine computes in
-batches = "auto"  # answers at once; auto: 1,16 on a CPU, 1,64 on a GPU
-repeats = 3  # of which the table has the median
+batches = "auto"  # answers at once; auto: 1,16 on a CPU, 1,64 on a GPU [list]
+repeats = 3  # of which the table has the median [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-seed = 1337  # of weights and prompts
-out = ""  # folder for decode.json and decode.txt
+seed = 1337  # of weights and prompts [>= 0]
+out = ""  # folder for decode.json and decode.txt [path]
 # -----------------------------------------------------------------------------
 
 
@@ -288,8 +288,6 @@ def pick_kinds(runtime: Runtime) -> list[str]:
 
 def main() -> None:
     configure(globals())
-    if repeats < 1:
-        raise UserError(f"repeats={repeats} must be at least 1")
     for name in sizes.split(","):
         if name not in SIZES:
             raise UserError(f"sizes={name} is not one of {', '.join(SIZES)}")

@@ -38,7 +38,7 @@ from configurator import configure
 
 # -----------------------------------------------------------------------------
 device = "auto"  # cpu, cuda, cuda:1; auto: the first that is there
-out = ""  # a JSON file for the results
+out = ""  # a JSON file for the results [path]
 # -----------------------------------------------------------------------------
 
 FIELDS = dict(n_layer=2, n_head=4, n_embd=128, block_size=64, vocab_size=257, bias=False)

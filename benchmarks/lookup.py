@@ -27,17 +27,17 @@ from bonsai.runtime import DTYPES, setup_inference
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
-out_dir = "out"  # the run whose model writes
-most = "4,8"  # tokens to guess ahead, at most
-temperatures = "0,0.8"  # 0: the likeliest token
-prompts = 4  # pieces of the validation data
-tokens = 0  # of each answer; 0: half the context, behind a prompt of the other half
-repeats = 3  # of which the table has the median
+out_dir = "out"  # the run whose model writes [path]
+most = "4,8"  # tokens to guess ahead, at most [list]
+temperatures = "0,0.8"  # 0: the likeliest token [list]
+prompts = 4  # pieces of the validation data [>= 1]
+tokens = 0  # of each answer; 0: half the context, behind a prompt of the other half [>= 0]
+repeats = 3  # of which the table has the median [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "auto"  # float32, bfloat16, float16; auto: as serve.py
-quantize = ""  # int8: weights in 8 bits
-seed = 1337  # of the draws
-out = ""  # folder for lookup.json
+dtype = "auto"  # auto: as serve.py [auto | float32 | bfloat16 | float16]
+quantize = ""  # int8: weights in 8 bits [int8]
+seed = 1337  # of the draws [>= 0]
+out = ""  # folder for lookup.json [path]
 # -----------------------------------------------------------------------------
 
 

@@ -38,14 +38,14 @@ from bonsai.tokenizers import get
 from configurator import configure
 
 # -----------------------------------------------------------------------------
-input = ""  # a text file (or files) in UTF-8
-rows = "nanogpt,tokenizer,text,jsonl"  # tokenizer: our program without gigatoken
-repeats = 3  # of which the table has the median
-workers = 2  # processes of nanoGPT's way, threads of ours
-characters = 5000  # of a document
+input = ""  # a text file (or files) in UTF-8 [paths]
+rows = "nanogpt,tokenizer,text,jsonl"  # tokenizer: our program without gigatoken [list]
+repeats = 3  # of which the table has the median [>= 1]
+workers = 2  # processes of nanoGPT's way, threads of ours [>= 1]
+characters = 5000  # of a document [>= 1]
 verify = True  # hold all ids against tiktoken's
-folder = ""  # for the files of the runs; default: a temporary one
-out = ""  # write the numbers to this .json file
+folder = ""  # for the files of the runs; default: a temporary one [path]
+out = ""  # write the numbers to this .json file [path]
 # -----------------------------------------------------------------------------
 
 EOT = 50256

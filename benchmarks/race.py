@@ -33,16 +33,16 @@ from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
 race = "cpu"  # a key of RACES below
-peer = ""  # folder of a nanoGPT checkout; empty: ours alone
-seeds = 3  # runs of each; theirs and ours have the same seeds, 1337 and up
+peer = ""  # folder of a nanoGPT checkout; empty: ours alone [path]
+seeds = 3  # runs of each; theirs and ours have the same seeds, 1337 and up [>= 1]
 sweep = False  # first tune the peer's AdamW: the fewest steps and their best rate to the target
-dataset = ""  # a prepared folder in data/; empty: the race's own
-block_size = 0  # of the evaluation's windows; 0: the race's own
+dataset = ""  # a prepared folder in data/; empty: the race's own [paths]
+block_size = 0  # of the evaluation's windows; 0: the race's own [>= 0]
 ours = ""  # settings for our runs, as --key=value words
-steps = 0  # of every run; fewer than the race's own: a test of this script
-minutes = 0.0  # start no run later than this; the same command goes on; 0: no limit
-out = "out-race"  # folder for the runs, their logs and results
-plot = ""  # a picture of the curves, as docs/race.png
+steps = 0  # of every run; fewer than the race's own: a test of this script [>= 0]
+minutes = 0.0  # start no run later than this; the same command goes on; 0: no limit [>= 0]
+out = "out-race"  # folder for the runs, their logs and results [path]
+plot = ""  # a picture of the curves, as docs/race.png [path]
 # -----------------------------------------------------------------------------
 
 SHIPPED = "config/train_shakespeare_char.py --device=cpu --compile=False --log_interval=1 "
@@ -175,8 +175,6 @@ def main() -> None:
     configure(globals())
     if race not in RACES:
         raise UserError(f"race={race} is not one of {', '.join(RACES)}")
-    if seeds < 1:
-        raise UserError(f"seeds={seeds} must be at least 1")
     spec = RACES[race]
     print("\n".join(header(torch.device("cpu"))), flush=True)
     track = Track(race, Path(out), dataset or spec.dataset, block_size or spec.block_size, minutes)

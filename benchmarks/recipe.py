@@ -31,12 +31,12 @@ from bonsai.results import provenance, spread, table, write_json
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
-peer = ""  # folder of a nanoGPT checkout; empty: ours alone
-seeds = 3  # runs of each program; theirs and ours have the same seeds, 1337 and up
-max_iters = 2000  # fewer: a quick test of this script
-data = ""  # a prepared shakespeare_char folder; empty: the one in data/
-input = ""  # or the text, to be prepared here
-out = "out-recipe"  # folder for the runs, their logs, and recipe.json
+peer = ""  # folder of a nanoGPT checkout; empty: ours alone [path]
+seeds = 3  # runs of each program; theirs and ours have the same seeds, 1337 and up [>= 1]
+max_iters = 2000  # fewer: a quick test of this script [>= 1]
+data = ""  # a prepared shakespeare_char folder; empty: the one in data/ [path]
+input = ""  # or the text, to be prepared here [path]
+out = "out-recipe"  # folder for the runs, their logs, and recipe.json [path]
 # -----------------------------------------------------------------------------
 
 RECIPE = (
@@ -132,8 +132,6 @@ def evaluate(folders: list[Path], place: Path) -> list[dict]:
 
 def main() -> None:
     configure(globals())
-    if seeds < 1 or max_iters < 1:
-        raise UserError("seeds and max_iters must be at least 1")
     base = Path(out).resolve()
     base.mkdir(parents=True, exist_ok=True)
     if "," in str(base):

@@ -38,20 +38,20 @@ from bonsai.serving.registry import load_served
 from configurator import ROOT, configure, resolve_path
 
 # -----------------------------------------------------------------------------
-out_dir = "out"  # the run to serve
-clients = 64  # streams at a time
-seconds = 120.0  # how long
-engine_seconds = 20.0  # how long the engine is timed alone
-tokens = 100  # of each answer, at most
-checks = 64  # requests that are made again, alone
-max_batch = 16  # rows side by side, of engine and server
+out_dir = "out"  # the run to serve [path]
+clients = 64  # streams at a time [>= 1]
+seconds = 120.0  # how long [> 0]
+engine_seconds = 20.0  # how long the engine is timed alone [> 0]
+tokens = 100  # of each answer, at most [>= 1]
+checks = 64  # requests that are made again, alone [>= 0]
+max_batch = 16  # rows side by side, of engine and server [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "float32"  # of engine and server; only float32 promises equal tokens
-quantize = ""  # int8: weights in 8 bits
+dtype = "float32"  # only float32 promises equal tokens [auto | float32 | bfloat16 | float16]
+quantize = ""  # int8: weights in 8 bits [int8]
 compile = False  # compile the one-token step
-threads = 0  # of engine and server on a CPU; 0: one less than there are cores, as serve.py
-seed = 1337  # of prompts and requests
-out = ""  # folder for serve_load.json and .txt
+threads = 0  # of engine and server on a CPU; 0: one less than there are cores, as serve.py [>= 0]
+seed = 1337  # of prompts and requests [>= 0]
+out = ""  # folder for serve_load.json and .txt [path]
 # -----------------------------------------------------------------------------
 
 PREFIX_CACHE = 2048  # serve.py's default

@@ -41,16 +41,16 @@ from bonsai.throughput import OPTIMIZER, TrainingStep, time_steps
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
-peer = ""  # folder of a nanoGPT checkout to compare with
-sizes = "auto"  # rows, from SIZES below; auto: recipe,char on a CPU, 124M,355M on a GPU
-dtypes = "auto"  # float32, bfloat16; auto: bfloat16 on a GPU, both on a CPU that computes in it
-modes = "auto"  # eager, compiled; auto: eager on a CPU, both on a GPU
-repeats = 5  # of which the table has the median
-steps = 0  # steps in a repeat; 0: as the size says
-log_interval = 10  # steps between readings of the loss
+peer = ""  # folder of a nanoGPT checkout to compare with [path]
+sizes = "auto"  # rows, from SIZES below; auto: recipe,char on a CPU, 124M,355M on a GPU [list]
+dtypes = "auto"  # auto: bfloat16 on a GPU; float32,bfloat16 on a CPU that computes in both [list]
+modes = "auto"  # eager, compiled; auto: eager on a CPU, both on a GPU [list]
+repeats = 5  # of which the table has the median [>= 1]
+steps = 0  # steps in a repeat; 0: as the size says [>= 0]
+log_interval = 10  # steps between readings of the loss [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-seed = 1337  # of the weights and batches
-out = ""  # folder for throughput.json and .txt; rows that are there are not measured again
+seed = 1337  # of the weights and batches [>= 0]
+out = ""  # folder for throughput.json and .txt; rows that are there are not measured again [path]
 force = False  # measure them again
 # -----------------------------------------------------------------------------
 
@@ -252,8 +252,6 @@ def measured_before(about: dict) -> dict[tuple, dict]:
 
 def main() -> None:
     configure(globals())
-    if repeats < 1 or steps < 0 or log_interval < 1:
-        raise UserError("repeats and log_interval must be at least 1, steps at least 0")
     dev, _ = pick_device(device)
     module = load_peer(resolve_path(peer)) if peer else None
     print("\n".join(header(dev)), flush=True)

@@ -24,16 +24,16 @@ if __name__ == "__main__":
     import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.errors import UserError, run
+from bonsai.errors import run
 from bonsai.tokenizers import BPETokenizer
 from bonsai.tokenizers.bpe import count_chunks, learn_merges, rust_tokens, tokens_of
 from bonsai.tokenizers.patterns import GPT4
 from bonsai.tokenizers.report import table
 from configurator import ROOT, configure, resolve_path
 
-runs = 3  # of each measurement
-vocab_size = 32768  # for the library's source
-shakespeare = ""  # Tiny Shakespeare, for 4,096 tokens; left out if not given
+runs = 3  # of each measurement [>= 1]
+vocab_size = 32768  # for the library's source [>= 256]
+shakespeare = ""  # Tiny Shakespeare, for 4,096 tokens; left out if not given [path]
 
 Row = tuple[str, list[float], str]
 
@@ -162,8 +162,6 @@ def machine() -> str:
 
 def main() -> None:
     configure(globals())
-    if runs < 1:
-        raise UserError(f"runs is {runs}: at least one is needed")
     print(f"{' '.join(['python', *sys.argv])}\n{machine()}")
     rows = [["", "median", "min", "max", ""]]
     for what, seconds, note in measure():

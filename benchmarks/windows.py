@@ -25,16 +25,16 @@ from bonsai.runtime import Runtime, setup
 from configurator import configure
 from model import GPT, GPTConfig
 
-lengths = "512,1024,2048"  # tokens of a row
-window = 256  # positions that a local layer sees
-patterns = "D,DL,L"  # layer by layer, repeated: D dense, L local; DL is GPT-3's
-n_layer = 4
-n_head = 8
-n_embd = 512
-repeats = 5
+lengths = "512,1024,2048"  # tokens of a row [list]
+window = 256  # positions that a local layer sees [>= 1]
+patterns = "D,DL,L"  # layer by layer, repeated: D dense, L local; DL is GPT-3's [list]
+n_layer = 4  # [>= 1]
+n_head = 8  # [>= 1]
+n_embd = 512  # [>= 1]
+repeats = 5  # [>= 1]
 device = "auto"
-dtype = "auto"
-json = ""  # a file for the results
+dtype = "auto"  # [auto | float32 | bfloat16 | float16]
+json = ""  # a file for the results [path]
 
 
 def kept_bytes(step) -> int:
@@ -106,8 +106,8 @@ def main() -> None:
         sizes = [int(n) for n in lengths.split(",")]
     except ValueError:
         raise UserError(f"lengths={lengths}: give numbers of tokens, as in 1024,2048") from None
-    if min(*sizes, window, repeats, n_layer) < 1:
-        raise UserError("lengths, window, repeats and n_layer must be at least 1")
+    if min(sizes) < 1:
+        raise UserError(f"lengths={lengths}: they must be at least 1")
     runtime = setup(device, dtype, False)
     print(runtime.summary)
     rows = [row for T in sizes for row in measure(T, runtime)]

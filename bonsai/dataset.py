@@ -6,6 +6,7 @@ says everything else (bonsai/writer.py writes both). nanoGPT's folders work as t
 """
 
 import json
+import os
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,6 +158,11 @@ def find_folder(dataset: str) -> Path:
     raise UserError(f"no data set {dataset} in data/: there are {', '.join(known)}")
 
 
+def is_folder(spec: str) -> bool:
+    """Whether it is the path of one folder, which may have a comma or a colon in it."""
+    return ("/" in spec or "\\" in spec) and os.path.isdir(spec)
+
+
 def open_meta(folder: Path) -> tuple[dict, Path | None]:
     """What a data folder says of itself, as meta.json would, and the file that says it."""
     path = folder / "meta.json"
@@ -246,8 +252,9 @@ class Mixture:
     @classmethod
     def open(cls, spec: str) -> "Mixture":
         parts = []
-        for item in filter(None, spec.split(",")):
-            name, _, weight = item.strip().partition(":")
+        for item in [spec] if is_folder(spec) else filter(None, spec.split(",")):
+            item = item.strip()
+            name, _, weight = (item, "", "") if is_folder(item) else item.partition(":")
             try:
                 share = float(weight or 1)
             except ValueError:

@@ -33,17 +33,17 @@ MAX_ROWS = 32768  # rows of the local model at a time: CUDA's attention kernels 
 class MegabyteConfig(GPTConfig):
     """The GPT's fields describe the global model; its choices of blocks hold for the local too."""
 
-    block_size: int = 512  # context length, in bytes
-    vocab_size: int = 257  # the bytes, and the end of a text
-    n_layer: int = 4  # layers of the global model
-    n_head: int = 4
-    n_embd: int = 256  # channels of a patch: patch_size times those of a byte
+    block_size: int = 512  # context length, in bytes [>= 1]
+    vocab_size: int = 257  # the bytes, and the end of a text [>= 1]
+    n_layer: int = 4  # layers of the global model [>= 1]
+    n_head: int = 4  # [>= 1]
+    n_embd: int = 256  # channels of a patch: patch_size times those of a byte [>= 1]
     # MEGABYTE
-    patch_size: int = 4  # bytes per patch; divides n_embd
-    local_layer: int = 2  # layers of the local model, inside a patch
-    local_head: int = 2
-    local_embd: int = 128  # channels of the local model
-    cross_patch: int = 0  # last bytes of the patch before that the local model also attends to
+    patch_size: int = 4  # bytes per patch; divides n_embd [>= 1]
+    local_layer: int = 2  # layers of the local model, inside a patch [>= 1]
+    local_head: int = 2  # [>= 1]
+    local_embd: int = 128  # channels of the local model [>= 1]
+    cross_patch: int = 0  # last bytes of the patch before that the local model sees too [>= 0]
     conv_encoder: bool = False  # causal convolutions over the bytes before they become patches
 
     def __post_init__(self) -> None:

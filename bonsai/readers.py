@@ -55,18 +55,6 @@ class Options(NamedTuple):
 DEFAULTS = Options()
 
 
-def unescaped(text: str) -> str:
-    """What a command line cannot hold: `\\n`, `\\r`, `\\t` and `\\\\` become what they stand for.
-
-    >>> unescaped("a\\\\n\\\\tb")
-    'a\\n\\tb'
-    """
-    parts = text.split("\\\\")
-    for sign, escape in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        parts = [part.replace(escape, sign) for part in parts]
-    return "\\".join(parts)
-
-
 class Seen:
     """What turns up while a corpus is read and its user should know; of the last time through."""
 

@@ -30,18 +30,18 @@ BOUNDARIES = ("space", "fixed")
 class SpacebyteConfig(GPTConfig):
     """The GPT's fields describe the global blocks; their choices hold for the local ones too."""
 
-    block_size: int = 512  # context length, in bytes
-    vocab_size: int = 257  # the bytes, and the end of a text
-    n_layer: int = 4  # global layers
-    n_head: int = 4
-    n_embd: int = 256  # channels of the global blocks
+    block_size: int = 512  # context length, in bytes [>= 1]
+    vocab_size: int = 257  # the bytes, and the end of a text [>= 1]
+    n_layer: int = 4  # global layers [>= 1]
+    n_head: int = 4  # [>= 1]
+    n_embd: int = 256  # channels of the global blocks [>= 1]
     # SpaceByte
-    boundary: str = "space"  # where patches begin: 'space' or 'fixed'
-    patch_size: int = 6  # bytes per patch; with 'space' the expected mean, for the FLOPs alone
-    local_layer: int = 4  # local layers, half of them before the global ones
-    local_head: int = 2
-    local_embd: int = 128  # channels of the local blocks
-    local_window: int = 128  # bytes that the local blocks attend to; 0: all
+    boundary: str = "space"  # where patches begin [space | fixed]
+    patch_size: int = 6  # bytes per patch; with 'space' the expected mean, for FLOPs alone [>= 1]
+    local_layer: int = 4  # local layers, half of them before the global ones [>= 2]
+    local_head: int = 2  # [>= 1]
+    local_embd: int = 128  # channels of the local blocks [>= 1]
+    local_window: int = 128  # bytes that the local blocks attend to; 0: all [>= 0]
 
     def __post_init__(self) -> None:
         super().__post_init__()

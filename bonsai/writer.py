@@ -12,11 +12,13 @@ looks complete when it is not:
 - The first `add` puts an empty meta.json.tmp into the folder, a sign that stands until `finish`
   has renamed meta.json into place, and removes the data set that was there before. Until then, that
   is while a mistake in the input is most likely found, the old data set stays.
+- What a user has added to the old meta.json, such as a chat_template, goes into the new one.
 - Tokens go to train.bin.tmp and val.bin.tmp. Leaving the `with` block in any other way than
   through `finish` removes them. What kill -9 leaves behind are .tmp files, swept by the next run.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -29,8 +31,10 @@ from types import TracebackType
 
 import numpy as np
 
+from bonsai.advice import training_command
 from bonsai.errors import UserError, reason
-from bonsai.files import writing
+from bonsai.files import SETTINGS, writing
+from bonsai.textfile import read_text
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 
 try:
@@ -39,6 +43,7 @@ except ImportError:  # Windows: no lock there
     fcntl = None
 
 FORMAT = 1  # of meta.json
+FIELDS = ("format", "name", "dtype", "vocab_size", "eot", "tokenizer", "row_length", "splits")
 BUFFER = 1 << 20  # bytes held back per file before they go to the disk
 
 
@@ -130,12 +135,14 @@ class Writer:
         split: str,
         ids: Sequence[int] | np.ndarray,
         *,
-        text_bytes: int = 0,
+        text_bytes: int | None = None,
         documents: int = 1,
         mask: Sequence[int] | np.ndarray | None = None,
     ) -> None:
-        """Append `ids` (n,) to a split; they stand for `text_bytes` bytes of UTF-8 text and end
-        `documents` documents. `mask` (n,) of 0 and 1 goes with masks=True."""
+        """Append `ids` (n,) to a split; they stand for `text_bytes` bytes of UTF-8 text (unless
+        given, as many as the tokenizer makes of them, special tokens not counted) and end
+        `documents` documents. `mask` (n,) of 0 and 1 goes with masks=True: then bits per byte are
+        not known, and the bytes of a document are not counted."""
         if not self._started:
             self._start()
         part = self._splits[split]
@@ -159,14 +166,29 @@ class Writer:
                 mask = mask.astype(np.uint8)
             part.write(ids.astype(self.dtype, copy=False), mask)
             part.max_id = max(part.max_id, high)
-        part.text_bytes += text_bytes
+            if text_bytes is None and self.tokenizer and not self.masks:
+                text_bytes = int(self._byte_counts[ids].sum())
+        part.text_bytes += text_bytes or 0
         part.documents += documents
+
+    @functools.cached_property
+    def _byte_counts(self) -> np.ndarray:
+        """Bytes of text that each id stands for (vocab_size,)."""
+        decode, tokenizer = self.tokenizer.decode_bytes, self.tokenizer
+        special = {tokenizer.eot, *getattr(tokenizer, "special_tokens", {}).values()}
+        before = [next(i for i in range(tokenizer.vocab_size) if i not in special)]
+        start = len(decode(before))  # some tokenizers drop the first blank of a text
+        counts = np.zeros(self.vocab_size, np.int64)
+        for i in range(tokenizer.vocab_size):
+            counts[i] = 0 if i in special else len(decode([*before, i])) - start
+        return counts
 
     def _start(self) -> None:
         """Mark the folder as unfinished, clear the old data set, open the new files."""
+        self._kept = added_by_hand(self.folder)
         with disk_errors(self._meta_tmp):
             self._started = True
-            self._meta_tmp.write_bytes(b"")
+            self._meta_tmp.write_text(json.dumps(self._kept) if self._kept else "", "utf-8")
             _sync_folder(self.folder)  # the sign must be on the disk before anything goes
             (self.folder / "meta.json").unlink(missing_ok=True)
             patterns = ["meta.pkl"]
@@ -199,6 +221,7 @@ class Writer:
             "tokenizer": self.tokenizer.to_dict() if self.tokenizer else None,
             "row_length": self.row_length,
             "splits": {name: part.meta() for name, part in self._splits.items()},
+            **self._kept,
         }
         files = [file for part in self._splits.values() for file in part.files()]
         with disk_errors(self.folder):
@@ -232,11 +255,23 @@ class Writer:
                     file.discard()
             for path in (*self._renamed, self.folder / "meta.pkl.tmp"):
                 path.unlink(missing_ok=True)
-            self._meta_tmp.unlink(missing_ok=True)  # last: nothing is left to warn of
+            if not self._kept:
+                self._meta_tmp.unlink(missing_ok=True)  # last: nothing is left to warn of
             self._started = False
         if self._made_folder:
             with contextlib.suppress(OSError):  # not empty: a finished data set, or not ours
                 self.folder.rmdir()
+
+
+def added_by_hand(folder: Path) -> dict:
+    """What a user has put into the meta.json of a data set, such as a chat_template: it stays when
+    the data are prepared again. While they are, and when that fails, it stands in meta.json.tmp."""
+    for name in ("meta.json", "meta.json.tmp"):
+        with contextlib.suppress(UserError, ValueError, RecursionError):
+            meta = json.loads(read_text(folder / name, limit=SETTINGS))
+            if isinstance(meta, dict):
+                return {key: value for key, value in meta.items() if key not in FIELDS}
+    return {}
 
 
 class _Split:
@@ -355,5 +390,7 @@ def summary(meta: dict, folder: str | Path, seconds: float) -> str:
     lines.append(f"wrote {', '.join(files)} and meta.json to {folder} in {seconds:.1f} s")
     if size > 10e6:
         lines[-1] += f", {size / 1e6 / seconds:.0f} MB of text per second"
-    lines.append(f"next: python train.py --dataset={folder.name if ours else folder}")
+    if kept := [key for key in meta if key not in FIELDS]:
+        lines.append(f"kept what the old meta.json had besides: {', '.join(kept)}")
+    lines.append(f"next: {training_command(folder.name if ours else str(folder), meta)}")
     return "\n".join(lines)

@@ -263,7 +263,7 @@ def differences(a, b, where: str = "") -> list[str]:
     return [] if a == b else [f"{where}: {a!r} != {b!r}"]
 
 
-def assert_one_line_error(result: Result, *hints: str, status: tuple[int, ...] = (1,)) -> None:
+def assert_one_line_error(result: Result, *hints: str, status: tuple[int, ...] = (1, 2)) -> None:
     """The program ended in one line on stderr that has the hints in it."""
     lines = result.stderr.strip().splitlines()
     assert result.rc in status, result

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import configurator
+from bonsai import __version__
 from configurator import Config, configure, describe, model_fields, resolve_path
 
 ROOT = Path(configurator.__file__).resolve().parent
@@ -67,7 +69,7 @@ min_lr = 6e-5
 backend = 'auto'  # 'nccl', 'gloo'
 device = 'auto'
 dtype = 'auto'
-compile: bool | str = 'auto'  # 'auto', True or False
+compile: bool | str = 'auto'  # auto: where it is worth it [auto | on | off]
 seed: int | None = None  # None: a new one every time
 _private = 1
 TABLE_SIZE = 3
@@ -230,14 +232,15 @@ def test_values_are_written_back():
         (["--learning_rate=3e-4"], "learning_rate", 3e-4),
         (["--ratio=2"], "ratio", 2),
         (["--ratio=0.5"], "ratio", 0.5),
-        # strings stay as typed, unless they are a quoted literal
+        # strings stay as typed
         (["--out_dir=123"], "out_dir", "123"),
         (["--wandb_run_name=007"], "wandb_run_name", "007"),
         (["--wandb_run_name=1e3"], "wandb_run_name", "1e3"),
         (["--wandb_run_name=True"], "wandb_run_name", "True"),
         (["--wandb_run_name=None"], "wandb_run_name", "None"),
         (["--wandb_run_name=[1, 2]"], "wandb_run_name", "[1, 2]"),
-        (["--wandb_run_name='hi'"], "wandb_run_name", "hi"),
+        (["--wandb_run_name='hi'"], "wandb_run_name", "'hi'"),
+        (['--wandb_run_name="To be"'], "wandb_run_name", '"To be"'),
         (["--wandb_run_name=\\n"], "wandb_run_name", "\\n"),
         (["--wandb_run_name=a b"], "wandb_run_name", "a b"),
         (["--wandb_run_name="], "wandb_run_name", ""),
@@ -269,6 +272,7 @@ def test_values_are_written_back():
         (["--compile=False"], "compile", False),
         (["--compile", "False"], "compile", False),
         (["--compile=auto"], "compile", "auto"),
+        (["--compile", "auto"], "compile", "auto"),
         (["--seed=7"], "seed", 7),
         (["--seed=7", "--seed=None"], "seed", None),
         # the last one counts
@@ -333,8 +337,10 @@ def test_wrong_type_on_the_command_line(capsys, argv, words):
         (["--seed"], "--seed needs a value, for example --seed=1"),
         (["batch_size=4"], "batch_size=4 lacks two dashes in front: --batch_size=4"),
         (["-batch_size=4"], "-batch_size=4 lacks two dashes in front: --batch_size=4"),
-        (["-v"], "-v lacks two dashes in front: --v"),
-        (["--compile", "auto"], "no config file auto"),
+        (["-q"], "-q is no option: settings are given as --key=value, --help lists them"),
+        (["--compile=maybe"], "--compile=maybe is not one of auto, on, off"),
+        (["--compile=atuo"], "--compile=atuo is not one of auto, on, off; did you mean auto?"),
+        (["--compile", "nowhere"], "no config file nowhere"),
     ],
 )
 def test_usage_errors(capsys, argv, words):
@@ -488,7 +494,8 @@ def test_an_empty_file_is_named_nowhere():
         ("dropout = None\n", "run.py: dropout expects float, got None; e.g. dropout = 0.0"),
         ("out_dir = 5\n", "run.py: out_dir expects str, got 5; e.g. out_dir = 'out'"),
         ("dropout = 10**400\n", "run.py: dropout expects float, got 1000"),
-        ("eval_only = 'True'\n", "run.py: eval_only expects bool, got 'True'"),
+        ("eval_only = 'maybe'\n", "run.py: eval_only expects bool, got 'maybe'"),
+        ("compile = 'maybe'\n", "run.py: compile=maybe is not one of auto, on, off"),
         ("compile = 0.5\n", "run.py: compile expects bool or str, got 0.5; e.g. compile = 'auto'"),
         ("import math as compile\n", "run.py: compile expects bool or str, got <module"),
         ("\nx = 1 / 0\n", "run.py:2: ZeroDivisionError: division by zero"),
@@ -661,7 +668,7 @@ def test_help_prints_every_setting_with_its_comment(capsys):
         "--out_dir=out",
         "--batch_size=12 examples per micro-step",
         "--dropout=0.0 -1 is not # allowed",
-        "--compile=auto 'auto', True or False",
+        "--compile=auto auto: where it is worth it [auto | on | off]",
         "--seed=None None: a new one every time",
         "--gradient_accumulation_steps=40",
     ]:
@@ -733,7 +740,9 @@ def run(folder: Path, *argv: str, **env: str) -> subprocess.CompletedProcess:
 def test_program_from_any_folder(folder):
     root = folder / "repository"
     root.mkdir()
-    (root / "configurator.py").write_text((ROOT / "configurator.py").read_text(encoding="utf-8"))
+    (root / "bonsai").mkdir()
+    for name in ("configurator.py", "bonsai/__init__.py", "bonsai/values.py"):
+        shutil.copy(ROOT / name, root / name)
     (root / "train.py").write_text(TRAIN + CALL + "print(batch_size, config['n_layer'])\n")
     write("repository/config/x.py", "batch_size = 3\n")
     write("y.py", "n_layer = batch_size\n")
@@ -793,3 +802,32 @@ def test_mistakes_from_python(folder, capsys, wrong, message):
     with pytest.raises(SystemExit):
         configure(namespace(TRAIN), MODELS, settings=wrong, bind=False)
     assert message in capsys.readouterr().err
+
+
+# --- called again, and what is asked of every program ---
+
+
+def test_a_second_call_begins_with_the_programs_defaults():
+    ns = namespace(TRAIN)
+    assert configure(ns, argv=["--batch_size=4", "--out_dir=a"])["batch_size"] == 4
+    again = configure(ns, argv=["--dropout=0.5"])
+    assert (again["batch_size"], again["out_dir"], again["dropout"]) == (12, "out", 0.5)
+    assert again.diff() == {"dropout": 0.5} and ns["batch_size"] == 12
+    ns["batch_size"] = 7  # assigned in a notebook, between the two
+    assert configure(ns, argv=[])["batch_size"] == 7
+
+
+@pytest.mark.parametrize("word", ["-v", "-V", "--version"])
+def test_version(capsys, word):
+    with pytest.raises(SystemExit) as exit:
+        train("--batch_size=3", word)
+    assert exit.value.code == 0
+    assert capsys.readouterr().out.startswith(
+        f"bonsai {__version__} (Python {sys.version.split()[0]}"
+    )
+
+
+def test_a_rank_that_is_empty(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "")
+    train("--batch_size=3")
+    assert "batch_size=3" in capsys.readouterr().out

@@ -75,7 +75,11 @@ def test_model_needs_torch_alone():
 
 
 def test_the_configurator_needs_nothing():
-    assert imports(ROOT / "configurator.py") <= set(sys.stdlib_module_names)
+    """Nor what it imports: --help and mistakes should not wait for torch."""
+    standard = set(sys.stdlib_module_names)
+    assert imports(ROOT / "configurator.py") <= standard | {"bonsai"}
+    assert imports(ROOT / "bonsai" / "values.py") <= standard
+    assert imports(ROOT / "bonsai" / "textfile.py") <= standard | {"bonsai"}
 
 
 def test_preparing_data_does_not_import_torch():

@@ -116,4 +116,4 @@ def test_ablations_at_toy_size(workplace):
 )
 def test_mistakes(workplace, args, says):
     done = start("race.py", "--out=out-race-mistakes", *args, cwd=workplace)
-    assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode in (1, 2) and says in done.stderr and "Traceback" not in done.stderr

@@ -14,7 +14,8 @@ from bonsai import readers
 from bonsai.corpus import split_documents, whole_documents
 from bonsai.errors import UserError
 from bonsai.finding import find_files
-from bonsai.readers import Options, Piece, Seen, read_pieces, unescaped
+from bonsai.readers import Options, Piece, Seen, read_pieces
+from bonsai.values import unescape
 
 TEXTS = [f"document {i}: {'abc ' * (i % 7)}é😀\nend" for i in range(60)]
 
@@ -276,7 +277,7 @@ def test_what_cannot_be_read_stops_or_is_left_out(tmp_path, name):
 )
 def test_what_stands_between_documents(tmp_path, text, split_on, count, said):
     (tmp_path / "a.txt").write_bytes(text.encode())
-    found, lines = read(tmp_path, "a.txt", split_on=unescaped(split_on))
+    found, lines = read(tmp_path, "a.txt", split_on=unescape(split_on))
     assert len(found) == count and len(lines) == (said is not None)
     assert said is None or said in lines[0]
 

@@ -5,13 +5,17 @@ import decimal
 import functools
 import inspect
 import json
+import shutil
+import sys
 import typing
 from collections.abc import Callable
 
 import pytest
+from conftest import ROOT, TINY, run_command, tiny_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import need_vocabulary
+from toy_tokenizer import ToyTokenizer
 
 from bonsai.corpus import _safe_cut
 from bonsai.errors import UserError
@@ -25,6 +29,8 @@ from bonsai.tokenizers import (
     Tokenizer,
     from_dict,
     get,
+    names,
+    tokenizer_class,
 )
 
 HOSTILE = [
@@ -49,15 +55,13 @@ PROSE = [inspect.getdoc(module) for module in (argparse, decimal, inspect, json,
 
 # One entry per tokenizer, and per way in which one works.
 MAKE: dict[str, Callable[[], Tokenizer]] = {
-    "char": lambda: CharTokenizer.from_text("".join(HOSTILE)),
-    "byte": ByteTokenizer,
-    "gpt2": lambda: get("gpt2"),
-    "gpt4": lambda: get("gpt4"),
-    "bpe": lambda: BPETokenizer.train(PROSE, 500),
+    **{
+        name: functools.partial(lambda kind: kind.from_texts(PROSE + HOSTILE, 500), kind)
+        for name, kind in [*((n, tokenizer_class(n)) for n in TOKENIZERS), ("toy", ToyTokenizer)]
+    },
     "bpe by itself": lambda: slow(BPETokenizer.train(PROSE, 500)),
     "bpe without pattern": lambda: BPETokenizer.train(PROSE, 400, None),
     "bpe with own pattern": lambda: BPETokenizer.train(PROSE, 400, r"[a-z]+|\d"),
-    "sentencepiece": lambda: SentencePieceTokenizer.train(PROSE, 350, "unigram"),
     "sentencepiece bpe": lambda: SentencePieceTokenizer.train(PROSE, 350, "bpe"),
 }
 made = functools.cache(lambda name: MAKE[name]())
@@ -69,14 +73,37 @@ def slow(tokenizer: BPETokenizer) -> BPETokenizer:
 
 
 @pytest.fixture(params=sorted(MAKE))
-def tokenizer(request):
+def tokenizer(request, monkeypatch):
     if request.param in ("gpt2", "gpt4"):
         need_vocabulary(request.param)
+    monkeypatch.setitem(TOKENIZERS, "toy", "toy_tokenizer.ToyTokenizer")
     return made(request.param)
 
 
-def test_the_whole_table_is_tested():
-    assert {name.split()[0] for name in MAKE} == set(TOKENIZERS)
+def test_a_tokenizer_is_one_file_and_one_line(tmp_path):
+    """In a copy of the repository, from text to a sample; the toy is in the shared tests too."""
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    ignored = shutil.ignore_patterns("__pycache__", "*.bin", "meta.*")
+    for part in ("bonsai", "data/custom"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=ignored)
+    shutil.copy(ROOT / "tests" / "toy_tokenizer.py", tmp_path / "bonsai" / "tokenizers" / "toy.py")
+    table = tmp_path / "bonsai" / "tokenizers" / "__init__.py"
+    line = '    "toy": "bonsai.tokenizers.toy.ToyTokenizer",\n'
+    before = '    "byte": "bonsai'
+    table.write_text(table.read_text().replace(before, line + before, 1))
+    (tmp_path / "a.txt").write_text(tiny_text(3000))
+    small = [*TINY, "--max_iters=2", "--sample_interval=2", "--dataset=by", "--out_dir=out"]
+    for command in (
+        ["data/custom/prepare.py", "--input=a.txt", "--name=by", "--tokenizer=toy"],
+        ["train.py", *small],
+    ):
+        result = run_command([sys.executable, *command], tmp_path)
+        assert result.rc == 0, result
+    assert result.stdout.count("-" * 15) == 1  # a sample
+    meta = json.loads((tmp_path / "data" / "by" / "meta.json").read_text())
+    assert meta["tokenizer"] == {"type": "toy"} and meta["vocab_size"] == 257
+    assert meta["splits"]["train"]["bytes"] > 0
 
 
 # ---- every tokenizer ----
@@ -154,6 +181,23 @@ def test_any_text_comes_back(tokenizer):
         assert same.decode(ids) == text and same.decode_bytes(ids) == text.encode("utf-8")
 
     check()
+
+
+def test_the_bytes_of_ids_are_those_of_each(tokenizer):
+    ids = [i for text in HOSTILE for i in tokenizer.encode(text)]
+    one = tokenizer.encode("a")
+    alone = [tokenizer.decode_bytes([*one, i]).removeprefix(b"a") for i in ids]
+    assert b"".join(alone) == tokenizer.decode_bytes(ids)
+
+
+def test_the_complete_ones_go_by_their_name(tokenizer):
+    kind = tokenizer.to_dict()["type"]
+    if type(tokenizer).complete:
+        assert kind in names() and get(kind).to_dict() == tokenizer.to_dict()
+    else:
+        assert kind not in names()
+        with pytest.raises(UserError, match="made from a text"):
+            get(kind)
 
 
 def test_any_ids_give_some_text(tokenizer):

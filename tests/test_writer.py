@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_command
 
+from bonsai.dataset import open_meta
 from bonsai.errors import UserError
-from bonsai.tokenizers import CharTokenizer, from_dict
-from bonsai.writer import Writer
+from bonsai.tokenizers import CharTokenizer, from_dict, tokenizer_class
+from bonsai.writer import Writer, summary
 
 
 def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -224,3 +225,48 @@ def test_nothing_here_imports_torch():
     code = "import bonsai.writer, bonsai.corpus, bonsai.fetch, bonsai.tokenizers, sys;"
     result = run_command([sys.executable, "-c", code + "print('torch' in sys.modules)"], ROOT)
     assert result.stdout.strip() == "False", result
+
+
+# ---- what is known of the text, and what the user has added ----
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe", "sentencepiece"])
+def test_bytes_of_text_are_counted_unless_given(out, kind):
+    texts = ["größer, 你好 😀\n" * 30, " a text\twith  blanks" * 9]
+    tokenizer = tokenizer_class(kind).from_texts([*texts, "the rest\n" * 40], 330)
+    end = [] if tokenizer.eot is None else [tokenizer.eot]
+    with Writer(out, tokenizer) as writer:
+        for split in ("train", "val"):
+            for text in texts:
+                writer.add(split, [*tokenizer.encode(text), *end])
+        meta = writer.finish()
+    expected = sum(len(text.encode()) for text in texts)
+    assert [split["bytes"] for split in meta["splits"].values()] == [expected, expected]
+    with Writer(out, tokenizer) as writer:
+        writer.add("train", tokenizer.encode(texts[0]), text_bytes=7)
+        writer.add("val", [0], text_bytes=0)
+        meta = writer.finish()
+    assert [split["bytes"] for split in meta["splits"].values()] == [7, 0]
+
+
+def test_what_the_user_has_added_stays(out):
+    write(out, 1)
+    template = {"roles": {"user": ["Q: ", "\n"], "assistant": ["Ä: ", "\n"]}}
+    meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+    (out / "meta.json").write_text(json.dumps({**meta, "chat_template": template}), "utf-8-sig")
+    write(out, 2)
+    assert read(out)[0]["chat_template"] == template
+    assert "kept what the old meta.json had besides: chat_template" in summary(
+        read(out)[0], out, 1.0
+    )
+    with pytest.raises(ZeroDivisionError), Writer(out, vocab_size=9) as writer:
+        writer.add("train", [1])
+        _ = 1 / 0
+    assert leftovers(out) == ["meta.json.tmp"]  # the sign that it is unfinished holds it
+    with pytest.raises(UserError, match="interrupted"):
+        open_meta(out)
+    write(out, 0)
+    assert read(out)[0]["chat_template"] == template
+    (out / "meta.json").write_text("{damaged")
+    write(out, 1)
+    assert "chat_template" not in read(out)[0]

@@ -111,10 +111,10 @@ def parse_models(text: str) -> dict[str, str]:
     return models
 
 
-def usable_tokenizers(names: Iterable[str] = tokenizers.NAMES) -> dict[str, Tokenizer]:
+def usable_tokenizers(names: Iterable[str] | None = None) -> dict[str, Tokenizer]:
     """Those of the general tokenizers that work here; GPT-2's and GPT-4's are downloaded once."""
     found = {}
-    for name in names:
+    for name in tokenizers.names() if names is None else names:
         try:
             tokenizer = tokenizers.get(name)
             tokenizer.encode("a")

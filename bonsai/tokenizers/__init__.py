@@ -1,5 +1,6 @@
-"""Tokenizers by name. To add one: a file with a `Tokenizer` subclass, and a line in TOKENIZERS
-(the shared tests pick it up from there).
+"""Tokenizers by name. To add one: a file with a `Tokenizer` subclass (bonsai/tokenizers/base.py
+says what it has to do), and a line in TOKENIZERS. Data can then be prepared with it, models carry
+it, and the shared tests pick it up.
 
     tokenizer = get("gpt2")
     ids = tokenizer.encode("hello")
@@ -9,6 +10,7 @@ No file here imports torch; tiktoken, rustbpe, regex and sentencepiece are impor
 first needed.
 """
 
+import importlib
 import json
 from pathlib import Path
 
@@ -35,18 +37,29 @@ __all__ = [
     "Tokenizer",
     "from_dict",
     "get",
+    "names",
+    "tokenizer_class",
     "well_formed",
 ]
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {
-    "char": CharTokenizer,
-    "byte": ByteTokenizer,
-    "bpe": BPETokenizer,
-    "gpt2": GPT2Tokenizer,
-    "gpt4": GPT4Tokenizer,
-    "sentencepiece": SentencePieceTokenizer,
+TOKENIZERS = {  # the type in to_dict -> its class
+    "char": "bonsai.tokenizers.char.CharTokenizer",
+    "byte": "bonsai.tokenizers.byte.ByteTokenizer",
+    "bpe": "bonsai.tokenizers.bpe.BPETokenizer",
+    "gpt2": "bonsai.tokenizers.gpt.GPT2Tokenizer",
+    "gpt4": "bonsai.tokenizers.gpt.GPT4Tokenizer",
+    "sentencepiece": "bonsai.tokenizers.sentencepiece.SentencePieceTokenizer",
 }
-NAMES = ("byte", "gpt2", "gpt4")  # those that need nothing but their name
+
+
+def tokenizer_class(kind: str) -> type[Tokenizer]:
+    module, _, name = TOKENIZERS[kind].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def names() -> list[str]:
+    """The tokenizers that need nothing but their name."""
+    return [kind for kind in TOKENIZERS if tokenizer_class(kind).complete]
 
 
 def get(name_or_path: str | Path) -> Tokenizer:
@@ -64,20 +77,21 @@ def get(name_or_path: str | Path) -> Tokenizer:
     if path.suffix == ".json":
         try:
             state = json.loads(read_text(path, "the tokenizer", SETTINGS))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise UserError(f"the tokenizer {path} is not valid JSON: {e}") from None
         if isinstance(state, dict) and isinstance(state.get("model"), dict):
             state = from_tokenizer_json(state, str(path))
         elif isinstance(state, dict) and "type" not in state:
             state = state.get("tokenizer")
         return from_dict(state)
-    if name_or_path in NAMES:
-        return TOKENIZERS[str(name_or_path)]()
     if name_or_path in TOKENIZERS:
+        kind = tokenizer_class(str(name_or_path))
+        if kind.complete:
+            return kind()
         how = "data set that uses it" if name_or_path == "char" else ".json file of one"
         raise UserError(f"the {name_or_path} tokenizer is made from a text: name a {how}")
     raise UserError(
-        f"no tokenizer {str(name_or_path)!r}: known are {', '.join(NAMES)}, a .json file that "
+        f"no tokenizer {str(name_or_path)!r}: known are {', '.join(names())}, a .json file that "
         f"train_tokenizer.py wrote, a data set's meta.json, or a sentencepiece .model"
     )
 
@@ -86,5 +100,5 @@ def from_dict(state: dict) -> Tokenizer:
     """The tokenizer that `to_dict` described. Raises UserError for what is not a tokenizer."""
     kind = state.get("type") if isinstance(state, dict) else None
     if not isinstance(kind, str) or kind not in TOKENIZERS:
-        raise UserError(f"no tokenizer of type {kind!r}: known are {', '.join(TOKENIZERS)}")
-    return TOKENIZERS[kind].from_dict(state)
+        raise UserError(f"no tokenizer of type {kind!r:.60}: known are {', '.join(TOKENIZERS)}")
+    return tokenizer_class(kind).from_dict(state)

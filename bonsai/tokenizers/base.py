@@ -1,4 +1,4 @@
-"""What every tokenizer does. Subclasses give vocab_size, eot, encode, decode_bytes, to_dict."""
+"""What every tokenizer does."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,14 +7,31 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Tokenizer:
-    """Text to token ids and back.
+    """Text to token ids and back: what a subclass has to give, and what the shared tests hold.
+
+    - vocab_size, eot, encode, decode_bytes and to_dict; the rest follows from them.
+    - encode takes any text at all, decode any ids at all: an id outside the vocabulary becomes
+      U+FFFD. Every text comes back from its ids as it was; a tokenizer that does not know every
+      character raises UserError instead, and has no eot.
+    - The bytes of several ids are those of each, one after another.
+    - from_dict makes the same tokenizer of what to_dict returned, after a trip through JSON, and
+      raises UserError for anything else: the dict may come from a stranger.
+    - A subclass with state of its own is made from text by from_texts, and says complete = False.
+    - Imports of libraries stand where they are needed, so that a data set opens without them.
 
     vocab_size: ids are 0 ... vocab_size - 1.
     eot: id of the end-of-text token that separates documents, None where there is none.
+    complete: whether its name is enough to make it, as in --tokenizer=byte.
     """
 
     vocab_size: int
     eot: int | None = None
+    complete = True
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], vocab_size: int = 350) -> "Tokenizer":
+        """One made from these texts, with about so many tokens; a complete one as it is."""
+        return cls()
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """The ids of `text`. With allow_special, "<|endoftext|>" in it becomes the eot token;
@@ -39,7 +56,7 @@ class Tokenizer:
 
     @classmethod
     def from_dict(cls, state: dict) -> "Tokenizer":
-        """The inverse of to_dict."""
+        """The inverse of to_dict. Raises UserError for what it has not written."""
         return cls()
 
 

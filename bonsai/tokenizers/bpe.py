@@ -187,6 +187,8 @@ class BPETokenizer(Tokenizer):
     fast: let tiktoken encode; False keeps to the code of this file, with the same ids.
     """
 
+    complete = False
+
     def __init__(
         self,
         tokens: Sequence[bytes | None],
@@ -225,6 +227,10 @@ class BPETokenizer(Tokenizer):
             raise UserError(f"the special tokens {names} need ids of their own, behind the others")
         if not all(names):
             raise UserError("a special token needs a name")
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], vocab_size: int = 350) -> "BPETokenizer":
+        return cls.train(texts, vocab_size)
 
     @classmethod
     def train(

@@ -16,6 +16,8 @@ class CharTokenizer(Tokenizer):
     [1, 3, 2, 0]
     """
 
+    complete = False
+
     def __init__(self, chars: Iterable[str]):
         self.chars = list(chars)
         if not all(isinstance(c, str) and len(c) == 1 for c in self.chars):
@@ -27,6 +29,11 @@ class CharTokenizer(Tokenizer):
                 f"of which {len(self._ids)} differ"
             )
         self.vocab_size = len(self.chars)
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], vocab_size: int = 0) -> "CharTokenizer":
+        """As many tokens as there are characters."""
+        return cls.from_text("".join(texts))
 
     @classmethod
     def from_text(cls, text: Iterable[str]) -> "CharTokenizer":

@@ -71,11 +71,13 @@ def unused_tokens(tokenizer: BPETokenizer, texts: Sequence[str], count: int = 10
     )
 
 
-def size_curve(texts: Sequence[str], pattern: str | None, sizes: Sequence[int] = SIZES) -> Curve:
+def size_curve(
+    texts: Sequence[str], pattern: str | None, sizes: Sequence[int] = SIZES, fast: bool = True
+) -> Curve:
     """Tokens per byte by vocabulary size. One training is enough: the first n tokens of a large
     vocabulary are the vocabulary of n. A tenth of the text is kept out of it, as unseen text."""
     seen, unseen = held_out(texts)
-    largest = BPETokenizer.train(seen, max(sizes), pattern, special_tokens=())
+    largest = BPETokenizer.train(seen, max(sizes), pattern, special_tokens=(), fast=fast)
     curve: Curve = []
     for size in sizes:
         if size > largest.vocab_size > 256:

@@ -32,6 +32,8 @@ class SentencePieceTokenizer(Tokenizer):
     The end of a text is the model's own end symbol, "</s>" as a rule, shown as "<|endoftext|>".
     """
 
+    complete = False
+
     def __init__(self, model: bytes):
         self.model = model
         if not model:  # the library would take it
@@ -57,6 +59,10 @@ class SentencePieceTokenizer(Tokenizer):
             return cls(model)
         except UserError as e:
             raise UserError(f"{path}: {e}") from None
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], vocab_size: int = 350) -> "SentencePieceTokenizer":
+        return cls.train(texts, vocab_size)
 
     @classmethod
     def train(

@@ -28,12 +28,12 @@ from bonsai.tokenizers import ByteTokenizer
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
 
-input = ""  # files and folders, several between commas; hidden files in folders are left out
-endings = ""  # of the files to take from folders, such as .txt,.mid; default: all
+input = ""  # files and folders, several between commas; hidden files in them are left out [paths]
+endings = ""  # of the files to take from folders, such as .txt,.mid; default: all [list]
 name = ""  # of the data set: it is written to data/<name>/; default: data/bytes/
-out = ""  # folder to write to instead
-val_fraction = 0.05  # share of the files for val, by a hash of their path; of one file: its end
-shard_tokens = 0  # tokens per file: train_00000.bin, train_00001.bin, ...; 0: all in one train.bin
+out = ""  # folder to write to instead [path]
+val_fraction = 0.05  # share of the files that go to val, by a hash of their path [> 0, < 1]
+shard_tokens = 0  # tokens per file: train_00000.bin, train_00001.bin, ...; 0: one train.bin [>= 0]
 
 PIECE = 1 << 20  # bytes that are read at a time
 
@@ -78,8 +78,6 @@ def pieces(path: Path, start: int, end: int) -> Iterator[np.ndarray]:
 
 def main() -> None:
     begin = time.time()
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction is {val_fraction}: give a number between 0 and 1, say 0.05")
     if name and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
         raise UserError(f"name is {name!r}: use letters, digits, _ - and .")
     folder = Path(out) if out else ROOT / "data" / name if name else HERE

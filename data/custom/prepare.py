@@ -24,17 +24,17 @@ from bonsai.corpus import char_tokenizer, split_documents, write_documents
 from bonsai.errors import UserError, run
 from bonsai.finding import as_endings, find_files, total_size
 from bonsai.progress import Progress
-from bonsai.readers import Options, Piece, Seen, read_pieces, unescaped
+from bonsai.readers import Options, Piece, Seen, read_pieces
 from bonsai.tokenizers import get
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
 
 # what
-input = ""  # files, folders or patterns, several between commas
-endings = ""  # of further files that are plain text, such as .md,.py
+input = ""  # files, folders or patterns, several between commas [paths]
+endings = ""  # of further files that are plain text, such as .md,.py [list]
 text_column = "text"  # field of a .jsonl or .parquet row that holds the text
-split_on = ""  # what stands between the documents of one text file: <|endoftext|>, or \n\n
-on_error = "stop"  # skip: leave out files and rows that cannot be read (not UTF-8, damaged)
+split_on = ""  # what stands between the documents of a text file: <|endoftext|>, or \n\n [escapes]
+on_error = "stop"  # skip: leave out files and rows that are damaged or not UTF-8 [stop | skip]
 
 # or a data set of the Hugging Face hub
 hub = ""  # its name, such as roneneldan/TinyStories
@@ -44,14 +44,14 @@ keep = False  # keep the downloaded files
 
 # into what
 name = ""  # of the data set: it is written to data/<name>/
-out = ""  # folder to write to instead of data/<name>/
-tokenizer = "gpt2"  # gpt2, gpt4, byte, char, or a file that train_tokenizer.py wrote
-val_fraction = 0.05  # share of the documents that go to val, by a hash of the text
-shard_tokens = 0  # tokens per file: train_00000.bin, train_00001.bin, ...; 0: all in one train.bin
+out = ""  # folder to write to instead of data/<name>/ [path]
+tokenizer = "gpt2"  # gpt2, gpt4, byte, char, or a file that train_tokenizer.py wrote [path]
+val_fraction = 0.05  # share of the documents that go to val, by a hash of the text [> 0, < 1]
+shard_tokens = 0  # tokens per file: train_00000.bin, train_00001.bin, ...; 0: one train.bin [>= 0]
 
 # how
-workers = 0  # threads that encode; 0: one per core
-encoder = "auto"  # auto: gigatoken where it can, else the tokenizer itself; gigatoken, tokenizer
+workers = 0  # threads that encode; 0: one per core [>= 0]
+encoder = "auto"  # auto: gigatoken where it can, else the tokenizer [auto | gigatoken | tokenizer]
 
 
 def target_folder() -> Path:
@@ -99,7 +99,7 @@ def source(folder: Path, options: Options, seen: Seen) -> tuple[functools.partia
 def main() -> None:
     start = time.time()
     folder = target_folder()
-    options, seen = Options(text_column, unescaped(split_on), on_error), Seen()
+    options, seen = Options(text_column, split_on, on_error), Seen()
     read, size = source(folder, options, seen)
     print(f"{size / 1e6:,.2f} MB to read")
     if tokenizer == "char":

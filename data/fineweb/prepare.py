@@ -28,14 +28,14 @@ from bonsai.writer import Writer, summary
 from configurator import configure
 
 # what
-input = ""  # local .parquet (or .jsonl, .jsonl.gz, .txt) files instead of the download
-shards = 0  # how many shards, from the first; 0: all (15, of 2.15 GB and some 0.7B tokens each)
-tokenizer = "gpt2"  # gpt2, gpt4 or byte
+input = ""  # local .parquet (or .jsonl, .jsonl.gz, .txt) files instead of the download [paths]
+shards = 0  # how many, from the first; 0: all (15, of 2.15 GB and some 0.7B tokens each) [>= 0]
+tokenizer = "gpt2"  # [gpt2 | gpt4 | byte]
 text_column = "text"  # field of a row that holds the text
-on_error = "stop"  # skip: leave out files and rows that cannot be read
-val_fraction = 0.0005  # share of the documents that go to val, by a hash of the text
-shard_tokens = 0  # tokens per file: train_00000.bin, ...; 0: all in one train.bin
-out = ""  # folder to write to; default: the folder of this script
+on_error = "stop"  # skip: leave out files and rows that cannot be read [stop | skip]
+val_fraction = 0.0005  # share of the documents that go to val, by a hash of the text [> 0, < 1]
+shard_tokens = 0  # tokens per file: train_00000.bin, ...; 0: all in one train.bin [>= 0]
+out = ""  # folder to write to; default: the folder of this script [path]
 
 # where it comes from
 repo = "HuggingFaceFW/fineweb"  # on the Hugging Face hub; also HuggingFaceFW/fineweb-edu

@@ -28,12 +28,12 @@ from bonsai.tokenizers import EOT_TEXT, get
 from bonsai.writer import Writer
 from configurator import configure, resolve_path
 
-input = ""  # a folder with the .gz files instead of the download
-out = ""  # folder to write to; default: the folder of this script
+input = ""  # a folder with the .gz files instead of the download [path]
+out = ""  # folder to write to; default: the folder of this script [path]
 source = "de"  # language to translate from
 target = "en"  # ... and to
-vocab_size = 6000  # of both languages together, special tokens included
-row_length = 96  # tokens; longer pairs are left out of training
+vocab_size = 6000  # of both languages together, special tokens included [>= 300]
+row_length = 96  # tokens; longer pairs are left out of training [>= 8]
 url = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
 
 SPLITS = {"train": "train", "val": "val", "test": "test_2016_flickr"}

@@ -29,9 +29,9 @@ from bonsai.writer import Writer, disk_errors, summary
 from configurator import configure
 
 # what
-input = ""  # local .parquet, .jsonl, .jsonl.gz or .txt files instead of the download
+input = ""  # local .parquet, .jsonl, .jsonl.gz or .txt files instead of the download [paths]
 text_column = "text"  # field of a row that holds the text
-out = ""  # folder to write to; default: the folder of this script
+out = ""  # folder to write to; default: the folder of this script [path]
 
 # where it comes from: 80 parquet files, 24 GB
 repo = "Skylion007/openwebtext"  # on the Hugging Face hub
@@ -39,8 +39,8 @@ revision = "b4325f019c648b1641a1784748667e8b74e5e064"  # branch or commit
 keep = False  # keep the downloaded files
 
 # the split, as nanoGPT makes it
-test_size = 0.0005  # share of the documents that go to val
-seed = 2357  # of the shuffle
+test_size = 0.0005  # share of the documents that go to val [> 0, < 1]
+seed = 2357  # of the shuffle [0 to 4294967295]
 
 DOCUMENTS = 8_013_769
 NANOGPT = {"train": 9_035_582_198, "val": 4_434_897}  # tokens

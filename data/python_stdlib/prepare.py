@@ -28,10 +28,10 @@ from bonsai.tokenizers.patterns import named_pattern
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
 
-input = ""  # a folder of Python source instead of the running Python's library
-out = ""  # folder for the bytes; the tokens go beside it, to OUT_bpe. Default: that of this script
-val_fraction = 0.07  # share of the files that go to val, chosen by a hash of their path
-vocab_size = 4096  # of the byte pairs; 0: write the bytes alone
+input = ""  # a folder of Python source instead of the running Python's library [path]
+out = ""  # folder for the bytes; the tokens go beside it, to OUT_bpe; default: this folder [path]
+val_fraction = 0.07  # share of the files that go to val, chosen by a hash of their path [> 0, < 1]
+vocab_size = 4096  # of the byte pairs; 0: the bytes alone [>= 0]
 
 # Not the library: tests, installed packages, and what is generated on each machine.
 SKIPPED = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"}

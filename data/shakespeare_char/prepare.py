@@ -22,8 +22,8 @@ from bonsai.tokenizers import CharTokenizer
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
 
-input = ""  # a UTF-8 text file instead of the download
-out = ""  # folder to write to; default: the folder of this script
+input = ""  # a UTF-8 text file instead of the download [path]
+out = ""  # folder to write to; default: the folder of this script [path]
 url = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
 

@@ -35,21 +35,21 @@ from model import GPT, GPTConfig
 from projects.common import COLORS, loss_by_position, new_figure, save_figure
 
 # data
-dataset = "python_stdlib"  # a folder in data/
+dataset = "python_stdlib"  # a folder in data/ [paths]
 # the model
-n_layer = 4
-n_head = 4
-n_embd = 128
-block_size = 128
+n_layer = 4  # [>= 1]
+n_head = 4  # [>= 1]
+n_embd = 128  # [>= 8]
+block_size = 128  # [>= 1]
 # training: AdamW, a linear warm-up, then a cosine to 0
-steps = 400
-batch_size = 16
-learning_rate = 1e-3
-seed = 1337
+steps = 400  # [>= 1]
+batch_size = 16  # [>= 1]
+learning_rate = 1e-3  # [>= 0]
+seed = 1337  # [>= 0]
 # what is shown
-only = ""  # some of the questions, between commas; default: all
-windows = 256  # of the validation split, for the losses
-out_dir = "out-whatif"  # where whatif.png and whatif.json go
+only = ""  # some of the questions, between commas; default: all [list]
+windows = 256  # of the validation split, for the losses [>= 1]
+out_dir = "out-whatif"  # where whatif.png and whatif.json go [path]
 # -----------------------------------------------------------------------------
 
 
@@ -170,7 +170,7 @@ def main() -> None:
     for name in chosen:
         if name not in QUESTIONS:
             raise UserError(f"only={name!r} is not one of {', '.join(QUESTIONS)}")
-    if min(steps, batch_size, block_size, windows) < 1 or n_embd % n_head or n_embd % 8:
+    if n_embd % n_head or n_embd % 8:
         raise UserError("steps, batch_size, block_size and windows must be at least 1, and n_embd "
                         f"(now {n_embd}) divisible by n_head ({n_head}) and by 8")  # fmt: skip
     data = Mixture.open(dataset)

@@ -34,19 +34,19 @@ from model import GPT, GPTConfig
 # what it learns
 sequence = "111101111011110"  # each window of it is a row of the one batch
 vocabulary = "01"  # its symbols, in the order of their ids
-context = 3  # symbols that the model sees
+context = 3  # symbols that the model sees [>= 1]
 # the model: 12,656 parameters
-n_layer = 4
-n_head = 4
-n_embd = 16
+n_layer = 4  # [>= 1]
+n_head = 4  # [>= 1]
+n_embd = 16  # [>= 1]
 # training: AdamW with torch's betas, everything decays
-steps = 50
-learning_rate = 1e-3
-weight_decay = 0.1
-seed = 1337  # set just before the model is built
+steps = 50  # [>= 0]
+learning_rate = 1e-3  # [>= 0]
+weight_decay = 0.1  # [>= 0]
+seed = 1337  # set just before the model is built [>= 0]
 # what is shown
 shorter = False  # draw the contexts shorter than `context` too
-out_dir = "out-baby-gpt"  # where states.dot, states.svg and page.html go
+out_dir = "out-baby-gpt"  # where states.dot, states.svg and page.html go [path]
 
 MOST_STATES = 256  # more cannot be seen
 COLORS = ("#2f6db3", "#d1495b", "#3a8f5c", "#b07c1f", "#7a5195", "#4c9f9f", "#8c564b", "#666666")
@@ -239,8 +239,6 @@ def main() -> None:
     configure(globals())
     if len(vocabulary) < 2:
         raise UserError(f"vocabulary={vocabulary!r}: give at least two symbols, as in 01 or abc")
-    if context < 1 or steps < 0:
-        raise UserError(f"context={context} must be at least 1, and steps={steps} at least 0")
     if len(vocabulary) ** context > MOST_STATES:
         raise UserError(
             f"{len(vocabulary)} symbols and a context of {context} make "

@@ -26,18 +26,18 @@ from bonsai.errors import UserError, run
 from configurator import configure, resolve_path
 
 # data
-mnist = ""  # a folder with MNIST's files; without, the 1,797 digits of 8 x 8 of scikit-learn
-held_out = 0.2  # share of scikit-learn's digits kept for the test (MNIST brings its own)
+mnist = ""  # a folder with MNIST's files; without, the 1,797 digits of 8 x 8 of scikit-learn [path]
+held_out = 0.2  # share of scikit-learn's digits kept for the test (MNIST brings its own) [> 0, < 1]
 # the network
-hidden = 30  # units between the pixels and the ten digits
+hidden = 30  # units between the pixels and the ten digits [>= 1]
 # training: plain gradient descent on mini-batches
-epochs = 30  # passes over the training digits
-batch_size = 10
-learning_rate = 0.5
-seed = 1337
+epochs = 30  # passes over the training digits [>= 1]
+batch_size = 10  # [>= 1]
+learning_rate = 0.5  # [>= 0]
+seed = 1337  # [0 to 4294967295]
 # what is shown
 shapes = False  # print the shape of every array of one step, then go on
-out_dir = "out-digits"  # where digits.png goes
+out_dir = "out-digits"  # where digits.png goes [path]
 
 
 # ---- the network: x (B, P) pixels -> H hidden units -> ten logits ----
@@ -206,11 +206,6 @@ def draw(w: dict[str, np.ndarray], curve: list[float], x: np.ndarray, y: np.ndar
 
 def main() -> None:
     configure(globals())
-    for name, value in (("hidden", hidden), ("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    if not 0 < held_out < 1:
-        raise UserError(f"held_out={held_out} must be between 0 and 1")
     x, y, x_test, y_test = load_digits()
     print(f"{len(x):,} digits to learn from, {len(x_test):,} held out, {x.shape[1]} pixels each")
     if shapes:

@@ -37,21 +37,21 @@ from configurator import configure, resolve_path
 from projects.common import new_figure, save_figure, train
 
 # the pictures
-source = "digits"  # digits (scikit-learn's), photo (one that comes with matplotlib), or a folder
-size = 0  # pixels of a side; others are cut to a square and resized. 0: 8 for digits, else 32
+source = "digits"  # digits (scikit-learn's), photo (one of matplotlib's), or a folder [path]
+size = 0  # pixels of a side, others are cut and resized; 0: 8 for digits, else 32 [0 or >= 2]
 gray = False  # one byte per pixel instead of three (the digits are gray)
-order = "raster"  # of the pixels: raster, row by row; squares, a patch is a square of pixels
-patch = 0  # pixels in a patch, or on the side of a square; 0: a row of digits, 4 pixels, 2 x 2
-val_fraction = 0.1  # share of the pictures that is held out
+order = "raster"  # of the pixels: row by row, or square by square, each a patch [raster | squares]
+patch = 0  # pixels in a patch, or beside a square; 0: a row of digits, 4 pixels, 2 x 2 [>= 0]
+val_fraction = 0.1  # share of the pictures that is held out [> 0, < 1]
 # training; all else is in config.py
-steps = 1000
-seed = 1337
+steps = 1000  # [>= 1]
+seed = 1337  # [>= 0]
 # afterwards
-shown = 8  # pictures to complete
-samples = 4  # completions of each
-given = 0.5  # share of a picture that is given
-temperature = 1.0
-out_dir = ""  # default: out-image-SOURCE
+shown = 8  # pictures to complete [>= 1]
+samples = 4  # completions of each [>= 1]
+given = 0.5  # share of a picture that is given [> 0, < 1]
+temperature = 1.0  # [>= 0]
+out_dir = ""  # default: out-image-SOURCE [path]
 # -----------------------------------------------------------------------------
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -174,8 +174,6 @@ class Layout:
     """Where a picture's bytes stand in its row: pictures (n, S, S, C) <-> bytes (n, S S C)."""
 
     def __init__(self, side: int, channels: int):
-        if order not in ("raster", "squares"):
-            raise UserError(f"order={order} is not one of raster, squares")
         self.shape = (side, side, channels)
         squares = order == "squares"
         width = patch or (2 if squares else side if source == "digits" else min(4, side))
@@ -264,10 +262,6 @@ def model_options(layout: Layout) -> list[str]:
 
 def main() -> None:
     configure(globals())
-    if not 0 < given < 1 or not 0 < val_fraction < 1:
-        raise UserError(f"given={given} and val_fraction={val_fraction} must be between 0 and 1")
-    if min(shown, samples, steps) < 1:
-        raise UserError("shown, samples and steps must be at least 1")
     pictures, layout = open_source()
     name = source if source in ("digits", "photo") else Path(source).name
     out = Path(out_dir or f"out-image-{name}")

@@ -27,14 +27,14 @@ from configurator import configure
 from model import GPT, sinusoids
 from projects.common import COLORS, loss_by_position, new_figure, save_figure, train
 
-kinds = "learned,sinusoidal,rope,none"  # values of GPTConfig.position
-dataset = "python_stdlib"  # a folder in data/
-steps = 500
-block_size = 128  # tokens of a training window
-times = 4  # the windows afterwards are so many times as long
-windows = 512  # how many of them
+kinds = "learned,sinusoidal,rope,none"  # values of GPTConfig.position [list]
+dataset = "python_stdlib"  # a folder in data/ [paths]
+steps = 500  # [>= 1]
+block_size = 128  # tokens of a training window [>= 1]
+times = 4  # the windows afterwards are so many times as long [>= 1]
+windows = 512  # how many of them [>= 1]
 options = ""  # more for train.py, such as "--n_layer=2 --n_embd=64"
-out_dir = "out-positions"  # a folder for each run, positions.png and positions.json
+out_dir = "out-positions"  # a folder for each run, positions.png and positions.json [path]
 # -----------------------------------------------------------------------------
 
 
@@ -102,8 +102,6 @@ def main() -> None:
     chosen = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     if not chosen or set(chosen) - {"learned", "sinusoidal", "rope", "none"}:
         raise UserError(f"kinds={kinds!r}: some of learned, sinusoidal, rope, none, with commas")
-    if min(steps, block_size, times, windows) < 1:
-        raise UserError("steps, block_size, times and windows must be at least 1")
     data = Mixture.open(dataset)
     T = times * block_size
     data.check(T, data.model_vocab_size, ["val"])

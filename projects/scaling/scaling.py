@@ -34,13 +34,13 @@ from configurator import configure
 from projects.common import COLORS, new_figure, save_figure, train
 
 # the sweep: every size with every budget
-sizes = "1x32,2x48,2x64,3x96,4x128"  # layers x channels
-budgets = "0.1,0.2,0.4,0.8,1.6"  # millions of tokens
-vocab_size = 257  # of the data: bytes and the end of text
+sizes = "1x32,2x48,2x64,3x96,4x128"  # layers x channels [list]
+budgets = "0.1,0.2,0.4,0.8,1.6"  # millions of tokens [list]
+vocab_size = 257  # of the data: bytes and the end of text [>= 1]
 options = ""  # more for train.py
 # what is done
 chinchilla = False  # only the published tables
-out_dir = "out-scaling"  # a folder for each run, scaling.json, scaling.png
+out_dir = "out-scaling"  # a folder for each run, scaling.json, scaling.png [path]
 # -----------------------------------------------------------------------------
 
 TOKENS_PER_STEP = 16 * 128  # of config.py

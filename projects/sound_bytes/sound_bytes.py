@@ -36,19 +36,19 @@ from configurator import configure, resolve_path
 from projects.common import COLORS, new_figure, save_figure, train
 
 # the sound
-source = ""  # a folder of WAV files; without: tunes that this script makes
-rate = 4000  # samples a second
-tunes = 200  # how many to make, of 8 seconds
-val_fraction = 0.05  # share of the files, or tunes, that is held out
+source = ""  # a folder of WAV files; without: tunes that this script makes [path]
+rate = 4000  # samples a second [>= 100]
+tunes = 200  # how many to make, of 8 seconds [>= 1]
+val_fraction = 0.05  # share of the files, or tunes, that is held out [> 0, < 1]
 # training; all else is in config.py
-steps = 600
-seed = 1337
+steps = 600  # [>= 1]
+seed = 1337  # [>= 0]
 # afterwards
-shown = 3  # held-out sounds to go on with
-given = 1.0  # seconds of them that are given
-seconds = 3.0  # to generate
-temperature = 0.95
-out_dir = ""  # default: out-sound
+shown = 3  # held-out sounds to go on with [>= 1]
+given = 1.0  # seconds of them that are given [> 0]
+seconds = 3.0  # to generate [> 0]
+temperature = 0.95  # [>= 0]
+out_dir = ""  # default: out-sound [path]
 # -----------------------------------------------------------------------------
 
 SILENCE = 128
@@ -203,10 +203,6 @@ def draw(pairs: list[tuple[np.ndarray, np.ndarray]], begin: int, path: Path) -> 
 
 def main() -> None:
     configure(globals())
-    if min(steps, shown, tunes) < 1 or rate < 100:
-        raise UserError("steps, shown and tunes must be at least 1, rate at least 100")
-    if not 0 < val_fraction < 1 or given <= 0 or seconds <= 0:
-        raise UserError("val_fraction must be between 0 and 1, given and seconds above 0")
     out = Path(out_dir or "out-sound")
     prepare(out / "data")
     options = [f"--dataset={out.resolve() / 'data'}", f"--seed={seed}"]

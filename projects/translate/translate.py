@@ -39,31 +39,31 @@ from configurator import configure
 from projects.common import new_figure, save_figure, train
 
 # data
-dataset = "multi30k"  # a folder in data/, by its prepare.py
+dataset = "multi30k"  # a folder in data/, by its prepare.py [paths]
 # the model
-n_layer = 3  # of the encoder and of the decoder
-n_head = 4
-n_embd = 256
-hidden = 1024  # of the feed-forward layers
-dropout = 0.2
-label_smoothing = 0.1
-norm_placement = "pre"  # pre, or post as in the paper
+n_layer = 3  # of the encoder and of the decoder [>= 1]
+n_head = 4  # [>= 1]
+n_embd = 256  # [>= 1]
+hidden = 1024  # of the feed-forward layers [>= 1]
+dropout = 0.2  # [>= 0, < 1]
+label_smoothing = 0.1  # [>= 0, < 1]
+norm_placement = "pre"  # post: as in the paper [pre | post]
 # training
-epochs = 10  # passes over the pairs
-batch_tokens = 2048  # target tokens of a batch, padding included
-warmup = 800  # steps
-rate_factor = 1.0  # on the paper's learning rate
-seed = 1337
+epochs = 10  # passes over the pairs [>= 1]
+batch_tokens = 2048  # target tokens of a batch, padding included [>= 1]
+warmup = 800  # steps [>= 1]
+rate_factor = 1.0  # on the paper's learning rate [>= 0]
+seed = 1337  # [>= 0]
 # translating
-beams = 4  # 1: greedy
-alpha = 0.6  # of the length penalty
-sentences = 0  # translate the first so many of the test only; 0: all 1,000
+beams = 4  # 1: greedy [>= 1]
+alpha = 0.6  # of the length penalty [>= 0]
+sentences = 0  # translate the first so many of the test only; 0: all 1,000 [>= 0]
 text = ""  # translate this instead, with the model that was trained
 source = "de"  # as prepared
 target = "en"
 # a decoder-only GPT of the same size, on the same rows
 compare = False
-gpt_steps = 2250  # of train.py with gpt.py
+gpt_steps = 2250  # of train.py with gpt.py [>= 1]
 gpt_options = ""  # more for it, such as "--n_layer=2 --n_embd=64"
 # the picture
 picture_source = "Die Pizza kam aus dem Ofen und sie schmeckte gut."
@@ -72,8 +72,8 @@ look_at = " it"  # the token of it whose attention is drawn in detail
 look_at_source = " sie"  # the same in the source
 # system
 device = "auto"
-dtype = "auto"
-out_dir = "out-translate"
+dtype = "auto"  # [auto | float32 | bfloat16 | float16]
+out_dir = "out-translate"  # [path]
 # -----------------------------------------------------------------------------
 
 Pair = tuple[list[int], list[int]]
@@ -292,12 +292,6 @@ def draw(model: Seq2Seq, coder, path: Path) -> None:
 
 def main() -> None:
     configure(globals())
-    least = min(epochs, beams, batch_tokens, warmup, n_layer, n_head)
-    if least < 1 or alpha < 0 or not 0 <= dropout < 1 or not 0 <= label_smoothing < 1:
-        raise UserError(
-            "epochs, beams, batch_tokens, warmup, n_layer and n_head must be at least 1, alpha at "
-            "least 0, dropout and label_smoothing within 0 and 1"
-        )
     runtime = setup(device, dtype, False)
     out = Path(out_dir)
     if text:

@@ -1,0 +1,72 @@
+"""What to run next on the machine where it is read: a training that is done in minutes."""
+
+import ctypes
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU, GPU, LARGE = "quickstart.py", "train_shakespeare_char.py", "fast_gpt2.py"
+MANY = 500_000_000  # tokens, from which on a GPU can learn more than a small model holds
+
+
+def training_command(dataset: str, meta: dict, gpu: bool | None = None) -> str:
+    """The command that trains a model on a data set as it was just prepared.
+
+    dataset: a name in data/, or a path. meta: of the data set. gpu: unless given, whether there is
+    one. The config file is one for this machine; windows are as long as the data allow.
+    """
+    splits = [split["tokens"] for split in meta["splits"].values()]
+    gpu = has_gpu() if gpu is None else gpu
+    config = (LARGE if sum(splits) > MANY else GPU) if gpu else CPU
+    text = (ROOT / "config" / config).read_text(encoding="utf-8")
+    words = [python(), program("train.py"), f"config/{config}"]
+    if f'\ndataset = "{dataset}"\n' not in text:
+        words += [f"--dataset={dataset}", f"--out_dir=out-{Path(dataset).name}"]
+    longest = (meta.get("row_length") or min(splits)) - 1
+    block = int(re.search(r"^block_size = (\d+)", text, re.M)[1])
+    if longest < block:
+        words.append(f"--block_size={max(longest, 1)}")
+    return shlex.join(words)
+
+
+def python() -> str:
+    """`python`, where that is what runs this; else its path."""
+    found = shutil.which("python")
+    if found and os.path.dirname(found) == os.path.dirname(sys.executable):
+        return "python"
+    return short(sys.executable)
+
+
+def program(name: str) -> str:
+    """A program of the repository, as it is called from the working directory."""
+    return short(ROOT / name)
+
+
+def short(path: str | os.PathLike) -> str:
+    """A path below the working directory without that."""
+    path, here = os.path.abspath(path), os.path.join(os.getcwd(), "")
+    return path.removeprefix(here)
+
+
+def has_gpu() -> bool:
+    """Whether PyTorch will find an NVIDIA or AMD GPU; without loading it, which takes a second."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        if "+cpu" in importlib.metadata.version("torch"):
+            return False
+    if os.path.exists("/dev/kfd"):
+        return True
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        with suppress(OSError):
+            cuda, count = ctypes.CDLL(name), ctypes.c_int()
+            return (
+                cuda.cuInit(0) == 0
+                and not cuda.cuDeviceGetCount(ctypes.byref(count))
+                and (count.value > 0)
+            )
+    return False
