@@ -598,6 +598,9 @@ def test_errors_are_in_sight(server, visit, view):
     for height in (10_000, 200, 0):  # it stays, wherever one reads
         page.evaluate(f"scrollTo(0, {height})")
         expect(alarm).to_be_in_viewport(ratio=1)
+    page.locator("#prompt").press("x")  # it does not stand over what is being mended
+    page.evaluate("scrollTo(0, 0)")
+    expect(alarm).not_to_be_in_viewport()
 
 
 # ---- the frame ----

@@ -85,8 +85,8 @@ export function usual(values) {
 }
 
 /**
- * chart.draw({ series, log, clip, x, y, show }) shows series of { name, colour, points: [[x, y],
- * ...], style: "line" | "faint" | "dots" }; x and y are the names of the axes, show(x) writes a
+ * chart.draw({ series, log, clip, x, y, show }) shows series of { name, kind, colour, points: [[x,
+ * y], ...], style: "line" | "faint" | "dots" }; x and y are the names of the axes, show(x) writes a
  * value of x; clip: the axis leaves outliers out. The read-out has one line per series that is not
  * faint; of too many, the nearest to the pointer.
  */
@@ -252,11 +252,17 @@ export class Chart {
         svg("circle", { cx: this.sx(at[0]), cy: this.inside(at[1]), r: 4, vars: { fill: colour } }),
       );
     const { x: unit, show } = this.options;
-    const rows = kept.map(({ name, colour, at: [px, py] }) =>
+    const rows = kept.map(({ name, kind, colour, at: [px, py] }) =>
       el(
         "tr",
         {},
-        el("th", {}, el("i", { class: "swatch", vars: { "--c": colour } }), name),
+        el(
+          "th",
+          {},
+          el("i", { class: "swatch", vars: { "--c": colour } }),
+          name && el("span", { class: "run-label" }, name),
+          name && kind ? ` ${kind}` : kind,
+        ),
         el("td", {}, short(py)),
         el("td", { class: "hint" }, px === step ? "" : `at ${show(px)}`),
       ),

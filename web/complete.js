@@ -21,7 +21,10 @@ export function start() {
   drawSettings();
   remember($("prompt"), "prompt");
   fit();
-  $("prompt").addEventListener("input", fit);
+  $("prompt").addEventListener("input", () => {
+    fit();
+    $("after").classList.add("read"); // an error no longer stands over what is being mended
+  });
   $("go").addEventListener("click", begin);
   const ready = () => {
     $("go").disabled = $("model").disabled;
@@ -96,6 +99,7 @@ async function run(asked, more = values.max_tokens) {
   stop();
   alternatives.close();
   const controller = (running = new AbortController());
+  $("after").classList.remove("read");
   for (const version of asked) version.begin(more, asked);
   refresh(asked);
   const { n, ...others } = sampling();
@@ -168,6 +172,7 @@ function refresh(changed) {
 function tryOut(prompt) {
   $("prompt").value = prompt;
   $("prompt").dispatchEvent(new Event("input"));
+  $("go").focus({ preventScroll: true }); // what was pressed goes away
   begin();
 }
 

@@ -68,18 +68,18 @@ export function curves(runs, options) {
         return Number.isFinite(x) ? [[x, row[key]]] : [];
       });
     const label = (kind) =>
-      metric.step && metric.evaluation ? `${several ? `${name} ` : ""}${kind}` : name;
+      metric.step && metric.evaluation ? { name: several ? name : "", kind } : { name };
     if (metric.step) {
       // an evaluation repeats the learning rate
       const raw = points(metric.step, (row) => !("val_loss" in row));
       const weight = metric.exact ? 0 : options.smoothing;
       if (weight > 0) series.push({ name, colour, points: raw, style: "faint" });
       const found = smooth(raw, weight);
-      series.push({ name: label("training"), colour, points: found, style: "line" });
+      series.push({ ...label("training"), colour, points: found, style: "line" });
     }
     if (metric.evaluation) {
       const found = points(metric.evaluation, () => true);
-      series.push({ name: label("validation"), colour, points: found, style: "dots" });
+      series.push({ ...label("validation"), colour, points: found, style: "dots" });
     }
   }
   const most = series.reduce((a, s) => Math.max(a, s.points.at(-1)?.[0] ?? 0), 0);

@@ -9,8 +9,11 @@ import { $, count, el, notice, plural, short } from "./dom.js";
  */
 export function drawOutcome(version, actions) {
   const box = $("after");
+  const held = box.contains(document.activeElement);
   const found = version && outcome(version, actions);
   box.replaceChildren(...[found].filter(Boolean));
+  if (held) $("go").focus({ preventScroll: true }); // the button that was pressed is gone
+  $("stats").setAttribute("aria-busy", version?.state === "streaming"); // read at the end only
   $("stats").replaceChildren(...(version ? stats(version) : []));
 }
 

@@ -41,7 +41,7 @@ export class RunList {
     this.rows = el("div", { id: "run-list" });
     this.said = el("span", { class: "hint", "aria-live": "polite" });
     const filter = el("input", {
-      ...{ type: "search", id: "run-filter", placeholder: "Filter: name, dataset, n_layer=12" },
+      ...{ type: "search", id: "run-filter", placeholder: "Filter, also n_layer=12" },
       ...{ "aria-label": "Filter runs", value: options.filter, autocomplete: "off" },
     });
     filter.addEventListener("input", () => {

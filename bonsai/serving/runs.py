@@ -48,7 +48,7 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
     return sorted(found, key=lambda run: -run["changed"])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)  # runs: with less than there are, each look would read all of them
 def where_it_stands(folder: Path, changed: int, size: int) -> tuple[int, float | None]:
     """Last step and validation loss of a run; read again when its file has changed."""
     rows, _ = read_rows(folder)
