@@ -378,6 +378,37 @@ def test_a_count_of_tokens_against_the_context(server, visit):
     expect(page.locator("#prompt")).to_have_accessible_description(re.compile("4 too many"))
 
 
+def test_going_on_without_the_beginning(server, visit):
+    """Of a prompt that is longer than the context, and of a text that has filled it."""
+    page = visit(server.url)
+    page.locator("#model").select_option("other")
+    page.get_by_text("More", exact=True).click()
+    settings(page, max_tokens=5, temperature=0, n=2)
+    page.locator("#prompt").fill("the tree is so tall")  # 19 tokens; the context is 16
+    page.locator("#go").click()
+    expect(page.locator("#after .error")).to_contain_text("longer than the model's context")
+    page.get_by_role("button", name="Go on, dropping the beginning").click()
+    tokens = page.locator("#output .token")
+    expect(tokens).to_have_count(5)
+    body = {"model": "other", "prompt": "ree is so tall"[-11:], "max_tokens": 5, "temperature": 0}
+    first = server.ask("/v1/completions", body)["choices"][0]["text"]
+    assert continuation(page) == first
+    page.get_by_role("button", name="Next version").click()
+    assert continuation(page) == first  # at temperature 0 both are the same
+    settings(page, n=1)
+    page.locator("#prompt").fill("the tree is")  # 11: with 5 it is full
+    page.locator("#go").click()
+    expect(tokens).to_have_count(5)
+    kept = continuation(page)
+    page.get_by_role("button", name="Go on, dropping the beginning").click()
+    expect(tokens).to_have_count(10)
+    assert continuation(page)[:5] == kept
+    body["prompt"] = ("the tree is" + kept)[-11:]
+    assert continuation(page)[5:] == server.ask("/v1/completions", body)["choices"][0]["text"]
+    page.get_by_role("button", name="Go on", exact=True).click()
+    expect(tokens).to_have_count(15)
+
+
 def test_all_settings_are_asked_for(server, visit):
     page = visit(server.url)
     settings(page, temperature=0.77, top_p=0.9, top_k=12, max_tokens=9, seed=3)

@@ -161,9 +161,11 @@ function refresh(changed) {
     start: begin,
     again: () => run(version.together, version.asked),
     on: (from, drop) => {
-      from.dropping ||= drop;
-      const left = from.asked - from.fresh; // of what was cut off
-      run([from], from.state === "cut" ? Math.max(1, left) : values.max_tokens);
+      const refused = from.state === "error"; // then all that were asked for together were
+      const all = refused ? from.together : [from];
+      for (const version of all) version.dropping ||= drop;
+      const left = from.asked - (from.state === "cut" ? from.fresh : 0);
+      run(all, from.state === "cut" || refused ? Math.max(1, left) : values.max_tokens);
     },
   });
 }

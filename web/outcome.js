@@ -19,6 +19,7 @@ export function drawOutcome(version, actions) {
 
 function outcome(version, { again, start, on }) {
   const { state, error, tokens } = version;
+  const drop = ["Go on, dropping the beginning", () => on(version, true)];
   if (state === "waiting") return notice("busy", "Waiting for the first token");
   if (state === "cut") {
     const title = tokens.length
@@ -29,6 +30,8 @@ function outcome(version, { again, start, on }) {
     return notice("cut", title, text, [...more, ["Start over", start]]);
   }
   if (state === "error") {
+    if (error.code === "context_length_exceeded")
+      return notice("error", "This is longer than the model's context.", `${error.message}.`, [drop]);
     const wait = error.retryAfter ? ` Try again in ${plural(error.retryAfter, "second")}.` : "";
     const title = error.status === 429 ? "The server is busy." : "The server refused this request.";
     return notice("error", title, error.message + wait, [["Try again", again]]);
@@ -37,11 +40,11 @@ function outcome(version, { again, start, on }) {
   if (tokens.length === 0) return notice("empty", "The model ended the text at once.");
   if (version.finish === "stop") return null;
   const left = contextOf(version.model) - version.length;
-  if (left <= 0) return null;
+  const [label, handler] = version.dropping || left > 0 ? ["Go on", () => on(version, false)] : drop;
   return el(
     "div",
     { class: "actions" },
-    el("button", { id: "go-on", type: "button", onclick: () => on(version, false) }, "Go on"),
+    el("button", { id: "go-on", type: "button", onclick: handler }, label),
   );
 }
 
