@@ -19,6 +19,7 @@ import inspect
 import io
 import os
 import re
+import shlex
 import sys
 import textwrap
 import tokenize
@@ -136,6 +137,10 @@ def resolve_path(path: str | os.PathLike[str]) -> Path:
     """`path` from the working directory, or from the repository root if it only exists there."""
     path = Path(expand_path(path))
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
+
+
+def _command() -> str:
+    return shlex.join(["python", sys.argv[0]])
 
 
 def _version() -> str:
@@ -277,7 +282,7 @@ class _Arguments:
             name, text = negated.name, "False"
         elif setting is None:
             hint = did_you_mean(name, known, "--")
-            _fail(f"unknown setting --{key}{hint} (python {sys.argv[0]} --help lists all)")
+            _fail(f"unknown setting --{key}{hint} ({_command()} --help lists all)")
         elif not equals and bool in setting.types:
             words = (*BOOL_WORDS, *setting.words)
             text = rest.pop(0) if rest and rest[0].lower() in words else "True"
@@ -376,7 +381,7 @@ class _Arguments:
 
     def help(self, doc: str | None) -> str:
         """What the program says of itself, then every setting by section."""
-        program = f"python {sys.argv[0]}"
+        program = _command()
         usage = f"usage: {program} [config/FILE.py ...] [--KEY=VALUE ...]\n"
         usage += f"       {program} --help | --version"
         parts = [*([inspect.cleandoc(doc)] if doc else []), usage, *_sections(self.program)]

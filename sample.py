@@ -84,6 +84,16 @@ def encode_start(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, allow_special=True) if text else start_tokens(tokenizer)
 
 
+def default_start(tokenizer: Tokenizer, text: str) -> str:
+    """`text`, or nothing where a vocabulary lacks it: then begins what a text is begun with."""
+    try:
+        tokenizer.encode(text)
+    except UserError:
+        say("there is no line break in the vocabulary: texts begin with another token; see --start")
+        return ""
+    return text
+
+
 def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """The text of ids as they come; what is not yet a whole UTF-8 character is held back."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -118,7 +128,7 @@ def say(message: str) -> None:
 
 def main() -> None:
     with redirect_stdout(sys.stderr):  # stdout is for the samples
-        configure(globals())
+        config = configure(globals())
     # the user's mistakes first: loading takes a while
     params = SamplingParams(
         max_new_tokens,
@@ -159,6 +169,8 @@ def main() -> None:
     if interactive:
         return prompt_loop(tokenizer, params, continuations)
 
+    if "start" not in config.given:
+        text = default_start(tokenizer, text)
     prompt = encode_start(tokenizer, text)
     shown = prompt if text else []
     length = min(model.config.block_size, len(prompt) + max_new_tokens)

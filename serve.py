@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from bonsai.errors import UserError, run
+from bonsai.restore import run_checkpoint
 from bonsai.runtime import leave_a_core, setup_inference
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.guard import GuardLimits, parse_origins
@@ -62,6 +63,8 @@ def chosen_models() -> dict[str, str]:
     if models:
         return {name: str(resolve_path(path)) for name, path in parse_models(models).items()}
     source = str(resolve_path(out_dir if init_from == "resume" else init_from))
+    if init_from == "resume" and not Path(source).exists():
+        run_checkpoint(source)  # says which runs there are
     name = Path(source).stem if Path(source).is_file() else Path(source).name
     return {re.sub(r"[^\w.:-]+", "-", name) or "model": source}
 

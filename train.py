@@ -15,6 +15,7 @@ if __name__ == "__main__":
     import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import math
+import shlex
 import time
 from pathlib import Path
 
@@ -163,7 +164,8 @@ def train(c: Config, runtime: Runtime) -> int:
     if resuming:
         state = loaded.checkpoint
         if "optimizer" not in state:
-            raise UserError(f"{loaded.source} has no optimizer: use --init_from={loaded.source}")
+            advice = shlex.quote(f"--init_from={loaded.source}")
+            raise UserError(f"{loaded.source} has no optimizer: use {advice}")
         crop_moments(state["optimizer"], [p for g in optim.param_groups for p in g["params"]])
         load_optimizer_state(optim, state["optimizer"])
         if state.get("scaler") and scaler.is_enabled():

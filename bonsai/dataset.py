@@ -8,6 +8,7 @@ says everything else (bonsai/writer.py writes both). nanoGPT's folders work as t
 import json
 import os
 import pickle
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,8 +153,8 @@ def find_folder(dataset: str) -> Path:
             return folder
     for folder in tried:
         if (folder / "prepare.py").exists():
-            script = folder / "prepare.py"
-            raise UserError(f"data set {dataset} is not prepared yet: run python {script}")
+            command = shlex.join(["python", str(folder / "prepare.py")])
+            raise UserError(f"data set {dataset} is not prepared yet: run {command}")
     known = sorted({p.parent.name for d in ("data", ROOT / "data") for p in Path(d).glob("*/*.py")})
     raise UserError(f"no data set {dataset} in data/: there are {', '.join(known)}")
 

@@ -7,12 +7,14 @@ the values, and models.from_checkpoint at whether the tensors fit the model that
 
 import re
 import shlex
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 import torch
 
 from bonsai.checkpoint import FORMAT, previous
+from bonsai.dataset import ROOT
 from bonsai.errors import UserError
 from bonsai.files import exists
 from bonsai.schema import MOMENTS, check_checkpoint
@@ -73,9 +75,7 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
         if steps:
             inner = ", ".join(str(path.parent) for path in steps[-3:])
             raise UserError(f"no checkpoint in {out_dir} itself: give a folder in it ({inner})")
-        raise UserError(
-            f"no checkpoint in {out_dir}: set --out_dir to a run's folder, or train first"
-        )
+        raise UserError(f"no checkpoint in {out_dir}: {runs_there_are(Path(out_dir))}")
     return max(found, key=steps_done) if newest and len(found) > 1 else found[0]
 
 
@@ -83,6 +83,24 @@ def run_files(folder: Path) -> list[Path]:
     """What a run can leave of itself that a model can be loaded from."""
     names = [folder / name for name in ("ckpt.pt", "last.pt", "best.pt")]
     return [*names, *map(previous, names)]
+
+
+def runs_there_are(out_dir: Path) -> str:
+    """What to give instead of a folder without a run: those in it, beside it and around here."""
+    found: dict[Path, float] = {}
+    for base in (out_dir, out_dir.parent, Path(), ROOT):
+        for name in ("ckpt.pt", "last.pt"):
+            for path in base.glob(f"*/{name}"):
+                with suppress(OSError):
+                    folder, time = path.parent.resolve(), path.stat().st_mtime
+                    found[folder] = max(time, found.get(folder, 0))
+    if not found:
+        return "set --out_dir to a run's folder, or train first"
+    here = Path().resolve()
+    newest = sorted(found, key=found.get, reverse=True)
+    names = [str(f.relative_to(here) if f.is_relative_to(here) else f) for f in newest[:5]]
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return f"there are runs in {', '.join(names)}{more}; choose one with --out_dir"
 
 
 def steps_done(path: Path) -> int:

@@ -6,6 +6,7 @@ environment into one `Runtime`, and says what was picked and why in one line.
 
 import os
 import platform
+import re
 import signal
 import sys
 from contextlib import nullcontext, suppress
@@ -17,6 +18,7 @@ import torch.distributed as dist
 
 from bonsai.errors import UserError
 
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Dense peak TFLOP/s by device name, most specific first: (half precision, float32 as torch runs it
@@ -86,6 +88,28 @@ class Runtime:
             dist.destroy_process_group()
 
 
+def processes() -> tuple[int, int, int, bool]:
+    """RANK, LOCAL_RANK and WORLD_SIZE of the environment, and whether there is a group to join.
+
+    What is empty counts as absent: job scripts leave such variables. Raises UserError for what no
+    launcher sets.
+    """
+    env = {name: os.environ.get(name, "").strip() for name in LAUNCHED}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        if not re.fullmatch(r"\d{0,9}", env[name], re.ASCII):
+            raise UserError(f"{name}={env[name]} in the environment is no number: unset it")
+    rank, local_rank = int(env["RANK"] or 0), int(env["LOCAL_RANK"] or 0)
+    world_size = int(env["WORLD_SIZE"] or 1)
+    missing = [name for name in LAUNCHED if not env[name] and name != "LOCAL_RANK"]
+    if rank >= world_size or (missing and world_size > 1):
+        lacks = f", but no {missing[0]}" if missing else ""
+        raise UserError(
+            f"the environment has RANK={rank} and WORLD_SIZE={world_size}{lacks}: start several "
+            "processes with torchrun, or unset them"
+        )
+    return rank, local_rank, world_size, not missing
+
+
 def setup(
     device: str = "auto", dtype: str = "auto", compile: bool | str = "auto", backend: str = "auto"
 ) -> Runtime:
@@ -94,9 +118,7 @@ def setup(
     Under torchrun (RANK, LOCAL_RANK, WORLD_SIZE) each process takes cuda:LOCAL_RANK unless the
     device names another. Raises UserError for what this machine does not have.
     """
-    rank = int(os.environ.get("RANK", 0))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    rank, local_rank, world_size, distributed = processes()
     dev, why_device = pick_device(device, local_rank)
     dtype, why_dtype = pick_dtype(dtype, dev)
     if compile == "auto":
@@ -111,7 +133,7 @@ def setup(
     torch.backends.cudnn.allow_tf32 = True
     summary = f"device: {dev}{why_device}, dtype {dtype}{why_dtype}, "
     summary += "compiled" if compile else "not compiled"
-    if "RANK" in os.environ:
+    if distributed:
         dist.init_process_group(backend)
         summary += f", {world_size} processes ({backend})"
     return Runtime(dev, dtype, bool(compile), backend, rank, local_rank, world_size, summary)

@@ -10,7 +10,7 @@ import torch
 from conftest import differences
 from test_checkpoint import one_line, state
 
-from bonsai import checkpoint
+from bonsai import checkpoint, restore
 from bonsai.checkpoint import previous, save_checkpoint
 from bonsai.errors import UserError
 from bonsai.restore import crop_moments, load_checkpoint, run_checkpoint
@@ -153,3 +153,22 @@ def test_crop_moments():
     assert torch.equal(found["state"][0]["exp_avg"], moments[:4])
     assert torch.equal(found["state"][0]["exp_avg_sq"], moments[:4] * 2)
     assert found["state"][0]["step"] == 3 and found["state"][1]["exp_avg"].shape == (5,)
+
+
+def test_a_folder_without_a_run_names_those_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(restore, "ROOT", tmp_path / "repository")
+    with pytest.raises(UserError, match="no checkpoint in out: set --out_dir to a run's folder"):
+        run_checkpoint("out")
+    for i, name in enumerate(["out-a/ckpt.pt", "my runs/last.pt", "out/one/ckpt.pt"]):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (i, i))
+    said = "there are runs in out/one, my runs, out-a; choose one"
+    with pytest.raises(UserError, match=f"no checkpoint in out: {said}"):
+        run_checkpoint("out")
+    for i in range(9):
+        (tmp_path / "repository" / f"r{i}").mkdir(parents=True)
+        (tmp_path / "repository" / f"r{i}" / "last.pt").touch()
+    with pytest.raises(UserError, match=r"r\d, .* and 6 more; choose"):
+        run_checkpoint("nowhere")

@@ -9,6 +9,7 @@ import torch
 from bonsai.errors import UserError
 from bonsai.memory import LOWER, describe_memory, out_of_memory, training_bytes
 from bonsai.runtime import (
+    LAUNCHED,
     PEAK_TFLOPS,
     cpu_computes_bfloat16,
     leave_a_core,
@@ -17,6 +18,7 @@ from bonsai.runtime import (
     peak_flops_by_name,
     pick_device,
     pick_dtype,
+    processes,
     seed_everything,
     setup,
 )
@@ -86,6 +88,45 @@ def test_setup_says_what_was_picked():
     assert (runtime.compile, runtime.backend, runtime.world_size) == (False, "gloo", 1)
     assert runtime.master and "\n" not in runtime.summary
     assert "cpu" in runtime.summary and runtime.dtype in runtime.summary
+
+
+PLAIN = (0, 0, 1, False)
+
+
+@pytest.mark.parametrize(
+    "env, found",
+    [
+        ({}, PLAIN),
+        (dict(RANK="", LOCAL_RANK="", WORLD_SIZE="", MASTER_ADDR=""), PLAIN),
+        (dict(RANK="0"), PLAIN),
+        (dict(RANK=" 0 ", WORLD_SIZE="1"), PLAIN),
+        (dict(LOCAL_RANK=""), PLAIN),
+        (dict(WORLD_SIZE="1", MASTER_PORT="29500"), PLAIN),
+        (dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="h", MASTER_PORT="1"), (0, 0, 1, True)),
+        (
+            dict(RANK="3", LOCAL_RANK="1", WORLD_SIZE="4", MASTER_ADDR="h", MASTER_PORT="1"),
+            (3, 1, 4, True),
+        ),
+        (dict(RANK="zero"), "RANK=zero in the environment is no number"),
+        (dict(LOCAL_RANK="-1"), "LOCAL_RANK=-1 in the environment is no number"),
+        (dict(WORLD_SIZE="1e9"), "WORLD_SIZE=1e9 in the environment is no number"),
+        (dict(RANK="1"), "RANK=1 and WORLD_SIZE=1, but no WORLD_SIZE: start several processes"),
+        (dict(RANK="0", WORLD_SIZE="2"), "WORLD_SIZE=2, but no MASTER_ADDR: start several"),
+        (dict(WORLD_SIZE="0"), "WORLD_SIZE=0"),
+    ],
+)
+def test_what_a_launcher_left_in_the_environment(monkeypatch, env, found):
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            processes()
+    else:
+        assert processes() == found
+        if not found[3]:
+            assert setup("cpu").world_size == 1  # joins nothing
 
 
 def test_seeds_are_a_function_of_seed_and_position():

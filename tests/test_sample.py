@@ -233,6 +233,20 @@ def test_a_vocabulary_that_is_not_found_is_said_so(char_model, tmp_path, dataset
     assert done.stderr.splitlines()[-1].startswith("error: out/ckpt.pt has 32 tokens, but its gpt2")
 
 
+def test_a_vocabulary_without_a_line_break(tmp_path):
+    """The default start is one; another beginning is found, and said."""
+    write_run(tmp_path / "out", tiny(10), CharTokenizer.from_text("abcdefghij"))
+    args = ("--num_samples=1", "--max_new_tokens=5")
+    done = sample(*args, cwd=tmp_path)
+    assert len(done.stdout.removesuffix(DASHES)) == 5 and "no line break" in done.stderr
+    assert "'\\n'" in sample(*args, "--start=\n", cwd=tmp_path, status=1).stderr
+
+
+def test_quotes_are_text(run, tmp_path):
+    """They are unknown to this vocabulary, so they must have arrived."""
+    assert """'"'""" in sample(f"--out_dir={run}", '--start="ab"', cwd=tmp_path, status=1).stderr
+
+
 # ---- many prompts ----
 
 

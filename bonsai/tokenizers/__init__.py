@@ -12,6 +12,7 @@ first needed.
 
 import importlib
 import json
+import shlex
 from pathlib import Path
 
 from bonsai.errors import UserError
@@ -72,7 +73,8 @@ def get(name_or_path: str | Path) -> Tokenizer:
     if path.suffix == ".tiktoken" or path.name == "vocab.bpe":
         raise UserError(
             f"{path} holds neither pattern nor special tokens: make a .json of it with "
-            f"python train_tokenizer.py --ranks={path} --pattern=gpt4 --out=FILE.json"
+            f"python train_tokenizer.py {shlex.quote(f'--ranks={path}')} --pattern=gpt4 "
+            "--out=FILE.json"
         )
     if path.suffix == ".json":
         try:
