@@ -1,5 +1,5 @@
 # make quickstart   everything: environment, data, a small GPT, its loss curve and its samples
-# make test         everything: environment, tests
+# make test         everything: environment, what tests need besides, tests
 # make setup        the environment alone, in .venv
 #
 # TORCH_INDEX names another index for torch alone. Without a GPU, PyTorch's CPU build is a tenth of
@@ -14,12 +14,20 @@ TORCH = $(shell grep '^torch==' requirements.txt)
 
 setup: .venv/installed
 
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
+
 # torch first and alone: what comes later must not choose another build of it
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt
+	@echo "Installing PyTorch and what the programs need into .venv: 1.1 GB on the disk with"
+	@echo "PyTorch's CPU build, several times as much with that for NVIDIA's GPUs, the default on Linux."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) -r requirements.txt
+	touch $@
+
+.venv/all: .venv/installed requirements-all.txt
+	@echo "Installing what tests and projects need besides: some 0.9 GB"
+	$(PIP) -r requirements-all.txt
 	touch $@
 
 quickstart: setup
@@ -36,10 +44,10 @@ quickstart: setup
 	@echo "  .venv/bin/python data/custom/prepare.py --input=YOUR.txt --name=mine --tokenizer=byte"
 	@echo "  .venv/bin/python train.py config/quickstart.py --dataset=mine --out_dir=out-mine"
 
-test: setup
+test: .venv/all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
-lint: setup
+lint: .venv/all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
