@@ -5,9 +5,7 @@ says everything else (bonsai/writer.py writes both). nanoGPT's folders work as t
 `meta.pkl` is read without executing anything, and neither file means GPT-2's byte-pair encoding.
 """
 
-import json
 import os
-import pickle
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from bonsai.errors import UserError
-from bonsai.files import SETTINGS
-from bonsai.textfile import read_text
+from bonsai.files import file_size, reading
+from bonsai.meta import open_meta
 
 ROOT = Path(__file__).resolve().parent.parent
 LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # llm.c and modded-nanogpt: 256 int32 before the tokens
@@ -43,15 +41,18 @@ class Split:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.bytes = bytes  # of the text that the tokens stand for; None: not known
         self.max_id = max_id  # the largest id; None: not known
+        self.limit = 0  # ids must be below it; 0: nobody has said yet
+        for file in (*self.files, *self.mask_files):
+            file_size(file)  # that they are files
         self.headers = [header_bytes(f) for f in self.files]
         self.sizes = [self._count(f, h) for f, h in zip(self.files, self.headers)]
         self.ends = np.cumsum(self.sizes)
         for mask, size in zip(self.mask_files, self.sizes):
-            if mask.stat().st_size != size:
-                raise UserError(f"{mask} has {mask.stat().st_size:,} entries for {size:,} tokens")
+            if file_size(mask) != size:
+                raise UserError(f"{mask} has {file_size(mask):,} entries for {size:,} tokens")
 
     def _count(self, path: Path, header: int) -> int:
-        size = path.stat().st_size - header
+        size = file_size(path) - header
         if size % self.dtype.itemsize:
             raise UserError(
                 f"{path} is not a whole number of {self.dtype.itemsize}-byte tokens ({size:,} "
@@ -90,12 +91,22 @@ class Split:
             data = np.memmap(self.files[0], self.dtype, "r", offset=self.headers[0], shape=shape)
             for row, start in zip(ids, starts):
                 row[:] = data[start : start + T + 1]
+            self._check_ids(ids)
             return ids[:, :-1], ids[:, 1:].copy()
         for i, start in enumerate(starts.tolist()):
             count = min(T + 1, len(self) - start)
             ids[i, :count] = self.read(start, count)
             keep[i, :count] = self.read(start, count, masks=True) if self.mask_files else True
+        self._check_ids(ids)
         return ids[:, :-1], np.where(keep[:, 1:], ids[:, 1:], -1)
+
+    def _check_ids(self, ids: np.ndarray) -> None:
+        """meta.json may say nothing of the largest id, or what is not so."""
+        if self.limit and ids.size and (top := int(ids.max())) >= self.limit:
+            raise UserError(
+                f"{self.files[0]}: the data hold the id {top}, the model's vocabulary ends at "
+                f"{self.limit - 1}: give the data a meta.json, or set vocab_size"
+            )
 
     def eval_starts(self, T: int, count: int = 0) -> np.ndarray:
         """Where the evaluation's windows begin: all that tile the split, or `count` spread evenly.
@@ -111,7 +122,7 @@ class Split:
 
 def header_bytes(path: Path) -> int:
     """Length of an llm.c-style header at the start of a file: 1024, or 0 where there is none."""
-    with open(path, "rb") as f:
+    with reading(path), open(path, "rb") as f:
         head = f.read(LLMC_HEADER)
     if len(head) < LLMC_HEADER:
         return 0
@@ -162,55 +173,6 @@ def find_folder(dataset: str) -> Path:
 def is_folder(spec: str) -> bool:
     """Whether it is the path of one folder, which may have a comma or a colon in it."""
     return ("/" in spec or "\\" in spec) and os.path.isdir(spec)
-
-
-def open_meta(folder: Path) -> tuple[dict, Path | None]:
-    """What a data folder says of itself, as meta.json would, and the file that says it."""
-    path = folder / "meta.json"
-    if path.exists():
-        try:
-            meta = json.loads(read_text(path, limit=SETTINGS))
-            meta["vocab_size"], meta["splits"]
-            if meta["dtype"] not in ("uint16", "uint32"):
-                raise ValueError(f"dtype {meta['dtype']}")
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{path} is damaged ({e!r}): prepare the data again") from None
-        return meta, path
-    if (folder / "meta.json.tmp").exists():
-        raise UserError(f"preparing {folder} was interrupted: run its prepare.py again")
-    path = folder / "meta.pkl"
-    if path.exists():
-        meta = read_meta_pickle(path)
-        tokenizer = None
-        if isinstance(meta.get("itos"), dict):
-            chars = [meta["itos"].get(i, "") for i in range(len(meta["itos"]))]
-            if all(isinstance(c, str) and len(c) == 1 for c in chars):
-                tokenizer = {"type": "char", "chars": chars}
-        if not isinstance(meta.get("vocab_size"), int):
-            raise UserError(f"{path} has no vocab_size")
-        return {"vocab_size": meta["vocab_size"], "tokenizer": tokenizer}, path
-    return {}, None
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, strings and numbers; a pickle that names any class or function is refused."""
-
-    def find_class(self, module, name):
-        raise UserError(f"it wants to call {module}.{name}, which plain data never does")
-
-
-def read_meta_pickle(path: Path) -> dict:
-    """nanoGPT's meta.pkl without executing anything; UserError for all but plain data."""
-    try:
-        with open(path, "rb") as f:
-            meta = PlainUnpickler(f).load()
-    except UserError as e:
-        raise UserError(f"refused to load {path}: {e}; delete it unless you trust it") from None
-    except Exception as e:
-        raise UserError(f"{path} is damaged ({e!r}): prepare the data again") from None
-    if not isinstance(meta, dict):
-        raise UserError(f"{path} holds a {type(meta).__name__}, not a dict")
-    return meta
 
 
 def open_dataset(name: str, weight: float = 1.0) -> Dataset:
@@ -311,6 +273,7 @@ class Mixture:
         for part in self.parts:
             for name in splits:
                 split = part.split(name)
+                split.limit = vocab_size
                 if len(split) < block_size + 1:
                     raise UserError(
                         f"{part.folder / name}.bin has {len(split):,} tokens, too few for a window "

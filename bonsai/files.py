@@ -14,7 +14,9 @@ from typing import BinaryIO
 
 from bonsai.errors import FULL, UserError, reason
 
-SETTINGS = 32 << 20  # bytes of a meta.json or of a tokenizer; the largest have 5 MB
+# Bytes of a meta.json or of a tokenizer: JSON takes up to 35 times its size in memory, and the
+# largest vocabularies there are have 5 MB.
+SETTINGS = 16 << 20
 KINDS = {
     stat.S_ISDIR: "a folder",
     stat.S_ISFIFO: "a pipe",

@@ -34,6 +34,7 @@ import numpy as np
 from bonsai.advice import training_command
 from bonsai.errors import UserError, reason
 from bonsai.files import SETTINGS, writing
+from bonsai.meta import FORMAT
 from bonsai.textfile import read_text
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 
@@ -42,7 +43,6 @@ try:
 except ImportError:  # Windows: no lock there
     fcntl = None
 
-FORMAT = 1  # of meta.json
 FIELDS = ("format", "name", "dtype", "vocab_size", "eot", "tokenizer", "row_length", "splits")
 BUFFER = 1 << 20  # bytes held back per file before they go to the disk
 

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import sysconfig
+import time
 import unicodedata
 from collections import Counter
 from itertools import pairwise
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from shared_data import ROOT, need_vocabulary, shared, shared_folder
 
 from bonsai.errors import UserError
-from bonsai.tokenizers import EOT_TEXT, BPETokenizer, from_dict, get
+from bonsai.tokenizers import EOT_TEXT, BPETokenizer, from_dict, get, patterns
 from bonsai.tokenizers.bpe import (
     count_chunks,
     learn_merges,
@@ -30,6 +31,7 @@ from bonsai.tokenizers.patterns import (
     LONG_BLANK,
     checked_pattern,
     named_pattern,
+    runs_in_rust,
     splitter,
 )
 from bonsai.tokenizers.ranks import gpt2_alphabet, read_ranks, read_vocab_bpe, write_ranks
@@ -304,8 +306,77 @@ def test_own_patterns_lose_nothing():
     for wrong in ("(", "(a)|b", "a*", "", "|a"):
         with pytest.raises(UserError, match="pattern"):
             checked_pattern(wrong)
-    with pytest.raises(UserError, match="pattern"):  # fine in Python, not in Rust
-        BPETokenizer.train(["text"], 300, r"(?r)\w+")
+
+
+HOSTILE_PATTERNS = {  # what is wrong with it: a pattern
+    "exponential": r"(?:a|aa)+b",
+    "twice the same": r"(?:\w|[a-z])+!!",
+    "nested repetitions": r"(?:a+)+b",
+    "nested stars": r"(?:\w*\d*)*x",
+    "overlapping": r"(?:[a-z]|\w|.)+!!",
+    "too long": r"\w" * 3000,
+    "too deep": "(?:a|" * 900 + "b" + ")" * 900,
+    "from right to left": r"(?r)\w+",
+    "a word's border": r"\b|\w+",
+    "a look ahead": r"(?=a)|\w+",
+    "no property": r"\p{Nonsense}",
+    "many stars": "(?:a*)" * 30 + "b+",
+    "itself": r"(?:a|b(?R)?c)+(?:b(?R))+x",
+}
+
+
+@pytest.mark.parametrize("pattern", HOSTILE_PATTERNS.values(), ids=HOSTILE_PATTERNS.keys())
+def test_a_hostile_pattern_is_refused_in_time_or_harmless(pattern):
+    """In a file of a stranger's: no panic of Rust, no hang, one line; or every text comes back."""
+    state = BPETokenizer.train(["text"], 256, special_tokens=()).to_dict()
+    start = time.monotonic()
+    try:
+        tokenizer = BPETokenizer.from_dict({**state, "pattern": pattern})
+        for text in ("a" * 30 + "!", "abab " * 50, "x\n\n y", "\U000323b0 a"):
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+    except UserError as e:
+        assert "pattern" in str(e) and len(str(e)) < 300
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize("name", ["exponential", "twice the same", "too long", "too deep"])
+def test_the_worst_patterns_are_refused(name):
+    with pytest.raises(UserError, match="the pattern"):
+        checked_pattern(HOSTILE_PATTERNS[name])
+
+
+def test_a_text_has_so_much_time(monkeypatch):
+    """A pattern that the probes do not find out is stopped where it is slow."""
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    tokenizer = BPETokenizer.train(["text"], 300, r"(?:zq|zqzq)+!|(?:zq)++")
+    with pytest.raises(UserError, match=r"takes more than 0\.2 s to split 102 characters"):
+        tokenizer.encode("zq" * 50 + "?!")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rust"),
+    [
+        (GPT2, True),
+        (GPT4, True),
+        (None, True),
+        (r"\p{N}{1,3}|[^\r\n\p{L}]?\p{L}+(?i:'s|'t)?|\s+(?!\S)|\s+|(?s:.)", True),
+        (r"(?i)[a-z]+|[^a-z]", True),
+        (r"(?:\s+(?!\S)|a)+", False),
+        (r"\w+\b", False),
+        (r"^\w+", False),
+        (r"(?<=a)b", False),
+        (r"a++", False),
+        (r"(?>a+)b", False),
+        (r"[a-z&&[^b]]", False),
+        (r"(?:abc){e<=2}", False),
+    ],
+)
+def test_what_is_left_to_rust_takes_linear_time_there(pattern, rust):
+    assert runs_in_rust(pattern) == rust
+    texts = ["some text a b c\n\n 123 it's abbc" * 20]
+    trained = BPETokenizer.train(texts, 280, pattern)
+    plain = BPETokenizer.train(texts, 280, pattern, fast=False)
+    assert trained.tokens == plain.tokens and trained.encode(texts[0]) == plain.encode(texts[0])
 
 
 # ---- special tokens ----

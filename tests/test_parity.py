@@ -31,8 +31,8 @@ from conftest import (
     train,
 )
 
-from bonsai.dataset import open_meta
 from bonsai.errors import UserError
+from bonsai.meta import open_meta
 from bonsai.models import load_model
 from model import GPT, GPTConfig
 

@@ -267,6 +267,31 @@ def test_what_is_no_tokenizer_is_one_line(state):
     assert "\n" not in str(e.value)
 
 
+WRONG = ("text", "", [1], [], {"a": 1}, {}, float("nan"), None, 1e12, 10**12, -1, True, ["\ud83d"])
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "sentencepiece", "gpt2", "byte"])
+def test_every_field_of_a_tokenizer_may_be_wrong(kind):
+    """One line, or a tokenizer that works and whose vocabulary a model can have."""
+    if kind == "gpt2":
+        need_vocabulary(kind)
+    good = json.loads(json.dumps(made(kind).to_dict()))
+    for field in good:
+        for value in WRONG:
+            for state in (
+                {**good, field: value},
+                {**good, field: [*good[field], value] if isinstance(good[field], list) else value},
+                {**good, field: {"a": value}},
+                {name: v for name, v in good.items() if name != field},
+            ):
+                try:
+                    tokenizer = from_dict(state)
+                    assert 0 < tokenizer.vocab_size <= 10_000_000
+                    assert tokenizer.decode(tokenizer.encode("a")) == "a"
+                except UserError as e:
+                    assert "\n" not in str(e) and len(str(e)) < 400, e
+
+
 def test_getting_what_is_not_there(tmp_path):
     broken = tmp_path / "broken.json"
     broken.write_text("{")

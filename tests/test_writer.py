@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_command
 
-from bonsai.dataset import open_meta
 from bonsai.errors import UserError
+from bonsai.meta import open_meta
 from bonsai.tokenizers import CharTokenizer, from_dict, tokenizer_class
 from bonsai.writer import Writer, summary
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from bonsai.errors import UserError
 from bonsai.files import SETTINGS
 from bonsai.textfile import read_text
-from bonsai.tokenizers.base import EOT_TEXT, Tokenizer, well_formed
+from bonsai.tokenizers.base import EOT_TEXT, MissingLibrary, Tokenizer, well_formed
 from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.byte import ByteTokenizer
 from bonsai.tokenizers.char import CharTokenizer
@@ -34,6 +34,7 @@ __all__ = [
     "CharTokenizer",
     "GPT2Tokenizer",
     "GPT4Tokenizer",
+    "MissingLibrary",
     "SentencePieceTokenizer",
     "Tokenizer",
     "from_dict",

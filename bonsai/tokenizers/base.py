@@ -2,8 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
+from bonsai.errors import UserError
+
 EOT_TEXT = "<|endoftext|>"  # how the end-of-text token is written and shown
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class MissingLibrary(UserError):
+    """A tokenizer cannot be made here; its description may well be right."""
 
 
 class Tokenizer:

@@ -25,13 +25,21 @@ from itertools import pairwise
 
 from bonsai.errors import UserError
 from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer, well_formed
-from bonsai.tokenizers.patterns import GPT4, WHOLE_TEXT, checked_pattern, has_long_blank, splitter
+from bonsai.tokenizers.patterns import (
+    GPT4,
+    WHOLE_TEXT,
+    checked_pattern,
+    has_long_blank,
+    runs_in_rust,
+    splitter,
+)
 
 Pair = tuple[int, int]
 Progress = Callable[[int], object]  # is told how many merges have been learnt
 
 BYTES = [bytes([i]) for i in range(256)]
 END = -1  # stands between chunks: no id, so no pair reaches over it
+LARGEST = 10_000_000  # ids: a vocabulary of more is a damaged file
 CACHE = 1 << 17  # chunks whose ids are remembered while encoding
 BUFFER = 256  # texts that rustbpe holds at a time
 
@@ -184,7 +192,8 @@ class BPETokenizer(Tokenizer):
     pattern: cuts text into chunks (see patterns.py); None: no borders.
     special_tokens: name -> id. They are found in a text only when encode is told to.
     eot: the name of the one that ends a text.
-    fast: let tiktoken encode; False keeps to the code of this file, with the same ids.
+    fast: let tiktoken encode, where it takes the pattern; False keeps to the code of this file,
+        with the same ids.
     """
 
     complete = False
@@ -200,7 +209,7 @@ class BPETokenizer(Tokenizer):
         self.tokens = list(tokens)
         self.pattern = None if pattern is None else checked_pattern(pattern)
         self.special_tokens = dict(special_tokens or {})
-        self.fast = fast
+        self.fast = fast and runs_in_rust(self.pattern)
         self.ranks = {token: i for i, token in enumerate(self.tokens) if token is not None}
         self._check()
         self.eot_text, self.eot = eot, self.special_tokens.get(eot)
@@ -222,11 +231,15 @@ class BPETokenizer(Tokenizer):
             raise UserError("a BPE vocabulary needs tokens that differ, none of them empty")
         names, taken = self.special_tokens, self.special_tokens.values()
         if len(set(taken)) < len(names) or any(
-            i < 0 or (i < len(self.tokens) and self.tokens[i] is not None) for i in taken
+            not 0 <= i < LARGEST or (i < len(self.tokens) and self.tokens[i] is not None)
+            for i in taken
         ):
-            raise UserError(f"the special tokens {names} need ids of their own, behind the others")
-        if not all(names):
-            raise UserError("a special token needs a name")
+            raise UserError(
+                f"the special tokens {dict(names)!s:.200} need ids of their own, behind the "
+                f"others and below {LARGEST:,}"
+            )
+        if not all(names) or any(well_formed(name) != name for name in names):
+            raise UserError("a special token needs a name, of whole characters")
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], vocab_size: int = 350) -> "BPETokenizer":
@@ -256,7 +269,7 @@ class BPETokenizer(Tokenizer):
                 f"bytes{f' and {len(names)} special tokens' if names else ''}"
             )
         pattern = None if pattern is None else checked_pattern(pattern)
-        if fast and pattern is not None:
+        if fast and pattern is not None and runs_in_rust(pattern):
             tokens = rust_tokens(texts, n, pattern, progress)
         else:
             tokens = tokens_of(learn_merges(count_chunks(texts, pattern), n, progress))
@@ -273,7 +286,7 @@ class BPETokenizer(Tokenizer):
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        if not self.fast or any(map(has_long_blank, texts)):
+        if not self._in_rust or any(map(has_long_blank, texts)):
             return super().encode_batch(texts)
         return self._tiktoken.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
@@ -283,7 +296,7 @@ class BPETokenizer(Tokenizer):
 
     def _encode_plain(self, text: str) -> list[int]:
         """The ids of `text` without special tokens."""
-        if self.fast and not has_long_blank(text):
+        if self._in_rust and not has_long_blank(text):
             return self._tiktoken.encode_ordinary(text)
         ids: list[int] = []
         for chunk in self._split(well_formed(text)):
@@ -348,9 +361,14 @@ class BPETokenizer(Tokenizer):
 
     # -- the same, faster --------------------------------------------------------------------------
 
+    @property
+    def _in_rust(self) -> bool:
+        return self.fast and self._tiktoken is not None
+
     @cached_property
     def _tiktoken(self):
-        """tiktoken's encoder with this vocabulary, which holds the same rule in Rust."""
+        """tiktoken's encoder with this vocabulary, which holds the same rule in Rust; None where it
+        does not take the pattern."""
         try:
             import tiktoken
         except ImportError:
@@ -360,8 +378,8 @@ class BPETokenizer(Tokenizer):
             return tiktoken.Encoding(
                 "bpe", pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={}
             )
-        except ValueError as e:
-            raise UserError(f"tiktoken does not take the pattern {pattern!r}: {e}") from None
+        except ValueError:  # too large for it, or written as Python writes it
+            return None
 
     @cached_property
     def _special(self):

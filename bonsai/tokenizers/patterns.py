@@ -50,6 +50,13 @@ _YOUNG = """
 1DFCD-1DFFF 1E6C0-1E6DE 1E6E0-1E6E2 1E6E4-1E6E5 1E6E7-1E6ED 1E6F0-1E6F4 1E6FE-1E6FF 2B73A-2B73F
 2B81E 2CEA2-2CEAD 323B0-33479 3D000-3FC3F
 """
+ANY_OTHER = "|(?s:.)"  # completes a pattern
+LONGEST = 5000  # characters of a pattern
+SIGNS = "!" + "".join(map(chr, range(33, 127)))  # so that what a pattern insists on is there
+RUNS = [*(c * 40 for c in "aZ1 .\t\n\u00e9\u4e00"), "a1" * 20, "a " * 20, "ab" * 20]
+PROBES = ["", *(run + SIGNS for run in RUNS)]
+PROBE_SECONDS = 0.5
+SECONDS, LEAST_RATE = 5, 100_000  # for a text, and characters per second: ours do a million
 LONG_BLANK = 900_000  # white space in a row; at 1,000,000 the engine of tiktoken and rustbpe panics
 _UNASSIGNED = "\uffff"  # neither letter nor digit nor space, and never will be
 
@@ -61,37 +68,103 @@ def named_pattern(name: str) -> str | None:
 
 def checked_pattern(pattern: str) -> str:
     """A pattern of one's own, completed so that it loses no text: a character that it matches
-    nowhere is a chunk by itself. Raises UserError for what is no usable regular expression."""
+    nowhere is a chunk by itself. Raises UserError for what is no usable regular expression.
+
+    It may come from a stranger's file: so it has a largest length, and is tried on PROBES, from
+    which one that takes exponential time does not come back. What passes has so much time for each
+    text (see `splitter`). The built-in ones need neither.
+    """
+    if pattern in (GPT2, GPT4):
+        return pattern
     import regex
 
-    complete = pattern if pattern in (GPT2, GPT4) or pattern.endswith("|(?s:.)") else None
-    complete = complete or f"{pattern}|(?s:.)"
+    if len(pattern) > LONGEST:
+        raise UserError(f"the pattern has {len(pattern):,} characters, more than {LONGEST:,}")
+    complete = pattern if pattern.endswith(ANY_OTHER) else pattern + ANY_OTHER
     try:
         compiled = regex.compile(complete)
-    except regex.error as e:
-        raise UserError(f"the pattern {pattern!r} is not a regular expression: {e}") from None
+    except (regex.error, RecursionError, OverflowError) as e:
+        raise UserError(f"the pattern {pattern!r:.80} is not a regular expression: {e}") from None
     if compiled.groups:
-        raise UserError(f"the pattern {pattern!r} has a group: write (?:...) instead of (...)")
-    if regex.match(pattern, "") is not None:
-        raise UserError(f"the pattern {pattern!r} matches nothing at all: use + instead of *")
+        raise UserError(f"the pattern {pattern!r:.80} has a group: write (?:...) instead of (...)")
+    for probe in PROBES:
+        found = _in_time(compiled, compiled.findall, probe, PROBE_SECONDS)
+        if "" in found:
+            raise UserError(f"the pattern {pattern!r:.80} matches empty text: use + instead of *")
+        if "".join(found) != probe:
+            raise UserError(f"the pattern {pattern!r:.80} loses text, or turns it round")
     return complete
 
 
+def runs_in_rust(pattern: str | None) -> bool:
+    """Whether a pattern can be left to the Rust libraries. They split in linear time unless it
+    looks around, goes back or forbids going back: then they panic after a million steps. Nor may it
+    match between characters, or use what Python and Rust read differently. Other patterns are for
+    our own code, which stops in time."""
+    if pattern in (GPT2, GPT4, None):
+        return True
+    return not any(
+        (word[0] == "\\" and word[1] in r"123456789bBAzZGKRXmML<>gkhHNQEC")
+        or (word.startswith("[") and re.search(r"\[|&&|--|~~|\|\|", word[1:]))
+        or (word.startswith("(?") and not re.match(r"\(\?(?:[ims]*:|[ims]+\))", word))
+        or re.fullmatch(r"[*+?}]\+|[\^$]|\{[^}]*[^}\d,].*", word)
+        for branch in _branches(pattern)
+        if branch != r"\s+(?!\S)"  # of GPT-2: has_long_blank sees to it
+        for word in _WORD.findall(branch)
+    )
+
+
+# The words of a pattern: an escape, a class, the beginning of a group, a count, a possessive sign.
+_WORD = re.compile(
+    r"\\[pP]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[^:)]*[:)]|\{[^}]*\}\+?|[*+?]\+|.", re.S
+)
+
+
+def _branches(pattern: str) -> list[str]:
+    """The alternatives of a pattern, cut at its outermost bars."""
+    branches, depth = [""], 0
+    for word in _WORD.findall(pattern):
+        depth += word[0] == "(" and not word.endswith(")")
+        depth -= word == ")"
+        if word == "|" and depth == 0:
+            branches.append("")
+        else:
+            branches[-1] += word
+    return branches
+
+
 def splitter(pattern: str | None) -> Callable[[str], list[str]]:
-    """The function that cuts a text into the chunks of `pattern`; None leaves it whole."""
+    """The function that cuts a text into the chunks of `pattern`; None leaves it whole. It raises
+    UserError where a pattern of one's own needs more time than a text of that length is worth."""
     if pattern is None:
         return lambda text: [text] if text else []
     import regex  # the standard library's re has no \p{L}
 
     chunks, young = regex.compile(pattern), _young_letters()
+    own = pattern not in (GPT2, GPT4)
 
     def split(text: str) -> list[str]:
+        seconds = SECONDS + len(text) / LEAST_RATE if own else None
         if text.isascii() or not young.search(text):
-            return chunks.findall(text)
+            return _in_time(chunks, chunks.findall, text, seconds)
         seen = young.sub(_UNASSIGNED, text)  # other characters at the same places
-        return [text[slice(*match.span())] for match in chunks.finditer(seen)]
+        spans = _in_time(chunks, lambda *a, **k: [*chunks.finditer(*a, **k)], seen, seconds)
+        return [text[slice(*match.span())] for match in spans]
 
     return split
+
+
+def _in_time(chunks, find: Callable[..., list], text: str, seconds: float | None) -> list:
+    """What `find` finds in a text; UserError if that takes longer than `seconds`."""
+    if seconds is None:
+        return find(text)
+    try:  # concurrent: other threads go on meanwhile
+        return find(text, concurrent=True, timeout=seconds)
+    except TimeoutError:
+        raise UserError(
+            f"the pattern {chunks.pattern!r:.80} takes more than {seconds:.1f} s to split "
+            f"{len(text):,} characters: use one without nested repetitions"
+        ) from None
 
 
 def _young_letters():

@@ -13,9 +13,7 @@ from pathlib import Path
 from bonsai.errors import UserError
 from bonsai.files import SETTINGS
 from bonsai.textfile import read_text
-from bonsai.tokenizers.bpe import BYTES
-
-LARGEST = 10_000_000  # a rank beyond this is a damaged file
+from bonsai.tokenizers.bpe import BYTES, LARGEST
 
 
 def read_ranks(path: str | Path) -> list[bytes | None]:
@@ -28,7 +26,7 @@ def read_ranks(path: str | Path) -> list[bytes | None]:
         try:
             token, rank = line.split()
             i = int(rank)
-            if not 0 <= i <= LARGEST or i in ranks:
+            if not 0 <= i < LARGEST or i in ranks:
                 raise ValueError
             ranks[i] = base64.b64decode(token, validate=True)
         except (ValueError, binascii.Error):

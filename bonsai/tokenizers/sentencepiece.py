@@ -17,7 +17,14 @@ from functools import cached_property
 from pathlib import Path
 
 from bonsai.errors import UserError
-from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer, well_formed
+from bonsai.files import read_bytes
+from bonsai.tokenizers.base import (
+    EOT_TEXT,
+    REPLACEMENT,
+    MissingLibrary,
+    Tokenizer,
+    well_formed,
+)
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # U+2581: how a piece writes the space
 KINDS = ("unigram", "bpe")
@@ -51,10 +58,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def from_file(cls, path: str | Path) -> "SentencePieceTokenizer":
-        try:
-            model = Path(path).read_bytes()
-        except OSError as e:
-            raise UserError(f"cannot read the sentencepiece model {path}: {e.strerror}") from None
+        model = read_bytes(path, what="the sentencepiece model")
         try:
             return cls(model)
         except UserError as e:
@@ -196,5 +200,7 @@ def _library():
     try:
         import sentencepiece
     except ImportError:
-        raise UserError("sentencepiece models need a library: pip install sentencepiece") from None
+        raise MissingLibrary(
+            "sentencepiece models need a library: pip install sentencepiece"
+        ) from None
     return sentencepiece

@@ -1,0 +1,215 @@
+"""What a data folder says of itself: meta.json, held to one schema, or nanoGPT's meta.pkl.
+
+Both may come from a stranger: nothing is executed, sizes are looked at before anything is read,
+and a field of the wrong kind is one line for the user.
+"""
+
+import contextlib
+import io
+import json
+import pickle
+import pickletools
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from bonsai import tokenizers
+from bonsai.errors import UserError
+from bonsai.files import SETTINGS, read_bytes
+from bonsai.textfile import read_text
+from bonsai.tokenizers.bpe import LARGEST
+
+FORMAT = 1  # the newest meta.json that we know
+MANY = 1 << 50  # tokens, bytes, documents
+IDS = {"uint16": 1 << 16, "uint32": LARGEST}  # dtype -> the largest vocabulary it is used for
+FILES = 1 << 20  # of a split
+PICKLE = 4 << 20  # bytes of a meta.pkl: 65,536 characters take half of it
+
+# -- meta.json ------------------------------------------------------------------------------------
+
+
+class Field(NamedTuple):
+    good: Callable[[object], bool]
+    words: str  # what it has to be
+    needed: bool = False
+
+
+def whole(low: int, high: int, null: bool = False, needed: bool = False) -> Field:
+    words = f"a whole number from {low:,} to {high:,}" + " or null" * null
+    return Field(lambda v: (v is None and null) or _is_whole(v, low, high), words, needed)
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _names(value: object) -> bool:
+    """Whether these are files in the folder or below it."""
+    return isinstance(value, list) and len(value) <= FILES and all(map(_inside, value))
+
+
+def _inside(name: object) -> bool:
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    path = PurePath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _template(value: object) -> bool:
+    from bonsai.serving.chat import ChatTemplate  # takes a moment, and few data sets have one
+
+    try:
+        return value is None or bool(ChatTemplate.from_dict(value))
+    except UserError:
+        return False
+
+
+TOP = {
+    "format": whole(1, FORMAT),
+    "name": Field(lambda v: isinstance(v, str), "text"),
+    "dtype": Field(lambda v: isinstance(v, str) and v in IDS, "uint16 or uint32", True),
+    "vocab_size": whole(1, LARGEST, needed=True),
+    "eot": whole(0, LARGEST, null=True),
+    "tokenizer": Field(lambda v: v is None or isinstance(v, dict), "an object or null"),
+    "row_length": whole(1, MANY, null=True),
+    "splits": Field(lambda v: isinstance(v, dict), "an object", True),
+    "chat_template": Field(_template, "a template as in bonsai/serving/chat.py"),
+}
+SPLIT = {
+    "tokens": whole(0, MANY),
+    "max_id": whole(0, LARGEST),
+    "bytes": whole(0, MANY, null=True),
+    "documents": whole(0, MANY),
+    "sha256": Field(lambda v: isinstance(v, list) and all(isinstance(h, str) for h in v), "texts"),
+    "files": Field(lambda v: bool(v) and _names(v), "a list of files in this folder", True),
+    "mask_files": Field(lambda v: v is None or _names(v), "a list of files in this folder"),
+}
+
+
+def check_meta(meta: object) -> dict:
+    """`meta` if it is what a meta.json may hold. Raises ValueError, naming the field, if not."""
+    if not isinstance(meta, dict):
+        raise ValueError(f"it is {_shown(meta)}, not an object")
+    _check_fields(meta, TOP, "")
+    if meta["vocab_size"] > IDS[meta["dtype"]]:
+        raise ValueError(f"vocab_size {meta['vocab_size']:,} is too large for {meta['dtype']}")
+    if meta.get("eot") is not None and meta["eot"] >= meta["vocab_size"]:
+        raise ValueError(f"eot {meta['eot']:,} is outside the vocabulary of {meta['vocab_size']:,}")
+    for name, split in meta["splits"].items():
+        if not isinstance(split, dict):
+            raise ValueError(f"splits.{name:.40} is {_shown(split)}, not an object")
+        _check_fields(split, SPLIT, f"splits.{name:.40}.")
+        if split.get("mask_files") and len(split["mask_files"]) != len(split["files"]):
+            raise ValueError(f"splits.{name:.40} has not as many masks as files")
+    return meta
+
+
+def _check_fields(values: dict, fields: dict[str, Field], where: str) -> None:
+    for name, field in fields.items():
+        if name not in values:
+            if field.needed:
+                raise ValueError(f"{where}{name} is missing")
+        elif not field.good(values[name]):
+            raise ValueError(f"{where}{name} is {_shown(values[name])}, not {field.words}")
+
+
+def _shown(value: object) -> str:
+    kinds = {dict: "an object", list: "a list"}
+    return kinds.get(type(value)) or f"{value!r:.40}"
+
+
+def open_meta(folder: Path) -> tuple[dict, Path | None]:
+    """What a data folder says of itself, as meta.json would, and the file that says it."""
+    path = folder / "meta.json"
+    if path.exists():
+        return read_meta(path), path
+    if (folder / "meta.json.tmp").exists():
+        raise UserError(f"preparing {folder} was interrupted: run its prepare.py again")
+    path = folder / "meta.pkl"
+    if path.exists():
+        return nanogpt_meta(read_meta_pickle(path), path), path
+    return {}, None
+
+
+def read_meta(path: Path) -> dict:
+    text = read_text(path, limit=SETTINGS)
+    try:
+        meta = check_meta(json.loads(text))
+        check_tokenizer(meta.get("tokenizer"))
+    except (ValueError, RecursionError, UserError) as e:
+        raise UserError(f"{path} is damaged ({e}): prepare the data again") from None
+    return meta
+
+
+def check_tokenizer(state: dict | None) -> None:
+    """Raises UserError for what is no tokenizer: now, not where a run prints its first sample."""
+    if state is not None:
+        with contextlib.suppress(tokenizers.MissingLibrary):  # training does without
+            tokenizers.from_dict(state)
+
+
+# -- meta.pkl -------------------------------------------------------------------------------------
+
+# What a pickle of dicts, lists, texts and numbers is made of. A tuple is not among it: nested ones
+# take exponential time as keys.
+PLAIN = set(
+    re.findall(
+        r"\w+",
+        """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT
+        BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING
+        BINBYTES SHORT_BINBYTES EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS
+        PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET""",
+    )
+)
+CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, strings and numbers; a pickle that names any class or function is refused."""
+
+    def find_class(self, module, name):
+        raise UserError(f"it wants to call {module}.{name}, which plain data never does")
+
+
+def read_meta_pickle(path: Path) -> dict:
+    """nanoGPT's meta.pkl without executing anything; UserError for all but plain data."""
+    data = read_bytes(path, PICKLE)
+    try:
+        check_pickle(data)
+        meta = PlainUnpickler(io.BytesIO(data)).load()
+    except UserError as e:
+        raise UserError(f"refused to load {path}: {e}; delete it unless you trust it") from None
+    except MemoryError:
+        raise
+    except Exception as e:
+        raise UserError(f"{path} is damaged ({e!r:.100}): prepare the data again") from None
+    if not isinstance(meta, dict):
+        raise UserError(f"{path} holds a {type(meta).__name__}, not a dict")
+    return meta
+
+
+def check_pickle(data: bytes) -> None:
+    """Raises UserError for what plain data do not hold, ValueError for what takes memory: a place
+    in the unpickler's memo is allocated with all below it, so its number must not be a large one.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in CALLS:
+            return  # to be refused, by its name, where it would be called
+        if opcode.name not in PLAIN:
+            raise UserError(f"it holds {opcode.name}, which plain data never do")
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > len(data):
+            raise ValueError("a memo larger than the file")
+
+
+def nanogpt_meta(meta: dict, path: Path) -> dict:
+    """As a meta.json would say it. Raises UserError for fields of another kind."""
+    size, itos = meta.get("vocab_size"), meta.get("itos")
+    if not _is_whole(size, 1, IDS["uint16"]):
+        raise UserError(f"{path} has no vocab_size from 1 to {IDS['uint16']:,} but {_shown(size)}")
+    tokenizer = None
+    if isinstance(itos, dict) and itos:
+        chars = [itos.get(i) for i in range(len(itos))]
+        if all(isinstance(c, str) and len(c) == 1 for c in chars) and len({*chars}) == len(chars):
+            tokenizer = {"type": "char", "chars": chars}
+    return {"vocab_size": size, "tokenizer": tokenizer}
