@@ -402,6 +402,7 @@ def test_going_on_without_the_beginning(server, visit):
     kept = continuation(page)
     page.get_by_role("button", name="Go on, dropping the beginning").click()
     expect(tokens).to_have_count(10)
+    expect(page.locator("#stats")).to_contain_text("beginning dropped")
     assert continuation(page)[:5] == kept
     body["prompt"] = ("the tree is" + kept)[-11:]
     assert continuation(page)[5:] == server.ask("/v1/completions", body)["choices"][0]["text"]
@@ -507,12 +508,18 @@ def test_a_reload_keeps_what_was_written(server, visit):
     expect(page.locator("#output .token")).to_have_count(24)
     body = {"model": "long", "prompt": PROMPT, "temperature": 0, "max_tokens": 24}
     assert continuation(page) == server.ask("/v1/completions", body)["choices"][0]["text"]
+    page.locator("#prompt").fill("ÄÖÜ")  # an error stays as well
+    page.locator("#go").click()
+    expect(page.locator("#after .error")).to_contain_text("vocabulary")
+    page.reload()
+    expect(page.locator("#after .error")).to_contain_text("vocabulary")
+    page.locator("#prompt").fill(PROMPT)
     settings(page, max_tokens=900)
     page.locator("#go").click()  # and of what was under way
     page.locator("#output .token").nth(2).wait_for()
     page.reload()
     expect(page.locator("#output .token").nth(2)).to_be_visible()
-    expect(page.locator("#versions")).to_contain_text("2 of 2")
+    expect(page.locator("#versions")).to_contain_text("3 of 3")
 
 
 def test_the_sources_write_no_html():
@@ -574,6 +581,9 @@ def test_the_server_is_killed_in_mid_stream(folder, visit):
         expect(page.locator("#after .cut")).to_contain_text("The connection broke after")
         expect(page.locator("#connection")).to_have_text("Disconnected")
         expect(page.locator("#banner")).to_contain_text("The server does not answer")
+        for height in (10_000, 0):
+            page.evaluate(f"scrollTo(0, {height})")
+            expect(page.locator("#banner")).to_be_in_viewport(ratio=1)
         kept = continuation(page)
         assert 6 <= len(kept) < 900
         expect(page.locator("#stats")).to_contain_text("cut off")
@@ -810,6 +820,8 @@ def test_text_that_a_tokenizer_cannot_write(server, visit):
 def test_attention_and_the_next_token_by_layer(server, visit):
     page = visit(f"{server.url}/#inside")
     expect(page.locator("#inside-result")).to_contain_text("Nothing to look at yet.")
+    # of the examples the first that this model, of small letters, can read
+    expect(page.locator("#inside-prompt")).to_have_value("how long is a string")
     page.locator("#inside-prompt").fill("")
     page.locator("#look").click()
     expect(page.locator("#inside-result")).to_contain_text("The prompt is empty.")
@@ -1114,3 +1126,8 @@ def test_no_runs_yet(server, visit):
     expect(page.locator("#runs-view")).to_contain_text("the disk is gone")
     page.unroute("**/runs")
     expect(page.locator("[data-run=out-long]")).to_be_visible()  # found without a reload
+    page.route("**/runs", lambda route: route.fulfill(status=500, json=error))
+    page.locator("#tab-inside").click()
+    page.locator("#tab-runs").click()  # which looks again: the curves stay, under the error
+    expect(page.locator("#runs-view")).to_contain_text("the disk is gone")
+    expect(page.locator("[data-run=out-long]")).to_be_visible()

@@ -113,8 +113,10 @@ async function run(asked, more = values.max_tokens) {
     });
   } catch (e) {
     if (e.name === "AbortError") state = "stopped";
-    else if (e instanceof ApiError) [state, error] = [e.status === 0 ? "cut" : "error", e];
-    else throw e;
+    else if (e instanceof ApiError) {
+      state = e.status === 0 ? "cut" : "error";
+      error = { ...e, message: e.message };
+    } else throw e;
   }
   for (const version of asked)
     if (version.state !== "done") Object.assign(version, { state, error });

@@ -21,12 +21,12 @@ export function startCounting() {
 async function ask() {
   const mine = ++asked;
   const model = $("model").value;
-  const text = $("prompt").value;
+  const prompt = $("prompt").value;
   const context = $("model").disabled ? 0 : contextOf(model);
   if (!context) return draw(null, 0);
   let tokens = 0;
   try {
-    if (text !== "") tokens = (await request("/tokenize", { text, tokenizer: model })).count;
+    if (prompt !== "") tokens = (await request("/tokenize", { prompt, tokenizer: model })).count;
   } catch (e) {
     if (!(e instanceof ApiError)) throw e;
     tokens = null; // a character that the model does not know: Complete says which

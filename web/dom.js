@@ -146,9 +146,14 @@ export const memory = {
 /** Keep what is typed into a field: a reload finds it there. */
 export function remember(field, key, fallback = "") {
   if (field.value === "") field.value = memory.get(key, fallback); // typed before this was loaded: stays
-  const keep = debounce(() => memory.set(key, field.value), 200);
-  field.addEventListener("input", keep);
-  addEventListener("pagehide", () => memory.set(key, field.value));
+  let typed = false;
+  const keep = () => typed && memory.set(key, field.value);
+  const later = debounce(keep, 200);
+  field.addEventListener("input", () => {
+    typed = true;
+    later();
+  });
+  addEventListener("pagehide", keep);
 }
 
 /** A text to the clipboard; the button says that it went there. */

@@ -10,7 +10,7 @@ const SHOWN = 3;
 export async function writable(texts, model) {
   const knows = async (text) => {
     try {
-      await request("/tokenize", { text, tokenizer: model });
+      await request("/tokenize", { prompt: text, tokenizer: model });
       return true;
     } catch (e) {
       if (!(e instanceof ApiError)) throw e;

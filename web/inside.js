@@ -2,14 +2,18 @@
 
 import { ApiError, request } from "./api.js";
 import { attentionCard, drawMap } from "./attention.js";
-import { $, el, inSight, notice, remember } from "./dom.js";
+import { $, el, inSight, memory, notice, remember } from "./dom.js";
+import { writable } from "./examples.js";
 import { visibleToken } from "./text.js";
+
+const EXAMPLES = ["How long is a string?", "how long is a string", "the "];
 
 let data = null; // the latest answer
 let controller = null;
 
 export function start() {
-  remember($("inside-prompt"), "inside", "How long is a string?");
+  suggest();
+  remember($("inside-prompt"), "inside");
   $("look").addEventListener("click", look);
   $("view-inside").addEventListener("keydown", (e) => {
     if (e.key !== "Enter" || !(e.ctrlKey || e.metaKey)) return;
@@ -17,6 +21,7 @@ export function start() {
     look();
   });
   $("model").addEventListener("change", () => {
+    suggest();
     if (data && data.model !== $("model").value) look();
   });
   addEventListener("themechange", () => data && draw());
@@ -28,6 +33,15 @@ export function start() {
         "and how the next token takes shape from layer to layer.",
     ),
   );
+}
+
+/** On a fresh page: a prompt that the model can read. */
+async function suggest() {
+  const field = $("inside-prompt");
+  const fresh = () => field.value === "" && memory.get("inside", null) === null;
+  if (!fresh() || $("model").disabled) return;
+  const [first] = await writable(EXAMPLES, $("model").value);
+  if (first && fresh()) field.value = first;
 }
 
 async function look() {

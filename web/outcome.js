@@ -37,7 +37,11 @@ function outcome(version, { again, start, on }) {
     return notice("error", title, error.message + wait, [["Try again", again]]);
   }
   if (state === "streaming") return null;
-  if (tokens.length === 0) return notice("empty", "The model ended the text at once.");
+  if (tokens.length === 0)
+    return notice(
+      "empty",
+      state === "stopped" ? "Stopped before the first token." : "The model ended the text at once.",
+    );
   if (version.finish === "stop") return null;
   const left = contextOf(version.model) - version.length;
   const [label, handler] = version.dropping || left > 0 ? ["Go on", () => on(version, false)] : drop;
@@ -59,6 +63,7 @@ function stats(version) {
   const context = contextOf(version.model);
   if (version.length && context)
     items.push(`context ${count(Math.min(version.length, context))} of ${count(context)}`);
+  if (version.dropping) items.push("beginning dropped");
   items.push(`seed ${version.seed}`);
   if (together.length > 1)
     items.push(`continuation ${together.indexOf(version) + 1} of ${together.length}`);

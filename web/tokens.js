@@ -124,7 +124,7 @@ function card(name, answer, most) {
       "article",
       { class: "card" },
       el("h2", {}, name),
-      notice("error", "Cannot write this text.", answer.message),
+      notice("empty", "Cannot write this text.", answer.message),
     );
   const { tokens, bytes } = answer;
   const readout = el(

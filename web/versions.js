@@ -18,8 +18,8 @@ export class Version {
     this.finish = null; // stop or length
     this.fresh = 0; // tokens of the latest request
     this.asked = 0; // for so many
+    this.error = null; // { message, status, code, retryAfter }
     Object.assign(this, fields);
-    this.error = null;
     this.together = [this]; // the versions of one request
     this.parts = []; // [from, to]: tokens that share a character
     this.characters = new Characters();
@@ -111,7 +111,7 @@ function tokensOf({ token_ids: ids, logprobs: l }) {
 
 const STORE = "bonsai.versions";
 const KEPT = ["model", "prompt", "promptIds", "tokens", "seed", "dropping"];
-const ENDED = ["state", "finish", "fresh", "asked", "began", "first", "last"];
+const ENDED = ["state", "error", "finish", "fresh", "asked", "began", "first", "last"];
 
 /** Keep the latest versions, and which one is shown, for this tab. */
 export function store(versions, shown) {
@@ -132,7 +132,7 @@ export function restore() {
   try {
     const { kept, shown } = JSON.parse(sessionStorage.getItem(STORE));
     const versions = kept.map((fields) => new Version(fields));
-    for (const v of versions) if (v.state !== "done") v.state = "stopped";
+    for (const v of versions) if (["waiting", "streaming"].includes(v.state)) v.state = "stopped";
     return versions[shown] ? [versions, shown] : [[], -1];
   } catch {
     return [[], -1];
