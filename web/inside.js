@@ -38,7 +38,8 @@ export function start() {
 /** On a fresh page: a prompt that the model can read. */
 async function suggest() {
   const field = $("inside-prompt");
-  const fresh = () => field.value === "" && memory.get("inside", null) === null;
+  const fresh = () =>
+    field.value === "" && document.activeElement !== field && memory.get("inside", null) === null;
   if (!fresh() || $("model").disabled) return;
   const [first] = await writable(EXAMPLES, $("model").value);
   if (first && fresh()) field.value = first;
