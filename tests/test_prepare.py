@@ -37,9 +37,9 @@ def house(tmp_path_factory) -> Path:
     house = tmp_path_factory.mktemp("house")
     shutil.copy(ROOT / "configurator.py", house)
     unprepared = shutil.ignore_patterns(
-        "__pycache__", "*.bin", "*.tmp", "meta.*", "input.txt", "downloads"
+        "__pycache__", "*.bin", "*.tmp", "meta.json", "meta.pkl", "input.txt", "downloads"
     )
-    for part in ("bonsai", "data"):
+    for part in ("bonsai", "config", "data"):
         shutil.copytree(ROOT / part, house / part, ignore=unprepared)
     return house
 

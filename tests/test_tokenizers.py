@@ -84,8 +84,8 @@ def test_a_tokenizer_is_one_file_and_one_line(tmp_path):
     """In a copy of the repository, from text to a sample; the toy is in the shared tests too."""
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
-    ignored = shutil.ignore_patterns("__pycache__", "*.bin", "meta.*")
-    for part in ("bonsai", "data/custom"):
+    ignored = shutil.ignore_patterns("__pycache__", "*.bin", "meta.json*", "meta.pkl")
+    for part in ("bonsai", "config", "data/custom"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=ignored)
     shutil.copy(ROOT / "tests" / "toy_tokenizer.py", tmp_path / "bonsai" / "tokenizers" / "toy.py")
     table = tmp_path / "bonsai" / "tokenizers" / "__init__.py"
@@ -93,14 +93,14 @@ def test_a_tokenizer_is_one_file_and_one_line(tmp_path):
     before = '    "byte": "bonsai'
     table.write_text(table.read_text().replace(before, line + before, 1))
     (tmp_path / "a.txt").write_text(tiny_text(3000))
-    small = [*TINY, "--max_iters=2", "--sample_interval=2", "--dataset=by", "--out_dir=out"]
+    small = [*TINY, "--max_iters=4", "--sample_interval=2", "--dataset=by", "--out_dir=out"]
     for command in (
         ["data/custom/prepare.py", "--input=a.txt", "--name=by", "--tokenizer=toy"],
         ["train.py", *small],
     ):
         result = run_command([sys.executable, *command], tmp_path)
         assert result.rc == 0, result
-    assert result.stdout.count("-" * 15) == 1  # a sample
+    assert "-" * 15 in result.stdout  # behind a sample
     meta = json.loads((tmp_path / "data" / "by" / "meta.json").read_text())
     assert meta["tokenizer"] == {"type": "toy"} and meta["vocab_size"] == 257
     assert meta["splits"]["train"]["bytes"] > 0
