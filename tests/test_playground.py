@@ -263,15 +263,18 @@ def test_escape_closes_the_alternatives_and_gives_the_focus_back(server, visit):
     expect(page.locator("#output .token").nth(2)).to_be_focused()
 
 
-def chunk(*tokens: str, finish: str | None = None, other: str = "z") -> str:
+def chunk(*tokens: str, finish: str | None = None, other: str = "z", text: str = "") -> str:
     """An event of a stream in which each token has probability 1/2, and `other` 1/4."""
+    parts = [t.removeprefix("bytes:").replace("\\x", "") for t in tokens]
+    data = [bytes.fromhex(p) if t[:6] == "bytes:" else t.encode() for t, p in zip(tokens, parts)]
+    text = text or b"".join(data).decode("utf-8", "replace")
     logprobs = {
         "tokens": tokens,
         "token_logprobs": [-0.6931] * len(tokens),
         "top_logprobs": [{t: -0.6931, other: -1.3863} for t in tokens],
         "top_token_ids": [{t: 7, other: 8} for t in tokens],
     }
-    choice = {"text": "", "logprobs": logprobs}
+    choice = {"text": text, "logprobs": logprobs}
     choice |= {"token_ids": [7] * len(tokens), "prompt_token_ids": [1]}
     return f"data: {json.dumps({'choices': [{**choice, 'finish_reason': finish}]})}\n\n"
 
@@ -446,6 +449,17 @@ def test_all_settings_are_asked_for(server, visit):
         page.locator("#go").click()
     names = {"model", "prompt", "temperature", "max_tokens", "seed", "stream"}
     assert set(asked.value.post_data_json) == names | {"logprobs", "return_token_ids"}
+
+
+def test_a_stop_sequence_within_a_token(server, visit):
+    """The token is there as far as the text goes."""
+    page = visit(server.url)
+    stream = chunk("one", " two") + chunk(" three. ", finish="stop", text=" thr")
+    answer_completions(page, stream + "data: [DONE]\n\n")
+    page.locator("#go").click()
+    expect(page.locator("#output .token")).to_have_text(["one", " two", " thr"])
+    page.reload()
+    expect(page.locator("#output .token")).to_have_text(["one", " two", " thr"])
 
 
 def test_copy_as_curl_and_python(server, visit, tmp_path):

@@ -93,7 +93,7 @@ export function usual(values) {
 export class Chart {
   constructor() {
     this.picture = svg("svg", { class: "chart", tabindex: 0, role: "img" });
-    this.box = el("div", { class: "readout-box", hidden: true });
+    this.box = el("div", { class: "readout-box", hidden: true, "aria-live": "polite" });
     this.element = el("div", { class: "chart-frame" }, this.picture, this.box);
     this.options = null;
     this.at = null; // x of the cross-hair

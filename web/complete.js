@@ -132,11 +132,12 @@ function stop() {
 
 function take(version, choice) {
   const last = Math.max(0, version.parts.length - 1);
-  const grew = version.parts.length > 0 && version.parts[last][1];
+  const grew = version.parts[last]?.[1];
   version.take(choice);
   if (versions[shown] !== version) return;
-  // its last part may have got a further token
-  if (version.parts.length > 0) drawParts(version, version.parts[last][1] > grew ? last : last + 1);
+  // the part that was the last may have got a further token, or lost its end
+  const changed = version.parts[last]?.[1] !== grew || version.beyond > 0;
+  drawParts(version, changed ? last : last + 1);
   refresh([version]);
 }
 

@@ -3,7 +3,6 @@
 
 import { $, bits, el } from "./dom.js";
 import { harmless, spoken } from "./text.js";
-import { partText } from "./versions.js";
 
 const MAX_BITS = 8; // a token of 1/256 or less has the full shade
 
@@ -42,12 +41,13 @@ export function drawParts(version, k) {
   const output = $("output");
   const follows = innerHeight + scrollY >= document.body.scrollHeight - 40;
   partElement(k)?.remove();
-  for (let i = k; i < version.parts.length; i++) output.append(element(version.part(i), i));
+  for (let i = k; i < version.parts.length; i++) output.append(element(version, i));
   if (follows && version.state === "streaming") scrollTo(0, document.body.scrollHeight);
 }
 
-function element(tokens, k) {
-  const text = partText(tokens);
+function element(version, k) {
+  const tokens = version.part(k);
+  const text = version.partText(k);
   const surprise = Math.min(1, tokens.reduce((sum, t) => sum + bits(t.logprob), 0) / MAX_BITS);
   const broken = /^(\\x[89a-f][0-9a-f])+$/.test(text) && !tokens[0].text.startsWith("\\");
   const classes = [

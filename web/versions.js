@@ -18,6 +18,7 @@ export class Version {
     this.finish = null; // stop or length
     this.fresh = 0; // tokens of the latest request
     this.asked = 0; // for so many
+    this.beyond = 0; // characters of the last token behind the place where a stop sequence began
     this.error = null; // { message, status, code, retryAfter }
     Object.assign(this, fields);
     this.together = [this]; // the versions of one request
@@ -30,7 +31,8 @@ export class Version {
   begin(more, together) {
     const began = performance.now();
     Object.assign(this, { state: "waiting", error: null, finish: null, fresh: 0, first: null });
-    Object.assign(this, { began, last: began, asked: more, together });
+    Object.assign(this, { began, last: began, asked: more, together, beyond: 0 });
+    this.sent = this.decoded(true).length; // characters of the text, as the server counts
   }
 
   place(token, i) {
@@ -44,6 +46,7 @@ export class Version {
     this.first ??= this.last;
     this.state = "streaming";
     this.promptIds ??= choice.prompt_token_ids; // in the first chunk
+    this.sent += choice.text.length;
     for (const token of tokensOf(choice)) {
       this.place(token, this.tokens.length);
       this.tokens.push(token);
@@ -52,6 +55,8 @@ export class Version {
     if (!choice.finish_reason) return;
     this.finish = choice.finish_reason;
     this.state = "done";
+    // a stop sequence may begin within a token: the text ends there
+    if (this.finish === "stop") this.beyond = Math.max(0, this.decoded(true).length - this.sent);
   }
 
   /** The tokens of a part: one, or those that make up a character. */
@@ -59,11 +64,23 @@ export class Version {
     return this.tokens.slice(...this.parts[k]);
   }
 
+  /** What a part shows. */
+  partText(k) {
+    const text = bytesText(this.part(k).flatMap((t) => tokenBytes(t.text)));
+    return k === this.parts.length - 1 ? text.slice(0, text.length - this.beyond) : text;
+  }
+
   /** The text of the continuation, half characters as U+FFFD. */
   get text() {
+    const text = this.decoded(false);
+    return text.slice(0, text.length - this.beyond);
+  }
+
+  /** The text of all tokens; open: without half a character at its end. */
+  decoded(open) {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     const bytes = this.tokens.flatMap((token) => tokenBytes(token.text));
-    return decoder.decode(Uint8Array.from(bytes));
+    return decoder.decode(Uint8Array.from(bytes), { stream: open });
   }
 
   /** Tokens of the prompt and behind it; null before the server has said how many the prompt has. */
@@ -91,9 +108,6 @@ export class Version {
   }
 }
 
-/** What a part of some tokens shows. */
-export const partText = (tokens) => bytesText(tokens.flatMap((t) => tokenBytes(t.text)));
-
 function tokensOf({ token_ids: ids, logprobs: l }) {
   return l.tokens.map((text, i) => ({
     id: ids[i],
@@ -111,7 +125,7 @@ function tokensOf({ token_ids: ids, logprobs: l }) {
 
 const STORE = "bonsai.versions";
 const KEPT = ["model", "prompt", "promptIds", "tokens", "seed", "dropping"];
-const ENDED = ["state", "error", "finish", "fresh", "asked", "began", "first", "last"];
+const ENDED = ["state", "error", "finish", "fresh", "asked", "beyond", "began", "first", "last"];
 
 /** Keep the latest versions, and which one is shown, for this tab. */
 export function store(versions, shown) {
