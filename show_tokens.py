@@ -32,7 +32,7 @@ def the_text() -> str:
     if text:
         return text
     if not file:
-        return sys.stdin.buffer.read().decode("utf-8", errors="replace")
+        return sys.stdin.buffer.read().decode("utf-8-sig", errors="replace")
     return read_text(resolve_path(file))
 
 

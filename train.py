@@ -186,6 +186,10 @@ def train(c: Config, runtime: Runtime) -> int:
     report = Report(folder, c, runtime, step, progress["evaluated"])
     report.say(f"tokens per iteration will be: {rows * block_size:,}")
     report.say(found)
+    if unknown := data.without_bytes("val"):
+        report.say(
+            f"bits per byte are not known: {unknown} does not say how many bytes of text it is"
+        )
     report.say(f"number of parameters: {raw_model.num_params() / 1e6:.2f}M")
     report.say(runtime.summary)
     report.say(describe_memory(raw_model, c.batch_size, block_size, runtime))

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,14 +26,19 @@ def training_command(dataset: str, meta: dict, gpu: bool | None = None) -> str:
     gpu = has_gpu() if gpu is None else gpu
     config = (LARGE if sum(splits) > MANY else GPU) if gpu else CPU
     text = (ROOT / "config" / config).read_text(encoding="utf-8")
-    words = [python(), program("train.py"), f"config/{config}"]
+    words = [f"config/{config}"]
     if f'\ndataset = "{dataset}"\n' not in text:
         words += [f"--dataset={dataset}", f"--out_dir=out-{Path(dataset).name}"]
     longest = (meta.get("row_length") or min(splits)) - 1
     block = int(re.search(r"^block_size = (\d+)", text, re.M)[1])
     if longest < block:
         words.append(f"--block_size={max(longest, 1)}")
-    return shlex.join(words)
+    return command("train.py", words)
+
+
+def command(program: str, arguments: Sequence[str] = ()) -> str:
+    """A program of the repository, as a line for the shell that is open."""
+    return shlex.join([python(), short(ROOT / program), *arguments])
 
 
 def python() -> str:
@@ -41,11 +47,6 @@ def python() -> str:
     if found and os.path.dirname(found) == os.path.dirname(sys.executable):
         return "python"
     return short(sys.executable)
-
-
-def program(name: str) -> str:
-    """A program of the repository, as it is called from the working directory."""
-    return short(ROOT / name)
 
 
 def short(path: str | os.PathLike) -> str:

@@ -148,6 +148,12 @@ class Dataset:
     weight: float = 1.0
     meta: dict = field(default_factory=dict)
 
+    @property
+    def is_text(self) -> bool:
+        """Rows of numbers have a vocab_size and no tokenizer; masked text has no bits per byte."""
+        masked = any(split.mask_files for split in self.splits.values())
+        return (self.tokenizer is not None or self.vocab_size is None) and not masked
+
     def split(self, name: str) -> Split:
         if name not in self.splits:
             raise UserError(f"{self.folder} has no {name}.bin")
@@ -267,6 +273,17 @@ class Mixture:
         """Mean bytes of text per token of a split, by weight; None where a part does not know."""
         means = [p.split(split).bytes_per_token for p in self.parts]
         return None if None in means else sum(p.weight * m for p, m in zip(self.parts, means))
+
+    def without_bytes(self, split: str) -> Path | None:
+        """The first data set of text that does not say how many bytes that is, None if all do."""
+        return next(
+            (
+                part.source or part.folder
+                for part in self.parts
+                if part.is_text and part.split(split).bytes_per_token is None
+            ),
+            None,
+        )
 
     def check(self, block_size: int, vocab_size: int, splits=("train", "val")) -> None:
         """Raise UserError where a split is too short for a window or an id is too large."""

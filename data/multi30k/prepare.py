@@ -8,7 +8,6 @@ projects/translate read the same data. The loss counts the target only: the sour
 behind the end are context (a mask, see bonsai/writer.py).
 """
 
-import gzip
 import shutil
 import subprocess
 import sys
@@ -22,10 +21,13 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from bonsai.advice import command
 from bonsai.errors import UserError, run
 from bonsai.fetch import download
+from bonsai.files import file_size
+from bonsai.readers import read_pieces
 from bonsai.tokenizers import EOT_TEXT, get
-from bonsai.writer import Writer
+from bonsai.writer import Writer, disk_errors
 from configurator import configure, resolve_path
 
 input = ""  # a folder with the .gz files instead of the download [path]
@@ -48,21 +50,21 @@ def read_lines(split: str, language: str, folder: Path) -> list[str]:
         given = resolve_path(input) / name
         if not given.exists():
             raise UserError(f"there is no {given}: give the folder of Multi30k's task 1 files")
+        file_size(given)  # that it is a file
         if given.resolve() != path.resolve():
-            shutil.copyfile(given, path)
+            with disk_errors(path):
+                shutil.copyfile(given, path)
     elif not path.exists():
         download(url + name, path)
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as f:
-            return [line.strip() for line in f]
-    except (OSError, EOFError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read {path} ({e}): delete it and prepare again") from None
+    text = b"".join(piece.data for piece in read_pieces([path])).decode("utf-8")
+    return [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 
 def train_bpe(texts: dict[str, list[str]], folder: Path) -> Path:
     """A vocabulary of both languages, by train_tokenizer.py."""
     corpus, path = folder / "downloads" / "train.txt", folder / "downloads" / "bpe.json"
-    corpus.write_text("\n".join(line for lines in texts.values() for line in lines), "utf-8")
+    with disk_errors(corpus):
+        corpus.write_text("\n".join(line for lines in texts.values() for line in lines), "utf-8")
     program = Path(__file__).resolve().parents[2] / "train_tokenizer.py"
     options = [f"--input={corpus}", f"--out={path}", f"--vocab_size={vocab_size}"]
     options += [f"--special_tokens={SPECIAL}", "--stats=False"]
@@ -73,7 +75,8 @@ def train_bpe(texts: dict[str, list[str]], folder: Path) -> Path:
 
 def main() -> None:
     start, folder = time.time(), Path(out or HERE)
-    (folder / "downloads").mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        (folder / "downloads").mkdir(parents=True, exist_ok=True)
     text = {
         split: {language: read_lines(split, language, folder) for language in (source, target)}
         for split in SPLITS
@@ -96,10 +99,11 @@ def main() -> None:
                 mask = np.repeat([0, 1, 0], [len(question), len(answer), fill])
                 writer.add(split, row, mask=mask)
         meta = writer.finish()
+    elsewhere = [f"--dataset={folder.resolve()}"] if out else []
     counts = [f"{name} {part['documents']:,}" for name, part in meta["splits"].items()]
     print(f"pairs: {', '.join(counts)}; {left_out} of more than {row_length} tokens left out")
     print(f"wrote train.bin, val.bin and meta.json to {folder} in {time.time() - start:.1f} s")
-    print("next: python projects/translate/translate.py")
+    print(f"next: {command('projects/translate/translate.py', elsewhere)}")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def open_shuffled(pieces: Iterable[Piece], folder: Path):
     import pyarrow as pa
 
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run that was killed
-    folder.mkdir(parents=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True)
     path = folder / "documents.arrow"
     schema = pa.schema({"text": pa.large_string()})
     with (

@@ -1,0 +1,111 @@
+"""Programs that read a file of the user's, given what is no such file: one line says what it is.
+
+In this process, for speed; the files are named as each program wants them.
+"""
+
+import errno
+import os
+import runpy
+import sys
+
+import pytest
+from conftest import ROOT
+
+from bonsai.errors import UserError
+from configurator import configure
+
+READERS = {  # the setting that takes the file, its name, further settings
+    "data/bytes/prepare.py": [("input", "a.txt", [])],
+    "data/custom/prepare.py": [
+        ("input", "a.txt", ["--tokenizer=byte"]),
+        ("input", "a.jsonl", ["--tokenizer=byte"]),
+        ("input", "a.txt.gz", ["--tokenizer=char"]),
+        ("input", "a.txt.zst", ["--tokenizer=byte"]),
+        ("input", "a.parquet", ["--tokenizer=byte"]),
+        ("tokenizer", "a.json", ["--input=good.txt"]),
+        ("tokenizer", "a.model", ["--input=good.txt"]),
+    ],
+    "data/fineweb/prepare.py": [("input", "a.parquet", ["--tokenizer=byte"])],
+    "data/shakespeare_char/prepare.py": [("input", "a.txt", [])],
+    "train_tokenizer.py": [
+        ("input", "a.txt", []),
+        ("ranks", "a.tiktoken", []),
+        ("ranks", "vocab.bpe", []),
+    ],
+    "show_tokens.py": [
+        ("file", "a.txt", ["--tokenizers=byte"]),
+        ("tokenizers", "a.json", ["--text=a"]),
+    ],
+}
+CASES = [(program, *case) for program, cases in READERS.items() for case in cases]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.txt").write_text("some good text\n" * 20)
+    return tmp_path
+
+
+def call(monkeypatch, program: str, *arguments: str) -> None:
+    """The program's main, after it has read these arguments."""
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    main = runpy.run_path(str(ROOT / program), run_name="not main")["main"]
+    if program.startswith("data/"):
+        configure(main.__globals__)
+    main()
+
+
+def make(path, kind: str) -> None:
+    """Puts something of the kind where the file should be."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "closed":
+        path.write_bytes(b"text")
+        path.chmod(0)
+    else:
+        path.symlink_to("nowhere" if kind == "dangling link" else path.name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name, which needs POSIX")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link", "circle", "closed"])
+@pytest.mark.parametrize(("program", "setting", "name", "others"), CASES)
+def test_what_is_no_file(here, monkeypatch, program, setting, name, others, kind):
+    if kind == "closed" and os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    make(here / name, kind)
+    out = [] if program == "show_tokens.py" else [f"--out={here / 'out.json'}"]
+    with pytest.raises(UserError) as e:
+        call(monkeypatch, program, f"--{setting}={here / name}", *others, *out)
+    text = str(e.value)
+    assert "\n" not in text and (name.split(".")[0] in text), text
+    if kind == "pipe":
+        assert "a pipe, not a file" in text or "no such file" in text
+    if kind == "closed":
+        assert "Permission denied" in text
+    assert not (here / "out.json").exists()
+
+
+@pytest.mark.parametrize(("program", "setting", "name", "others"), CASES)
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_what_the_system_says_is_passed_on(
+    here, monkeypatch, program, setting, name, others, number
+):
+    """Too many open files, no permission, a disk that fails: not "damaged", and no traceback."""
+    (here / name).write_bytes(b"text")
+    real = open
+
+    def refuse(path, *args, **options):
+        if str(path).endswith(f"/{name}") and "w" not in (args or ("r",))[0]:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    out = [] if program == "show_tokens.py" else [f"--out={here / 'out.json'}"]
+    with pytest.raises((UserError, OSError)) as e:
+        call(monkeypatch, program, f"--{setting}={here / name}", *others, *out)
+    if name != "a.parquet":  # opened by pyarrow: it is no parquet file
+        assert os.strerror(number) in str(e.value) and "damaged" not in str(e.value)
+        assert isinstance(e.value, UserError)
