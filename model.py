@@ -655,13 +655,15 @@ class GPT(nn.Module):
         override_args: fields such as dropout. Raises ValueError, in one line, where there is none.
         """
         from bonsai.errors import UserError
+        from bonsai.fit import WithoutDraws
         from bonsai.hugging_face import read_gpt2
 
         try:
             settings, weights = read_gpt2(source)
         except UserError as e:
             raise ValueError(e) from None
-        model = cls(GPTConfig(**{**settings, **(override_args or {})}))
+        with WithoutDraws():
+            model = cls(GPTConfig(**{**settings, **(override_args or {})}))
         model.load_state_dict(weights)
         return model
 

@@ -14,11 +14,11 @@ import torch.nn as nn
 
 from bonsai.errors import UserError
 from bonsai.files import exists
+from bonsai.fit import WithoutDraws, check_fit
 from bonsai.hugging_face import CONFIG_BYTES, read_gpt2
 from bonsai.jsonfile import read_json_object
 from bonsai.megabyte import Megabyte, MegabyteConfig
 from bonsai.restore import load_checkpoint, run_checkpoint, run_files
-from bonsai.schema import check_fit
 from bonsai.spacebyte import Spacebyte, SpacebyteConfig
 from bonsai.tokenizers.hugging_face import read_folder
 from model import CLASSIC_KEYS, GPT, GPTConfig
@@ -106,7 +106,8 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
     if name not in MODELS:
         raise UserError(f"{path} holds a model={name!r}, which is not one of {', '.join(MODELS)}")
     check_fit(*MODELS[name], model_fields, weights, path)
-    model = build_model(name, model_fields)
+    with WithoutDraws():
+        model = build_model(name, model_fields)
     model.load_state_dict(weights)
     config = checkpoint.get("config", {})
     return Loaded(model, name, checkpoint.get("tokenizer"), config, str(path), checkpoint)
@@ -114,7 +115,8 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
 
 def from_hugging_face(source: str, overrides: dict) -> Loaded:
     settings, weights = read_gpt2(source)
-    model = build_model("gpt", {**settings, **overrides})
+    with WithoutDraws():
+        model = build_model("gpt", {**settings, **overrides})
     model.load_state_dict(weights)
     tokenizer, note = hugging_face_tokenizer(source, model.config.vocab_size)
     return Loaded(model, "gpt", tokenizer, {}, source, tokenizer_note=note)

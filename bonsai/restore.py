@@ -5,6 +5,7 @@ plain values within bounds and looks at the checksums, bonsai/schema.py at the k
 the values, and models.from_checkpoint at whether the tensors fit the model that is described.
 """
 
+import math
 import re
 import shlex
 from contextlib import suppress
@@ -47,6 +48,8 @@ def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
     check_checkpoint(checkpoint, path)
     if checkpoint.get("format", 0) > FORMAT:
         raise UserError(f"{path} was written by a newer version: format {checkpoint['format']}")
+    if math.isnan(checkpoint.get("best_val_loss", 0.0)):
+        checkpoint["best_val_loss"] = math.inf  # than which any loss is better
     if all(map(WRAPPERS.match, checkpoint["model"])):
         checkpoint["model"] = {WRAPPERS.sub("", k, 1): v for k, v in checkpoint["model"].items()}
     return checkpoint
@@ -107,8 +110,11 @@ def steps_done(path: Path) -> int:
     """iter_num of a checkpoint, without reading its tensors."""
     try:
         values = read_torch_file(path, values_only=True)
+        good = isinstance(values, dict)
     except (Damaged, Refused):
-        return load_checkpoint(path)["iter_num"]  # says what is wrong
+        good = False
+    if not good:
+        return load_checkpoint(path).get("iter_num", 0)  # says what is wrong
     check_checkpoint(values, path)
     return values.get("iter_num", 0)
 

@@ -5,17 +5,13 @@ by intent. Keys that are not here are left alone: other programs may add theirs.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
-
 from bonsai.errors import UserError
 
 MOST_STEPS = 10**10
-MOST_POSITIONS = 2**20  # of a context that no tensor has the length of
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_buffer")
 
 
@@ -37,6 +33,11 @@ def is_dict(value: Any, kind: type = str) -> bool:
     return isinstance(value, dict) and all(type(key) is kind for key in value)
 
 
+def is_one(value: Any) -> bool:
+    """A tensor of one number."""
+    return is_tensor(value) and math.prod(value.shape) == 1
+
+
 def is_scalars(value: Any) -> bool:
     return is_dict(value) and all(isinstance(v, int | float | str | None) for v in value.values())
 
@@ -51,10 +52,14 @@ def is_optimizer_state(value: Any) -> bool:
         and all(is_dict(g) and isinstance(g.get("params"), list) for g in groups)
         and all(type(i) is int for g in groups for i in g["params"])
         and all(is_dict(entry) for entry in state.values())
-        and all(is_tensor(v) or is_number(v) for e in state.values() for v in e.values())
+        and all(
+            is_tensor(v) or (is_number(v) and k not in MOMENTS)
+            for entry in state.values()
+            for k, v in entry.items()
+        )
         and all(
             {"step", "exp_avg", "exp_avg_sq"} <= entry.keys()  # AdamW's, all or none
-            and (is_number(entry["step"], 0) or math.prod(entry["step"].shape) == 1)
+            and (is_one(entry["step"]) or is_number(entry["step"], 0))
             for entry in state.values()
             if "exp_avg" in entry or "exp_avg_sq" in entry
         )
@@ -93,7 +98,7 @@ RULES = {
     "optimizer": (is_optimizer_state, "the state of an optimizer"),
     "iter_num": (is_whole, f"a number of steps from 0 to {MOST_STEPS:,}"),
     "best_val_loss": (
-        lambda v: (is_tensor(v) and math.prod(v.shape) == 1) or type(v) in (int, float),
+        lambda v: is_one(v) or is_number(v) or v != v,  # nanoGPT's of a run that diverged
         "a number",
     ),
     "config": (is_dict, "settings by their names"),
@@ -143,42 +148,6 @@ def check_fields(make_config: type, settings: dict, path: Path) -> None:
                 f"{path} describes a model with {key}={shown(value)}, where "
                 f"{getattr(allowed, '__name__', allowed)} should be"
             )
-
-
-def check_fit(make: Callable, make_config: type, settings: dict, weights: dict, path: Path) -> None:
-    """Raise UserError unless the weights are those of the model that the settings describe.
-
-    The model is built without memory (on torch's meta device), once it is known that it has no more
-    layers than there are tensors: so a file cannot ask for more memory than it has weights for.
-    """
-    check_fields(make_config, settings, path)
-    described = f"{path} does not fit the model it describes"
-    for key, value in settings.items():
-        if key.endswith("_layer") and value > len(weights):
-            raise UserError(f"{described}: {key}={value}, but it has {len(weights)} tensors")
-    limit = max(MOST_POSITIONS, *(max(w.shape, default=0) for w in weights.values()))
-    if settings.get("block_size", 0) > limit:
-        raise UserError(f"{described}: block_size={settings['block_size']} is above {limit}")
-    try:
-        with torch.device("meta"):
-            wanted = make(make_config(**settings)).state_dict(keep_vars=True)
-    except ValueError as e:
-        raise UserError(f"{described}: {e}") from None
-    except (RuntimeError, TypeError, OverflowError, ZeroDivisionError):
-        raise UserError(f"{described}: a tensor would be too large") from None
-    for key in [*wanted, *weights]:
-        if key not in weights or key not in wanted:
-            raise UserError(f"{described}: {'no ' if key in wanted else 'too much: '}{key}")
-        if weights[key].shape != wanted[key].shape:
-            shapes = [tuple(w[key].shape) for w in (weights, wanted)]
-            raise UserError(f"{described}: {key} is {shapes[0]}, not {shapes[1]}")
-        if not weights[key].is_floating_point():
-            raise UserError(f"{described}: {key} is of {weights[key].dtype}")
-    first = {}  # of the names that one tensor has, such as the embedding and a tied head
-    for key, tensor in wanted.items():
-        a, b = weights[first.setdefault(id(tensor), key)], weights[key]
-        if a.data_ptr() != b.data_ptr() and not torch.equal(a, b):
-            raise UserError(f"{described}: {first[id(tensor)]} and {key} should be the same")
 
 
 def shown(value: Any) -> str:

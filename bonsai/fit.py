@@ -1,0 +1,61 @@
+"""Whether weights are those of the model that is described, found out before it is built."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from bonsai.errors import UserError
+from bonsai.schema import check_fields
+
+MOST_POSITIONS = 2**20  # of a context that no tensor has the length of
+DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_)
+DRAWS += (nn.init.kaiming_uniform_, nn.init.xavier_uniform_)
+
+
+class WithoutDraws(TorchFunctionMode):
+    """A model built within has no random initial weights, as others will take their place: to draw
+    them takes longer than to read a file."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def check_fit(make: Callable, make_config: type, settings: dict, weights: dict, path: Path) -> None:
+    """Raise UserError unless the weights are those of the model that the settings describe.
+
+    The model is built without memory (on torch's meta device), once it is known that it has no more
+    layers than there are tensors: so a file cannot ask for more memory than it has weights for.
+    """
+    check_fields(make_config, settings, path)
+    described = f"{path} does not fit the model it describes"
+    for key, value in settings.items():
+        if key.endswith("_layer") and value > len(weights):
+            raise UserError(f"{described}: {key}={value}, but it has {len(weights)} tensors")
+    limit = max(MOST_POSITIONS, *(max(w.shape, default=0) for w in weights.values()))
+    if settings.get("block_size", 0) > limit:
+        raise UserError(f"{described}: block_size={settings['block_size']} is above {limit}")
+    try:
+        with torch.device("meta"), WithoutDraws():
+            wanted = make(make_config(**settings)).state_dict(keep_vars=True)
+    except ValueError as e:
+        raise UserError(f"{described}: {e}") from None
+    except (RuntimeError, TypeError, OverflowError, ZeroDivisionError):
+        raise UserError(f"{described}: a tensor would be too large") from None
+    for key in [*wanted, *weights]:
+        if key not in weights or key not in wanted:
+            raise UserError(f"{described}: {'no ' if key in wanted else 'too much: '}{key}")
+        if weights[key].shape != wanted[key].shape:
+            shapes = [tuple(w[key].shape) for w in (weights, wanted)]
+            raise UserError(f"{described}: {key} is {shapes[0]}, not {shapes[1]}")
+        if not weights[key].is_floating_point():
+            raise UserError(f"{described}: {key} is of {weights[key].dtype}")
+    first = {}  # of the names that one tensor has, such as the embedding and a tied head
+    for key, tensor in wanted.items():
+        a, b = weights[first.setdefault(id(tensor), key)], weights[key]
+        if a.data_ptr() != b.data_ptr() and not torch.equal(a, b):
+            raise UserError(f"{described}: {first[id(tensor)]} and {key} should be the same")
