@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from bonsai.errors import UserError, run
+from bonsai.memory import out_of_memory
 from bonsai.restore import run_checkpoint
 from bonsai.runtime import leave_a_core, setup_inference
 from bonsai.serving.app import Server, create_app
@@ -95,7 +96,15 @@ def main() -> int:
     for name, source in chosen.items():
         options = {"quantize": quantize, "prefix_cache": prefix_cache}
         options |= {"lookup": lookup, "draft": draft}
-        m = served[name] = load_served(name, source, runtime, max_batch, **options)
+        try:
+            m = served[name] = load_served(name, source, runtime, max_batch, **options)
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            raise UserError(
+                f"out of memory with model {name}: choose a smaller --max_batch (now {max_batch}) "
+                "or --quantize=int8"
+            ) from None
         size = f"{m.model.num_params() / 1e6:.2f}M parameters, context {m.context}"
         print(f"model {name}: {source}, {size}{', chat' if m.chat else ''}")
     if not loopback and not key:
@@ -118,7 +127,9 @@ def main() -> int:
     )
     shown = f"[{address}]" if ":" in address else address
     print(f"serving on http://{shown}:{bound} (Ctrl-C ends)", flush=True)
-    serve(create_app(server), sock, max_connections)
+    serve(create_app(server), server.worker, sock, max_connections)
+    if server.worker.died is not None:
+        raise UserError("the engine has died of what stands above: start the server again")
     print("stopped")
     return 0
 

@@ -45,10 +45,13 @@ class ServerProcess:
 
 
 @contextmanager
-def server(cwd: Path, *options: str, env: dict[str, str] | None = None):
-    """serve.py on a free port, in `cwd`; its output in cwd/serve.log."""
-    log = cwd / "serve.log"
-    command = [sys.executable, "-u", str(ROOT / "serve.py"), "--port=0", "--device=cpu", *options]
+def server(cwd: Path, *options: str, env: dict[str, str] | None = None, code: str = ""):
+    """serve.py on a free port, in `cwd`; its output in cwd/serve.log. code: run in its place, with
+    {path!r} for serve.py."""
+    log, path = cwd / "serve.log", str(ROOT / "serve.py")
+    program = ["-c", code.format(path=path)] if code else [path]
+    command = [sys.executable, "-u", *program, "--port=0", "--device=cpu", *options]
+    env = {"PYTHONPATH": str(ROOT), **(env or {})}
     with open(log, "wb") as f:
         process = subprocess.Popen(
             command, cwd=cwd, env=environment(**(env or {})), stdout=f, stderr=subprocess.STDOUT

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 
 from bonsai.serving.runs import find_runs, list_runs, read_rows
 
@@ -40,7 +41,7 @@ def test_rows_from_a_line_on(tmp_path):
     make_run(tmp_path / "out", [{"iter": i} for i in range(5)])
     assert read_rows(tmp_path / "out", 3) == ([{"iter": 3}, {"iter": 4}], 5)
     assert read_rows(tmp_path / "out", 5) == ([], 5)
-    assert read_rows(tmp_path / "out", 1, most=2) == ([{"iter": 1}, {"iter": 2}], 3)
+    assert read_rows(tmp_path / "out", 1, most=2) == ([{"iter": 1}, {"iter": 3}, {"iter": 4}], 5)
     assert len(read_rows(tmp_path / "out", 99)[0]) == 5  # the run was begun anew
 
 
@@ -53,3 +54,64 @@ def test_lines_in_the_making_and_damaged_ones(tmp_path):
     with open(path, "a") as f:
         f.write("}\n")
     assert read_rows(tmp_path / "out", end) == ([{"iter": 2}], 5)
+
+
+def test_long_runs_are_thinned(tmp_path):
+    """Few rows of many, evaluations among them, and no more in memory than that takes."""
+    path = make_run(tmp_path / "out", [])
+    lines = [b'{"iter": %d, "loss": 2.5, "lr": 0.001, "note": "%s"}\n' % (i, b"x" * 90)
+             for i in range(1000)]  # fmt: skip
+    with open(path, "wb") as f:
+        for i in range(100):
+            f.write(b"".join(lines))
+            f.write(b'{"iter": %d, "val_loss": %d.5}\n' % (1000 * i, i))
+    tracemalloc.start()
+    (run,) = list_runs([tmp_path])
+    rows, end = read_rows(tmp_path / "out", most=500)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert run["val_loss"] == 99.5 and run["step"] == 99000
+    assert end == 100 * 1001 and 500 <= len(rows) <= 620
+    assert [r["val_loss"] for r in rows if "val_loss" in r] == [i + 0.5 for i in range(100)]
+    assert peak < path.stat().st_size / 2
+    assert read_rows(tmp_path / "out", end) == ([], end)
+
+
+ODD = {
+    "no rows": b"",
+    "half a row": b'{"iter": 1',
+    "no JSON": b"\x00\xff\n[1, 2]\n5\nnull\n",
+    "not numbers": b'{"iter": "x", "val_loss": [1]}\n{"iter": null, "val_loss": "low"}\n',
+    "infinite": b'{"iter": NaN, "val_loss": Infinity, "x": [{"y": -Infinity}]}\n',
+    "too deep": b"[" * 60_000 + b"\n",
+    "too long": b'{"iter": 7, "x": "' + b"x" * 200_000 + b'"}\n',
+    "halves of characters": b'{"iter": 1, "x": "\\ud83d", "\\udc00": 1}\n',
+    "long numbers": b'{"iter": ' + b"9" * 5000 + b"}\n",
+}
+
+
+def test_odd_folders_cost_themselves_alone(tmp_path):
+    for i, data in enumerate(ODD.values()):
+        make_run(tmp_path / f"out-{i}", []).write_bytes(data)
+        (tmp_path / f"out-{i}" / "config.json").write_bytes(data)
+    make_run(tmp_path / "out-good", [{"iter": 3, "val_loss": 1.5}])
+    make_run(tmp_path / "out-settings", [], {"deep": {"lr": [float("nan")]}, "max_iters": "many"})
+    (tmp_path / "out-folder" / "metrics.jsonl").mkdir(parents=True)
+    (tmp_path / "out-fifo").mkdir()
+    os.mkfifo(tmp_path / "out-fifo" / "metrics.jsonl")
+    make_run(tmp_path / "out-fifo2", [{"iter": 1}])
+    os.mkfifo(tmp_path / "out-fifo2" / "config.json")
+    (tmp_path / "out-circle").symlink_to("out-circle")
+    os.makedirs(os.fsencode(tmp_path) + b"/out-\xff")
+    with open(os.fsencode(tmp_path) + b"/out-\xff/metrics.jsonl", "wb"):
+        pass
+    found = {run["name"]: run for run in list_runs([tmp_path, tmp_path / "nowhere"])}
+    json.dumps(list(found.values()), allow_nan=False).encode()
+    assert {"out-good", "out-settings", "out-fifo2"} | {f"out-{i}" for i in range(len(ODD))} == (
+        set(found)
+    )
+    assert found["out-good"]["val_loss"] == 1.5
+    assert found["out-settings"]["settings"]["deep"] == {"lr": [None]}
+    for name in found:
+        json.dumps(read_rows(tmp_path / name), allow_nan=False).encode()
+    assert read_rows(tmp_path / "out-fifo") == ([], 0)

@@ -1,8 +1,10 @@
 """What the server does when clients are wrong, hostile or gone: a clear answer, and it goes on."""
 
+import http.client
 import json
 import random
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -213,6 +215,50 @@ def test_large_bodies_of_the_right_kind(served):
     messages = [{"role": "user", "content": 5}] * 80_000
     refused(served.post("/v1/chat/completions", {"model": "m", "messages": messages}), 400)
     assert time.monotonic() - begun < 30
+
+
+def test_others_do_not_wait_for_large_bodies(served):
+    """They took seconds of the event loop, in which nobody else was served."""
+    keys = {f"k{i}": 1 for i in range(300_000)}
+    few = {f"k{i}": 1 for i in range(19_000)}
+    bodies = [
+        ("/v1/completions", {**ASK, **keys}),
+        ("/v1/completions", {**ASK, **few}),
+        ("/v1/completions", {**ASK, "logit_bias": keys}),
+        ("/v1/completions", {**ASK, "prompt": ["a"] * 299_000}),
+        ("/v1/completions", {**ASK, "prompt": [["a"]] * 299_000}),
+        ("/v1/completions", {**ASK, "prompt": ["a" * 500] * 32, "echo": True, "logprobs": 5}),
+        ("/v1/chat/completions", {"model": "m", "messages": [5] * 299_000}),
+        ("/v1/chat/completions", {"model": "m", "messages": [few]}),
+        ("/detokenize", {"tokens": ["a"] * 100_000}),
+        ("/detokenize", {"tokens": [1] * 200_000}),
+        ("/detokenize", {"tokens": [1] * 100_000}),
+        ("/tokenize", {"prompt": "a" * 3_900_000}),
+        ("/inspect", {"model": "m", "prompt": "a" * 3_900_000}),
+    ]
+    headers, statuses, longest = {"Content-Type": "application/json"}, [], {}
+    health = http.client.HTTPConnection(*served.address, timeout=60)
+
+    def ask(path: str, content: bytes) -> None:
+        asking = http.client.HTTPConnection(*served.address, timeout=120)
+        asking.request("POST", path, content, headers)
+        with asking.getresponse() as answer:
+            statuses.append(answer.status)
+            answer.read()
+
+    for path, body in bodies:
+        thread = threading.Thread(target=ask, args=[path, json.dumps(body).encode()])
+        thread.start()
+        wait = 0.0
+        while thread.is_alive():
+            begun = time.monotonic()
+            health.request("GET", "/health")
+            with health.getresponse() as answer:
+                assert answer.status == 200 and answer.read()
+            wait = max(wait, time.monotonic() - begun)
+        longest[path, str(body)[-60:]] = wait
+    assert sorted(set(statuses)) == [200, 400] and len(statuses) == len(bodies)
+    assert max(longest.values()) < 2, longest  # 0.1 on a machine that does nothing else
 
 
 def test_an_endless_head(served):

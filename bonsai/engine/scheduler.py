@@ -36,6 +36,7 @@ class Request(Row):
     alone: bool = True  # whether no other answers to the same prompt were asked for with it
     cancelled: bool = False  # asked to end
     ahead: Lookup | Draft | None = None  # what guesses its next tokens
+    held: bool = False  # set aside
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Event:
 class Engine:
     """Continuous batching over one model.
 
-    Not thread-safe: one thread submits and steps; `cancel` alone may be called from others.
+    Not thread-safe: one thread submits, holds and steps; `cancel` alone may be called from others.
 
     max_batch: requests that run at once; others wait. length: context in tokens, of prompt and
     answer together (one more token can be drawn from a full context); 0: the model's block_size.
@@ -132,6 +133,24 @@ class Engine:
         """End a request at the next step, which reports it with finish 'cancelled'."""
         request.cancelled = True
 
+    def hold(self, request: Request) -> None:
+        """Set a request aside: it takes no place and makes no tokens until `resume`. Does no harm
+        when it has ended."""
+        if request in self.running:
+            self.free(self.running.index(request))
+        elif request in self.waiting:
+            self.waiting.remove(request)
+        else:
+            return
+        request.held, request.ahead = True, None
+
+    def resume(self, request: Request) -> None:
+        """Go on with a request that was set aside, as the next in turn: its tokens are read again,
+        and it draws what it would have drawn."""
+        if request.held:
+            request.held = False
+            self.waiting.appendleft(request)
+
     @property
     def busy(self) -> bool:
         """Whether any request waits or runs."""
@@ -174,11 +193,13 @@ class Engine:
 
     def admit(self, request: Request) -> list[Event]:
         """Prefill a request into the next slot and draw its first token."""
-        slot, prompt, params = len(self.running), request.prompt, request.params
+        slot, params = len(self.running), request.params
+        again = bool(request.tokens)  # it was held
+        prompt = (*request.prompt, *request.tokens) if again else request.prompt
         row = self.cache.view(slot, slot + 1)
         row.lengths = [0]
         self.running.append(request)
-        if params.prompt_logprobs:
+        if params.prompt_logprobs and not again:
             logits, about_prompt = self.score_prompt(request, row)
         else:
             logits, about_prompt = self.prefixes.restore(prompt, row), None

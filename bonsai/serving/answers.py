@@ -13,7 +13,7 @@ from bonsai.errors import UserError
 from bonsai.serving.errors import ApiError, bad_request
 from bonsai.serving.plans import Plan
 from bonsai.serving.textstream import TextStream
-from bonsai.serving.worker import Busy, Failed, Worker
+from bonsai.serving.worker import Busy, Failed, Stopped, Worker
 
 
 @dataclass
@@ -82,6 +82,12 @@ class Choice:
             self.infos.append(TokenInfo(token, logprob, top))
 
 
+def failed(e: Failed) -> ApiError:
+    if isinstance(e, Stopped):  # another try may do
+        return ApiError(e.status, str(e), code="stopped", headers={"Retry-After": "5"})
+    return ApiError(e.status, str(e))
+
+
 def merged(pieces: Sequence[Piece]) -> list[Piece]:
     """One piece per choice, in the order in which they first occur."""
     found: dict[int, Piece] = {}
@@ -109,6 +115,8 @@ class Answer:
             raise ApiError(
                 429, str(e), code="queue_full", headers={"Retry-After": str(e.seconds)}
             ) from None
+        except Stopped as e:
+            raise failed(e) from None
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """Lists of pieces, at most one per choice, none of them empty; raises ApiError."""
@@ -119,12 +127,14 @@ class Answer:
             except UserError as e:
                 raise bad_request(str(e)) from None
             except Failed as e:
-                raise ApiError(500, str(e)) from None
+                raise failed(e) from None
             pieces = []
-            for row, event in events:
+            for i, (row, event) in enumerate(events):
                 choice = self.choices[row]
                 if choice.done:
                     continue
+                if event.prompt_logprobs or i % 64 == 63:  # others have their turn
+                    await asyncio.sleep(0)
                 pieces.append(choice.feed(event))
                 if choice.done:
                     left -= 1

@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from bonsai import __version__
-from bonsai.serving.answers import Answer, unless_gone, until_gone
+from bonsai.serving.answers import Answer, failed, unless_gone, until_gone
 from bonsai.serving.bodies import read_body, takes
 from bonsai.serving.errors import ApiError, error_body
 from bonsai.serving.forms import ChatForm, CompletionForm, Writer
@@ -25,7 +25,7 @@ from bonsai.serving.plans import Limits, Plan, plan_chat, plan_completion
 from bonsai.serving.playground import playground_routes
 from bonsai.serving.registry import Served
 from bonsai.serving.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
-from bonsai.serving.worker import Worker
+from bonsai.serving.worker import Stopped, Worker
 
 # The page runs nothing but its own files, and no other page may show it in a frame.
 PAGE_HEADERS = {
@@ -146,9 +146,12 @@ def add_openai_routes(app: FastAPI, server: Server) -> None:
 
     @app.get("/health")
     async def health() -> Response:
-        """200 while the engines run, 503 if their thread has ended."""
-        ok = server.worker.alive
-        return JSONResponse({"status": "ok" if ok else "stopped"}, 200 if ok else 503)
+        """200 while the engines run, 503 once they do not."""
+        try:
+            server.worker.check_alive()
+        except Stopped as e:
+            return JSONResponse({"status": "stopped", "reason": str(e)}, 503)
+        return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -172,7 +175,7 @@ async def respond(
     work = asyncio.ensure_future(writer.whole(stopwatch))
     if not await unless_gone(work, request.receive):
         return Response(status_code=499)  # nobody is there to read it
-    return JSONResponse(work.result())
+    return Response(work.result(), media_type="application/json")
 
 
 class EventStream(Response):
@@ -217,6 +220,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(request: Request, e: ApiError) -> Response:
         return answer(e.status, e.message, e.param, e.code, e.headers)
+
+    @app.exception_handler(Stopped)
+    async def no_engine(request: Request, e: Stopped) -> Response:
+        return await api_error(request, failed(e))
 
     @app.exception_handler(RequestValidationError)  # of paths and queries; bodies: bodies.py
     async def invalid(request: Request, e: RequestValidationError) -> Response:

@@ -1,8 +1,8 @@
 """From the bytes of a request to a checked body, without holding up the event loop.
 
-Python's json reads a body in one go while all other threads wait: some 100 ns per value and several
-times that per key. So values and keys are counted before, at the speed of memory, and bodies that
-are not small are read in a thread.
+Python's json reads a body in one go while all other threads wait: some 100 ns per value, and many
+times that per key, list or object. So those are counted before, at the speed of memory, and bodies
+that are not small are read in a thread.
 """
 
 import json
@@ -17,7 +17,7 @@ from bonsai.serving.schemas import Body
 
 SMALL = 16 * 2**10  # bytes that are read at once, in the event loop
 MOST_VALUES = 300_000  # 128 prompts of 2,000 tokens
-MOST_KEYS = 20_000  # 1,024 messages of 16
+MOST_PARTS = 20_000  # keys, and lists and objects: 1,024 messages of 16
 
 B = TypeVar("B", bound=Body)
 
@@ -48,17 +48,18 @@ def parse(body: bytes, model: type[B]) -> B:
 
 
 def check_size(body: bytes) -> None:
-    """Raises ApiError for more values or keys than any good request has."""
-    commas, colons = body.count(b","), body.count(b":")
-    if commas > MOST_VALUES or colons > MOST_KEYS:  # unless they stand in strings
-        plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-        if plain.count(b'"') <= 2 * (MOST_VALUES + MOST_KEYS):
-            outside = plain.split(b'"')[::2]
-            commas = sum(part.count(b",") for part in outside)
-            colons = sum(part.count(b":") for part in outside)
-    if commas > MOST_VALUES or colons > MOST_KEYS:
+    """Raises ApiError for more values or parts than any good request has."""
+    plain = body.translate(None, b" \t\r\n").replace(b"\\\\", b"").replace(b'\\"', b"")
+    keys = plain.count(b'":')
+    values, parts = plain.count(b","), plain.count(b"[") + plain.count(b"{")
+    strings = plain.count(b'"') // 2
+    if (values > MOST_VALUES or parts > MOST_PARTS) and strings <= MOST_PARTS:
+        outside = b"".join(plain.split(b'"')[::2])  # they may stand in strings
+        values, parts = outside.count(b","), outside.count(b"[") + outside.count(b"{")
+    if values > MOST_VALUES or max(keys, parts) > MOST_PARTS:
         raise bad_request(
-            f"the body has more than {MOST_VALUES:,} values or {MOST_KEYS:,} keys: send fewer"
+            f"the body has more than {MOST_VALUES:,} values or {MOST_PARTS:,} keys, lists and "
+            "objects: send fewer"
         )
 
 

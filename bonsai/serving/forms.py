@@ -1,5 +1,6 @@
 """Answers as OpenAI's JSON: whole, or as server-sent events."""
 
+import asyncio
 import json
 import time
 import uuid
@@ -160,11 +161,11 @@ class Writer:
             yield b"data: [DONE]\n\n"
             stopwatch.done()
         except ApiError as e:  # too late for a status
-            yield b"data: " + e.body() + b"\n\n"
+            yield b"data: " + e.body() + b"\n\ndata: [DONE]\n\n"
         finally:
             self.answer.close()
 
-    async def whole(self, stopwatch: Stopwatch) -> dict:
+    async def whole(self, stopwatch: Stopwatch) -> bytes:
         """The one JSON object of an answer that is not streamed."""
         found: list[Piece] = [Piece(i) for i in range(self.answer.plan.rows)]
         try:
@@ -175,6 +176,13 @@ class Writer:
         finally:
             self.answer.close()
         stopwatch.done()
-        choices = [self.form.choice(piece, chunk=False) for piece in found]
-        head = {**self.head, "object": self.form.kind}
-        return {**head, "choices": choices, "usage": self.answer.usage()}
+        choices = []
+        for piece in found:
+            choices.append(dumped(self.form.choice(piece, chunk=False)))
+            await asyncio.sleep(0)  # with log-probabilities they are large: others have their turn
+        head = dumped({**self.head, "object": self.form.kind, "usage": self.answer.usage()})
+        return b'%b, "choices": [%b]}' % (head[:-1], b", ".join(choices))
+
+
+def dumped(value: dict) -> bytes:
+    return json.dumps(value, allow_nan=False).encode()

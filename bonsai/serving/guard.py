@@ -1,12 +1,11 @@
 """What is refused before a route sees it, as ASGI middleware: foreign hosts and origins, wrong
-keys, bodies that are too large or never come, and clients that stop reading.
+keys, bodies that are too large, alone or together, or never come.
 
 A page of another site may send requests to a server on this machine. With a name that it lets
 resolve to 127.0.0.1 ("DNS rebinding") it could also read the answers: hence the check of the Host
 header, which such a name gives away, and of the Origin.
 """
 
-import asyncio
 import hmac
 import ipaddress
 import re
@@ -28,16 +27,14 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class GuardLimits:
     body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0  # for a body to arrive
-    send_seconds: float = 60.0  # for a client to take what was sent
+    bodies: int = 16  # times body_bytes: of all that come or are being answered
+
+    @property
+    def all_bytes(self) -> int:
+        return self.bodies * self.body_bytes
 
 
-@dataclass(eq=False)
-class Sending:
-    """An answer on its way."""
-
-    task: asyncio.Task
-    since: float | None = None  # when the send that it waits for began
-    stuck: bool = False  # given up
+SMALL = 64 * 2**10  # bytes of a body that are always taken
 
 
 class Guard:
@@ -64,8 +61,7 @@ class Guard:
         self.open_paths = tuple(open_paths)
         self.origins = frozenset(origins)
         self.counter = counter
-        self.sending: set[Sending] = set()  # answers on their way
-        self.sweeper: asyncio.Task | None = None
+        self.held = 0  # bytes of bodies in memory
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "lifespan":
@@ -73,45 +69,25 @@ class Guard:
         if scope["type"] != "http":  # a websocket
             return await send({"type": "websocket.close", "code": 1003})
 
-        loop, sending = asyncio.get_running_loop(), Sending(asyncio.current_task())
         request_id = request_id_of(scope)
 
-        async def timed_send(message) -> None:
+        async def counted_send(message) -> None:
             if message["type"] == "http.response.start":
                 path = getattr(scope.get("route"), "path", "other")
                 self.counter[path, message["status"]] += 1
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
-            sending.since = loop.time()
             await send(message)
-            sending.since = None
 
-        self.sending.add(sending)
-        if self.sweeper is None or self.sweeper.done():
-            self.sweeper = loop.create_task(self.sweep())
+        body = bytearray()
         try:
             try:
                 self.check(scope)
-                body = await self.read(scope, receive)
+                await self.read(body, scope, receive)
             except ApiError as e:
-                return await answer(timed_send, e)
-            await self.app(scope, replay(body, receive), timed_send)
-        except asyncio.CancelledError:
-            if not sending.stuck:
-                raise  # the server is stopping
-            # uvicorn closes the connection of an answer that is not complete
+                return await answer(counted_send, e)
+            await self.app(scope, replay(body, receive), counted_send)
         finally:
-            self.sending.discard(sending)
-
-    async def sweep(self) -> None:
-        """End answers whose clients take nothing. (A timeout around each send would cost more than
-        the send.)"""
-        loop = asyncio.get_running_loop()
-        while self.sending:
-            await asyncio.sleep(min(5.0, self.limits.send_seconds / 2))
-            late = loop.time() - self.limits.send_seconds
-            for sending in [s for s in self.sending if s.since is not None and s.since < late]:
-                sending.stuck = True
-                sending.task.cancel()
+            self.held -= len(body)
 
     def check(self, scope) -> None:
         """Raises ApiError for a request that is not meant for this server."""
@@ -156,22 +132,32 @@ class Guard:
             return False
         return self.any_address or address.is_loopback
 
-    async def read(self, scope, receive) -> bytes:
-        """The whole body. Raises ApiError when it is too large or takes too long; of one that is
-        too large the rest is read and dropped, so that the client sees the answer."""
-        limit, size, parts = self.limits.body_bytes, 0, []
+    async def read(self, body: bytearray, scope, receive) -> None:
+        """Read all into `body`, and count it as held. Raises ApiError when it is too large or takes
+        too long; of one that is too large the rest is read and dropped, so that the client sees the
+        answer."""
+        limit, size, more = self.limits.body_bytes, 0, True
         try:
             with anyio.fail_after(self.limits.body_seconds):
-                more = True
                 while more and size <= 16 * limit:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "the body is not complete")
                     data = message.get("body", b"")
-                    size += len(data)
-                    if size <= limit:
-                        parts.append(data)
                     more = message.get("more_body", False)
+                    size += len(data)
+                    if size > limit:
+                        self.held -= len(body)
+                        body.clear()
+                        continue
+                    body += data
+                    self.held += len(data)
+                    if size > SMALL and self.held > self.limits.all_bytes:
+                        raise ApiError(
+                            503,
+                            "too many large bodies at once: try again",
+                            headers={**CLOSE, "Retry-After": "5"},
+                        )
         except TimeoutError:
             raise ApiError(408, "the body took too long to arrive", headers=CLOSE) from None
         if size > limit:
@@ -181,7 +167,6 @@ class Guard:
                 code="body_too_large",
                 headers=CLOSE if more else {},
             )
-        return b"".join(parts)
 
 
 CLOSE = {"Connection": "close"}
@@ -230,7 +215,7 @@ def origin_host(origin: bytes) -> str:
         return ""
 
 
-def replay(body: bytes, receive):
+def replay(body: bytearray, receive):
     """A receive that gives the body at once, then what really comes: the disconnection."""
     given = False
 
@@ -238,7 +223,7 @@ def replay(body: bytes, receive):
         nonlocal given
         if not given:
             given = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
         return await receive()
 
     return replayed

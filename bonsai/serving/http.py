@@ -1,19 +1,39 @@
-"""The socket, and uvicorn on it: connections that say nothing, or too much, are closed."""
+"""The socket, and uvicorn on it: what one connection may send and hold is bounded, whoever it is.
+
+uvicorn keeps whatever a client sends as a head or a trailer, and waits without end for clients that
+take nothing. Here a head has a size, a number of lines and a time, trailers are dropped, a body has
+a time, and who does not read what was sent is cut off.
+"""
 
 import asyncio
 import contextlib
+import gc
+import os
+import signal
 import socket
+import sys
+import time
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from bonsai.errors import UserError
+from bonsai.errors import UserError, reason
 from bonsai.serving.errors import error_body
+from bonsai.serving.worker import Worker
 
 HEAD_SECONDS = 20.0  # for the head of a request to arrive
 HEAD_BYTES = 64 * 2**10  # the largest head of a request
+HEAD_LINES = 128  # headers
+BODY_SECONDS = 40.0  # for the rest of a request; the guard answers those that wait for it sooner
+PIPELINED = 16  # requests of a connection that may wait for the answer to an earlier one
+SEND_SECONDS = 60.0  # for a client to take something of what was sent
+# Bytes that the system holds for a client. It says that there is room once a third of them is gone:
+# of the megabytes that it takes by itself, a slow client would seem to take nothing for minutes.
+SEND_BUFFER = 128 * 2**10
 KEEP_ALIVE = 30  # seconds that a connection may be idle between requests
-GRACE = 5  # seconds for running answers when the server is stopped
+GRACE = 5.0  # seconds for running answers when the server is stopped
+LINGER = 3.0  # seconds in which a server whose engine has died still says so
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -24,19 +44,28 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as e:
-        why = e.strerror or e
-        raise UserError(f"cannot listen on {host}:{port} ({why}): choose another --port") from None
+        raise UserError(
+            f"cannot listen on {host}:{port} ({reason(e)}): choose another --port"
+        ) from None
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol, with limits on the head of a request and on the number of connections."""
+    """uvicorn's protocol with limits. An exception in a parser's callback is answered 400."""
 
     most = 1024  # connections
+    head_seconds, body_seconds, send_seconds = HEAD_SECONDS, BODY_SECONDS, SEND_SECONDS
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
-        self.head_bytes = 0
-        self.head_timer = self.loop.call_later(HEAD_SECONDS, self.give_up)
+        if sock := transport.get_extra_info("socket"):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self.in_head = True
+        self.head_bytes = self.head_lines = 0
+        self.useless_bytes = 0  # since the last that were of a body, or completed a head
+        self.useful = False
+        self.arrival = self.loop.call_later(self.head_seconds, self.give_up)
+        self.watch: asyncio.TimerHandle | None = None  # whether the client takes what was sent
         if len(self.connections) > self.most:
             body = error_body(503, "too many connections: try again")
             transport.write(
@@ -47,49 +76,150 @@ class Connection(HttpToolsProtocol):
             transport.close()
 
     def connection_lost(self, exc) -> None:
-        self.head_timer.cancel()
+        self.arrival.cancel()
+        if self.watch is not None:
+            self.watch.cancel()
         super().connection_lost(exc)
 
+    def give_up(self) -> None:
+        """End the connection; close() would wait until the client has taken all that was sent."""
+        self.transport.abort()
+
+    # ---- what comes ----
+
     def data_received(self, data: bytes) -> None:
-        if self.head_timer is not None and not self.head_timer.cancelled():
-            self.head_bytes += len(data)
-            if self.head_bytes > HEAD_BYTES + 2**18:  # a body may come with the head
-                return self.give_up()
+        self.useful = False
         super().data_received(data)
+        self.useless_bytes = 0 if self.useful else self.useless_bytes + len(data)
+        if self.useless_bytes > HEAD_BYTES:  # a head, a trailer, or what stands beside a chunk
+            self.give_up()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.head_bytes = 0
-        self.head_timer.cancel()
-        self.head_timer = self.loop.call_later(HEAD_SECONDS, self.give_up)
+        self.in_head, self.head_bytes, self.head_lines = True, 0, 0
+        self.arrive_within(self.head_seconds)
+
+    def on_url(self, url: bytes) -> None:
+        self.count(len(url), 0)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.in_head:  # trailers have no place in what the app gets
+            self.count(len(name) + len(value), 1)
+            super().on_header(name, value)
+
+    def count(self, size: int, lines: int) -> None:
+        self.head_bytes += size
+        self.head_lines += lines
+        if self.head_bytes > HEAD_BYTES or self.head_lines > HEAD_LINES:
+            raise ValueError("the head is too large")
 
     def on_headers_complete(self) -> None:
-        self.head_timer.cancel()
+        if len(self.pipeline) >= PIPELINED:
+            raise ValueError("too many requests at once")
+        self.in_head, self.useful = False, True
+        self.arrive_within(self.body_seconds)
         super().on_headers_complete()
 
-    def give_up(self) -> None:
-        """Close a connection that has not sent a whole request."""
+    def on_body(self, body: bytes) -> None:
+        self.useful = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.arrival.cancel()
+        super().on_message_complete()
+
+    def arrive_within(self, seconds: float) -> None:
+        self.arrival.cancel()
+        self.arrival = self.loop.call_later(seconds, self.give_up)
+
+    # ---- what goes ----
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.watch_client()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.taken = True
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.watch_client()
+
+    def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
-            self.transport.abort()
+            super().send_400_response(msg)
+        self.watch_client()
+
+    def watch_client(self) -> None:
+        """From now on the client must take something every send_seconds, until it has all."""
+        unsent = self.transport.get_write_buffer_size()
+        if self.watch is None and unsent:
+            self.unsent, self.taken = unsent, False
+            self.watch = self.loop.call_later(self.send_seconds, self.look)
+
+    def look(self) -> None:
+        self.watch = None
+        if self.taken or self.transport.get_write_buffer_size() < self.unsent:
+            self.watch_client()
+        else:
+            self.give_up()
 
 
-def serve(app, sock: socket.socket, max_connections: int) -> None:
-    """Run an ASGI app until SIGINT or SIGTERM."""
-    raise_file_limit(max_connections + 128)
-    protocol = type("Limited", (Connection,), {"most": max_connections})
-    config = uvicorn.Config(
+class Process(uvicorn.Server):
+    """uvicorn's server, which ends at once the second time it is asked to, and tells those whose
+    answers are not whole when it stops."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker, grace: float = GRACE):
+        super().__init__(config)
+        self.worker, self.grace = worker, grace
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if self.should_exit:
+            with contextlib.suppress(OSError):  # print is not safe in a signal handler
+                os.write(1, b"stopped at once\n")
+            os._exit(0 if sig == signal.SIGINT else 128 + sig)
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        died = self.worker.died
+        if died is not None and time.monotonic() > died + LINGER:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.grace, self.worker.give_up, "the server is stopping")
+        loop.call_later(self.grace + 1, self.cut_off)
+        await super().shutdown(sockets)
+
+    def cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.give_up()
+
+
+def configured(app, max_connections: int, **limits: float) -> uvicorn.Config:
+    """uvicorn's settings. limits: seconds of Connection, such as send_seconds."""
+    return uvicorn.Config(
         app,
-        http=protocol,
+        http=type("Limited", (Connection,), {"most": max_connections, **limits}),
         ws="none",
         lifespan="on",
         access_log=False,  # prompts and paths are nobody's business
         log_level="warning",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=GRACE,
     )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after stopping
-        asyncio.run(uvicorn.Server(config).serve(sockets=[sock]))
+
+
+def serve(app, worker: Worker, sock: socket.socket, max_connections: int) -> None:
+    """Run an ASGI app until SIGINT or SIGTERM, or until `worker` has died."""
+    raise_file_limit(max_connections + 128)
+    sys.setswitchinterval(0.001)  # the event loop waits this long for each of the busy threads
+    gc.freeze()  # libraries and models stay: looking through them again takes half a second
+    process = Process(configured(app, max_connections), worker)
+    asyncio.run(process.serve(sockets=[sock]))
 
 
 def raise_file_limit(files: int) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
 
 from bonsai.errors import UserError
 from bonsai.serving.background import in_background
@@ -13,12 +12,13 @@ from bonsai.serving.bodies import read_body, takes
 from bonsai.serving.errors import ApiError, bad_request
 from bonsai.serving.inside import LONGEST, inspect_prompt
 from bonsai.serving.registry import Served, usable_tokenizers
-from bonsai.serving.runs import MOST_ROWS, find_runs, list_runs, read_rows
+from bonsai.serving.runs import find_runs, list_runs, read_rows
 from bonsai.serving.schemas import DetokenizeRequest, InspectRequest, TokenizeRequest
 from bonsai.tokenizers import EOT_TEXT, Tokenizer
 
 LONGEST_TEXT = 200_000  # characters to tokenize for the page
 MOST_INSPECTIONS = 4  # at once
+PIECE = 2000  # values of a list
 
 
 def playground_routes(server) -> APIRouter:
@@ -80,17 +80,16 @@ def playground_routes(server) -> APIRouter:
         if field == "text" and len(text) > LONGEST_TEXT:  # an entry per token is large
             raise bad_request(f"the text is longer than {LONGEST_TEXT:,} characters", field)
 
+        def shown(token: int) -> dict:
+            data = token_bytes(token)
+            return {"id": token, "text": data.decode("utf-8", "replace"), "bytes": list(data)}
+
         def work() -> bytes:
             ids = tokenizer.encode(text, allow_special=True)
-            answer = {"tokenizer": name, "count": len(ids), "tokens": ids}
+            answer = {"tokenizer": name, "count": len(ids), "max_model_len": context}
             if field == "prompt":
-                return json.dumps({**answer, "max_model_len": context}).encode()
-            answer["tokens"] = []
-            for token in ids:
-                data = token_bytes(token)
-                shown = data.decode("utf-8", "replace")
-                answer["tokens"].append({"id": token, "text": shown, "bytes": list(data)})
-            return json.dumps({**answer, "bytes": len(text.encode())}).encode()
+                return with_list(answer, "tokens", ids)
+            return with_list({**answer, "bytes": len(text.encode())}, "tokens", ids, shown)
 
         return await answered(work, field)
 
@@ -149,7 +148,7 @@ def playground_routes(server) -> APIRouter:
     @router.get("/runs")
     async def runs() -> Response:
         """Training runs in out*/, the one last written to first."""
-        return JSONResponse(await in_background(list_runs, server.run_folders))
+        return await answered(lambda: json.dumps(list_runs(server.run_folders)).encode())
 
     @router.get("/runs/{name}")
     async def run_rows(
@@ -157,16 +156,34 @@ def playground_routes(server) -> APIRouter:
         start: Annotated[int, Query(alias="from", ge=0, lt=2**31)] = 0,
     ) -> Response:
         """Rows of a run's metrics.jsonl from a line on; `next` is where to go on."""
-        folder = find_runs(server.run_folders).get(name)  # a name from this list, never a path
-        if folder is None:
-            raise ApiError(404, f"there is no run {name[:100]!a}", "name", "run_not_found")
-        rows, end = await in_background(read_rows, folder, start, MOST_ROWS)
-        return JSONResponse({"rows": rows, "next": end})
+
+        def work() -> bytes:
+            folder = find_runs(server.run_folders).get(name)  # from this list, never a path
+            try:
+                if folder is None:
+                    raise FileNotFoundError
+                rows, end = read_rows(folder, start)
+            except OSError:
+                message = f"there is no run {name[:100]!a}, or it cannot be read"
+                raise ApiError(404, message, "name", "run_not_found") from None
+            return json.dumps({"rows": rows, "next": end}).encode()
+
+        return await answered(work)
 
     return router
 
 
-async def answered(work: Callable[[], bytes], param: str) -> Response:
+def with_list(head: dict, key: str, values: list, shown: Callable | None = None) -> bytes:
+    """The JSON of an object and a long list in it, each value as `shown`; made in pieces, between
+    which other threads have their turn."""
+    pieces = []
+    for i in range(0, len(values), PIECE):
+        part = values[i : i + PIECE]
+        pieces.append(json.dumps([*map(shown, part)] if shown else part)[1:-1])
+    return f'{json.dumps(head)[:-1]}, "{key}": [{", ".join(pieces)}]}}'.encode()
+
+
+async def answered(work: Callable[[], bytes], param: str | None = None) -> Response:
     """The JSON that `work` makes, in a thread: a long text takes a while."""
     try:
         return Response(await in_background(work), media_type="application/json")

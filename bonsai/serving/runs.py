@@ -1,23 +1,43 @@
-"""Training runs under some folders: what the page needs to list them and to draw their curves."""
+"""Training runs under some folders: what the page needs to list them and to draw their curves.
 
+Whatever lies in a folder, it costs that folder's entry at most; and however long a run is, its file
+is read line by line, and what is kept of it has a bound.
+"""
+
+import contextlib
 import json
 import math
+import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 LIVE = 60  # seconds after the last line in which a run counts as going on
-MOST_ROWS = 20_000  # per answer
+MOST_ROWS = 10_000  # per answer
+MOST_SETTINGS = 2**20  # bytes of a config.json
+LONGEST_LINE = 2**16  # bytes of a row; what is longer is none
+BLOCK = 2**20  # bytes that are read at once
 
 
 def find_runs(folders: Iterable[Path]) -> dict[str, Path]:
     """Folders out* that hold metrics.jsonl, by name; the first of two of the same name."""
     runs: dict[str, Path] = {}
     for folder in folders:
-        for metrics in sorted(folder.glob("out*/metrics.jsonl")):
-            runs.setdefault(metrics.parent.name, metrics.parent)
+        with contextlib.suppress(OSError):  # a folder that is not for us
+            for run in sorted(folder.glob("out*")):
+                if is_file(run / "metrics.jsonl") and run.name.isprintable():
+                    runs.setdefault(run.name, run)
     return runs
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a plain file, and can be looked at: opening a FIFO would wait for a writer."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
@@ -27,9 +47,9 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
     found = []
     for name, folder in find_runs(folders).items():
         try:
-            stat = (folder / "metrics.jsonl").stat()
-            step, val_loss = where_it_stands(folder, stat.st_mtime_ns, stat.st_size)
-        except OSError:  # removed in the meantime
+            status = (folder / "metrics.jsonl").stat()
+            step, val_loss = where_it_stands(folder, status.st_mtime_ns, status.st_size)
+        except OSError:  # removed in the meantime, or not for us
             continue
         settings = read_settings(folder)
         base = next((f for f in folders if folder.is_relative_to(f)), folder.parent)
@@ -38,11 +58,11 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
                 "name": name,
                 "path": folder.relative_to(base).as_posix(),
                 "step": step,
-                "max_iters": settings.get("max_iters"),
+                "max_iters": number(settings.get("max_iters")),
                 "val_loss": val_loss,
-                "live": now - stat.st_mtime < LIVE,
+                "live": now - status.st_mtime < LIVE,
                 "settings": settings,
-                "changed": stat.st_mtime,
+                "changed": status.st_mtime,
             }
         )
     return sorted(found, key=lambda run: -run["changed"])
@@ -50,42 +70,125 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
 
 @lru_cache(maxsize=4096)  # runs: with less than there are, each look would read all of them
 def where_it_stands(folder: Path, changed: int, size: int) -> tuple[int, float | None]:
-    """Last step and validation loss of a run; read again when its file has changed."""
-    rows, _ = read_rows(folder)
-    steps = [row["iter"] for row in rows if isinstance(row.get("iter"), int)]
-    evals = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
-    return max(steps, default=0), evals[-1] if evals else None
+    """Last step and validation loss of a run, looked for from the end of its file; read again when
+    that has changed."""
+    step = val_loss = None
+    for line in last_lines(folder / "metrics.jsonl"):
+        if step is not None and b'"val_loss"' not in line:
+            continue
+        row = parse(line)
+        if row is None:
+            continue
+        if step is None:
+            step = number(row.get("iter"))
+        val_loss = number(row.get("val_loss"))
+        if step is not None and val_loss is not None:
+            break
+    return int(step or 0), val_loss
+
+
+def last_lines(path: Path) -> Iterator[bytes]:
+    """The finished lines of a file, the last one first."""
+    with open(path, "rb") as f:
+        end = f.seek(0, 2)
+        rest = b""  # the end of a line of which the beginning is not read yet
+        finished = False  # what stands behind the last line break is not
+        while end > 0:
+            begin = max(0, end - BLOCK)
+            f.seek(begin)
+            first, *lines = (f.read(end - begin) + rest).split(b"\n")
+            for line in reversed(lines):
+                if finished:
+                    yield line
+                finished = True
+            rest, end = first[-LONGEST_LINE - 1 :], begin  # of one too long to be a row, the end
+        if finished:
+            yield rest
 
 
 def read_settings(folder: Path) -> dict:
+    path = folder / "config.json"
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if not is_file(path) or path.stat().st_size > MOST_SETTINGS:
+            return {}
+        settings = finite(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return finite(settings) if isinstance(settings, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
-def read_rows(folder: Path, start: int = 0, most: int | None = None) -> tuple[list[dict], int]:
+def read_rows(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list[dict], int]:
     """Rows of metrics.jsonl from line `start` on, and the number of the line after the last.
 
-    A line that is not finished yet is left for the next call; one that is damaged is passed over.
-    A `start` behind the end (the run was begun anew) reads from the beginning.
+    Of more than `most` lines every second, third, ... is given, and the last one; so are rows of
+    evaluations, which are rare. A line that is not finished yet is left for the next call; one that
+    is damaged is passed over. A `start` behind the end (the run was begun anew) reads from the
+    beginning.
     """
-    lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
-    if start > len(lines):
+    path = folder / "metrics.jsonl"
+    if not is_file(path):
+        return [], 0
+    end = count_lines(path)
+    if start > end:
         start = 0
-    end = len(lines) if most is None else min(len(lines), start + most)
-    rows = []
-    for line in lines[start:end]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(finite(row))
+    rows, every = [], max(1, -(-(end - start) // most))
+    evals, every_eval = 0, 1  # of lines that were left out
+    with open(path, "rb") as f:
+        for i, line in enumerate(lines_of(f)):
+            if i >= end:
+                break
+            if i < start:
+                continue
+            wanted = (i - start) % every == 0 or i == end - 1
+            if not wanted and b'"val_loss"' in line:
+                wanted = evals % every_eval == 0
+                evals += 1
+                if evals >= most:  # not so rare
+                    every_eval = every
+            if wanted and (row := parse(line)) is not None:
+                rows.append(row)
     return rows, end
 
 
-def finite(row: dict) -> dict:
-    """None for NaN and infinities, which JSON does not have."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+def count_lines(path: Path) -> int:
+    """Finished lines."""
+    with open(path, "rb") as f:
+        return sum(block.count(b"\n") for block in iter(lambda: f.read(BLOCK), b""))
+
+
+def lines_of(f) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long to be a row, its beginning."""
+    while line := f.readline(LONGEST_LINE):
+        yield line
+        while line and not line.endswith(b"\n"):
+            line = f.readline(LONGEST_LINE)
+
+
+def parse(line: bytes) -> dict | None:
+    """A row; None for what is none."""
+    if len(line) > LONGEST_LINE:
+        return None
+    try:
+        row = finite(json.loads(line))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def number(value: object) -> float | int | None:
+    """A number of a row, None for what is none."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def finite(value: Any) -> Any:
+    """A value of Python's json as JSON has it: None for NaN and infinities, at any depth, and for
+    what UTF-8 cannot hold."""
+    if isinstance(value, dict):
+        return {finite(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return value

@@ -214,8 +214,11 @@ class Body(BaseModel):
     def leave_out_unused(cls, body: object) -> object:
         if not isinstance(body, dict):
             return body
-        known = cls.model_fields
-        return {k: v for k, v in body.items() if k in known or not is_unused(k, v)}
+        known = {k: v for k, v in body.items() if k in cls.model_fields}
+        for name, value in body.items():  # the first mistake is enough: there may be thousands
+            if name not in known and not is_unused(name, value):
+                return {**known, name: value}
+        return known
 
 
 class StreamOptions(Body):

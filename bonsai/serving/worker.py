@@ -6,6 +6,7 @@ back to the loop in one call.
 """
 
 import asyncio
+import contextlib
 import queue
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 from bonsai.engine import Engine, Event, Request, SamplingParams
 from bonsai.errors import UserError
+from bonsai.memory import out_of_memory
 
 
 class Busy(Exception):
@@ -29,6 +31,17 @@ class Busy(Exception):
 class Failed(Exception):
     """The engine broke off; the message is for the client."""
 
+    status = 500
+
+
+class Stopped(Failed):
+    """The server ends, its engine's thread has, or memory is short: not the request's fault."""
+
+    status = 503
+
+
+MOST_UNSENT = 512  # events of a stream that may wait for the client to take them
+
 
 class Stream:
     """The events of one HTTP request: rows 0 ... rows - 1, in the order in which they came."""
@@ -38,6 +51,7 @@ class Stream:
         self.rows = rows
         self.waiting = set(range(rows))  # rows that have not had an event
         self.open = set(range(rows))  # rows that have not finished
+        self.held = False  # the engine does not write for it: the client is behind
         self._events: list[tuple[int, Event]] = []
         self._error: Exception | None = None
         self._ready = asyncio.Event()
@@ -52,6 +66,9 @@ class Stream:
             self._ready.clear()
             await self._ready.wait()
         events, self._events = self._events, []
+        if self.held:
+            self.held = False
+            self.worker._commands.put(lambda: self.worker._resume(self))
         return events
 
     def cancel(self, row: int | None = None) -> None:
@@ -85,6 +102,9 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine")
         self._stopping = False
+        self._streams: set[Stream] = set()  # those with open rows
+        self._calls: set[asyncio.Future] = set()
+        self.died: float | None = None  # when the thread did, though nobody asked it to
 
     # ---- in the event loop ----
 
@@ -99,14 +119,34 @@ class Worker:
         self._commands.put(lambda: None)
         self._thread.join()
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+    def check_alive(self) -> None:
+        """Raises Stopped."""
+        if self.died is not None:
+            raise Stopped("the engine has died; see the server's log")
+        if self._stopping:
+            raise Stopped("the server is stopping")
+
+    def give_up(self, why: str) -> None:
+        """End all that is running: who waits for it gets Stopped."""
+        self._stopping = True
+        self._commands.put(lambda: None)
+        for stream in list(self._streams):
+            self._fail(stream, Stopped(why))
+        for future in list(self._calls):
+            if not future.done():
+                future.set_exception(Stopped(why))
+
+    def _die(self) -> None:
+        """The thread has ended by an exception."""
+        self.died = time.monotonic()
+        self.give_up("the engine has died; see the server's log")
 
     def submit(
         self, engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int
     ) -> Stream:
-        """Queue n rows for each prompt: row i * n + j is sample j of prompt i. Raises Busy."""
+        """Queue n rows for each prompt: row i * n + j is sample j of prompt i. Raises Busy or
+        Stopped."""
+        self.check_alive()
         rows = len(prompts) * n
         if self.waiting + rows > self.max_waiting:
             raise Busy(min(30, max(1, round(self.waiting * self.seconds_per_row))))
@@ -114,12 +154,16 @@ class Worker:
         if not self.waiting and not self.running:
             self._last_end = time.monotonic()
         self.waiting += rows
+        self._streams.add(stream)
         self._commands.put(lambda: self._submit(stream, prompts, params, n))
         return stream
 
     async def call(self, function: Callable[[], Any]) -> Any:
-        """The result of `function`, run between two steps."""
+        """The result of `function`, run between two steps. Raises Stopped."""
+        self.check_alive()
         future = self._loop.create_future()
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
 
         def settle(result: Any, error: Exception | None) -> None:
             if future.done():  # the client has left
@@ -154,9 +198,14 @@ class Worker:
             stream._ready.set()
             if event.finish is not None:
                 self._close(stream, row)
+            if len(stream._events) > MOST_UNSENT and not stream.held:
+                stream.held = True
+                self._commands.put(lambda stream=stream: self._hold(stream))
 
     def _close(self, stream: Stream, row: int, cancelled: bool = False) -> None:
         stream.open.discard(row)
+        if not stream.open:
+            self._streams.discard(stream)
         if row in stream.waiting:
             stream.waiting.discard(row)
             self.waiting -= 1
@@ -179,6 +228,14 @@ class Worker:
     # ---- in the engine's thread ----
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:  # what a step raises is caught there: this is a bug of ours
+            with contextlib.suppress(Exception):
+                traceback.print_exc(file=sys.stderr)
+            self._post(self._die)
+
+    def _work(self) -> None:
         while not self._stopping:
             busy = [engine for engine in self.engines if engine.busy]
             while not self._commands.empty() or not busy:
@@ -193,8 +250,8 @@ class Worker:
             for engine in busy:
                 try:
                     events = engine.step()
-                except Exception:
-                    self._broken(engine)
+                except Exception as e:
+                    self._broken(engine, e)
                     continue
                 self._hand_over(events)
 
@@ -223,9 +280,8 @@ class Worker:
             self._drop(stream)
             self._post(self._fail, stream, e)
             return
-        except Exception:
-            self._broken(stream.engine)
-            self._post(self._fail, stream, Failed("the model failed; see the server's log"))
+        except Exception as e:
+            self._post(self._fail, stream, self._broken(stream.engine, e))
             return
         for row, request in enumerate(stream._requests):
             self._owner[request] = stream, row
@@ -237,16 +293,32 @@ class Worker:
                 if self._owner.pop(request, None) is not None:
                     stream.engine.cancel(request)
 
+    def _hold(self, stream: Stream) -> None:
+        for request in stream._requests:
+            if request in self._owner:
+                stream.engine.hold(request)
+
+    def _resume(self, stream: Stream) -> None:
+        for request in reversed(stream._requests):
+            if request in self._owner:
+                stream.engine.resume(request)
+
     def _drop(self, stream: Stream) -> None:
         for request in stream._requests:
             self._owner.pop(request, None)
             stream.engine.cancel(request)
 
-    def _broken(self, engine: Engine) -> None:
+    def _broken(self, engine: Engine, e: Exception) -> Failed:
         """A step failed (memory, or a bug of ours): end all requests of this engine, go on."""
-        traceback.print_exc(file=sys.stderr)
+        failed = Failed("the model failed; see the server's log")
+        if out_of_memory(e):
+            failed = Stopped("out of memory: ask for fewer or shorter texts at once")
+            print("error: out of memory: choose a smaller --max_batch", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(e, file=sys.stderr)
         engine.waiting.clear()  # whatever state the step left it in
         engine.running.clear()
         for stream in {stream for stream, _ in self._owner.values() if stream.engine is engine}:
             self._drop(stream)
-            self._post(self._fail, stream, Failed("the model failed; see the server's log"))
+            self._post(self._fail, stream, failed)
+        return failed
