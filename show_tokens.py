@@ -9,9 +9,9 @@ if __name__ == "__main__":
     import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import sys
-from pathlib import Path
 
 from bonsai.errors import UserError, run
+from bonsai.files import write_whole
 from bonsai.textfile import check_writable, read_text
 from bonsai.tokenizers import get
 from bonsai.tokenview import html_page, terminal
@@ -45,7 +45,7 @@ def main() -> None:
     if html:
         page = html_page([shown], chosen, allow_special=special)
         check_writable(html, "the page")
-        Path(html).write_text(page, encoding="utf-8")
+        write_whole(html, page)
         print(f"wrote {html}")
         return
     coloured = sys.stdout.isatty() if color == "auto" else bool(color)

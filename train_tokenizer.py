@@ -9,13 +9,12 @@ if __name__ == "__main__":
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from bonsai.errors import UserError, run
-from bonsai.files import writing
+from bonsai.files import write_whole, writing
 from bonsai.finding import as_endings, find_files, total_size
 from bonsai.progress import Progress
 from bonsai.readers import Options, Seen, read_pieces
@@ -99,20 +98,6 @@ def from_ranks() -> BPETokenizer:
     )
 
 
-def write(path: str, content: str) -> None:
-    """All of it or nothing: through a temporary file beside it."""
-    temporary = Path(f"{path}.tmp")
-    try:
-        with writing(path):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, path)
-    except UserError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
 def others() -> dict[str, Tokenizer]:
     """The tokenizers to compare with, less those that cannot be loaded here."""
     found = {}
@@ -163,7 +148,7 @@ def main() -> None:
             kept += (text[:stats_bytes] for text in documents())
     else:
         tokenizer = train(keep(documents()))
-    write(out, json.dumps(tokenizer.to_dict()))
+    write_whole(out, json.dumps(tokenizer.to_dict()))
     print(f"wrote {out}: {tokenizer.vocab_size:,} tokens, {time.time() - start:.1f} s")
     if not ranks and tokenizer.vocab_size < vocab_size:
         print(f"fewer than {vocab_size:,}: in this text there is nothing left to merge")
@@ -175,7 +160,9 @@ def main() -> None:
         print(f"wrote {tiktoken_out}")
     if html:
         shown = {"this": tokenizer} | others()
-        write(html, html_page([text[:3000] for text in kept[:5]], shown, title=f"Tokens of {out}"))
+        write_whole(
+            html, html_page([text[:3000] for text in kept[:5]], shown, title=f"Tokens of {out}")
+        )
         print(f"wrote {html}")
     if stats and kept:
         print_report(tokenizer, kept)

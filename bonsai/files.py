@@ -51,6 +51,22 @@ def writing(path: str | Path, hint: str = "") -> Iterator[None]:
         raise UserError(f"cannot write {path}: {reason(e)}") from None
 
 
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a text file, and the folder it goes to: all of it or nothing, through a temporary file
+    beside it. Raises UserError for what the disk says."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def file_size(path: str | Path, name: str = "") -> int:
     """The bytes of a file. Raises UserError for what is not there, or is not a file."""
     name = name or str(path)

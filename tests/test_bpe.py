@@ -353,6 +353,17 @@ def test_a_text_has_so_much_time(monkeypatch):
         tokenizer.encode("zq" * 50 + "?!")
 
 
+def test_a_long_text_is_tried_before_rust_takes_it(monkeypatch):
+    """A match that fails at every place takes quadratic time, and tiktoken cannot be stopped."""
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    tokenizer = BPETokenizer.train(["text"], 300, r"[a-y]+z|\w")
+    assert tokenizer.fast
+    text = "a" * 60_000 + "!z"
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(UserError, match=r"takes more than 0\.8 s"):
+            encode(text)
+
+
 @pytest.mark.parametrize(
     ("pattern", "rust"),
     [

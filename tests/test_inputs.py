@@ -4,6 +4,7 @@ In this process, for speed; the files are named as each program wants them.
 """
 
 import errno
+import io
 import os
 import runpy
 import sys
@@ -109,3 +110,49 @@ def test_what_the_system_says_is_passed_on(
     if name != "a.parquet":  # opened by pyarrow: it is no parquet file
         assert os.strerror(number) in str(e.value) and "damaged" not in str(e.value)
         assert isinstance(e.value, UserError)
+
+
+WRITERS = [
+    ("data/bytes/prepare.py", ["--input=good.txt", "--out=out"]),
+    ("data/custom/prepare.py", ["--input=good.txt", "--tokenizer=char", "--out=out"]),
+    ("data/shakespeare_char/prepare.py", ["--input=good.txt", "--out=out"]),
+    ("data/python_stdlib/prepare.py", ["--input=code", "--out=out"]),
+    ("train_tokenizer.py", ["--input=good.txt", "--out=out/a.json"]),
+    ("train_tokenizer.py", ["--input=good.txt", "--tiktoken_out=out/a.tiktoken", "--stats=False"]),
+    ("train_tokenizer.py", ["--input=good.txt", "--html=out/a.html", "--stats=False"]),
+    ("train_tokenizer.py", ["--input=good.txt", "--curve_png=out/a.png", "--compare="]),
+    ("show_tokens.py", ["--text=a", "--tokenizers=byte", "--html=out/a.html"]),
+]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize(("program", "arguments"), WRITERS, ids=lambda v: str(v)[-40:])
+def test_a_disk_that_takes_nothing(here, monkeypatch, program, arguments, number):
+    """That it is full is said wherever something is written; nothing is left."""
+    (here / "code").mkdir()
+    for i in range(30):
+        (here / "code" / f"{i}.py").write_text(f"x = {i}\n")
+    real = io.open
+
+    def refuse(path, mode="r", *args, **options):
+        if "out/" in str(path).replace(os.sep, "/") and "w" in mode:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, mode, *args, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(io, "open", refuse)  # what pathlib calls
+    with pytest.raises(UserError) as e:
+        call(monkeypatch, program, *arguments)
+    full = number in (errno.ENOSPC, errno.EDQUOT)
+    assert ("disk is full" if full else os.strerror(number)) in str(e.value)
+    assert "out" in str(e.value) and not list(here.glob("out/*"))
+
+
+def test_linked_folders_of_bytes(here, monkeypatch, capsys):
+    for name in ("in/a/1.bin", "in/2.bin", "elsewhere/3.bin"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(b"\xff" * 100)
+    (here / "in" / "link").symlink_to(here / "elsewhere", target_is_directory=True)
+    (here / "in" / "circle").symlink_to(here / "in", target_is_directory=True)
+    call(monkeypatch, "data/bytes/prepare.py", "--input=in", "--out=out")
+    assert "3 files, 300 bytes" in capsys.readouterr().out

@@ -27,6 +27,7 @@ from bonsai.errors import UserError
 from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer, well_formed
 from bonsai.tokenizers.patterns import (
     GPT4,
+    PATTERNS,
     WHOLE_TEXT,
     checked_pattern,
     has_long_blank,
@@ -40,6 +41,7 @@ Progress = Callable[[int], object]  # is told how many merges have been learnt
 BYTES = [bytes([i]) for i in range(256)]
 END = -1  # stands between chunks: no id, so no pair reaches over it
 LARGEST = 10_000_000  # ids: a vocabulary of more is a damaged file
+UNTRIED = 20_000  # characters that no pattern takes long for
 CACHE = 1 << 17  # chunks whose ids are remembered while encoding
 BUFFER = 256  # texts that rustbpe holds at a time
 
@@ -286,7 +288,7 @@ class BPETokenizer(Tokenizer):
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        if not self._in_rust or any(map(has_long_blank, texts)):
+        if not all(map(self._goes_to_rust, texts)):
             return super().encode_batch(texts)
         return self._tiktoken.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
@@ -296,7 +298,7 @@ class BPETokenizer(Tokenizer):
 
     def _encode_plain(self, text: str) -> list[int]:
         """The ids of `text` without special tokens."""
-        if self._in_rust and not has_long_blank(text):
+        if self._goes_to_rust(text):
             return self._tiktoken.encode_ordinary(text)
         ids: list[int] = []
         for chunk in self._split(well_formed(text)):
@@ -361,9 +363,14 @@ class BPETokenizer(Tokenizer):
 
     # -- the same, faster --------------------------------------------------------------------------
 
-    @property
-    def _in_rust(self) -> bool:
-        return self.fast and self._tiktoken is not None
+    def _goes_to_rust(self, text: str) -> bool:
+        """Whether tiktoken encodes a text. A long one is split here first where the pattern is not
+        a built-in one: there is no stopping tiktoken, and a match may fail at every place."""
+        if not self.fast or has_long_blank(text) or self._tiktoken is None:
+            return False
+        if len(text) > UNTRIED and self.pattern not in PATTERNS.values():
+            self._split(text)
+        return True
 
     @cached_property
     def _tiktoken(self):
