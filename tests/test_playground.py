@@ -354,6 +354,21 @@ def test_white_space_has_a_name(server, visit):
         expect(looks.get_by_role("button", name=name, exact=True)).to_be_visible()
 
 
+def test_signs_for_line_breaks(server, visit):
+    """One stands where the line breaks, also within a token, and is no part of the text."""
+    page = visit(server.url)
+    answer_completions(page, chunk("a.\n\nb", "\n", finish="stop") + "data: [DONE]\n\n")
+    page.locator("#go").click()
+    tokens = page.locator("#output .token")
+    expect(tokens).to_have_count(2)
+    pieces = "token => [...token.childNodes].map(n => [n.nodeName, n.textContent])"
+    breaks = ["I", "\n"]
+    assert tokens.nth(0).evaluate(pieces) == [["#text", "a."], breaks, breaks, ["#text", "b"]]
+    assert tokens.nth(1).evaluate(pieces) == [breaks]
+    sign = "token => getComputedStyle(token.querySelector('i'), '::before').content"
+    assert tokens.nth(0).evaluate(sign) == '"↵"'
+
+
 def test_an_example_to_press(server, visit):
     """Of the beginnings those that the model can read: this one knows small letters only."""
     page = visit(server.url)
@@ -747,8 +762,14 @@ def test_nothing_is_wider_than_a_phone(server, visit, width):
     expect(page.locator("#map")).to_be_visible()
     fits()
     page.screenshot(path=SHOTS / f"inside-{width}.png")
+    low = page.locator("#map").bounding_box()["height"] - 12
+    page.locator("#map").tap(position={"x": 12, "y": low})
+    expect(page.locator("#map-readout")).to_contain_text("looks at")  # and stays to be read
     page.locator("#tab-runs").click()
     expect(page.locator(".chart path").first).to_be_attached()
+    fits()
+    page.locator(".chart").tap()
+    expect(page.locator(".readout-box")).to_contain_text("step")
     fits()
 
 

@@ -140,7 +140,9 @@ function mapCanvas() {
     point(e);
     if (cell) choose(cell[0]);
   });
-  canvas.addEventListener("pointerleave", () => set(null));
+  canvas.addEventListener("pointerleave", (e) => {
+    if (e.pointerType !== "touch") set(null); // a finger that was lifted has read nothing yet
+  });
   canvas.addEventListener("keydown", (e) => {
     const step = STEPS[e.key];
     if (!step) return;

@@ -102,7 +102,9 @@ export class Chart {
     new ResizeObserver(() => this.options && this.draw(this.options)).observe(this.element);
     this.picture.addEventListener("pointermove", (e) => this.point(e));
     this.picture.addEventListener("pointerdown", (e) => this.point(e));
-    this.picture.addEventListener("pointerleave", () => this.read(null));
+    this.picture.addEventListener("pointerleave", (e) => {
+      if (e.pointerType !== "touch") this.read(null); // a finger that was lifted has read nothing yet
+    });
     this.picture.addEventListener("blur", () => this.read(null));
     this.picture.addEventListener("keydown", (e) => this.key(e));
   }

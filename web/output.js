@@ -53,7 +53,6 @@ function element(version, k) {
   const classes = [
     "token",
     tokens.some((t) => t.picked) && "picked",
-    text.includes("\n") && "line-end",
     broken && "part",
   ];
   return el(
@@ -66,7 +65,11 @@ function element(version, k) {
       "data-k": k,
       vars: { "--shade": `${(surprise * 45).toFixed(1)}%` },
     },
-    harmless(text),
+    // where lines break there is a sign, which is no part of the text
+    harmless(text)
+      .split(/(\n)/)
+      .filter((piece) => piece !== "")
+      .map((piece) => (piece === "\n" ? el("i", { class: "break" }, piece) : piece)),
   );
 }
 
