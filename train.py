@@ -17,17 +17,21 @@ if __name__ == "__main__":
 import math
 import shlex
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.batches import Batches, prefetch
-from bonsai.checkpoint import remove_unfinished, save_checkpoint, set_aside
+from bonsai.checkpoint import save_checkpoint
 from bonsai.dataset import Mixture
 from bonsai.dial import compute_optimal
+from bonsai.earlier import set_aside, set_aside_newer, take_back
 from bonsai.errors import UserError, run
 from bonsai.evals import bits_per_byte, mixture_loss
+from bonsai.interrupts import Interrupts
+from bonsai.lock import RunLock
 from bonsai.memory import LOWER, describe_memory, out_of_memory
 from bonsai.models import CONFIGS, build_model, describe_model, load_model
 from bonsai.optim import (
@@ -39,7 +43,8 @@ from bonsai.optim import (
 from bonsai.presets import FIELDS
 from bonsai.report import Report, versions
 from bonsai.restore import crop_moments
-from bonsai.runtime import Interrupts, Runtime, peak_flops, seed_everything, setup
+from bonsai.rundir import BEST, CKPT, DIVERGED, LAST, checkpoints, remove_unfinished, step_name
+from bonsai.runtime import Runtime, peak_flops, seed_everything, setup
 from bonsai.text import sample_text
 from configurator import Config, configure, resolve_path
 
@@ -105,8 +110,8 @@ compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
 # -----------------------------------------------------------------------------
 
 
-def train(c: Config, runtime: Runtime) -> int:
-    """The whole run; returns the exit status."""
+def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
+    """The whole run; returns the exit status. at_end: takes what is to be done when it is over."""
     world, device = runtime.world_size, runtime.device
     if c.gradient_accumulation_steps % world:
         raise UserError(
@@ -122,9 +127,15 @@ def train(c: Config, runtime: Runtime) -> int:
     # ---- data and model ----
     data = Mixture.open(c.dataset)
     folder = resolve_path(c.out_dir) if c.init_from in ("resume", "auto") else Path(c.out_dir)
+    lock = at_end.enter_context(RunLock(folder))
+    if runtime.master and not c.eval_only:
+        lock.acquire(patience=20 if c.init_from == "auto" else 0)
+        if c.init_from in ("resume", "auto"):
+            take_back(folder)
+    runtime.barrier()  # the folder is as it will be read
     loaded, fresh = None, c.init_from == "scratch"
     if c.init_from == "auto":
-        fresh = not any((folder / name).exists() for name in ("ckpt.pt", "last.pt"))
+        fresh = not any(not p.name.startswith("diverged") for p in checkpoints(folder))
     if not fresh:
         loaded = load_model("resume" if c.init_from == "auto" else c.init_from, folder, c)
     resuming = loaded is not None and c.init_from in ("resume", "auto")
@@ -179,11 +190,16 @@ def train(c: Config, runtime: Runtime) -> int:
 
     # ---- say what will be done ----
     runtime.barrier()  # all have read what they start from
+    moved = ""
     if runtime.master and not c.eval_only:
         remove_unfinished(folder)
-        if not resuming:
-            set_aside(folder)
-    report = Report(folder, c, runtime, step, progress["evaluated"])
+        moved = set_aside_newer(folder, step) if resuming else set_aside(folder)
+    interrupts = at_end.enter_context(Interrupts(runtime))
+    evaluated, closed = progress["evaluated"], interrupts.stdout_closed
+    report = Report(folder, c, runtime, step, evaluated, closed)
+    at_end.push(report.close)
+    if moved:
+        report.say(moved)
     report.say(f"tokens per iteration will be: {rows * block_size:,}")
     report.say(found)
     if unknown := data.without_bytes("val"):
@@ -205,7 +221,8 @@ def train(c: Config, runtime: Runtime) -> int:
     def evaluate() -> dict:
         """Losses on fixed windows of both splits, shared by the processes."""
         args = (runtime, block_size, c.batch_size, c.eval_iters * c.batch_size)
-        losses = {s: mixture_loss(local_model, data, s, *args) for s in ("train", "val")}
+        watch = interrupts.until_stopped
+        losses = {s: mixture_loss(local_model, data, s, *args, watch) for s in ("train", "val")}
         return {
             "iter": step,
             "train_loss": losses["train"],
@@ -217,12 +234,18 @@ def train(c: Config, runtime: Runtime) -> int:
             "seconds": progress["seconds"],
         }
 
+    def save_due(step: int) -> bool:
+        return bool(c.save_interval) and step % c.save_interval == 0
+
     def save(*names: str) -> None:
         """Write one checkpoint under each of `names`."""
         nonlocal saved
         saved = step
         optimizer_state = optim.state_dict()  # a sharded one is gathered from all
         if runtime.master:
+            if lock.check():
+                report.say(f"{folder} was removed: it is made anew, what was in it is lost")
+            report.reopen()
             state = {
                 "model": raw_model.state_dict(),
                 "optimizer": optimizer_state,
@@ -237,9 +260,23 @@ def train(c: Config, runtime: Runtime) -> int:
                 "wandb_id": wandb_id,
                 "versions": versions(),
             }
-            if c.keep_last and "last.pt" in names:
-                names += (f"step_{step:07d}.pt",)
+            if c.keep_last and LAST in names:
+                names += (step_name(step),)
+            if not (sound and torch.isfinite(step_loss)):  # the others stay as they were
+                names = (DIVERGED,)
+                report.say(f"the loss is not finite: saving as {folder / DIVERGED} alone")
             save_checkpoint(folder, state, names, c.keep_last)
+
+    def rescue(kind: type | None, error: BaseException | None, trace: object) -> None:
+        """Whatever ends the loop, what was trained is saved: the weights are those of `step`."""
+        alone = world == 1 or not optim.sharded  # else the others would have to help
+        if error is None or not complete or saved == step or not alone or not runtime.master:
+            return
+        try:
+            save(LAST)
+            report.say(f"saved at step {step}, then ended by an error")
+        except Exception as e:
+            report.say(f"not saved at step {step}: {e}")
 
     # ---- the loop ----
     stream = prefetch(
@@ -251,11 +288,13 @@ def train(c: Config, runtime: Runtime) -> int:
         check_below=0 if data.stated else vocab_size,
         pin=device.type == "cuda",
     )
-    interrupts = Interrupts(runtime)
-    saved, mfu, status = step, None, 0
+    saved, sound, complete = step, True, True
+    mfu, status = None, 0
     step_loss = torch.zeros((), device=device)  # mean over this process's micro-batches
     skipped, logged_step = torch.zeros((), device=device), step
     net.train()
+    interrupts.watch()
+    at_end.push(rescue)
     t0 = time.perf_counter()
     while True:
         # evaluate and save
@@ -264,9 +303,12 @@ def train(c: Config, runtime: Runtime) -> int:
             runtime.synchronize()
             paused = time.perf_counter()
             row = evaluate()
+            if status := interrupts.status():  # it may be a part of an evaluation
+                break
             report.evaluation(row)
             if c.eval_only:
                 break
+            sound = math.isfinite(row["val_loss"]) and math.isfinite(row["train_loss"])
             improved = row["val_loss"] < best_val_loss
             best_val_loss = min(best_val_loss, row["val_loss"])
             progress["evaluated"] = step
@@ -274,9 +316,9 @@ def train(c: Config, runtime: Runtime) -> int:
             stop = bool(c.patience) and progress["bad_evals"] >= c.patience
             names = []
             if step > 0:
-                names += ["ckpt.pt"] if improved or c.always_save_checkpoint else []
-                names += ["best.pt"] if improved and c.keep_best else []
-                names += ["last.pt"] if stop or step >= c.max_iters else []
+                names += [CKPT] if improved or c.always_save_checkpoint else []
+                names += [BEST] if improved and c.keep_best else []
+                names += [LAST] if stop or step >= c.max_iters or save_due(step) else []
             if names:
                 report.say(f"saving checkpoint to {folder}")
                 save(*names)
@@ -312,10 +354,12 @@ def train(c: Config, runtime: Runtime) -> int:
         skipped = (skipped + bad) * bad  # in a row
         if not scaler.is_enabled():
             optim.found_inf = bad  # the fused kernels leave everything as it is where this is 1
+        complete = False
         scaler.step(optim)
         scaler.update()
         optim.zero_grad(set_to_none=True)
         step += 1
+        complete = True
 
         # log
         if (step - 1) % c.log_interval == 0:
@@ -345,21 +389,23 @@ def train(c: Config, runtime: Runtime) -> int:
                 report.say(f"{in_row} steps in a row had no finite gradient: stopping")
                 status = 1
                 break
-        if c.save_interval and step % c.save_interval == 0 and step < c.max_iters:
+        if save_due(step) and step % c.eval_interval and step < c.max_iters:  # else evaluated first
             paused = time.perf_counter()
-            save("last.pt")
+            save(LAST)
             t0 += time.perf_counter() - paused
         if status := interrupts.status():
             break
 
     # ---- the end ----
+    if step != logged_step:
+        progress["seconds"] += time.perf_counter() - t0
     if not c.eval_only:
         if saved != step:
-            save("last.pt")
-        report.summary()
-        if status in (130, 143):
-            report.say(f"stopped at step {step}; to go on: the same command, --init_from=resume")
-    report.close()
+            save(LAST)
+        report.summary(step, batches.rows_before(step) * block_size, progress["seconds"])
+    if status > 128:
+        go_on = "; to go on: the same command, --init_from=resume" if not c.eval_only else ""
+        report.say(f"stopped at step {step}{go_on}")
     return status
 
 
@@ -386,7 +432,8 @@ def main(**settings) -> int:
     if c.depth > 0:
         c.update(compute_optimal(c.depth, c, c.given, runtime.world_size))
     try:
-        return train(c, runtime)
+        with ExitStack() as at_end:
+            return train(c, runtime, at_end)
     except (RuntimeError, MemoryError) as e:
         if out_of_memory(e):
             size = f"{c.batch_size} x {c.block_size}"

@@ -32,15 +32,19 @@ def split_loss(
     """Mean cross-entropy in nats per token, and the number of tokens, over windows of a split.
 
     windows: how many, spread evenly over the split; 0: all that tile it, the last one shorter. The
-    processes share them; all return the same mean. track: wraps the iteration over the batches, to
-    show progress. Raises UserError for an id outside the vocabulary where meta.json, which is
-    checked beforehand, does not state the largest.
+    processes share them; all return the same mean. track: wraps the iteration over the batches, as
+    many in each process, to show progress or to stop it. Raises UserError for an id outside the
+    vocabulary where meta.json, which is checked beforehand, does not state the largest.
     """
     device, was_training = runtime.device, model.training
     model.eval()
-    starts = split.eval_starts(block_size, windows)[runtime.rank :: runtime.world_size]
+    all_starts = split.eval_starts(block_size, windows)
+    starts = all_starts[runtime.rank :: runtime.world_size]
+    most = len(all_starts[:: runtime.world_size])  # of one process: all take as many batches
     total = torch.zeros(2, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-    for i in track(range(0, len(starts), batch_size)):
+    for i in track(range(0, most, batch_size)):
+        if i >= len(starts):
+            continue
         x, y = split.windows(starts[i : i + batch_size], block_size)
         if split.max_id is None and (top := max(x.max(), y.max())) >= model.config.vocab_size:
             raise UserError(

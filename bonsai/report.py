@@ -6,19 +6,27 @@ config.json     all settings
 loss.png        the loss curve
 """
 
+import contextlib
+import errno
 import json
+import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
+from bonsai.atomic import whole_file, write_whole
 from bonsai.dataset import ROOT
-from bonsai.errors import UserError
+from bonsai.errors import UserError, flush
+from bonsai.metrics import forget_after, read_metrics, row_text
+from bonsai.rundir import CURVE, LOG, METRICS, SETTINGS
 from bonsai.runtime import Runtime, device_name
 
 PLOT_SECONDS = 60  # loss.png is drawn anew at most this often while training goes on
@@ -52,46 +60,113 @@ def header(device: torch.device) -> list[str]:
 
 
 class Report:
-    """The voice of a training run. On processes other than the first every call does nothing."""
+    """The voice of a training run. On processes other than the first every call does nothing.
 
-    def __init__(self, out_dir: Path, settings: dict, runtime: Runtime, start: int, evaluated: int):
-        """start: steps already done; evaluated: the step last evaluated before (for a resume)."""
-        self.on = runtime.master
+    That a line cannot be printed or logged ends no run: it is said where it still can be.
+    """
+
+    def __init__(
+        self,
+        out_dir: Path,
+        settings: dict,
+        runtime: Runtime,
+        start: int,
+        evaluated: int,
+        stdout_closed: Callable[[], None] = lambda: None,
+    ):
+        """start: steps already done; evaluated: the step last evaluated before (for a resume).
+
+        stdout_closed: called once when nobody reads what is printed; stderr is used from then on.
+        """
+        self.on, self.runtime = runtime.master, runtime
         self.folder, self.settings = Path(out_dir), settings
         self.bar, self.wandb, self.plotted = None, None, time.monotonic()
+        self.closed, self.stdout_closed, self.failed = False, stdout_closed, set()
         if not self.on:
             return
         if settings.get("eval_only"):  # looks at a run and leaves its files as they are
             self.log = self.metrics = open(os.devnull, "w")  # noqa: SIM115
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            config = json.dumps(settings, indent=1, default=str)
-            (self.folder / "config.json").write_text(config + "\n", encoding="utf-8")
-            self.log = open(self.folder / "log.txt", "a", encoding="utf-8")  # noqa: SIM115
-            self.log.write("\n".join(header(runtime.device)) + "\n")
-            forget_after(self.folder / "metrics.jsonl", start, evaluated)
-            metrics = self.folder / "metrics.jsonl"
-            self.metrics = open(metrics, "a", encoding="utf-8")  # noqa: SIM115
+            broken = forget_after(self.folder / METRICS, start, evaluated)
+            self._open()
         except OSError as e:
             reason = f"cannot write into {self.folder} ({e.strerror})"
             raise UserError(f"{reason}: free some space or set another --out_dir") from None
-        if sys.stdout.isatty():
+        if broken:
+            self.say(f"{self.folder / METRICS}: {broken} lines that are no rows were left out")
+        if sys.stdout is not None and sys.stdout.isatty():
             from tqdm import tqdm
 
             total = settings["max_iters"]
             self.bar = tqdm(total=total, initial=start, unit="it", file=sys.stdout, leave=False)
 
+    def _open(self) -> None:
+        """Write what stands at the head of a run's files, and open those that grow."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = json.dumps(self.settings, indent=1, default=str)
+        write_whole(self.folder / SETTINGS, settings + "\n")
+        self.log = open(self.folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
+        self.log.write("\n".join(header(self.runtime.device)) + "\n")
+        self.log.flush()
+        self.metrics = open(self.folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+
+    def reopen(self) -> None:
+        """Begin the files anew where the run's folder was removed under it."""
+        if not self.on or self.settings.get("eval_only"):
+            return
+        for file in (self.log, self.metrics):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
+                    continue
+            for old in (self.log, self.metrics):
+                with contextlib.suppress(OSError):
+                    old.close()
+            with contextlib.suppress(OSError):  # the checkpoint that is saved next says it
+                self._open()
+            return
+
     def say(self, line: str, quiet: bool = False) -> None:
         """Print a line and log it; quiet: not on a terminal that has a progress bar."""
         if not self.on:
             return
-        if self.bar is None:
-            print(line, flush=True)
-        elif not quiet:
-            self.bar.write(line, file=sys.stdout)
-        self.log.write(line + "\n")
-        self.log.flush()
+        self._print(line, quiet)
+        self._write(self.log, line)
+
+    def _print(self, line: str, quiet: bool = False) -> None:
+        if self.closed:
+            if not quiet:
+                with contextlib.suppress(OSError, ValueError):
+                    print(line, file=sys.stderr, flush=True)
+            return
+        try:
+            if self.bar is None:
+                print(printable(line), flush=True)
+            elif not quiet:
+                self.bar.write(printable(line), file=sys.stdout)
+        except (OSError, ValueError) as e:  # ValueError: closed from within Python
+            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                return  # a file on a full disk; the run has its own log
+            self._close_console()
+            if not quiet:
+                self._print(line)
+
+    def _close_console(self) -> None:
+        self.closed, self.bar = True, None
+        flush()  # what was on its way goes nowhere, now and where Python exits
+        self.stdout_closed()
+
+    def _write(self, file: TextIO, text: str) -> None:
+        """Append a line; what a full disk does not take now is tried again with the next one."""
+        try:
+            file.write(text + "\n")
+            file.flush()
+            self.failed.discard(file.name)
+        except (OSError, ValueError) as e:
+            if file.name not in self.failed:
+                self.failed.add(file.name)
+                reason = getattr(e, "strerror", None) or e
+                self._print(f"cannot write {file.name} ({reason}): going on without")
 
     def step(self, row: dict, mfu: float | None) -> None:
         """A logged training step: row has iter, loss, lr, grad_norm, ms, tokens_per_s."""
@@ -105,7 +180,10 @@ class Report:
             self.bar.n = row["iter"] + 1
             shown = {"loss": f"{row['loss']:.4f}", "tok/s": f"{row['tokens_per_s']:,.0f}"}
             self.bar.set_postfix(shown, refresh=False)
-            self.bar.refresh()
+            try:
+                self.bar.refresh()
+            except OSError:
+                self._close_console()
 
     def evaluation(self, row: dict) -> None:
         """An evaluation: row has iter, train_loss, val_loss, val_bpb, lr, mfu."""
@@ -129,8 +207,7 @@ class Report:
             self.plot()
 
     def record(self, row: dict) -> None:
-        self.metrics.write(json.dumps(row) + "\n")
-        self.metrics.flush()
+        self._write(self.metrics, row_text(row))
 
     def start_wandb(self, run_id: str | None) -> str | None:
         """Begin a Weights & Biases run, or go on with `run_id`; returns its id."""
@@ -166,59 +243,42 @@ class Report:
         except Exception as e:
             self.say(f"could not draw {self.folder / 'loss.png'}: {e!r}")
 
-    def summary(self) -> None:
-        """The last words of a run: what it did, from the first evaluation to the last."""
-        self.plot()
-        evals = [row for row in read_metrics(self.folder) if "val_loss" in row] if self.on else []
-        if not evals:
-            return
-        first, last = evals[0], evals[-1]
-        bpb = ""
-        if last.get("val_bpb"):
-            bpb = f" ({first['val_bpb']:.4f} -> {last['val_bpb']:.4f} bits per byte)"
-        self.say(
-            f"{last['iter']} steps, {last['tokens']:,} tokens, {last['seconds']:.0f} s training; "
-            f"validation loss {first['val_loss']:.4f} -> {last['val_loss']:.4f}{bpb}; "
-            f"see {self.folder / 'loss.png'}"
-        )
+    def summary(self, steps: int, tokens: int, seconds: float) -> None:
+        """The last words of a run: what it did, from the first evaluation to the last.
 
-    def close(self) -> None:
+        steps, tokens, seconds: of training, in the whole run.
+        """
         if not self.on:
             return
-        if self.bar is not None:
-            self.bar.close()
+        self.plot()
+        line = f"{steps} steps, {tokens:,} tokens, {seconds:.0f} s training"
+        evals = [row for row in read_metrics(self.folder) if row.get("val_loss") is not None]
+        if evals:
+            first, last = evals[0], evals[-1]
+            line += f"; validation loss {first['val_loss']:.4f} -> {last['val_loss']:.4f}"
+            if first.get("val_bpb") and last.get("val_bpb"):
+                line += f" ({first['val_bpb']:.4f} -> {last['val_bpb']:.4f} bits per byte)"
+            if last["iter"] != steps:
+                line += f" at step {last['iter']}"
+        self.say(f"{line}; see {self.folder / CURVE}")
+
+    def close(self, *exception: object) -> None:
+        if not self.on:
+            return
+        with contextlib.suppress(OSError):
+            if self.bar is not None:
+                self.bar.close()
         if self.wandb is not None:
             self.wandb.finish()
-        self.metrics.close()
-        self.log.close()
+        for file in (self.metrics, self.log):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
-def read_metrics(folder: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
-    rows = []
-    path = Path(folder) / "metrics.jsonl"
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-    return rows
-
-
-def forget_after(path: Path, start: int, evaluated: int) -> None:
-    """Drop the rows of steps that are done again after a resume from step `start`."""
-    if not path.exists():
-        return
-    rows = read_metrics(path.parent)
-    kept = [
-        r
-        for r in rows
-        if r["iter"] < start or ("val_loss" in r and r["iter"] == start == evaluated)
-    ]
-    tmp = path.with_suffix(".tmp")
-    tmp.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-    os.replace(tmp, path)
+def printable(line: str) -> str:
+    """The line with an escape for each character that the console's encoding lacks."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def plot_loss(folder: Path, title: str = "") -> Path:
@@ -226,8 +286,8 @@ def plot_loss(folder: Path, title: str = "") -> Path:
     from matplotlib.figure import Figure
 
     rows = read_metrics(folder)
-    steps = [(r["iter"], r["loss"]) for r in rows if "loss" in r]
-    evals = [r for r in rows if "val_loss" in r]
+    steps = [(r["iter"], r["loss"]) for r in rows if r.get("loss") is not None]
+    evals = [r for r in rows if r.get("val_loss") is not None]
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     if steps:
@@ -235,7 +295,8 @@ def plot_loss(folder: Path, title: str = "") -> Path:
     if evals:
         at = [r["iter"] for r in evals]
         marker = dict(marker="o", ms=3)
-        axes.plot(at, [r["train_loss"] for r in evals], color="#2f6db3", label="train", **marker)
+        train = [math.nan if r.get("train_loss") is None else r["train_loss"] for r in evals]
+        axes.plot(at, train, color="#2f6db3", label="train", **marker)
         axes.plot(at, [r["val_loss"] for r in evals], color="#d1495b", label="validation", **marker)
         last, best = evals[-1], min(evals, key=lambda r: r["val_loss"])
         text = f"best validation {best['val_loss']:.4f} at step {best['iter']}"
@@ -250,8 +311,7 @@ def plot_loss(folder: Path, title: str = "") -> Path:
         axes.legend(frameon=False, fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    path = Path(folder) / "loss.png"
-    tmp = path.with_name("loss.tmp.png")
-    figure.savefig(tmp, dpi=130)
-    os.replace(tmp, path)
+    path = Path(folder) / CURVE
+    with whole_file(path) as f:
+        figure.savefig(f, dpi=130, format="png")
     return path

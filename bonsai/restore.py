@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 
-from bonsai.checkpoint import FORMAT, previous
+from bonsai.checkpoint import FORMAT
 from bonsai.dataset import ROOT
 from bonsai.errors import UserError
 from bonsai.files import exists
+from bonsai.rundir import previous, spare
 from bonsai.schema import MOMENTS, check_checkpoint
 from bonsai.torchfile import Damaged, Refused, read_torch_file
 
@@ -68,11 +69,12 @@ def the_one_before(path: Path) -> str:
 def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
     """The checkpoint of a run: ckpt.pt when it exists, else last.pt; for a resume the newer one.
 
-    Where one is missing, that which it replaced stands in for it. Raises UserError when the run has
-    none.
+    Where one is missing, that which it replaced stands in for it; where all are, the last of
+    keep_last or best.pt. Raises UserError when the run has none.
     """
     names = [Path(out_dir) / "ckpt.pt", Path(out_dir) / "last.pt"]
     found = [p if exists(p) else previous(p) for p in names if exists(p) or exists(previous(p))]
+    found = found or spare(Path(out_dir))[:1]
     if not found:
         steps = sorted(Path(out_dir).glob("checkpoint-*/config.json"))  # of Hugging Face's trainer
         if steps:

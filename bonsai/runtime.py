@@ -7,8 +7,6 @@ environment into one `Runtime`, and says what was picked and why in one line.
 import os
 import platform
 import re
-import signal
-import sys
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +51,7 @@ class Runtime:
     local_rank: int
     world_size: int
     summary: str  # what was picked and why, one line
+    agent: int = 0  # the process of torchrun that has started this one; 0: none
 
     @property
     def master(self) -> bool:
@@ -136,7 +135,8 @@ def setup(
     if distributed:
         dist.init_process_group(backend)
         summary += f", {world_size} processes ({backend})"
-    return Runtime(dev, dtype, bool(compile), backend, rank, local_rank, world_size, summary)
+    agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    return Runtime(dev, dtype, bool(compile), backend, rank, local_rank, world_size, summary, agent)
 
 
 def setup_inference(
@@ -278,33 +278,3 @@ def seed_everything(seed: int, *position: int) -> None:
         seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) % 2**64
         seed ^= seed >> 31
     torch.manual_seed(seed if seed < 2**63 else seed - 2**64)
-
-
-class Interrupts:
-    """SIGINT and SIGTERM are remembered until the step is done; a second one ends at once."""
-
-    def __init__(self, runtime: Runtime):
-        self.received, self.runtime = 0, runtime
-        # signals reach the processes at different moments: they agree over the CPU
-        self.group = dist.new_group(backend="gloo") if runtime.world_size > 1 else None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
-        if self.runtime.master:
-            text = f"\n{signal.Signals(number).name}: finishing this step, then saving\n"
-            os.write(sys.stderr.fileno(), text.encode())  # print is not safe in a signal handler
-
-    def status(self) -> int:
-        """0, or the exit status of an interrupted program: 130 for SIGINT, 143 for SIGTERM.
-
-        With several processes all must call it; they get the same answer.
-        """
-        received = self.received
-        if self.group is not None:
-            seen = torch.tensor(received)
-            dist.all_reduce(seen, dist.ReduceOp.MAX, self.group)
-            received = int(seen)
-        return 128 + received if received else 0

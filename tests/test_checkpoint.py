@@ -11,9 +11,10 @@ import torch
 from conftest import ROOT, environment
 
 from bonsai import checkpoint
-from bonsai.checkpoint import previous, save_checkpoint, set_aside
+from bonsai.checkpoint import save_checkpoint
 from bonsai.errors import UserError
 from bonsai.restore import load_checkpoint
+from bonsai.rundir import previous, remove_unfinished, step_name
 
 
 def state(step: int = 1) -> dict:
@@ -55,7 +56,7 @@ def test_one_state_under_several_names(tmp_path):
 
 def test_keep_last(tmp_path):
     for step in range(1, 12):
-        save_checkpoint(tmp_path, state(step), ("last.pt", f"step_{step:07d}.pt"), keep_last=3)
+        save_checkpoint(tmp_path, state(step), ("last.pt", step_name(step)), keep_last=3)
     kept = sorted(tmp_path.glob("step_*.pt"))
     assert [steps(p) for p in kept] == [9, 10, 11]
 
@@ -89,6 +90,7 @@ import torch
 from pathlib import Path
 from bonsai.checkpoint import save_checkpoint
 from bonsai.errors import UserError
+from bonsai.rundir import previous, remove_unfinished, step_name
 weights = dict(model=dict(w=torch.zeros(3000)), model_args={{}}, iter_num=2)
 for limit in (0, 1, 100, 1000, 5000, 12000, 13000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -154,6 +156,7 @@ def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch, links):
             m.setattr(torch, "save", half)
             save_checkpoint(folder, state(4), names)
         assert all(steps(folder / name) in (2, 3) for name in names)
+        remove_unfinished(folder)  # as the next start does
         save_checkpoint(folder, state(4), names)
         expected = ["ckpt.prev.pt", "ckpt.pt", "last.prev.pt", "last.pt"]
         assert sorted(p.name for p in folder.iterdir()) == expected
@@ -173,21 +176,3 @@ def test_without_hard_links(tmp_path, monkeypatch):
     for step in (1, 2):
         save_checkpoint(tmp_path, state(step), ("ckpt.pt", "last.pt"))
     assert steps(tmp_path / "last.pt") == 2 and steps(tmp_path / "last.prev.pt") == 1
-
-
-def test_set_aside(tmp_path, capsys):
-    set_aside(tmp_path / "nothing")
-    assert not (tmp_path / "nothing").exists()
-    (tmp_path / "mine.txt").write_text("not a run's file")
-    (tmp_path / "log.txt").write_text("no checkpoint: not a run")
-    set_aside(tmp_path)
-    assert not (tmp_path / "earlier").exists()
-    for step in (1, 2):
-        save_checkpoint(tmp_path, state(step), ("ckpt.pt", "last.pt", "step_0000001.pt"))
-    set_aside(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["earlier", "mine.txt"]
-    assert {p.name for p in (tmp_path / "earlier").iterdir()} >= {"ckpt.pt", "last.pt", "log.txt"}
-    assert str(tmp_path / "earlier") in capsys.readouterr().out
-    save_checkpoint(tmp_path, state(9))
-    set_aside(tmp_path)
-    assert steps(tmp_path / "earlier" / "ckpt.pt") == 9

@@ -7,7 +7,7 @@ import pytest
 from conftest import metrics
 
 from bonsai.errors import UserError
-from bonsai.report import Report, forget_after, plot_loss, read_metrics
+from bonsai.report import Report, plot_loss
 from bonsai.runtime import setup
 
 STEP = {"loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "ms": 3.0, "tokens_per_s": 100.0}
@@ -18,23 +18,6 @@ SETTINGS = {"max_iters": 10, "wandb_log": False, "eval_only": False}
 @pytest.fixture
 def runtime():
     return setup("cpu", "float32", False)
-
-
-def test_a_line_cut_short_is_left_out(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"iter": 0, "loss": 1}\n{"iter": 1, "lo')
-    assert read_metrics(tmp_path) == [{"iter": 0, "loss": 1}]
-    assert read_metrics(tmp_path / "nowhere") == []
-
-
-def test_what_is_done_again_is_forgotten(tmp_path):
-    """A resume from step 2: its losses and evaluations stay if they are not made anew."""
-    rows = [{"iter": i, "loss": 1.0} for i in range(4)]
-    rows.insert(2, {"iter": 2, "val_loss": 1.0})
-    path = tmp_path / "metrics.jsonl"
-    for evaluated, expected in ((2, [0, 1, 2]), (0, [0, 1])):
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        forget_after(path, 2, evaluated)
-        assert [r["iter"] for r in read_metrics(tmp_path)] == expected
 
 
 def test_the_lines_and_the_files(tmp_path, capsys, runtime):

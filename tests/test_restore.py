@@ -18,11 +18,12 @@ from conftest import ROOT, differences, environment
 from test_checkpoint import one_line, state
 
 from bonsai import checkpoint, restore
-from bonsai.checkpoint import previous, save_checkpoint
+from bonsai.checkpoint import save_checkpoint
 from bonsai.errors import UserError
 from bonsai.models import describe_model, load_model
 from bonsai.optim import load_optimizer_state
 from bonsai.restore import crop_moments, load_checkpoint, run_checkpoint, steps_done
+from bonsai.rundir import previous
 from bonsai.serving.chat import ChatTemplate
 from bonsai.text import find_tokenizer
 from model import CLASSIC_KEYS, GPT, GPTConfig

@@ -18,8 +18,8 @@ if __name__ == "__main__":
 
 
 from bonsai.errors import UserError, run
+from bonsai.metrics import read_metrics
 from bonsai.presets import PRESETS
-from bonsai.report import read_metrics
 from bonsai.results import table, write_json
 from bonsai.scaling import (
     APPROACH_1,

@@ -1,0 +1,67 @@
+"""Files that are there whole or not at all: written beside their place and renamed into it."""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+# name.1a2b3c4d.tmp: of one writer alone, so that two never write into one file
+UNFINISHED = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.tmp")
+
+
+def temporary(path: Path) -> Path:
+    """A name beside `path` that no other writer uses."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def whole_file(
+    path: str | os.PathLike[str], place: Callable[[Path, Path], None] = os.replace
+) -> Iterator[BinaryIO]:
+    """A file to write bytes into, which takes its place under `path` once the block has ended.
+
+    place: called with the temporary name and `path` to put it there.
+
+    It is flushed to the disk before it is renamed: a kill, a full disk or a power cut leaves what
+    was there before. Raises what the system raises (OSError), or the block; then nothing is left.
+    """
+    path = Path(path)
+    tmp = temporary(path)
+    try:
+        with open(tmp, "xb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        place(tmp, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            tmp.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Write a file at once, a text as UTF-8. Raises OSError, and leaves what was there before."""
+    with whole_file(path) as f:
+        f.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file, which a later write_whole to the first does not change."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

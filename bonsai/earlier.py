@@ -1,0 +1,114 @@
+"""A folder that is used again: what was in it moves to earlier/1, earlier/2, ...
+
+Nothing is ever deleted. A move is many renames, between any two of which the program may be killed:
+it goes to earlier/N.part, which is renamed when all is there. A new run finishes what it finds
+like this, a run that goes on takes it back.
+"""
+
+import filecmp
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bonsai.errors import UserError
+from bonsai.restore import steps_done
+from bonsai.rundir import EARLIER, METRICS, checkpoints, run_files, step_files
+
+PART = ".part"
+
+
+def set_aside(folder: Path) -> str:
+    """Make room for a new run: all files of the one that is there move to earlier/N.
+
+    Returns a line that says so; '' when there is neither a checkpoint nor a row of metrics.
+    """
+    files = run_files(folder)
+    metrics = folder / METRICS
+    has_rows = metrics.is_file() and metrics.stat().st_size
+    if not (checkpoints(folder) or has_rows or unfinished(folder)):
+        return ""
+    target = move(folder, files)
+    size = sum(p.stat().st_size for p in target.iterdir()) / 1e6
+    return f"the earlier run in {folder} is now in {target} ({size:,.1f} MB)"
+
+
+def set_aside_newer(folder: Path, step: int) -> str:
+    """After going back to `step`: checkpoints of later steps move to earlier/N, with the metrics.
+
+    So keep_last counts, and best.pt is compared with, what belongs to this run alone. Returns a
+    line that says so; '' when there are none.
+    """
+    newer = [path for number, path in step_files(folder) if number > step]
+    named = [p for p in checkpoints(folder) if not p.stem.startswith("step_")]
+    newer += [path for path in named if is_newer(path, step)]
+    if not newer:
+        return ""
+    target = move(folder, newer, copies=[folder / METRICS])
+    names = ", ".join(p.name for p in newer)
+    return f"going back to step {step}: what was made after it ({names}) is now in {target}"
+
+
+def is_newer(path: Path, step: int) -> bool:
+    try:
+        return steps_done(path) > step
+    except UserError:  # it cannot be read: it stays as it is
+        return False
+
+
+def unfinished(folder: Path) -> Path | None:
+    """The earlier/N.part that a kill has left."""
+    return next(iter(sorted((folder / EARLIER).glob("*" + PART))), None)
+
+
+def take_back(folder: Path) -> None:
+    """Undo a move that was not finished, for a run that goes on instead of a new one."""
+    part = unfinished(folder)
+    if part is None:
+        return
+    with errors(folder):
+        for path in part.iterdir():
+            if not (folder / path.name).exists():
+                os.replace(path, folder / path.name)
+            elif filecmp.cmp(path, folder / path.name, shallow=False):  # a copy
+                path.unlink()
+        if any(part.iterdir()):
+            os.replace(part, free(folder))
+        else:
+            part.rmdir()
+
+
+def move(folder: Path, files: list[Path], copies: Sequence[Path] = ()) -> Path:
+    """Move `files` and copy `copies` to earlier/N; returns that. Raises UserError."""
+    with errors(folder):
+        part = unfinished(folder)
+        if part is None:
+            target = free(folder)
+            part = target.with_name(target.name + PART)
+            part.mkdir(parents=True)
+        for path in copies:
+            if path.is_file():
+                shutil.copyfile(path, part / path.name)
+        for path in files:
+            os.replace(path, part / path.name)
+        target = part.with_suffix("")
+        os.replace(part, target)
+    return target
+
+
+@contextmanager
+def errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UserError(
+            f"cannot move the earlier run in {folder} to {folder / EARLIER} ({e.strerror}): "
+            "make that possible, or set another --out_dir"
+        ) from None
+
+
+def free(folder: Path) -> Path:
+    """earlier/N with the first N that comes after all that are there."""
+    numbers = [int(p.stem) for p in (folder / EARLIER).glob("*") if p.stem.isdecimal()]
+    return folder / EARLIER / str(max(numbers, default=0) + 1)

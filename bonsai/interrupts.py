@@ -1,0 +1,94 @@
+"""How a run is asked to stop: by a signal, a terminal or a reader that has gone, or torchrun's end.
+
+All are remembered until the step, or the batch of an evaluation, is done, so that the run can save.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+
+from bonsai.runtime import Runtime
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+BROKEN_PIPE = 13  # the number of SIGPIPE, also where there is no such signal
+
+
+class Interrupts:
+    """What has come since `watch`; a second signal of the same kind ends the program at once.
+
+    Several processes agree on the step at which they stop: all must call `status`, and iterate over
+    as many batches with `until_stopped`.
+    """
+
+    def __init__(self, runtime: Runtime):
+        self.received, self.runtime, self.before = 0, runtime, {}
+        # signals reach the processes at different moments: they agree over the CPU
+        self.group = dist.new_group(backend="gloo") if runtime.world_size > 1 else None
+
+    def watch(self) -> None:
+        """Take over the signals. In a thread other than the main one Python does not allow that."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in SIGNALS:
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is None:
+                continue
+            before = signal.getsignal(number)
+            if name == "SIGHUP" and before is signal.SIG_IGN:  # nohup: the run shall go on
+                continue
+            self.before[number] = before
+            signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them before."""
+        while self.before:
+            number, handler = self.before.popitem()
+            # None: one that Python did not install, and cannot install again
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        self._receive(number, signal.Signals(number).name)
+
+    def stdout_closed(self) -> None:
+        """Nobody reads what the run prints any more: `| head`, or a terminal that was closed."""
+        self._receive(BROKEN_PIPE, "stdout is closed")
+
+    def _receive(self, number: int, what: str) -> None:
+        self.received = self.received or number
+        if self.runtime.master:
+            text = f"\n{what}: finishing this step, then saving\n"
+            with contextlib.suppress(OSError):  # print is not safe in a signal handler
+                os.write(2, text.encode())
+
+    def status(self) -> int:
+        """0, or the exit status of an interrupted program: 128 + the number of the signal.
+
+        With several processes all must call it; they get the same answer.
+        """
+        if self.runtime.agent and os.getppid() != self.runtime.agent and not self.received:
+            self._receive(signal.SIGTERM, "torchrun has ended")
+        received = self.received
+        if self.group is not None:
+            seen = torch.tensor(received)
+            dist.all_reduce(seen, dist.ReduceOp.MAX, self.group)
+            received = int(seen)
+        return 128 + received if received else 0
+
+    def until_stopped(self, batches: Iterable) -> Iterator:
+        """The batches of an evaluation, up to the moment at which the run is to stop."""
+        for batch in batches:
+            if self.status():
+                return
+            yield batch
+
+    def __enter__(self) -> "Interrupts":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.restore()

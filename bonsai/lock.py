@@ -1,0 +1,224 @@
+"""One run per folder: the file run.lock says who writes there, the system whether it still does.
+
+The owner holds a lock of the system's (flock) on the file, which ends with the process, however it
+ends: on one machine a run that was killed hinders nobody. Another machine that shares the folder
+may know nothing of that lock. So the owner also touches the file every few seconds, and who comes
+from elsewhere watches whether that goes on.
+"""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+from bonsai.atomic import temporary
+from bonsai.errors import UserError
+from bonsai.rundir import LOCK
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+BEAT = 5.0  # seconds between two touches of the file
+STALE = 30.0  # seconds without one after which its owner is gone
+FIELDS = ("pid", "host", "boot", "since", "token")
+
+
+class RunLock:
+    """Holds a run's folder from `acquire` to `release`; made where it is not there yet."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = print):
+        """say: told that we wait for another process."""
+        self.folder, self.path, self.say = folder, folder / LOCK, say
+        self.fd, self.made, self.done = None, [], threading.Event()
+        self.me = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "boot": boot(),
+            "since": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            "token": secrets.token_hex(8),
+        }
+
+    def acquire(self, patience: float = 0.0) -> None:
+        """Raises UserError, which names the other, where another process holds the folder.
+
+        patience: seconds to wait for that process to end.
+        """
+        deadline, told = time.monotonic() + patience, False
+        while not self._try():
+            other = describe(owner(self.path))
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"{self.folder} is the folder of a run that goes on ({other}): stop that one "
+                    "first, or set another --out_dir"
+                )
+            if not told:
+                self.say(f"waiting for {other}, whose run in {self.folder} goes on")
+            told = True
+            time.sleep(0.5)
+        self.done = threading.Event()
+        threading.Thread(target=self._beat, args=(self.done,), daemon=True).start()
+
+    def _try(self) -> bool:
+        """Whether the folder is ours now. Raises UserError where we cannot write."""
+        try:
+            self.made += [p for p in (self.folder, *self.folder.parents) if not p.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            while True:
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                locked = lock_file(fd)
+                if same_file(fd, self.path):
+                    break
+                os.close(fd)  # its owner has just removed it
+            if locked is False or (self._is_foreign(locked) and self._is_alive()):
+                os.close(fd)
+                return False
+            self.fd = fd
+            os.ftruncate(fd, 0)
+            os.write(fd, json.dumps(self.me).encode())
+            return True
+        except OSError as e:
+            self.release(mine=self.fd is not None)
+            raise UserError(
+                f"cannot write into {self.folder} ({e.strerror}): free some space or set another "
+                "--out_dir"
+            ) from None
+
+    def _is_foreign(self, locked: bool | None) -> bool:
+        """Whether the owner that the file names is one of whom the system's lock says nothing."""
+        other, here = owner(self.path), self.me["boot"] or self.me["host"]
+        return bool(other) and (locked is None or (other["boot"] or other["host"]) != here)
+
+    def _is_alive(self) -> bool:
+        """Whether the file's owner still touches it, by the clock of the file system."""
+        first = touched(self.path)
+        rest = STALE - (clock(self.folder) - first)
+        if rest <= 0:
+            return False
+        self.say(f"waiting up to {rest:.0f} s to see whether {describe(owner(self.path))} goes on")
+        end = time.monotonic() + rest
+        while time.monotonic() < end:
+            time.sleep(min(1.0, BEAT / 2))
+            if touched(self.path) != first:
+                return True
+        return False
+
+    def _beat(self, done: threading.Event) -> None:
+        while not done.wait(BEAT):
+            with suppress(OSError, TypeError):
+                os.utime(self.fd if os.utime in os.supports_fd else self.path)
+
+    def is_held(self) -> bool:
+        """Whether the file is still there and names us."""
+        with suppress(OSError):
+            return same_file(self.fd, self.path) and owner(self.path)["token"] == self.me["token"]
+        return False
+
+    def check(self) -> bool:
+        """Before anything is written. Whether the folder had gone, and was made anew.
+
+        Raises UserError where another process has taken it over since.
+        """
+        if self.is_held():
+            return False
+        if self.path.exists():
+            other = describe(owner(self.path))
+            raise UserError(f"{self.folder} was taken over by another run ({other}): stopping")
+        gone = not self.folder.is_dir()
+        self.release()
+        self.acquire()
+        return gone
+
+    def release(self, mine: bool = False) -> None:
+        """Give the folder back; one that we made and where nothing came to be goes again.
+
+        mine: the file is ours, though it does not say so yet.
+        """
+        self.done.set()
+        if self.fd is None:
+            return
+        with suppress(OSError):
+            if mine or self.is_held():
+                self.path.unlink()
+        with suppress(OSError):
+            os.close(self.fd)
+        self.fd = None
+        with suppress(OSError):
+            for path in self.made:
+                path.rmdir()
+        self.made = []
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+
+def boot() -> str:
+    """What tells this start of this machine from any other; '' where the system does not say."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def lock_file(fd: int) -> bool | None:
+    """Lock an open file, without waiting: False: another has it; None: not possible here."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+def same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def clock(folder: Path) -> float:
+    """The time of the file system, which may be another machine's."""
+    probe = temporary(folder / LOCK)
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now
+
+
+def touched(path: Path) -> float:
+    """When the file was last touched. Opened first: over NFS the answer may be old otherwise."""
+    with suppress(FileNotFoundError), open(path, "rb") as f:
+        return os.fstat(f.fileno()).st_mtime
+    return 0.0
+
+
+def owner(path: Path) -> dict[str, object]:
+    """What the lock file says of its owner; nothing where it is empty, or not one of ours."""
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_bytes()[:2000])
+        if isinstance(found, dict):
+            return {key: found.get(key) for key in FIELDS}
+    return {}
+
+
+def describe(who: dict[str, object]) -> str:
+    """
+    >>> describe({"pid": 12, "host": "node1", "since": "2026-11-26 13:00:00 UTC"})
+    'process 12 on node1, since 2026-11-26 13:00:00 UTC'
+    """
+    if not who.get("pid"):
+        return "its process does not say who it is"
+    return f"process {who['pid']} on {who['host']}, since {who['since']}"

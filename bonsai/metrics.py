@@ -1,0 +1,66 @@
+"""metrics.jsonl of a run: a JSON object per logged step and per evaluation, always with `iter`."""
+
+import json
+import math
+from pathlib import Path
+
+from bonsai.atomic import write_whole
+from bonsai.rundir import METRICS
+
+
+def row_text(row: dict) -> str:
+    """One line; a number that JSON does not have (nan, inf) becomes null.
+
+    >>> row_text({"iter": 3, "loss": float("nan")})
+    '{"iter": 3, "loss": null}'
+    """
+    finite = {
+        k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()
+    }
+    return json.dumps(finite, allow_nan=False)
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl; what is no such row, as the last line after a kill, is
+    left out."""
+    return read_rows(Path(folder) / METRICS)[0]
+
+
+def read_rows(path: Path) -> tuple[list[dict], int]:
+    """The rows of a file that need not be there, and the number of lines that are none."""
+    if not path.exists():
+        return [], 0
+    rows, lines = [], 0
+    with open(path, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            lines += 1
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if is_row(row):
+                rows.append(row)
+    return rows, lines - len(rows)
+
+
+def is_row(row: object) -> bool:
+    """Whether it is an object of numbers and nulls with the number of a step."""
+    if not isinstance(row, dict) or type(row.get("iter")) is not int or row["iter"] < 0:
+        return False
+    return all(v is None or type(v) in (int, float) for v in row.values())
+
+
+def forget_after(path: Path, start: int, evaluated: int) -> int:
+    """Drop the rows of steps that are done again after a resume from step `start`.
+
+    Returns the number of lines that were broken, and went as well. Raises OSError.
+    """
+    rows, broken = read_rows(path)
+    kept = [
+        r
+        for r in rows
+        if r["iter"] < start or ("val_loss" in r and r["iter"] == start == evaluated)
+    ]
+    if path.exists():
+        write_whole(path, "".join(row_text(r) + "\n" for r in kept))
+    return broken

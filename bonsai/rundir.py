@@ -1,0 +1,74 @@
+"""The names of the files of a run, which are together in one folder, its out_dir.
+
+ckpt.pt, last.pt, best.pt   checkpoints (bonsai/checkpoint.py says what is in them): of the last
+                            evaluation, of the last step, and of the lowest validation loss
+diverged.pt                 one whose loss is not finite, which replaces none of those
+NAME.prev.pt                the one that NAME.pt has replaced
+step_NNNNNNN.pt             those that keep_last keeps
+metrics.jsonl, log.txt, config.json, loss.png    see bonsai/report.py
+run.lock                    while it goes on: who writes here (bonsai/lock.py)
+earlier/1, earlier/2, ...   the same files of runs before it (bonsai/earlier.py)
+"""
+
+import contextlib
+import re
+from pathlib import Path
+
+from bonsai.atomic import UNFINISHED
+
+CKPT, LAST, BEST, DIVERGED = "ckpt.pt", "last.pt", "best.pt", "diverged.pt"
+METRICS, LOG, SETTINGS, CURVE = "metrics.jsonl", "log.txt", "config.json", "loss.png"
+LOCK, EARLIER = "run.lock", "earlier"
+
+CHECKPOINT = re.compile(r"(ckpt|last|best|diverged)(\.prev)?\.pt|step_\d+\.pt")
+
+
+def previous(path: Path) -> Path:
+    """Where the file that `path` replaced is kept: ckpt.pt -> ckpt.prev.pt."""
+    return path.with_suffix(".prev" + path.suffix)
+
+
+def step_name(step: int) -> str:
+    """
+    >>> step_name(250)
+    'step_0000250.pt'
+    """
+    return f"step_{step:07d}.pt"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints in a run's folder, in the order of their names."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if CHECKPOINT.fullmatch(p.name) and p.is_file())
+
+
+def step_files(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of the files step_NNNNNNN.pt, the first step first."""
+    return sorted((int(p.stem[5:]), p) for p in checkpoints(folder) if p.stem.startswith("step_"))
+
+
+def spare(folder: Path) -> list[Path]:
+    """What a run can go on from where ckpt.pt, last.pt and those before them are missing."""
+    best = folder / BEST
+    steps = [path for _, path in reversed(step_files(folder))]
+    return [p for p in (*steps[:1], best, previous(best)) if p.is_file()]
+
+
+def run_files(folder: Path) -> list[Path]:
+    """Whatever a run has left in its folder; files of other names are not a run's."""
+    others = [folder / name for name in (METRICS, LOG, SETTINGS, CURVE)]
+    return checkpoints(folder) + [p for p in others if p.is_file()]
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill in the middle of writing one of a run's files has left in its folder.
+
+    Only for the one who has the lock of the folder: another may just be writing it.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = UNFINISHED.fullmatch(path.name)
+        name = match["name"] if match else ""
+        if CHECKPOINT.fullmatch(name) or name in (METRICS, SETTINGS, CURVE):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -1,0 +1,43 @@
+"""bonsai/metrics.py: always JSON, and a broken line costs that line alone."""
+
+import json
+
+import pytest
+
+from bonsai.metrics import forget_after, read_metrics, read_rows, row_text
+
+
+def test_a_line_cut_short_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"iter": 0, "loss": 1}\n{"iter": 1, "lo')
+    assert read_metrics(tmp_path) == [{"iter": 0, "loss": 1}]
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_json_does_not_have_is_null(value):
+    text = row_text({"iter": 3, "loss": value, "lr": 0.5})
+    assert json.loads(text, parse_constant=pytest.fail) == {"iter": 3, "loss": None, "lr": 0.5}
+
+
+BROKEN = ['{"iter": "1"}', '{"loss": 1.0}', "[]", "3", '{"iter": 1, "loss": "a"}', '{"iter": -1}']
+BROKEN += ['{"iter": 1.5}', '{"iter": true}', '{"iter": 1, "x": {}}', "\udcff", "[" * 100_000]
+
+
+@pytest.mark.parametrize("line", BROKEN, ids=range(len(BROKEN)))
+def test_a_line_that_is_no_row_is_left_out_and_counted(tmp_path, line):
+    path, good = tmp_path / "metrics.jsonl", '{"iter": 0, "loss": 1}\n'
+    path.write_bytes((good + line + "\n" + good).encode(errors="surrogateescape"))
+    assert read_rows(path) == ([{"iter": 0, "loss": 1}] * 2, 1)
+    assert forget_after(path, 5, -1) == 1
+    assert path.read_text() == good * 2
+
+
+def test_what_is_done_again_is_forgotten(tmp_path):
+    """A resume from step 2: its losses and evaluations stay if they are not made anew."""
+    rows = [{"iter": i, "loss": 1.0} for i in range(4)]
+    rows.insert(2, {"iter": 2, "val_loss": 1.0})
+    path = tmp_path / "metrics.jsonl"
+    for evaluated, expected in ((2, [0, 1, 2]), (0, [0, 1])):
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        assert forget_after(path, 2, evaluated) == 0
+        assert [r["iter"] for r in read_metrics(tmp_path)] == expected
