@@ -7,8 +7,10 @@ calls `config = configure(globals())`. Its user writes
 
 Arguments apply left to right. One without leading dashes is a config file: Python that sees the
 settings so far, so `max_iters = 2 * warmup_iters` works. `--key=value`, `--key value`, and for
-booleans `--key` or `--no-key`, set one. Unlike nanoGPT's configurator, which is executed inside
-its caller, this is a module: names and types are checked, and a mistake is one line, exit status 2.
+booleans `--key` or `--no-key`, set one. What a setting takes stands in brackets at the end of its
+comment, `[>= 1]` or `[cosine | trapezoid]`: bonsai/values.py says how, and checks it. Unlike
+nanoGPT's configurator, which is executed inside its caller, this is a module: names, types and
+values are checked, and a mistake is one line, exit status 2.
 """
 
 import ast

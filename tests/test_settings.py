@@ -161,3 +161,21 @@ def test_help_and_version(program, capsys):
                 assert setting.takes in out
         else:
             assert out.startswith("bonsai ") and out.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_second_call_has_the_defaults_again(program, capsys):
+    """As in a notebook, where main is called more than once in one process."""
+    found = {name: s for name, s in declared(program).items() if bool in s.types}
+    found |= {n: s for n, s in declared(program).items() if s.types == (int,) or s.kind == "path"}
+    other = {
+        name: "never-used" if s.kind == "path" else not s.default if bool in s.types else 300
+        for name, s in found.items()
+        if s.kind == "path" or bool in s.types or in_range(300, s.range)
+    }
+    names = dict(namespace(program))
+    first = configurator.configure(names, None, [f"--{n}={v}" for n, v in other.items()])
+    assert {n: first[n] for n in other} == other and other
+    assert configurator.configure(names, None, []).diff() == {}
+    assert all(names[n] == found[n].default for n in other)
+    capsys.readouterr()
