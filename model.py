@@ -66,6 +66,8 @@ class GPTConfig:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.rope_base > 0:
+            raise ValueError(f"rope_base={self.rope_base} must be above 0")
         for name in ("n_kv_head", "head_size", "logit_softcap"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")

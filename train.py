@@ -174,9 +174,10 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     wandb_id = None
     if resuming:
         state = loaded.checkpoint
-        if "optimizer" not in state:
-            advice = shlex.quote(f"--init_from={loaded.source}")
-            raise UserError(f"{loaded.source} has no optimizer: use {advice}")
+        for key in ("optimizer", "iter_num", "best_val_loss"):
+            if key not in state:
+                advice = shlex.quote(f"--init_from={loaded.source}")
+                raise UserError(f"{loaded.source} has no {key}: use {advice}")
         crop_moments(state["optimizer"], [p for g in optim.param_groups for p in g["params"]])
         load_optimizer_state(optim, state["optimizer"])
         if state.get("scaler") and scaler.is_enabled():

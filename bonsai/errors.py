@@ -26,6 +26,12 @@ def reason(e: OSError) -> str:
     return "the disk is full" if e.errno in FULL else e.strerror or str(e)
 
 
+def short_of_memory(e: BaseException) -> bool:
+    """Whether the system had no more memory, for data or for another thread."""
+    words = ("allocate memory", "out of memory", "can't start new thread")
+    return isinstance(e, MemoryError) or any(word in str(e).lower() for word in words)
+
+
 def fail(message: object, status: int = 1) -> None:
     """Print one line on stderr and end this process with `status`."""
     flush()
@@ -84,8 +90,13 @@ def run(*steps: Callable[[], object]) -> None:
     except BrokenPipeError:  # `| head` closed our stdout: not worth a word
         flush()
         sys.exit(0)
-    except MemoryError:
-        fail("out of memory: use a smaller batch_size or a smaller model")
+    except (MemoryError, RuntimeError) as e:
+        if not short_of_memory(e):
+            raise
+        fail(
+            "out of memory: use a smaller batch_size or a smaller model, free some memory, or "
+            "raise its limit (ulimit -v)"
+        )
     except OSError as e:
         if e.errno in FULL:
             where = f" while writing {e.filename}" if e.filename else ""

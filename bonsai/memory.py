@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from bonsai.errors import short_of_memory
 from bonsai.runtime import DTYPES, Runtime
 
 GIB = 2**30
@@ -65,7 +66,4 @@ LOWER = (
 
 def out_of_memory(e: BaseException) -> bool:
     """Whether an exception of torch says that an allocation failed."""
-    if isinstance(e, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(e).lower()
-    return "allocate memory" in text or "out of memory" in text
+    return isinstance(e, torch.OutOfMemoryError) or short_of_memory(e)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.nn as nn
 
-from bonsai.errors import UserError
+from bonsai.errors import UserError, short_of_memory
 from bonsai.files import exists
 from bonsai.fit import WithoutDraws, check_fit
 from bonsai.hugging_face import CONFIG_BYTES, read_gpt2
@@ -106,18 +106,31 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
     if name not in MODELS:
         raise UserError(f"{path} holds a model={name!r}, which is not one of {', '.join(MODELS)}")
     check_fit(*MODELS[name], model_fields, weights, path)
-    with WithoutDraws():
-        model = build_model(name, model_fields)
-    model.load_state_dict(weights)
+    model = with_weights(name, model_fields, weights, str(path))
     config = checkpoint.get("config", {})
     return Loaded(model, name, checkpoint.get("tokenizer"), config, str(path), checkpoint)
 
 
+def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Module:
+    """A model of settings and weights that fit together."""
+    try:
+        with WithoutDraws():
+            model = build_model(name, settings)
+        model.load_state_dict(weights)
+    except (RuntimeError, MemoryError) as e:
+        if not short_of_memory(e):
+            raise
+        size = sum(w.nbytes for w in weights.values()) / 2**20
+        raise UserError(
+            f"the memory does not suffice for the model of {source} ({size:,.0f} MiB of weights): "
+            "free some, or raise its limit (ulimit -v)"
+        ) from None
+    return model
+
+
 def from_hugging_face(source: str, overrides: dict) -> Loaded:
     settings, weights = read_gpt2(source)
-    with WithoutDraws():
-        model = build_model("gpt", {**settings, **overrides})
-    model.load_state_dict(weights)
+    model = with_weights("gpt", {**settings, **overrides}, weights, source)
     tokenizer, note = hugging_face_tokenizer(source, model.config.vocab_size)
     return Loaded(model, "gpt", tokenizer, {}, source, tokenizer_note=note)
 

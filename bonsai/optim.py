@@ -112,8 +112,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     That also keeps our choice of fused kernels, which the non-finite guard needs, and by which
     load_state_dict decides on which device the step counters live.
     """
-    kinds = [[g.get("kind") for g in s["param_groups"]] for s in (state, optimizer.state_dict())]
-    if kinds[0] != kinds[1]:
+    saved, now = (
+        [(g.get("kind"), len(g["params"])) for g in s["param_groups"]]
+        for s in (state, optimizer.state_dict())
+    )
+    if saved != now:
         raise UserError(
             "the checkpoint was trained with the other optimizer: set optimizer as it was, or "
             "start from its weights alone, --init_from=FILE"

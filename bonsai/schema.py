@@ -33,6 +33,14 @@ def is_dict(value: Any, kind: type = str) -> bool:
     return isinstance(value, dict) and all(type(key) is kind for key in value)
 
 
+def is_plain(value: Any) -> bool:
+    """No tensor at any depth."""
+    inner = value.values() if isinstance(value, dict) else value
+    return not is_tensor(value) and (
+        not isinstance(value, dict | list | tuple) or all(map(is_plain, inner))
+    )
+
+
 def is_one(value: Any) -> bool:
     """A tensor of one number."""
     return is_tensor(value) and math.prod(value.shape) == 1
@@ -101,7 +109,10 @@ RULES = {
         lambda v: is_one(v) or is_number(v) or v != v,  # nanoGPT's of a run that diverged
         "a number",
     ),
-    "config": (is_dict, "settings by their names"),
+    "config": (
+        lambda v: is_dict(v) and is_plain(v) and isinstance(v.get("dataset", ""), str),
+        "settings by their names",
+    ),
     "tokenizer": (
         lambda v: v is None or (is_dict(v) and isinstance(v.get("type"), str)),
         "a description of a tokenizer",

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, differences, environment
+from conftest import ROOT, assert_one_line_error, differences, environment, train
 from test_checkpoint import one_line, state
 
 from bonsai import checkpoint, restore
@@ -304,7 +304,7 @@ def replaced(value, path: list[str], new):
     if key is None:  # a name with dots in it
         key, path = ".".join(path), path[-1:]
     copy = list(value) if isinstance(value, list) else dict(value)
-    copy[key] = replaced(value[key], path[1:], new)
+    copy[key] = replaced(value.get(key) if isinstance(value, dict) else value[key], path[1:], new)
     return copy
 
 
@@ -342,6 +342,37 @@ def test_a_value_of_the_wrong_kind_is_one_line(tmp_path, field):
             found += 1
             assert "\n" not in str(e) and len(str(e)) < 500, e
     assert found or field == "config.dataset", "nothing of this was refused"
+
+
+def test_what_a_resume_needs_fits_the_model_and_is_there(tmp_path):
+    _, state = tiny()
+    moment = state["optimizer"]["state"][0]["exp_avg"]
+    for field, wrong in {
+        "optimizer.param_groups": state["optimizer"]["param_groups"][:1],
+        "optimizer.param_groups.0.params": [0],
+        "optimizer.state.0.exp_avg": moment[:-1],
+        "optimizer.state.0.exp_avg_sq": moment[None],
+        "optimizer.state.0": {"exp_avg": moment},
+        "optimizer.state": {99: state["optimizer"]["state"][0]},
+        "config": {"dataset": ["meta"]},
+        "config.learning_rate": [moment],
+        "model_config.rope_base": -1.0,
+        "model_config.new_field": 1,
+    }.items():
+        torch.save(replaced(state, field.split("."), wrong), tmp_path / "ckpt.pt")
+        with pytest.raises(UserError) as e:
+            resume_as_train_does(tmp_path)
+        assert "\n" not in str(e.value), field
+
+
+def test_a_run_needs_more_than_weights_to_go_on(workplace, tmp_path):
+    _, state = tiny()
+    (tmp_path / "out").mkdir()
+    for missing in ("optimizer", "iter_num", "best_val_loss"):
+        torch.save({k: v for k, v in state.items() if k != missing}, tmp_path / "out" / "ckpt.pt")
+        assert load_model("best", tmp_path / "out").model.config.n_layer == 2  # to sample from
+    result = train(workplace, tmp_path / "out", "--init_from=resume")
+    assert_one_line_error(result, "has no best_val_loss")
 
 
 def test_no_model_larger_than_its_weights_is_built(tmp_path, monkeypatch):
