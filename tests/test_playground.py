@@ -549,6 +549,16 @@ def test_a_reload_keeps_what_was_written(server, visit):
     page.reload()
     expect(page.locator("#output .token").nth(2)).to_be_visible()
     expect(page.locator("#versions")).to_contain_text("3 of 3")
+    kept = page.evaluate(
+        """async () => {  // with room for a few versions only, the one that is shown is among them
+          const { restore, store, Version } = await import("/versions.js");
+          const tokens = Array.from({ length: 9000 }, () => ({ text: "x".repeat(90), logprob: 0 }));
+          store(Array.from({ length: 12 }, (_, seed) => new Version({ seed, tokens })), 11);
+          const [versions, shown] = restore();
+          return [versions.length, versions[shown].seed];
+        }"""
+    )
+    assert kept == [3, 11]
 
 
 def test_the_sources_write_no_html():

@@ -136,6 +136,7 @@ export const memory = {
   set(key, value) {
     for (const storage of ["sessionStorage", "localStorage"])
       try {
+        window[storage].removeItem(`bonsai.${key}`); // an old value is worse than none
         window[storage].setItem(`bonsai.${key}`, JSON.stringify(value));
       } catch {
         // private windows; more than there is room for

@@ -4,7 +4,7 @@ import { bits } from "./dom.js";
 import { bytesText, Characters, tokenBytes } from "./text.js";
 
 const ALTERNATIVES = 5;
-const STORED = 10; // versions that a reload keeps
+const STORED = [10, 3, 1]; // versions that a reload keeps: the first number that there is room for
 
 export class Version {
   constructor(fields) {
@@ -129,15 +129,18 @@ const ENDED = ["state", "error", "finish", "fresh", "asked", "beyond", "began", 
 
 /** Keep the latest versions, and which one is shown, for this tab. */
 export function store(versions, shown) {
-  const from = Math.max(0, Math.min(shown, versions.length - STORED));
-  const kept = versions
-    .slice(from, from + STORED)
-    .map((v) => Object.fromEntries([...KEPT, ...ENDED].map((key) => [key, v[key]])));
-  try {
-    sessionStorage.setItem(STORE, JSON.stringify({ kept, shown: shown - from }));
-  } catch {
-    // more than there is room for: what was kept before is old
-    sessionStorage.removeItem(STORE);
+  for (const most of STORED) {
+    const from = Math.max(0, Math.min(shown, versions.length - most));
+    const kept = versions
+      .slice(from, from + most)
+      .map((v) => Object.fromEntries([...KEPT, ...ENDED].map((key) => [key, v[key]])));
+    try {
+      sessionStorage.removeItem(STORE); // what was kept before is old
+      sessionStorage.setItem(STORE, JSON.stringify({ kept, shown: shown - from }));
+      return;
+    } catch {
+      // more than there is room for, or forbidden
+    }
   }
 }
 
