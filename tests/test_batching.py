@@ -103,7 +103,7 @@ def random_requests(engine, rng, count):
     "options", [{}, dict(prefix_cache=60), dict(prefix_cache=60, lookup=5), dict(draft=4)], ids=str
 )
 def test_a_request_gets_the_tokens_it_gets_alone(model, seed, options):
-    """Arriving at random times, beside others, after others were cancelled."""
+    """Arriving at random times, beside others, after others were cancelled or set aside."""
     rng = random.Random(seed)
     max_batch = rng.choice([1, 3, 8])
     engine = Engine(model, max_batch, **options)
@@ -115,6 +115,11 @@ def test_a_request_gets_the_tokens_it_gets_alone(model, seed, options):
                 events.setdefault(event.request, []).append(event)
         if requests and rng.random() < 0.3:
             engine.cancel(rng.choice(requests))
+        if requests and rng.random() < 0.5:
+            engine.hold(rng.choice(requests))
+            engine.resume(rng.choice(requests))
+    for request in requests:
+        engine.resume(request)
     for request, more in finish(engine).items():
         events.setdefault(request, []).extend(more)
     assert len(requests) > 5

@@ -259,6 +259,32 @@ def test_a_stream_that_nobody_reads_ends():
             wait(lambda: not server.worker.running and not process.server_state.connections, 60)
 
 
+@pytest.mark.parametrize(
+    "error, status, says",
+    [
+        (MemoryError(), 503, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 503, "out of memory"),
+        (ZeroDivisionError("a bug"), 500, "the model failed"),
+    ],
+    ids=repr,
+)
+def test_a_step_that_fails_ends_its_answers_and_no_others(monkeypatch, capfd, error, status, says):
+    server = model_server()
+    step = Engine.step
+
+    def fail_once(self):
+        monkeypatch.setattr(Engine, "step", step)
+        raise error
+
+    with running(create_app(server), server.worker) as process:
+        url = f"http://127.0.0.1:{process.port}/v1/completions"
+        monkeypatch.setattr(Engine, "step", fail_once)
+        answer = httpx.post(url, json=BODY, timeout=20)
+        assert answer.status_code == status and says in answer.json()["error"]["message"]
+        assert httpx.post(url, json={**BODY, "max_tokens": 3}, timeout=20).status_code == 200
+    assert ("Traceback" in capfd.readouterr().err) == (status == 500)
+
+
 # ---- the program ----
 
 DIES = """

@@ -778,8 +778,10 @@ def test_a_port_that_is_taken(folder, served):
     assert result.rc == 1 and "cannot listen" in result.stderr, result
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_the_end(folder, times):
+@pytest.mark.parametrize(
+    "number, times", [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
+)
+def test_the_end(folder, number, times):
     """Ctrl-C in the middle of an answer, once or impatiently: it ends, and so does the server."""
     body = {"model": "out-long", "prompt": "a", "max_tokens": 1000, "stream": True}
     got = []
@@ -800,7 +802,7 @@ def test_the_end(folder, times):
             assert time.monotonic() < end
             time.sleep(0.02)
         for _ in range(times):
-            running.process.send_signal(signal.SIGINT)
+            running.process.send_signal(number)
             time.sleep(0.1)
         assert running.process.wait(30) == 0
         thread.join(20)

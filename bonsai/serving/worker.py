@@ -311,11 +311,14 @@ class Worker:
     def _broken(self, engine: Engine, e: Exception) -> Failed:
         """A step failed (memory, or a bug of ours): end all requests of this engine, go on."""
         failed = Failed("the model failed; see the server's log")
-        if out_of_memory(e):
+        short = out_of_memory(e)
+        if short:
             failed = Stopped("out of memory: ask for fewer or shorter texts at once")
-            print("error: out of memory: choose a smaller --max_batch", file=sys.stderr, flush=True)
-        else:
-            traceback.print_exception(e, file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # nobody may be there to read it
+            if short:
+                print("error: out of memory: choose a smaller --max_batch", file=sys.stderr)
+            else:
+                traceback.print_exception(e, file=sys.stderr)
         engine.waiting.clear()  # whatever state the step left it in
         engine.running.clear()
         for stream in {stream for stream, _ in self._owner.values() if stream.engine is engine}:
