@@ -43,7 +43,7 @@ from bonsai.optim import (
 from bonsai.presets import FIELDS
 from bonsai.report import Report, versions
 from bonsai.restore import crop_moments
-from bonsai.rundir import BEST, CKPT, DIVERGED, LAST, checkpoints, remove_unfinished, step_name
+from bonsai.rundir import BEST, CKPT, DIVERGED, LAST, remove_unfinished, resumable, step_name
 from bonsai.runtime import Runtime, peak_flops, seed_everything, setup
 from bonsai.text import sample_text
 from configurator import Config, configure, resolve_path
@@ -135,7 +135,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     runtime.barrier()  # the folder is as it will be read
     loaded, fresh = None, c.init_from == "scratch"
     if c.init_from == "auto":
-        fresh = not any(not p.name.startswith("diverged") for p in checkpoints(folder))
+        fresh = not resumable(folder)
     if not fresh:
         loaded = load_model("resume" if c.init_from == "auto" else c.init_from, folder, c)
     resuming = loaded is not None and c.init_from in ("resume", "auto")

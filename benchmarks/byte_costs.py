@@ -25,6 +25,7 @@ import torch
 
 from bonsai.engine import SamplingParams, generate, prepare
 from bonsai.errors import UserError, run
+from bonsai.files import write_whole
 from bonsai.models import build_model
 from bonsai.results import provenance, table, write_json
 from bonsai.runtime import memory_in_use, setup
@@ -195,7 +196,7 @@ def main() -> None:
     print(text)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "byte_costs.txt").write_text(text, encoding="utf-8")
+    write_whole(folder / "byte_costs.txt", text)
     where = setup(device, "float32", False).device
     write_json(folder / "byte_costs.json", {**provenance(where), **results})
 

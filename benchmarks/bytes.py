@@ -31,6 +31,7 @@ from bonsai.dataset import Mixture
 from bonsai.engine import SamplingParams, generate
 from bonsai.errors import UserError, run
 from bonsai.evals import split_loss
+from bonsai.files import save_picture, write_whole
 from bonsai.models import CONFIGS, build_model
 from bonsai.optim import set_rates
 from bonsai.results import provenance, table, write_json
@@ -300,7 +301,7 @@ def draw(rows: list[dict], path: Path) -> None:
     axes.set_title(f"equal FLOPs per byte, equal bytes ({scale})", fontsize=10)
     axes.margins(x=0.25)
     axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, dpi=110)
     plt.close(figure)
 
 
@@ -337,7 +338,7 @@ def main() -> None:
     text = table(rows, COLUMNS)
     print(f"\n{text}\n")
     folder = Path(out)
-    (folder / "bytes.txt").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "bytes.txt", text + "\n")
     draw(rows, folder / "bytes.png")
     write_json(folder / "bytes.json", {**provenance(runtime.device), "steps": count, "rows": rows})
 

@@ -32,6 +32,7 @@ from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.linear import call, products
 from bonsai.engine.memory import LargePages
 from bonsai.errors import UserError, run
+from bonsai.files import write_whole
 from bonsai.models import build_model
 from bonsai.report import header
 from bonsai.results import load_peer, peer_commit, provenance, spread, table, write_json
@@ -311,7 +312,7 @@ def main() -> None:
     print(f"\n{text}")
     if out:
         write_json(Path(out) / "decode.json", {**about, **{"notes": notes, "rows": rows}})
-        (Path(out) / "decode.txt").write_text(text + "\n", encoding="utf-8")
+        write_whole(Path(out) / "decode.txt", text + "\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import torch
 from benchmarks.track import SEED, Track
 from bonsai.dataset import ROOT
 from bonsai.errors import UserError, run
+from bonsai.files import save_picture
 from bonsai.report import header
 from bonsai.results import table
 from configurator import configure, resolve_path
@@ -168,7 +169,7 @@ def draw(runs: list[dict], target: float, path: Path) -> None:
     axes.set_ylabel("cross-entropy, nats per token")
     axes.set_title("lines: training loss, smoothed; points: whole validation split", fontsize=10)
     axes.legend()
-    figure.savefig(path)
+    save_picture(figure, path)
 
 
 def main() -> None:

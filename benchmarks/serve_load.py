@@ -31,6 +31,7 @@ import torch
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.sampling import Row, candidates, noise, step_key
 from bonsai.errors import UserError, run
+from bonsai.files import write_whole
 from bonsai.report import header
 from bonsai.results import provenance, table, write_json
 from bonsai.runtime import leave_a_core, pick_device, setup
@@ -308,7 +309,7 @@ def main() -> int:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "serve_load.json", {**provenance(runtime.device), "rows": [row]})
-        (folder / "serve_load.txt").write_text("\n".join([*lines, text]) + "\n", encoding="utf-8")
+        write_whole(folder / "serve_load.txt", "\n".join([*lines, text]) + "\n")
     different = same["different"] if dtype == "float32" and not quantize else 0
     return 1 if errors or different else 0
 

@@ -32,6 +32,7 @@ import torch
 from bonsai.batches import Batches, prefetch
 from bonsai.dataset import Dataset, Mixture, Split
 from bonsai.errors import UserError, run
+from bonsai.files import write_whole
 from bonsai.memory import GIB, out_of_memory
 from bonsai.models import build_model
 from bonsai.report import header
@@ -288,7 +289,7 @@ def main() -> None:
     if out:
         write_json(Path(out) / "throughput.json", {**about, "rows": rows})
         (Path(out) / "throughput.part.json").unlink(missing_ok=True)
-        (Path(out) / "throughput.txt").write_text(text + "\n", encoding="utf-8")
+        write_whole(Path(out) / "throughput.txt", text + "\n")
 
 
 if __name__ == "__main__":

@@ -43,14 +43,14 @@ def whole_file(
         raise
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Write a file at once, a text as UTF-8. Raises OSError, and leaves what was there before."""
+def replace_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text as UTF-8. Raises OSError, and leaves what was there before."""
     with whole_file(path) as f:
-        f.write(content.encode("utf-8") if isinstance(content, str) else content)
+        f.write(text.encode("utf-8"))
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, which a later write_whole to the first does not change."""
+    """A second name for a file, which what later takes the first one's place does not change."""
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links

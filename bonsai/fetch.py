@@ -3,10 +3,8 @@
 Every failure, no network above all, is one line that names the other way: `--input=PATH`.
 """
 
-import contextlib
 import http.client
 import json
-import os
 import ssl
 import urllib.error
 import urllib.parse
@@ -14,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bonsai.atomic import whole_file
 from bonsai.errors import UserError
 from bonsai.files import SETTINGS, writing
 from bonsai.readers import READERS, read_text
@@ -28,20 +27,13 @@ def fetch_text(url: str, path: Path) -> str:
 
 
 def download(url: str, path: Path) -> None:
-    """Fetch `url` into `path`, through a temporary file. Raises UserError when that fails."""
-    tmp = path.with_name(path.name + ".tmp")
-    try:
-        with writing(path), _open_url(url) as response, open(tmp, "wb") as f:
-            expected = response.headers.get("Content-Length")
-            while block := _receive(response, url):
-                f.write(block)
-            if expected is not None and str(f.tell()) != expected.strip():
-                raise _no_download(url, f"{f.tell()} of {expected} bytes arrived")
-        with writing(path):
-            os.replace(tmp, path)
-    finally:
-        with contextlib.suppress(OSError):
-            tmp.unlink()
+    """Fetch `url` into `path`, whole or not at all. Raises UserError when that fails."""
+    with writing(path), _open_url(url) as response, whole_file(path) as f:
+        expected = response.headers.get("Content-Length")
+        while block := _receive(response, url):
+            f.write(block)
+        if expected is not None and str(f.tell()) != expected.strip():
+            raise _no_download(url, f"{f.tell()} of {expected} bytes arrived")
 
 
 def hub_files(repo: str, revision: str, folder: str = "") -> list[tuple[str, int]]:

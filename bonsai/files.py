@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from bonsai.atomic import replace_text, whole_file
 from bonsai.errors import FULL, UserError, reason
 
 # Bytes of a meta.json or of a tokenizer: JSON takes up to 35 times its size in memory, and the
@@ -52,19 +53,19 @@ def writing(path: str | Path, hint: str = "") -> Iterator[None]:
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file, and the folder it goes to: all of it or nothing, through a temporary file
-    beside it. Raises UserError for what the disk says."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    """Write a text file, and the folder it goes to: all of it or nothing. Raises UserError for what
+    the disk says."""
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, text)
+
+
+def save_picture(figure, path: str | Path, **options) -> None:
+    """Write a figure of matplotlib, as write_whole does a text."""
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as f:
+            figure.savefig(f, format=Path(path).suffix[1:], **options)
 
 
 def file_size(path: str | Path, name: str = "") -> int:

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from bonsai.atomic import write_whole
+from bonsai.atomic import replace_text
 from bonsai.rundir import METRICS
 
 
@@ -62,5 +62,5 @@ def forget_after(path: Path, start: int, evaluated: int) -> int:
         if r["iter"] < start or ("val_loss" in r and r["iter"] == start == evaluated)
     ]
     if path.exists():
-        write_whole(path, "".join(row_text(r) + "\n" for r in kept))
+        replace_text(path, "".join(row_text(r) + "\n" for r in kept))
     return broken

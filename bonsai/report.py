@@ -22,7 +22,7 @@ from typing import TextIO
 
 import torch
 
-from bonsai.atomic import whole_file, write_whole
+from bonsai.atomic import replace_text, whole_file
 from bonsai.dataset import ROOT
 from bonsai.errors import UserError, flush
 from bonsai.metrics import forget_after, read_metrics, row_text
@@ -105,7 +105,7 @@ class Report:
         """Write what stands at the head of a run's files, and open those that grow."""
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = json.dumps(self.settings, indent=1, default=str)
-        write_whole(self.folder / SETTINGS, settings + "\n")
+        replace_text(self.folder / SETTINGS, settings + "\n")
         self.log = open(self.folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
         self.log.write("\n".join(header(self.runtime.device)) + "\n")
         self.log.flush()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bonsai.atomic import replace_text
 from bonsai.errors import UserError
 from bonsai.report import commit, versions
 from bonsai.runtime import device_name
@@ -91,12 +92,10 @@ def write_json(target: str | os.PathLike[str], results: dict) -> None:
         print(json.dumps(plain(results), allow_nan=False), flush=True)
         return
     path = Path(target)
-    tmp = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(plain(results), indent=1, allow_nan=False)
-        tmp.write_text(text + "\n", encoding="utf-8")
-        os.replace(tmp, path)
+        replace_text(path, text + "\n")
     except OSError as e:
         raise UserError(f"cannot write the results to {path}: {e.strerror}") from None
 

@@ -43,6 +43,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if CHECKPOINT.fullmatch(p.name) and p.is_file())
 
 
+def resumable(folder: Path) -> bool:
+    """Whether there is a checkpoint that a run goes on from; diverged.pt is none."""
+    return any(not path.name.startswith("diverged") for path in checkpoints(folder))
+
+
 def step_files(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of the files step_NNNNNNN.pt, the first step first."""
     return sorted((int(p.stem[5:]), p) for p in checkpoints(folder) if p.stem.startswith("step_"))

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from bonsai.dataset import ROOT, Split
 from bonsai.errors import UserError
+from bonsai.files import save_picture
 from bonsai.restore import run_checkpoint, steps_done
+from bonsai.rundir import resumable
 
 COLORS = ("#2f6db3", "#d1495b", "#3a8f5c", "#b07c1f", "#7a5195", "#4c9f9f", "#8c564b", "#666666")
 
@@ -21,7 +23,7 @@ def train(config: str | Path, out_dir: str | Path, max_iters: int, *options: str
     checkpoint. Other options take an out_dir of their own. UserError where the run fails.
     """
     out = Path(out_dir)
-    if any((out / name).exists() for name in ("ckpt.pt", "last.pt")):
+    if resumable(out):
         done = steps_done(run_checkpoint(out, newest=True))
         if done >= max_iters:
             print(f"{out} has {done} steps already: not trained again (delete it to train anew)")
@@ -64,6 +66,5 @@ def new_figure(width: float, height: float):
 
 def save_figure(figure, path: Path) -> None:
     """Write the picture and say so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, dpi=110)
     print(f"wrote {path}")

@@ -111,6 +111,17 @@ def test_settings_are_read_from_one_object(name):
         assert not {node.id for node in nodes} & declared - own
 
 
+def test_files_are_written_whole():
+    """Through bonsai/atomic.py: a kill or a full disk leaves what was there, not half of it."""
+    through = ("atomic.py", "files.py", "report.py", "writer.py")
+    for path in (p for p in CODE if p.name not in through):
+        text = path.read_text(encoding="utf-8").split('"""', 2)[-1]
+        found = re.findall(r"\.(?:write_text|write_bytes|savefig)\(|os\.replace\(", text)
+        allowed = {"native.py": 1, "earlier.py": 4, "checkpoint.py": 3, "multi30k/prepare.py": 1}
+        named = [n for name, n in allowed.items() if short(path).endswith(name)]
+        assert len(found) <= sum(named), f"{short(path)}: {found}"
+
+
 # ---- config files ----
 
 

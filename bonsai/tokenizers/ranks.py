@@ -10,6 +10,7 @@ import binascii
 from collections.abc import Sequence
 from pathlib import Path
 
+from bonsai.atomic import whole_file
 from bonsai.errors import UserError
 from bonsai.files import SETTINGS
 from bonsai.textfile import read_text
@@ -39,10 +40,10 @@ def read_ranks(path: str | Path) -> list[bytes | None]:
 
 def write_ranks(path: str | Path, tokens: Sequence[bytes | None]) -> None:
     """Write the tokens of a BPETokenizer as a .tiktoken file."""
-    with open(path, "w", encoding="ascii", newline="\n") as f:
+    with whole_file(path) as f:
         for i, token in enumerate(tokens):
             if token is not None:
-                f.write(f"{base64.b64encode(token).decode()} {i}\n")
+                f.write(base64.b64encode(token) + f" {i}\n".encode())
 
 
 def read_vocab_bpe(path: str | Path) -> list[bytes | None]:

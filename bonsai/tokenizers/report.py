@@ -4,6 +4,7 @@ holds, and what more or fewer tokens would change."""
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from bonsai.files import save_picture
 from bonsai.tokenizers.base import Tokenizer
 from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.samples import LANGUAGES, OTHERS
@@ -129,5 +130,5 @@ def draw_curve(curve: Curve, width: int, path: str) -> None:
     right.set_ylabel(f"million embedding parameters at n_embd={width}", color="gray")
     right.set_ylim(0, None)
     left.legend(loc="upper center")
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path, dpi=120)
     plt.close(figure)

@@ -26,6 +26,7 @@ if __name__ == "__main__":
 import torch
 
 from bonsai.errors import UserError, run
+from bonsai.files import write_whole
 from bonsai.results import table
 from bonsai.tokenizers import CharTokenizer
 from configurator import configure
@@ -185,8 +186,8 @@ def draw(chains: list[Chain], model: GPT) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     steps_shown = sorted({0, steps // 2, steps})
     source = dot([chains[s] for s in steps_shown], vocabulary, context, shorter)
-    (folder / "states.dot").write_text(source, encoding="utf-8")
-    (folder / "baby_gpt.html").write_text(page(chains, model), encoding="utf-8")
+    write_whole(folder / "states.dot", source)
+    write_whole(folder / "baby_gpt.html", page(chains, model))
     print(f"\nwrote {folder / 'baby_gpt.html'}: open it in a browser")
     if shutil.which("dot") is None:
         print(f"no states.svg, because Graphviz (dot) is not installed; {folder / 'states.dot'} is")

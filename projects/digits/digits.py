@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from bonsai.errors import UserError, run
+from bonsai.files import save_picture
 from configurator import configure, resolve_path
 
 # data
@@ -199,8 +200,7 @@ def draw(w: dict[str, np.ndarray], curve: list[float], x: np.ndarray, y: np.ndar
         cell.set_title(f"{y[i]}, {read}", fontsize=9, color="#d1495b" if read != y[i] else "black")
         cell.axis("off")
     path = Path(out_dir) / "digits.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, dpi=110)
     return path
 
 

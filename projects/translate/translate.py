@@ -28,6 +28,7 @@ from bonsai.checkpoint import save_checkpoint
 from bonsai.dataset import Dataset, open_dataset
 from bonsai.engine import SamplingParams, generate
 from bonsai.errors import UserError, run
+from bonsai.files import write_whole
 from bonsai.models import load_model
 from bonsai.optim import build_optimizer, load_optimizer_state
 from bonsai.restore import load_checkpoint
@@ -329,7 +330,7 @@ def main() -> None:
     print(f"\n{len(wanted):,} sentences of test_2016_flickr:\n{table(rows, columns)}\n")
     for question, mine, true in list(zip(questions, said, wanted))[:3]:
         print(f"{question}\n  = {mine}\n  ~ {true}")
-    (out / "test.txt").write_text("\n".join(said) + "\n", encoding="utf-8")
+    write_whole(out / "test.txt", "\n".join(said) + "\n")
     write_json(out / "translate.json", {"rows": rows})
     draw(model, coder, out / "attention.png")
 
