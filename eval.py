@@ -38,6 +38,7 @@ init_from = "resume"  # resume: the run in out_dir; gpt2*; checkpoints or folder
 out_dir = "out"  # the run to evaluate; a,b: several; ignored if init_from is not resume [paths]
 # the data
 dataset = ""  # a folder in data/, or a,b: several; default: what the model was trained on [paths]
+other_tokenizer = False  # also data whose tokenizer is not the model's
 split = "val"  # [val | train]
 windows = 0  # how many, spread evenly over the split; 0: all [>= 0]
 block_size = 0  # tokens in a window; 0: as many as the model can take [>= 0]
@@ -91,18 +92,7 @@ def sources() -> list[tuple[str, str]]:
 
 def check_data(loaded: Loaded, data: Mixture, block: int) -> None:
     """Raise UserError if the data are not what the model reads."""
-    assumed = None if data.parts[0].source else {"type": "gpt2"}  # without a meta file
-    theirs, own = data.tokenizer or assumed, loaded.tokenizer
-    if own and theirs and own != theirs:
-        names = [
-            f"{t['type']}, {len(t['chars'])} characters" if t["type"] == "char" else t["type"]
-            for t in (own, theirs)
-        ]
-        raise UserError(
-            f"{loaded.source} has another tokenizer ({names[0]}) than data set "
-            f"{data.parts[0].name} ({names[1]}): choose another --dataset, or prepare this one "
-            "with the model's tokenizer"
-        )
+    data.check_tokenizer(loaded.tokenizer, loaded.source, insist=other_tokenizer)
     if not 0 < block <= loaded.model.config.block_size:
         raise UserError(
             f"block_size={block} is not between 1 and the {loaded.model.config.block_size} tokens "
@@ -121,14 +111,11 @@ def evaluate(loaded: Loaded, model, spec: str, runtime: Runtime) -> list[dict]:
         text = part.split(split)
         track = progress(runtime, f"{loaded.source} on {part.name}")
         loss, tokens = split_loss(model, text, runtime, block, batch_size, windows, track)
-        # masked tokens have bytes but no loss
-        per_token = None if text.mask_files else text.bytes_per_token
-        rows.append(result(part.name, block, tokens, loss, per_token))
+        rows.append(result(part.name, block, tokens, loss, text.bytes_per_token))
     if ":" in spec and len(rows) > 1:  # by weight: what its training reported
         loss = sum(part.weight * row["loss"] for part, row in zip(data.parts, rows))
-        masked = any(part.split(split).mask_files for part in data.parts)
-        per_token = None if masked else data.bytes_per_token(split)
-        rows.append(result(spec, block, sum(row["tokens"] for row in rows), loss, per_token))
+        tokens, per_token = sum(row["tokens"] for row in rows), data.bytes_per_token(split)
+        rows.append(result(spec, block, tokens, loss, per_token))
     return rows
 
 

@@ -15,7 +15,6 @@ if __name__ == "__main__":
     import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import math
-import shlex
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,26 +24,19 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.batches import Batches, prefetch
 from bonsai.checkpoint import save_checkpoint
-from bonsai.dataset import Mixture
-from bonsai.dial import compute_optimal
 from bonsai.earlier import set_aside, set_aside_newer, take_back
 from bonsai.errors import UserError, run
 from bonsai.evals import bits_per_byte, mixture_loss
 from bonsai.interrupts import Interrupts
 from bonsai.lock import RunLock
 from bonsai.memory import LOWER, describe_memory, out_of_memory
-from bonsai.models import CONFIGS, build_model, describe_model, load_model
-from bonsai.optim import (
-    build_optimizer,
-    learning_rate_at,
-    load_optimizer_state,
-    set_rates,
-)
+from bonsai.models import CONFIGS, describe_model
+from bonsai.optim import build_optimizer, learning_rate_at, set_rates
 from bonsai.presets import FIELDS
 from bonsai.report import Report, versions
-from bonsai.restore import crop_moments
-from bonsai.rundir import BEST, CKPT, DIVERGED, LAST, remove_unfinished, resumable, step_name
+from bonsai.rundir import BEST, CKPT, DIVERGED, LAST, remove_unfinished, step_name
 from bonsai.runtime import Runtime, peak_flops, seed_everything, setup
+from bonsai.start import begin
 from bonsai.text import sample_text
 from configurator import Config, configure, resolve_path
 
@@ -69,6 +61,7 @@ wandb_project = "owt"  # name of the project there
 wandb_run_name = "gpt2"  # name of the run there
 # data
 dataset = "openwebtext"  # a folder in data/, or several by weight: a:0.7,b:0.3 [paths]
+other_tokenizer = False  # also data whose tokenizer is not that of the weights
 gradient_accumulation_steps = 5 * 8  # micro-batches per step, over all processes together [>= 1]
 batch_size = 12  # rows per micro-batch [>= 1]
 batch_ramp = 0  # steps with fewer micro-batches: half of them with a quarter, then with half [>= 0]
@@ -113,19 +106,6 @@ compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
 def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     """The whole run; returns the exit status. at_end: takes what is to be done when it is over."""
     world, device = runtime.world_size, runtime.device
-    if c.gradient_accumulation_steps % world:
-        raise UserError(
-            f"gradient_accumulation_steps={c.gradient_accumulation_steps} is not divisible by the "
-            f"{world} processes: use a multiple of {world}"
-        )
-    if c.batch_ramp and c.gradient_accumulation_steps % (4 * world):
-        raise UserError(
-            f"batch_ramp begins with a quarter of gradient_accumulation_steps="
-            f"{c.gradient_accumulation_steps}: use a multiple of {4 * world}"
-        )
-
-    # ---- data and model ----
-    data = Mixture.open(c.dataset)
     folder = resolve_path(c.out_dir) if c.init_from in ("resume", "auto") else Path(c.out_dir)
     lock = at_end.enter_context(RunLock(folder))
     if runtime.master and not c.eval_only:
@@ -133,68 +113,25 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         if c.init_from in ("resume", "auto"):
             take_back(folder)
     runtime.barrier()  # the folder is as it will be read
-    loaded, fresh = None, c.init_from == "scratch"
-    if c.init_from == "auto":
-        fresh = not resumable(folder)
-    if not fresh:
-        loaded = load_model("resume" if c.init_from == "auto" else c.init_from, folder, c)
-    resuming = loaded is not None and c.init_from in ("resume", "auto")
-    if loaded is None:
-        torch.manual_seed(c.seed)
-        found = f"found vocab_size = {data.vocab_size} (inside {data.parts[0].source})"
-        if "vocab_size" in c.given:
-            found = f"vocab_size = {c.vocab_size}, as set"
-        elif data.vocab_size is None:
-            found = "defaulting to vocab_size of GPT-2: 50304 (50257 rounded up for efficiency)"
-        if "vocab_size" not in c.given:
-            c["vocab_size"] = data.model_vocab_size
-        raw_model = build_model(c.model, c)
-    else:
-        found = f"weights from {loaded.source}"
-        raw_model = loaded.model
-        if c.block_size < raw_model.config.block_size:
-            raw_model.crop_block_size(c.block_size)
-        c.update({k: v for k, v in vars(raw_model.config).items() if k in c})
+
+    # ---- data, model and optimizer: new, or where they stood ----
+    start = begin(c, folder, world)
+    data, raw_model = start.data, start.model.to(device)
     block_size, vocab_size = raw_model.config.block_size, raw_model.config.vocab_size
-    data.check(block_size, vocab_size)
     rows = c.gradient_accumulation_steps * c.batch_size
     noise = (c.token_noise, vocab_size)
     batches = Batches(data, block_size, rows, c.seed, c.batch_order, c.batch_ramp, *noise)
-    tokenizer = data.tokenizer or (loaded.tokenizer if loaded else None)
-    chat_template = data.chat_template
-    if chat_template is None and loaded and loaded.checkpoint:
-        chat_template = loaded.checkpoint.get("chat_template")
-    raw_model.to(device)
-
-    # ---- optimizer, and where a resumed run stood ----
     optim = build_optimizer(raw_model, c, runtime)
     scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
-    step, best_val_loss = 0, math.inf
-    progress = {"evaluated": -1, "bad_evals": 0, "seconds": 0.0}
-    wandb_id = None
-    if resuming:
-        state = loaded.checkpoint
-        for key in ("optimizer", "iter_num", "best_val_loss"):
-            if key not in state:
-                advice = shlex.quote(f"--init_from={loaded.source}")
-                raise UserError(f"{loaded.source} has no {key}: use {advice}")
-        crop_moments(state["optimizer"], [p for g in optim.param_groups for p in g["params"]])
-        load_optimizer_state(optim, state["optimizer"])
-        if state.get("scaler") and scaler.is_enabled():
-            scaler.load_state_dict(state["scaler"])
-        step, best_val_loss = state["iter_num"], float(state["best_val_loss"])
-        progress.update(state.get("progress", {}))
-        best_val_loss = progress.pop("best_val_loss", best_val_loss)
-        wandb_id = state.get("wandb_id")
-        found += f", step {step}" + changed_settings(state.get("config", {}), c)
-    loaded = state = None  # frees the checkpoint's memory
+    start.restore(optim, scaler)
+    step, best_val_loss, progress = start.step, start.best_val_loss, start.progress
 
     # ---- say what will be done ----
     runtime.barrier()  # all have read what they start from
     moved = ""
     if runtime.master and not c.eval_only:
         remove_unfinished(folder)
-        moved = set_aside_newer(folder, step) if resuming else set_aside(folder)
+        moved = set_aside_newer(folder, step) if start.resuming else set_aside(folder)
     interrupts = at_end.enter_context(Interrupts(runtime))
     evaluated, closed = progress["evaluated"], interrupts.stdout_closed
     report = Report(folder, c, runtime, step, evaluated, closed)
@@ -202,7 +139,8 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     if moved:
         report.say(moved)
     report.say(f"tokens per iteration will be: {rows * block_size:,}")
-    report.say(found)
+    for line in start.notes:
+        report.say(line)
     if unknown := data.without_bytes("val"):
         report.say(
             f"bits per byte are not known: {unknown} does not say how many bytes of text it is"
@@ -210,9 +148,9 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     report.say(f"number of parameters: {raw_model.num_params() / 1e6:.2f}M")
     report.say(runtime.summary)
     report.say(describe_memory(raw_model, c.batch_size, block_size, runtime))
-    if resuming and step >= c.max_iters and not c.eval_only:
+    if start.resuming and step >= c.max_iters and not c.eval_only:
         report.say(f"nothing left to do: {step} of max_iters={c.max_iters} steps are done")
-    wandb_id = report.start_wandb(wandb_id)
+    wandb_id = report.start_wandb(start.wandb_id)
     net = local_model = torch.compile(raw_model) if runtime.compile else raw_model
     if world > 1 and not optim.sharded:
         net = DDP(local_model, device_ids=[device.index] if device.type == "cuda" else None)
@@ -255,8 +193,9 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
                 "iter_num": step,
                 "best_val_loss": torch.tensor(best_val_loss),
                 "config": dict(c),
-                "tokenizer": tokenizer,
-                "chat_template": chat_template,
+                "tokenizer": start.tokenizer,
+                "chat_template": start.chat_template,
+                "data": data.fingerprints(),
                 "progress": {**progress, "best_val_loss": best_val_loss},  # in double precision
                 "wandb_id": wandb_id,
                 "versions": versions(),
@@ -291,7 +230,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     )
     saved, sound, complete = step, True, True
     mfu, status = None, 0
-    step_loss = torch.zeros((), device=device)  # mean over this process's micro-batches
+    step_loss = torch.zeros((), device=device)  # this process's part of the step's mean
     skipped, logged_step = torch.zeros((), device=device), step
     net.train()
     interrupts.watch()
@@ -331,22 +270,22 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
             break
         if c.sample_interval and step % c.sample_interval == 0 and step > 0 and runtime.master:
             paused = time.perf_counter()
-            report.say(sample_text(raw_model, tokenizer, runtime, seed=step))
+            report.say(sample_text(raw_model, start.tokenizer, runtime, seed=step))
             t0 += time.perf_counter() - paused
 
         # one step: micro-batches, clip, update
         lr = set_rates(optim, step, c)
         seed_everything(c.seed, step, runtime.rank)  # dropout
         step_loss.zero_()
-        micro_steps = batches.rows_at(step) // (c.batch_size * world)  # of this process
-        for micro_step in range(micro_steps):
+        divisors = batches.divisors(step, c.batch_size, runtime.rank, world)
+        for micro_step, divisor in enumerate(divisors, 1):
             x, y = next(stream)
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             if net is not local_model:  # gradients are averaged once, behind the last micro-batch
-                net.require_backward_grad_sync = micro_step == micro_steps - 1
+                net.require_backward_grad_sync = micro_step == len(divisors)
             with runtime.autocast():
                 _, loss = net(x, y)
-            loss = loss / micro_steps
+            loss = loss / divisor  # the number of micro-batches, or what masks make of it
             step_loss += loss.detach()
             scaler.scale(loss).backward()
         scaler.unscale_(optim)
@@ -410,18 +349,6 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     return status
 
 
-def changed_settings(before: dict, now: dict) -> str:
-    """What a resumed run does otherwise than before, as ', with batch_size 64 -> 32'."""
-    expected = ("out_dir", "init_from", "max_iters", "eval_only", "wandb_run_name")
-    expected += ("device", "dtype", "compile", "backend")
-    changed = [
-        f"{k} {before[k]} -> {v}"
-        for k, v in now.items()
-        if k in before and before[k] != v and k not in expected
-    ]
-    return f"; changed: {', '.join(changed)}" if changed else ""
-
-
 def main(**settings) -> int:
     """Train as the command line says or, from Python, with these settings; the exit status.
 
@@ -430,8 +357,6 @@ def main(**settings) -> int:
     given = settings or None  # without any, the command line's
     c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=given, bind=False)
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
-    if c.depth > 0:
-        c.update(compute_optimal(c.depth, c, c.given, runtime.world_size))
     try:
         with ExitStack() as at_end:
             return train(c, runtime, at_end)

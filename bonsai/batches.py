@@ -1,5 +1,6 @@
 """The training batches, as a pure function of (data, seed, step)."""
 
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ class Batches:
         if not 0 <= noise < 1:
             raise UserError(f"token_noise={noise} must be at least 0 and below 1")
         self.parts = [part.split("train") for part in data.parts]
+        self.masked = any(part.mask_files for part in self.parts)
         self.weights = np.cumsum([part.weight for part in data.parts])
         self.T, self.rows, self.seed, self.order = block_size, rows, seed, order
         self.ramp, self.noise, self.vocab_size = ramp, noise, vocab_size
@@ -107,6 +109,28 @@ class Batches:
                 x[i, replaced] = rng.integers(0, self.vocab_size, replaced.sum())
         return x, y
 
+    def divisors(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list:
+        """By what the mean loss of each micro-batch of a process is divided, so that the mean over
+        the processes of their sums is the mean over all targets of the step.
+
+        That is their number where every token is a target. With masks a micro-batch counts by its
+        targets: one without any is divided by infinity. All is known from the data: nothing waits
+        for the device or for another process.
+        """
+        n = self.rows_at(step) // batch_size
+        mine = range(rank, n, world_size)
+        if not self.masked:
+            return [len(mine)] * len(mine)
+        which, starts = self.starts(step)
+        targets = np.zeros(n, dtype=np.int64)
+        for m in range(n):
+            rows = slice(m * batch_size, (m + 1) * batch_size)
+            for p in np.unique(which[rows]):
+                here = starts[rows][which[rows] == p]
+                targets[m] += self.parts[p].targets(here, self.T)
+        total = int(targets.sum()) / world_size
+        return [total / int(targets[m]) if targets[m] else math.inf for m in mine]
+
 
 def shuffled(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
     """Where a random permutation of 0..n-1 sends each index, without storing the permutation.
@@ -172,6 +196,8 @@ def prefetch(
                             f"the data hold the id {top}, the model's vocabulary ends at "
                             f"{check_below - 1}: give the data a meta.json, or set vocab_size"
                         )
+                    if y.max() < 0:
+                        y = x  # its loss is divided by infinity, which gives no NaN: see divisors
                     pair = torch.from_numpy(x), torch.from_numpy(y)
                     put(tuple(t.pin_memory() for t in pair) if pin else pair)
                 s += 1

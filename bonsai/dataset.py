@@ -7,6 +7,8 @@ says everything else (bonsai/writer.py writes both). nanoGPT's folders work as t
 
 import os
 import shlex
+import threading
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,12 +23,45 @@ LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # llm.c and modded-nanogpt: 256 int32 
 GPT2_VOCAB = 50257
 
 
-class Split:
-    """The tokens of one split, in one file or several, opened anew for every read.
+class OpenFile:
+    """A file that is read in pieces and stays open: what is put in its place does not change it.
 
-    Opening is microseconds; a map that stays open would count every page ever touched as this
-    process's resident memory, until a long run from a large file looks like a leak.
+    Reading, unlike a map of the file, leaves no pages in this process's resident memory, and a file
+    that was written over in place is noticed instead of ending the process.
     """
+
+    def __init__(self, path: Path):
+        self.path, self.lock = path, threading.Lock()  # batches are read in a thread of their own
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, fd)
+        self.fd, self.state = fd, self._state(fd)
+
+    @staticmethod
+    def _state(fd: int) -> tuple[int, int]:
+        status = os.fstat(fd)
+        return status.st_size, status.st_mtime_ns
+
+    def read(self, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
+        """`count` numbers from a byte on; UserError if the file has been written to since."""
+        data = np.empty(count, dtype=dtype)
+        left = memoryview(data).cast("B")
+        with self.lock:
+            same = self._state(self.fd) == self.state
+            os.lseek(self.fd, offset, os.SEEK_SET)
+            while same and len(left):
+                piece = os.read(self.fd, min(len(left), 2**30))
+                left[: len(piece)] = piece
+                left, same = left[len(piece) :], bool(piece)
+        if not same:
+            raise UserError(
+                f"{self.path} was changed while it was being read: was the data set prepared "
+                "again? Prepare it as it was, or begin a new run"
+            )
+        return data
+
+
+class Split:
+    """The tokens of one split, in one file or several, which stay open."""
 
     def __init__(
         self,
@@ -47,6 +82,8 @@ class Split:
         self.headers = [header_bytes(f) for f in self.files]
         self.sizes = [self._count(f, h) for f, h in zip(self.files, self.headers)]
         self.ends = np.cumsum(self.sizes)
+        self.opened = [OpenFile(f) for f in self.files]
+        self.opened_masks = [OpenFile(f) for f in self.mask_files]
         for mask, size in zip(self.mask_files, self.sizes):
             if file_size(mask) != size:
                 raise UserError(f"{mask} has {file_size(mask):,} entries for {size:,} tokens")
@@ -65,17 +102,17 @@ class Split:
 
     @property
     def bytes_per_token(self) -> float | None:
-        return self.bytes / len(self) if self.bytes else None
+        """None where it is not known, and where masked tokens have bytes but no loss."""
+        return self.bytes / len(self) if self.bytes and not self.mask_files else None
 
     def read(self, start: int, count: int, masks: bool = False) -> np.ndarray:
         """Tokens (or mask entries) start ... start + count - 1, across file borders."""
-        parts, files = [], self.mask_files if masks else self.files
-        for path, header, size, end in zip(files, self.headers, self.sizes, self.ends):
+        parts, files = [], self.opened_masks if masks else self.opened
+        for file, header, size, end in zip(files, self.headers, self.sizes, self.ends):
             first, last = max(start - (end - size), 0), min(start + count - (end - size), size)
             if first < last:
                 dtype, skip = (np.dtype(np.uint8), 0) if masks else (self.dtype, header)
-                data = np.memmap(path, dtype=dtype, mode="r", offset=skip, shape=(size,))
-                parts.append(np.array(data[first:last]))
+                parts.append(file.read(skip + first * dtype.itemsize, last - first, dtype))
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
     def windows(self, starts: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,13 +123,6 @@ class Split:
         """
         ids = np.zeros((len(starts), T + 1), dtype=np.int64)
         keep = np.zeros((len(starts), T + 1), dtype=bool)
-        if len(self.files) == 1 and not self.mask_files and starts.max() + T < len(self):
-            shape = (len(self),)
-            data = np.memmap(self.files[0], self.dtype, "r", offset=self.headers[0], shape=shape)
-            for row, start in zip(ids, starts):
-                row[:] = data[start : start + T + 1]
-            self._check_ids(ids)
-            return ids[:, :-1], ids[:, 1:].copy()
         for i, start in enumerate(starts.tolist()):
             count = min(T + 1, len(self) - start)
             ids[i, :count] = self.read(start, count)
@@ -107,6 +137,14 @@ class Split:
                 f"{self.files[0]}: the data hold the id {top}, the model's vocabulary ends at "
                 f"{self.limit - 1}: give the data a meta.json, or set vocab_size"
             )
+
+    def targets(self, starts: np.ndarray, T: int) -> int:
+        """How many targets the windows that begin at `starts` have together."""
+        if self.mask_files:
+            counts = (min(T, len(self) - 1 - start) for start in starts.tolist())
+            kept = (self.read(s + 1, n, masks=True) for s, n in zip(starts.tolist(), counts))
+            return sum(int(np.count_nonzero(mask)) for mask in kept)
+        return int(np.minimum(T, len(self) - 1 - starts).sum())
 
     def eval_starts(self, T: int, count: int = 0) -> np.ndarray:
         """Where the evaluation's windows begin: all that tile the split, or `count` spread evenly.
@@ -263,6 +301,39 @@ class Mixture:
         source = self.parts[0].source
         exact = size < 1000 or (source is not None and source.suffix == ".pkl")
         return size if exact else -(-size // 64) * 64
+
+    def check_tokenizer(self, own: dict | None, source: str, insist: bool = False) -> None:
+        """Raise UserError if a model reads other tokens than these; insist: go on all the same.
+
+        own: the model's Tokenizer.to_dict(), None where it does not say. source: where it is from.
+        """
+        assumed = None if self.parts[0].source else {"type": "gpt2"}  # without a meta file
+        theirs = self.tokenizer or assumed
+        if insist or not own or not theirs or own == theirs:
+            return
+        names = [
+            f"{t['type']}, {len(t['chars'])} characters" if t["type"] == "char" else t["type"]
+            for t in (own, theirs)
+        ]
+        raise UserError(
+            f"{source} has another tokenizer ({names[0]}) than data set {self.parts[0].name} "
+            f"({names[1]}): choose another --dataset, or prepare this one with the model's "
+            "tokenizer; --other_tokenizer=True goes on all the same"
+        )
+
+    def fingerprints(self) -> dict[str, str]:
+        """What tells these data from others: `name/split` -> checksums, or the size."""
+        found = {}
+        for part in self.parts:
+            for name, split in part.splits.items():
+                sums = part.meta.get("splits", {}).get(name, {}).get("sha256")
+                found[f"{part.name}/{name}"] = " ".join(sums) if sums else f"{len(split)} tokens"
+        return found
+
+    def changed_since(self, before: dict) -> list[str]:
+        """Which of the splits with earlier fingerprints are not as they were."""
+        now = self.fingerprints()
+        return [name for name, was in before.items() if name in now and now[name] != was]
 
     @property
     def stated(self) -> bool:

@@ -63,7 +63,12 @@ def split_loss(
         total[1] += count
     model.train(was_training)
     loss, count = runtime.sum(total).tolist()
-    return loss / max(count, 1), int(count)
+    if not count:
+        raise UserError(
+            f"the evaluated windows of {split.files[0]} hold no target, its mask leaves all out: "
+            "take more of them (--eval_iters, --windows) or prepare the data again"
+        )
+    return loss / count, int(count)
 
 
 def mixture_loss(model, data: Mixture, name: str, *args, **kwargs) -> float:

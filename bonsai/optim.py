@@ -1,4 +1,9 @@
-"""Optimizers by name, and the learning rate as a pure function of the step."""
+"""Optimizers by name, and the learning rate as a pure function of the step.
+
+An optimizer is one function and one line in OPTIMIZERS: (model, settings, runtime) -> any
+torch.optim.Optimizer, built from the settings of train.py. Its groups keep their rates' share of
+learning_rate; clipping and leaving out steps without a finite gradient come by themselves.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,8 +16,13 @@ from bonsai.muon import POLAR_EXPRESS, Muon
 from bonsai.runtime import Runtime
 
 
-class AdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov & Hutter 2019), fused; DistributedDataParallel averages its gradients."""
+class Trainable:
+    """What train.py needs of an optimizer beyond torch's: build_optimizer adds it to each that has
+    it not.
+
+    sharded: whether it averages the gradients over the processes itself; else
+    DistributedDataParallel does.
+    """
 
     sharded = False
 
@@ -21,18 +31,35 @@ class AdamW(torch.optim.AdamW):
         params = [p for group in self.param_groups for p in group["params"]]
         return torch.nn.utils.clip_grad_norm_(params, max_norm or math.inf)
 
+    def step(self, closure: Callable | None = None):
+        """A step that changes nothing where found_inf, a tensor, is 1.
+
+        Fused kernels look at it themselves; for the others this waits for the device.
+        """
+        if not getattr(self, "_step_supports_amp_scaling", False):
+            found = self.__dict__.pop("found_inf", None)  # plain kernels refuse to see it
+            if found is not None and found:
+                return None
+        return super().step(closure)
+
+
+def make_trainable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The same optimizer with what it lacks of Trainable."""
+    kind = type(optimizer)
+    if not hasattr(kind, "clip_gradients"):
+        optimizer.__class__ = type(kind.__name__, (Trainable, kind), {})
+    return optimizer
+
 
 def adamw(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Optimizer:
-    """AdamW in the model's own two groups: tensors of two or more dimensions decay."""
-    built = model.configure_optimizers(
+    """AdamW (Loshchilov & Hutter 2019), fused: tensors of two or more dimensions decay."""
+    return model.configure_optimizers(
         settings["weight_decay"],
         settings["learning_rate"],
         (settings["beta1"], settings["beta2"]),
         runtime.device.type,
         settings["adam_eps"],
     )
-    built.__class__ = AdamW
-    return built
 
 
 def muon(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Optimizer:
@@ -81,7 +108,7 @@ def build_optimizer(model: nn.Module, settings: dict, runtime: Runtime) -> torch
     if name not in OPTIMIZERS:
         raise UserError(f"optimizer={name} is not one of {', '.join(OPTIMIZERS)}")
     try:
-        built = OPTIMIZERS[name](model, settings, runtime)
+        built = make_trainable(OPTIMIZERS[name](model, settings, runtime))
     except ValueError as e:  # torch names the value
         known = "learning_rate, weight_decay, beta1, beta2, adam_eps"
         raise UserError(f"{name}: {e}; look at {known}") from None
@@ -99,7 +126,7 @@ def set_rates(optimizer: torch.optim.Optimizer, step: int, settings: dict) -> fl
     lr = learning_rate_at(step, settings)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["share"]
-        if "momentum" in group:
+        if group.get("kind") == "muon":
             share = min(1.0, step / max(1, settings["momentum_warmup"]))
             low = min(0.85, settings["momentum"])
             group["momentum"] = low + share * (settings["momentum"] - low)

@@ -452,3 +452,29 @@ def test_a_meta_pkl_takes_little_memory(here):
         (folder / "meta.pkl").write_bytes(content)
         with pytest.raises(UserError, match=words):
             open_dataset("mine")
+
+
+# ---- data that change under a reader ----
+
+
+def test_a_file_that_another_replaces_is_read_as_it_was(tmp_path):
+    """As when the data set is prepared again while a run trains on it."""
+    path = write(tmp_path / "train.bin", np.arange(1000))
+    split = Split([path])
+    write(tmp_path / "new.bin", np.zeros(500, dtype=np.int64))
+    os.replace(tmp_path / "new.bin", path)
+    assert split.read(0, 1000).tolist() == list(range(1000))
+    x, _ = split.windows(np.array([0, 900]), 50)
+    assert x[1].tolist() == list(range(900, 950))
+
+
+@pytest.mark.parametrize("how", ["shorter", "longer", "same size"])
+def test_a_file_that_is_written_over_is_noticed(tmp_path, how):
+    path = write(tmp_path / "train.bin", np.arange(1000))
+    split = Split([path])
+    split.read(0, 10)
+    count = {"shorter": 10, "longer": 2000, "same size": 1000}[how]
+    path.write_bytes(np.zeros(count, dtype="<u2").tobytes())
+    os.utime(path, ns=(1, 1))  # a clock that is coarser than this test
+    with pytest.raises(UserError, match="changed while it was being read"):
+        split.windows(np.array([0]), 50)

@@ -1,0 +1,248 @@
+"""How a training run begins: with new weights, where it stopped, or with those of another model.
+
+What a checkpoint fixes wins over what a command leaves out: the architecture and its fields
+wherever weights come from, and every setting where a run goes on. What a command gives and the
+weights cannot follow is an error.
+"""
+
+import math
+import shlex
+from dataclasses import dataclass, field, fields
+
+import torch
+import torch.nn as nn
+
+from bonsai.dataset import Mixture
+from bonsai.dial import compute_optimal
+from bonsai.errors import UserError
+from bonsai.models import CONFIGS, RUN_FIELDS, Loaded, build_model, load_model
+from bonsai.optim import load_optimizer_state
+from bonsai.restore import crop_moments
+from bonsai.rundir import resumable
+
+# where a run is, on what machine, and what is asked of it this time: never the checkpoint's
+OF_THE_COMMAND = ("out_dir", "init_from", "eval_only", "other_tokenizer", "wandb_run_name")
+OF_THE_COMMAND += ("device", "dtype", "compile", "backend")
+
+ONLY_WITH = {  # settings that do nothing unless another has this value
+    ("optimizer", "muon"): "embedding_lr head_lr scalar_lr momentum momentum_warmup cautious_decay",
+    ("lr_schedule", "trapezoid"): "cooldown",
+    ("decay_lr", True): "lr_schedule warmup_iters lr_decay_iters min_lr cooldown",
+}
+
+
+@dataclass
+class Start:
+    """What a run starts from."""
+
+    model: nn.Module
+    data: Mixture
+    tokenizer: dict | None  # Tokenizer.to_dict()
+    chat_template: dict | None
+    notes: list[str]  # lines to print
+    source: str = ""  # where the weights are from; "": they are new
+    resuming: bool = False  # a run goes on
+    checkpoint: dict | None = None  # its, until restore() has taken from it
+    other_data: bool = False  # than those that its losses so far were measured on
+    step: int = 0
+    best_val_loss: float = math.inf
+    wandb_id: str | None = None
+    progress: dict = field(
+        default_factory=lambda: {"evaluated": -1, "bad_evals": 0, "seconds": 0.0}
+    )
+
+    def restore(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        """Where a run goes on: give both their state, and free what the checkpoint takes up."""
+        state, self.checkpoint = self.checkpoint, None
+        if state is None:
+            return
+        crop_moments(state["optimizer"], [p for g in optimizer.param_groups for p in g["params"]])
+        load_optimizer_state(optimizer, state["optimizer"])
+        if state.get("scaler") and scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
+
+
+def is_fresh(init_from: str, folder) -> bool:
+    """Whether a run begins with new weights; 'auto' does where there is nothing to go on from."""
+    if init_from == "auto":
+        return not resumable(folder)
+    return init_from == "scratch"
+
+
+def begin(c, folder, world_size: int) -> Start:
+    """The data and the model of a run; changes the settings `c` to those that hold.
+
+    c: a configurator.Config. folder: the run's. Raises UserError for settings that clash with one
+    another, with the data, or with the weights.
+    """
+    before, loaded, asked = None, None, dict(c)
+    if not is_fresh(c.init_from, folder):
+        resuming = c.init_from in ("resume", "auto")
+        overrides = {name: c[name] for name in RUN_FIELDS if name in c.given}
+        loaded = load_model("resume" if resuming else c.init_from, folder, overrides)
+        if resuming:
+            before = loaded.config
+            take_settings(c, before, loaded.source)
+    if c.depth > 0 and (loaded is None or "depth" in c.given):
+        rule = compute_optimal(c.depth, c, c.given, world_size)
+        c.update(rule)
+        c.given |= rule.keys()
+    if "lr_decay_iters" not in c.given and ("max_iters" in c.given or before is None):
+        c["lr_decay_iters"] = c.max_iters
+    check_settings(c, world_size)
+    data = Mixture.open(c.dataset)
+    if loaded is None:
+        start = new_model(c, data)
+    else:
+        start = loaded_model(c, data, loaded, before)
+        taken = [f"{k}={v}" for k, v in c.items() if k not in c.given and asked.get(k) != v]
+        if taken:
+            start.notes.insert(1, f"settings that were left out: {' '.join(taken)}")
+    data.check(start.model.config.block_size, start.model.config.vocab_size)
+    start.notes += schedule_notes(c)
+    return start
+
+
+def check_settings(c, world_size: int) -> None:
+    """Raise UserError for settings that clash."""
+    if c.gradient_accumulation_steps % world_size:
+        raise UserError(
+            f"gradient_accumulation_steps={c.gradient_accumulation_steps} is not divisible by the "
+            f"{world_size} processes: use a multiple of {world_size}"
+        )
+    if c.batch_ramp and c.gradient_accumulation_steps % (4 * world_size):
+        raise UserError(
+            f"batch_ramp begins with a quarter of gradient_accumulation_steps="
+            f"{c.gradient_accumulation_steps}: use a multiple of {4 * world_size}"
+        )
+
+
+def schedule_notes(c) -> list[str]:
+    """What is odd about the learning rate, and settings that do nothing in this run."""
+    notes = []
+    if c.decay_lr and c.lr_decay_iters < c.max_iters:
+        notes.append(
+            f"from step {c.lr_decay_iters:,} (lr_decay_iters) to {c.max_iters:,} (max_iters) the "
+            f"learning rate is min_lr={c.min_lr:g}"
+        )
+    if c.decay_lr and c.warmup_iters >= c.max_iters > 0:
+        notes.append(
+            f"warm-up (warmup_iters={c.warmup_iters:,}) is as long as the run or longer "
+            f"(max_iters={c.max_iters:,}): learning_rate={c.learning_rate:g} is never reached"
+        )
+    for (name, value), words in ONLY_WITH.items():
+        idle = [word for word in words.split() if word in c.given]
+        if idle and c[name] != value:
+            notes.append(f"without effect, as {name}={c[name]}: {', '.join(idle)}")
+    return notes
+
+
+def new_model(c, data: Mixture) -> Start:
+    """A model with random weights, for the vocabulary of the data unless vocab_size is given."""
+    torch.manual_seed(c.seed)
+    note = f"found vocab_size = {data.vocab_size} (inside {data.parts[0].source})"
+    if "vocab_size" in c.given:
+        note = f"vocab_size = {c.vocab_size}, as set"
+    elif data.vocab_size is None:
+        note = "defaulting to vocab_size of GPT-2: 50304 (50257 rounded up for efficiency)"
+    if "vocab_size" not in c.given:
+        c["vocab_size"] = data.model_vocab_size
+    model = build_model(c.model, c)
+    return Start(model, data, data.tokenizer, data.chat_template, [note])
+
+
+def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start:
+    """A model with weights. before: the settings of the run that goes on, None for a new run."""
+    if before is not None:
+        for key in ("optimizer", "iter_num", "best_val_loss"):
+            if key not in (loaded.checkpoint or {}):
+                advice = shlex.quote(f"--init_from={loaded.source}")
+                raise UserError(f"{loaded.source} has no {key}: use {advice}")
+    fit_model(c, loaded)
+    data.check_tokenizer(loaded.tokenizer, loaded.source, insist=c.other_tokenizer)
+    state = loaded.checkpoint or {}
+    template = data.chat_template or state.get("chat_template")
+    tokenizer = data.tokenizer or loaded.tokenizer
+    note = f"weights from {loaded.source}"
+    start = Start(loaded.model, data, tokenizer, template, [], loaded.source)
+    if before is not None:
+        start.resuming, start.checkpoint = True, state
+        start.step, start.best_val_loss = state["iter_num"], float(state["best_val_loss"])
+        start.progress.update(state.get("progress", {}))
+        start.best_val_loss = start.progress.pop("best_val_loss", start.best_val_loss)
+        start.wandb_id = state.get("wandb_id")
+        note += f", step {start.step}" + changed_settings(before, c)
+        changed = data.changed_since(state.get("data") or {})
+        if changed:
+            start.notes.append(
+                f"the data are not those that this run has trained on so far: {', '.join(changed)} "
+                "changed since; batches and losses are of the new ones"
+            )
+        start.other_data = bool(changed) or before.get("dataset", c.dataset) != c.dataset
+        if start.other_data:  # losses on other data do not compare
+            start.best_val_loss, start.progress["evaluated"] = math.inf, -1
+            start.progress["bad_evals"] = 0
+            start.notes.append("other data: the best validation loss is counted anew")
+    start.notes.insert(0, note)
+    return start
+
+
+def take_settings(c, before: dict, source: str) -> None:
+    """Take what the command leaves out from the run that goes on."""
+    used = before.get("optimizer", "adamw")  # nanoGPT's checkpoints do not say
+    if "optimizer" in c.given and c.optimizer != used:
+        advice = shlex.quote(f"--init_from={source}")
+        raise UserError(
+            f"{source} was trained with the other optimizer, {used}: leave optimizer={c.optimizer} "
+            f"out, or start from its weights alone, {advice}"
+        )
+    for name, value in before.items():
+        if name in c.given or name in OF_THE_COMMAND or name not in c.defaults:
+            continue
+        if type(value) is type(c.defaults[name]):
+            c[name] = value
+
+
+def fit_model(c, loaded: Loaded) -> None:
+    """Make the settings say which model this is; UserError for one that was given and differs."""
+    model, own = loaded.model, vars(loaded.model.config)
+    given = [name for name in c if name in c.given]  # in the order of their declaration
+    if "model" in given and c.model != loaded.name:
+        raise UserError(
+            f"{loaded.source} is a {loaded.name}, not a {c.model}: leave --model={c.model} out"
+        )
+    others = {f.name for f in fields(CONFIGS[c.model])} - own.keys() if c.model in CONFIGS else ()
+    for name in given:
+        if name in others:
+            raise UserError(
+                f"{loaded.source} is a {loaded.name}, which has no {name}: leave it out"
+            )
+        if name not in own or name in RUN_FIELDS or c[name] == own[name]:
+            continue
+        if name == "block_size" and c.block_size < own[name]:
+            try:
+                model.crop_block_size(c.block_size)
+            except ValueError as e:
+                raise UserError(e) from None
+            continue
+        can = f"has a context of {own[name]}" if name == "block_size" else f"has {name}={own[name]}"
+        raise UserError(
+            f"{loaded.source} {can}, so {name}={c[name]} cannot be: leave it out, or train a new "
+            "model with --init_from=scratch"
+        )
+    for name in others:
+        c.pop(name, None)
+    c["model"] = loaded.name
+    for name, value in own.items():
+        c[name] = value
+        c.defaults.setdefault(name, value)
+
+
+def changed_settings(before: dict, now: dict) -> str:
+    """What a resumed run does otherwise than before, as '; changed: batch_size 64 -> 32'."""
+    changed = [
+        f"{k} {before[k]} -> {v}"
+        for k, v in now.items()
+        if k in before and before[k] != v and k not in (*OF_THE_COMMAND, "max_iters")
+    ]
+    return f"; changed: {', '.join(changed)}" if changed else ""
