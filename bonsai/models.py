@@ -18,7 +18,8 @@ from bonsai.fit import WithoutDraws, check_fit
 from bonsai.hugging_face import CONFIG_BYTES, read_gpt2
 from bonsai.jsonfile import read_json_object
 from bonsai.megabyte import Megabyte, MegabyteConfig
-from bonsai.restore import load_checkpoint, run_checkpoint, run_files
+from bonsai.restore import load_checkpoint, run_checkpoint
+from bonsai.rundir import checkpoints
 from bonsai.spacebyte import Spacebyte, SpacebyteConfig
 from bonsai.tokenizers.hugging_face import read_folder
 from model import CLASSIC_KEYS, GPT, GPTConfig
@@ -89,7 +90,7 @@ def load_model(init_from: str, out_dir: str | Path, overrides: dict | None = Non
 def is_hugging_face(folder: Path) -> bool:
     """Whether a folder holds a model of Hugging Face's, and not a run of ours, which has its
     settings in a config.json too. Their trainer's folders have an optimizer.pt."""
-    if not exists(folder / "config.json") or any(map(exists, run_files(folder))):
+    if not exists(folder / "config.json") or checkpoints(folder):
         return False
     return "model_type" in read_json_object(folder / "config.json", CONFIG_BYTES)
 

@@ -2,7 +2,7 @@
 
 A file goes through three gates before a model is built of it: bonsai/torchfile.py reads tensors and
 plain values within bounds and looks at the checksums, bonsai/schema.py at the kinds and ranges of
-the values, and models.from_checkpoint at whether the tensors fit the model that is described.
+the values, and bonsai/fit.py at whether the tensors fit the model that is described.
 """
 
 import math
@@ -82,12 +82,6 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
             raise UserError(f"no checkpoint in {out_dir} itself: give a folder in it ({inner})")
         raise UserError(f"no checkpoint in {out_dir}: {runs_there_are(Path(out_dir))}")
     return max(found, key=steps_done) if newest and len(found) > 1 else found[0]
-
-
-def run_files(folder: Path) -> list[Path]:
-    """What a run can leave of itself that a model can be loaded from."""
-    names = [folder / name for name in ("ckpt.pt", "last.pt", "best.pt")]
-    return [*names, *map(previous, names)]
 
 
 def runs_there_are(out_dir: Path) -> str:

@@ -360,6 +360,22 @@ def test_an_end_of_text_of_another_name(tmp_path):
     assert tokenizers.from_dict(loaded.tokenizer).eot == ours.eot
 
 
+def test_data_are_prepared_with_a_folders_tokenizer(tmp_path):
+    """By the folder or its tokenizer.json, with the same description as the model's."""
+    theirs = trained()
+    theirs.add_special_tokens(["</s>"])
+    folder = folder_with(tmp_path, theirs, "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    wanted = load_model(str(folder), "").tokenizer
+    for name in (folder, folder / "tokenizer.json"):
+        assert tokenizers.get(name).to_dict() == wanted
+    shutil.copy(folder / "tokenizer.json", tmp_path / "alone.json")
+    assert tokenizers.get(tmp_path / "alone.json").encode(TEXT) == theirs.encode(TEXT).ids
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        tokenizers.get(folder)
+
+
 def altered(**parts):
     """A tokenizer.json with other parts; model: of its model."""
 

@@ -23,7 +23,7 @@ from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.byte import ByteTokenizer
 from bonsai.tokenizers.char import CharTokenizer
 from bonsai.tokenizers.gpt import GPT2Tokenizer, GPT4Tokenizer
-from bonsai.tokenizers.hugging_face import from_tokenizer_json
+from bonsai.tokenizers.hugging_face import from_tokenizer_json, read_folder
 from bonsai.tokenizers.sentencepiece import SentencePieceTokenizer
 
 __all__ = [
@@ -66,9 +66,14 @@ def names() -> list[str]:
 
 def get(name_or_path: str | Path) -> Tokenizer:
     """A tokenizer by name; from a JSON file, one that holds to_dict(), a data set's meta.json or
-    Hugging Face's tokenizer.json; or from a sentencepiece .model file. 'char' is made of a text:
-    see CharTokenizer.from_text."""
+    Hugging Face's tokenizer.json, or from a folder of theirs; or from a sentencepiece .model file.
+    'char' is made of a text: see CharTokenizer.from_text."""
     path = Path(name_or_path)
+    if name_or_path not in TOKENIZERS and (path / "config.json").exists():
+        state = read_folder(path)
+        if state is None:
+            raise UserError(f"{path} has no tokenizer.json, and no vocab.json with merges.txt")
+        return from_dict(state)
     if path.suffix == ".model":
         return SentencePieceTokenizer.from_file(path)
     if path.suffix == ".tiktoken" or path.name == "vocab.bpe":
@@ -83,7 +88,8 @@ def get(name_or_path: str | Path) -> Tokenizer:
         except (ValueError, RecursionError) as e:
             raise UserError(f"the tokenizer {path} is not valid JSON: {e}") from None
         if isinstance(state, dict) and isinstance(state.get("model"), dict):
-            state = from_tokenizer_json(state, str(path))
+            theirs = path.name == "tokenizer.json"  # the files beside it name its end of text
+            state = read_folder(path.parent) if theirs else from_tokenizer_json(state, str(path))
         elif isinstance(state, dict) and "type" not in state:
             state = state.get("tokenizer")
         return from_dict(state)

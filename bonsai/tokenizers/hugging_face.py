@@ -18,7 +18,7 @@ from bonsai.tokenizers.bpe import BPETokenizer, merge
 from bonsai.tokenizers.patterns import GPT2, GPT4
 from bonsai.tokenizers.ranks import LARGEST, gpt2_alphabet
 
-MOST_BYTES = 64 * 2**20  # of one file; that of a vocabulary of 262,144 has 33 MB
+MOST_BYTES = 32 * 2**20  # of one file; GPT-2's tokenizer.json has 3.6 MB
 # SHA-256 of OpenAI's GPT-2 vocabulary, which need not be written into every checkpoint
 OPENAI = "556debe349074484db3f14a3d44c7a6c4c0ea54ec7afdc91bcb6256c38192655"
 PATTERNS = {  # as the files write them -> ours, which cuts every text in the same way
