@@ -99,7 +99,8 @@ def test_two_digits_to_the_last_sum(tmp_path):
     "options, hint",
     [
         (["--task=multiply"], "add, sort"),
-        (["--digits=4"], "million cases"),
+        (["--digits=4"], "from 1 to 3"),
+        (["--task=sort", "--length=30"], "million cases"),
         (["--digits=1", "--held_out=100"], "some must be held out"),
         (["--ask=55+45"], "no checkpoint"),
     ],
