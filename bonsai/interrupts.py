@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from bonsai.runtime import Runtime
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+REPEATED = 1.0  # seconds within which the same signal is no second one
 BROKEN_PIPE = 13  # the number of SIGPIPE, also where there is no such signal
 
 
@@ -26,7 +28,7 @@ class Interrupts:
     """
 
     def __init__(self, runtime: Runtime):
-        self.received, self.runtime, self.before = 0, runtime, {}
+        self.received, self.runtime, self.before, self.times = 0, runtime, {}, {}
         # signals reach the processes at different moments: they agree over the CPU
         self.group = dist.new_group(backend="gloo") if runtime.world_size > 1 else None
 
@@ -52,8 +54,15 @@ class Interrupts:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        self._receive(number, signal.Signals(number).name)
+        now, name = time.monotonic(), signal.Signals(number).name
+        first = self.times.setdefault(number, now)
+        # a terminal that is closed sends SIGHUP twice, itself and by its shell; a Ctrl-C under
+        # torchrun and a cluster's SIGTERM come to each process, and from torchrun once more
+        if name != "SIGHUP" and now - first > REPEATED:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif now == first:
+            self._receive(number, name)
 
     def stdout_closed(self) -> None:
         """Nobody reads what the run prints any more: `| head`, or a terminal that was closed."""

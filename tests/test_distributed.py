@@ -1,5 +1,6 @@
 """Several processes (gloo, on the CPU) against one."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_accumulation_must_be_divisible(workplace, tmp_path):
 
 
 def test_sigterm_stops_all_and_saves(workplace, tmp_path):
-    """torchrun passes SIGTERM on; the processes agree on the step at which they stop."""
+    """Sent to each process, as clusters do, and passed on by torchrun; they agree on the step."""
     out = tmp_path / "run"
     process = subprocess.Popen(
         torchrun_command(out, "--max_iters=100000", "--eval_interval=100000"),
@@ -93,16 +94,41 @@ def test_sigterm_stops_all_and_saves(workplace, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     try:
         for line in process.stdout:
             if "iter 5:" in line:
                 break
         time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         rest = process.communicate(timeout=60)[0]
     finally:
         process.kill()
     state = load(out / "last.pt")
     assert f"stopped at step {state['iter_num']}" in rest, rest
     assert len(losses(out)) == state["iter_num"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes of POSIX")
+def test_workers_whose_torchrun_was_killed_save_and_end(workplace, tmp_path):
+    """They would go on for ever, and nobody could stop them; here within an evaluation."""
+    out = tmp_path / "run"
+    options = ["--max_iters=100000", "--eval_interval=6", "--eval_iters=100000", "--batch_size=1"]
+    process = subprocess.Popen(
+        torchrun_command(out, *options),
+        cwd=workplace,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if "iter 5:" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    rest = process.communicate(timeout=100)[0]  # once the workers, too, have closed their stdout
+    state = load(out / "last.pt")
+    assert "torchrun has ended" in rest and f"stopped at step {state['iter_num']}" in rest, rest
+    assert not (out / "run.lock").exists()

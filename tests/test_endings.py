@@ -81,6 +81,19 @@ def test_a_signal_saves_and_is_given_back(out, capfd, at_step, name, status):
 
 
 @needs_posix
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_the_same_signal_from_two_senders_is_one(out, at_step, name):
+    """Of a terminal and its shell, of a cluster and torchrun: the second one ends nothing."""
+
+    def twice():
+        send(name)()
+        send(name)()
+
+    at_step(2, twice)
+    assert run(out) > 128 and load(out / "last.pt")["iter_num"] == 3
+
+
+@needs_posix
 def test_nohup_goes_on(out, at_step):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
