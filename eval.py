@@ -19,11 +19,11 @@ import sys
 from functools import partial
 
 import torch
-from tqdm import tqdm
 
 from bonsai.dataset import Mixture
 from bonsai.errors import UserError, run
 from bonsai.evals import Question, bits_per_byte, multiple_choice, read_questions, split_loss
+from bonsai.forecast import tracked
 from bonsai.memory import out_of_memory
 from bonsai.models import Loaded, load_model
 from bonsai.results import provenance, table, write_json
@@ -132,9 +132,9 @@ def result(name: str, block: int, tokens: int, loss: float, bytes_per_token: flo
 
 
 def progress(runtime: Runtime, what: str):
-    """A bar on a terminal, on stderr."""
-    off = not (runtime.master and sys.stderr.isatty())
-    return partial(tqdm, desc=what, unit="batch", leave=False, file=sys.stderr, disable=off)
+    """Shows how far it is, on stderr: stdout is for the results."""
+    say = partial(print, file=sys.stderr, flush=True)
+    return partial(tracked, label=what, say=say, on=runtime.master)
 
 
 def evaluate_all(questions: list[Question], runtime: Runtime) -> dict[str, list[dict]]:

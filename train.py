@@ -27,6 +27,7 @@ from bonsai.checkpoint import save_checkpoint
 from bonsai.earlier import set_aside, set_aside_newer, take_back
 from bonsai.errors import UserError, run
 from bonsai.evals import bits_per_byte, mixture_loss
+from bonsai.forecast import Forecast, describe_cost, tracked
 from bonsai.interrupts import Interrupts
 from bonsai.lock import RunLock
 from bonsai.memory import LOWER, describe_memory, out_of_memory
@@ -156,12 +157,22 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         net = DDP(local_model, device_ids=[device.index] if device.type == "cuda" else None)
     peak = peak_flops(device, runtime.dtype)
     flops_per_token = raw_model.flops_per_token(block_size)
+    if c.depth:
+        tokens, size = batches.rows_before(c.max_iters) * block_size, raw_model.num_params(False)
+        rate = peak and peak * world
+        report.say(describe_cost(c.depth, size, tokens, tokens * flops_per_token, rate))
 
     def evaluate() -> dict:
         """Losses on fixed windows of both splits, shared by the processes."""
         args = (runtime, block_size, c.batch_size, c.eval_iters * c.batch_size)
-        watch = interrupts.until_stopped
-        losses = {s: mixture_loss(local_model, data, s, *args, watch) for s in ("train", "val")}
+        losses = {}
+        for split in ("train", "val"):
+
+            def watched(batches, label=f"evaluating {split}"):
+                shown = tracked(batches, label, report.say, runtime.master)
+                return interrupts.until_stopped(shown)
+
+            losses[split] = mixture_loss(local_model, data, split, *args, watched)
         return {
             "iter": step,
             "train_loss": losses["train"],
@@ -235,6 +246,8 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     net.train()
     interrupts.watch()
     at_end.push(rescue)
+    rows_left = batches.rows_before(c.max_iters) - batches.rows_before(step)
+    forecast = Forecast(rows_left, block_size, device.type, c.dataset, report.say)
     t0 = time.perf_counter()
     while True:
         # evaluate and save
@@ -288,6 +301,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
             loss = loss / divisor  # the number of micro-batches, or what masks make of it
             step_loss += loss.detach()
             scaler.scale(loss).backward()
+            forecast.count(c.batch_size * world)
         scaler.unscale_(optim)
         norm = optim.clip_gradients(c.grad_clip)
         bad = (~torch.isfinite(norm)).float()
@@ -305,6 +319,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         if (step - 1) % c.log_interval == 0:
             n = step - logged_step
             loss_mean = runtime.sum(step_loss).item() / world  # waits for the device
+            forecast.look()
             now = time.perf_counter()
             seconds, t0 = now - t0, now
             progress["seconds"] += seconds

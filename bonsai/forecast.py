@@ -1,0 +1,103 @@
+"""How long it will take: an evaluation while it goes on, a run behind its first steps."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from bonsai.progress import LINE_SECONDS
+from bonsai.sizes import describe_time
+
+FIRST_SECONDS = 10  # before a long job says how long it will be
+SHORT = 60  # seconds: a run that ends sooner is not worth a forecast
+DAY = 86400
+
+
+def tracked(batches: Sequence, label: str, say: Callable[[str], object], on: bool) -> Iterator:
+    """The batches of an evaluation, with a bar on a terminal (stderr), else with a line that says
+    how long it will be when it takes more than ten seconds, and one every half minute.
+
+    on: whether this process is the one that speaks.
+    """
+    if not on:
+        yield from batches
+        return
+    bar, begin = None, time.monotonic()
+    line_at = begin + FIRST_SECONDS
+    if sys.stderr is not None and sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(total=len(batches), desc=label, unit="batch", leave=False, file=sys.stderr)
+    try:
+        for done, batch in enumerate(batches, 1):
+            yield batch
+            now = time.monotonic()
+            if bar is not None:
+                bar.update()
+            elif now >= line_at and done < len(batches):
+                line_at = now + LINE_SECONDS
+                left = describe_time((now - begin) / done * (len(batches) - done))
+                say(f"{label}: {done:,} of {len(batches):,} batches, about {left} left")
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+class Forecast:
+    """Says once, behind the first steps, how long a run will take on this device.
+
+    rows: windows that are still to be trained on. T: tokens in each. say: takes the line.
+    """
+
+    def __init__(self, rows: int, T: int, device: str, dataset: str, say: Callable[[str], object]):
+        self.rows, self.T, self.device, self.dataset, self.say = rows, T, device, dataset, say
+        self.done, self.looks, self.begin = 0, 0, None
+
+    def count(self, rows: int) -> None:
+        """Behind a micro-batch. On a CPU, which has done it by now, a step can take minutes."""
+        self.done += rows
+        if self.device == "cpu":
+            self.look()
+
+    def look(self) -> None:
+        """Whenever the device has done what was counted. The first time does not count: there
+        memory is found and kernels are compiled."""
+        now = time.perf_counter()
+        if self.begin is None:
+            self.begin, self.first = now, self.done
+        seconds, rows = now - self.begin, self.done - self.first
+        if self.say is None or not rows or (seconds < FIRST_SECONDS and self.looks < 3):
+            self.looks += 1
+            return
+        left = seconds / rows * (self.rows - self.done)
+        if left >= SHORT:
+            self.say(self.line(left, rows / seconds))
+        self.say = None
+
+    def line(self, left: float, rate: float) -> str:
+        """What is said; left: in seconds, rate: in rows per second."""
+        text = (
+            f"about {describe_time(left)} to go at {rate * self.T:,.0f} tokens/s, evaluations not "
+            "counted"
+        )
+        if left < DAY:
+            return text
+        if self.device == "cpu":
+            other = f"config/quickstart.py --dataset={self.dataset} --out_dir=out-{self.dataset}"
+            return f"{text}: this run is for GPUs; on a CPU minutes are enough for {other}"
+        return f"{text}: more GPUs (torchrun), a smaller model or a lower max_iters take less"
+
+
+def describe_cost(
+    depth: int, parameters: int, tokens: int, flops: float, rate: float | None
+) -> str:
+    """What a run of the dial costs. flops: of the whole run; rate: FLOP/s of all devices at their
+    peak, None where it is not known.
+
+    >>> describe_cost(12, 190_000_000, 1_700_000_000, 1.7e18, None)
+    'depth=12: 190.0M parameters, 1.70B tokens, 1.7e+18 FLOPs'
+    """
+    text = f"depth={depth}: {parameters / 1e6:,.1f}M parameters, {tokens / 1e9:,.2f}B tokens, "
+    text += f"{flops:.1e} FLOPs"
+    if rate:
+        text += f", {describe_time(flops / (0.4 * rate))} at 40% of this hardware's peak"
+    return text
