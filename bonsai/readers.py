@@ -365,7 +365,7 @@ def _read_parquet(path: Path, size: int, options: Options, seen: Seen) -> Iterat
                 kind = kind.value_type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise UserError(f"{path}: the column {column!r} holds no text but {kind}")
-            at_once = _rows_at_once(path, size, f.metadata, column)
+            at_once = _rows_at_once(path, size, f.metadata)
             for batch in f.iter_batches(batch_size=at_once, columns=[column]):
                 rows += batch.num_rows
                 texts = batch.column(0)
@@ -378,22 +378,18 @@ def _read_parquet(path: Path, size: int, options: Options, seen: Seen) -> Iterat
                     yield Piece(data, True, True, position)
     except MemoryError:  # pyarrow's is an ArrowException too
         raise
-    except pa.ArrowException as e:
+    except (pa.ArrowException, UnicodeDecodeError) as e:
         raise UserError(f"{path} is damaged or no parquet file: {e}") from None
 
 
-def _rows_at_once(path: Path, size: int, metadata, column: str) -> int:
-    """How many rows take about 16 MB, unpacked; few where one text may stand for many rows."""
-    chunks = [
-        chunk
-        for group in map(metadata.row_group, range(metadata.num_row_groups))
-        for chunk in map(group.column, range(group.num_columns))
-        if chunk.path_in_schema == column
-    ]
-    count = sum(chunk.total_uncompressed_size for chunk in chunks)
+def _rows_at_once(path: Path, size: int, metadata) -> int:
+    """How many rows to hold: they take about 16 MB, unpacked, and are few, as one text may stand
+    for many. Asked of the groups: where a column's metadata are damaged, pyarrow ends the process.
+    """
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    count = sum(group.total_byte_size for group in groups)
     check_expansion(path, size, count)
-    most = 8 if any(chunk.has_dictionary_page for chunk in chunks) else 256
-    return min(max(1, (16 << 20) * metadata.num_rows // max(count, 1)), most)
+    return min(max(1, (16 << 20) * metadata.num_rows // max(count, 1)), 8)
 
 
 def _no_column(where: str, column: str, names: Iterable[str]) -> UserError:

@@ -4,8 +4,12 @@ In this process, for speed; the files are named as each program wants them.
 """
 
 import errno
+import gzip
 import io
+import json
 import os
+import pickle
+import random
 import runpy
 import sys
 
@@ -13,6 +17,9 @@ import pytest
 from conftest import ROOT
 
 from bonsai.errors import UserError
+from bonsai.meta import open_meta
+from bonsai.readers import read_pieces
+from bonsai.tokenizers import BPETokenizer, SentencePieceTokenizer, get
 from configurator import configure
 
 READERS = {  # the setting that takes the file, its name, further settings
@@ -135,7 +142,7 @@ def test_a_disk_that_takes_nothing(here, monkeypatch, program, arguments, number
     real = io.open
 
     def refuse(path, mode="r", *args, **options):
-        if "out/" in str(path).replace(os.sep, "/") and "w" in mode:
+        if "out/" in str(path).replace(os.sep, "/") and ("w" in mode or "x" in mode):
             raise OSError(number, os.strerror(number), str(path))
         return real(path, mode, *args, **options)
 
@@ -156,3 +163,42 @@ def test_linked_folders_of_bytes(here, monkeypatch, capsys):
     (here / "in" / "circle").symlink_to(here / "in", target_is_directory=True)
     call(monkeypatch, "data/bytes/prepare.py", "--input=in", "--out=out")
     assert "3 files, 300 bytes" in capsys.readouterr().out
+
+
+def good_files() -> dict[str, bytes]:
+    """One of each kind that is read, as it should be; parquet has its own tests."""
+    texts = [f"document {i} é\n" * 3 for i in range(50)]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    model = SentencePieceTokenizer.train([*texts, "abc def ghi " * 5], 300).model
+    meta = {"vocab_size": 3, "itos": dict(enumerate("abc")), "stoi": {"a": 0, "b": 1, "c": 2}}
+    return {
+        "a.txt": "".join(texts).encode(),
+        "a.jsonl": rows,
+        "a.jsonl.gz": gzip.compress(rows),
+        "a.txt.zst": pytest.importorskip("pyarrow").Codec("zstd").compress(rows, asbytes=True),
+        "a.model": model,
+        "a.json": json.dumps(BPETokenizer.train(texts, 300).to_dict()).encode(),
+        "meta.pkl": pickle.dumps(meta),
+    }
+
+
+def test_any_byte_may_be_wrong(here):
+    """Whatever a damaged file has become: it is read, or one line says what is wrong."""
+    rng = random.Random(0)
+    for name, good in good_files().items():
+        for _ in range(60):
+            data = bytearray(good)
+            for _ in range(rng.choice([1, 1, 3, 10])):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            data = data[: rng.randrange(len(data)) if rng.random() < 0.2 else None]
+            (here / name).write_bytes(data)
+            try:
+                if name == "meta.pkl":
+                    open_meta(here)
+                elif name in ("a.model", "a.json"):
+                    tokenizer = get(here / name)
+                    tokenizer.decode(tokenizer.encode("some text"))
+                else:
+                    list(read_pieces([here / name]))
+            except UserError as e:
+                assert len(str(e)) < 600 and "Traceback" not in str(e)

@@ -47,13 +47,19 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError("a sentencepiece model cannot be empty")
         self.vocab_size = self._processor.get_piece_size()
         self.eot = self._processor.eos_id() if self._processor.eos_id() >= 0 else None
+        try:
+            whole = len(self._bytes) > 0
+        except (ValueError, RuntimeError, IndexError):  # pieces that are no text
+            whole = False
+        if not whole:
+            raise UserError("this sentencepiece model is damaged: it has pieces that are no text")
 
     @cached_property
     def _processor(self):
         library = _library()
         try:
             return library.SentencePieceProcessor(model_proto=self.model)
-        except (RuntimeError, OSError):
+        except (RuntimeError, OSError, ValueError):
             raise UserError("this is not a sentencepiece model, or a damaged one") from None
 
     @classmethod
