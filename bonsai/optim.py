@@ -152,7 +152,13 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
         {**own, "params": saved["params"]}
         for saved, own in zip(state["param_groups"], optimizer.param_groups)
     ]
-    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    try:
+        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    except (KeyError, ValueError, RuntimeError) as e:
+        raise UserError(
+            f"the checkpoint's optimizer does not fit its model ({' '.join(str(e).split()):.120}): "
+            "start from its weights alone, --init_from=FILE"
+        ) from None
 
 
 def learning_rate_at(step: int, settings: dict) -> float:

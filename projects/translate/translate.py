@@ -29,6 +29,7 @@ from bonsai.dataset import Dataset, open_dataset
 from bonsai.engine import SamplingParams, generate
 from bonsai.errors import UserError, run
 from bonsai.files import write_whole
+from bonsai.fit import check_fit
 from bonsai.models import load_model
 from bonsai.optim import build_optimizer, load_optimizer_state
 from bonsai.restore import load_checkpoint
@@ -296,7 +297,8 @@ def main() -> None:
     runtime = setup(device, dtype, False)
     out = Path(out_dir)
     if text:
-        state = load_checkpoint(out / "ckpt.pt")
+        state = load_checkpoint(out / "ckpt.pt", optimizer=False)
+        check_fit(Seq2Seq, Seq2SeqConfig, state["model_args"], state["model"], out / "ckpt.pt")
         model = Seq2Seq(Seq2SeqConfig(**state["model_args"])).to(runtime.device)
         model.load_state_dict(state["model"])
         print(translate(model, tokenizers.from_dict(state["tokenizer"]), [text], runtime)[0])
