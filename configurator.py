@@ -55,9 +55,10 @@ class Config(dict):
     A dict of plain values whose keys are attributes too: `c.learning_rate`. Save `dict(c)` where
     only plain classes load back (torch.load with weights_only=True). `defaults` holds the values
     without any argument, `given` the names that a file or the command line set, `sources` the
-    config files and "command line" in order of use.
+    config files and "command line" in order of use, `settings` what each takes.
     """
 
+    settings: dict[str, Setting]
     defaults: dict[str, Any]
     given: set[str]
     sources: list[str]
@@ -377,6 +378,7 @@ class _Arguments:
                     f"but the model is {self.model()}; leave it out or add --model={owners[0]}"
                 )
         config = Config(self.values())
+        config.settings = settings
         config.defaults = {name: setting.default for name, setting in settings.items()}
         config.given, config.sources = set(self.given), self.sources
         return config

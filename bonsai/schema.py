@@ -120,6 +120,7 @@ RULES = {
     "chat_template": (lambda v: v is None or is_dict(v), "a chat template"),
     "scaler": (is_scaler, "the state of a GradScaler"),
     "progress": (is_progress, "numbers by their names"),
+    "data": (is_scalars, "checksums by their names"),
     "wandb_id": (lambda v: v is None or isinstance(v, str), "a name"),
     "versions": (is_dict, "versions by their names"),
     "format": (is_whole, "a whole number"),

@@ -200,6 +200,9 @@ def take_settings(c, before: dict, source: str) -> None:
         if name in c.given or name in OF_THE_COMMAND or name not in c.defaults:
             continue
         if type(value) is type(c.defaults[name]):
+            setting = getattr(c, "settings", {}).get(name)
+            if setting and (fault := setting.fault(value)):
+                raise UserError(f"{source} was trained with {name}={value!r:.60}, which {fault}")
             c[name] = value
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, differences, environment, train
+from conftest import ROOT, assert_one_line_error, differences, environment, run_program, train
 from test_checkpoint import one_line, state
 
 from bonsai import checkpoint, restore
@@ -224,6 +224,7 @@ def tiny(**fields) -> tuple[GPT, dict]:
         "config": {"dataset": "meta", "learning_rate": 1e-3, "compile": False},
         "tokenizer": {"type": "char", "chars": list("abcdefghijklmnopqrstuvwxyz ,.\n")},
         "chat_template": None,
+        "data": {"meta/train": "0" * 64},
         "progress": {"evaluated": 3, "bad_evals": 0, "seconds": 1.5, "best_val_loss": 2.5},
         "wandb_id": None,
         "versions": {"torch": "2"},
@@ -284,6 +285,7 @@ WRONG = ["word", ["a", "list"], float("nan"), None, 1e12, 10**12, -1, -0.5, 2**2
 FIELDS = [
     *("model", "optimizer", "model_args", "model_name", "model_config", "iter_num", "format"),
     *("best_val_loss", "config", "tokenizer", "chat_template", "progress", "scaler", "wandb_id"),
+    "data",
     *(f"model_config.{f.name}" for f in dataclass_fields(GPTConfig)),
     *(f"model_args.{name}" for name in CLASSIC_KEYS),
     *("progress.evaluated", "progress.bad_evals", "progress.seconds", "progress.best_val_loss"),
@@ -365,14 +367,27 @@ def test_what_a_resume_needs_fits_the_model_and_is_there(tmp_path):
         assert "\n" not in str(e.value), field
 
 
+SHAPE = ["--n_embd=16", "--block_size=8", "--vocab_size=30", "--dropout=0.0"]  # of tiny()
+
+
 def test_a_run_needs_more_than_weights_to_go_on(workplace, tmp_path):
     _, state = tiny()
     (tmp_path / "out").mkdir()
     for missing in ("optimizer", "iter_num", "best_val_loss"):
         torch.save({k: v for k, v in state.items() if k != missing}, tmp_path / "out" / "ckpt.pt")
         assert load_model("best", tmp_path / "out").model.config.n_layer == 2  # to sample from
-    result = train(workplace, tmp_path / "out", "--init_from=resume")
+    result = train(workplace, tmp_path / "out", "--init_from=resume", *SHAPE)
     assert_one_line_error(result, "has no best_val_loss")
+
+
+def test_settings_of_a_run_that_goes_on_are_in_their_ranges(workplace, tmp_path):
+    """They come from the file: they are checked as those of a command are."""
+    _, state = tiny()
+    (tmp_path / "out").mkdir()
+    state["config"] = {"dataset": "meta", "batch_size": 0}
+    torch.save(state, tmp_path / "out" / "ckpt.pt")
+    options = ["--init_from=resume", f"--out_dir={tmp_path / 'out'}", "--device=cpu"]
+    assert_one_line_error(run_program(options, workplace), "batch_size=0", "at least 1")
 
 
 def test_no_model_larger_than_its_weights_is_built(tmp_path, monkeypatch):
