@@ -142,6 +142,8 @@ def evaluate_all(questions: list[Question], runtime: Runtime) -> dict[str, list[
     found = {"losses": [], "choices": []}
     for source in sources():
         loaded = load_model(*source)
+        if loaded.newer and runtime.master:
+            print(loaded.newer, file=sys.stderr, flush=True)
         steps = (loaded.checkpoint or {}).get("iter_num")
         loaded.checkpoint = None  # the optimizer's memory
         raw_model = loaded.model.to(runtime.device)

@@ -151,6 +151,8 @@ def main() -> None:
     loaded.checkpoint = None  # the optimizer's memory
     model = loaded.model.to(runtime.device)
     tokenizer, where = find_tokenizer(loaded)
+    if loaded.newer:
+        say(loaded.newer)
     say(f"model: {loaded.source}, {model.num_params() / 1e6:.2f}M parameters; tokenizer: {where}")
     params = replace(params, vocab_limit=tokenizer.vocab_size)  # no padding rows
     if prompts:

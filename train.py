@@ -35,6 +35,7 @@ from bonsai.models import CONFIGS, describe_model
 from bonsai.optim import build_optimizer, learning_rate_at, set_rates
 from bonsai.presets import FIELDS
 from bonsai.report import Report, versions
+from bonsai.restore import newer_weights
 from bonsai.rundir import BEST, CKPT, DIVERGED, LAST, remove_unfinished, step_name
 from bonsai.runtime import Runtime, peak_flops, seed_everything, setup
 from bonsai.start import begin
@@ -358,6 +359,8 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         if saved != step:
             save(LAST)
         report.summary(step, batches.rows_before(step) * block_size, progress["seconds"])
+        if runtime.master and (note := newer_weights(folder / CKPT)):
+            report.say(note)
     if status > 128:
         go_on = "; to go on: the same command, --init_from=resume" if not c.eval_only else ""
         report.say(f"stopped at step {step}{go_on}")

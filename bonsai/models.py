@@ -18,7 +18,7 @@ from bonsai.fit import WithoutDraws, check_fit
 from bonsai.hugging_face import CONFIG_BYTES, read_gpt2
 from bonsai.jsonfile import read_json_object
 from bonsai.megabyte import Megabyte, MegabyteConfig
-from bonsai.restore import load_checkpoint, run_checkpoint
+from bonsai.restore import load_checkpoint, newer_weights, run_checkpoint
 from bonsai.rundir import checkpoints
 from bonsai.spacebyte import Spacebyte, SpacebyteConfig
 from bonsai.tokenizers.hugging_face import read_folder
@@ -46,6 +46,7 @@ class Loaded:
     config: dict  # settings of the run that trained it
     source: str
     checkpoint: dict | None = None  # for a resume
+    newer: str = ""  # where the run has newer weights: restore.newer_weights
     tokenizer_note: str = ""  # where a tokenizer was found, or why there is none
 
 
@@ -71,14 +72,14 @@ def load_model(init_from: str, out_dir: str | Path, overrides: dict | None = Non
     overrides = {k: v for k, v in (overrides or {}).items() if k in RUN_FIELDS}
     if init_from in ("resume", "best"):
         resume = init_from == "resume"
-        return from_checkpoint(run_checkpoint(out_dir, newest=resume), overrides, resume)
+        return from_run(out_dir, overrides, resume)
     path = Path(init_from)
     if exists(path) and not path.is_dir():
         return from_checkpoint(path, overrides)
     if path.is_dir() and is_hugging_face(path):
         return from_hugging_face(init_from, overrides)
     if path.is_dir():
-        return from_checkpoint(run_checkpoint(path), overrides)
+        return from_run(path, overrides)
     if init_from in HUB:
         return from_hugging_face(init_from, overrides)
     raise UserError(
@@ -93,6 +94,15 @@ def is_hugging_face(folder: Path) -> bool:
     if not exists(folder / "config.json") or checkpoints(folder):
         return False
     return "model_type" in read_json_object(folder / "config.json", CONFIG_BYTES)
+
+
+def from_run(folder: str | Path, overrides: dict, resume: bool = False) -> Loaded:
+    """The checkpoint of a run to go on from, or the one to sample from."""
+    path = run_checkpoint(folder, newest=resume)
+    loaded = from_checkpoint(path, overrides, resume)
+    if not resume:
+        loaded.newer = newer_weights(path)
+    return loaded
 
 
 def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loaded:

@@ -102,6 +102,25 @@ def runs_there_are(out_dir: Path) -> str:
     return f"there are runs in {', '.join(names)}{more}; choose one with --out_dir"
 
 
+def newer_weights(path: Path) -> str:
+    """What to know of a run's ckpt.pt that is not its newest weights, and how to get those; ''
+    where there is nothing to know."""
+    last = path.with_name("last.pt")
+    if path.name != "ckpt.pt" or not exists(last):
+        return ""
+    try:
+        step, newest = steps_done(path), steps_done(last)
+    except UserError:  # of last.pt, which nobody asked for
+        return ""
+    if newest <= step:
+        return ""
+    return (
+        f"{path}, which samples and evaluations take, is of step {step}: the last evaluation that "
+        f"was saved (always_save_checkpoint=False saves those that improve); {last} is of step "
+        f"{newest}: {shlex.quote(f'--init_from={last}')}"
+    )
+
+
 def steps_done(path: Path) -> int:
     """iter_num of a checkpoint, without reading its tensors."""
     try:

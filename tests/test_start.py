@@ -301,3 +301,18 @@ def test_the_dial_says_what_it_costs_before_it_starts(train, tmp_path, capsys):
     said = capsys.readouterr().out
     cost = "depth=1: 0.1M parameters, 0.00B tokens, "
     assert cost in said and said.index(cost) < said.index("step 0: train loss")
+
+
+def test_which_weights_are_used_is_said_where_they_are_not_the_newest(train, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(out, SMALL, max_iters=2) == 0
+    assert "which samples and evaluations take" not in capsys.readouterr().out
+    assert load_model("best", out).newer == load_model(str(out), "").newer == ""
+    still = dict(learning_rate=0.0, min_lr=0.0, always_save_checkpoint=False)
+    assert train(out, init_from="resume", max_iters=4, **still) == 0
+    said = capsys.readouterr().out
+    assert "which samples and evaluations take, is of step 2" in said
+    assert f"{out / 'last.pt'} is of step 4: --init_from={out / 'last.pt'}" in said
+    for loaded in (load_model("best", out), load_model(str(out), "")):
+        assert loaded.source.endswith("ckpt.pt") and loaded.newer in said
+    assert load_model("resume", out).newer == load_model(str(out / "last.pt"), "").newer == ""

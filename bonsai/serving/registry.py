@@ -72,6 +72,8 @@ def load_served(
     source: as load_model's init_from; options: of Engine, such as quantize.
     """
     loaded = load_model(source, "", {"dropout": 0.0})
+    if loaded.newer:
+        print(loaded.newer, flush=True)
     template = (loaded.checkpoint or {}).get("chat_template")
     loaded.checkpoint = None  # the optimizer's memory
     tokenizer, _ = find_tokenizer(loaded)
