@@ -13,13 +13,14 @@ ROUTES = {
     "/v1/completions": {
         "prompt", "max_tokens", "temperature", "top_p", "n", "stream", "stream_options", "logprobs",
         "echo", "stop", "seed", "logit_bias", "presence_penalty", "frequency_penalty", "user",
-        "top_k", "min_p", "repetition_penalty", "return_token_ids", "model",
+        "top_k", "min_p", "repetition_penalty", "return_token_ids", "model", "ignore_eos",
+        "truncate_prompt_tokens", "response_format",
     },
     "/v1/chat/completions": {
         "messages", "max_tokens", "max_completion_tokens", "temperature", "stream", "logprobs",
-        "top_logprobs", "stop", "n", "model",
+        "top_logprobs", "stop", "n", "model", "truncate_prompt_tokens", "tools",
     },
-    "/tokenize": {"text", "model", "tokenizer"},
+    "/tokenize": {"text", "prompt", "model", "tokenizer"},
     "/detokenize": {"tokens", "model", "tokenizer"},
     "/inspect": {"model", "prompt"},
 }  # fmt: skip
@@ -27,7 +28,7 @@ ROUTES = {
 ALWAYS = {  # what a route cannot do without
     "/v1/completions": {"prompt": "One"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "One"}]},
-    "/tokenize": {"text": "One"},
+    "/tokenize": {},
     "/detokenize": {"tokens": [1]},
     "/inspect": {"prompt": "One"},
 }
@@ -51,7 +52,11 @@ likely = {
     "temperature": st.floats(0, 3),
     "top_p": st.floats(0, 1, exclude_min=True),
     "min_p": st.floats(0, 1),
-    "top_k": st.integers(0, 300),
+    "top_k": st.integers(-1, 300),
+    "ignore_eos": st.booleans(),
+    "truncate_prompt_tokens": st.integers(-1, 70),
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}, {}]),
+    "tools": st.sampled_from([[], None, [{}]]),
     "n": st.integers(1, 4),
     "stream": st.booleans(),
     "stream_options": st.sampled_from([{"include_usage": True}, {"include_usage": False}, {}]),
