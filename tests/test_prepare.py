@@ -218,6 +218,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes] = {}  # noqa: RUF012 - set by the test
+    served: list[str] = []  # noqa: RUF012 - the files that were sent
 
     def do_GET(self):
         path, status, headers = self.path.split("?")[0], 200, {}
@@ -240,6 +241,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
+            self.served += [name] if name in self.files else []
 
     do_HEAD = do_GET
 
@@ -290,8 +292,10 @@ def test_custom_from_the_hub(prepare, tmp_path, out, hub, monkeypatch):
     monkeypatch.setattr(Hub, "files", {name: b"".join(data) for name, data in files.items()})
     env = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
     env["no_proxy"] = "127.0.0.1"
+    monkeypatch.setattr(Hub, "served", [])
     result = prepare("custom", "--hub=some/texts", "--tokenizer=byte", env=env)
     assert result.rc == 0 and "2 of the 3 files" in result.stdout, result
+    assert sorted(Hub.served) == ["data/train-0.jsonl", "data/train-1.jsonl"]  # each once
     texts = documents(out)
     assert sorted(texts["train"] + texts["val"]) == sorted(TEXTS)
     assert leftovers(out) == ["meta.json", "train.bin", "val.bin"]

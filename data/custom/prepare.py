@@ -88,7 +88,8 @@ def source(folder: Path, options: Options, seen: Seen) -> tuple[functools.partia
         paths, sizes = zip(*hub_paths())
 
         def read(**how) -> Iterator[Piece]:
-            local = hub_downloads(hub, revision, paths, folder / "downloads", keep)
+            again = "progress" not in how  # all but the last reading look at the text only
+            local = hub_downloads(hub, revision, paths, folder / "downloads", keep or again)
             return read_pieces(local, options, seen=seen, **how)
 
         return read, sum(sizes)
