@@ -18,6 +18,7 @@ from bonsai.files import write_whole, writing
 from bonsai.finding import as_endings, find_files, total_size
 from bonsai.progress import Progress
 from bonsai.readers import Options, Seen, read_pieces
+from bonsai.textfile import check_writable
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get, report
 from bonsai.tokenizers.patterns import named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
@@ -131,6 +132,8 @@ def main() -> None:
     configure(globals())
     if not out.endswith(".json"):
         raise UserError(f"out is {out!r}: a tokenizer is written to a .json file")
+    for path in filter(None, (out, tiktoken_out, html, curve_png)):  # not after an hour's training
+        check_writable(path, "the results")
     start = time.time()
     kept: list[str] = []  # for the report
 

@@ -127,6 +127,7 @@ def test_sentencepiece(folder):
         ("--input=text.txt --type=words", "words"),
         ("--input=text.txt --out=own.txt", ".json"),
         ("--input=text.txt --stats=False --out=text.txt/own.json", "cannot write"),
+        ("--input=text.txt --html=text.txt/page.html", "cannot write"),  # and no tokenizer either
         ("--input=rows.jsonl", "text_column"),
         ("--ranks=none.tiktoken", "none.tiktoken"),
         ("--ranks=text.txt", "line 1"),
