@@ -20,12 +20,11 @@ def training_bytes(model: torch.nn.Module, batch_size: int, T: int, dtype: str) 
     c = model.config
     state = 16 * sum(p.numel() for p in model.parameters())
     width = DTYPES[dtype].itemsize
-    channels = c.n_layer * c.n_embd  # of all layers
-    if hasattr(model, "channels_per_token"):
-        channels = model.channels_per_token()
+    own = hasattr(model, "channels_per_token")
+    channels = model.channels_per_token() if own else c.n_layer * c.n_embd  # of all layers
     per_channel = 8 * 4 + (4 + 2 * 4) * width
     layers = channels * per_channel
-    if c.activation_checkpointing:
+    if getattr(c, "activation_checkpointing", False):
         layers = channels * (4 + 2 * per_channel / c.n_layer)
     logits = c.vocab_size * (width + 3 * 4)
     return state, int(batch_size * T * (layers + logits))

@@ -1,10 +1,7 @@
 """The table of architectures, and every way to get a model with weights.
 
-An architecture is one file and one line in MODELS: its class and its dataclass of settings. The
-contract: Model(config); model(idx, targets=None) -> (logits, loss); model(idx, cache=cache) with
-cache = model.new_cache(batch, length); num_params(), flops_per_token(T), crop_block_size(n),
-param_groups(), configure_optimizers(...). idx (B, T) int64; logits (B, T, V), or (B, 1, V) without
-targets; a target of -1 is ignored.
+An architecture is one file and one line in MODELS: its class and its dataclass of settings;
+bonsai/contract.py says what a model must have, and gives the rest.
 """
 
 from dataclasses import asdict, dataclass, fields

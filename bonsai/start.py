@@ -197,7 +197,7 @@ def take_settings(c, before: dict, source: str) -> None:
             f"out, or start from its weights alone, {advice}"
         )
     for name, value in before.items():
-        if name in c.given or name in OF_THE_COMMAND or name not in c.defaults:
+        if name in (*c.given, *OF_THE_COMMAND, "model") or name not in c.defaults:
             continue
         if type(value) is type(c.defaults[name]):
             setting = getattr(c, "settings", {}).get(name)

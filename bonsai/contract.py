@@ -1,0 +1,69 @@
+"""What the programs need of a model, with defaults for all but two things.
+
+An architecture is one file, a LanguageModel and a dataclass of its settings, and one line in
+bonsai/models.py. It must have
+
+    Model(config)                       config: its dataclass, kept as self.config; it has
+                                        block_size and vocab_size, each with a default
+    model(idx, targets=None)            idx, targets (B, T) int64 -> (logits, loss): with targets
+                                        logits (B, T, V) and the mean cross-entropy in nats over
+                                        the targets that are not -1, without (B, 1, V) and None
+
+and may have new_cache(batch, length, dtype) with model(idx, cache=cache), see KVCache in model.py:
+without it every token is computed from all before it.
+"""
+
+import torch
+import torch.nn as nn
+
+
+class LanguageModel(nn.Module):
+    """Trains, evaluates and samples with what stands here; a model overrides what it knows better.
+
+    activation_checkpointing, a field that the programs set, need not be there.
+    """
+
+    def num_params(self, non_embedding: bool = True) -> int:
+        """Parameters; without those that are only looked up, never multiplied, by default."""
+        n = sum(p.numel() for p in self.parameters())
+        looked_up = sum(p.numel() for p in self.param_groups()["embeddings"])
+        return n - looked_up if non_embedding else n
+
+    def flops_per_token(self, T: int | None = None) -> float:
+        """To train on one token: 6 per parameter that is multiplied (Kaplan et al. 2020)."""
+        return 6 * self.num_params()
+
+    def channels_per_token(self) -> int:
+        """Channels of all layers together, by which memory is estimated: here the rows of all
+        matrices."""
+        return sum(p.size(0) for p in self.param_groups()["matrices"])
+
+    def crop_block_size(self, block_size: int) -> None:
+        """Shorten the context; a model with a table of positions cuts it, too."""
+        self.config.block_size = block_size
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Which parameters are what, for optimizers that treat them apart; each in one group."""
+        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
+        groups = {"matrices": [], "embeddings": [], "head": [], "scalars": []}
+        for p in self.parameters():
+            kind = "matrices" if p.dim() >= 2 else "scalars"
+            groups["embeddings" if id(p) in tables else kind].append(p)
+        return groups
+
+    def configure_optimizers(
+        self,
+        weight_decay: float,
+        learning_rate: float,
+        betas: tuple[float, float],
+        device_type: str,
+        eps: float = 1e-8,
+    ) -> torch.optim.AdamW:
+        """AdamW; tensors of two or more dimensions decay."""
+        params = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        fused = device_type in ("cuda", "cpu", "mps")
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
