@@ -14,6 +14,7 @@ from bonsai.restore import run_checkpoint, steps_done
 from bonsai.rundir import resumable
 
 COLORS = ("#2f6db3", "#d1495b", "#3a8f5c", "#b07c1f", "#7a5195", "#4c9f9f", "#8c564b", "#666666")
+COLORS += ("#e377c2", "#a3b53a")
 
 
 def train(config: str | Path, out_dir: str | Path, max_iters: int, *options: str) -> None:

@@ -133,7 +133,7 @@ def draw(maps: dict[int, np.ndarray], held: np.ndarray, path: Path) -> None:
     side = symbols ** (length // 2) if task == "sort" else 10**digits
     half = "half" if task == "sort" else "number"
     colors = np.array([[0.91, 0.94, 0.97], [0.6, 0.74, 0.88], [0.82, 0.29, 0.36], [0.3, 0, 0.05]])
-    figure = new_figure(2.6 * len(maps) + 0.5, 3.3)
+    figure = new_figure(2.6 * len(maps) + 0.5, 3.7)  # of maps, their titles and the legend
     grid = figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (step, ok) in zip(grid, maps.items()):
         kind = np.where(ok, held.astype(int), 2 + held)

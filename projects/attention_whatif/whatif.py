@@ -151,8 +151,7 @@ def draw(curves: dict[str, list[float]], rows: list[dict], path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     for k, (name, losses) in enumerate(curves.items()):
         smooth = torch.tensor(losses).unfold(0, min(20, len(losses)), 1).mean(dim=1)
-        style = "-" if k < len(COLORS) else "--"
-        left.plot(smooth, style, color=COLORS[k % len(COLORS)], lw=1.3, label=name)
+        left.plot(smooth, color=COLORS[k], lw=1.3, label=name)
     left.set(xlabel="step", ylabel="training loss (nats per token)")
     left.legend(fontsize=8, ncols=2)
     names = [row["name"] for row in rows][::-1]
