@@ -33,15 +33,19 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check
 quickstart: setup
 	$(BIN)/python data/python_stdlib/prepare.py
 	$(BIN)/python train.py config/quickstart.py
-	$(BIN)/python sample.py --out_dir=out-quickstart --num_samples=2 --max_new_tokens=300 \
-		--start="def " --temperature=0.7 --on_full=refill
+	$(BIN)/python sample.py --out_dir=out-quickstart --num_samples=2 --max_new_tokens=200 \
+		--start="class" --temperature=0.6 --on_full=refill
 	@echo
 	@echo "The run is in out-quickstart: ckpt.pt, loss.png, metrics.jsonl, log.txt, config.json."
 	@echo "Next:"
 	@echo "  .venv/bin/python sample.py --out_dir=out-quickstart --interactive=True"
 	@echo "  .venv/bin/python eval.py --out_dir=out-quickstart"
-	@echo "  .venv/bin/python train.py config/quickstart.py --max_iters=3000 --lr_decay_iters=3000"
-	@echo "  .venv/bin/python data/custom/prepare.py --input=YOUR.txt --name=mine --tokenizer=byte"
+	@echo "  .venv/bin/python serve.py --out_dir=out-quickstart"
+	@echo "  .venv/bin/python train.py config/quickstart.py --max_iters=4000 \
+		--lr_decay_iters=4000 --out_dir=out-longer"
+	@echo "and with a text of your own:"
+	@echo "  .venv/bin/python train_tokenizer.py --input=YOUR.txt --vocab_size=2048 --out=mine.json"
+	@echo "  .venv/bin/python data/custom/prepare.py --input=YOUR.txt --name=mine --tokenizer=mine.json"
 	@echo "  .venv/bin/python train.py config/quickstart.py --dataset=mine --out_dir=out-mine"
 
 test: .venv/all

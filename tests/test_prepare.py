@@ -79,12 +79,12 @@ def test_python_stdlib(prepare, house, out):
     assert again.rc == 0 and "next: " in again.stdout and str(out) not in again.stdout
     assert read(house / "data/python_stdlib")[0]["splits"] == meta["splits"]
     same, tokens = read(out.with_name("out_bpe"))  # the same files as tokens
-    assert (same["vocab_size"], same["eot"], same["tokenizer"]["type"]) == (4096, 4095, "bpe")
+    assert (same["vocab_size"], same["eot"], same["tokenizer"]["type"]) == (2048, 2047, "bpe")
     tokenizer = from_dict(same["tokenizer"])
     for name, split in same["splits"].items():
         assert split["documents"] == meta["splits"][name]["documents"]
         assert split["bytes"] / split["tokens"] > 3
-        first = tokens[name][: np.flatnonzero(tokens[name] == 4095)[0]].tolist()
+        first = tokens[name][: np.flatnonzero(tokens[name] == 2047)[0]].tolist()
         text = tokenizer.decode_bytes(first)
         assert text == bytes(ids[name][: len(text)].tolist()) and ids[name][len(text)] == 256
     # not what is a table in the form of a program

@@ -41,6 +41,13 @@ def test_bits_per_byte_end_below_the_bound(quickstart_run):
     assert after < BOUND
 
 
+def test_the_context_holds_a_real_text(quickstart_run):
+    config = json.loads((quickstart_run / "config.json").read_text())
+    meta = json.loads((ROOT / "data" / config["dataset"] / "meta.json").read_text())
+    split = meta["splits"]["train"]
+    assert config["block_size"] * split["bytes"] / split["tokens"] >= 512  # characters
+
+
 def test_the_run_leaves_what_a_person_looks_at(quickstart_run):
     names = ("ckpt.pt", "last.pt", "loss.png", "metrics.jsonl", "config.json", "log.txt")
     assert [n for n in names if not (quickstart_run / n).exists()] == []

@@ -31,7 +31,7 @@ from configurator import configure, resolve_path
 input = ""  # a folder of Python source instead of the running Python's library [path]
 out = ""  # folder for the bytes; the tokens go beside it, to OUT_bpe; default: this folder [path]
 val_fraction = 0.07  # share of the files that go to val, chosen by a hash of their path [> 0, < 1]
-vocab_size = 4096  # of the byte pairs; 0: the bytes alone [>= 0]
+vocab_size = 2048  # of the byte pairs; 0: the bytes alone [>= 0]
 
 # Not the library: tests, installed packages, and what is generated on each machine.
 SKIPPED = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"}

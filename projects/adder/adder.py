@@ -37,7 +37,7 @@ task = "add"  # [add | sort]
 digits = 2  # of each number to be added [1 to 3]
 length = 6  # digits to be sorted [>= 2]
 symbols = 3  # which are below this [2 to 10]
-held_out = 0  # cases that are never trained on; 0: 500 sums, a quarter of the rows to sort [>= 0]
+held_out = 0  # cases never trained on; 0: a quarter of all, of sums at most 500 [>= 0]
 # training; all else is in config.py
 steps = 0  # 0: 500 for 2 digits, 2,000 for 3, 300 to sort [>= 0]
 batch_size = 512  # rows [>= 1]
@@ -72,7 +72,7 @@ def cases() -> tuple[np.ndarray, int]:
 
 def hold_out(count: int) -> np.ndarray:
     """Which of `count` cases are held out: (count,) of bool."""
-    n = held_out or (500 if task == "add" else count // 4)
+    n = held_out or (min(500, count // 4) if task == "add" else count // 4)
     if not 0 < n < count:
         raise UserError(f"held_out={n}: of {count:,} cases some must be held out and some not")
     chosen = np.random.default_rng(seed).permutation(count)[:n]
