@@ -55,7 +55,7 @@ PRESETS = {
     "gpt3-xl": Preset(gpt3(24, 16, 2048), 1.3e9, "the paper's 24 heads do not fit: 16 of 128"),
     "gpt3-2.7b": Preset(gpt3(32, 32, 2560), 2.7e9),
     "gpt3-6.7b": Preset(gpt3(32, 32, 4096), 6.7e9),
-    "gpt3-13b": Preset(gpt3(40, 40, 5120), 13e9, "the paper's width of 5140 is not 40 heads of 128, 5120"),
+    "gpt3-13b": Preset(gpt3(40, 40, 5120), 13e9, "the paper's width, 5140, is not 40 x 128"),
     "gpt3-175b": Preset(gpt3(96, 96, 12288), 175e9),
 }
 
