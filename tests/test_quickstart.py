@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BOUND = 2.1  # bits per byte; measured 1.94
+BOUND = 1.38  # bits per byte; measured 1.323
 
 
 def final_bits_per_byte(out_dir: Path) -> tuple[float, float]:
@@ -37,7 +37,7 @@ def quickstart_run(tmp_path_factory) -> Path:
 
 def test_bits_per_byte_end_below_the_bound(quickstart_run):
     before, after = final_bits_per_byte(quickstart_run)
-    assert before > 7  # an untrained model knows next to nothing about 8 bits
+    assert 3 < before < 4  # untrained: of the 8 bits the vocabulary alone knows more than half
     assert after < BOUND
 
 
