@@ -34,7 +34,7 @@ quickstart: setup
 	$(BIN)/python data/python_stdlib/prepare.py
 	$(BIN)/python train.py config/quickstart.py
 	$(BIN)/python sample.py --out_dir=out-quickstart --num_samples=2 --max_new_tokens=200 \
-		--start="import os" --min_p=0.05 --repetition_penalty=1.1 --on_full=refill
+		--start="def read(self," --min_p=0.05 --repetition_penalty=1.1 --on_full=refill
 	@echo
 	@echo "The run is in out-quickstart: ckpt.pt, loss.png, metrics.jsonl, log.txt, config.json."
 	@echo "Next:"
