@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bonsai import models, report
 from bonsai.contract import LanguageModel
-from bonsai.engine import SamplingParams, generate
+from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.errors import UserError
 from bonsai.models import load_model
 
@@ -85,3 +85,17 @@ def test_a_gru_trains_goes_on_evaluates_and_samples(programs, monkeypatch, tmp_p
     params = SamplingParams(max_new_tokens=30, temperature=0)  # longer than the context
     ids = [t[0] for t in generate(model, [1, 2, 3], params)]
     assert ids[0] == model(torch.tensor([[1, 2, 3]]))[0].argmax().item()
+
+
+def test_the_engine_shares_prefixes_of_a_model_without_a_cache():
+    """Each prompt begins as the one before; the answers are those of the short loop."""
+    torch.manual_seed(0)
+    model = GRU(GRUConfig(64, 50, 16)).eval()
+    engine, params = Engine(model, max_batch=2), SamplingParams(max_new_tokens=8, temperature=0)
+    for tails in ([[1], [2, 3]], [[4], [5, 6, 7]], [[1], [1, 2]]):
+        prompts = [list(range(1, 41)) + tail for tail in tails]
+        requests = [engine.submit(prompt, params)[0] for prompt in prompts]
+        while engine.busy:
+            engine.step()
+        for prompt, request in zip(prompts, requests):
+            assert list(request.tokens) == [t[0] for t in generate(model, prompt, params)]
