@@ -226,3 +226,25 @@ print(peak, peak - before, time.time() - t0)
     peak, grown, seconds = map(float, done.stdout.split())
     assert peak < 1.5 * 2**30 and grown < 0.2 * 2**30, done.stdout
     assert seconds < 60
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_masked_micro_batches_weigh_by_their_targets_over_all_processes(workplace, world):
+    """The share of each in a step's loss, averaged over processes, is that of its targets."""
+    rng = np.random.default_rng(3)
+    data = Mixture.open(str(workplace / "data" / "rows"))
+    batches = Batches(data, 7, 16, 1)
+    mask = rng.random(len(batches.parts[0])) < 0.2
+    read = batches.parts[0].read
+    batches.parts[0].read = lambda start, count, masks=False: (
+        mask[start : start + count].astype(np.uint8) if masks else read(start, count)
+    )
+    for step in range(3):
+        _, y = batches.rows_of(step, np.arange(16))
+        counts = (y.reshape(8, -1) >= 0).sum(axis=1)  # of 8 micro-batches of two rows
+        found = np.zeros(8)
+        for rank in range(world):
+            found[rank::world] = [1 / d / world for d in batches.divisors(step, 2, rank, world)]
+        assert np.allclose(found, counts / counts.sum())
+    plain = Batches(Mixture.open(str(workplace / "data" / "meta")), 16, 16, 1)
+    assert plain.divisors(0, 2, world - 1, world) == [8 // world] * (8 // world)
