@@ -42,7 +42,9 @@ def split_loss(
     starts = all_starts[runtime.rank :: runtime.world_size]
     most = len(all_starts[:: runtime.world_size])  # of one process: all take as many batches
     total = torch.zeros(2, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    finished = False  # track may stop early: then this is the mean over what was seen
     for i in track(range(0, most, batch_size)):
+        finished = i + batch_size >= most
         if i >= len(starts):
             continue
         x, y = split.windows(starts[i : i + batch_size], block_size)
@@ -63,12 +65,12 @@ def split_loss(
         total[1] += count
     model.train(was_training)
     loss, count = runtime.sum(total).tolist()
-    if not count:
+    if not count and finished:
         raise UserError(
             f"the evaluated windows of {split.files[0]} hold no target, its mask leaves all out: "
             "take more of them (--eval_iters, --windows) or prepare the data again"
         )
-    return loss / count, int(count)
+    return loss / max(count, 1), int(count)
 
 
 def mixture_loss(model, data: Mixture, name: str, *args, **kwargs) -> float:
