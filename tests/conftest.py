@@ -15,8 +15,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 import numpy as np
 import pytest
 
-# a shell starts what it runs in the background with Ctrl-C ignored, and programs inherit that
+# A shell starts what it runs in the background with Ctrl-C ignored, nohup with SIGHUP, and programs
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
