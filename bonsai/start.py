@@ -95,9 +95,12 @@ def begin(c, folder, world_size: int) -> Start:
         start = new_model(c, data)
     else:
         start = loaded_model(c, data, loaded, before)
-        taken = [f"{k}={v}" for k, v in c.items() if k not in c.given and asked.get(k) != v]
+        taken = {k: v for k, v in c.items() if k not in c.given and asked.get(k) != v}
+        if taken.get("vocab_size") in (data.vocab_size, data.model_vocab_size):
+            taken.pop("vocab_size", None)  # the data say it: nobody leaves it out
         if taken:
-            start.notes.insert(1, f"settings that were left out: {' '.join(taken)}")
+            listed = " ".join(f"{k}={v}" for k, v in taken.items())
+            start.notes.insert(1, f"settings that were left out: {listed}")
     data.check(start.model.config.block_size, start.model.config.vocab_size)
     start.notes += schedule_notes(c)
     return start

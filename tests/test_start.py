@@ -102,6 +102,22 @@ def test_what_a_command_leaves_out_is_the_checkpoints(train, tmp_path, name):
     assert "lr_decay_iters" in changed or before["config"]["lr_decay_iters"] == 4
 
 
+def test_only_what_could_have_been_meant_is_said_to_be_left_out(train, tmp_path, capsys):
+    """The vocabulary is the data's, so a command that repeats a run's settings leaves out none."""
+    out, others = tmp_path / "run", {k: v for k, v in SMALL.items() if k != "batch_size"}
+    assert train(out, SMALL, max_iters=1) == 0
+    capsys.readouterr()
+    for settings, listed in ((SMALL, []), (others, [f"batch_size={SMALL['batch_size']}"])):
+        assert train(out, settings, init_from="resume", max_iters=1) == 0
+        lines = capsys.readouterr().out.splitlines()
+        said = [line.split(": ")[1].split() for line in lines if "left out" in line]
+        assert sum(said, []) == listed
+    assert train(tmp_path / "wide", SMALL, max_iters=1, vocab_size=40) == 0
+    capsys.readouterr()
+    assert train(tmp_path / "wide", SMALL, init_from="resume", max_iters=1) == 0
+    assert "left out: vocab_size=40\n" in capsys.readouterr().out  # not the data's
+
+
 @pytest.fixture(scope="module")
 def finished(program, workplace, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
