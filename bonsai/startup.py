@@ -4,14 +4,46 @@ Loading the libraries takes seconds. A Ctrl-C in there would end in a traceback 
 being loaded, so until `bonsai.errors.run` calls `main` a signal ends the program at once, in one
 line. And a file that is opened while stdout or stderr is closed would get its number, and what is
 printed would land in that file: those that are closed lead to nowhere from here on.
+
+A Python that is too old, or lacks what requirements.txt lists, is mostly the wrong one: the
+environment was not activated. That is one line too, so this file keeps to what Python 3.9 can read.
 """
 
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
-from bonsai.errors import ENDS, end_at_once
+ROOT = Path(__file__).resolve().parents[1]
+OWN = {"bonsai", "model", "configurator"}  # not to find these would be a mistake of ours
+
+
+def environment() -> str:
+    """How one gets to the Python that `make setup` prepares, or completes it."""
+    own = ROOT / ".venv"
+    if Path(sys.prefix).resolve() == own.resolve():
+        return f"run: pip install -r {ROOT / 'requirements-all.txt'}"
+    if (own / "bin/activate").exists():
+        return f"run: source {own / 'bin/activate'}"
+    return f"run `make setup` in {ROOT}, then: source .venv/bin/activate"
+
+
+def explain_missing_package(kind, error, trace) -> None:
+    """An excepthook: a package that cannot be found is one line, as it is no mistake of ours."""
+    package = (getattr(error, "name", None) or "").split(".")[0]
+    if not issubclass(kind, ModuleNotFoundError) or not package or package in OWN:
+        return sys.__excepthook__(kind, error, trace)
+    print(f"error: {sys.executable} has no {package}; {environment()}", file=sys.stderr)
+
+
+if sys.version_info < (3, 10):  # noqa: UP036 - what pyproject.toml says holds for pip alone
+    version = ".".join(str(number) for number in sys.version_info[:2])
+    sys.exit(f"error: Python {version} is too old, 3.10 to 3.13 are right; {environment()}")
+
+from bonsai.errors import ENDS, end_at_once  # noqa: E402 - not in what older ones can read
+
+sys.excepthook = explain_missing_package
 
 
 def open_closed_streams() -> None:

@@ -1,6 +1,8 @@
 """bonsai/startup.py and errors.run: how every program ends when it is stopped, or cannot print."""
 
+import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +55,45 @@ def test_a_signal_while_the_libraries_load_is_one_line(tmp_path, name):
         assert result.rc == status, (program, result)
         assert len(result.stderr.splitlines()) == 1, (program, result)
         assert result.stderr.startswith("error: ") and word in result.stderr, (program, result)
+
+
+def test_a_missing_package_is_one_line():
+    """In every program: mostly the environment was not activated."""
+
+    def start(program: str):
+        command = [sys.executable, "-S", program, "--no_such=1"]  # -S: the standard library alone
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = dict(zip(PROGRAMS, pool.map(start, PROGRAMS)))
+    missing = {p: done for p, done in results.items() if done.returncode != 2}  # 2: needs none here
+    assert len(missing) > 30
+    for program, done in missing.items():
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, (program, done)
+        assert re.match(r"error: \S+ has no (torch|numpy|psutil|tqdm);", done.stderr), done
+        assert ".venv/bin/activate" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "before, words",
+    [
+        ("sys.version_info = (3, 9, 6)", "error: Python 3.9 is too old, 3.10 to 3.13 are right"),
+        ("import bonsai.startup; import bonsai.nosuch", "Traceback"),  # a mistake of ours
+    ],
+)
+def test_an_old_python_is_one_line_and_our_mistakes_are_not(before, words):
+    code = f"import sys; {before}; import bonsai.startup"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and done.stderr.startswith(words), done
+    assert (done.stderr.count("\n") == 1) == (words != "Traceback")
+
+
+@pytest.mark.parametrize("path", [*PROGRAMS, "bonsai/startup.py", "bonsai/__init__.py"])
+def test_an_old_python_reads_as_far_as_the_line(path):
+    """No syntax that Python 3.9 lacks, or it would end in a SyntaxError before it says a word."""
+    ast.parse((ROOT / path).read_text(encoding="utf-8"), feature_version=(3, 9))
 
 
 @needs_posix
