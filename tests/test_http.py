@@ -174,26 +174,26 @@ BODY |= {"ignore_eos": True, "n": 4}
 
 def test_running_answers_are_told_that_the_server_stops(capfd):
     server = model_server(block_size=4096)
-    got: list = [None, None]
+    lines, answers = [], []
 
     def stream(url: str) -> None:
         with httpx.stream("POST", url, json={**BODY, "stream": True}, timeout=60) as r:
-            got[0] = [line for line in r.iter_lines() if line]
+            lines.extend(line for line in r.iter_lines() if line)
 
     def whole(url: str) -> None:
-        got[1] = httpx.post(url, json=BODY, timeout=60)
+        answers.append(httpx.post(url, json=BODY, timeout=60))
 
     with running(create_app(server), server.worker) as process:
         url = f"http://127.0.0.1:{process.port}/v1/completions"
         threads = [threading.Thread(target=f, args=[url]) for f in (stream, whole)]
         for thread in threads:
             thread.start()
-        wait(lambda: server.worker.running >= 4)
+        wait(lambda: server.worker.running >= 4 and lines)
     for thread in threads:
         thread.join(20)
-    assert len(got[0]) > 2 and got[0][-1] == "data: [DONE]"
-    assert json.loads(got[0][-2][6:])["error"]["message"] == "the server is stopping"
-    assert got[1].status_code == 503 and got[1].json()["error"]["code"] == "stopped"
+    assert len(lines) > 2 and lines[-1] == "data: [DONE]"
+    assert json.loads(lines[-2][6:])["error"]["message"] == "the server is stopping"
+    assert answers[0].status_code == 503 and answers[0].json()["error"]["code"] == "stopped"
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
