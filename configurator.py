@@ -444,6 +444,8 @@ def _no_such_file(argument: str, known: Iterable[str]) -> str:
         return f"{argument} lacks two dashes in front: --{argument.lstrip('-')}"
     if argument.startswith("-"):
         return f"{argument} is no option: settings are given as --key=value, --help lists them"
+    if "out_dir" in known and any(Path(argument).glob("*.pt")):
+        return f"{argument} is no config file but the folder of a run: give --out_dir={argument}"
     files = {
         path.stem: f"config/{path.name}"
         for folder in (ROOT, Path())

@@ -17,6 +17,7 @@ import numpy as np
 from bonsai.errors import UserError
 from bonsai.files import file_size, reading
 from bonsai.meta import open_meta
+from bonsai.values import did_you_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # llm.c and modded-nanogpt: 256 int32 before the tokens
@@ -207,11 +208,16 @@ def find_folder(dataset: str) -> Path:
         if (folder / "train.bin").exists() or (folder / "meta.json").exists():
             return folder
     for folder in tried:
-        if (folder / "prepare.py").exists():
-            command = shlex.join(["python", str(folder / "prepare.py")])
-            raise UserError(f"data set {dataset} is not prepared yet: run {command}")
-    known = sorted({p.parent.name for d in ("data", ROOT / "data") for p in Path(d).glob("*/*.py")})
-    raise UserError(f"no data set {dataset} in data/: there are {', '.join(known)}")
+        beside = folder.with_name(folder.name.removesuffix("_bpe"))  # its prepare.py may write both
+        for script in (folder / "prepare.py", beside / "prepare.py"):
+            if script.exists() and (script.parent == folder or "_bpe" in script.read_text("utf-8")):
+                command = shlex.join(["python", str(script)])
+                raise UserError(f"data set {dataset} is not prepared yet: run {command}")
+    files = [f for d in ("data", ROOT / "data") for f in Path(d).glob("*/*")]
+    known = {f.parent.name for f in files if f.name in ("prepare.py", "train.bin", "meta.json")}
+    near = did_you_mean(dataset, known)
+    there = f": there are {', '.join(sorted(known))}"
+    raise UserError(f"no data set {dataset} in data/{near or there}")
 
 
 def is_folder(spec: str) -> bool:

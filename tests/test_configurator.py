@@ -527,6 +527,12 @@ def test_missing_file_names_the_nearest(capsys, folder):
     assert "no config file config;" in error(capsys, "config")
 
 
+def test_the_folder_of_a_run_is_no_config_file(capsys, folder):
+    write("out-mine/ckpt.pt", "")
+    message = error(capsys, "out-mine")
+    assert message == "out-mine is no config file but the folder of a run: give --out_dir=out-mine"
+
+
 def test_missing_file_without_a_config_folder(capsys, monkeypatch, folder):
     monkeypatch.setattr(configurator, "ROOT", folder / "elsewhere")
     expected = "no config file zzz.py; values are given as --key=value"

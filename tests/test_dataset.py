@@ -269,6 +269,27 @@ def test_what_is_wrong_is_said_in_one_line(here, name, words):
     assert all(word in text for word in words), text
 
 
+@pytest.mark.parametrize(
+    "name, words",
+    {
+        "shakespeare": "not prepared yet: run python data/shakespeare/prepare.py",
+        "python_stdlib_bpe": "not prepared yet: run python data/python_stdlib/prepare.py",
+        "shakespeare_bpe": "did you mean shakespeare?",  # which has no such vocabulary
+        "mien": "did you mean mine?",
+        "zzz": "there are ",
+    }.items(),
+)
+def test_data_that_are_not_there_are_to_be_prepared_or_were_meant_otherwise(here, name, words):
+    make_dataset(here / "data" / "mine")
+    for folder, text in (("python_stdlib", "OUT_bpe"), ("shakespeare", "")):
+        (here / "data" / folder).mkdir()
+        (here / "data" / folder / "prepare.py").write_text(text)
+    with pytest.raises(UserError) as e:
+        Mixture.open(name)
+    text = one_line(e)
+    assert words in text and (name != "zzz" or "mine" in text), text
+
+
 class Payload:
     """A pickle that would make a file when it is loaded."""
 
