@@ -128,6 +128,8 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
     start.restore(optim, scaler)
     step, best_val_loss, progress = start.step, start.best_val_loss, start.progress
+    counted = batches.rows_before(step) * block_size
+    other_tokens = progress.get("tokens", counted) - counted  # of batches of another size before
 
     # ---- say what will be done ----
     runtime.barrier()  # all have read what they start from
@@ -164,6 +166,10 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         rate = peak and peak * world
         report.say(describe_cost(c.depth, size, tokens, tokens * flops_per_token, rate))
 
+    def tokens_before(step: int) -> int:
+        """Tokens that the run has trained on when `step` begins."""
+        return batches.rows_before(step) * block_size + other_tokens
+
     def evaluate() -> dict:
         """Losses on fixed windows of both splits, shared by the processes."""
         args = (runtime, block_size, c.batch_size, c.eval_iters * c.batch_size)
@@ -182,7 +188,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
             "val_bpb": bits_per_byte(losses["val"], data.bytes_per_token("val")),
             "lr": learning_rate_at(step, c),
             "mfu": mfu,
-            "tokens": batches.rows_before(step) * block_size,
+            "tokens": tokens_before(step),
             "seconds": progress["seconds"],
         }
 
@@ -193,6 +199,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         """Write one checkpoint under each of `names`."""
         nonlocal saved
         saved = step
+        progress["tokens"] = tokens_before(step)
         optimizer_state = optim.state_dict()  # a sharded one is gathered from all
         if runtime.master:
             if lock.check():
@@ -325,7 +332,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
             now = time.perf_counter()
             seconds, t0 = now - t0, now
             progress["seconds"] += seconds
-            tokens = (batches.rows_before(step) - batches.rows_before(logged_step)) * block_size
+            tokens = tokens_before(step) - tokens_before(logged_step)
             mfu = flops_per_token * tokens / seconds / world / peak if peak else None
             row = {
                 "iter": step - 1,
@@ -359,7 +366,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     if not c.eval_only:
         if saved != step:
             save(LAST)
-        report.summary(step, batches.rows_before(step) * block_size, progress["seconds"])
+        report.summary(step, tokens_before(step), progress["seconds"])
         if runtime.master and (note := newer_weights(folder / CKPT)):
             report.say(note)
     if status > 128:

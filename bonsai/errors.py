@@ -26,6 +26,16 @@ def reason(e: OSError) -> str:
     return "the disk is full" if e.errno in FULL else e.strerror or str(e)
 
 
+def no_writing(folder: object, e: OSError) -> str:
+    """One line for a run's folder in which the system lets us write nothing."""
+    if e.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"cannot write into {folder}: it, or a part of its path, is no folder: set --out_dir"
+    advice = (
+        "free some space or set another --out_dir" if e.errno in FULL else "set another --out_dir"
+    )
+    return f"cannot write into {folder} ({e.strerror or e}): {advice}"
+
+
 def short_of_memory(e: BaseException) -> bool:
     """Whether the system had no more memory, for data or for another thread."""
     words = ("allocate memory", "out of memory", "can't start new thread")

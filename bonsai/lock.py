@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bonsai.atomic import temporary
-from bonsai.errors import UserError
+from bonsai.errors import UserError, no_writing
 from bonsai.rundir import LOCK
 
 try:
@@ -86,10 +86,7 @@ class RunLock:
             return True
         except OSError as e:
             self.release(mine=self.fd is not None)
-            raise UserError(
-                f"cannot write into {self.folder} ({e.strerror}): free some space or set another "
-                "--out_dir"
-            ) from None
+            raise UserError(no_writing(self.folder, e)) from None
 
     def _is_foreign(self, locked: bool | None) -> bool:
         """Whether the owner that the file names is one of whom the system's lock says nothing."""

@@ -24,7 +24,7 @@ import torch
 
 from bonsai.atomic import replace_text, whole_file
 from bonsai.dataset import ROOT
-from bonsai.errors import UserError, flush
+from bonsai.errors import UserError, flush, no_writing
 from bonsai.metrics import forget_after, read_metrics, row_text
 from bonsai.rundir import CURVE, LOG, METRICS, SETTINGS
 from bonsai.runtime import Runtime, device_name
@@ -91,8 +91,7 @@ class Report:
             broken = forget_after(self.folder / METRICS, start, evaluated)
             self._open()
         except OSError as e:
-            reason = f"cannot write into {self.folder} ({e.strerror})"
-            raise UserError(f"{reason}: free some space or set another --out_dir") from None
+            raise UserError(no_writing(self.folder, e)) from None
         if broken:
             self.say(f"{self.folder / METRICS}: {broken} lines that are no rows were left out")
         if sys.stdout is not None and sys.stdout.isatty():

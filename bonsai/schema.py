@@ -79,6 +79,7 @@ def is_progress(value: Any) -> bool:
         is_dict(value)
         and is_whole(value.get("evaluated", -1), -1)
         and is_whole(value.get("bad_evals", 0))
+        and is_whole(value.get("tokens", 0), most=2**63)
         and is_number(seconds := value.get("seconds", 0.0), 0)
         and seconds < math.inf
         and is_number(value.get("best_val_loss", math.inf))

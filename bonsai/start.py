@@ -87,7 +87,9 @@ def begin(c, folder, world_size: int) -> Start:
         rule = compute_optimal(c.depth, c, c.given, world_size)
         c.update(rule)
         c.given |= rule.keys()
-    if "lr_decay_iters" not in c.given and ("max_iters" in c.given or before is None):
+    # a run whose end of the decay was set apart from its last step keeps it
+    follows = before is None or before.get("lr_decay_iters") == before.get("max_iters")
+    if "lr_decay_iters" not in c.given and follows:
         c["lr_decay_iters"] = c.max_iters
     check_settings(c, world_size)
     data = Mixture.open(c.dataset)

@@ -173,7 +173,13 @@ CASES = [
     Case("not a checkpoint", ["--init_from=resume"], ["ckpt.pt"], 1, text_for_a_checkpoint),
     Case("other weights", ["--init_from=out/other.pt"], ["other.pt", "wpe"], 1, other_weights),
     # the machine
-    Case("out_dir is a file", ["--out_dir=file"], ["file"], 1, lambda h: (h / "file").touch()),
+    Case(
+        "out_dir is a file",
+        ["--out_dir=file"],
+        ["file", "is no folder"],
+        1,
+        lambda h: (h / "file").touch(),
+    ),
     Case("out_dir cannot be made", ["--out_dir=/proc/nothing"], ["/proc/nothing"]),
     Case(
         "full disk",

@@ -98,8 +98,7 @@ def test_what_a_command_leaves_out_is_the_checkpoints(train, tmp_path, name):
         assert fields == before["model_config"]  # config.json says so too
     again = load(out / "last.pt")["config"]
     changed = {k for k in again if again[k] != before["config"][k]}
-    assert changed <= {"max_iters", "lr_decay_iters", "init_from"}
-    assert "lr_decay_iters" in changed or before["config"]["lr_decay_iters"] == 4
+    assert changed <= {"max_iters", "init_from"}  # lr_decay_iters was given, apart from max_iters
 
 
 def test_only_what_could_have_been_meant_is_said_to_be_left_out(train, tmp_path, capsys):
@@ -183,6 +182,29 @@ def test_lr_decay_iters_follows_max_iters_unless_given(train, tmp_path, capsys):
     assert train(tmp_path / "b", settings, max_iters=6, lr_decay_iters=3) == 0
     said = capsys.readouterr().out
     assert "from step 3 (lr_decay_iters) to 6 (max_iters) the learning rate is min_lr" in said
+    assert train(tmp_path / "a", init_from="resume", max_iters=8) == 0  # it did: it still does
+    assert load(tmp_path / "a" / "last.pt")["config"]["lr_decay_iters"] == 8
+
+
+def test_a_run_in_pieces_is_the_run_in_one_when_the_length_of_the_decay_was_given(train, tmp_path):
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert train(whole, SMALL, max_iters=6, lr_decay_iters=6) == 0
+    assert train(pieces, SMALL, max_iters=2, lr_decay_iters=6) == 0
+    for steps in (4, 6):
+        assert train(pieces, init_from="resume", max_iters=steps) == 0
+    assert losses(pieces) == losses(whole)
+
+
+def test_tokens_are_counted_through_a_change_of_the_batch(train, tmp_path):
+    """Those of the steps before were of the batch that they had."""
+    out, width = tmp_path / "run", SMALL["block_size"]
+    rows = SMALL["batch_size"] * SMALL["gradient_accumulation_steps"]
+    assert train(out, SMALL, max_iters=2) == 0
+    assert train(out, init_from="resume", max_iters=4, batch_size=1) == 0
+    assert train(out, init_from="resume", max_iters=6, block_size=width // 2) == 0
+    tokens = {row["iter"]: row["tokens"] for row in metrics(out) if "tokens" in row}
+    first, second = 2 * rows * width, 2 * SMALL["gradient_accumulation_steps"] * width
+    assert tokens == {0: 0, 2: first, 4: first + second, 6: first + second + second // 2}
 
 
 BASE = dict(
