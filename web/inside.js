@@ -128,7 +128,7 @@ function lensCard() {
       el(
         "p",
         { class: "hint" },
-        "The final norm and the head, applied behind every layer (logit lens). " +
+        "The final norm and the head, applied after every layer (logit lens). " +
           "Framed: the token that wins at the output.",
       ),
     ),
