@@ -24,7 +24,9 @@ def training_command(dataset: str, meta: dict, gpu: bool | None = None) -> str:
     """
     splits = [split["tokens"] for split in meta["splits"].values()]
     gpu = has_gpu() if gpu is None else gpu
-    config = (LARGE if sum(splits) > MANY else GPU) if gpu else CPU
+    own = f"train_{dataset}_cpu.py"  # made for these data
+    small = own if (ROOT / "config" / own).exists() else CPU
+    config = (LARGE if sum(splits) > MANY else GPU) if gpu else small
     text = (ROOT / "config" / config).read_text(encoding="utf-8")
     words = [f"config/{config}"]
     if f'\ndataset = "{dataset}"\n' not in text:

@@ -55,11 +55,12 @@ def test_the_command_runs_on_what_was_prepared(tmp_path, at_home, gpu, name, tok
         assert "--block_size" not in " ".join(words)
 
 
-def test_a_config_files_own_data_need_no_settings(at_home):
-    text = (ROOT / "config" / "quickstart.py").read_text()
+@pytest.mark.parametrize("config", ["quickstart.py", "train_shakespeare_char_cpu.py"])
+def test_a_config_files_own_data_need_no_settings(at_home, config):
+    text = (ROOT / "config" / config).read_text()
     name = re.search(r'^dataset = "(\w+)"', text, re.M)[1]
     meta = {"splits": {"train": {"tokens": 10**7}, "val": {"tokens": 10**6}}}
-    assert training_command(name, meta, False) == "python train.py config/quickstart.py"
+    assert training_command(name, meta, False) == f"python train.py config/{config}"
 
 
 def test_much_data_on_a_gpu_are_for_a_large_model(at_home):
