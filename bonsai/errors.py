@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 PROGRAM = os.getpid()
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHORT = ("allocate memory", "out of memory", "can't start new thread", "failed to map segment")
 ENDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
 
 
@@ -38,8 +39,15 @@ def no_writing(folder: object, e: OSError) -> str:
 
 def short_of_memory(e: BaseException) -> bool:
     """Whether the system had no more memory, for data or for another thread."""
-    words = ("allocate memory", "out of memory", "can't start new thread")
-    return isinstance(e, MemoryError) or any(word in str(e).lower() for word in words)
+    if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
+        return True
+    return any(word in str(e).lower() for word in SHORT)
+
+
+NO_MEMORY = (
+    "out of memory: use a smaller batch_size or a smaller model, free some memory, or raise its "
+    "limit (ulimit -v)"
+)
 
 
 def fail(message: object, status: int = 1) -> None:
@@ -100,14 +108,13 @@ def run(*steps: Callable[[], object]) -> None:
     except BrokenPipeError:  # `| head` closed our stdout: not worth a word
         flush()
         sys.exit(0)
-    except (MemoryError, RuntimeError) as e:
+    except (MemoryError, RuntimeError, ImportError) as e:
         if not short_of_memory(e):
             raise
-        fail(
-            "out of memory: use a smaller batch_size or a smaller model, free some memory, or "
-            "raise its limit (ulimit -v)"
-        )
+        fail(NO_MEMORY)
     except OSError as e:
+        if e.errno == errno.ENOMEM:
+            fail(NO_MEMORY)
         if e.errno in FULL:
             where = f" while writing {e.filename}" if e.filename else ""
             fail(f"the disk is full{where}: free some space or write elsewhere")

@@ -29,8 +29,12 @@ def environment() -> str:
     return f"run `make setup` in {ROOT}, then: source .venv/bin/activate"
 
 
-def explain_missing_package(kind, error, trace) -> None:
-    """An excepthook: a package that cannot be found is one line, as it is no mistake of ours."""
+def explain_failed_import(kind, error, trace) -> None:
+    """An excepthook: a package that cannot be found, or for which memory is short, is one line, as
+    it is no mistake of ours."""
+    if short_of_memory(error):
+        os.write(2, f"error: {NO_MEMORY}\n".encode())
+        return None
     package = (getattr(error, "name", None) or "").split(".")[0]
     if not issubclass(kind, ModuleNotFoundError) or not package or package in OWN:
         return sys.__excepthook__(kind, error, trace)
@@ -41,9 +45,14 @@ if sys.version_info < (3, 10):  # noqa: UP036 - what pyproject.toml says holds f
     version = ".".join(str(number) for number in sys.version_info[:2])
     sys.exit(f"error: Python {version} is too old, 3.10 to 3.13 are right; {environment()}")
 
-from bonsai.errors import ENDS, end_at_once  # noqa: E402 - not in what older ones can read
+from bonsai.errors import (  # noqa: E402 - not in what older ones can read
+    ENDS,
+    NO_MEMORY,
+    end_at_once,
+    short_of_memory,
+)
 
-sys.excepthook = explain_missing_package
+sys.excepthook = explain_failed_import
 
 
 def open_closed_streams() -> None:

@@ -1,6 +1,7 @@
 """All blocks of a step in one call (block.cpp), products of rows (linear.cpp), and the memory of
 their weights, against the model and torch."""
 
+import errno
 import mmap
 
 import pytest
@@ -271,4 +272,16 @@ def test_copies_lie_side_by_side_in_large_pages():
 def test_without_large_pages_the_tensor_itself_is_taken(monkeypatch):
     x = torch.randn(10)
     monkeypatch.delattr(memory.mmap, "MADV_HUGEPAGE", raising=False)
+    assert LargePages().copy(x) is x
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs large pages")
+def test_without_memory_for_large_pages_the_tensor_itself_is_taken(monkeypatch):
+    """A chunk is far larger than the weights of a small model."""
+
+    def refused(*args):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    x = torch.randn(10)
+    monkeypatch.setattr(memory.mmap, "mmap", refused)
     assert LargePages().copy(x) is x

@@ -13,6 +13,7 @@ from made_model import TEXT, knowing, knows_nothing, knows_text
 from server_process import server as server_process
 
 from bonsai.engine import Engine, SamplingParams
+from bonsai.errors import short_of_memory
 from bonsai.serving import http as serving_http
 from bonsai.serving import worker as serving_worker
 from bonsai.serving.app import Server, create_app
@@ -50,12 +51,7 @@ def answering(handle):
     """An ASGI app: handle(receive, send) answers requests."""
 
     async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            for kind in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{kind}.complete"})
-        else:
-            await handle(receive, send)
+        await handle(receive, send)
 
     return app
 
@@ -298,6 +294,22 @@ scheduler.Engine.step = step
 sys.argv = ["serve.py", *sys.argv[1:]]
 runpy.run_path({path!r}, run_name="__main__")
 """
+
+
+def test_without_memory_for_the_engines_thread(monkeypatch, capfd):
+    """serve.py says it in one line: nothing is logged, and nothing is left running."""
+    worker = Worker([], 1)
+
+    def start():
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(worker._thread, "start", start)
+    sock = listen("127.0.0.1", 0)
+    process = Process(configured(answering(None), 8), worker)
+    with pytest.raises(RuntimeError, match="new thread") as e, sock:
+        asyncio.run(process.serve(sockets=[sock]))
+    assert short_of_memory(e.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_program_ends_when_its_engine_has_died(tmp_path):

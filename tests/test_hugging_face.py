@@ -396,6 +396,13 @@ def shuffled(folder: Path) -> None:
     path.write_text(json.dumps(state))
 
 
+def with_config(**config):
+    def alter(folder: Path) -> None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+    return alter
+
+
 def other_kind(name: str, config: dict):
     def alter(folder: Path) -> None:
         (folder / "tokenizer.json").unlink()
@@ -416,6 +423,7 @@ UNSUPPORTED = {
     "whitespace": (altered(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
     "no pre_tokenizer": (altered(pre_tokenizer=None), "pre_tokenizer"),
     "prefix": (altered(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}), "ByteLevel"),
+    "prefix of the config": (with_config(add_prefix_space=True), "add_prefix_space"),
     "template": (altered(post_processor=template), "post_processor"),
     "a word of its own": (altered(added_tokens=[word]), "word"),
     "no merges": (altered(model={"merges": [["a", "zzz"]]}), "merges"),

@@ -1,6 +1,7 @@
 """bonsai/startup.py and errors.run: how every program ends when it is stopped, or cannot print."""
 
 import ast
+import errno
 import os
 import re
 import signal
@@ -11,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment, run_program
+from conftest import ROOT, assert_one_line_error, environment, run_program
+
+from bonsai.errors import run
 
 PROGRAMS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -55,6 +58,35 @@ def test_a_signal_while_the_libraries_load_is_one_line(tmp_path, name):
         assert result.rc == status, (program, result)
         assert len(result.stderr.splitlines()) == 1, (program, result)
         assert result.stderr.startswith("error: ") and word in result.stderr, (program, result)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "MemoryError",
+        "OSError(12, 'Cannot allocate memory')",
+        "ImportError('libtorch_cpu.so: failed to map segment from shared object')",
+    ],
+)
+def test_short_memory_while_the_libraries_load_is_one_line(tmp_path, failure):
+    env = libraries(tmp_path, f"raise {failure}")
+    for program in ("train.py", "serve.py"):
+        assert_one_line_error(run_program([], tmp_path, env, program=program), "out of memory")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory", "a.bin")]
+    + [RuntimeError("can't start new thread"), ImportError("failed to map segment")],
+)
+def test_short_memory_in_a_program_is_one_line(capsys, failure):
+    def fails():
+        raise failure
+
+    with pytest.raises(SystemExit) as e:
+        run(fails)
+    assert e.value.code == 1
+    assert capsys.readouterr().err.startswith("error: out of memory")
 
 
 def test_a_missing_package_is_one_line():

@@ -26,10 +26,10 @@ class LargePages:
             return tensor
         if size > len(self.free):
             private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has small pages
-            memory = mmap.mmap(-1, max(CHUNK, size) + PAGE, private)
             try:
+                memory = mmap.mmap(-1, max(CHUNK, size) + PAGE, private)
                 memory.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:  # a system without them
+            except OSError:  # a system without them, or without room for so much at once
                 return tensor
             free = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the memory
             self.free = free[-free.data_ptr() % PAGE :]

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,17 +69,10 @@ class Server:
 def create_app(server: Server) -> ASGIApp:
     """The ASGI app of a server."""
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        server.worker.start()
-        yield
-        await asyncio.to_thread(server.worker.stop)
-
     app = FastAPI(
         title="bonsai",
         version=__version__,
         description="An OpenAI-compatible API for small GPTs.",
-        lifespan=lifespan,
         docs_url=None,  # those pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,

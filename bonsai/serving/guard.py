@@ -64,8 +64,6 @@ class Guard:
         self.held = 0  # bytes of bodies in memory
 
     async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
         if scope["type"] != "http":  # a websocket
             return await send({"type": "websocket.close", "code": 1003})
 

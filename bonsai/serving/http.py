@@ -175,6 +175,13 @@ class Process(uvicorn.Server):
         super().__init__(config)
         self.worker, self.grace = worker, grace
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self.worker.start()  # in the app's lifespan uvicorn would print the traceback of a failure
+        try:
+            await super().serve(sockets)
+        finally:
+            self.worker.stop()
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.should_exit:
             with contextlib.suppress(OSError):  # print is not safe in a signal handler
@@ -193,6 +200,7 @@ class Process(uvicorn.Server):
         loop.call_later(self.grace, self.worker.give_up, "the server is stopping")
         loop.call_later(self.grace + 1, self.cut_off)
         await super().shutdown(sockets)
+        self.worker.stop()  # here, where a second Ctrl-C still ends the program at once
 
     def cut_off(self) -> None:
         for connection in list(self.server_state.connections):
@@ -205,7 +213,7 @@ def configured(app, max_connections: int, **limits: float) -> uvicorn.Config:
         app,
         http=type("Limited", (Connection,), {"most": max_connections, **limits}),
         ws="none",
-        lifespan="on",
+        lifespan="off",
         access_log=False,  # prompts and paths are nobody's business
         log_level="warning",
         server_header=False,

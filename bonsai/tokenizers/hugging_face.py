@@ -46,6 +46,11 @@ def read_folder(folder: Path, vocab_size: int = LARGEST) -> dict | None:
             f"{folder}: tokenizer_config.json names code of its own (auto_map), which is never "
             "executed: its tokenizer is not supported"
         )
+    if settings.get("add_prefix_space"):  # there it overrules what tokenizer.json says
+        raise UserError(
+            f"{folder}: its tokenizer is not supported: add_prefix_space of tokenizer_config.json "
+            "puts a blank before each text"
+        )
     eos = content({**special, **settings}.get("eos_token"))
     if exists(folder / "tokenizer.json"):
         state = read_json_object(folder / "tokenizer.json", MOST_BYTES)
@@ -59,7 +64,7 @@ def read_folder(folder: Path, vocab_size: int = LARGEST) -> dict | None:
             )
         return None
     kind = settings.get("tokenizer_class") or CLASSES[0]
-    if kind not in CLASSES or settings.get("add_prefix_space") or settings.get("add_bos_token"):
+    if kind not in CLASSES or settings.get("add_bos_token"):
         raise UserError(
             f"{folder}: its tokenizer ({str(kind)[:60]}) is not supported: it does more to a text "
             "than GPT-2's"
@@ -68,8 +73,9 @@ def read_folder(folder: Path, vocab_size: int = LARGEST) -> dict | None:
     lines = read_text(folder / "merges.txt", limit=MOST_BYTES).split("\n")
     merges = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
     added = dict(optional(folder / "added_tokens.json"))
-    for name, token in (settings.get("added_tokens_decoder") or {}).items():
-        if name.isdecimal() and content(token):
+    decoder = settings.get("added_tokens_decoder")
+    for name, token in decoder.items() if isinstance(decoder, dict) else ():
+        if name.isdecimal() and len(name) < 10 and content(token):
             added[content(token)] = int(name)
     names = [content({**special, **settings}.get(name)) for name in NAMED]
     added |= {name: vocab[name] for name in names if name in vocab}
