@@ -419,19 +419,43 @@ class _Recorder(UserDict):
         self.data[name] = value
 
 
+def _parse_file(path: Path, name: str) -> ast.Module:
+    """The syntax tree of a config file.
+
+    A statement that Python runs and that sets nothing is a mistake: `max_iters: 5` of YAML,
+    `{"max_iters": 5}` of JSON, `max_iters == 5`.
+    """
+    hint = "" if path.suffix == ".py" else " (arguments without -- are config files, in Python)"
+    try:
+        source = path.read_bytes()
+        if b"\0" in source:
+            _fail(f"{name} is no text in UTF-8{hint or ': save it as UTF-8'}")
+        tree = ast.parse(source, name)
+    except SyntaxError as e:
+        _fail(f"{name}{f':{e.lineno}' if e.lineno else ''}: {type(e).__name__}: {e.msg}{hint}")
+    except Exception as e:
+        _fail(f"{name}: {type(e).__name__}: {e}")
+    for node in tree.body:
+        is_idle = isinstance(node, ast.AnnAssign) and node.value is None
+        if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant):
+            is_idle = not any(isinstance(part, ast.Call) for part in ast.walk(node))
+        if is_idle:
+            code = textwrap.shorten(ast.unparse(node), 60, placeholder=" ...")
+            _fail(f"{name}:{node.lineno}: {code} sets nothing: settings are given as NAME = VALUE")
+    return tree
+
+
 def _run_file(path: Path, name: str, settings: dict[str, Any]) -> tuple[ast.AST, dict[str, Any]]:
     """Run a config file that sees `settings`; return its syntax tree and the names it binds."""
     names = {**settings, "__file__": str(path), "__name__": "config"}
     before, recorder = dict(names), _Recorder(names)
+    tree = _parse_file(path, name)
     try:
-        tree = ast.parse(path.read_bytes(), name)
         exec(compile(tree, name, "exec"), names, recorder)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         frames = traceback.extract_tb(e.__traceback__)
-        lines, message = [frame.lineno for frame in frames if frame.filename == name], str(e)
-        if isinstance(e, SyntaxError) and e.filename == name:  # str(e) would name the line again
-            lines, message = [e.lineno], e.msg
-        _fail(f"{name}{f':{lines[-1]}' if lines else ''}: {type(e).__name__}: {message}")
+        lines = [frame.lineno for frame in frames if frame.filename == name]
+        _fail(f"{name}{f':{lines[-1]}' if lines else ''}: {type(e).__name__}: {e}")
     for key, value in names.items():  # what a function of the file bound as a global
         if key not in before or value is not before[key]:
             recorder.bound.add(key)

@@ -68,6 +68,7 @@ kv_cache = True  # remember keys and values; False: recompute them for every tok
 
 JOB_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 JOB_SETTINGS += ("seed",)
+JOB = 'an object such as {"prompt": "To be"}'
 PREFIX_TOKENS = 4096  # of prompts whose keys and values are kept, for prompts that begin alike
 CACHE_BYTES = 2**30  # samples drawn side by side have caches of this size together
 
@@ -143,6 +144,8 @@ def main() -> None:
     )
     text = "" if interactive or prompts else read_start(start)
     jobs = read_jobs(prompts, params) if prompts else []
+    if out and not prompts:
+        raise UserError("--out is a file for the answers to --prompts; > FILE takes samples")
     if out:
         check_writable(out, "the answers")
     runtime = setup_inference(device, dtype, compile, quantize)
@@ -205,9 +208,12 @@ def read_jobs(name: str, params: SamplingParams) -> list[dict]:
         if not line.strip():
             continue
         try:
-            job = json.loads(line)
+            try:
+                job = json.loads(line)
+            except ValueError as e:
+                raise UserError(f"{e}; each line is {JOB}") from None
             if not isinstance(job, dict) or not isinstance(job.get("prompt"), str):
-                raise UserError('it must be an object such as {"prompt": "To be"}')
+                raise UserError(f"it must be {JOB}")
             json.dumps(job, ensure_ascii=False).encode()  # as it will be written
             job_params(job, params)
         except UnicodeEncodeError as e:
@@ -216,6 +222,8 @@ def read_jobs(name: str, params: SamplingParams) -> list[dict]:
         except (ValueError, TypeError, RecursionError, UserError) as e:
             raise UserError(f"{path}, line {number}: {e}") from None
         jobs.append(job)
+    if not jobs:
+        raise UserError(f"{path} holds no prompts: each line is {JOB}")
     return jobs
 
 

@@ -12,7 +12,7 @@ import sys
 
 from bonsai.errors import UserError, run
 from bonsai.files import write_whole
-from bonsai.textfile import check_writable, read_text
+from bonsai.textfile import check_writable, decode_text, read_text
 from bonsai.tokenizers import get
 from bonsai.tokenview import html_page, terminal
 from configurator import configure, resolve_path
@@ -32,7 +32,7 @@ def the_text() -> str:
     if text:
         return text
     if not file:
-        return sys.stdin.buffer.read().decode("utf-8-sig", errors="replace")
+        return decode_text(sys.stdin.buffer.read(), "standard input")
     return read_text(resolve_path(file))
 
 

@@ -34,9 +34,9 @@ from configurator import configure
 
 # -----------------------------------------------------------------------------
 part = "both"  # what is measured [both | generation | context]
-rows = "1,8"  # texts at a time, for generation [list]
+rows = "1,8"  # texts at a time, for generation [list of int >= 1]
 length = 8192  # bytes to generate, and the context [>= 1]
-contexts = "1024,2048,4096,8192,16384,32768,65536"  # lengths to train on [list]
+contexts = "1024,2048,4096,8192,16384,32768,65536"  # lengths to train on [list of int >= 2]
 dense_limit = 16384  # the dense GPT is timed up to here, and computed beyond [>= 0]
 step = ""  # one step alone, such as MEGABYTE:65536; the last line is JSON
 out = "out-byte-costs"  # folder for byte_costs.json and .txt [path]

@@ -44,7 +44,7 @@ quick = False  # one seed, one rate per arm, fewer bytes
 full = False  # all rates with the first seed, then all seeds with each arm's best
 scale = "cpu"  # sizes of the arms; gpu: one H100, toy: a test of this script [cpu | gpu | toy]
 arms = ""  # only these, between semicolons, as in "dense, short; MEGABYTE 4"
-rates = "0.01,0.02,0.04"  # learning rates that --full tries [list]
+rates = "0.01,0.02,0.04"  # learning rates that --full tries [list of float >= 0]
 rate = 0.02  # learning rate of --quick [>= 0]
 optimizer = "muon"  # or adamw, whose rates are other ones: --rate=2e-3, --rates=1e-3,2e-3,4e-3
 seeds = 3  # of --full [>= 1]

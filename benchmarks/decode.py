@@ -43,7 +43,7 @@ from configurator import configure, resolve_path
 peer = ""  # folder of a nanoGPT checkout to compare with [path]
 sizes = "124M,char"  # models, from SIZES below [list]
 kinds = "auto"  # of KINDS below, with ; between; auto: those that this machine computes in
-batches = "auto"  # answers at once; auto: 1,16 on a CPU, 1,64 on a GPU [list]
+batches = "auto"  # answers at once; auto: 1,16 on a CPU, 1,64 on a GPU [list of int >= 1]
 repeats = 3  # of which the table has the median [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 seed = 1337  # of weights and prompts [>= 0]

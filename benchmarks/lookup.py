@@ -28,8 +28,8 @@ from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
 out_dir = "out"  # the run whose model writes [path]
-most = "4,8"  # tokens to guess ahead, at most [list]
-temperatures = "0,0.8"  # 0: the likeliest token [list]
+most = "4,8"  # tokens to guess ahead, at most [list of int >= 1]
+temperatures = "0,0.8"  # 0: the likeliest token [list of float >= 0]
 prompts = 4  # pieces of the validation data [>= 1]
 tokens = 0  # of each answer; 0: half the context, behind a prompt of the other half [>= 0]
 repeats = 3  # of which the table has the median [>= 1]

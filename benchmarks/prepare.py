@@ -51,6 +51,9 @@ out = ""  # write the numbers to this .json file [path]
 EOT = 50256
 
 
+ROWS = ("nanogpt", "tokenizer", "text", "jsonl")
+
+
 def make_table(jsonl: str, table: str) -> None:
     """The documents as a table on the disk; runs in a process of its own."""
     import datasets
@@ -165,9 +168,11 @@ def check(row: str, text: str, target: str, characters: int) -> None:
 
 
 def main() -> None:
+    names = rows.split(",")
+    if unknown := set(names) - set(ROWS):
+        raise UserError(f"rows={rows}: {unknown.pop()!r} is not one of {', '.join(ROWS)}")
     (text,) = find_files(input)[:1]
     size = text.stat().st_size / 1e6
-    names = rows.split(",")
     print(f"{text.name}: {size:,.1f} MB; {workers} workers, {repeats} runs in turn")
     times: dict[str, list[float]] = collections.defaultdict(list)
     memory: dict[str, float] = collections.defaultdict(float)

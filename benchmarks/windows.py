@@ -25,7 +25,7 @@ from bonsai.runtime import Runtime, setup
 from configurator import configure
 from model import GPT, GPTConfig
 
-lengths = "512,1024,2048"  # tokens of a row [list]
+lengths = "512,1024,2048"  # tokens of a row [list of int >= 1]
 window = 256  # positions that a local layer sees [>= 1]
 patterns = "D,DL,L"  # layer by layer, repeated: D dense, L local; DL is GPT-3's [list]
 n_layer = 4  # [>= 1]
@@ -102,15 +102,9 @@ def measure(T: int, runtime: Runtime) -> list[dict]:
 
 def main() -> None:
     configure(globals())
-    try:
-        sizes = [int(n) for n in lengths.split(",")]
-    except ValueError:
-        raise UserError(f"lengths={lengths}: give numbers of tokens, as in 1024,2048") from None
-    if min(sizes) < 1:
-        raise UserError(f"lengths={lengths}: they must be at least 1")
     runtime = setup(device, dtype, False)
     print(runtime.summary)
-    rows = [row for T in sizes for row in measure(T, runtime)]
+    rows = [row for T in map(int, lengths.split(",")) for row in measure(T, runtime)]
     columns = [("T", "T", ",d"), ("pattern", "pattern", ""), ("scores/position", "scores", ",.0f")]
     columns += [("ms", "median", ".1f"), ("of the first", "ratio", ".2f")]
     columns += [("kept, GiB", "kept", ".3f"), ("peak, GiB", "peak", ".2f")]

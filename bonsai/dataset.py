@@ -213,6 +213,8 @@ def find_folder(dataset: str) -> Path:
             if script.exists() and (script.parent == folder or "_bpe" in script.read_text("utf-8")):
                 command = shlex.join(["python", str(script)])
                 raise UserError(f"data set {dataset} is not prepared yet: run {command}")
+    if any(folder.is_file() for folder in tried):
+        raise UserError(f"dataset={dataset} is a file: name the folder that it is in")
     files = [f for d in ("data", ROOT / "data") for f in Path(d).glob("*/*")]
     known = {f.parent.name for f in files if f.name in ("prepare.py", "train.bin", "meta.json")}
     near = did_you_mean(dataset, known)

@@ -80,6 +80,8 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
         if steps:
             inner = ", ".join(str(path.parent) for path in steps[-3:])
             raise UserError(f"no checkpoint in {out_dir} itself: give a folder in it ({inner})")
+        if Path(out_dir).is_file():
+            raise UserError(f"{out_dir} is a file: a checkpoint is given as --init_from={out_dir}")
         raise UserError(f"no checkpoint in {out_dir}: {runs_there_are(Path(out_dir))}")
     return max(found, key=steps_done) if newest and len(found) > 1 else found[0]
 

@@ -21,8 +21,12 @@ def read_text(path: str | os.PathLike[str], what: str = "", limit: int = LARGEST
     what: what the file holds, for messages: "the prompts". Raises UserError where the file cannot
     be read, has more than `limit` bytes, or is neither UTF-8 nor UTF-16 with its mark.
     """
-    name = f"{what} from {path}" if what else str(path)
-    data = read_bytes(path, limit, what)
+    text = decode_text(read_bytes(path, limit, what), f"{what} from {path}" if what else str(path))
+    return io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """The text of bytes, line ends as they are. name: where they are from, for messages."""
     encoding = "UTF-16" if data.startswith(UTF16) else "UTF-8"
     try:
         text = data.decode("utf-16" if encoding == "UTF-16" else "utf-8-sig")
@@ -30,7 +34,7 @@ def read_text(path: str | os.PathLike[str], what: str = "", limit: int = LARGEST
         line = data[: e.start].count(b"\n") + 1
         message = f"cannot read {name}: byte {e.start}, in line {line}, is not {encoding}: "
         raise UserError(message + "save the file as UTF-8") from None
-    return io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
+    return text
 
 
 def check_writable(path: str | os.PathLike[str], what: str) -> None:

@@ -12,10 +12,12 @@ A setting says in brackets, at the end of its comment, which values it takes:
     out_dir = "out"  # [path]              `~` is the home folder
     models = ""  # [paths]                 several between commas, also as name=path
     endings = ""  # [list]                 texts between commas, blanks around them left out
+    rates = "0.1,1e-2"  # [list of float > 0]   numbers between commas, each of which holds
     split_on = ""  # [escapes]             \\n, \\t, \\xNN and \\uNNNN from a command line are read
     start = ""  #                          any other text is taken as it was typed, quotes included
 
-The default is always taken, even where the brackets leave it out. Quotes around a whole path, list
+The default is always taken, even where the brackets leave it out, and a path that has one is never
+empty. Quotes around a whole path, list
 or word are dropped: some shells pass them on.
 """
 
@@ -43,6 +45,7 @@ NUMBER = r"-?(?:\d[\d_.]*(?:e-?\d+)?|inf)"
 CONDITION = rf"(?:any|[<>]=? {NUMBER}|{NUMBER} to {NUMBER}|{NUMBER})"
 RANGE = rf"{CONDITION}(?:(?:, | or ){CONDITION})*"
 WORDS = r"[\w.-]+(?: \| [\w.-]+)*"
+NUMBER_LIST = rf"list of (int|float) ({RANGE})"
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -65,7 +68,11 @@ class Setting:
     @property
     def kind(self) -> str:
         """One of KINDS, or '' for numbers, words and text as it is."""
-        return self.takes if str in self.types and self.takes in KINDS else ""
+        if str not in self.types:
+            return ""
+        if re.fullmatch(NUMBER_LIST, self.takes):
+            return "list"
+        return self.takes if self.takes in KINDS else ""
 
     @property
     def words(self) -> list[str]:
@@ -103,6 +110,10 @@ class Setting:
         if isinstance(value, bool) or value is None or value == self.default:
             return ""
         if isinstance(value, str):
+            if self.kind == "path" and self.default and not value:
+                return "is empty: give a path (. is the working directory)"
+            if numbers := re.fullmatch(NUMBER_LIST, self.takes):
+                return _fault_of_numbers(value, *numbers.groups())
             if not self.words or value in self.words:
                 return ""
             words = [*self.words, *(["on", "off"] if bool in self.types else [])]
@@ -172,6 +183,19 @@ class Setting:
         return text
 
 
+def _fault_of_numbers(text: str, kind: str, takes: str) -> str:
+    """What is wrong with a list of numbers; '' if nothing is."""
+    wanted = f"numbers{' without a fraction' if kind == 'int' else ''} between commas"
+    for item in text.split(","):
+        try:
+            number = {"int": int, "float": float}[kind](item)
+        except ValueError:
+            return f"must be {wanted}, and {item!r} is none"
+        if not in_range(number, takes):
+            return f"must be {wanted}, each {range_in_words(takes)}"
+    return ""
+
+
 def expand_path(path: str | os.PathLike[str]) -> str:
     """`path` with `~` and `~name` at its beginning as that home folder."""
     return os.path.expanduser(path)
@@ -190,13 +214,19 @@ def unescape(text: str) -> str:
 
     >>> unescape(r"\n--\n"), unescape(r"a\\nb"), unescape(r"\d\x41")
     ('\n--\n', 'a\\nb', '\\dA')
+
+    Two halves of a character (\\ud83d\\ude00) become it; ValueError for half of one.
     """
 
     def character(match: re.Match) -> str:
         code = match[1]
         return ESCAPES.get(code) or chr(int(code[1:], 16))
 
-    return re.sub(r"\\([ntr\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", character, text)
+    text = re.sub(r"\\([ntr\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", character, text)
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError(f"{text!a} holds half of a character, which no text can hold") from None
 
 
 def in_range(value: float, takes: str) -> bool:

@@ -288,4 +288,4 @@ def test_windows_are_measured(tmp_path):
 
 def test_windows_mistakes_are_one_line(tmp_path):
     assert_one_line_error(script("windows.py", "--patterns=X", cwd=tmp_path), "letters D and L")
-    assert_one_line_error(script("windows.py", "--lengths=long", cwd=tmp_path), "1024,2048")
+    assert_one_line_error(script("windows.py", "--lengths=long", cwd=tmp_path), "'long'")

@@ -505,10 +505,26 @@ def test_an_empty_file_is_named_nowhere():
         ("def f():\n    open('nowhere')\nf()\n", "run.py:2: FileNotFoundError"),
         ("raise ValueError('two\\nlines')\n", "run.py:1: ValueError: two lines"),
         ("import json\njson.loads('')\n", "run.py:2: JSONDecodeError"),
+        ("import sys\nsys.exit()\n", "run.py:2: SystemExit"),
+        ("batch_size: 4\n", "run.py:1: batch_size: 4 sets nothing: settings are given as NAME"),
+        ('{"batch_size": 4}\n', "run.py:1: {'batch_size': 4} sets nothing"),
+        ("seed = 1\nbatch_size == 4\n", "run.py:2: batch_size == 4 sets nothing"),
+        ("batch_size = 4\0", "run.py is no text in UTF-8: save it as UTF-8"),
     ],
 )
 def test_mistakes_in_a_file(capsys, text, words):
     assert words in error(capsys, write("run.py", text))
+
+
+def test_statements_that_do_something_may_stand_in_a_file():
+    text = '"""What it is."""\n...\nprint("hello")\n[print(i) for i in ()]\nbatch_size: int = 4\n'
+    assert train(write("run.py", text)).batch_size == 4
+
+
+def test_a_text_is_no_config_file(capsys):
+    Path("my.txt").write_text("To be, or not")
+    hint = "my.txt:1: SyntaxError: invalid syntax (arguments without -- are config files, in Python"
+    assert hint in error(capsys, "my.txt")
 
 
 def test_a_binary_file_is_one_line(capsys):

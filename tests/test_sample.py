@@ -280,7 +280,7 @@ def test_a_file_of_prompts_is_continued_side_by_side(run, char_model, tmp_path):
 @pytest.mark.parametrize(
     "line, says",
     [
-        ("nonsense", "line 2: Expecting value"),
+        ("nonsense", 'char 0); each line is an object such as {"prompt": "To be"}'),
         ('["a"]', "line 2: it must be an object"),
         ('{"text": "a"}', "line 2: it must be an object"),
         ('{"prompt": "a", "top_p": 2}', "line 2: top_p=2"),
@@ -348,6 +348,9 @@ def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
     [
         (["--out_dir=nowhere"], "no checkpoint in nowhere"),
         (["--init_from=nothing"], "init_from=nothing"),
+        (["--out_dir=one.jsonl"], "a file: a checkpoint is given as --init_from=one.jsonl"),
+        (["--prompts=empty.jsonl"], "empty.jsonl holds no prompts: each line is an object"),
+        (["--out=answers.jsonl"], "--out is a file for the answers to --prompts"),
         (["--start=FILE:gone.txt"], "cannot read the start from gone.txt"),
         (["--start=FILE:latin1.txt"], "the start from latin1.txt: byte 0, in line 1, is not UTF-8"),
         (["--start=aXb"], "'X'"),
@@ -364,6 +367,7 @@ def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
 def test_a_mistake_is_one_line(run, tmp_path, args, says):
     (tmp_path / "latin1.txt").write_bytes("é".encode("latin-1"))
     (tmp_path / "latin1.jsonl").write_bytes('{"prompt": "aé"}'.encode("latin-1"))
+    (tmp_path / "empty.jsonl").touch()
     (tmp_path / "one.jsonl").write_text('{"prompt": "a"}')
     (tmp_path / "half.jsonl").write_text('{"prompt": "a"}\n{"prompt": "\\udc41"}\n')
     done = sample(f"--out_dir={run}", *args, cwd=tmp_path, status=1)

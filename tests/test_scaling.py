@@ -98,7 +98,7 @@ def test_a_sweep_and_its_resumption(workplace, tmp_path):
     [
         (["--sizes=2by64"], "2x64,4x128"),
         (["--sizes=2x60"], "multiple of 16"),
-        (["--budgets=much"], "millions of tokens"),
+        (["--budgets=0.1,much"], "'much' is none"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, options, hint):

@@ -15,7 +15,7 @@ from bonsai.engine import ON_FULL
 from bonsai.models import CONFIGS
 from bonsai.optim import SCHEDULES
 from bonsai.spacebyte import BOUNDARIES
-from bonsai.values import COMMAND_LINE, KINDS, RANGE, WORDS, Setting, in_range
+from bonsai.values import COMMAND_LINE, RANGE, WORDS, Setting, in_range
 
 PROGRAMS = [
     path.relative_to(ROOT).as_posix()
@@ -68,9 +68,16 @@ def test_every_number_has_a_range_with_its_default_inside():
 def test_what_a_text_takes_is_understood():
     for where, setting in settings().items():
         if str in setting.types and setting.takes:
-            assert setting.takes in KINDS or re.fullmatch(WORDS, setting.takes), where
+            assert setting.kind or re.fullmatch(WORDS, setting.takes), where
         if bool in setting.types and str in setting.types:
             assert setting.takes.endswith(" | on | off") and setting.words, where
+
+
+def test_every_list_of_numbers_is_declared_as_one():
+    """Then a word in it is one line, in every program."""
+    for (program, name), setting in settings().items():
+        if setting.takes == "list":
+            assert not re.fullmatch(r"[\d.,e-]+", setting.default), f"{program}: {name}"
 
 
 def test_every_path_knows_the_home_folder():
@@ -140,9 +147,11 @@ def test_paths_and_lists_of_every_program(program, monkeypatch, tmp_path, capsys
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
     typed = {"path": "~/r", "paths": "a, b=~/r", "list": "a, b", "escapes": r"\n"}
+    typed["numbers"] = "2, 4"
     read = {"path": str(tmp_path / "r"), "paths": f"a,b={tmp_path / 'r'}", "list": "a,b"}
-    read["escapes"] = "\n"
+    read |= {"escapes": "\n", "numbers": "2,4"}
     found = {name: s.kind for name, s in declared(program).items() if s.kind}
+    found |= {n: "numbers" for n, s in declared(program).items() if s.takes.startswith("list of")}
     config = configured(program, *(f"--{name}={typed[kind]}" for name, kind in found.items()))
     assert {name: config[name] for name in found} == {n: read[kind] for n, kind in found.items()}
     capsys.readouterr()

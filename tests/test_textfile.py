@@ -9,7 +9,7 @@ from bonsai import tokenizers
 from bonsai.errors import UserError
 from bonsai.evals import read_questions
 from bonsai.meta import open_meta
-from bonsai.textfile import check_writable, read_text
+from bonsai.textfile import check_writable, decode_text, read_text
 from bonsai.tokenizers.ranks import read_vocab_bpe
 
 TEXT = "Grüße\nzwei\n"
@@ -80,3 +80,20 @@ def test_what_people_edit_is_read_with_its_mark(tmp_path):
     assert len(read_questions(tmp_path / "q.jsonl")) == 1
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\nĠ t\n", encoding="utf-8-sig")
     assert read_vocab_bpe(tmp_path / "vocab.bpe")[256] == b" t"
+
+
+def test_bytes_keep_their_line_ends():
+    assert decode_text(codecs.BOM_UTF8 + b"a\r\n", "it") == "a\r\n"
+    with pytest.raises(UserError, match="cannot read standard input: byte 1, in line 1"):
+        decode_text(b"a\xff", "standard input")
+
+
+def test_a_tokenizer_is_where_it_is_said_to_be(tmp_path):
+    (tmp_path / "config.json").write_text('{"n_layer": 1}')
+    with pytest.raises(UserError, match=r"config.json holds no tokenizer"):
+        tokenizers.get(tmp_path / "config.json")
+    (tmp_path / "meta.json").write_text('{"tokenizer": {"type": "byte"}}')
+    found = tokenizers.get(tmp_path)  # a data set's folder
+    assert isinstance(found, tokenizers.tokenizer_class("byte"))
+    with pytest.raises(UserError, match="a data set's folder"):
+        tokenizers.get("char")

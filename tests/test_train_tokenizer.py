@@ -41,6 +41,7 @@ def program(folder, name: str, *arguments: str, status: int = 0, stdin: str = ""
         capture_output=True,
         text=True,
         encoding="utf-8",
+        errors="surrogateescape",
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
     assert done.returncode in ((1, 2) if status == 1 else (status,)), done.stdout + done.stderr
@@ -124,6 +125,7 @@ def test_sentencepiece(folder):
         ("--input=text.txt --vocab_size=256", "at least 257"),
         ("--input=text.txt --pattern=(", "pattern"),
         ("--input=text.txt --pattern=(a)", "group"),
+        ("--input=text.txt --pattern=gpt5", "no pattern is called 'gpt5'"),
         ("--input=text.txt --type=words", "words"),
         ("--input=text.txt --out=own.txt", ".json"),
         ("--input=text.txt --stats=False --out=text.txt/own.json", "cannot write"),
@@ -277,6 +279,7 @@ def test_show_tokens(folder):
         (["--text=a", "--html=text.txt/page.html"], "cannot write"),
     ]:
         assert message in program(folder, "show_tokens.py", *arguments, status=1)
+    assert "not UTF-8" in program(folder, "show_tokens.py", stdin="caf\udce9", status=1)
 
 
 # ---- the documentation ----

@@ -64,6 +64,37 @@ def test_without_brackets_a_number_is_finite_and_fits_64_bits():
         Setting("x", 1.0, (float,)).read(float("nan"), FILE)
 
 
+def test_lists_of_numbers():
+    counts, rates = setting("list of int >= 1", "auto"), setting("list of float >= 0, < 1", "0.1")
+    for good in ("8", "8, 16", "auto", "'1,2'"):
+        counts.read(good, COMMAND_LINE)
+    assert counts.read("8, 16", FILE) == "8,16" and rates.read("1e-3,0", FILE) == "1e-3,0"
+    for bad, words in {
+        "8,x": "x=8,x must be numbers without a fraction between commas, and 'x' is none",
+        "1.5": "and '1.5' is none",
+        "": "and '' is none",
+        "4,0": "each at least 1",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            counts.read(bad, COMMAND_LINE)
+    for bad in ("nan", "1", "-1", "inf"):
+        with pytest.raises(ValueError, match="each at least 0 and below 1"):
+            rates.read(bad, COMMAND_LINE)
+
+
+def test_a_path_with_a_default_is_never_empty():
+    assert setting("path", "").read("", COMMAND_LINE) == ""
+    for raw, source in (("", COMMAND_LINE), ("''", COMMAND_LINE), ("", FILE)):
+        with pytest.raises(ValueError, match="is empty: give a path"):
+            setting("path", "out").read(raw, source)
+
+
+def test_halves_of_characters():
+    assert unescape(r"\ud83d\ude00") == "😀"
+    with pytest.raises(ValueError, match="half of a character"):
+        setting("escapes", "").read(r"a\ud83d", COMMAND_LINE)
+
+
 def test_the_default_is_always_taken():
     assert setting(">= 1", default=0).read("0", COMMAND_LINE) == 0
     assert setting("int8 | int4", default="").read("", COMMAND_LINE) == ""

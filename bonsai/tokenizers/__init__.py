@@ -69,6 +69,8 @@ def get(name_or_path: str | Path) -> Tokenizer:
     Hugging Face's tokenizer.json, or from a folder of theirs; or from a sentencepiece .model file.
     'char' is made of a text: see CharTokenizer.from_text."""
     path = Path(name_or_path)
+    if name_or_path not in TOKENIZERS and (path / "meta.json").exists():
+        path = path / "meta.json"
     if name_or_path not in TOKENIZERS and (path / "config.json").exists():
         state = read_folder(path)
         if state is None:
@@ -91,17 +93,19 @@ def get(name_or_path: str | Path) -> Tokenizer:
             theirs = path.name == "tokenizer.json"  # the files beside it name its end of text
             state = read_folder(path.parent) if theirs else from_tokenizer_json(state, str(path))
         elif isinstance(state, dict) and "type" not in state:
-            state = state.get("tokenizer")
+            if not isinstance(state.get("tokenizer"), dict):
+                raise UserError(f"{path} holds no tokenizer")
+            state = state["tokenizer"]
         return from_dict(state)
     if name_or_path in TOKENIZERS:
         kind = tokenizer_class(str(name_or_path))
         if kind.complete:
             return kind()
-        how = "data set that uses it" if name_or_path == "char" else ".json file of one"
+        how = "data set's folder, data/NAME" if name_or_path == "char" else ".json file of one"
         raise UserError(f"the {name_or_path} tokenizer is made from a text: name a {how}")
     raise UserError(
         f"no tokenizer {str(name_or_path)!r}: known are {', '.join(names())}, a .json file that "
-        f"train_tokenizer.py wrote, a data set's meta.json, or a sentencepiece .model"
+        f"train_tokenizer.py wrote, a data set's folder or meta.json, or a sentencepiece .model"
     )
 
 

@@ -63,7 +63,12 @@ _UNASSIGNED = "\uffff"  # neither letter nor digit nor space, and never will be
 
 def named_pattern(name: str) -> str | None:
     """The pattern called "gpt2", "gpt4" or "none"; anything else is a pattern itself."""
-    return PATTERNS[name] if name in PATTERNS else checked_pattern(name)
+    if name in PATTERNS:
+        return PATTERNS[name]
+    if re.fullmatch(r"[\w-]+", name):  # a regular expression that cuts out one word alone
+        known = ", ".join(PATTERNS)
+        raise UserError(f"no pattern is called {name!r}: use {known} or a regular expression")
+    return checked_pattern(name)
 
 
 def checked_pattern(pattern: str) -> str:

@@ -35,7 +35,7 @@ from projects.common import COLORS, new_figure, save_figure, train
 
 # the sweep: every size with every budget
 sizes = "1x32,2x48,2x64,3x96,4x128"  # layers x channels [list]
-budgets = "0.1,0.2,0.4,0.8,1.6"  # millions of tokens [list]
+budgets = "0.1,0.2,0.4,0.8,1.6"  # millions of tokens [list of float > 0]
 vocab_size = 257  # of the data: bytes and the end of text [>= 1]
 options = ""  # more for train.py
 # what is done
@@ -50,14 +50,13 @@ def parse_sweep() -> list[tuple[int, int, int]]:
     """(layers, channels, steps) of every run, the cheapest first."""
     try:
         shapes = [tuple(map(int, s.split("x"))) for s in sizes.split(",")]
-        steps = [max(1, round(1e6 * float(b) / TOKENS_PER_STEP)) for b in budgets.split(",")]
         if not all(len(s) == 2 and min(s) > 0 and s[1] % 16 == 0 for s in shapes):
             raise ValueError
     except ValueError:
         raise UserError(
-            f"sizes={sizes} and budgets={budgets}: give layers x channels (a multiple of 16), as "
-            "in 2x64,4x128, and millions of tokens, as in 0.5,1,2"
+            f"sizes={sizes}: give layers x channels (a multiple of 16), as in 2x64,4x128"
         ) from None
+    steps = [max(1, round(1e6 * float(b) / TOKENS_PER_STEP)) for b in budgets.split(",")]
     return sorted(
         ((n, c, s) for n, c in shapes for s in steps), key=lambda r: r[0] * r[1] ** 2 * r[2]
     )
