@@ -203,7 +203,9 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         optimizer_state = optim.state_dict()  # a sharded one is gathered from all
         if runtime.master:
             if lock.check():
-                report.say(f"{folder} was removed: it is made anew, what was in it is lost")
+                report.say(
+                    f"{folder} was removed or renamed: it is made anew, without what was in it"
+                )
             report.reopen()
             state = {
                 "model": raw_model.state_dict(),

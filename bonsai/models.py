@@ -105,7 +105,7 @@ def from_run(folder: str | Path, overrides: dict, resume: bool = False) -> Loade
 def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loaded:
     checkpoint = load_checkpoint(path, optimizer)
     # nanoGPT's checkpoints have only its seven fields; the rest are GPT-2's defaults
-    model_fields = {**(checkpoint.get("model_config") or checkpoint["model_args"]), **overrides}
+    model_fields = dict(checkpoint.get("model_config") or checkpoint["model_args"])
     name = checkpoint.get("model_name", "gpt")
     weights = checkpoint["model"]
     if name == "gpt":  # torch 1.x kept the causal mask among the weights
@@ -113,6 +113,8 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
             del weights[key]
     if name not in MODELS:
         raise UserError(f"{path} holds a model={name!r}, which is not one of {', '.join(MODELS)}")
+    known = {f.name for f in fields(MODELS[name][1])}  # not every model has dropout
+    model_fields |= {k: v for k, v in overrides.items() if k in known}
     check_fit(*MODELS[name], model_fields, weights, path)
     model = with_weights(name, model_fields, weights, str(path))
     config = checkpoint.get("config", {})

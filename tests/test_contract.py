@@ -15,6 +15,8 @@ from bonsai.contract import LanguageModel
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.errors import UserError
 from bonsai.models import load_model
+from bonsai.runtime import setup
+from bonsai.serving.registry import load_served
 
 
 @dataclass
@@ -81,6 +83,11 @@ def test_a_gru_trains_goes_on_evaluates_and_samples(programs, monkeypatch, tmp_p
     monkeypatch.setattr(sys, "argv", ["eval.py", f"--out_dir={out}", "--device=cpu"])
     programs("eval").main()
     assert "bits per byte" in capsys.readouterr().out
+    short = [f"--out_dir={out}", "--device=cpu", "--num_samples=1", "--max_new_tokens=4"]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *short])
+    assert not programs("sample").main()
+    served = load_served("gru", str(out), setup("cpu", "float32", False), max_batch=2)
+    assert served.tokenizer.vocab_size == served.model.config.vocab_size
     model = loaded.model.eval()
     params = SamplingParams(max_new_tokens=30, temperature=0)  # longer than the context
     ids = [t[0] for t in generate(model, [1, 2, 3], params)]
