@@ -380,6 +380,11 @@ def summary(meta: dict, folder: str | Path, seconds: float) -> str:
             f"{name} has {split['tokens']:,} tokens "
             f"({split['bytes']:,} bytes of text, {n:,} document{'s' * (n != 1)})"
         )
+    tokens = {name: split["tokens"] for name, split in meta["splits"].items()}
+    if tokens.get("val", 0) > tokens.get("train", 0) > 0:  # few documents of unequal length
+        lines.append(
+            "note: val is larger than train: cut large documents (--split_on), or add some"
+        )
     files = []
     for split in meta["splits"].values():
         first, *more = split["files"]

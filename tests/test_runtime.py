@@ -110,7 +110,7 @@ PLAIN = (0, 0, 1, False)
         (dict(RANK="zero"), "RANK=zero in the environment is no number"),
         (dict(LOCAL_RANK="-1"), "LOCAL_RANK=-1 in the environment is no number"),
         (dict(WORLD_SIZE="1e9"), "WORLD_SIZE=1e9 in the environment is no number"),
-        (dict(RANK="1"), "RANK=1 and WORLD_SIZE=1, but no WORLD_SIZE: start several processes"),
+        (dict(RANK="1"), "has RANK=1, but no WORLD_SIZE: start several processes"),
         (dict(RANK="0", WORLD_SIZE="2"), "WORLD_SIZE=2, but no MASTER_ADDR: start several"),
         (dict(WORLD_SIZE="0"), "WORLD_SIZE=0"),
     ],

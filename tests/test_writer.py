@@ -270,3 +270,13 @@ def test_what_the_user_has_added_stays(out):
     (out / "meta.json").write_text("{damaged")
     write(out, 1)
     assert "chat_template" not in read(out)[0]
+
+
+@pytest.mark.parametrize("train, val, said", [(9, 10, True), (10, 9, False)])
+def test_a_validation_split_larger_than_the_training_split_is_said(tmp_path, train, val, said):
+    splits = {
+        name: {"tokens": n, "bytes": n, "documents": 1, "files": [f"{name}.bin"]}
+        for name, n in (("train", train), ("val", val))
+    }
+    meta = {"splits": splits, "vocab_size": 5}
+    assert ("val is larger than train" in summary(meta, tmp_path, 1.0)) is said
