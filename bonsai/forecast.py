@@ -96,8 +96,8 @@ def describe_cost(
     >>> describe_cost(12, 190_000_000, 1_700_000_000, 1.7e18, None)
     'depth=12: 190.0M parameters, 1.70B tokens, 1.7e+18 FLOPs'
     """
-    text = f"depth={depth}: {parameters / 1e6:,.1f}M parameters, {tokens / 1e9:,.2f}B tokens, "
-    text += f"{flops:.1e} FLOPs"
+    size = f"{tokens / 1e9:,.2f}B" if tokens >= 1e9 else f"{tokens / 1e6:,.2f}M"
+    text = f"depth={depth}: {parameters / 1e6:,.1f}M parameters, {size} tokens, {flops:.1e} FLOPs"
     if rate:
         text += f", {describe_time(flops / (0.4 * rate))} at 40% of this hardware's peak"
     return text

@@ -70,9 +70,11 @@ def chinchilla_tokens(N: float) -> dict[str, float]:
 
 def describe_time(seconds: float) -> str:
     """
-    >>> describe_time(90), describe_time(3 * 86400)
-    ('1.5 minutes', '3.0 days')
+    >>> describe_time(9), describe_time(90), describe_time(3 * 86400)
+    ('9 s', '1.5 minutes', '3.0 days')
     """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
     for unit, length in (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from bonsai import forecast
-from bonsai.forecast import DAY, Forecast, tracked
+from bonsai.forecast import DAY, Forecast, describe_cost, tracked
 
 
 @pytest.fixture
@@ -79,3 +79,8 @@ def test_a_forecast_is_said_once_and_not_for_a_short_run(clock, device):
     assert "quickstart" not in said[0]
     days = run(clock, "cuda", 4.0, 10 * DAY)
     assert "10.0 days" in days[0] and "more GPUs" in days[0]
+
+
+@pytest.mark.parametrize("tokens, words", [(2_500_000, " 2.50M"), (1_700_000_000, " 1.70B")])
+def test_the_cost_of_a_small_run_is_no_zero(tokens, words):
+    assert f"{words} tokens" in describe_cost(2, 500_000, tokens, 7e11, None)

@@ -61,7 +61,8 @@ def test_cache_bytes_are_those_of_a_cache():
 
 
 def test_describe_time():
-    assert describe_time(30) == "0.5 minutes"
+    assert describe_time(30) == "30 s"
+    assert describe_time(60) == "1.0 minutes"
     assert describe_time(5 * 3600) == "5.0 hours"
     assert describe_time(10 * 365.25 * 86400) == "10.0 years"
 

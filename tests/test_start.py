@@ -337,7 +337,7 @@ def test_the_dial_says_what_it_costs_before_it_starts(train, tmp_path, capsys):
     small = dict(block_size=16, batch_size=4, eval_iters=1, max_iters=1)
     assert train(tmp_path, small, depth=1, gradient_accumulation_steps=1) == 0
     said = capsys.readouterr().out
-    cost = "depth=1: 0.1M parameters, 0.00B tokens, "
+    cost = "depth=1: 0.1M parameters, 0.00M tokens, "  # one step of 64
     assert cost in said and said.index(cost) < said.index("step 0: train loss")
 
 
