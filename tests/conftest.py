@@ -183,7 +183,8 @@ class Result:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without torchrun's variables; one thread; no network."""
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    names = set(os.environ) - {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+    env = {k: os.environ.get(k, "") for k in names}  # another thread may just take one away
     env.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
     return {**env, **changes}
 

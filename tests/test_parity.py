@@ -78,14 +78,16 @@ def test_weights_and_ten_losses_equal_nanogpts(run):
     golden = FILES["runs"][run]
     weights, found = ten_steps(GPT, GPTConfig, golden["bias"])
     assert set(weights) == set(golden["weights"])
+    same_arithmetic = torch.__version__.split("+")[0] == FILES["torch"].split("+")[0]
+    same_arithmetic &= torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     for name, expected in golden["weights"].items():
         w = weights[name]
         assert list(w.shape) == expected["shape"], name
         assert w.flatten()[:3].tolist() == pytest.approx(expected["first"], abs=1e-7), name
         digest = hashlib.sha256(w.contiguous().numpy().tobytes()).hexdigest()
-        if digest != expected["sha256"]:  # another math library may round the last bit elsewhere
+        if digest != expected["sha256"]:  # other loops may round the last bit elsewhere
             assert float(w.double().sum()) == pytest.approx(expected["sum"], abs=1e-5), name
-            assert torch.__version__.split("+")[0] != FILES["torch"].split("+")[0], name
+            assert not same_arithmetic, name
     assert found == pytest.approx(golden["losses"], abs=1e-5)
 
 
