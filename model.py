@@ -301,7 +301,7 @@ class KVCache:
         self.mask, first = None, self.lengths[0]
         if self.pos is None and self.lengths.count(first) == len(self.lengths):
             self.at, self.end = None, first + T
-            if 1 < T < self.end:  # several tokens behind others see those, and one another
+            if 1 < T < self.end:  # several tokens after others see those, and one another
                 self.mask = causal_mask(T, self.end, 0, self.k.device)
             pos = torch.arange(first, self.end, device=self.k.device)
             self.queries = pos[:, None]  # (T, 1)
@@ -324,7 +324,7 @@ class KVCache:
         return self.mask & (keys > self.queries - window)
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
-        """Write k, v (B, nkv, T, hs) behind what is there; return all of this layer's so far."""
+        """Write k, v (B, nkv, T, hs) after what is there; return all of this layer's so far."""
         K, V, T = self.k[layer], self.v[layer], k.size(2)
         if self.at is None:  # narrow: a slice takes twice as long, and a step has dozens
             K.narrow(2, self.end - T, T).copy_(k)
@@ -440,7 +440,7 @@ class GPT(nn.Module):
             self.transformer.ln_e = Norm(config)
         self.transformer.drop = Dropout(config.dropout)
         self.transformer.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
-        # with the norm behind each block (GPT-1) the last block's is the final norm
+        # with the norm after each block (GPT-1) the last block's is the final norm
         post = config.norm_placement == "post"
         self.transformer.ln_f = nn.Identity() if post else Norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -493,7 +493,7 @@ class GPT(nn.Module):
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         Targets of -1 are ignored. Without targets the loss is None and the logits are those of the
-        last position, (B, 1, V). With a cache, idx are the tokens behind those already in it.
+        last position, (B, 1, V). With a cache, idx are the tokens after those already in it.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length

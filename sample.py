@@ -48,7 +48,7 @@ start = "\n"  # what to continue; "<|endoftext|>" is that token; FILE:prompt.txt
 prompts = ""  # a JSONL file of prompts, continued side by side; see above [path]
 out = ""  # file for what --prompts gives, also JSONL; empty: stdout [path]
 num_samples = 10  # texts to draw; with --prompts 1, unless given there [>= 1]
-max_new_tokens = 500  # tokens in each, behind the start [>= 0]
+max_new_tokens = 500  # tokens in each, after the start [>= 0]
 temperature = 0.8  # below 1.0 less random, above more; 0: always the likeliest token [>= 0]
 top_k = 200  # draw from the top_k likeliest tokens; 0: from all [>= 0]
 top_p = 1.0  # draw from the likeliest tokens that have this probability; 1.0: from all [> 0, <= 1]

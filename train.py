@@ -305,7 +305,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         for micro_step, divisor in enumerate(divisors, 1):
             x, y = next(stream)
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            if net is not local_model:  # gradients are averaged once, behind the last micro-batch
+            if net is not local_model:  # gradients are averaged once, after the last micro-batch
                 net.require_backward_grad_sync = micro_step == len(divisors)
             with runtime.autocast():
                 _, loss = net(x, y)

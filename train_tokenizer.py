@@ -91,7 +91,7 @@ def train(texts: Iterator[str]) -> Tokenizer:
 
 
 def from_ranks() -> BPETokenizer:
-    """The tokens of another's file; the special tokens get the ids behind them."""
+    """The tokens of another's file; the special tokens get the ids after them."""
     read = read_ranks if ranks.endswith(".tiktoken") else read_vocab_bpe
     tokens, names = read(ranks), special_names()
     return BPETokenizer(

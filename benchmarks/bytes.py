@@ -205,7 +205,7 @@ def validate(model, data: Mixture, runtime: Runtime) -> tuple[float, float | Non
 
 
 def generation_rate(model, data: Mixture, runtime: Runtime) -> float:
-    """Bytes per second of one text, with caches, behind half a context."""
+    """Bytes per second of one text, with caches, after half a context."""
     T = model.config.block_size
     prompt = data.parts[0].split("val").read(0, T // 2).tolist()
     steps = generate(model, prompt, SamplingParams(min(generated, T // 2), seed=1))

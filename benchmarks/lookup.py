@@ -31,7 +31,7 @@ out_dir = "out"  # the run whose model writes [path]
 most = "4,8"  # tokens to guess ahead, at most [list of int >= 1]
 temperatures = "0,0.8"  # 0: the likeliest token [list of float >= 0]
 prompts = 4  # pieces of the validation data [>= 1]
-tokens = 0  # of each answer; 0: half the context, behind a prompt of the other half [>= 0]
+tokens = 0  # of each answer; 0: half the context, after a prompt of the other half [>= 0]
 repeats = 3  # of which the table has the median [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 dtype = "auto"  # auto: as serve.py [auto | float32 | bfloat16 | float16]
@@ -42,7 +42,7 @@ out = ""  # folder for lookup.json [path]
 
 
 def answer(engine: Engine, prompt: list[int], params: SamplingParams) -> tuple[float, int, list]:
-    """Seconds behind the prefill, steps, tokens."""
+    """Seconds after the prefill, steps, tokens."""
     (request,) = engine.submit(prompt, params)
     engine.step()
     begin, steps = time.perf_counter(), 0

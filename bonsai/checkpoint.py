@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from bonsai.atomic import link_or_copy, sync_folder, temporary, whole_file
-from bonsai.errors import UserError
+from bonsai.errors import FULL, UserError
 from bonsai.rundir import CKPT, checkpoints, previous, step_files
 
 FORMAT = 1
@@ -56,11 +56,13 @@ def save_checkpoint(
             for old in numbered[:-keep_last]:
                 old.unlink()
     except (OSError, RuntimeError) as e:  # torch's writer reports a full disk as RuntimeError
-        reason = " ".join(str(e.__context__ or e).split())[:120]
+        cause = e if isinstance(e, OSError) else e.__context__
+        reason = " ".join(str(cause or e).split())[:120]
+        full = not isinstance(cause, OSError) or cause.errno in FULL
         left = ", ".join(p.name for p in checkpoints(folder))
         raise UserError(
-            f"could not write {folder / names[0]} ({reason}): free some space or set another "
-            f"out_dir; {f'intact there: {left}' if left else 'there is no checkpoint there now'}"
+            f"could not write {folder / names[0]} ({reason}): {'free some space or ' * full}set "
+            f"another out_dir; {f'intact there: {left}' if left else 'no checkpoint is there now'}"
         ) from None
 
 

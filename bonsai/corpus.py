@@ -106,7 +106,7 @@ def split_documents(
 
 def _cut(pieces: Iterable[Piece], total: int, val: int) -> Iterator[Part]:
     """Cut one document of `total` bytes: the last `val` are "val", or a few less, so that it begins
-    behind a line end."""
+    after a line end."""
     border, start, split = total - val, 0, "train"
     for piece in pieces:
         data, cut = piece.data, border - start

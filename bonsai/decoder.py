@@ -41,7 +41,7 @@ class Decoder(nn.Module):
         self.ln_f = Norm(config) if final_norm else nn.Identity()
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """With a cache, x are the vectors behind those already in it."""
+        """With a cache, x are the vectors after those already in it."""
         T, rotation = x.size(1), None
         pos = torch.arange(T, device=x.device) if cache is None else cache.place(T)
         if self.config.position == "rope":

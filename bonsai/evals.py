@@ -182,7 +182,7 @@ def ending_scores(
     for i in track(range(0, len(rows), batch_size)):
         chosen = by_length[i : i + batch_size]  # of similar length: little padding
         T = len(rows[chosen[0]][0]) - 1
-        x = torch.zeros((len(chosen), T), dtype=torch.int64)  # padding is behind what is scored
+        x = torch.zeros((len(chosen), T), dtype=torch.int64)  # padding is after what is scored
         y = torch.full((len(chosen), T), -1)
         for row, r in enumerate(chosen):
             ids, n = rows[r]

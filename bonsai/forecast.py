@@ -1,4 +1,4 @@
-"""How long it will take: an evaluation while it goes on, a run behind its first steps."""
+"""How long it will take: an evaluation while it goes on, a run after its first steps."""
 
 import sys
 import time
@@ -43,7 +43,7 @@ def tracked(batches: Sequence, label: str, say: Callable[[str], object], on: boo
 
 
 class Forecast:
-    """Says once, behind the first steps, how long a run will take on this device.
+    """Says once, after the first steps, how long a run will take on this device.
 
     rows: windows that are still to be trained on. T: tokens in each. say: takes the line.
     """

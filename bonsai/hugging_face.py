@@ -21,7 +21,7 @@ from bonsai.torchfile import Damaged, Refused, read_torch_file
 from model import GPT, GPTConfig
 
 CONFIG_BYTES = 4 * 2**20  # of config.json, and of the index of several files of weights
-# fields of ours: the names in config.json, transformers' alias behind, and GPT-2's value
+# fields of ours: the names in config.json, transformers' alias after, and GPT-2's value
 SIZES = {
     "vocab_size": (("vocab_size",), 50257),
     "block_size": (("n_positions", "max_position_embeddings"), 1024),

@@ -119,7 +119,7 @@ class Megabyte(ByteModel):
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         As GPT.forward: targets of -1 are ignored; without targets the logits are those of the last
-        position, (B, 1, V); with a cache, idx are the bytes behind those already in it. T need not
+        position, (B, 1, V); with a cache, idx are the bytes after those already in it. T need not
         be a multiple of the patch size.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
@@ -185,7 +185,7 @@ class Megabyte(ByteModel):
         """idx (B, T) -> (B, k, P, DL) for the patches from `first` on.
 
         Place 0 has the pad: what came before is the global model's to tell. Place p has byte
-        kP + p. The places behind a ragged end hold id 0 and are cut off later.
+        kP + p. The places after a ragged end hold id 0 and are cut off later.
         """
         P, (B, T) = self.config.patch_size, idx.shape
         ids = F.pad(idx[:, first * P :], (0, -T % P)).view(B, -1, P)
@@ -219,7 +219,7 @@ class Megabyte(ByteModel):
         return MegabyteCache(c, batch, length, dtype or weight.dtype, device or weight.device)
 
     def step(self, idx: torch.Tensor, cache: MegabyteCache, last: bool = True) -> torch.Tensor:
-        """Take the bytes idx (B, T) behind those in the cache -> (B, T, DL), last: (B, 1, DL).
+        """Take the bytes idx (B, T) after those in the cache -> (B, T, DL), last: (B, 1, DL).
 
         The global model advances where a byte completes its patch, by all those patches at once;
         the local one goes through the bytes of a patch, for the last place of all only through the

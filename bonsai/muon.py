@@ -163,7 +163,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None) -> None:
         """One update with the gradients of the last clip_gradients()."""
         assert self.grads is not None, "clip_gradients() comes before step()"
-        bad = getattr(self, "found_inf", None)  # GradScaler deletes it behind each step
+        bad = getattr(self, "found_inf", None)  # GradScaler deletes it after each step
         on = 1.0 if bad is None else 1.0 - bad  # 0: change nothing
         matrices, flats = self.grads[: len(self.stacks)], self.grads[len(self.stacks) :]
         adam_groups = [g for g in self.param_groups if g["kind"] == "adamw"]

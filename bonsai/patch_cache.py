@@ -56,7 +56,7 @@ def one_patch_back(k: torch.Tensor, config: GPTConfig) -> torch.Tensor:
 
 
 class LocalCache(KVCache):
-    """Keys and values of the patch in progress, behind the last `before` of the one before it."""
+    """Keys and values of the patch in progress, after the last `before` of the one before it."""
 
     def __init__(self, config: GPTConfig, batch: int, dtype, device):
         self.config, self.before = config, config.cross_patch
@@ -86,7 +86,7 @@ class MegabyteCache:
     """What both levels remember, with the methods of model.KVCache; of row i lengths[i] bytes.
 
     ids (B, length): the bytes. globl: a KVCache with an entry per patch. told (B, K, P, DL): what
-    the global model said about each patch. local: of the patch in progress alone; `at` says behind
+    the global model said about each patch. local: of the patch in progress alone; `at` says after
     how many bytes of each row it stands, -1 if it has to be computed anew. Rows that are equally
     long are computed together, others one by one.
     """

@@ -253,7 +253,7 @@ def _text_blocks(file: Unpacked) -> Iterator[bytes]:
 def safe_cut(text: str | bytes) -> int:
     """The last place in `text` where cutting changes no token id, 0 if there is none.
 
-    That is behind a newline between two characters that are not white space, or, where there is
+    That is after a newline between two characters that are not white space, or, where there is
     none, before a blank between two letters of ASCII: in the patterns of GPT-2 and GPT-4 both end a
     chunk, whether more text follows or not.
     """

@@ -1,6 +1,6 @@
 """safetensors files read: eight bytes with the length of a header, the header in JSON, raw bytes.
 
-The header has for each tensor its dtype, its shape, and where its bytes begin and end behind it.
+The header has for each tensor its dtype, its shape, and where its bytes begin and end after it.
 Nothing in such a file can be executed, and here it cannot ask for more memory than it has bytes.
 """
 

@@ -101,7 +101,7 @@ class Layer(nn.Module):
         self.post = config.norm_placement == "post"
 
     def add(self, x, norm, part):
-        """x with a residual part: the norm behind the sum (the paper), or in front of the part."""
+        """x with a residual part: the norm after the sum (the paper), or in front of the part."""
         return norm(x + self.drop(part(x))) if self.post else x + self.drop(part(norm(x)))
 
     def forward(self, x, mask, past=None, memory=None, memory_mask=None):
@@ -175,9 +175,9 @@ class Seq2Seq(nn.Module):
         return [layer.cross.keys_values(x) for layer in self.decoder], mask
 
     def decode(self, ids, memory, memory_mask, past=None) -> tuple[torch.Tensor, list]:
-        """ids (B, T) behind those of `past` -> logits (B, T, V) in fp32, and the new past."""
+        """ids (B, T) after those of `past` -> logits (B, T, V) in fp32, and the new past."""
         T, start = ids.size(1), past[0][0].size(2) if past else 0
-        mask = None  # one token sees all before it; padding stands behind what counts
+        mask = None  # one token sees all before it; padding stands after what counts
         if T > 1:
             mask = torch.ones(T, start + T, dtype=torch.bool, device=ids.device).tril(start)
         x, kept = self.embed(ids, start), []

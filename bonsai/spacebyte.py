@@ -1,16 +1,16 @@
 """SpaceByte: patches that begin where words do (Slagle 2024, arXiv 2404.14408).
 
-A byte-level decoder of narrow *local* blocks, half of them before and half behind the wide *global*
+A byte-level decoder of narrow *local* blocks, half of them before and half after the wide *global*
 ones. The global blocks see only some positions: those of the bytes that look like a space in front
 of a word. So they predict the first byte of a word, the hardest one, and what they know reaches the
-other bytes through the local blocks behind. With boundary='fixed' every patch_size-th position is
+other bytes through the later local blocks. With boundary='fixed' every patch_size-th position is
 taken instead: the paper's control, which shows what the choice of the positions is worth.
 
 Shapes in the comments: B rows, T bytes, K patches (of the row with the most), D = n_embd channels
 of the global blocks, DL = local_embd.
 
 The stream at the chosen positions is widened by zeros for the global blocks and narrowed again
-behind them; no projections. The first position of a context always counts as chosen.
+after them; no projections. The first position of a context always counts as chosen.
 """
 
 import copy
@@ -54,7 +54,7 @@ class SpacebyteConfig(GPTConfig):
         if self.local_layer % 2:
             raise ValueError(
                 f"local_layer={self.local_layer} is odd: half of the local layers come before the "
-                "global ones, half behind"
+                "global ones, half after"
             )
         if self.local_embd > self.n_embd:
             raise ValueError(f"local_embd={self.local_embd} is above n_embd={self.n_embd}")
@@ -160,7 +160,7 @@ class SpacebyteCache:
         return part
 
     def place(self, idx: torch.Tensor) -> torch.Tensor:
-        """Note the bytes idx (B, T) behind the others -> those before them, (B, 1), -1 for none."""
+        """Note the bytes idx (B, T) after the others -> those before them, (B, 1), -1 for none."""
         T, last = idx.size(1), []
         for i, n in enumerate(self.lengths):
             self.ids[i, n : n + T] = idx[i]
@@ -202,7 +202,7 @@ class Spacebyte(ByteModel):
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         As GPT.forward: targets of -1 are ignored; without targets the logits are those of the last
-        position, (B, 1, V); with a cache, idx are the bytes behind those already in it.
+        position, (B, 1, V); with a cache, idx are the bytes after those already in it.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
@@ -230,7 +230,7 @@ class Spacebyte(ByteModel):
         )
 
     def boundaries(self, idx: torch.Tensor, last: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
-        """Positions with global blocks, (B, T): a space-like byte behind one that is not.
+        """Positions with global blocks, (B, T): a space-like byte after one that is not.
 
         last (B, 1): the bytes in front of idx (B, T), -1 for none; pos (B or 1, T): positions.
         Depends on no later byte.

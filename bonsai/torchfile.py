@@ -76,7 +76,7 @@ def read_torch_file(path: str | Path, skip: tuple[str, ...] = (), values_only: b
 
 
 class Archive:
-    """The members of a zip archive as torch writes it, by their names behind the first slash."""
+    """The members of a zip archive as torch writes it, by their names after the first slash."""
 
     def __init__(self, f: BinaryIO):
         self.file = f

@@ -202,7 +202,7 @@ def expand_path(path: str | os.PathLike[str]) -> str:
 
 
 def expand_named(item: str) -> str:
-    """One path of a list, which may stand behind its name: small=~/out-small."""
+    """One path of a list, which may stand after its name: small=~/out-small."""
     name, equals, path = item.partition("=")
     if equals and path.strip().startswith("~"):
         return f"{name.strip()}={expand_path(path.strip())}"

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
 sys.path.insert(0, str(ROOT))
 
-# A run of a few seconds: 20 steps of 2 x 4 x 16 tokens. Options given behind these win.
+# A run of a few seconds: 20 steps of 2 x 4 x 16 tokens. Options given after these win.
 TINY = [
     "--n_layer=2",
     "--n_head=2",

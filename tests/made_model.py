@@ -93,7 +93,7 @@ def knowing(
         # one other token takes at least CODE - NEAREST from the product, which is then below 0
         block.mlp.c_fc.bias[unit] = (CODE - NEAREST) / 2 - len(wanted)
         block.mlp.c_proj.weight[channel[token], unit] = 100
-    for token, place in channel.items():  # one large channel is sqrt(width) behind the last norm
+    for token, place in channel.items():  # one large channel is sqrt(width) after the last norm
         model.lm_head.weight[token, place] = LOGIT / width**0.5
     model.lm_head.weight[:, one] = -0.01 * torch.arange(vocab_size)  # no two are equally likely
     return model

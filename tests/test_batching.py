@@ -146,7 +146,7 @@ def test_n_answers_share_one_prefill(model):
     hook.remove()
     assert [tuple(s) for s in shapes].count((1, 3)) == 1  # five rows, two at a time
     assert [r.tokens for r in requests] == texts(model, [5, 4, 3], max_new_tokens=4, n=5)
-    assert not engine.prefixes.rows or engine.prefixes.budget  # nothing is kept behind them
+    assert not engine.prefixes.rows or engine.prefixes.budget  # nothing is kept after them
 
 
 def test_a_known_prefix_is_not_computed_again(model):

@@ -208,7 +208,7 @@ def test_gpu_sh_measures_throughput_and_goes_on_where_it_was_cut(tmp_path, peer)
     done = gpu_sh("throughput", cwd=tmp_path, PEER=str(peer))
     assert done.rc == 0 and "throughput: done before" in done.stdout, done
 
-    # cut off behind the first row: only the others are measured
+    # cut off after the first row: only the others are measured
     (out / "throughput.json").unlink()
     (out / "throughput.part.json").write_text(json.dumps({**results, "rows": rows[:1]}))
     second = gpu_sh("throughput", cwd=tmp_path, PEER=str(peer))

@@ -176,3 +176,11 @@ def test_without_hard_links(tmp_path, monkeypatch):
     for step in (1, 2):
         save_checkpoint(tmp_path, state(step), ("ckpt.pt", "last.pt"))
     assert steps(tmp_path / "last.pt") == 2 and steps(tmp_path / "last.prev.pt") == 1
+
+
+def test_space_is_asked_for_where_it_lacks(tmp_path):
+    (tmp_path / "last.pt").mkdir()  # a folder in its place
+    with pytest.raises(UserError) as error:
+        save_checkpoint(tmp_path, {"model": {}, "iter_num": 1}, ("last.pt",))
+    assert "set another out_dir; no checkpoint is there now" in str(error.value)
+    assert "free some space" not in str(error.value)

@@ -121,7 +121,7 @@ TRAIN += "--eval_iters=1 --device=cpu --dtype=float32 --compile=False --wandb_lo
 BENCH = "--steps=1 --warmup=1 --n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --batch_size=2 "
 BENCH += "--vocab_size=65 --device=cpu"
 TINY_MODEL = "--n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --batch_size=4"
-# What is put behind a command's own settings: that of the first pattern that is found in it.
+# What is put after a command's own settings: that of the first pattern that is found in it.
 SHORT = {
     "^train.py .*(mega|space)byte": f"{TRAIN} --local_layer=2 --local_embd=16 --local_head=2",
     "^train.py": TRAIN,
@@ -229,7 +229,7 @@ def as_a_program(words: list[str], folder: Path, monkeypatch):
 
 
 def shortest(command: str) -> list[str]:
-    """The words of a command behind `python`, with what makes it short."""
+    """The words of a command after `python`, with what makes it short."""
     words = shlex.split(command, comments=True)
     assert words.pop(0) == "python", command
     line = " ".join(words)

@@ -56,7 +56,7 @@ def test_decoding_at_toy_size_beside_a_peer(tmp_path):
         ("nanoGPT's generate, float32", 1),
     ]
     assert all(r["rate"] > 0 for r in rows) and rows[0]["first_ms"] > 0 and rows[0]["ratio"] > 0
-    # without the embedding's rows: 2 layers of 12 C^2, the head, keys and values behind 14 tokens
+    # without the embedding's rows: 2 layers of 12 C^2, the head, keys and values after 14 tokens
     width = 32
     read = 4 * (2 * 12 * width**2 + 65 * width + 2 * 2 * width * 14)
     bandwidth = found["notes"]["toy"]["bandwidth"]["high"]

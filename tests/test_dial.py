@@ -54,7 +54,7 @@ def test_the_batch_divides_among_processes(world):
 
 
 def test_the_dial_in_training(workplace, tmp_path):
-    """Resolved behind all arguments: what is given wins, wherever it stands."""
+    """Resolved after all arguments: what is given wins, wherever it stands."""
     out = tmp_path / "run"
     words = ["--max_iters=2", "--depth=2", "--n_embd=64", "--dataset=meta", "--block_size=16"]
     words += ["--batch_size=4", "--eval_iters=2", "--device=cpu", "--dtype=float32"]

@@ -341,7 +341,7 @@ def test_a_run_that_was_replaced_stops_and_overwrites_nothing(out, at_step):
 
 
 def test_a_diverged_model_replaces_none(out, capfd, monkeypatch):
-    """The evaluations behind step 4 are not finite; those of the checkpoints before stay."""
+    """The evaluations after step 4 are not finite; those of the checkpoints before stay."""
     loss = train.mixture_loss
 
     def diverging(model, data, name, *args):

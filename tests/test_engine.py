@@ -114,7 +114,7 @@ def test_sampled_tokens_are_the_same_with_and_without_cache(model, on_full):
     params = SamplingParams(max_new_tokens=3 * BLOCK, temperature=0.9, top_k=20, top_p=0.95)
     cached = texts(model, [3, 1, 4], params, n=3, on_full=on_full)
     assert cached == texts(model, [3, 1, 4], params, n=3, on_full=on_full, use_cache=False)
-    # the context is full behind block_size tokens; one more can still be drawn from it
+    # the context is full after block_size tokens; one more can still be drawn from it
     assert len(cached[0]) == (BLOCK - 3 + 1 if on_full == "stop" else 3 * BLOCK)
     assert len({tuple(row) for row in cached}) == 3
 

@@ -23,7 +23,7 @@ FAST += ["--eval_interval=10", "--dropout=0.1"]
 
 
 def test_10_steps_and_10_more_are_20_steps(workplace, tmp_path):
-    """With Muon, a schedule with a cooldown, and a ramp that ends behind the resume."""
+    """With Muon, a schedule with a cooldown, and a ramp that ends after the resume."""
     whole = train(workplace, tmp_path / "whole", *FAST)
     assert whole.rc == 0, whole
     for options in (["--max_iters=10"], ["--init_from=resume"]):

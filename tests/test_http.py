@@ -222,14 +222,14 @@ def test_the_engine_does_not_write_for_a_client_that_is_behind(monkeypatch):
     model = knowing([[256, *TEXT.encode()] * 2], 257, 400)
     params = SamplingParams(300, 1.0, seed=3)
 
-    async def texts(behind: bool) -> list[list[int]]:
+    async def texts(after: bool) -> list[list[int]]:
         worker = Worker([Engine(model, max_batch=4)], 100)
         worker.start()
         stream = worker.submit(worker.engines[0], [list(b"One day")] * 2, params, 2)
         found: list[list[int]] = [[] for _ in range(4)]
         while stream.open or stream._events:
             before = -1
-            while behind and before != len(stream._events):  # until nothing more comes
+            while after and before != len(stream._events):  # until nothing more comes
                 before = len(stream._events)
                 await asyncio.sleep(0.3)
             assert before < 900
@@ -243,7 +243,7 @@ def test_the_engine_does_not_write_for_a_client_that_is_behind(monkeypatch):
 
 
 def test_a_stream_that_nobody_reads_ends():
-    """With all that stands behind it: its rows, its connection."""
+    """With all that stands after it: its rows, its connection."""
     server = model_server(block_size=4096)
     with running(create_app(server), server.worker, send_seconds=0.5) as process:
         body = json.dumps({**BODY, "stream": True, "logprobs": 5}).encode()

@@ -101,7 +101,7 @@ def test_no_byte_sees_the_future(fields):
 
 @variants
 def test_the_global_path_is_shifted_and_fresh(fields):
-    """Logits of patch k depend, through the global path, on byte kP and all before; none behind."""
+    """Logits of patch k depend, through the global path, on byte kP and all before; none after."""
     model, idx = make(**fields), batch(20)
     p = model.config.patch_size
     for t in (0, p, 2 * p, 2 * p + p // 2, 3 * p - 1):
@@ -118,7 +118,7 @@ def test_the_global_path_is_shifted_and_fresh(fields):
 
 def test_without_the_bridge_patches_know_nothing_of_each_other():
     model, idx = make(position="learned"), batch(24, rows=1)
-    idx[0, 13:16] = idx[0, 1:4]  # patches 0 and 3 hold the same bytes behind their first place
+    idx[0, 13:16] = idx[0, 1:4]  # patches 0 and 3 hold the same bytes after their first place
     with torch.no_grad():
         model.bridge.weight.zero_()
     logits = logits_of(model, idx)[0].view(6, P, V)

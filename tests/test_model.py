@@ -116,7 +116,7 @@ def test_shapes_and_loss(fields):
 
 @variants
 def test_causality_by_gradient(fields):
-    """The logits at t depend on the embeddings at 0..t (each of them), and on none behind."""
+    """The logits at t depend on the embeddings at 0..t (each of them), and on none after."""
     model, idx = shaken(make(**fields)), batch()
     # how far local layers alone see: their windows add up
     windows = [block.attn.window for block in model.transformer.h]

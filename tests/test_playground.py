@@ -239,7 +239,7 @@ def test_another_token_is_picked(server, visit):
 
 
 def test_an_empty_prompt_is_a_beginning(server, visit):
-    """Also what is picked behind it goes on from the beginning that the server chose."""
+    """Also what is picked after it goes on from the beginning that the server chose."""
     page = visit(server.url)
     complete(page, "", temperature=0, max_tokens=8)
     page.locator("#output .token").nth(0).click()

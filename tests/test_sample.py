@@ -98,7 +98,7 @@ def read_until(fd: int, mark: str, timeout: float = 30.0) -> str:
     with contextlib.suppress(OSError):  # EIO: the other side has closed
         while not (mark and mark in out.decode(errors="replace")):
             ready, _, _ = select.select([fd], [], [], max(0, give_up - time.monotonic()))
-            assert ready, f"nothing more came behind {out[-2000:]}"
+            assert ready, f"nothing more came after {out[-2000:]}"
             if not (part := os.read(fd, 4096)):
                 break
             out += part

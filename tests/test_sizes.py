@@ -51,7 +51,7 @@ def test_a_meta_model_is_the_model():
     assert all(p.is_meta for p in shape.parameters())
     assert [p.shape for p in real.parameters()] == [p.shape for p in shape.parameters()]
     assert shape.flops_per_token() == real.flops_per_token()
-    assert torch.empty(0).device.type == "cpu"  # nothing of it stays behind
+    assert torch.empty(0).device.type == "cpu"  # nothing of it stays after
 
 
 def test_cache_bytes_are_those_of_a_cache():

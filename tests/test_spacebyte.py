@@ -95,7 +95,7 @@ def test_a_boundary_depends_on_no_later_byte(boundary):
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n != "windows"])
 def test_causality_by_gradient(name):
-    """The logits at t depend on the embeddings at 0..t and on none behind."""
+    """The logits at t depend on the embeddings at 0..t and on none after."""
     fields = VARIANTS[name]
     model, idx, seen = make(**fields), batch(), []
 

@@ -119,7 +119,7 @@ some_bytes = st.sampled_from(PARTS) | st.binary(min_size=1, max_size=3)
 @given(st.lists(some_bytes, max_size=10))
 @example([b"\xe6", b"a", b"b"])
 def test_offsets_behind_broken_characters(tokens):
-    """A token begins where its first byte's character does, also behind one that broke off."""
+    """A token begins where its first byte's character does, also after one that broke off."""
     stream = TextStream(tokens.__getitem__)
     for i in range(len(tokens)):
         stream.push(i)

@@ -100,7 +100,7 @@ def test_a_tokenizer_is_one_file_and_one_line(tmp_path):
     ):
         result = run_command([sys.executable, *command], tmp_path)
         assert result.rc == 0, result
-    assert "-" * 15 in result.stdout  # behind a sample
+    assert "-" * 15 in result.stdout  # after a sample
     meta = json.loads((tmp_path / "data" / "by" / "meta.json").read_text())
     assert meta["tokenizer"] == {"type": "toy"} and meta["vocab_size"] == 257
     assert meta["splits"]["train"]["bytes"] > 0

@@ -64,10 +64,10 @@ def test_what_a_position_sees(name, sees):
     changed = IDX.clone()
     changed[:, 8] = (changed[:, 8] + 1) % 11
     moved = (output(name, IDX) - output(name, changed)).abs().amax(dim=(0, 2)) > 1e-6
-    before, behind = moved[:8], moved[9:]
+    before, after = moved[:8], moved[9:]
     assert moved[8]
     assert before.any().item() == (sees in ("future", "both"))
-    assert behind.any().item() == (sees in ("past", "both"))
+    assert after.any().item() == (sees in ("past", "both"))
 
 
 def test_the_script(workplace, tmp_path):

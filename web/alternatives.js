@@ -66,7 +66,7 @@ export function open(anchor, first, tokens, onpick) {
   target.focus({ preventScroll: true });
 }
 
-/** The rows of a token, behind some bytes of its character. */
+/** The rows of a token, after some bytes of its character. */
 function options(token, place, before, onpick) {
   const sorted = [...token.top].sort((a, b) => b.logprob - a.logprob);
   const others = 1 - sorted.reduce((sum, o) => sum + Math.exp(o.logprob), 0);

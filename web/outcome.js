@@ -1,4 +1,4 @@
-// What stands behind a continuation: how it ended, what to do about it, and the numbers.
+// What stands after a continuation: how it ended, what to do about it, and the numbers.
 
 import { contextOf } from "./context.js";
 import { $, count, el, notice, plural, short } from "./dom.js";

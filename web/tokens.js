@@ -211,7 +211,7 @@ function described(tokens, from, to) {
 /** Tokens that make up a character, or one: its text in a stripe of colour for each. */
 function partElement(tokens, k, shades) {
   const text = bytesText(tokens.flatMap((t) => t.bytes));
-  // signs for white space are faint; a line break stands behind the sign for one
+  // signs for white space are faint; a line break stands after the sign for one
   const word = Array.from(text, (c) =>
     /\s/.test(c) ? el("i", {}, visible(c) + (c === "\n" ? "\n" : "")) : visible(c),
   );

@@ -18,7 +18,7 @@ export class Version {
     this.finish = null; // stop or length
     this.fresh = 0; // tokens of the latest request
     this.asked = 0; // for so many
-    this.beyond = 0; // characters of the last token behind the place where a stop sequence began
+    this.beyond = 0; // characters of the last token after the place where a stop sequence began
     this.error = null; // { message, status, code, retryAfter }
     Object.assign(this, fields);
     this.together = [this]; // the versions of one request
@@ -83,7 +83,7 @@ export class Version {
     return decoder.decode(Uint8Array.from(bytes), { stream: open });
   }
 
-  /** Tokens of the prompt and behind it; null before the server has said how many the prompt has. */
+  /** Tokens of the prompt and after it; null before the server has said how many the prompt has. */
   get length() {
     return this.promptIds && this.promptIds.length + this.tokens.length;
   }
@@ -94,7 +94,7 @@ export class Version {
 
   /** The body of a request for more, with sampling as settings.js gives it. */
   request(sampling, context) {
-    // go on behind these very tokens: their text might be cut into others
+    // go on after these very tokens: their text might be cut into others
     const prompt = this.promptIds
       ? [...this.promptIds, ...this.tokens.map((t) => t.id)]
       : this.prompt;

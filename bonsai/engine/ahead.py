@@ -48,7 +48,7 @@ class Draft:
     """What a faster model would draw, with the same noise.
 
     The model: the same with its weights in int8. It reads the keys and values of the checked
-    tokens, and what it writes behind them the check writes anew.
+    tokens, and what it writes after them the check writes anew.
     """
 
     def __init__(self, model: torch.nn.Module, most: int):

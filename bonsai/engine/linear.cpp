@@ -26,7 +26,7 @@ void product(const Matrix& m, const T* x, T* y, int64_t rows, int threads) {
         const UsesTiles tiles;
         if (rows == 1) mine.make_room(1, m.k);
         Input& in = rows == 1 ? mine : shared;
-        for (int64_t at = 0; at < rows; at += each) {  // not a single one behind many
+        for (int64_t at = 0; at < rows; at += each) {  // not a single one after many
             const int64_t some = std::min(rows - at, each);
             in.prepare<T>(m, some, [=](int64_t r, float* to) {
                 std::copy_n(x + (at + r) * m.k, m.k, to);

@@ -9,14 +9,14 @@ from bonsai.errors import UserError
 
 
 def prefill(model: torch.nn.Module, idx: torch.Tensor, cache=None) -> torch.Tensor:
-    """idx (B, T), tokens behind those in the cache -> logits (B, V) of what follows them."""
+    """idx (B, T), tokens after those in the cache -> logits (B, V) of what follows them."""
     if isinstance(cache, TokenCache):
         return cache.forward(model, idx)
     return model(idx, cache=cache)[0][:, -1] if cache is not None else model(idx)[0][:, -1]
 
 
 def all_logits(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.Tensor:
-    """As prefill, with the logits behind each of the tokens: (B, T, V). Rows equally long."""
+    """As prefill, with the logits after each of the tokens: (B, T, V). Rows equally long."""
     if isinstance(cache, TokenCache):
         cache.append(idx)
         seen = cache.ids[:, : cache.lengths[0]]
@@ -25,7 +25,7 @@ def all_logits(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.Tensor
 
 
 def decode_one_token(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.Tensor:
-    """idx (B, 1), the tokens behind those in the cache -> logits (B, V) of what follows them."""
+    """idx (B, 1), the tokens after those in the cache -> logits (B, V) of what follows them."""
     return prefill(model, idx, cache)
 
 
@@ -34,7 +34,7 @@ class CompiledStep:
 
     A compiled step has fixed shapes and addresses: rows and positions are rounded up to a power of
     two, each such bucket is compiled when it is first needed (which takes a while), positions come
-    from a tensor, and what lies behind a row's position is masked.
+    from a tensor, and what lies after a row's position is masked.
     """
 
     SHORTEST = 128  # positions of the smallest bucket

@@ -245,7 +245,7 @@ class Engine:
         return logits
 
     def decode_ahead(self) -> list[Event]:
-        """For the one running request: its next token, and those behind it as far as guessed."""
+        """For the one running request: its next token, and those after it as far as guessed."""
         (request,) = self.running
         tokens = [*request.prompt, *request.tokens]
         left = request.params.max_new_tokens - len(request.tokens)

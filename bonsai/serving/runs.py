@@ -92,7 +92,7 @@ def last_lines(path: Path) -> Iterator[bytes]:
     with open(path, "rb") as f:
         end = f.seek(0, 2)
         rest = b""  # the end of a line of which the beginning is not read yet
-        finished = False  # what stands behind the last line break is not
+        finished = False  # what stands after the last line break is not
         while end > 0:
             begin = max(0, end - BLOCK)
             f.seek(begin)
@@ -122,7 +122,7 @@ def read_rows(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list
 
     Of more than `most` lines every second, third, ... is given, and the last one; so are rows of
     evaluations, which are rare. A line that is not finished yet is left for the next call; one that
-    is damaged is passed over. A `start` behind the end (the run was begun anew) reads from the
+    is damaged is passed over. A `start` after the end (the run was begun anew) reads from the
     beginning.
     """
     path = folder / "metrics.jsonl"

@@ -251,7 +251,7 @@ class Sampling(Body):
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None  # 0 and -1: all
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    ignore_eos: bool | None = None  # go on behind the end-of-text token
+    ignore_eos: bool | None = None  # go on after the end-of-text token
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     return_token_ids: bool | None = None
 

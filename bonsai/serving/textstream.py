@@ -105,7 +105,7 @@ class TextStream:
         data = self.token_bytes(token)
         broken = self._breaks_off(data)
         text = self.decoder.decode(data)
-        self.offsets.append(self.decoded + broken)  # behind the U+FFFD for what came before
+        self.offsets.append(self.decoded + broken)  # after the U+FFFD for what came before
         self.decoded += len(text)
         # a token that ends within a character is complete when that character is
         self.ends.append(self.decoded + bool(self.decoder.getstate()[0]))

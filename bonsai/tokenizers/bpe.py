@@ -237,7 +237,7 @@ class BPETokenizer(Tokenizer):
             for i in taken
         ):
             raise UserError(
-                f"the special tokens {dict(names)!s:.200} need ids of their own, behind the "
+                f"the special tokens {dict(names)!s:.200} need ids of their own, after the "
                 f"others and below {LARGEST:,}"
             )
         if not all(names) or any(well_formed(name) != name for name in names):

@@ -5,7 +5,7 @@ python data/multi30k/prepare.py --input=FOLDER      # train.de.gz, train.en.gz, 
 
 One row per pair, so that both a decoder-only GPT (train.py) and the encoder-decoder of
 projects/translate read the same data. The loss counts the target only: the source and the padding
-behind the end are context (a mask, see bonsai/writer.py).
+after the end are context (a mask, see bonsai/writer.py).
 """
 
 import shutil

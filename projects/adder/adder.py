@@ -58,7 +58,7 @@ def sums(n: int) -> np.ndarray:
 
 
 def sortings(n: int, below: int) -> np.ndarray:
-    """Every row of n digits, and behind it the same sorted: (below^n, 2n)."""
+    """Every row of n digits, and after it the same sorted: (below^n, 2n)."""
     rows = np.array(list(itertools.product(range(below), repeat=n)))
     return np.concatenate((rows, np.sort(rows, axis=1)), axis=1)
 
@@ -96,7 +96,7 @@ def right(model: torch.nn.Module, rows: np.ndarray, question: int) -> np.ndarray
     """Which rows (N, W) the model answers rightly, greedily: (N,) of bool.
 
     One pass over the whole rows: an answer is right exactly if every digit is the likeliest one
-    behind the right digits before it.
+    after the right digits before it.
     """
     model.eval()
     found = []

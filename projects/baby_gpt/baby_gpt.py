@@ -82,7 +82,7 @@ def windows(text: str, tokenizer: CharTokenizer, length: int) -> tuple[torch.Ten
     if len(text) <= length:
         raise UserError(
             f"a sequence of {len(text)} symbols has no window of context {length} and a symbol "
-            "behind it: give a longer sequence or a smaller context"
+            "after it: give a longer sequence or a smaller context"
         )
     ids = torch.tensor(tokenizer.encode(text))
     x = ids.unfold(0, length, 1)[:-1]  # (B, length)

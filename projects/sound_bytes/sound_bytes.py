@@ -134,7 +134,7 @@ def sounds() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def prepare(folder: Path) -> None:
-    """Write the data set: the sounds one behind the other, each followed by the end of text."""
+    """Write the data set: the sounds one after the other, each followed by the end of text."""
     tokenizer, count = ByteTokenizer(), 0
     end = np.array([tokenizer.eot], "<u2")
     with Writer(folder, tokenizer) as writer:
