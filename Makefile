@@ -44,7 +44,7 @@ quickstart: setup
 	@echo "  .venv/bin/python sample.py --out_dir=out-quickstart --interactive=True"
 	@echo "  .venv/bin/python eval.py --out_dir=out-quickstart"
 	@echo "  .venv/bin/python serve.py --out_dir=out-quickstart"
-	@echo "  .venv/bin/python train.py config/quickstart.py --max_iters=4000 --lr_decay_iters=4000"
+	@echo "  .venv/bin/python train.py config/quickstart.py --max_iters=4000"
 	@echo "and with a text of your own:"
 	@echo "  .venv/bin/python train_tokenizer.py --input=YOUR.txt --vocab_size=2048 --out=mine.json"
 	@echo "  .venv/bin/python data/custom/prepare.py --input=YOUR.txt --name=mine --tokenizer=mine.json"

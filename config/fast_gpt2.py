@@ -53,4 +53,3 @@ cooldown = 0.7
 warmup_iters = 0
 min_lr = 0.0
 max_iters = 3250
-lr_decay_iters = max_iters

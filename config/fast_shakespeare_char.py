@@ -5,8 +5,7 @@
 # $ python data/shakespeare_char/prepare.py
 # $ python train.py config/fast_shakespeare_char.py
 # 1.439 (three seeds, 1.434 to 1.446) after 20 passes over the text, an hour on one core:
-# $ python train.py config/fast_shakespeare_char.py --token_noise=0.1 --max_iters=2400 \
-#     --lr_decay_iters=2400
+# $ python train.py config/fast_shakespeare_char.py --token_noise=0.1 --max_iters=2400
 out_dir = "out-fast-shakespeare-char"
 eval_interval = 130
 eval_iters = 10
@@ -52,4 +51,3 @@ cooldown = 0.6
 warmup_iters = 0
 min_lr = 0.0
 max_iters = 650
-lr_decay_iters = max_iters

@@ -41,4 +41,3 @@ cooldown = 0.6
 warmup_iters = 20
 min_lr = 0.0
 max_iters = 500
-lr_decay_iters = max_iters

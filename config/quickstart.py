@@ -50,4 +50,3 @@ cooldown = 0.6
 warmup_iters = 0
 min_lr = 0.0
 max_iters = 820
-lr_decay_iters = max_iters
