@@ -4,6 +4,7 @@ The commands of a page run in the order in which they stand, in a copy of the re
 its shortest form: with settings behind its own (SHORT) that leave a step or a token of it.
 """
 
+import asyncio
 import contextlib
 import gzip
 import io
@@ -17,10 +18,10 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import torch
 from conftest import ROOT, tiny_text
-from starlette.testclient import TestClient
 from test_house import PROGRAMS, settings
 
 import bonsai.serving.http
@@ -238,19 +239,30 @@ def shortest(command: str) -> list[str]:
     return words + shlex.split(added)
 
 
-def ask(command: str, app) -> None:
-    """A curl command, as a request to the server that a command before it has started."""
+def ask(command: str, app, worker) -> None:
+    """A curl command, as a request to the server that a command before it would have started."""
     words = shlex.split(command)
     url, body = urlsplit(words[1]), words[words.index("-d") + 1]
-    with TestClient(app, base_url=f"{url.scheme}://{url.netloc}") as client:
-        answer = client.post(url.path, content=body, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+
+    async def posted() -> httpx.Response:
+        worker.start()  # in the loop, as the server does
+        try:
+            transport = httpx.ASGITransport(app)
+            base = f"{url.scheme}://{url.netloc}"
+            async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+                return await client.post(url.path, content=body, headers=headers, timeout=60)
+        finally:
+            worker.stop()
+
+    answer = asyncio.run(posted())
     assert answer.status_code == 200, f"{command}: {answer.text}"
 
 
 @pytest.mark.parametrize("page", RUN, ids=short)
 def test_every_command_runs(page, copy, monkeypatch, capsys):
-    apps = []  # of the servers
-    monkeypatch.setattr(bonsai.serving.http, "serve", lambda app, *rest: apps.append(app))
+    servers = []  # the app and the engine's thread of each
+    monkeypatch.setattr(bonsai.serving.http, "serve", lambda *args: servers.append(args[:2]))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     todo = [*BEFORE.get(short(page), ()), *commands_of(page)]
     if "make quickstart" in todo:
@@ -260,7 +272,7 @@ def test_every_command_runs(page, copy, monkeypatch, capsys):
         if why_not(command) or command.split()[0] in OTHER - {"curl"}:
             continue
         if command.startswith("curl"):
-            ask(command, apps[0])
+            ask(command, *servers[0])
             continue
         words, status = shortest(command), 0
         with as_a_program(words, copy, monkeypatch):

@@ -277,7 +277,7 @@ def test_what_is_wrong_is_said_in_one_line(here, name, words):
     "name, words",
     {
         "shakespeare": "not prepared yet: run python data/shakespeare/prepare.py",
-        "python_stdlib_bpe": "not prepared yet: run python data/python_stdlib/prepare.py",
+        "sources_bpe": "not prepared yet: run python data/sources/prepare.py",
         "shakespeare_bpe": "did you mean shakespeare?",  # which has no such vocabulary
         "mien": "did you mean mine?",
         "zzz": "there are ",
@@ -285,7 +285,7 @@ def test_what_is_wrong_is_said_in_one_line(here, name, words):
 )
 def test_data_that_are_not_there_are_to_be_prepared_or_were_meant_otherwise(here, name, words):
     make_dataset(here / "data" / "mine")
-    for folder, text in (("python_stdlib", "OUT_bpe"), ("shakespeare", "")):
+    for folder, text in (("sources", "OUT_bpe"), ("shakespeare", "")):
         (here / "data" / folder).mkdir()
         (here / "data" / folder / "prepare.py").write_text(text)
     with pytest.raises(UserError) as e:
