@@ -1152,8 +1152,12 @@ def test_a_run_grows_while_it_is_looked_at(server, folder, visit):
             box.set_checked(box.get_attribute("data-run") == "out-live")
         row = page.locator(".run", has_text="out-live")
         expect(row).to_contain_text("live")
-        page.locator(".chart").focus()
-        page.keyboard.press("End")
+        for _ in range(100):  # until the curve is there
+            page.locator(".chart").focus()
+            page.keyboard.press("End")
+            if "step 1" in (page.locator(".readout-box").text_content() or ""):
+                break
+            page.wait_for_timeout(100)
         expect(page.locator(".readout-box")).to_contain_text("step 1")
         step(2), step(10)  # the end of the curve is followed
         expect(row).to_contain_text("step 10 of 40")
