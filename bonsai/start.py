@@ -24,6 +24,10 @@ from bonsai.rundir import resumable
 OF_THE_COMMAND = ("out_dir", "init_from", "eval_only", "other_tokenizer", "wandb_run_name")
 OF_THE_COMMAND += ("device", "dtype", "compile", "backend")
 
+# what decides which windows a pass over the data has had by a step
+PASS = ("batch_size", "gradient_accumulation_steps", "block_size", "batch_ramp", "seed")
+PASS += ("batch_order",)
+
 ONLY_WITH = {  # settings that do nothing unless another has this value
     ("optimizer", "muon"): "embedding_lr head_lr scalar_lr momentum momentum_warmup cautious_decay",
     ("lr_schedule", "trapezoid"): "cooldown",
@@ -40,10 +44,8 @@ class Start:
     tokenizer: dict | None  # Tokenizer.to_dict()
     chat_template: dict | None
     notes: list[str]  # lines to print
-    source: str = ""  # where the weights are from; "": they are new
     resuming: bool = False  # a run goes on
     checkpoint: dict | None = None  # its, until restore() has taken from it
-    other_data: bool = False  # than those that its losses so far were measured on
     step: int = 0
     best_val_loss: float = math.inf
     wandb_id: str | None = None
@@ -169,7 +171,7 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
     template = data.chat_template or state.get("chat_template")
     tokenizer = data.tokenizer or loaded.tokenizer
     note = f"weights from {loaded.source}"
-    start = Start(loaded.model, data, tokenizer, template, [], loaded.source)
+    start = Start(loaded.model, data, tokenizer, template, [])
     if before is not None:
         start.resuming, start.checkpoint = True, state
         start.step, start.best_val_loss = state["iter_num"], float(state["best_val_loss"])
@@ -183,11 +185,17 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
                 f"the data are not those that this run has trained on so far: {', '.join(changed)} "
                 "changed since; batches and losses are of the new ones"
             )
-        start.other_data = bool(changed) or before.get("dataset", c.dataset) != c.dataset
-        if start.other_data:  # losses on other data do not compare
+        # losses on other data do not compare
+        if changed or before.get("dataset", c.dataset) != c.dataset:
             start.best_val_loss, start.progress["evaluated"] = math.inf, -1
             start.progress["bad_evals"] = 0
             start.notes.append("other data: the best validation loss is counted anew")
+        recut = [name for name in PASS if c.get(name) != before.get(name, c.get(name))]
+        if c.batch_order == "epoch" and recut:
+            start.notes.append(
+                f"batch_order=epoch with another {', '.join(recut)} than before: of this pass over "
+                "the data, some windows come twice or not at all"
+            )
     start.notes.insert(0, note)
     return start
 

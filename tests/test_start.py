@@ -275,6 +275,19 @@ def test_data_that_changed_are_said_and_measured_anew(train, tmp_path, capsys):
 # ---- masked targets ----
 
 
+def test_a_pass_that_is_cut_otherwise_is_said(train, tmp_path, capsys):
+    """Which windows a pass has had by a step depends on how many there are in one."""
+    out, epoch = tmp_path / "run", dict(batch_order="epoch", init_from="auto")
+    assert train(out, SMALL, epoch, max_iters=2) == 0
+    assert train(out, SMALL, epoch, max_iters=3) == 0
+    assert "come twice" not in capsys.readouterr().out
+    rows = SMALL["batch_size"] // 2
+    assert train(out, SMALL, epoch, max_iters=4, batch_size=rows) == 0
+    assert "batch_order=epoch with another batch_size than before" in capsys.readouterr().out
+    assert train(out, SMALL, init_from="resume", max_iters=5, batch_order="random") == 0
+    assert "come twice" not in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def holes(tmp_path_factory) -> str:
     """Rows of 8 tokens with 0 to 7 targets; two in three have none at all."""
