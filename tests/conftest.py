@@ -181,6 +181,16 @@ class Result:
         return f"exit status {self.rc}\n{self.stdout[-3000:]}\n--- stderr:\n{self.stderr[-3000:]}"
 
 
+class Payload:
+    """A pickle that would make a folder when it is loaded."""
+
+    def __init__(self, marker: Path):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without torchrun's variables; one thread; no network."""
     names = set(os.environ) - {"RANK", "LOCAL_RANK", "WORLD_SIZE"}

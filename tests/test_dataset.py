@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CHARS, char_ids, make_dataset, tiny_text, write_meta
+from conftest import CHARS, Payload, char_ids, make_dataset, tiny_text, write_meta
 
 from bonsai import tokenizers
 from bonsai.dataset import Mixture, Split, open_dataset
@@ -292,16 +292,6 @@ def test_data_that_are_not_there_are_to_be_prepared_or_were_meant_otherwise(here
         Mixture.open(name)
     text = one_line(e)
     assert words in text and (name != "zzz" or "mine" in text), text
-
-
-class Payload:
-    """A pickle that would make a file when it is loaded."""
-
-    def __init__(self, marker: Path):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
 
 
 def test_a_meta_pkl_with_a_payload_is_refused_and_not_executed(here):

@@ -83,11 +83,10 @@ def test_accumulation_must_be_divisible(workplace, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_sigterm_stops_all_and_saves(workplace, tmp_path):
-    """Sent to each process, as clusters do, and passed on by torchrun; they agree on the step."""
-    out = tmp_path / "run"
+def at_step_5(workplace, out: Path, *options: str) -> subprocess.Popen:
+    """A run of two processes that has come so far; they are a session of their own."""
     process = subprocess.Popen(
-        torchrun_command(out, "--max_iters=100000", "--eval_interval=100000"),
+        torchrun_command(out, *options),
         cwd=workplace,
         env=environment(PYTHONUNBUFFERED="1"),
         stdin=subprocess.DEVNULL,
@@ -96,10 +95,17 @@ def test_sigterm_stops_all_and_saves(workplace, tmp_path):
         text=True,
         start_new_session=True,
     )
+    for line in process.stdout:
+        if "iter 5:" in line:
+            break
+    return process
+
+
+def test_sigterm_stops_all_and_saves(workplace, tmp_path):
+    """Sent to each process, as clusters do, and passed on by torchrun; they agree on the step."""
+    out = tmp_path / "run"
+    process = at_step_5(workplace, out, "--max_iters=100000", "--eval_interval=100000")
     try:
-        for line in process.stdout:
-            if "iter 5:" in line:
-                break
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)
         rest = process.communicate(timeout=60)[0]
@@ -115,18 +121,7 @@ def test_workers_whose_torchrun_was_killed_save_and_end(workplace, tmp_path):
     """They would go on for ever, and nobody could stop them; here within an evaluation."""
     out = tmp_path / "run"
     options = ["--max_iters=100000", "--eval_interval=6", "--eval_iters=100000", "--batch_size=1"]
-    process = subprocess.Popen(
-        torchrun_command(out, *options),
-        cwd=workplace,
-        env=environment(PYTHONUNBUFFERED="1"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    for line in process.stdout:
-        if "iter 5:" in line:
-            break
+    process = at_step_5(workplace, out, *options)
     process.send_signal(signal.SIGKILL)
     rest = process.communicate(timeout=100)[0]  # once the workers, too, have closed their stdout
     state = load(out / "last.pt")

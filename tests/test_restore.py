@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, differences, environment, run_program, train
+from conftest import (
+    ROOT,
+    Payload,
+    assert_one_line_error,
+    differences,
+    environment,
+    run_program,
+    train,
+)
 from test_checkpoint import one_line, state
 
 from bonsai import checkpoint, restore
@@ -114,16 +122,6 @@ def test_a_missing_file_and_a_newer_one(tmp_path):
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(UserError):
         load_checkpoint(tmp_path / "folder.pt")
-
-
-class Payload:
-    """A pickle that would make a folder when it is loaded."""
-
-    def __init__(self, marker: Path):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_model import save
 
-from bonsai.checkpoint import save_checkpoint
 from bonsai.models import describe_model
 from bonsai.tokenizers import ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig
@@ -35,20 +35,6 @@ def tiny(vocab_size: int) -> GPT:
     return model.eval()
 
 
-def write_run(folder: Path, model: GPT, tokenizer, **changes) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        "model": model.state_dict(),
-        **describe_model(model, "gpt"),
-        "iter_num": 1,
-        "best_val_loss": torch.tensor(1.0),
-        "config": {},
-        "tokenizer": tokenizer and tokenizer.to_dict(),
-    }
-    save_checkpoint(folder, {**state, **changes})
-    return folder
-
-
 @pytest.fixture(scope="module")
 def char_model() -> GPT:
     model = tiny(32)  # more rows than characters: padding, made far likelier than any character
@@ -60,12 +46,12 @@ def char_model() -> GPT:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, char_model) -> Path:
-    return write_run(tmp_path_factory.mktemp("char") / "out", char_model, CHARS)
+    return save(tmp_path_factory.mktemp("char") / "out", char_model, CHARS)
 
 
 @pytest.fixture(scope="module")
 def byte_run(tmp_path_factory) -> Path:
-    return write_run(tmp_path_factory.mktemp("byte") / "out", tiny(257), ByteTokenizer())
+    return save(tmp_path_factory.mktemp("byte") / "out", tiny(257), ByteTokenizer())
 
 
 def command(*args) -> list[str]:
@@ -235,7 +221,7 @@ def test_a_vocabulary_that_is_not_found_is_said_so(char_model, tmp_path, dataset
 
 def test_a_vocabulary_without_a_line_break(tmp_path):
     """The default start is one; another beginning is found, and said."""
-    write_run(tmp_path / "out", tiny(10), CharTokenizer.from_text("abcdefghij"))
+    save(tmp_path / "out", tiny(10), CharTokenizer.from_text("abcdefghij"))
     args = ("--num_samples=1", "--max_new_tokens=5")
     done = sample(*args, cwd=tmp_path)
     assert len(done.stdout.removesuffix(DASHES)) == 5 and "no line break" in done.stderr
