@@ -5,6 +5,7 @@ depends on: the sources, the compiler, its options and the processor. A home tha
 machines share holds one for each, and a change of the code is built anew.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from bonsai.atomic import whole_file
+
 OPTIONS = ["-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
 if platform.machine() == "x86_64":
     OPTIONS.append("-mprefer-vector-width=512")
@@ -30,23 +33,18 @@ def build(source: str) -> ctypes.CDLL | None:
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None or sys.platform == "win32":
         return None
-    path = Path(__file__).with_name(f"{source}.cpp")
     folder = cache_folder()
-    if folder is None:  # nowhere to keep it
-        with tempfile.TemporaryDirectory() as temporary:
-            return compiled(compiler, path, Path(temporary) / f"{source}.so")
-    library = folder / f"{source}-{fingerprint(compiler, *OPTIONS)}.so"
-    if library.exists() and library.stat().st_uid == os.getuid():
-        try:
-            return ctypes.CDLL(str(library))
-        except OSError:  # cut short by a full disk or the like
-            library.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as temporary:
+    kept = folder and folder / f"{source}-{fingerprint(compiler, *OPTIONS)}.so"
+    if kept and kept.exists() and kept.stat().st_uid == os.getuid():
+        with contextlib.suppress(OSError):  # else it is damaged, and made anew
+            return ctypes.CDLL(str(kept))
+    with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary) / f"{source}.so"
-        loaded = compiled(compiler, path, made)
-        if loaded is not None:
-            os.replace(made, library)  # whole or not at all: others may be building it too
-        return loaded
+        library = compiled(compiler, Path(__file__).with_name(f"{source}.cpp"), made)
+        if library and kept:
+            with contextlib.suppress(OSError), whole_file(kept) as f:  # a disk may be full
+                f.write(made.read_bytes())
+    return library
 
 
 def compiled(compiler: str, source: Path, library: Path) -> ctypes.CDLL | None:
