@@ -13,8 +13,9 @@ and may have new_cache(batch, length, dtype) with model(idx, cache=cache), see K
 without it every token is computed from all before it.
 """
 
-import torch
 import torch.nn as nn
+
+from model import GPT
 
 
 class LanguageModel(nn.Module):
@@ -51,19 +52,4 @@ class LanguageModel(nn.Module):
             groups["embeddings" if id(p) in tables else kind].append(p)
         return groups
 
-    def configure_optimizers(
-        self,
-        weight_decay: float,
-        learning_rate: float,
-        betas: tuple[float, float],
-        device_type: str,
-        eps: float = 1e-8,
-    ) -> torch.optim.AdamW:
-        """AdamW; tensors of two or more dimensions decay."""
-        params = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        fused = device_type in ("cuda", "cpu", "mps")
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+    configure_optimizers = GPT.configure_optimizers  # AdamW, by the tensors' dimensions alone

@@ -25,6 +25,12 @@ class WithoutDraws(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def without_masks(weights: dict) -> dict:
+    """The weights without the causal masks that GPT-2's implementations kept among them before."""
+    masks = (".attn.bias", ".attn.masked_bias")
+    return {key: w for key, w in weights.items() if not key.endswith(masks)}
+
+
 def check_fit(make: Callable, make_config: type, settings: dict, weights: dict, path: Path) -> None:
     """Raise UserError unless the weights are those of the model that the settings describe.
 

@@ -53,7 +53,7 @@ class Forecast:
         self.done, self.looks, self.begin = 0, 0, None
 
     def count(self, rows: int) -> None:
-        """Behind a micro-batch. On a CPU, which has done it by now, a step can take minutes."""
+        """After a micro-batch. On a CPU, which has done it by now, a step can take minutes."""
         self.done += rows
         if self.device == "cpu":
             self.look()

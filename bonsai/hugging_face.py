@@ -13,7 +13,7 @@ import torch
 
 from bonsai.errors import UserError
 from bonsai.files import exists
-from bonsai.fit import check_fit
+from bonsai.fit import check_fit, without_masks
 from bonsai.jsonfile import read_json_object
 from bonsai.safetensors import read_safetensors
 from bonsai.schema import is_dict, is_tensor, is_whole, shown
@@ -66,9 +66,8 @@ def read_gpt2(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     folder = Path(source) if Path(source).is_dir() else download(str(source))
     config = read_json_object(folder / "config.json", CONFIG_BYTES)
     settings = gpt2_settings(config, folder)
-    weights = {k.removeprefix("transformer."): v for k, v in read_weights(folder).items()}
-    for key in [key for key in weights if key.endswith((".attn.bias", ".attn.masked_bias"))]:
-        del weights[key]  # the causal mask, in files of older versions
+    found = without_masks(read_weights(folder))
+    weights = {k.removeprefix("transformer."): v for k, v in found.items()}
     weights = {k if k == "lm_head.weight" else f"transformer.{k}": v for k, v in weights.items()}
     wte, head = (weights.get(k) for k in ("transformer.wte.weight", "lm_head.weight"))
     if settings["tie_head"] and wte is not None:

@@ -1,7 +1,9 @@
-"""JSON from files of others: an object, whose values are not nested without end."""
+"""JSON: an object from a file of others, not nested without end; and values that JSON can hold."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from bonsai.errors import UserError
 from bonsai.files import SETTINGS
@@ -33,3 +35,17 @@ def parse_json_object(text: str, name: str) -> dict:
         inner = item.values() if isinstance(item, dict) else item
         left += [(x, depth + 1) for x in inner if isinstance(x, dict | list)]
     return found
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON has it: None for NaN and infinities, at any depth, tuples as lists, and ? for
+    what UTF-8 cannot hold."""
+    if isinstance(value, dict):
+        return {finite(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return value

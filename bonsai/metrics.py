@@ -1,10 +1,10 @@
 """metrics.jsonl of a run: a JSON object per logged step and per evaluation, always with `iter`."""
 
 import json
-import math
 from pathlib import Path
 
 from bonsai.atomic import replace_text
+from bonsai.jsonfile import finite
 from bonsai.rundir import METRICS
 
 
@@ -14,10 +14,7 @@ def row_text(row: dict) -> str:
     >>> row_text({"iter": 3, "loss": float("nan")})
     '{"iter": 3, "loss": null}'
     """
-    finite = {
-        k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()
-    }
-    return json.dumps(finite, allow_nan=False)
+    return json.dumps(finite(row), allow_nan=False)
 
 
 def read_metrics(folder: Path) -> list[dict]:

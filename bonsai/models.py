@@ -11,7 +11,7 @@ import torch.nn as nn
 
 from bonsai.errors import UserError, short_of_memory
 from bonsai.files import exists
-from bonsai.fit import WithoutDraws, check_fit
+from bonsai.fit import WithoutDraws, check_fit, without_masks
 from bonsai.hugging_face import CONFIG_BYTES, read_gpt2
 from bonsai.jsonfile import read_json_object
 from bonsai.megabyte import Megabyte, MegabyteConfig
@@ -107,10 +107,7 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
     # nanoGPT's checkpoints have only its seven fields; the rest are GPT-2's defaults
     model_fields = dict(checkpoint.get("model_config") or checkpoint["model_args"])
     name = checkpoint.get("model_name", "gpt")
-    weights = checkpoint["model"]
-    if name == "gpt":  # torch 1.x kept the causal mask among the weights
-        for key in [key for key in weights if key.endswith((".attn.bias", ".attn.masked_bias"))]:
-            del weights[key]
+    weights = without_masks(checkpoint["model"]) if name == "gpt" else checkpoint["model"]
     if name not in MODELS:
         raise UserError(f"{path} holds a model={name!r}, which is not one of {', '.join(MODELS)}")
     known = {f.name for f in fields(MODELS[name][1])}  # not every model has dropout

@@ -7,7 +7,6 @@ loss.png        the loss curve
 """
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -24,7 +23,7 @@ import torch
 
 from bonsai.atomic import replace_text, whole_file
 from bonsai.dataset import ROOT
-from bonsai.errors import UserError, flush, no_writing
+from bonsai.errors import FULL, UserError, flush, no_writing
 from bonsai.metrics import forget_after, read_metrics, row_text
 from bonsai.rundir import CURVE, LOG, METRICS, SETTINGS
 from bonsai.runtime import Runtime, device_name
@@ -144,7 +143,7 @@ class Report:
             elif not quiet:
                 self.bar.write(printable(line), file=sys.stdout)
         except (OSError, ValueError) as e:  # ValueError: closed from within Python
-            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if isinstance(e, OSError) and e.errno in FULL:
                 return  # a file on a full disk; the run has its own log
             self._close_console()
             if not quiet:

@@ -18,7 +18,7 @@ from bonsai.checkpoint import FORMAT
 from bonsai.dataset import ROOT
 from bonsai.errors import UserError
 from bonsai.files import exists
-from bonsai.rundir import previous, spare
+from bonsai.rundir import CKPT, LAST, previous, spare
 from bonsai.schema import MOMENTS, check_checkpoint
 from bonsai.torchfile import Damaged, Refused, read_torch_file
 
@@ -72,7 +72,7 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
     Where one is missing, that which it replaced stands in for it; where all are, the last of
     keep_last or best.pt. Raises UserError when the run has none.
     """
-    names = [Path(out_dir) / "ckpt.pt", Path(out_dir) / "last.pt"]
+    names = [Path(out_dir) / CKPT, Path(out_dir) / LAST]
     found = [p if exists(p) else previous(p) for p in names if exists(p) or exists(previous(p))]
     found = found or spare(Path(out_dir))[:1]
     if not found:
@@ -90,7 +90,7 @@ def runs_there_are(out_dir: Path) -> str:
     """What to give instead of a folder without a run: those in it, beside it and around here."""
     found: dict[Path, float] = {}
     for base in (out_dir, out_dir.parent, Path(), ROOT):
-        for name in ("ckpt.pt", "last.pt"):
+        for name in (CKPT, LAST):
             for path in base.glob(f"*/{name}"):
                 with suppress(OSError):
                     folder, time = path.parent.resolve(), path.stat().st_mtime
@@ -107,8 +107,8 @@ def runs_there_are(out_dir: Path) -> str:
 def newer_weights(path: Path) -> str:
     """What to know of a run's ckpt.pt that is not its newest weights, and how to get those; ''
     where there is nothing to know."""
-    last = path.with_name("last.pt")
-    if path.name != "ckpt.pt" or not exists(last):
+    last = path.with_name(LAST)
+    if path.name != CKPT or not exists(last):
         return ""
     try:
         step, newest = steps_done(path), steps_done(last)

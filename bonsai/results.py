@@ -5,7 +5,6 @@ The tables can be pasted into docs/BENCHMARKS.md as they are printed.
 
 import importlib.util
 import json
-import math
 import os
 import shlex
 import statistics
@@ -20,6 +19,7 @@ import torch
 
 from bonsai.atomic import replace_text
 from bonsai.errors import UserError
+from bonsai.jsonfile import finite
 from bonsai.report import commit, versions
 from bonsai.runtime import device_name
 
@@ -89,21 +89,12 @@ def write_json(target: str | os.PathLike[str], results: dict) -> None:
     A number that JSON does not have (nan, inf) becomes null. UserError when it cannot be written.
     """
     if str(target) == "-":
-        print(json.dumps(plain(results), allow_nan=False), flush=True)
+        print(json.dumps(finite(results), allow_nan=False), flush=True)
         return
     path = Path(target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(plain(results), indent=1, allow_nan=False)
+        text = json.dumps(finite(results), indent=1, allow_nan=False)
         replace_text(path, text + "\n")
     except OSError as e:
         raise UserError(f"cannot write the results to {path}: {e.strerror}") from None
-
-
-def plain(value: Any) -> Any:
-    """The value with nan and inf, at any depth, as None."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

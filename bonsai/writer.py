@@ -32,6 +32,7 @@ from types import TracebackType
 import numpy as np
 
 from bonsai.advice import training_command
+from bonsai.atomic import sync_folder
 from bonsai.errors import UserError, reason
 from bonsai.files import SETTINGS, writing
 from bonsai.meta import FORMAT
@@ -189,7 +190,7 @@ class Writer:
         with disk_errors(self._meta_tmp):
             self._started = True
             self._meta_tmp.write_text(json.dumps(self._kept) if self._kept else "", "utf-8")
-            _sync_folder(self.folder)  # the sign must be on the disk before anything goes
+            sync_folder(self.folder)  # the sign must be on the disk before anything goes
             (self.folder / "meta.json").unlink(missing_ok=True)
             patterns = ["meta.pkl"]
             for name in self._names:  # the numbered ones: a split that was cut into several files
@@ -240,9 +241,9 @@ class Writer:
             for file in files:
                 self._renamed.append(file.path)
                 os.replace(file.tmp, file.path)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             os.replace(self._meta_tmp, self.folder / "meta.json")
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             self._started = False  # complete: nothing for _abort to remove
         return meta
 
@@ -355,16 +356,6 @@ class _File:
 def disk_errors(path: Path):
     """Turn what the disk says into one line for the user."""
     return writing(path, hint=" with --out=FOLDER")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring renames to the disk (POSIX needs the folder synced; Windows cannot open one)."""
-    if os.name == "posix":
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _exit_on_sigterm(signum: int, frame: object) -> None:

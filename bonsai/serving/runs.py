@@ -6,13 +6,14 @@ is read line by line, and what is kept of it has a bound.
 
 import contextlib
 import json
-import math
 import stat
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+
+from bonsai.jsonfile import finite
+from bonsai.rundir import METRICS, SETTINGS
 
 LIVE = 60  # seconds after the last line in which a run counts as going on
 MOST_ROWS = 10_000  # per answer
@@ -27,7 +28,7 @@ def find_runs(folders: Iterable[Path]) -> dict[str, Path]:
     for folder in folders:
         with contextlib.suppress(OSError):  # a folder that is not for us
             for run in sorted(folder.glob("out*")):
-                if is_file(run / "metrics.jsonl") and run.name.isprintable():
+                if is_file(run / METRICS) and run.name.isprintable():
                     runs.setdefault(run.name, run)
     return runs
 
@@ -47,7 +48,7 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
     found = []
     for name, folder in find_runs(folders).items():
         try:
-            status = (folder / "metrics.jsonl").stat()
+            status = (folder / METRICS).stat()
             step, val_loss = where_it_stands(folder, status.st_mtime_ns, status.st_size)
         except OSError:  # removed in the meantime, or not for us
             continue
@@ -73,7 +74,7 @@ def where_it_stands(folder: Path, changed: int, size: int) -> tuple[int, float |
     """Last step and validation loss of a run, looked for from the end of its file; read again when
     that has changed."""
     step = val_loss = None
-    for line in last_lines(folder / "metrics.jsonl"):
+    for line in last_lines(folder / METRICS):
         if step is not None and b'"val_loss"' not in line:
             continue
         row = parse(line)
@@ -107,7 +108,7 @@ def last_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_settings(folder: Path) -> dict:
-    path = folder / "config.json"
+    path = folder / SETTINGS
     try:
         if not is_file(path) or path.stat().st_size > MOST_SETTINGS:
             return {}
@@ -125,7 +126,7 @@ def read_rows(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list
     is damaged is passed over. A `start` after the end (the run was begun anew) reads from the
     beginning.
     """
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     if not is_file(path):
         return [], 0
     end = count_lines(path)
@@ -178,17 +179,3 @@ def parse(line: bytes) -> dict | None:
 def number(value: object) -> float | int | None:
     """A number of a row, None for what is none."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def finite(value: Any) -> Any:
-    """A value of Python's json as JSON has it: None for NaN and infinities, at any depth, and for
-    what UTF-8 cannot hold."""
-    if isinstance(value, dict):
-        return {finite(k): finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    return value
