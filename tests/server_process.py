@@ -36,6 +36,12 @@ class ServerProcess:
         assert values, f"no metric {name}"
         return sum(map(float, values))
 
+    def wait_for(self, name: str, seconds: float = 20) -> None:
+        """Until a metric is not 0."""
+        end = time.monotonic() + seconds
+        while not self.metric(name):
+            assert time.monotonic() < end, self.http.get("/metrics").text
+
     def wait_until_idle(self, seconds: float = 20) -> None:
         """Until no row waits or runs."""
         end = time.monotonic() + seconds
