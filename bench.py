@@ -12,7 +12,7 @@ benchmarks/throughput.py compares with other projects.
 """
 
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import time
 from pathlib import Path
@@ -21,13 +21,13 @@ import torch
 
 from bonsai.batches import Batches, prefetch
 from bonsai.dataset import Mixture
-from bonsai.errors import UserError, run
 from bonsai.memory import GIB, LOWER, describe_memory, out_of_memory
 from bonsai.models import CONFIGS, build_model
 from bonsai.presets import FIELDS, find_preset
-from bonsai.results import provenance, spread, write_json
-from bonsai.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
 from bonsai.sizes import describe_size, meta_model
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import provenance, spread, write_json
+from bonsai.system.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
 from bonsai.textfile import check_writable
 from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic, time_steps
 from configurator import Config, configure

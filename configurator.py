@@ -8,7 +8,7 @@ calls `config = configure(globals())`. Its user writes
 Arguments apply left to right. One without leading dashes is a config file: Python that sees the
 settings so far, so `max_iters = 2 * warmup_iters` works. `--key=value`, `--key value`, and for
 booleans `--key` or `--no-key`, set one. What a setting takes stands in brackets at the end of its
-comment, `[>= 1]` or `[cosine | trapezoid]`: bonsai/values.py says how, and checks it. Unlike
+comment, `[>= 1]` or `[cosine | trapezoid]`: bonsai/system/values.py says how, and checks it. Unlike
 nanoGPT's configurator, which is executed inside its caller, this is a module: names, types and
 values are checked, and a mistake is one line, exit status 2.
 """
@@ -33,8 +33,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bonsai import __version__
-from bonsai.values import (
+from bonsai import ROOT, __version__
+from bonsai.system.values import (
     BOOL_WORDS,
     COMMAND_LINE,
     SIMPLE,
@@ -45,7 +45,6 @@ from bonsai.values import (
     where_given,
 )
 
-ROOT = Path(__file__).resolve().parent
 PYTHON = "from Python"  # the source of a setting that the caller of main gave
 
 

@@ -12,7 +12,7 @@ Questions are answered with the likeliest ending; see bonsai/evals.py for the th
 """
 
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import math
 import sys
@@ -21,13 +21,13 @@ from functools import partial
 import torch
 
 from bonsai.dataset import Mixture
-from bonsai.errors import UserError, run
 from bonsai.evals import Question, bits_per_byte, multiple_choice, read_questions, split_loss
 from bonsai.forecast import tracked
 from bonsai.memory import out_of_memory
 from bonsai.models import Loaded, load_model
-from bonsai.results import provenance, table, write_json
-from bonsai.runtime import Runtime, setup
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import provenance, table, write_json
+from bonsai.system.runtime import Runtime, setup
 from bonsai.text import find_tokenizer
 from bonsai.textfile import check_writable
 from configurator import configure, resolve_path

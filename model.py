@@ -656,9 +656,9 @@ class GPT(nn.Module):
 
         override_args: fields such as dropout. Raises ValueError, in one line, where there is none.
         """
-        from bonsai.errors import UserError
         from bonsai.fit import WithoutDraws
         from bonsai.hugging_face import read_gpt2
+        from bonsai.system.errors import UserError
 
         try:
             settings, weights = read_gpt2(source)

@@ -18,7 +18,7 @@ alone), row (of n), tokens and finish, 'stop' at an end of text or 'length'.
 """
 
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import codecs
 import json
@@ -30,10 +30,10 @@ from dataclasses import replace
 from itertools import chain
 
 from bonsai.engine import Engine, SamplingParams, generate, prepare
-from bonsai.errors import UserError, run
 from bonsai.models import load_model
-from bonsai.progress import Progress
-from bonsai.runtime import DTYPES, setup_inference
+from bonsai.system.errors import UserError, run
+from bonsai.system.progress import Progress
+from bonsai.system.runtime import DTYPES, setup_inference
 from bonsai.text import find_tokenizer, start_tokens
 from bonsai.textfile import check_writable, read_text
 from bonsai.tokenizers import Tokenizer

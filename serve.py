@@ -9,24 +9,25 @@ examples and the limits. Ctrl-C ends the server.
 """
 
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import re
 import socket
 import sys
 from pathlib import Path
 
-from bonsai.errors import UserError, run
+from bonsai import ROOT
 from bonsai.memory import out_of_memory
 from bonsai.restore import run_checkpoint
-from bonsai.runtime import leave_a_core, setup_inference
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.guard import GuardLimits, parse_origins
 from bonsai.serving.http import listen, serve
 from bonsai.serving.plans import Limits
 from bonsai.serving.registry import load_served, parse_models
+from bonsai.system.errors import UserError, run
+from bonsai.system.runtime import leave_a_core, setup_inference
 from bonsai.textfile import read_text
-from configurator import ROOT, configure, resolve_path
+from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
 # the models

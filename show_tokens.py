@@ -6,12 +6,12 @@ echo "some text" | python show_tokens.py --ids
 """
 
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import sys
 
-from bonsai.errors import UserError, run
 from bonsai.files import write_whole
+from bonsai.system.errors import UserError, run
 from bonsai.textfile import check_writable, decode_text, read_text
 from bonsai.tokenizers import get
 from bonsai.tokenview import html_page, terminal

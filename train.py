@@ -13,7 +13,7 @@ the folder of an earlier one moves that to out_dir/earlier/1, the next one to ea
 """
 
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import math
 import time
@@ -26,7 +26,6 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from bonsai.batches import Batches, prefetch
 from bonsai.checkpoint import save_checkpoint
 from bonsai.earlier import set_aside, set_aside_newer, take_back
-from bonsai.errors import UserError, run
 from bonsai.evals import bits_per_byte, mixture_loss
 from bonsai.forecast import Forecast, describe_cost, tracked
 from bonsai.interrupts import Interrupts
@@ -38,8 +37,9 @@ from bonsai.presets import FIELDS
 from bonsai.report import Report, versions
 from bonsai.restore import newer_weights
 from bonsai.rundir import BEST, CKPT, DIVERGED, LAST, remove_unfinished, step_name
-from bonsai.runtime import Runtime, peak_flops, seed_everything, setup
 from bonsai.start import begin
+from bonsai.system.errors import UserError, run
+from bonsai.system.runtime import Runtime, peak_flops, seed_everything, setup
 from bonsai.text import sample_text
 from configurator import Config, configure, resolve_path
 

@@ -5,7 +5,7 @@ python data/custom/prepare.py --input=book.txt --name=book --tokenizer=book.json
 """
 
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import contextlib
 import json
@@ -13,17 +13,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bonsai.errors import UserError, run
+from bonsai import ROOT
 from bonsai.files import write_whole, writing
 from bonsai.finding import as_endings, find_files, total_size
-from bonsai.progress import Progress
 from bonsai.readers import Options, Seen, read_pieces
+from bonsai.system.errors import UserError, run
+from bonsai.system.progress import Progress
 from bonsai.textfile import check_writable
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get, report
 from bonsai.tokenizers.patterns import named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
 from bonsai.tokenview import html_page
-from configurator import ROOT, configure
+from configurator import configure
 
 input = ""  # files, folders or patterns, several between commas [paths]
 endings = ""  # of further files that are plain text, such as .md,.py [list]

@@ -19,16 +19,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import torch
 
 from bonsai.engine import SamplingParams, generate, prepare
-from bonsai.errors import UserError, run
 from bonsai.files import write_whole
 from bonsai.models import build_model
-from bonsai.results import provenance, table, write_json
-from bonsai.runtime import memory_in_use, setup
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import provenance, table, write_json
+from bonsai.system.runtime import memory_in_use, setup
 from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic
 from configurator import configure
 

@@ -22,20 +22,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import torch
 
 from bonsai.batches import Batches, prefetch
 from bonsai.dataset import Mixture
 from bonsai.engine import SamplingParams, generate
-from bonsai.errors import UserError, run
 from bonsai.evals import split_loss
 from bonsai.files import save_picture, write_whole
 from bonsai.models import CONFIGS, build_model
 from bonsai.optim import set_rates
-from bonsai.results import provenance, table, write_json
-from bonsai.runtime import Runtime, setup
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import provenance, table, write_json
+from bonsai.system.runtime import Runtime, setup
 from bonsai.throughput import OPTIMIZER, TrainingStep
 from configurator import configure
 

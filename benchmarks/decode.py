@@ -24,19 +24,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import torch
 
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.linear import call, products
 from bonsai.engine.memory import LargePages
-from bonsai.errors import UserError, run
 from bonsai.files import write_whole
 from bonsai.models import build_model
 from bonsai.report import header
-from bonsai.results import load_peer, peer_commit, provenance, spread, table, write_json
-from bonsai.runtime import DTYPES, Runtime, cpu_computes_bfloat16, setup
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import load_peer, peer_commit, provenance, spread, table, write_json
+from bonsai.system.runtime import DTYPES, Runtime, cpu_computes_bfloat16, setup
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

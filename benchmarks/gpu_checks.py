@@ -19,18 +19,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import torch
 
-from bonsai.dataset import ROOT, open_dataset
+from bonsai import ROOT
+from bonsai.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.errors import run
 from bonsai.evals import split_loss
 from bonsai.models import build_model
 from bonsai.optim import build_optimizer
-from bonsai.results import provenance, write_json
-from bonsai.runtime import setup
+from bonsai.system.errors import run
+from bonsai.system.results import provenance, write_json
+from bonsai.system.runtime import setup
 from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.writer import Writer

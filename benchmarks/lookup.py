@@ -14,16 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
 from bonsai.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams
-from bonsai.errors import UserError, run
 from bonsai.models import load_model
 from bonsai.report import header
-from bonsai.results import provenance, table, write_json
-from bonsai.runtime import DTYPES, setup_inference
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import provenance, table, write_json
+from bonsai.system.runtime import DTYPES, setup_inference
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

@@ -27,13 +27,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import numpy as np
 
-from bonsai.errors import UserError, run
 from bonsai.finding import find_files
 from bonsai.readers import read_pieces
+from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import get
 from configurator import configure
 
@@ -206,7 +206,7 @@ def main() -> None:
     import torch  # not before: a program starts with its parent's memory in its account
 
     from bonsai.report import header
-    from bonsai.results import provenance, spread, table, write_json
+    from bonsai.system.results import provenance, spread, table, write_json
 
     base = spread(times["nanogpt"])["median"] if "nanogpt" in names else None
     found = []

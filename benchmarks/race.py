@@ -20,16 +20,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import torch
 
 from benchmarks.track import SEED, Track
-from bonsai.dataset import ROOT
-from bonsai.errors import UserError, run
+from bonsai import ROOT
 from bonsai.files import save_picture
 from bonsai.report import header
-from bonsai.results import table
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import table
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

@@ -20,14 +20,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import torch
 
-from bonsai.dataset import ROOT, find_folder
-from bonsai.errors import UserError, run
+from bonsai import ROOT
+from bonsai.dataset import find_folder
 from bonsai.report import header
-from bonsai.results import provenance, spread, table, write_json
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import provenance, spread, table, write_json
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

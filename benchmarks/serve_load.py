@@ -23,20 +23,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import psutil
 import torch
 
+from bonsai import ROOT
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.sampling import Row, candidates, noise, step_key
-from bonsai.errors import UserError, run
 from bonsai.files import write_whole
 from bonsai.report import header
-from bonsai.results import provenance, table, write_json
-from bonsai.runtime import leave_a_core, pick_device, setup
 from bonsai.serving.registry import load_served
-from configurator import ROOT, configure, resolve_path
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import provenance, table, write_json
+from bonsai.system.runtime import leave_a_core, pick_device, setup
+from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
 out_dir = "out"  # the run to serve [path]

@@ -24,20 +24,20 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import numpy as np
 import torch
 
 from bonsai.batches import Batches, prefetch
 from bonsai.dataset import Dataset, Mixture, Split
-from bonsai.errors import UserError, run
 from bonsai.files import write_whole
 from bonsai.memory import GIB, out_of_memory
 from bonsai.models import build_model
 from bonsai.report import header
-from bonsai.results import load_peer, peer_commit, provenance, spread, table, write_json
-from bonsai.runtime import DTYPES, Runtime, peak_flops, pick_device, pick_dtype, setup
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import load_peer, peer_commit, provenance, spread, table, write_json
+from bonsai.system.runtime import DTYPES, Runtime, peak_flops, pick_device, pick_dtype, setup
 from bonsai.throughput import OPTIMIZER, TrainingStep, time_steps
 from configurator import configure, resolve_path
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from bonsai.dataset import ROOT, find_folder
-from bonsai.errors import UserError
-from bonsai.results import provenance, write_json
+from bonsai import ROOT
+from bonsai.dataset import find_folder
+from bonsai.system.errors import UserError
+from bonsai.system.results import provenance, write_json
 
 SEED = 1337  # in the peer's train.py it is a constant; ours has the same
 

@@ -21,15 +21,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.errors import run
+from bonsai import ROOT
+from bonsai.system.errors import run
 from bonsai.tokenizers import BPETokenizer
 from bonsai.tokenizers.bpe import count_chunks, learn_merges, rust_tokens, tokens_of
 from bonsai.tokenizers.patterns import GPT4
 from bonsai.tokenizers.report import table
-from configurator import ROOT, configure, resolve_path
+from configurator import configure, resolve_path
 
 runs = 3  # of each measurement [>= 1]
 vocab_size = 32768  # for the library's source [>= 256]

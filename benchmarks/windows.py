@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import torch
 
-from bonsai.errors import UserError, run
 from bonsai.memory import GIB
-from bonsai.results import provenance, spread, table, write_json
-from bonsai.runtime import Runtime, setup
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import provenance, spread, table, write_json
+from bonsai.system.runtime import Runtime, setup
 from configurator import configure
 from model import GPT, GPTConfig
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bonsai.dataset import Mixture, Split
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 
 class Batches:

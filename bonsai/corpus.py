@@ -19,9 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from bonsai.encoders import Encoder, Text, fast_encoder
-from bonsai.errors import UserError
-from bonsai.progress import Advance, no_progress
 from bonsai.readers import PIECE, WHOLE, Piece, safe_cut
+from bonsai.system.errors import UserError
+from bonsai.system.progress import Advance, no_progress
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 from bonsai.writer import Writer
 

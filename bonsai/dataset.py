@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bonsai.errors import UserError
+from bonsai import ROOT
 from bonsai.files import file_size, reading
 from bonsai.meta import open_meta
-from bonsai.values import did_you_mean
+from bonsai.system.errors import UserError
+from bonsai.system.values import did_you_mean
 
-ROOT = Path(__file__).resolve().parent.parent
 LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # llm.c and modded-nanogpt: 256 int32 before the tokens
 GPT2_VOCAB = 50257
 

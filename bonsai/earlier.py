@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bonsai.errors import UserError
 from bonsai.restore import steps_done
 from bonsai.rundir import EARLIER, METRICS, checkpoints, run_files, step_files
+from bonsai.system.errors import UserError
 
 PART = ".part"
 

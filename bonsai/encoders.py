@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bonsai.errors import UserError
 from bonsai.readers import safe_cut
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from bonsai.tokenizers.gpt import TiktokenTokenizer
 from bonsai.tokenizers.patterns import GPT2, GPT4

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.dataset import Mixture, Split
-from bonsai.errors import UserError
-from bonsai.runtime import Runtime
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import Runtime
 from bonsai.textfile import read_text
 from bonsai.tokenizers import Tokenizer
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bonsai.atomic import whole_file
-from bonsai.errors import UserError
 from bonsai.files import SETTINGS, writing
 from bonsai.readers import READERS, read_text
+from bonsai.system.errors import UserError
 
 
 def fetch_text(url: str, path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bonsai.atomic import replace_text, whole_file
-from bonsai.errors import FULL, UserError, reason
+from bonsai.system.errors import FULL, UserError, reason
 
 # Bytes of a meta.json or of a tokenizer: JSON takes up to 35 times its size in memory, and the
 # largest vocabularies there are have 5 MB.

@@ -5,8 +5,8 @@ import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from bonsai.errors import UserError, reason
 from bonsai.readers import READERS
+from bonsai.system.errors import UserError, reason
 
 
 def find_files(

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bonsai.errors import UserError
 from bonsai.schema import check_fields
+from bonsai.system.errors import UserError
 
 MOST_POSITIONS = 2**20  # of a context that no tensor has the length of
 DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_)

@@ -4,8 +4,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from bonsai.progress import LINE_SECONDS
 from bonsai.sizes import describe_time
+from bonsai.system.progress import LINE_SECONDS
 
 FIRST_SECONDS = 10  # before a long job says how long it will be
 SHORT = 60  # seconds: a run that ends sooner is not worth a forecast

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from bonsai.errors import UserError
 from bonsai.files import exists
 from bonsai.fit import check_fit, without_masks
 from bonsai.jsonfile import read_json_object
 from bonsai.safetensors import read_safetensors
 from bonsai.schema import is_dict, is_tensor, is_whole, shown
+from bonsai.system.errors import UserError
 from bonsai.torchfile import Damaged, Refused, read_torch_file
 from model import GPT, GPTConfig
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 
-from bonsai.runtime import Runtime
+from bonsai.system.runtime import Runtime
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 REPEATED = 1.0  # seconds within which the same signal is no second one

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bonsai.errors import UserError
 from bonsai.files import SETTINGS
+from bonsai.system.errors import UserError
 from bonsai.textfile import read_text
 
 DEPTH = 64  # of values within values; what is nested deeper is no file of this field

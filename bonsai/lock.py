@@ -18,8 +18,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bonsai.atomic import temporary
-from bonsai.errors import UserError, no_writing
 from bonsai.rundir import LOCK
+from bonsai.system.errors import UserError, no_writing
 
 try:
     import fcntl

@@ -4,8 +4,8 @@ import os
 
 import torch
 
-from bonsai.errors import short_of_memory
-from bonsai.runtime import DTYPES, Runtime
+from bonsai.system.errors import short_of_memory
+from bonsai.system.runtime import DTYPES, Runtime
 
 GIB = 2**30
 

@@ -15,8 +15,8 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from bonsai import tokenizers
-from bonsai.errors import UserError
 from bonsai.files import SETTINGS, read_bytes
+from bonsai.system.errors import UserError
 from bonsai.textfile import read_text
 from bonsai.tokenizers.bpe import LARGEST
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch.nn as nn
 
-from bonsai.errors import UserError, short_of_memory
 from bonsai.files import exists
 from bonsai.fit import WithoutDraws, check_fit, without_masks
 from bonsai.hugging_face import CONFIG_BYTES, read_gpt2
@@ -18,6 +17,7 @@ from bonsai.megabyte import Megabyte, MegabyteConfig
 from bonsai.restore import load_checkpoint, newer_weights, run_checkpoint
 from bonsai.rundir import checkpoints
 from bonsai.spacebyte import Spacebyte, SpacebyteConfig
+from bonsai.system.errors import UserError, short_of_memory
 from bonsai.tokenizers.hugging_face import read_folder
 from model import CLASSIC_KEYS, GPT, GPTConfig
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 import torch.nn as nn
 
-from bonsai.errors import UserError
 from bonsai.muon import POLAR_EXPRESS, Muon
-from bonsai.runtime import Runtime
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import Runtime
 
 
 class Trainable:

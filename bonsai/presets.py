@@ -11,7 +11,7 @@ nano). GPT-3's table is not consistent in two rows: XL has 24 heads of 128 with 
 
 from dataclasses import dataclass
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bonsai.errors import UserError
 from bonsai.files import UTF16, file_size, not_utf8, reading
-from bonsai.progress import Advance, no_progress
+from bonsai.system.errors import UserError
+from bonsai.system.progress import Advance, no_progress
 from bonsai.tokenizers import EOT_TEXT, well_formed
 from bonsai.unpack import BLOCK, Unpacked, check_expansion, lines, pyarrow, unpacked
 

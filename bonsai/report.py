@@ -21,12 +21,12 @@ from typing import TextIO
 
 import torch
 
+from bonsai import ROOT
 from bonsai.atomic import replace_text, whole_file
-from bonsai.dataset import ROOT
-from bonsai.errors import FULL, UserError, flush, no_writing
 from bonsai.metrics import forget_after, read_metrics, row_text
 from bonsai.rundir import CURVE, LOG, METRICS, SETTINGS
-from bonsai.runtime import Runtime, device_name
+from bonsai.system.errors import FULL, UserError, flush, no_writing
+from bonsai.system.runtime import Runtime, device_name
 
 PLOT_SECONDS = 60  # loss.png is drawn anew at most this often while training goes on
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
+from bonsai import ROOT
 from bonsai.checkpoint import FORMAT
-from bonsai.dataset import ROOT
-from bonsai.errors import UserError
 from bonsai.files import exists
 from bonsai.rundir import CKPT, LAST, previous, spare
 from bonsai.schema import MOMENTS, check_checkpoint
+from bonsai.system.errors import UserError
 from bonsai.torchfile import Damaged, Refused, read_torch_file
 
 # what torch.compile and DistributedDataParallel call the module that they wrap

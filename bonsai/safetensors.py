@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from bonsai.errors import UserError
 from bonsai.files import opened
 from bonsai.jsonfile import parse_json_object
+from bonsai.system.errors import UserError
 from bonsai.torchfile import Damaged, read_bytes_of_tensor
 
 HEADER = 8 * 2**20  # the most bytes of a header; GPT-2 XL's has some 60,000

@@ -8,9 +8,9 @@ import torch
 
 from bonsai.memory import GIB, training_bytes
 from bonsai.models import build_model
-from bonsai.results import table
-from bonsai.runtime import peak_flops_by_name
 from bonsai.scaling import APPROACH_1, CHINCHILLA, fit_power_law
+from bonsai.system.results import table
+from bonsai.system.runtime import peak_flops_by_name
 
 PARTS = {  # by the module's name
     "wte": "token embedding",

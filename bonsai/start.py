@@ -14,11 +14,11 @@ import torch.nn as nn
 
 from bonsai.dataset import Mixture
 from bonsai.dial import compute_optimal
-from bonsai.errors import UserError
 from bonsai.models import CONFIGS, RUN_FIELDS, Loaded, build_model, load_model
 from bonsai.optim import load_optimizer_state
 from bonsai.restore import crop_moments
 from bonsai.rundir import resumable
+from bonsai.system.errors import UserError
 
 # where a run is, on what machine, and what is asked of it this time: never the checkpoint's
 OF_THE_COMMAND = ("out_dir", "init_from", "eval_only", "other_tokenizer", "wandb_run_name")

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 
-from bonsai import tokenizers
-from bonsai.dataset import ROOT
+from bonsai import ROOT, tokenizers
 from bonsai.engine import SamplingParams, generate
-from bonsai.errors import UserError
 from bonsai.meta import open_meta
 from bonsai.models import Loaded
-from bonsai.runtime import Runtime
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import Tokenizer
 
 

@@ -9,8 +9,8 @@ import io
 import os
 from pathlib import Path
 
-from bonsai.errors import UserError, reason
 from bonsai.files import UTF16, read_bytes
+from bonsai.system.errors import UserError, reason
 
 LARGEST = 256 << 20  # bytes
 

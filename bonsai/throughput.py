@@ -12,7 +12,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.optim import build_optimizer
-from bonsai.runtime import Runtime, seed_everything
+from bonsai.system.runtime import Runtime, seed_everything
 
 # Settings of the optimizer where a benchmark names none; they do not change the time of a step.
 OPTIMIZER = dict(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 EXPANSION = 200
 FREE = 256 << 20

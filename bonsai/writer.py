@@ -31,11 +31,12 @@ from types import TracebackType
 
 import numpy as np
 
+from bonsai import ROOT
 from bonsai.advice import training_command
 from bonsai.atomic import sync_folder
-from bonsai.errors import UserError, reason
 from bonsai.files import SETTINGS, writing
 from bonsai.meta import FORMAT
+from bonsai.system.errors import UserError, reason
 from bonsai.textfile import read_text
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 
@@ -382,7 +383,7 @@ def summary(meta: dict, folder: str | Path, seconds: float) -> str:
         files.append(f"{first} ... {more[-1]}" if more else first)
     size = sum(split["bytes"] for split in meta["splits"].values())
     folder = Path(folder).resolve()
-    ours = folder.parent == Path(__file__).resolve().parent.parent / "data"
+    ours = folder.parent == ROOT / "data"
     lines.append(f"wrote {', '.join(files)} and meta.json to {folder} in {seconds:.1f} s")
     if size > 10e6:
         lines[-1] += f", {size / 1e6 / seconds:.0f} MB of text per second"

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from bonsai.dataset import ROOT, Split
-from bonsai.errors import UserError
+from bonsai import ROOT
+from bonsai.dataset import Split
 from bonsai.files import save_picture
 from bonsai.restore import run_checkpoint, steps_done
 from bonsai.rundir import resumable
+from bonsai.system.errors import UserError
 
 COLORS = ("#2f6db3", "#d1495b", "#3a8f5c", "#b07c1f", "#7a5195", "#4c9f9f", "#8c564b", "#666666")
 COLORS += ("#e377c2", "#a3b53a")

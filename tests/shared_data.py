@@ -26,7 +26,7 @@ def shared(path: str) -> Path:
 def need_vocabulary(name: str = "gpt2") -> None:
     """Let tiktoken, here and in subprocesses, find the vocabulary of the gpt2 or gpt4 tokenizer;
     the test is skipped where it is neither in the shared folder, nor cached, nor downloadable."""
-    from bonsai.errors import UserError
+    from bonsai.system.errors import UserError
     from bonsai.tokenizers import get
 
     if (cache := shared_folder() / "tiktoken_cache").is_dir():

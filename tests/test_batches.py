@@ -11,7 +11,7 @@ from conftest import ROOT, environment
 
 from bonsai.batches import Batches, prefetch, shuffled
 from bonsai.dataset import Dataset, Mixture, Split
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 T = 8
 

@@ -14,7 +14,7 @@ from bonsai.engine import Engine, SamplingParams, generate, next_probs
 from bonsai.engine.ahead import Draft, Lookup
 from bonsai.engine.phases import CompiledStep, power_of_two
 from bonsai.engine.sampling import Row, adjust
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

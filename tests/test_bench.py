@@ -12,7 +12,7 @@ from conftest import ROOT, assert_one_line_error, losses, run_command, run_progr
 from bonsai.batches import Batches, prefetch
 from bonsai.dataset import Mixture, open_dataset
 from bonsai.models import build_model
-from bonsai.runtime import setup
+from bonsai.system.runtime import setup
 from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic, time_steps
 
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=4"]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import ROOT, need_vocabulary, shared, shared_folder
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, from_dict, get, patterns
 from bonsai.tokenizers.bpe import (
     count_chunks,

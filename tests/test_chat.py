@@ -2,8 +2,8 @@
 
 import pytest
 
-from bonsai.errors import UserError
 from bonsai.serving.chat import ChatTemplate
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import ByteTokenizer, get
 
 STATE = {

@@ -12,9 +12,9 @@ from conftest import ROOT, environment
 
 from bonsai import checkpoint
 from bonsai.checkpoint import save_checkpoint
-from bonsai.errors import UserError
 from bonsai.restore import load_checkpoint
 from bonsai.rundir import previous, remove_unfinished, step_name
+from bonsai.system.errors import UserError
 
 
 def state(step: int = 1) -> dict:
@@ -89,7 +89,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch
 from pathlib import Path
 from bonsai.checkpoint import save_checkpoint
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from bonsai.rundir import previous, remove_unfinished, step_name
 weights = dict(model=dict(w=torch.zeros(3000)), model_args={{}}, iter_num=2)
 for limit in (0, 1, 100, 1000, 5000, 12000, 13000):

@@ -763,7 +763,7 @@ def test_program_from_any_folder(folder):
     root = folder / "repository"
     root.mkdir()
     (root / "bonsai").mkdir()
-    for name in ("configurator.py", "bonsai/__init__.py", "bonsai/values.py"):
+    for name in ("configurator.py", "bonsai/__init__.py", "bonsai/system/values.py"):
         shutil.copy(ROOT / name, root / name)
     (root / "train.py").write_text(TRAIN + CALL + "print(batch_size, config['n_layer'])\n")
     write("repository/config/x.py", "batch_size = 3\n")

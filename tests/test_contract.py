@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from bonsai import models, report
 from bonsai.contract import LanguageModel
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.errors import UserError
 from bonsai.models import load_model
-from bonsai.runtime import setup
 from bonsai.serving.registry import load_served
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import setup
 
 
 @dataclass

@@ -11,8 +11,8 @@ from conftest import CHARS, Payload, char_ids, make_dataset, tiny_text, write_me
 
 from bonsai import tokenizers
 from bonsai.dataset import Mixture, Split, open_dataset
-from bonsai.errors import UserError
 from bonsai.meta import read_meta_pickle
+from bonsai.system.errors import UserError
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from benchmarks import decode, serve_load
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.sampling import Row, noise, step_key
 from bonsai.models import build_model
-from bonsai.runtime import setup
 from bonsai.serving.registry import load_served
+from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.writer import Writer
 

@@ -8,8 +8,8 @@ from test_checkpoint import state
 
 from bonsai.checkpoint import save_checkpoint
 from bonsai.earlier import set_aside, set_aside_newer, take_back
-from bonsai.errors import UserError
 from bonsai.rundir import step_name
+from bonsai.system.errors import UserError
 
 
 def make_run(folder: Path, steps=(1, 2, 3)) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from shared_data import need_vocabulary, shared
 
 from bonsai.encoders import Encoder, GigatokenEncoder, fast_encoder
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, CharTokenizer, get
 
 PROSE = [

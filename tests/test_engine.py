@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from bonsai.engine import SamplingParams, generate, next_probs
 from bonsai.engine.phases import compute_dtype
 from bonsai.engine.sampling import Row, noise, sample_next, step_key
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from model import GPT, GPTConfig
 
 BLOCK, VOCAB = 16, 31

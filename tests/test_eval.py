@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from bonsai.checkpoint import save_checkpoint
 from bonsai.dataset import Mixture, open_dataset
-from bonsai.errors import UserError
 from bonsai.evals import (
     Question,
     bits_per_byte,
@@ -25,8 +24,9 @@ from bonsai.evals import (
     split_loss,
 )
 from bonsai.models import describe_model
-from bonsai.results import spread, table, write_json
-from bonsai.runtime import Runtime
+from bonsai.system.errors import UserError
+from bonsai.system.results import spread, table, write_json
+from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig
 

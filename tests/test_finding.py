@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bonsai.errors import UserError
 from bonsai.finding import as_endings, find_files, walk
+from bonsai.system.errors import UserError
 
 
 def make(folder: Path, *names: str) -> None:

@@ -78,13 +78,13 @@ def test_the_configurator_needs_nothing():
     """Nor what it imports: --help and mistakes should not wait for torch."""
     standard = set(sys.stdlib_module_names)
     assert imports(ROOT / "configurator.py") <= standard | {"bonsai"}
-    assert imports(ROOT / "bonsai" / "values.py") <= standard
+    assert imports(ROOT / "bonsai" / "system" / "values.py") <= standard
     assert imports(ROOT / "bonsai" / "textfile.py") <= standard | {"bonsai"}
 
 
 def test_preparing_data_does_not_import_torch():
     """It takes a second, and a prepare script has no use for it."""
-    modules = "bonsai.errors, bonsai.dataset, bonsai.writer, bonsai.tokenizers, bonsai.corpus"
+    modules = "bonsai.dataset, bonsai.writer, bonsai.tokenizers, bonsai.corpus"
     code = f"import sys; import {modules}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment())
     assert done.returncode == 0

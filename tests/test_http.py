@@ -13,13 +13,13 @@ from made_model import TEXT, knowing, knows_nothing, knows_text
 from server_process import server as server_process
 
 from bonsai.engine import Engine, SamplingParams
-from bonsai.errors import short_of_memory
 from bonsai.serving import http as serving_http
 from bonsai.serving import worker as serving_worker
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.http import Process, configured, listen
 from bonsai.serving.registry import Served
 from bonsai.serving.worker import Worker
+from bonsai.system.errors import short_of_memory
 from bonsai.tokenizers import ByteTokenizer
 
 

@@ -16,9 +16,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from bonsai.errors import UserError
 from bonsai.meta import open_meta
 from bonsai.readers import read_pieces
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, SentencePieceTokenizer, get
 from configurator import configure
 

@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 import torch
 
-from bonsai.errors import UserError
 from bonsai.serving.inside import attention_weights, inspect_prompt, look
+from bonsai.system.errors import UserError
 from model import GPT, GPTConfig, rope_angles
 
 VARIANTS = {

@@ -43,7 +43,7 @@ for line in sys.stdin:
         os.dup2(os.open(arguments[0], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
         os.dup2(1, 2)
         sys.argv = ["train.py", *arguments[1:]]
-        from bonsai import errors
+        from bonsai.system import errors
         errors.PROGRAM = os.getpid()
         errors.run(train.main)
     print(child, flush=True)

@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT, environment
 
 from bonsai import lock
-from bonsai.errors import UserError
 from bonsai.lock import RunLock, boot
 from bonsai.rundir import LOCK
+from bonsai.system.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torch
 
 from bonsai.muon import NEWTON_SCHULZ, POLAR_EXPRESS, Muon, orthogonalize
 from bonsai.optim import build_optimizer
-from bonsai.runtime import setup
+from bonsai.system.runtime import setup
 from model import GPT, GPTConfig
 from tests.test_optim import SETTINGS
 
@@ -184,7 +184,7 @@ def test_state_moves_between_optimizers():
 WORKER = """
 import sys, torch
 from bonsai.optim import build_optimizer
-from bonsai.runtime import setup
+from bonsai.system.runtime import setup
 from model import GPT, GPTConfig
 runtime = setup("cpu", "float32", False)
 torch.manual_seed(0)

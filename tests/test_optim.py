@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bonsai.errors import UserError
 from bonsai.optim import (
     OPTIMIZERS,
     build_optimizer,
@@ -15,7 +14,8 @@ from bonsai.optim import (
     load_optimizer_state,
     set_rates,
 )
-from bonsai.runtime import setup
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import setup
 from model import GPT, GPTConfig
 
 SETTINGS = dict(

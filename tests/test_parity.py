@@ -31,9 +31,9 @@ from conftest import (
     train,
 )
 
-from bonsai.errors import UserError
 from bonsai.meta import open_meta
 from bonsai.models import load_model
+from bonsai.system.errors import UserError
 from model import GPT, GPTConfig
 
 NANOGPT = os.environ.get("NANOGPT")

@@ -10,7 +10,7 @@ from conftest import ROOT, assert_one_line_error, run_command
 
 from bonsai.dataset import open_dataset
 from bonsai.evals import split_loss
-from bonsai.runtime import setup
+from bonsai.system.runtime import setup
 from model import GPT, GPTConfig, sinusoids
 from projects.common import loss_by_position
 from projects.positions import positions

@@ -21,8 +21,8 @@ from shared_data import need_vocabulary, shared
 from test_readers import TEXTS, split_of, write_inputs
 from test_writer import documents, leftovers, read
 
-from bonsai.errors import UserError
 from bonsai.readers import Options, read_pieces
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, from_dict, get
 
 OFFLINE = dict.fromkeys(

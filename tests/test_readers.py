@@ -12,10 +12,10 @@ import pytest
 
 from bonsai import readers
 from bonsai.corpus import split_documents, whole_documents
-from bonsai.errors import UserError
 from bonsai.finding import find_files
 from bonsai.readers import Options, Piece, Seen, read_pieces
-from bonsai.values import unescape
+from bonsai.system.errors import UserError
+from bonsai.system.values import unescape
 
 TEXTS = [f"document {i}: {'abc ' * (i % 7)}é😀\nend" for i in range(60)]
 

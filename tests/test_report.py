@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from conftest import metrics
 
-from bonsai.errors import UserError
 from bonsai.report import Report, plot_loss
-from bonsai.runtime import setup
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import setup
 
 STEP = {"loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "ms": 3.0, "tokens_per_s": 100.0}
 EVAL = {"train_loss": 2.0, "val_loss": 2.1, "val_bpb": 3.0, "lr": 1e-3, "mfu": None}

@@ -27,12 +27,12 @@ from test_checkpoint import one_line, state
 
 from bonsai import checkpoint, restore
 from bonsai.checkpoint import save_checkpoint
-from bonsai.errors import UserError
 from bonsai.models import describe_model, load_model
 from bonsai.optim import load_optimizer_state
 from bonsai.restore import crop_moments, load_checkpoint, run_checkpoint, steps_done
 from bonsai.rundir import previous
 from bonsai.serving.chat import ChatTemplate
+from bonsai.system.errors import UserError
 from bonsai.text import find_tokenizer
 from model import CLASSIC_KEYS, GPT, GPTConfig
 
@@ -488,7 +488,7 @@ import resource, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import torch
 from bonsai import torchfile
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from bonsai.restore import load_checkpoint
 from pathlib import Path
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

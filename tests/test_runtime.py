@@ -1,4 +1,4 @@
-"""bonsai/runtime.py and memory.py: what is picked on which machine, peaks, seeds, estimates."""
+"""Where a program computes: what is picked on which machine, peaks, seeds, estimates."""
 
 import subprocess
 import sys
@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from bonsai.errors import UserError
 from bonsai.memory import LOWER, describe_memory, out_of_memory, training_bytes
-from bonsai.runtime import (
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import (
     LAUNCHED,
     PEAK_TFLOPS,
     cpu_computes_bfloat16,
@@ -189,6 +189,6 @@ def test_a_server_leaves_a_core(monkeypatch, asked, cores, now, want):
 def test_peak_memory_is_that_of_this_process_alone():
     """Not of the process that started it, whose peak a child's getrusage begins with."""
     large = torch.ones(2**28)  # 1 GiB
-    code = "import torch, bonsai.runtime as r; print(r.memory_in_use(torch.device('cpu')))"
+    code = "import torch, bonsai.system.runtime as r; print(r.memory_in_use(torch.device('cpu')))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert memory_in_use(torch.device("cpu")) >= large.nbytes > int(child.stdout) > 2**26

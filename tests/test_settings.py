@@ -10,12 +10,12 @@ from conftest import ROOT
 
 import configurator
 import model
-from bonsai import runtime
 from bonsai.engine import ON_FULL
 from bonsai.models import CONFIGS
 from bonsai.optim import SCHEDULES
 from bonsai.spacebyte import BOUNDARIES
-from bonsai.values import COMMAND_LINE, RANGE, WORDS, Setting, in_range
+from bonsai.system import runtime
+from bonsai.system.values import COMMAND_LINE, RANGE, WORDS, Setting, in_range
 
 PROGRAMS = [
     path.relative_to(ROOT).as_posix()

@@ -13,9 +13,9 @@ import torch
 from conftest import ROOT, TINY, char_ids, load, losses, make_dataset, metrics, write_meta
 
 from bonsai import optim, report
-from bonsai.errors import UserError
 from bonsai.models import load_model
 from bonsai.start import schedule_notes
+from bonsai.system.errors import UserError
 from configurator import Config
 
 

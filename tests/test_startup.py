@@ -1,4 +1,4 @@
-"""bonsai/startup.py and errors.run: how every program ends when it is stopped, or cannot print."""
+"""Startup and errors.run: how every program ends when it is stopped, or cannot print."""
 
 import ast
 import errno
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_one_line_error, environment, run_program
 
-from bonsai.errors import run
+from bonsai.system.errors import run
 
 PROGRAMS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -110,11 +110,11 @@ def test_a_missing_package_is_one_line():
     "before, words",
     [
         ("sys.version_info = (3, 9, 6)", "error: Python 3.9 is too old, 3.10 to 3.13 are right"),
-        ("import bonsai.startup; import bonsai.nosuch", "Traceback"),  # a mistake of ours
+        ("import bonsai.system.startup; import bonsai.nosuch", "Traceback"),  # a mistake of ours
     ],
 )
 def test_an_old_python_is_one_line_and_our_mistakes_are_not(before, words):
-    code = f"import sys; {before}; import bonsai.startup"
+    code = f"import sys; {before}; import bonsai.system.startup"
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -122,7 +122,7 @@ def test_an_old_python_is_one_line_and_our_mistakes_are_not(before, words):
     assert (done.stderr.count("\n") == 1) == (words != "Traceback")
 
 
-@pytest.mark.parametrize("path", [*PROGRAMS, "bonsai/startup.py", "bonsai/__init__.py"])
+@pytest.mark.parametrize("path", [*PROGRAMS, "bonsai/system/startup.py", "bonsai/__init__.py"])
 def test_an_old_python_reads_as_far_as_the_line(path):
     """No syntax that Python 3.9 lacks, or it would end in a SyntaxError before it says a word."""
     ast.parse((ROOT / path).read_text(encoding="utf-8"), feature_version=(3, 9))
@@ -153,8 +153,8 @@ def test_ctrl_c_at_any_moment_of_a_real_start(workplace, tmp_path, moment):
 def started(action: str, code: str, cwd: Path) -> subprocess.CompletedProcess:
     """A program of these lines, started by a shell that does `action` with its streams."""
     (cwd / "program.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport bonsai.startup\n"
-        f"from bonsai.errors import UserError, run\ndef main():\n    {code}\nrun(main)\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport bonsai.system.startup\n"
+        f"from bonsai.system.errors import UserError, run\ndef main():\n    {code}\nrun(main)\n"
     )
     command = f"{sys.executable} program.py {action}"
     return subprocess.run(

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from bonsai import tokenizers
-from bonsai.errors import UserError
 from bonsai.evals import read_questions
 from bonsai.meta import open_meta
+from bonsai.system.errors import UserError
 from bonsai.textfile import check_writable, decode_text, read_text
 from bonsai.tokenizers.ranks import read_vocab_bpe
 

@@ -18,7 +18,7 @@ from shared_data import need_vocabulary
 from toy_tokenizer import ToyTokenizer
 
 from bonsai.corpus import _safe_cut
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import (
     EOT_TEXT,
     TOKENIZERS,

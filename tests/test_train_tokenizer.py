@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import ROOT, need_vocabulary
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, get, patterns, report
 from bonsai.tokenizers.patterns import GPT4
 from bonsai.tokenizers.samples import LANGUAGES, OTHERS

@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT, run_command
 
 from bonsai import unpack
-from bonsai.errors import UserError
 from bonsai.readers import read_pieces
+from bonsai.system.errors import UserError
 from bonsai.unpack import lines, unpacked
 
 resource = pytest.importorskip("resource")
@@ -40,7 +40,7 @@ READ = """
 import os, resource, sys
 from pathlib import Path
 import pyarrow.parquet
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from bonsai.readers import read_pieces
 
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""bonsai/values.py: ranges, words, paths, lists and escapes, as a setting's comment states them."""
+"""Ranges, words, paths, lists and escapes, as a setting's comment states them."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bonsai.values import COMMAND_LINE, Setting, in_range, range_in_words, unescape
+from bonsai.system.values import COMMAND_LINE, Setting, in_range, range_in_words, unescape
 
 FILE = "run.py"
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_command
 
-from bonsai.errors import UserError
 from bonsai.meta import open_meta
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import CharTokenizer, from_dict, tokenizer_class
 from bonsai.writer import Writer, summary
 
@@ -175,7 +175,7 @@ def test_only_one_writer_at_a_time(out):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from bonsai.errors import run
+from bonsai.system.errors import run
 from bonsai.tokenizers import CharTokenizer
 from bonsai.writer import Writer
 

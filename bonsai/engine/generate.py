@@ -6,7 +6,7 @@ import torch
 
 from bonsai.engine.phases import check_request, decode_one_token, new_cache, prefill
 from bonsai.engine.sampling import Row, SamplingParams, sample_next
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 # What to do when the context holds block_size tokens and another is wanted:
 ON_FULL = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from bonsai.engine.sampling import SamplingParams
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 
 def prefill(model: torch.nn.Module, idx: torch.Tensor, cache=None) -> torch.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 
 class Prefixes:

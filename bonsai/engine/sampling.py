@@ -13,7 +13,7 @@ from math import inf, isfinite, log
 import torch
 from torch.nn import functional as F
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from bonsai.engine.phases import (
 from bonsai.engine.prefixes import Prefixes
 from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scores
 from bonsai.engine.weights import prepare
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from model import KVCache
 
 

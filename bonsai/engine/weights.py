@@ -15,7 +15,7 @@ from bonsai.engine.block import join
 from bonsai.engine.int8 import Int8Linear
 from bonsai.engine.linear import FastLinear, call, has_tiles, products
 from bonsai.engine.memory import LargePages
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from model import ACTIVATIONS, Dropout
 
 QUANTIZE = {

@@ -14,7 +14,7 @@ execute in it: a checkpoint from elsewhere cannot do more than choose these stri
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, Tokenizer
 
 EXAMPLE = '{"roles": {"user": ["Q: ", "\\n"], "assistant": ["A: ", "\\n"]}}'

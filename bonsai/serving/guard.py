@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from bonsai.errors import UserError
 from bonsai.serving.errors import ApiError
+from bonsai.system.errors import UserError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

@@ -18,9 +18,9 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from bonsai.errors import UserError, reason
 from bonsai.serving.errors import error_body
 from bonsai.serving.worker import Worker
+from bonsai.system.errors import UserError, reason
 
 HEAD_SECONDS = 20.0  # for the head of a request to arrive
 HEAD_BYTES = 64 * 2**10  # the largest head of a request

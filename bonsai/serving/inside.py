@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import torch
 from torch.nn import functional as F
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from model import GPT, CausalSelfAttention, rotate
 
 LONGEST = 128  # tokens of a prompt that are looked at, its last ones

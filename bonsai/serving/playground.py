@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from bonsai.errors import UserError
 from bonsai.serving.background import in_background
 from bonsai.serving.bodies import read_body, takes
 from bonsai.serving.errors import ApiError, bad_request
@@ -14,6 +13,7 @@ from bonsai.serving.inside import LONGEST, inspect_prompt
 from bonsai.serving.registry import Served, usable_tokenizers
 from bonsai.serving.runs import find_runs, list_runs, read_rows
 from bonsai.serving.schemas import DetokenizeRequest, InspectRequest, TokenizeRequest
+from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, Tokenizer
 
 LONGEST_TEXT = 200_000  # characters to tokenize for the page

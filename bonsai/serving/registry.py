@@ -8,10 +8,10 @@ import torch
 
 from bonsai import tokenizers
 from bonsai.engine import Engine
-from bonsai.errors import UserError
 from bonsai.models import load_model
-from bonsai.runtime import DTYPES, Runtime
 from bonsai.serving.chat import ChatTemplate
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.text import find_tokenizer, start_tokens
 from bonsai.tokenizers import Tokenizer
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bonsai.engine import Engine, Event, Request, SamplingParams
-from bonsai.errors import UserError
 from bonsai.memory import out_of_memory
+from bonsai.system.errors import UserError
 
 
 class Busy(Exception):

@@ -15,8 +15,8 @@ import json
 import shlex
 from pathlib import Path
 
-from bonsai.errors import UserError
 from bonsai.files import SETTINGS
+from bonsai.system.errors import UserError
 from bonsai.textfile import read_text
 from bonsai.tokenizers.base import EOT_TEXT, MissingLibrary, Tokenizer, well_formed
 from bonsai.tokenizers.bpe import BPETokenizer

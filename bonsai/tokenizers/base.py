@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 EOT_TEXT = "<|endoftext|>"  # how the end-of-text token is written and shown
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

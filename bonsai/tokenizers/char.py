@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from bonsai.tokenizers.base import REPLACEMENT, Tokenizer, well_formed
 
 

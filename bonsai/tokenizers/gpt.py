@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer
 from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.patterns import GPT2, GPT4, has_long_blank

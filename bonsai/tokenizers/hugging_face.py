@@ -9,9 +9,9 @@ others. Nothing of a folder is executed.
 import hashlib
 from pathlib import Path
 
-from bonsai.errors import UserError
 from bonsai.files import exists
 from bonsai.jsonfile import read_json_object
+from bonsai.system.errors import UserError
 from bonsai.textfile import read_text
 from bonsai.tokenizers.base import EOT_TEXT
 from bonsai.tokenizers.bpe import BPETokenizer, merge

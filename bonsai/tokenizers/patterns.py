@@ -12,7 +12,7 @@ Without borders BPE spends its vocabulary on "dog.", "dog!" and "dog?" (Radford 
 import re
 from collections.abc import Callable
 
-from bonsai.errors import UserError
+from bonsai.system.errors import UserError
 
 # The alternatives are tried in this order at every place. \p{L} is any letter, \p{N} any digit.
 # Both equal tiktoken's on every text; tiktoken writes them so that its engine needs less memory.

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bonsai.atomic import whole_file
-from bonsai.errors import UserError
 from bonsai.files import SETTINGS
+from bonsai.system.errors import UserError
 from bonsai.textfile import read_text
 from bonsai.tokenizers.bpe import BYTES, LARGEST
 

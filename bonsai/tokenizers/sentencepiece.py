@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from bonsai.errors import UserError
 from bonsai.files import read_bytes
+from bonsai.system.errors import UserError
 from bonsai.tokenizers.base import (
     EOT_TEXT,
     REPLACEMENT,

@@ -15,15 +15,15 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import numpy as np
 
 from bonsai.corpus import document_key
-from bonsai.errors import UserError, run
 from bonsai.files import reading
 from bonsai.finding import as_endings, walk
-from bonsai.progress import Progress
+from bonsai.system.errors import UserError, run
+from bonsai.system.progress import Progress
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path

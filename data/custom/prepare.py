@@ -17,14 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
 from bonsai.corpus import char_tokenizer, split_documents, write_documents
-from bonsai.errors import UserError, run
 from bonsai.finding import as_endings, find_files, total_size
-from bonsai.progress import Progress
 from bonsai.readers import Options, Piece, Seen, read_pieces
+from bonsai.system.errors import UserError, run
+from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path

@@ -17,15 +17,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import numpy as np
 
 from bonsai.advice import command
-from bonsai.errors import UserError, run
 from bonsai.fetch import download
 from bonsai.files import file_size
 from bonsai.readers import read_pieces
+from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, get
 from bonsai.writer import Writer, disk_errors
 from configurator import configure, resolve_path

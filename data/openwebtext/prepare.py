@@ -15,15 +15,15 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
 from bonsai.corpus import Part, whole_documents, write_documents
-from bonsai.errors import UserError, run
 from bonsai.fetch import hub_downloads, hub_files
 from bonsai.finding import find_files, total_size
-from bonsai.progress import Progress
 from bonsai.readers import Options, Piece, read_pieces
+from bonsai.system.errors import UserError, run
+from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
 from bonsai.writer import Writer, disk_errors, summary
 from configurator import configure

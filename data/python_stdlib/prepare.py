@@ -17,12 +17,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 from bonsai.corpus import Part, document_key, write_documents
-from bonsai.errors import UserError, run
 from bonsai.files import read_bytes
 from bonsai.finding import walk
+from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, Tokenizer
 from bonsai.tokenizers.patterns import named_pattern
 from bonsai.writer import Writer, summary

@@ -11,13 +11,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
 from bonsai.corpus import split_text, write_documents
-from bonsai.errors import run
 from bonsai.fetch import fetch_text
 from bonsai.readers import read_text
+from bonsai.system.errors import run
 from bonsai.tokenizers import get
 from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path

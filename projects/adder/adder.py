@@ -19,14 +19,14 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import numpy as np
 import torch
 
 from bonsai.engine import SamplingParams, generate
-from bonsai.errors import UserError, run
 from bonsai.models import load_model
+from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import CharTokenizer
 from bonsai.writer import Writer
 from configurator import configure

@@ -18,17 +18,17 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import torch
 from torch.nn import functional as F
 
 from bonsai.batches import Batches, prefetch
 from bonsai.dataset import Mixture
-from bonsai.errors import UserError, run
 from bonsai.optim import set_rates
-from bonsai.results import table, write_json
-from bonsai.runtime import setup
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import table, write_json
+from bonsai.system.runtime import setup
 from bonsai.throughput import OPTIMIZER, TrainingStep
 from configurator import configure
 from model import GPT, GPTConfig

@@ -21,13 +21,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import torch
 
-from bonsai.errors import UserError, run
 from bonsai.files import write_whole
-from bonsai.results import table
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import table
 from bonsai.tokenizers import CharTokenizer
 from configurator import configure
 from model import GPT, GPTConfig

@@ -18,12 +18,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import numpy as np
 
-from bonsai.errors import UserError, run
 from bonsai.files import save_picture
+from bonsai.system.errors import UserError, run
 from configurator import configure, resolve_path
 
 # data

@@ -15,14 +15,14 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import torch
 
 from bonsai.dataset import Mixture
-from bonsai.errors import UserError, run
 from bonsai.models import load_model
-from bonsai.results import table, write_json
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import table, write_json
 from configurator import configure
 from model import GPT, sinusoids
 from projects.common import COLORS, loss_by_position, new_figure, save_figure, train

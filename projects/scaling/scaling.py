@@ -14,13 +14,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.errors import UserError, run
 from bonsai.metrics import read_metrics
 from bonsai.presets import PRESETS
-from bonsai.results import table, write_json
 from bonsai.scaling import (
     APPROACH_1,
     APPROACH_2,
@@ -30,6 +28,8 @@ from bonsai.scaling import (
     fit_scaling_law,
 )
 from bonsai.sizes import meta_model
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import table, write_json
 from configurator import configure
 from projects.common import COLORS, new_figure, save_figure, train
 

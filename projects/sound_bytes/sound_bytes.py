@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ import torch
 from bonsai.corpus import document_key
 from bonsai.dataset import open_dataset
 from bonsai.engine import SamplingParams, generate
-from bonsai.errors import UserError, run
 from bonsai.evals import split_loss
 from bonsai.models import load_model
-from bonsai.runtime import setup
+from bonsai.system.errors import UserError, run
+from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.writer import Writer
 from configurator import configure, resolve_path

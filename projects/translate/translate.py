@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
-    import bonsai.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import numpy as np
 import torch
@@ -27,15 +27,15 @@ from bonsai import tokenizers
 from bonsai.checkpoint import save_checkpoint
 from bonsai.dataset import Dataset, open_dataset
 from bonsai.engine import SamplingParams, generate
-from bonsai.errors import UserError, run
 from bonsai.files import write_whole
 from bonsai.fit import check_fit
 from bonsai.models import load_model
 from bonsai.optim import build_optimizer, load_optimizer_state
 from bonsai.restore import load_checkpoint
-from bonsai.results import table, write_json
-from bonsai.runtime import Runtime, seed_everything, setup
 from bonsai.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
+from bonsai.system.errors import UserError, run
+from bonsai.system.results import table, write_json
+from bonsai.system.runtime import Runtime, seed_everything, setup
 from bonsai.throughput import OPTIMIZER
 from configurator import configure
 from projects.common import new_figure, save_figure, train

@@ -1,9 +1,9 @@
 """What every program imports first, before anything that takes time, such as torch.
 
 Loading the libraries takes seconds. A Ctrl-C in there would end in a traceback of whatever was just
-being loaded, so until `bonsai.errors.run` calls `main` a signal ends the program at once, in one
-line. And a file that is opened while stdout or stderr is closed would get its number, and what is
-printed would land in that file: those that are closed lead to nowhere from here on.
+being loaded, so until bonsai/system/errors.py's `run` calls `main` a signal ends the program at
+once, in one line. And a file that is opened while stdout or stderr is closed would get its number,
+and what is printed would land in that file: those that are closed lead to nowhere from here on.
 
 A Python that is too old, or lacks what requirements.txt lists, is mostly the wrong one: the
 environment was not activated. That is one line too, so this file keeps to what Python 3.9 can read.
@@ -15,7 +15,8 @@ import sys
 import threading
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from bonsai import ROOT
+
 OWN = {"bonsai", "model", "configurator"}  # not to find these would be a mistake of ours
 
 
@@ -45,7 +46,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - what pyproject.toml says holds f
     version = ".".join(str(number) for number in sys.version_info[:2])
     sys.exit(f"error: Python {version} is too old, 3.10 to 3.13 are right; {environment()}")
 
-from bonsai.errors import (  # noqa: E402 - not in what older ones can read
+from bonsai.system.errors import (  # noqa: E402 - not in what older ones can read
     ENDS,
     NO_MEMORY,
     end_at_once,

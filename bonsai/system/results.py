@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from bonsai.atomic import replace_text
-from bonsai.errors import UserError
 from bonsai.jsonfile import finite
 from bonsai.report import commit, versions
-from bonsai.runtime import device_name
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import device_name
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
