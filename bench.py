@@ -21,6 +21,7 @@ import torch
 
 from bonsai.batches import Batches, prefetch
 from bonsai.dataset import Mixture
+from bonsai.files.textfile import check_writable
 from bonsai.memory import GIB, LOWER, describe_memory, out_of_memory
 from bonsai.models import CONFIGS, build_model
 from bonsai.presets import FIELDS, find_preset
@@ -28,7 +29,6 @@ from bonsai.sizes import describe_size, meta_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, spread, write_json
 from bonsai.system.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
-from bonsai.textfile import check_writable
 from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic, time_steps
 from configurator import Config, configure
 

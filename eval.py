@@ -22,6 +22,7 @@ import torch
 
 from bonsai.dataset import Mixture
 from bonsai.evals import Question, bits_per_byte, multiple_choice, read_questions, split_loss
+from bonsai.files.textfile import check_writable
 from bonsai.forecast import tracked
 from bonsai.memory import out_of_memory
 from bonsai.models import Loaded, load_model
@@ -29,7 +30,6 @@ from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, table, write_json
 from bonsai.system.runtime import Runtime, setup
 from bonsai.text import find_tokenizer
-from bonsai.textfile import check_writable
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from bonsai import ROOT
+from bonsai.files.textfile import read_text
 from bonsai.memory import out_of_memory
 from bonsai.restore import run_checkpoint
 from bonsai.serving.app import Server, create_app
@@ -26,7 +27,6 @@ from bonsai.serving.plans import Limits
 from bonsai.serving.registry import load_served, parse_models
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import leave_a_core, setup_inference
-from bonsai.textfile import read_text
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

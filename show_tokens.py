@@ -10,9 +10,9 @@ if __name__ == "__main__":
 
 import sys
 
-from bonsai.files import write_whole
+from bonsai.files.access import write_whole
+from bonsai.files.textfile import check_writable, decode_text, read_text
 from bonsai.system.errors import UserError, run
-from bonsai.textfile import check_writable, decode_text, read_text
 from bonsai.tokenizers import get
 from bonsai.tokenview import html_page, terminal
 from configurator import configure, resolve_path

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bonsai import ROOT
-from bonsai.files import write_whole, writing
+from bonsai.files.access import write_whole, writing
+from bonsai.files.textfile import check_writable
 from bonsai.finding import as_endings, find_files, total_size
 from bonsai.readers import Options, Seen, read_pieces
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
-from bonsai.textfile import check_writable
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get, report
 from bonsai.tokenizers.patterns import named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks

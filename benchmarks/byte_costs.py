@@ -24,7 +24,7 @@ if __name__ == "__main__":
 import torch
 
 from bonsai.engine import SamplingParams, generate, prepare
-from bonsai.files import write_whole
+from bonsai.files.access import write_whole
 from bonsai.models import build_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, table, write_json

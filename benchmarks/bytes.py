@@ -30,7 +30,7 @@ from bonsai.batches import Batches, prefetch
 from bonsai.dataset import Mixture
 from bonsai.engine import SamplingParams, generate
 from bonsai.evals import split_loss
-from bonsai.files import save_picture, write_whole
+from bonsai.files.access import save_picture, write_whole
 from bonsai.models import CONFIGS, build_model
 from bonsai.optim import set_rates
 from bonsai.system.errors import UserError, run

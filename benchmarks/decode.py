@@ -31,7 +31,7 @@ import torch
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.linear import call, products
 from bonsai.engine.memory import LargePages
-from bonsai.files import write_whole
+from bonsai.files.access import write_whole
 from bonsai.models import build_model
 from bonsai.report import header
 from bonsai.system.errors import UserError, run

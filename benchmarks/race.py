@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.track import SEED, Track
 from bonsai import ROOT
-from bonsai.files import save_picture
+from bonsai.files.access import save_picture
 from bonsai.report import header
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import table

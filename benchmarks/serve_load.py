@@ -31,7 +31,7 @@ import torch
 from bonsai import ROOT
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.sampling import Row, candidates, noise, step_key
-from bonsai.files import write_whole
+from bonsai.files.access import write_whole
 from bonsai.report import header
 from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError, run

@@ -31,7 +31,7 @@ import torch
 
 from bonsai.batches import Batches, prefetch
 from bonsai.dataset import Dataset, Mixture, Split
-from bonsai.files import write_whole
+from bonsai.files.access import write_whole
 from bonsai.memory import GIB, out_of_memory
 from bonsai.models import build_model
 from bonsai.report import header

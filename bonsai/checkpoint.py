@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from bonsai.atomic import link_or_copy, sync_folder, temporary, whole_file
+from bonsai.files.atomic import link_or_copy, sync_folder, temporary, whole_file
 from bonsai.rundir import CKPT, checkpoints, previous, step_files
 from bonsai.system.errors import FULL, UserError
 

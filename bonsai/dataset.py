@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bonsai import ROOT
-from bonsai.files import file_size, reading
+from bonsai.files.access import file_size, reading
 from bonsai.meta import open_meta
 from bonsai.system.errors import UserError
 from bonsai.system.values import did_you_mean

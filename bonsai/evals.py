@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.dataset import Mixture, Split
+from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
-from bonsai.textfile import read_text
 from bonsai.tokenizers import Tokenizer
 
 # ---- loss ----

@@ -12,8 +12,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bonsai.atomic import whole_file
-from bonsai.files import SETTINGS, writing
+from bonsai.files.access import SETTINGS, writing
+from bonsai.files.atomic import whole_file
 from bonsai.readers import READERS, read_text
 from bonsai.system.errors import UserError
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from bonsai.files import exists
+from bonsai.files.access import exists
+from bonsai.files.jsonfile import read_json_object
+from bonsai.files.safetensors import read_safetensors
+from bonsai.files.torchfile import Damaged, Refused, read_torch_file
 from bonsai.fit import check_fit, without_masks
-from bonsai.jsonfile import read_json_object
-from bonsai.safetensors import read_safetensors
 from bonsai.schema import is_dict, is_tensor, is_whole, shown
 from bonsai.system.errors import UserError
-from bonsai.torchfile import Damaged, Refused, read_torch_file
 from model import GPT, GPTConfig
 
 CONFIG_BYTES = 4 * 2**20  # of config.json, and of the index of several files of weights

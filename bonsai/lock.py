@@ -17,7 +17,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
-from bonsai.atomic import temporary
+from bonsai.files.atomic import temporary
 from bonsai.rundir import LOCK
 from bonsai.system.errors import UserError, no_writing
 

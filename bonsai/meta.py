@@ -15,9 +15,9 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from bonsai import tokenizers
-from bonsai.files import SETTINGS, read_bytes
+from bonsai.files.access import SETTINGS, read_bytes
+from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
-from bonsai.textfile import read_text
 from bonsai.tokenizers.bpe import LARGEST
 
 FORMAT = 1  # the newest meta.json that we know

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from bonsai.atomic import replace_text
-from bonsai.jsonfile import finite
+from bonsai.files.atomic import replace_text
+from bonsai.files.jsonfile import finite
 from bonsai.rundir import METRICS
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch.nn as nn
 
-from bonsai.files import exists
+from bonsai.files.access import exists
+from bonsai.files.jsonfile import read_json_object
 from bonsai.fit import WithoutDraws, check_fit, without_masks
 from bonsai.hugging_face import CONFIG_BYTES, read_gpt2
-from bonsai.jsonfile import read_json_object
 from bonsai.megabyte import Megabyte, MegabyteConfig
 from bonsai.restore import load_checkpoint, newer_weights, run_checkpoint
 from bonsai.rundir import checkpoints

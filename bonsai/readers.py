@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bonsai.files import UTF16, file_size, not_utf8, reading
+from bonsai.files.access import UTF16, file_size, not_utf8, reading
+from bonsai.files.unpack import BLOCK, Unpacked, check_expansion, lines, pyarrow, unpacked
 from bonsai.system.errors import UserError
 from bonsai.system.progress import Advance, no_progress
 from bonsai.tokenizers import EOT_TEXT, well_formed
-from bonsai.unpack import BLOCK, Unpacked, check_expansion, lines, pyarrow, unpacked
 
 PIECE = 1 << 20  # bytes, about: a longer text comes in several pieces
 LONGEST = 64 << 20  # bytes: of a row, and of text that is held because it can be cut nowhere

@@ -22,7 +22,7 @@ from typing import TextIO
 import torch
 
 from bonsai import ROOT
-from bonsai.atomic import replace_text, whole_file
+from bonsai.files.atomic import replace_text, whole_file
 from bonsai.metrics import forget_after, read_metrics, row_text
 from bonsai.rundir import CURVE, LOG, METRICS, SETTINGS
 from bonsai.system.errors import FULL, UserError, flush, no_writing

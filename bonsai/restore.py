@@ -1,6 +1,6 @@
 """The only reader of checkpoints, which bonsai/checkpoint.py wrote and describes.
 
-A file goes through three gates before a model is built of it: bonsai/torchfile.py reads tensors and
+A file goes through three gates before a model is built of it: bonsai/files/torchfile.py reads tensors and
 plain values within bounds and looks at the checksums, bonsai/schema.py at the kinds and ranges of
 the values, and bonsai/fit.py at whether the tensors fit the model that is described.
 """
@@ -16,11 +16,11 @@ import torch
 
 from bonsai import ROOT
 from bonsai.checkpoint import FORMAT
-from bonsai.files import exists
+from bonsai.files.access import exists
+from bonsai.files.torchfile import Damaged, Refused, read_torch_file
 from bonsai.rundir import CKPT, LAST, previous, spare
 from bonsai.schema import MOMENTS, check_checkpoint
 from bonsai.system.errors import UserError
-from bonsai.torchfile import Damaged, Refused, read_torch_file
 
 # what torch.compile and DistributedDataParallel call the module that they wrap
 WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")

@@ -14,7 +14,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from bonsai.atomic import UNFINISHED
+from bonsai.files.atomic import UNFINISHED
 
 CKPT, LAST, BEST, DIVERGED = "ckpt.pt", "last.pt", "best.pt", "diverged.pt"
 METRICS, LOG, SETTINGS, CURVE = "metrics.jsonl", "log.txt", "config.json", "loss.png"

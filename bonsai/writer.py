@@ -33,11 +33,11 @@ import numpy as np
 
 from bonsai import ROOT
 from bonsai.advice import training_command
-from bonsai.atomic import sync_folder
-from bonsai.files import SETTINGS, writing
+from bonsai.files.access import SETTINGS, writing
+from bonsai.files.atomic import sync_folder
+from bonsai.files.textfile import read_text
 from bonsai.meta import FORMAT
 from bonsai.system.errors import UserError, reason
-from bonsai.textfile import read_text
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 
 try:

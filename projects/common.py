@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bonsai import ROOT
 from bonsai.dataset import Split
-from bonsai.files import save_picture
+from bonsai.files.access import save_picture
 from bonsai.restore import run_checkpoint, steps_done
 from bonsai.rundir import resumable
 from bonsai.system.errors import UserError

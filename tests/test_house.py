@@ -112,7 +112,7 @@ def test_settings_are_read_from_one_object(name):
 
 
 def test_files_are_written_whole():
-    """Through bonsai/atomic.py: a kill or a full disk leaves what was there, not half of it."""
+    """Through bonsai/files/atomic.py: a kill or a full disk leaves what was there, not half of it."""
     through = ("atomic.py", "files.py", "report.py", "writer.py")
     for path in (p for p in CODE if p.name not in through):
         text = path.read_text(encoding="utf-8").split('"""', 2)[-1]

@@ -13,8 +13,8 @@ from conftest import run_program
 from shared_data import need_vocabulary
 
 from bonsai import tokenizers
+from bonsai.files.safetensors import read_safetensors
 from bonsai.models import load_model
-from bonsai.safetensors import read_safetensors
 from bonsai.system.errors import UserError
 from bonsai.text import find_tokenizer
 

@@ -487,7 +487,7 @@ def test_small_files_take_neither_memory_nor_time(tmp_path):
 import resource, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from bonsai import torchfile
+from bonsai.files import torchfile
 from bonsai.system.errors import UserError
 from bonsai.restore import load_checkpoint
 from pathlib import Path

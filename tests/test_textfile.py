@@ -1,4 +1,4 @@
-"""bonsai/textfile.py: what editors and shells write is read as the text that was meant."""
+"""bonsai/files/textfile.py: what editors and shells write is read as the text that was meant."""
 
 import codecs
 import json
@@ -7,9 +7,9 @@ import pytest
 
 from bonsai import tokenizers
 from bonsai.evals import read_questions
+from bonsai.files.textfile import check_writable, decode_text, read_text
 from bonsai.meta import open_meta
 from bonsai.system.errors import UserError
-from bonsai.textfile import check_writable, decode_text, read_text
 from bonsai.tokenizers.ranks import read_vocab_bpe
 
 TEXT = "Grüße\nzwei\n"

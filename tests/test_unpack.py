@@ -1,4 +1,4 @@
-"""bonsai/unpack.py and what reads through it: small files that unpack to much fill no memory."""
+"""bonsai/files/unpack.py and what reads through it: small files that unpack to much fill no memory."""
 
 import gzip
 import json
@@ -7,10 +7,10 @@ import sys
 import pytest
 from conftest import ROOT, run_command
 
-from bonsai import unpack
+from bonsai.files import unpack
+from bonsai.files.unpack import lines, unpacked
 from bonsai.readers import read_pieces
 from bonsai.system.errors import UserError
-from bonsai.unpack import lines, unpacked
 
 resource = pytest.importorskip("resource")
 pa = pytest.importorskip("pyarrow")

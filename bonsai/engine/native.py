@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from bonsai.atomic import whole_file
+from bonsai.files.atomic import whole_file
 
 OPTIONS = ["-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
 if platform.machine() == "x86_64":

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from bonsai.jsonfile import finite
+from bonsai.files.jsonfile import finite
 from bonsai.rundir import METRICS, SETTINGS
 
 LIVE = 60  # seconds after the last line in which a run counts as going on

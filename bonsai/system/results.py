@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from bonsai.atomic import replace_text
-from bonsai.jsonfile import finite
+from bonsai.files.atomic import replace_text
+from bonsai.files.jsonfile import finite
 from bonsai.report import commit, versions
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import device_name

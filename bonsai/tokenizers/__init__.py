@@ -15,9 +15,9 @@ import json
 import shlex
 from pathlib import Path
 
-from bonsai.files import SETTINGS
+from bonsai.files.access import SETTINGS
+from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
-from bonsai.textfile import read_text
 from bonsai.tokenizers.base import EOT_TEXT, MissingLibrary, Tokenizer, well_formed
 from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.byte import ByteTokenizer

@@ -9,10 +9,10 @@ others. Nothing of a folder is executed.
 import hashlib
 from pathlib import Path
 
-from bonsai.files import exists
-from bonsai.jsonfile import read_json_object
+from bonsai.files.access import exists
+from bonsai.files.jsonfile import read_json_object
+from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
-from bonsai.textfile import read_text
 from bonsai.tokenizers.base import EOT_TEXT
 from bonsai.tokenizers.bpe import BPETokenizer, merge
 from bonsai.tokenizers.patterns import GPT2, GPT4

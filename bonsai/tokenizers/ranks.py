@@ -10,10 +10,10 @@ import binascii
 from collections.abc import Sequence
 from pathlib import Path
 
-from bonsai.atomic import whole_file
-from bonsai.files import SETTINGS
+from bonsai.files.access import SETTINGS
+from bonsai.files.atomic import whole_file
+from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
-from bonsai.textfile import read_text
 from bonsai.tokenizers.bpe import BYTES, LARGEST
 
 

@@ -4,7 +4,7 @@ holds, and what more or fewer tokens would change."""
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from bonsai.files import save_picture
+from bonsai.files.access import save_picture
 from bonsai.tokenizers.base import Tokenizer
 from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.samples import LANGUAGES, OTHERS

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from bonsai.files import read_bytes
+from bonsai.files.access import read_bytes
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.base import (
     EOT_TEXT,

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from bonsai.corpus import document_key
-from bonsai.files import reading
+from bonsai.files.access import reading
 from bonsai.finding import as_endings, walk
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress

@@ -23,7 +23,7 @@ import numpy as np
 
 from bonsai.advice import command
 from bonsai.fetch import download
-from bonsai.files import file_size
+from bonsai.files.access import file_size
 from bonsai.readers import read_pieces
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, get

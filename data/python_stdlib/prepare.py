@@ -20,7 +20,7 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 from bonsai.corpus import Part, document_key, write_documents
-from bonsai.files import read_bytes
+from bonsai.files.access import read_bytes
 from bonsai.finding import walk
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, Tokenizer

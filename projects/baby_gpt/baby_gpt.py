@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import torch
 
-from bonsai.files import write_whole
+from bonsai.files.access import write_whole
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import table
 from bonsai.tokenizers import CharTokenizer

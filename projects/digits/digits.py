@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from bonsai.files import save_picture
+from bonsai.files.access import save_picture
 from bonsai.system.errors import UserError, run
 from configurator import configure, resolve_path
 

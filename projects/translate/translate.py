@@ -27,7 +27,7 @@ from bonsai import tokenizers
 from bonsai.checkpoint import save_checkpoint
 from bonsai.dataset import Dataset, open_dataset
 from bonsai.engine import SamplingParams, generate
-from bonsai.files import write_whole
+from bonsai.files.access import write_whole
 from bonsai.fit import check_fit
 from bonsai.models import load_model
 from bonsai.optim import build_optimizer, load_optimizer_state

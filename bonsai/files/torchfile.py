@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from bonsai.files import opened
-from bonsai.jsonfile import DEPTH
+from bonsai.files.access import opened
+from bonsai.files.jsonfile import DEPTH
 
 MOST = 4_000_000  # instructions, and values, of one file: a tokenizer of a million tokens fits
 ODD = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, struct.error)

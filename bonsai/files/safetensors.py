@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from bonsai.files import opened
-from bonsai.jsonfile import parse_json_object
+from bonsai.files.access import opened
+from bonsai.files.jsonfile import parse_json_object
+from bonsai.files.torchfile import Damaged, read_bytes_of_tensor
 from bonsai.system.errors import UserError
-from bonsai.torchfile import Damaged, read_bytes_of_tensor
 
 HEADER = 8 * 2**20  # the most bytes of a header; GPT-2 XL's has some 60,000
 DTYPES = {

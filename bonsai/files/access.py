@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from bonsai.atomic import replace_text, whole_file
+from bonsai.files.atomic import replace_text, whole_file
 from bonsai.system.errors import FULL, UserError, reason
 
 # Bytes of a meta.json or of a tokenizer: JSON takes up to 35 times its size in memory, and the

@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bonsai.files import SETTINGS
+from bonsai.files.access import SETTINGS
+from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
-from bonsai.textfile import read_text
 
 DEPTH = 64  # of values within values; what is nested deeper is no file of this field
 

@@ -9,7 +9,7 @@ import io
 import os
 from pathlib import Path
 
-from bonsai.files import UTF16, read_bytes
+from bonsai.files.access import UTF16, read_bytes
 from bonsai.system.errors import UserError, reason
 
 LARGEST = 256 << 20  # bytes
