@@ -14,7 +14,7 @@ from bonsai.files.access import write_whole
 from bonsai.files.textfile import check_writable, decode_text, read_text
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import get
-from bonsai.tokenview import html_page, terminal
+from bonsai.tokenizers.view import html_page, terminal
 from configurator import configure, resolve_path
 
 text = ""  # the text; \n and \t stand for a line end and a tab [escapes]

@@ -20,10 +20,11 @@ from bonsai.finding import as_endings, find_files, total_size
 from bonsai.readers import Options, Seen, read_pieces
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
-from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get, report
+from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get
+from bonsai.tokenizers import study as report
 from bonsai.tokenizers.patterns import named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
-from bonsai.tokenview import html_page
+from bonsai.tokenizers.view import html_page
 from configurator import configure
 
 input = ""  # files, folders or patterns, several between commas [paths]

@@ -29,7 +29,7 @@ from bonsai.system.errors import run
 from bonsai.tokenizers import BPETokenizer
 from bonsai.tokenizers.bpe import count_chunks, learn_merges, rust_tokens, tokens_of
 from bonsai.tokenizers.patterns import GPT4
-from bonsai.tokenizers.report import table
+from bonsai.tokenizers.study import table
 from configurator import configure, resolve_path
 
 runs = 3  # of each measurement [>= 1]

@@ -5,7 +5,7 @@
     model, optimizer, model_args, iter_num, best_val_loss, config      nanoGPT's
     model_name, model_config     the architecture and all of its fields
     tokenizer                    Tokenizer.to_dict(): sampling needs nothing but this file
-    chat_template                how messages become a prompt (bonsai/serving/chat.py), or None
+    chat_template                how messages become a prompt (bonsai/tokenizers/chat.py), or None
     scaler, progress, wandb_id   what an exact resume needs beyond the optimizer
     versions, format
 

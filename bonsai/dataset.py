@@ -294,7 +294,7 @@ class Mixture:
 
     @property
     def chat_template(self) -> dict | None:
-        """That of the first data set whose meta.json has one; see bonsai/serving/chat.py."""
+        """That of the first data set whose meta.json has one; see bonsai/tokenizers/chat.py."""
         return next(
             (p.meta["chat_template"] for p in self.parts if "chat_template" in p.meta), None
         )

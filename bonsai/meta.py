@@ -57,7 +57,7 @@ def _inside(name: object) -> bool:
 
 
 def _template(value: object) -> bool:
-    from bonsai.serving.chat import ChatTemplate  # takes a moment, and few data sets have one
+    from bonsai.tokenizers.chat import ChatTemplate  # takes a moment, and few data sets have one
 
     try:
         return value is None or bool(ChatTemplate.from_dict(value))
@@ -74,7 +74,7 @@ TOP = {
     "tokenizer": Field(lambda v: v is None or isinstance(v, dict), "an object or null"),
     "row_length": whole(1, MANY, null=True),
     "splits": Field(lambda v: isinstance(v, dict), "an object", True),
-    "chat_template": Field(_template, "a template as in bonsai/serving/chat.py"),
+    "chat_template": Field(_template, "a template as in bonsai/tokenizers/chat.py"),
 }
 SPLIT = {
     "tokens": whole(0, MANY),

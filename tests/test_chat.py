@@ -2,9 +2,9 @@
 
 import pytest
 
-from bonsai.serving.chat import ChatTemplate
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import ByteTokenizer, get
+from bonsai.tokenizers.chat import ChatTemplate
 
 STATE = {
     "start": "<|endoftext|>",

@@ -31,9 +31,9 @@ from bonsai.models import describe_model, load_model
 from bonsai.optim import load_optimizer_state
 from bonsai.restore import crop_moments, load_checkpoint, run_checkpoint, steps_done
 from bonsai.rundir import previous
-from bonsai.serving.chat import ChatTemplate
 from bonsai.system.errors import UserError
 from bonsai.text import find_tokenizer
+from bonsai.tokenizers.chat import ChatTemplate
 from model import CLASSIC_KEYS, GPT, GPTConfig
 
 needs_resource = pytest.mark.skipif(

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from shared_data import ROOT, need_vocabulary
 
 from bonsai.system.errors import UserError
-from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, get, patterns, report
+from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, get, patterns
+from bonsai.tokenizers import study as report
 from bonsai.tokenizers.patterns import GPT4
 from bonsai.tokenizers.samples import LANGUAGES, OTHERS
-from bonsai.tokenview import colours, html_page, show, terminal
+from bonsai.tokenizers.view import colours, html_page, show, terminal
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.\n" * 40
 

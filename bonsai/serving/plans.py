@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from bonsai.engine import SamplingParams
 from bonsai.serving.background import in_background
-from bonsai.serving.chat import ChatTemplate
 from bonsai.serving.errors import ApiError, bad_request
 from bonsai.serving.registry import Served
 from bonsai.serving.schemas import ChatRequest, CompletionRequest, Sampling
 from bonsai.system.errors import UserError
+from bonsai.tokenizers.chat import ChatTemplate
 
 INLINE = 2000  # characters that are encoded at once; longer texts in a thread
 

@@ -9,11 +9,11 @@ import torch
 from bonsai import tokenizers
 from bonsai.engine import Engine
 from bonsai.models import load_model
-from bonsai.serving.chat import ChatTemplate
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.text import find_tokenizer, start_tokens
 from bonsai.tokenizers import Tokenizer
+from bonsai.tokenizers.chat import ChatTemplate
 
 
 @dataclass(eq=False)

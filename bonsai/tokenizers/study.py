@@ -8,7 +8,7 @@ from bonsai.files.access import save_picture
 from bonsai.tokenizers.base import Tokenizer
 from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.samples import LANGUAGES, OTHERS
-from bonsai.tokenview import show
+from bonsai.tokenizers.view import show
 
 SIZES = tuple(2**k for k in range(8, 17))  # 256 ... 65,536
 Curve = list[tuple[int, float, float]]  # vocabulary size, tokens per byte of seen and unseen text
