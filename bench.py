@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from bonsai.batches import Batches, prefetch
-from bonsai.dataset import Mixture
+from bonsai.data.batches import Batches, prefetch
+from bonsai.data.dataset import Mixture
 from bonsai.files.textfile import check_writable
 from bonsai.memory import GIB, LOWER, describe_memory, out_of_memory
 from bonsai.models import CONFIGS, build_model

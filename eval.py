@@ -20,7 +20,7 @@ from functools import partial
 
 import torch
 
-from bonsai.dataset import Mixture
+from bonsai.data.dataset import Mixture
 from bonsai.evals import Question, bits_per_byte, multiple_choice, read_questions, split_loss
 from bonsai.files.textfile import check_writable
 from bonsai.forecast import tracked

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from bonsai.batches import Batches, prefetch
 from bonsai.checkpoint import save_checkpoint
+from bonsai.data.batches import Batches, prefetch
 from bonsai.earlier import set_aside, set_aside_newer, take_back
 from bonsai.evals import bits_per_byte, mixture_loss
 from bonsai.forecast import Forecast, describe_cost, tracked

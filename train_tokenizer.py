@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bonsai import ROOT
+from bonsai.data.finding import as_endings, find_files, total_size
+from bonsai.data.readers import Options, Seen, read_pieces
 from bonsai.files.access import write_whole, writing
 from bonsai.files.textfile import check_writable
-from bonsai.finding import as_endings, find_files, total_size
-from bonsai.readers import Options, Seen, read_pieces
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get

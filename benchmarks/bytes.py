@@ -26,8 +26,8 @@ if __name__ == "__main__":
 
 import torch
 
-from bonsai.batches import Batches, prefetch
-from bonsai.dataset import Mixture
+from bonsai.data.batches import Batches, prefetch
+from bonsai.data.dataset import Mixture
 from bonsai.engine import SamplingParams, generate
 from bonsai.evals import split_loss
 from bonsai.files.access import save_picture, write_whole

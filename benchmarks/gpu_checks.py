@@ -24,7 +24,8 @@ if __name__ == "__main__":
 import torch
 
 from bonsai import ROOT
-from bonsai.dataset import open_dataset
+from bonsai.data.dataset import open_dataset
+from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.evals import split_loss
 from bonsai.models import build_model
@@ -34,7 +35,6 @@ from bonsai.system.results import provenance, write_json
 from bonsai.system.runtime import setup
 from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic
 from bonsai.tokenizers import ByteTokenizer
-from bonsai.writer import Writer
 from configurator import configure
 
 # -----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.dataset import open_dataset
+from bonsai.data.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams
 from bonsai.models import load_model
 from bonsai.report import header

@@ -31,8 +31,8 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from bonsai.finding import find_files
-from bonsai.readers import read_pieces
+from bonsai.data.finding import find_files
+from bonsai.data.readers import read_pieces
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import get
 from configurator import configure

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import torch
 
 from bonsai import ROOT
-from bonsai.dataset import find_folder
+from bonsai.data.dataset import find_folder
 from bonsai.report import header
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, spread, table, write_json

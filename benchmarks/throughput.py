@@ -29,8 +29,8 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from bonsai.batches import Batches, prefetch
-from bonsai.dataset import Dataset, Mixture, Split
+from bonsai.data.batches import Batches, prefetch
+from bonsai.data.dataset import Dataset, Mixture, Split
 from bonsai.files.access import write_whole
 from bonsai.memory import GIB, out_of_memory
 from bonsai.models import build_model

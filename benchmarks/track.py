@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from bonsai import ROOT
-from bonsai.dataset import find_folder
+from bonsai.data.dataset import find_folder
 from bonsai.system.errors import UserError
 from bonsai.system.results import provenance, write_json
 

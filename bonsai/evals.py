@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bonsai.dataset import Mixture, Split
+from bonsai.data.dataset import Mixture, Split
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 import torch
 import torch.nn as nn
 
-from bonsai.dataset import Mixture
+from bonsai.data.dataset import Mixture
 from bonsai.dial import compute_optimal
 from bonsai.models import CONFIGS, RUN_FIELDS, Loaded, build_model, load_model
 from bonsai.optim import load_optimizer_state

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from bonsai import ROOT, tokenizers
+from bonsai.data.meta import open_meta
 from bonsai.engine import SamplingParams, generate
-from bonsai.meta import open_meta
 from bonsai.models import Loaded
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime

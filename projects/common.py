@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from bonsai import ROOT
-from bonsai.dataset import Split
+from bonsai.data.dataset import Split
 from bonsai.files.access import save_picture
 from bonsai.restore import run_checkpoint, steps_done
 from bonsai.rundir import resumable

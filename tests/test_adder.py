@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, run_command
 
-from bonsai.dataset import open_dataset
+from bonsai.data.dataset import open_dataset
 from bonsai.engine import SamplingParams, generate
 from bonsai.models import load_model
 from projects.adder import adder

@@ -1,4 +1,4 @@
-"""bonsai/advice.py: what a prepare recommends can be run, on this machine, in this folder."""
+"""bonsai/data/advice.py: what a prepare recommends can be run, on this machine, in this folder."""
 
 import re
 import shlex
@@ -9,11 +9,11 @@ import pytest
 from conftest import ROOT
 from test_house import settings
 
-from bonsai import advice
-from bonsai.advice import has_gpu, training_command
-from bonsai.dataset import Mixture
+from bonsai.data import advice
+from bonsai.data.advice import has_gpu, training_command
+from bonsai.data.dataset import Mixture
+from bonsai.data.writer import Writer, summary
 from bonsai.tokenizers import ByteTokenizer
-from bonsai.writer import Writer, summary
 
 
 @pytest.fixture

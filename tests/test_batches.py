@@ -1,4 +1,4 @@
-"""bonsai/batches.py: which windows a step sees, and that nothing else has a say in it."""
+"""bonsai/data/batches.py: which windows a step sees, and that nothing else has a say in it."""
 
 import subprocess
 import sys
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, environment
 
-from bonsai.batches import Batches, prefetch, shuffled
-from bonsai.dataset import Dataset, Mixture, Split
+from bonsai.data.batches import Batches, prefetch, shuffled
+from bonsai.data.dataset import Dataset, Mixture, Split
 from bonsai.system.errors import UserError
 
 T = 8
@@ -206,8 +206,8 @@ sys.path.insert(0, {str(ROOT)!r})
 from itertools import islice
 from pathlib import Path
 import psutil
-from bonsai.batches import Batches, prefetch
-from bonsai.dataset import Dataset, Mixture, Split
+from bonsai.data.batches import Batches, prefetch
+from bonsai.data.dataset import Dataset, Mixture, Split
 folder = Path({str(tmp_path)!r})
 part = Dataset("big", folder, dict(train=Split([folder / "train.bin"])), None, None, None)
 me, t0 = psutil.Process(), time.time()

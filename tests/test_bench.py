@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, losses, run_command, run_program, train
 
-from bonsai.batches import Batches, prefetch
-from bonsai.dataset import Mixture, open_dataset
+from bonsai.data.batches import Batches, prefetch
+from bonsai.data.dataset import Mixture, open_dataset
 from bonsai.models import build_model
 from bonsai.system.runtime import setup
 from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic, time_steps

@@ -1,4 +1,4 @@
-"""bonsai/dataset.py: what is on the disk comes back, and what is wrong with it is said."""
+"""bonsai/data/dataset.py: what is on the disk comes back, and what is wrong with it is said."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import pytest
 from conftest import CHARS, Payload, char_ids, make_dataset, tiny_text, write_meta
 
 from bonsai import tokenizers
-from bonsai.dataset import Mixture, Split, open_dataset
-from bonsai.meta import read_meta_pickle
+from bonsai.data.dataset import Mixture, Split, open_dataset
+from bonsai.data.meta import read_meta_pickle
 from bonsai.system.errors import UserError
 
 

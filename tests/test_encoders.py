@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from shared_data import need_vocabulary, shared
 
-from bonsai.encoders import Encoder, GigatokenEncoder, fast_encoder
+from bonsai.data.encoders import Encoder, GigatokenEncoder, fast_encoder
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, CharTokenizer, get
 

@@ -12,7 +12,7 @@ from conftest import CHARS, ROOT, assert_one_line_error, run_command, run_progra
 from torch.nn import functional as F
 
 from bonsai.checkpoint import save_checkpoint
-from bonsai.dataset import Mixture, open_dataset
+from bonsai.data.dataset import Mixture, open_dataset
 from bonsai.evals import (
     Question,
     bits_per_byte,

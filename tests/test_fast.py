@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, differences, environment, load, losses, metrics, run_program, train
 
-from bonsai.batches import Batches
-from bonsai.dataset import Mixture
+from bonsai.data.batches import Batches
+from bonsai.data.dataset import Mixture
 
 FAST = ["--optimizer=muon", "--learning_rate=0.02", "--embedding_lr=0.05", "--min_lr=0.0"]
 FAST += ["--lr_schedule=trapezoid", "--cooldown=0.6", "--tie_head=False", "--position=rope"]

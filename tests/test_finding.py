@@ -1,11 +1,11 @@
-"""bonsai/finding.py: every file below a folder, once; a link is no hole and no circle."""
+"""bonsai/data/finding.py: every file below a folder, once; a link is no hole and no circle."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from bonsai.finding import as_endings, find_files, walk
+from bonsai.data.finding import as_endings, find_files, walk
 from bonsai.system.errors import UserError
 
 

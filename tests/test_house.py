@@ -84,7 +84,7 @@ def test_the_configurator_needs_nothing():
 
 def test_preparing_data_does_not_import_torch():
     """It takes a second, and a prepare script has no use for it."""
-    modules = "bonsai.dataset, bonsai.writer, bonsai.tokenizers, bonsai.corpus"
+    modules = "bonsai.data.dataset, bonsai.data.writer, bonsai.tokenizers, bonsai.data.corpus"
     code = f"import sys; import {modules}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment())
     assert done.returncode == 0

@@ -16,8 +16,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from bonsai.meta import open_meta
-from bonsai.readers import read_pieces
+from bonsai.data.meta import open_meta
+from bonsai.data.readers import read_pieces
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, SentencePieceTokenizer, get
 from configurator import configure

@@ -31,7 +31,7 @@ from conftest import (
     train,
 )
 
-from bonsai.meta import open_meta
+from bonsai.data.meta import open_meta
 from bonsai.models import load_model
 from bonsai.system.errors import UserError
 from model import GPT, GPTConfig

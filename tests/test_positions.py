@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, run_command
 
-from bonsai.dataset import open_dataset
+from bonsai.data.dataset import open_dataset
 from bonsai.evals import split_loss
 from bonsai.system.runtime import setup
 from model import GPT, GPTConfig, sinusoids

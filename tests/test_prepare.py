@@ -21,7 +21,7 @@ from shared_data import need_vocabulary, shared
 from test_readers import TEXTS, split_of, write_inputs
 from test_writer import documents, leftovers, read
 
-from bonsai.readers import Options, read_pieces
+from bonsai.data.readers import Options, read_pieces
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, from_dict, get
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bonsai import readers
-from bonsai.corpus import split_documents, whole_documents
-from bonsai.finding import find_files
-from bonsai.readers import Options, Piece, Seen, read_pieces
+from bonsai.data import readers
+from bonsai.data.corpus import split_documents, whole_documents
+from bonsai.data.finding import find_files
+from bonsai.data.readers import Options, Piece, Seen, read_pieces
 from bonsai.system.errors import UserError
 from bonsai.system.values import unescape
 

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from bonsai import tokenizers
+from bonsai.data.meta import open_meta
 from bonsai.evals import read_questions
 from bonsai.files.textfile import check_writable, decode_text, read_text
-from bonsai.meta import open_meta
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.ranks import read_vocab_bpe
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from shared_data import need_vocabulary
 from toy_tokenizer import ToyTokenizer
 
-from bonsai.corpus import _safe_cut
+from bonsai.data.corpus import _safe_cut
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import (
     EOT_TEXT,

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, assert_one_line_error, run_command
 
-from bonsai.dataset import open_dataset
+from bonsai.data.dataset import open_dataset
 from bonsai.tokenizers import from_dict
 from projects.translate import translate
 

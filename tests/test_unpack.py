@@ -7,9 +7,9 @@ import sys
 import pytest
 from conftest import ROOT, run_command
 
+from bonsai.data.readers import read_pieces
 from bonsai.files import unpack
 from bonsai.files.unpack import lines, unpacked
-from bonsai.readers import read_pieces
 from bonsai.system.errors import UserError
 
 resource = pytest.importorskip("resource")
@@ -41,7 +41,7 @@ import os, resource, sys
 from pathlib import Path
 import pyarrow.parquet
 from bonsai.system.errors import UserError
-from bonsai.readers import read_pieces
+from bonsai.data.readers import read_pieces
 
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)

@@ -1,4 +1,4 @@
-"""What bonsai/writer.py leaves in a folder: whole data sets, and nothing when it is broken off."""
+"""What bonsai/data/writer.py leaves in a folder: whole data sets, and nothing when it is broken off."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_command
 
-from bonsai.meta import open_meta
+from bonsai.data.meta import open_meta
+from bonsai.data.writer import Writer, summary
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import CharTokenizer, from_dict, tokenizer_class
-from bonsai.writer import Writer, summary
 
 
 def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -89,7 +89,7 @@ def test_writer_rows_and_masks(out):
 
 def test_writer_shards(out):
     """The files together are the one file; the reader sees one split; an old data set goes."""
-    from bonsai.dataset import Split
+    from bonsai.data.dataset import Split
 
     write(out, 1)
     ids, mask = np.arange(1000) % 12, np.arange(1000) % 2
@@ -177,7 +177,7 @@ import os, signal, sys
 from pathlib import Path
 from bonsai.system.errors import run
 from bonsai.tokenizers import CharTokenizer
-from bonsai.writer import Writer
+from bonsai.data.writer import Writer
 
 folder, moment, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 real, calls = os.replace, []
@@ -222,7 +222,9 @@ def test_signals_leave_nothing(out, number, status, moment):
 
 
 def test_nothing_here_imports_torch():
-    code = "import bonsai.writer, bonsai.corpus, bonsai.fetch, bonsai.tokenizers, sys;"
+    code = (
+        "import bonsai.data.writer, bonsai.data.corpus, bonsai.data.fetch, bonsai.tokenizers, sys;"
+    )
     result = run_command([sys.executable, "-c", code + "print('torch' in sys.modules)"], ROOT)
     assert result.stdout.strip() == "False", result
 

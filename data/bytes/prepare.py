@@ -19,13 +19,13 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from bonsai.corpus import document_key
+from bonsai.data.corpus import document_key
+from bonsai.data.finding import as_endings, walk
+from bonsai.data.writer import Writer, summary
 from bonsai.files.access import reading
-from bonsai.finding import as_endings, walk
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import ByteTokenizer
-from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
 
 input = ""  # files and folders, several between commas; hidden files in them are left out [paths]

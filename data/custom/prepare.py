@@ -20,13 +20,13 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.corpus import char_tokenizer, split_documents, write_documents
-from bonsai.finding import as_endings, find_files, total_size
-from bonsai.readers import Options, Piece, Seen, read_pieces
+from bonsai.data.corpus import char_tokenizer, split_documents, write_documents
+from bonsai.data.finding import as_endings, find_files, total_size
+from bonsai.data.readers import Options, Piece, Seen, read_pieces
+from bonsai.data.writer import Writer, summary
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
-from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
 
 # what
@@ -66,7 +66,7 @@ def target_folder() -> Path:
 
 def hub_paths() -> list[tuple[str, int]]:
     """(path, bytes) of the files to take."""
-    from bonsai.fetch import hub_files
+    from bonsai.data.fetch import hub_files
 
     found = hub_files(hub, revision)
     taken = [(p, n) for p, n in found if fnmatch.fnmatch(p, files)]
@@ -83,7 +83,7 @@ def source(folder: Path, options: Options, seen: Seen) -> tuple[functools.partia
     if input and hub:
         raise UserError("give --input= or --hub=, not both")
     if hub:
-        from bonsai.fetch import hub_downloads
+        from bonsai.data.fetch import hub_downloads
 
         paths, sizes = zip(*hub_paths())
 

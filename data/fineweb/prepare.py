@@ -17,14 +17,14 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.corpus import split_documents, write_documents
-from bonsai.fetch import hub_downloads, hub_files
-from bonsai.finding import find_files, total_size
-from bonsai.readers import Options, Piece, Seen, read_pieces
+from bonsai.data.corpus import split_documents, write_documents
+from bonsai.data.fetch import hub_downloads, hub_files
+from bonsai.data.finding import find_files, total_size
+from bonsai.data.readers import Options, Piece, Seen, read_pieces
+from bonsai.data.writer import Writer, summary
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
-from bonsai.writer import Writer, summary
 from configurator import configure
 
 # what

@@ -5,7 +5,7 @@ python data/multi30k/prepare.py --input=FOLDER      # train.de.gz, train.en.gz, 
 
 One row per pair, so that both a decoder-only GPT (train.py) and the encoder-decoder of
 projects/translate read the same data. The loss counts the target only: the source and the padding
-after the end are context (a mask, see bonsai/writer.py).
+after the end are context (a mask, see bonsai/data/writer.py).
 """
 
 import shutil
@@ -21,13 +21,13 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from bonsai.advice import command
-from bonsai.fetch import download
+from bonsai.data.advice import command
+from bonsai.data.fetch import download
+from bonsai.data.readers import read_pieces
+from bonsai.data.writer import Writer, disk_errors
 from bonsai.files.access import file_size
-from bonsai.readers import read_pieces
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, get
-from bonsai.writer import Writer, disk_errors
 from configurator import configure, resolve_path
 
 input = ""  # a folder with the .gz files instead of the download [path]

@@ -19,13 +19,13 @@ sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
-from bonsai.corpus import Part, document_key, write_documents
+from bonsai.data.corpus import Part, document_key, write_documents
+from bonsai.data.finding import walk
+from bonsai.data.writer import Writer, summary
 from bonsai.files.access import read_bytes
-from bonsai.finding import walk
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, Tokenizer
 from bonsai.tokenizers.patterns import named_pattern
-from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
 
 input = ""  # a folder of Python source instead of the running Python's library [path]

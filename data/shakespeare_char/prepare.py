@@ -14,12 +14,12 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.corpus import split_text, write_documents
-from bonsai.fetch import fetch_text
-from bonsai.readers import read_text
+from bonsai.data.corpus import split_text, write_documents
+from bonsai.data.fetch import fetch_text
+from bonsai.data.readers import read_text
+from bonsai.data.writer import Writer, summary
 from bonsai.system.errors import run
 from bonsai.tokenizers import CharTokenizer
-from bonsai.writer import Writer, summary
 from configurator import configure, resolve_path
 
 input = ""  # a UTF-8 text file instead of the download [path]

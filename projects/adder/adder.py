@@ -24,11 +24,11 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
+from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
 from bonsai.models import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import CharTokenizer
-from bonsai.writer import Writer
 from configurator import configure
 from projects.common import new_figure, save_figure, train
 

@@ -23,8 +23,8 @@ if __name__ == "__main__":
 import torch
 from torch.nn import functional as F
 
-from bonsai.batches import Batches, prefetch
-from bonsai.dataset import Mixture
+from bonsai.data.batches import Batches, prefetch
+from bonsai.data.dataset import Mixture
 from bonsai.optim import set_rates
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import table, write_json

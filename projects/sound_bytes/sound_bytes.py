@@ -23,15 +23,15 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from bonsai.corpus import document_key
-from bonsai.dataset import open_dataset
+from bonsai.data.corpus import document_key
+from bonsai.data.dataset import open_dataset
+from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
 from bonsai.evals import split_loss
 from bonsai.models import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
-from bonsai.writer import Writer
 from configurator import configure, resolve_path
 from projects.common import COLORS, new_figure, save_figure, train
 

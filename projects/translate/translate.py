@@ -25,7 +25,7 @@ import torch
 
 from bonsai import tokenizers
 from bonsai.checkpoint import save_checkpoint
-from bonsai.dataset import Dataset, open_dataset
+from bonsai.data.dataset import Dataset, open_dataset
 from bonsai.engine import SamplingParams, generate
 from bonsai.files.access import write_whole
 from bonsai.fit import check_fit

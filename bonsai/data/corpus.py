@@ -18,12 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from bonsai.encoders import Encoder, Text, fast_encoder
-from bonsai.readers import PIECE, WHOLE, Piece, safe_cut
+from bonsai.data.encoders import Encoder, Text, fast_encoder
+from bonsai.data.readers import PIECE, WHOLE, Piece, safe_cut
+from bonsai.data.writer import Writer
 from bonsai.system.errors import UserError
 from bonsai.system.progress import Advance, no_progress
 from bonsai.tokenizers import CharTokenizer, Tokenizer
-from bonsai.writer import Writer
 
 BATCH = 1 << 20  # bytes of text that are encoded together
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from bonsai.readers import READERS
+from bonsai.data.readers import READERS
 from bonsai.system.errors import UserError, reason
 
 

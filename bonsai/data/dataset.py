@@ -1,7 +1,7 @@
 """Prepared data read back: the .bin format, its folders, and mixtures of them.
 
 A data set is a folder with `{train,val}.bin`, flat little-endian token ids, and `meta.json`, which
-says everything else (bonsai/writer.py writes both). nanoGPT's folders work as they are: a
+says everything else (bonsai/data/writer.py writes both). nanoGPT's folders work as they are: a
 `meta.pkl` is read without executing anything, and neither file means GPT-2's byte-pair encoding.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from bonsai import ROOT
+from bonsai.data.meta import open_meta
 from bonsai.files.access import file_size, reading
-from bonsai.meta import open_meta
 from bonsai.system.errors import UserError
 from bonsai.system.values import did_you_mean
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bonsai.readers import safe_cut
+from bonsai.data.readers import safe_cut
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from bonsai.tokenizers.gpt import TiktokenTokenizer

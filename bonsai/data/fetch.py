@@ -12,9 +12,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bonsai.data.readers import READERS, read_text
 from bonsai.files.access import SETTINGS, writing
 from bonsai.files.atomic import whole_file
-from bonsai.readers import READERS, read_text
 from bonsai.system.errors import UserError
 
 

@@ -32,11 +32,11 @@ from types import TracebackType
 import numpy as np
 
 from bonsai import ROOT
-from bonsai.advice import training_command
+from bonsai.data.advice import training_command
+from bonsai.data.meta import FORMAT
 from bonsai.files.access import SETTINGS, writing
 from bonsai.files.atomic import sync_folder
 from bonsai.files.textfile import read_text
-from bonsai.meta import FORMAT
 from bonsai.system.errors import UserError, reason
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from bonsai.dataset import Mixture, Split
+from bonsai.data.dataset import Mixture, Split
 from bonsai.system.errors import UserError
 
 
