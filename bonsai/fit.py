@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bonsai.schema import check_fields
+from bonsai.runs.schema import check_fields
 from bonsai.system.errors import UserError
 
 MOST_POSITIONS = 2**20  # of a context that no tensor has the length of

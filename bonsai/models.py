@@ -14,8 +14,8 @@ from bonsai.files.jsonfile import read_json_object
 from bonsai.fit import WithoutDraws, check_fit, without_masks
 from bonsai.hugging_face import CONFIG_BYTES, read_gpt2
 from bonsai.megabyte import Megabyte, MegabyteConfig
-from bonsai.restore import load_checkpoint, newer_weights, run_checkpoint
-from bonsai.rundir import checkpoints
+from bonsai.runs.names import checkpoints
+from bonsai.runs.restore import load_checkpoint, newer_weights, run_checkpoint
 from bonsai.spacebyte import Spacebyte, SpacebyteConfig
 from bonsai.system.errors import UserError, short_of_memory
 from bonsai.tokenizers.hugging_face import read_folder

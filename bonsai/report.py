@@ -23,8 +23,8 @@ import torch
 
 from bonsai import ROOT
 from bonsai.files.atomic import replace_text, whole_file
-from bonsai.metrics import forget_after, read_metrics, row_text
-from bonsai.rundir import CURVE, LOG, METRICS, SETTINGS
+from bonsai.runs.metrics import forget_after, read_metrics, row_text
+from bonsai.runs.names import CURVE, LOG, METRICS, SETTINGS
 from bonsai.system.errors import FULL, UserError, flush, no_writing
 from bonsai.system.runtime import Runtime, device_name
 

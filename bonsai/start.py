@@ -16,8 +16,8 @@ from bonsai.data.dataset import Mixture
 from bonsai.dial import compute_optimal
 from bonsai.models import CONFIGS, RUN_FIELDS, Loaded, build_model, load_model
 from bonsai.optim import load_optimizer_state
-from bonsai.restore import crop_moments
-from bonsai.rundir import resumable
+from bonsai.runs.names import resumable
+from bonsai.runs.restore import crop_moments
 from bonsai.system.errors import UserError
 
 # where a run is, on what machine, and what is asked of it this time: never the checkpoint's

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from bonsai import ROOT
 from bonsai.data.dataset import Split
 from bonsai.files.access import save_picture
-from bonsai.restore import run_checkpoint, steps_done
-from bonsai.rundir import resumable
+from bonsai.runs.names import resumable
+from bonsai.runs.restore import run_checkpoint, steps_done
 from bonsai.system.errors import UserError
 
 COLORS = ("#2f6db3", "#d1495b", "#3a8f5c", "#b07c1f", "#7a5195", "#4c9f9f", "#8c564b", "#666666")

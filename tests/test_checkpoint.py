@@ -1,4 +1,4 @@
-"""bonsai/checkpoint.py: a file is whole or not there."""
+"""bonsai/runs/checkpoint.py: a file is whole or not there."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import ROOT, environment
 
-from bonsai import checkpoint
-from bonsai.checkpoint import save_checkpoint
-from bonsai.restore import load_checkpoint
-from bonsai.rundir import previous, remove_unfinished, step_name
+from bonsai.runs import checkpoint
+from bonsai.runs.checkpoint import save_checkpoint
+from bonsai.runs.names import previous, remove_unfinished, step_name
+from bonsai.runs.restore import load_checkpoint
 from bonsai.system.errors import UserError
 
 
@@ -88,9 +88,9 @@ import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
 from pathlib import Path
-from bonsai.checkpoint import save_checkpoint
+from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.system.errors import UserError
-from bonsai.rundir import previous, remove_unfinished, step_name
+from bonsai.runs.names import previous, remove_unfinished, step_name
 weights = dict(model=dict(w=torch.zeros(3000)), model_args={{}}, iter_num=2)
 for limit in (0, 1, 100, 1000, 5000, 12000, 13000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

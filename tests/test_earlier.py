@@ -1,4 +1,4 @@
-"""bonsai/earlier.py: a folder that is used again loses nothing, at whatever moment it is killed."""
+"""bonsai/runs/earlier.py: a folder that is used again loses nothing, at whatever moment it is killed."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from test_checkpoint import state
 
-from bonsai.checkpoint import save_checkpoint
-from bonsai.earlier import set_aside, set_aside_newer, take_back
-from bonsai.rundir import step_name
+from bonsai.runs.checkpoint import save_checkpoint
+from bonsai.runs.earlier import set_aside, set_aside_newer, take_back
+from bonsai.runs.names import step_name
 from bonsai.system.errors import UserError
 
 

@@ -11,7 +11,6 @@ import torch
 from conftest import CHARS, ROOT, assert_one_line_error, run_command, run_program
 from torch.nn import functional as F
 
-from bonsai.checkpoint import save_checkpoint
 from bonsai.data.dataset import Mixture, open_dataset
 from bonsai.evals import (
     Question,
@@ -24,6 +23,7 @@ from bonsai.evals import (
     split_loss,
 )
 from bonsai.models import describe_model
+from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.system.errors import UserError
 from bonsai.system.results import spread, table, write_json
 from bonsai.system.runtime import Runtime

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, environment, load
 
-from bonsai.metrics import read_metrics
+from bonsai.runs.metrics import read_metrics
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,4 +1,4 @@
-"""bonsai/lock.py: one run per folder, and nobody is kept out by a run that has ended."""
+"""bonsai/runs/lock.py: one run per folder, and nobody is kept out by a run that has ended."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
-from bonsai import lock
-from bonsai.lock import RunLock, boot
-from bonsai.rundir import LOCK
+from bonsai.runs import lock
+from bonsai.runs.lock import RunLock, boot
+from bonsai.runs.names import LOCK
 from bonsai.system.errors import UserError
 
 
@@ -70,7 +70,7 @@ def test_a_folder_of_which_nothing_came_goes_again(tmp_path):
 @pytest.mark.skipif(lock.fcntl is None, reason="no locks of POSIX")
 def test_after_kill_9_the_next_one_starts_at_once(tmp_path):
     code = f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
-    code += "from pathlib import Path; from bonsai.lock import RunLock\n"
+    code += "from pathlib import Path; from bonsai.runs.lock import RunLock\n"
     code += f"RunLock(Path({str(tmp_path)!r})).acquire(); print('held', flush=True); time.sleep(99)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment()

@@ -1,10 +1,10 @@
-"""bonsai/metrics.py: always JSON, and a broken line costs that line alone."""
+"""bonsai/runs/metrics.py: always JSON, and a broken line costs that line alone."""
 
 import json
 
 import pytest
 
-from bonsai.metrics import forget_after, read_metrics, read_rows, row_text
+from bonsai.runs.metrics import forget_after, read_metrics, read_rows, row_text
 
 
 def test_a_line_cut_short_is_left_out(tmp_path):

@@ -1,4 +1,4 @@
-"""bonsai/restore.py: damage is found and named, and nothing in a file is executed."""
+"""bonsai/runs/restore.py: damage is found and named, and nothing in a file is executed."""
 
 import errno
 import json
@@ -25,12 +25,12 @@ from conftest import (
 )
 from test_checkpoint import one_line, state
 
-from bonsai import checkpoint, restore
-from bonsai.checkpoint import save_checkpoint
 from bonsai.models import describe_model, load_model
 from bonsai.optim import load_optimizer_state
-from bonsai.restore import crop_moments, load_checkpoint, run_checkpoint, steps_done
-from bonsai.rundir import previous
+from bonsai.runs import checkpoint, restore
+from bonsai.runs.checkpoint import save_checkpoint
+from bonsai.runs.names import previous
+from bonsai.runs.restore import crop_moments, load_checkpoint, run_checkpoint, steps_done
 from bonsai.system.errors import UserError
 from bonsai.text import find_tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
@@ -489,7 +489,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch
 from bonsai.files import torchfile
 from bonsai.system.errors import UserError
-from bonsai.restore import load_checkpoint
+from bonsai.runs.restore import load_checkpoint
 from pathlib import Path
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 600 * 2**20,) * 2)

@@ -12,7 +12,7 @@ from conftest import ROOT, TINY, make_dataset, run_program, write_meta
 from made_model import EOT, TEXT, knowing, knows_nothing, knows_text, save
 from server_process import events, server
 
-from bonsai.restore import load_checkpoint
+from bonsai.runs.restore import load_checkpoint
 from bonsai.serving.registry import parse_models
 from bonsai.tokenizers import CharTokenizer, from_dict
 

@@ -33,7 +33,7 @@ from conftest import (
     write_meta,
 )
 
-from bonsai.metrics import read_metrics
+from bonsai.runs.metrics import read_metrics
 
 # ---- exact resume ----
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from bonsai.files.jsonfile import finite
-from bonsai.rundir import METRICS, SETTINGS
+from bonsai.runs.names import METRICS, SETTINGS
 
 LIVE = 60  # seconds after the last line in which a run counts as going on
 MOST_ROWS = 10_000  # per answer

@@ -17,8 +17,8 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.metrics import read_metrics
 from bonsai.presets import PRESETS
+from bonsai.runs.metrics import read_metrics
 from bonsai.scaling import (
     APPROACH_1,
     APPROACH_2,

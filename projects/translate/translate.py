@@ -24,14 +24,14 @@ import numpy as np
 import torch
 
 from bonsai import tokenizers
-from bonsai.checkpoint import save_checkpoint
 from bonsai.data.dataset import Dataset, open_dataset
 from bonsai.engine import SamplingParams, generate
 from bonsai.files.access import write_whole
 from bonsai.fit import check_fit
 from bonsai.models import load_model
 from bonsai.optim import build_optimizer, load_optimizer_state
-from bonsai.restore import load_checkpoint
+from bonsai.runs.checkpoint import save_checkpoint
+from bonsai.runs.restore import load_checkpoint
 from bonsai.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import table, write_json

@@ -1,7 +1,7 @@
-"""The only reader of checkpoints, which bonsai/checkpoint.py wrote and describes.
+"""The only reader of checkpoints, which bonsai/runs/checkpoint.py wrote and describes.
 
 A file goes through three gates before a model is built of it: bonsai/files/torchfile.py reads tensors and
-plain values within bounds and looks at the checksums, bonsai/schema.py at the kinds and ranges of
+plain values within bounds and looks at the checksums, bonsai/runs/schema.py at the kinds and ranges of
 the values, and bonsai/fit.py at whether the tensors fit the model that is described.
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from bonsai import ROOT
-from bonsai.checkpoint import FORMAT
 from bonsai.files.access import exists
 from bonsai.files.torchfile import Damaged, Refused, read_torch_file
-from bonsai.rundir import CKPT, LAST, previous, spare
-from bonsai.schema import MOMENTS, check_checkpoint
+from bonsai.runs.checkpoint import FORMAT
+from bonsai.runs.names import CKPT, LAST, previous, spare
+from bonsai.runs.schema import MOMENTS, check_checkpoint
 from bonsai.system.errors import UserError
 
 # what torch.compile and DistributedDataParallel call the module that they wrap

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bonsai.restore import steps_done
-from bonsai.rundir import EARLIER, METRICS, checkpoints, run_files, step_files
+from bonsai.runs.names import EARLIER, METRICS, checkpoints, run_files, step_files
+from bonsai.runs.restore import steps_done
 from bonsai.system.errors import UserError
 
 PART = ".part"

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bonsai.files.atomic import temporary
-from bonsai.rundir import LOCK
+from bonsai.runs.names import LOCK
 from bonsai.system.errors import UserError, no_writing
 
 try:

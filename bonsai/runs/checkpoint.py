@@ -1,4 +1,4 @@
-"""The only writer of checkpoints; bonsai/restore.py reads them.
+"""The only writer of checkpoints; bonsai/runs/restore.py reads them.
 
 `ckpt.pt` is nanoGPT's dict with a few more keys, so each program loads the other's:
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from bonsai.files.atomic import link_or_copy, sync_folder, temporary, whole_file
-from bonsai.rundir import CKPT, checkpoints, previous, step_files
+from bonsai.runs.names import CKPT, checkpoints, previous, step_files
 from bonsai.system.errors import FULL, UserError
 
 FORMAT = 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bonsai.files.atomic import replace_text
 from bonsai.files.jsonfile import finite
-from bonsai.rundir import METRICS
+from bonsai.runs.names import METRICS
 
 
 def row_text(row: dict) -> str:

@@ -1,13 +1,13 @@
 """The names of the files of a run, which are together in one folder, its out_dir.
 
-ckpt.pt, last.pt, best.pt   checkpoints (bonsai/checkpoint.py says what is in them): of the last
+ckpt.pt, last.pt, best.pt   checkpoints (bonsai/runs/checkpoint.py says what is in them): of the last
                             evaluation, of the last step, and of the lowest validation loss
 diverged.pt                 one whose loss is not finite, which replaces none of those
 NAME.prev.pt                the one that NAME.pt has replaced
 step_NNNNNNN.pt             those that keep_last keeps
 metrics.jsonl, log.txt, config.json, loss.png    see bonsai/report.py
-run.lock                    while it goes on: who writes here (bonsai/lock.py)
-earlier/1, earlier/2, ...   the same files of runs before it (bonsai/earlier.py)
+run.lock                    while it goes on: who writes here (bonsai/runs/lock.py)
+earlier/1, earlier/2, ...   the same files of runs before it (bonsai/runs/earlier.py)
 """
 
 import contextlib
