@@ -23,7 +23,7 @@ from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
 from bonsai.files.textfile import check_writable
 from bonsai.memory import GIB, LOWER, describe_memory, out_of_memory
-from bonsai.models import CONFIGS, build_model
+from bonsai.models.table import CONFIGS, build_model
 from bonsai.presets import FIELDS, find_preset
 from bonsai.sizes import describe_size, meta_model
 from bonsai.system.errors import UserError, run

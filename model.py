@@ -656,8 +656,8 @@ class GPT(nn.Module):
 
         override_args: fields such as dropout. Raises ValueError, in one line, where there is none.
         """
-        from bonsai.fit import WithoutDraws
-        from bonsai.hugging_face import read_gpt2
+        from bonsai.models.fit import WithoutDraws
+        from bonsai.models.hugging_face import read_gpt2
         from bonsai.system.errors import UserError
 
         try:

@@ -31,7 +31,7 @@ from itertools import chain
 
 from bonsai.engine import Engine, SamplingParams, generate, prepare
 from bonsai.files.textfile import check_writable, read_text
-from bonsai.models import load_model
+from bonsai.models.table import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.system.runtime import DTYPES, setup_inference
@@ -119,7 +119,7 @@ def stream(tokenizer: Tokenizer, ids: Iterable[int]) -> None:
 
 def rows_at_once(model, length: int) -> int:
     """How many samples of `length` tokens to draw side by side."""
-    if not hasattr(model, "new_cache"):  # nothing is kept: see bonsai/contract.py
+    if not hasattr(model, "new_cache"):  # nothing is kept: see bonsai/models/contract.py
         return 32
     one = model.new_cache(1, 1)
     return max(1, min(32, CACHE_BYTES // (length * (one.k.nbytes + one.v.nbytes))))

@@ -28,7 +28,7 @@ from bonsai.evals import bits_per_byte, mixture_loss
 from bonsai.forecast import Forecast, describe_cost, tracked
 from bonsai.interrupts import Interrupts
 from bonsai.memory import LOWER, describe_memory, out_of_memory
-from bonsai.models import CONFIGS, describe_model
+from bonsai.models.table import CONFIGS, describe_model
 from bonsai.optim import build_optimizer, learning_rate_at, set_rates
 from bonsai.presets import FIELDS
 from bonsai.report import Report, versions

@@ -25,7 +25,7 @@ import torch
 
 from bonsai.engine import SamplingParams, generate, prepare
 from bonsai.files.access import write_whole
-from bonsai.models import build_model
+from bonsai.models.table import build_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, table, write_json
 from bonsai.system.runtime import memory_in_use, setup

@@ -31,7 +31,7 @@ from bonsai.data.dataset import Mixture
 from bonsai.engine import SamplingParams, generate
 from bonsai.evals import split_loss
 from bonsai.files.access import save_picture, write_whole
-from bonsai.models import CONFIGS, build_model
+from bonsai.models.table import CONFIGS, build_model
 from bonsai.optim import set_rates
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, table, write_json

@@ -32,7 +32,7 @@ from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.linear import call, products
 from bonsai.engine.memory import LargePages
 from bonsai.files.access import write_whole
-from bonsai.models import build_model
+from bonsai.models.table import build_model
 from bonsai.report import header
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import load_peer, peer_commit, provenance, spread, table, write_json

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from bonsai.data.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams
-from bonsai.models import load_model
+from bonsai.models.table import load_model
 from bonsai.report import header
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, table, write_json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from bonsai.models import describe_model
+from bonsai.models.table import describe_model
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.tokenizers import ByteTokenizer, Tokenizer
 from model import GPT, GPTConfig, rope_angles, rotate

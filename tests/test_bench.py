@@ -11,7 +11,7 @@ from conftest import ROOT, assert_one_line_error, losses, run_command, run_progr
 
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture, open_dataset
-from bonsai.models import build_model
+from bonsai.models.table import build_model
 from bonsai.system.runtime import setup
 from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic, time_steps
 

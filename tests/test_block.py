@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bonsai.engine import SamplingParams, block, generate, linear, memory, prepare, weights
 from bonsai.engine.memory import PAGE, LargePages
-from bonsai.models import build_model
+from bonsai.models.table import build_model
 
 own_kernel = pytest.mark.skipif(not block.kernels(), reason="no C++ compiler")
 T = 40

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, run_command
 
-from bonsai.models import build_model
+from bonsai.models.table import build_model
 
 PIL = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 

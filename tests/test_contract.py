@@ -1,4 +1,4 @@
-"""bonsai/contract.py: a model that is one file and one line, here a GRU, in every program."""
+"""bonsai/models/contract.py: a model that is one file and one line, here a GRU, in every program."""
 
 import importlib.util
 import sys
@@ -10,10 +10,11 @@ import torch.nn as nn
 from conftest import ROOT
 from torch.nn import functional as F
 
-from bonsai import models, report
-from bonsai.contract import LanguageModel
+from bonsai import report
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.models import load_model
+from bonsai.models import table as models
+from bonsai.models.contract import LanguageModel
+from bonsai.models.table import load_model
 from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup

@@ -13,7 +13,7 @@ from benchmarks import decode, serve_load
 from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.sampling import Row, noise, step_key
-from bonsai.models import build_model
+from bonsai.models.table import build_model
 from bonsai.serving.registry import load_served
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer

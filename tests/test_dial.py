@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bonsai.dial import BLOCK, compute_optimal, matrix_parameters
-from bonsai.models import build_model
+from bonsai.models.table import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"block_size": 1024, "batch_size": 16}

@@ -22,7 +22,7 @@ from bonsai.evals import (
     read_questions,
     split_loss,
 )
-from bonsai.models import describe_model
+from bonsai.models.table import describe_model
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.system.errors import UserError
 from bonsai.system.results import spread, table, write_json

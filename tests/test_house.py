@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN, ROOT, TINY, Result, environment, load, run_program
 
-from bonsai.models import CONFIGS
+from bonsai.models.table import CONFIGS
 from bonsai.presets import FIELDS
 from configurator import configure
 

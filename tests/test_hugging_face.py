@@ -1,4 +1,4 @@
-"""bonsai/hugging_face.py and the tokenizers of its folders: other people's GPT-2, against
+"""bonsai/models/hugging_face.py and the tokenizers of its folders: other people's GPT-2, against
 transformers. What a folder says is honoured or refused, and nothing in it is executed."""
 
 import json
@@ -14,7 +14,7 @@ from shared_data import need_vocabulary
 
 from bonsai import tokenizers
 from bonsai.files.safetensors import read_safetensors
-from bonsai.models import load_model
+from bonsai.models.table import load_model
 from bonsai.system.errors import UserError
 from bonsai.text import find_tokenizer
 

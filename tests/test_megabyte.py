@@ -1,4 +1,4 @@
-"""bonsai/megabyte.py against the paper's equations, the contract of models, and known pitfalls.
+"""bonsai/models/megabyte.py against the paper's equations, the contract of models, and known pitfalls.
 
 Byte t of the context is idx[t], logits[t] are those of byte t + 1. So patch k predicts the bytes
 kP + 1 ... kP + P, which in the paper's numbering, that of the bytes to predict, are x_kP onward.
@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.megabyte import Megabyte, MegabyteConfig
-from bonsai.models import MODELS, build_model
-from bonsai.patch_cache import PatchBefore
+from bonsai.models.megabyte import Megabyte, MegabyteConfig
+from bonsai.models.patch_cache import PatchBefore
+from bonsai.models.table import MODELS, build_model
 
 B, V, P = 2, 31, 4
 SHAPE = dict(block_size=24, vocab_size=V, n_layer=2, n_head=2, n_embd=32, patch_size=P)
@@ -389,7 +389,7 @@ def test_rows_are_independent_however_many(monkeypatch):
     """More rows than a CUDA kernel takes are computed in parts."""
     model, idx = make(cross_patch=2), batch(20, rows=5)
     whole = logits_of(model, idx)
-    monkeypatch.setattr("bonsai.megabyte.MAX_ROWS", 10)
+    monkeypatch.setattr("bonsai.models.megabyte.MAX_ROWS", 10)
     torch.testing.assert_close(logits_of(model, idx), whole)
 
 

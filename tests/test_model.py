@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bonsai.models import MODELS, build_model
+from bonsai.models.table import MODELS, build_model
 from model import (
     ACTIVATIONS,
     CLASSIC_KEYS,

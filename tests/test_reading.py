@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 from test_house import settings
 
-from bonsai.models import build_model
+from bonsai.models.table import build_model
 from bonsai.tokenizers import ByteTokenizer
 
 PAGES = [ROOT / "docs" / "reading.md", *(ROOT / "projects").glob("*/readme.md")]

@@ -25,7 +25,7 @@ from conftest import (
 )
 from test_checkpoint import one_line, state
 
-from bonsai.models import describe_model, load_model
+from bonsai.models.table import describe_model, load_model
 from bonsai.optim import load_optimizer_state
 from bonsai.runs import checkpoint, restore
 from bonsai.runs.checkpoint import save_checkpoint
@@ -390,7 +390,7 @@ def test_settings_of_a_run_that_goes_on_are_in_their_ranges(workplace, tmp_path)
 
 def test_no_model_larger_than_its_weights_is_built(tmp_path, monkeypatch):
     """Sizes are compared before there is any memory for them."""
-    monkeypatch.setattr("bonsai.models.build_model", None)  # would be called for the real one
+    monkeypatch.setattr("bonsai.models.table.build_model", None)  # would be called for the real one
     _, state = tiny(position="rope")
     for field, value in {
         "n_layer": 2**31, "n_embd": 2**20, "vocab_size": 2**31, "block_size": 2**30,
@@ -519,7 +519,7 @@ def test_a_good_checkpoint_loads_within_a_gigabyte(tmp_path):
 import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from bonsai.models import load_model
+from bonsai.models.table import load_model
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**30,) * 2)
 model = load_model("resume", sys.argv[1]).model

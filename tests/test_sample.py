@@ -16,7 +16,7 @@ import pytest
 import torch
 from made_model import save
 
-from bonsai.models import describe_model
+from bonsai.models.table import describe_model
 from bonsai.tokenizers import ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig
 

@@ -1,4 +1,4 @@
-"""bonsai/seq2seq.py: masks, caches, beam search against brute force, learning."""
+"""bonsai/models/seq2seq.py: masks, caches, beam search against brute force, learning."""
 
 import itertools
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from bonsai.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
+from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
 from model import sinusoids
 
 TINY = dict(vocab_size=13, n_layer=2, n_head=2, n_embd=16, hidden=32, max_length=40)

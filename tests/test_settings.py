@@ -11,9 +11,9 @@ from conftest import ROOT
 import configurator
 import model
 from bonsai.engine import ON_FULL
-from bonsai.models import CONFIGS
+from bonsai.models.spacebyte import BOUNDARIES
+from bonsai.models.table import CONFIGS
 from bonsai.optim import SCHEDULES
-from bonsai.spacebyte import BOUNDARIES
 from bonsai.system import runtime
 from bonsai.system.values import COMMAND_LINE, RANGE, WORDS, Setting, in_range
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, assert_one_line_error, environment, load, run_program
 
-from bonsai.models import build_model
+from bonsai.models.table import build_model
 from bonsai.presets import FIELDS, PRESETS
 from bonsai.sizes import cache_bytes, describe_time, meta_model, parameters_by_part
 from model import GPT, GPTConfig

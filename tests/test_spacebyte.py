@@ -1,4 +1,4 @@
-"""bonsai/spacebyte.py: its rule for patches, causality, caches, and the contract of models."""
+"""bonsai/models/spacebyte.py: its rule for patches, causality, caches, and the contract of models."""
 
 import math
 
@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.models import MODELS, build_model
-from bonsai.spacebyte import Spacebyte, SpacebyteConfig, space_like
+from bonsai.models.spacebyte import Spacebyte, SpacebyteConfig, space_like
+from bonsai.models.table import MODELS, build_model
 
 SHAPE = dict(block_size=40, n_layer=2, n_head=2, n_embd=32, patch_size=4, local_layer=2)
 SHAPE |= dict(local_head=2, local_embd=16, local_window=0)

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, TINY, char_ids, load, losses, make_dataset, metrics, write_meta
 
 from bonsai import optim, report
-from bonsai.models import load_model
+from bonsai.models.table import load_model
 from bonsai.start import schedule_notes
 from bonsai.system.errors import UserError
 from configurator import Config

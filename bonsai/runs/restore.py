@@ -2,7 +2,7 @@
 
 A file goes through three gates before a model is built of it: bonsai/files/torchfile.py reads tensors and
 plain values within bounds and looks at the checksums, bonsai/runs/schema.py at the kinds and ranges of
-the values, and bonsai/fit.py at whether the tensors fit the model that is described.
+the values, and bonsai/models/fit.py at whether the tensors fit the model that is described.
 """
 
 import math

@@ -8,7 +8,7 @@ import torch
 
 from bonsai import tokenizers
 from bonsai.engine import Engine
-from bonsai.models import load_model
+from bonsai.models.table import load_model
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.text import find_tokenizer, start_tokens

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import torch
 
 from bonsai.data.dataset import Mixture
-from bonsai.models import load_model
+from bonsai.models.table import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import table, write_json
 from configurator import configure

@@ -21,8 +21,8 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from bonsai.decoder import ByteModel, Decoder, decoder_config
-from bonsai.patch_cache import MegabyteCache, PatchBefore
+from bonsai.models.decoder import ByteModel, Decoder, decoder_config
+from bonsai.models.patch_cache import MegabyteCache, PatchBefore
 from model import GPTConfig, sinusoids
 
 FILTERS = (3, 5, 7)  # bytes that the filters of the convolutional patch encoder see

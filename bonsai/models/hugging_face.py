@@ -15,7 +15,7 @@ from bonsai.files.access import exists
 from bonsai.files.jsonfile import read_json_object
 from bonsai.files.safetensors import read_safetensors
 from bonsai.files.torchfile import Damaged, Refused, read_torch_file
-from bonsai.fit import check_fit, without_masks
+from bonsai.models.fit import check_fit, without_masks
 from bonsai.runs.schema import is_dict, is_tensor, is_whole, shown
 from bonsai.system.errors import UserError
 from model import GPT, GPTConfig

@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from bonsai.decoder import ByteModel, Decoder, decoder_config
+from bonsai.models.decoder import ByteModel, Decoder, decoder_config
 from model import GPTConfig, KVCache, sinusoids
 
 BOUNDARIES = ("space", "fixed")

@@ -1,7 +1,7 @@
 """The table of architectures, and every way to get a model with weights.
 
 An architecture is one file and one line in MODELS: its class and its dataclass of settings;
-bonsai/contract.py says what a model must have, and gives the rest.
+bonsai/models/contract.py says what a model must have, and gives the rest.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -11,12 +11,12 @@ import torch.nn as nn
 
 from bonsai.files.access import exists
 from bonsai.files.jsonfile import read_json_object
-from bonsai.fit import WithoutDraws, check_fit, without_masks
-from bonsai.hugging_face import CONFIG_BYTES, read_gpt2
-from bonsai.megabyte import Megabyte, MegabyteConfig
+from bonsai.models.fit import WithoutDraws, check_fit, without_masks
+from bonsai.models.hugging_face import CONFIG_BYTES, read_gpt2
+from bonsai.models.megabyte import Megabyte, MegabyteConfig
+from bonsai.models.spacebyte import Spacebyte, SpacebyteConfig
 from bonsai.runs.names import checkpoints
 from bonsai.runs.restore import load_checkpoint, newer_weights, run_checkpoint
-from bonsai.spacebyte import Spacebyte, SpacebyteConfig
 from bonsai.system.errors import UserError, short_of_memory
 from bonsai.tokenizers.hugging_face import read_folder
 from model import CLASSIC_KEYS, GPT, GPTConfig

@@ -1,7 +1,7 @@
 """What the programs need of a model, with defaults for all but two things.
 
 An architecture is one file, a LanguageModel and a dataclass of its settings, and one line in
-bonsai/models.py. It must have
+bonsai/models/table.py. It must have
 
     Model(config)                       config: its dataclass, kept as self.config; it has
                                         block_size and vocab_size, each with a default
