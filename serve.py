@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bonsai import ROOT
 from bonsai.files.textfile import read_text
-from bonsai.memory import out_of_memory
+from bonsai.planning.memory import out_of_memory
 from bonsai.runs.restore import run_checkpoint
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.guard import GuardLimits, parse_origins

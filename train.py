@@ -27,10 +27,10 @@ from bonsai.data.batches import Batches, prefetch
 from bonsai.evals import bits_per_byte, mixture_loss
 from bonsai.forecast import Forecast, describe_cost, tracked
 from bonsai.interrupts import Interrupts
-from bonsai.memory import LOWER, describe_memory, out_of_memory
 from bonsai.models.table import CONFIGS, describe_model
 from bonsai.optim import build_optimizer, learning_rate_at, set_rates
-from bonsai.presets import FIELDS
+from bonsai.planning.memory import LOWER, describe_memory, out_of_memory
+from bonsai.planning.presets import FIELDS
 from bonsai.report import Report, versions
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.earlier import set_aside, set_aside_newer, take_back
@@ -73,7 +73,7 @@ token_noise = 0.0  # share of random inputs, for many passes over little text [>
 seed = 1337  # of the initial weights, the batches and dropout [>= 0]
 # model
 model = "gpt"  # the architecture; its fields are settings too
-depth = 0  # one dial: layers of a compute-optimal run of the fast recipe, see bonsai/dial.py [>= 0]
+depth = 0  # one dial: layers of a compute-optimal run of the fast recipe, see bonsai/planning/depth.py [>= 0]
 bias = False  # biases in the linear layers and norms (GPT-2: True)
 # optimizer
 optimizer = "adamw"  # adamw, or muon: Muon for the matrices, AdamW for the rest

@@ -32,8 +32,8 @@ import torch
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Dataset, Mixture, Split
 from bonsai.files.access import write_whole
-from bonsai.memory import GIB, out_of_memory
 from bonsai.models.table import build_model
+from bonsai.planning.memory import GIB, out_of_memory
 from bonsai.report import header
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import load_peer, peer_commit, provenance, spread, table, write_json

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 import torch
 
-from bonsai.memory import GIB
+from bonsai.planning.memory import GIB
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, spread, table, write_json
 from bonsai.system.runtime import Runtime, setup

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from bonsai.sizes import describe_time
+from bonsai.planning.costs import describe_time
 from bonsai.system.progress import LINE_SECONDS
 
 FIRST_SECONDS = 10  # before a long job says how long it will be

@@ -13,9 +13,9 @@ import torch
 import torch.nn as nn
 
 from bonsai.data.dataset import Mixture
-from bonsai.dial import compute_optimal
 from bonsai.models.table import CONFIGS, RUN_FIELDS, Loaded, build_model, load_model
 from bonsai.optim import load_optimizer_state
+from bonsai.planning.depth import compute_optimal
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import crop_moments
 from bonsai.system.errors import UserError

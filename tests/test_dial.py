@@ -1,4 +1,4 @@
-"""bonsai/dial.py, and --depth in train.py."""
+"""bonsai/planning/depth.py, and --depth in train.py."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bonsai.dial import BLOCK, compute_optimal, matrix_parameters
 from bonsai.models.table import build_model
+from bonsai.planning.depth import BLOCK, compute_optimal, matrix_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"block_size": 1024, "batch_size": 16}

@@ -12,7 +12,7 @@ import pytest
 from conftest import GOLDEN, ROOT, TINY, Result, environment, load, run_program
 
 from bonsai.models.table import CONFIGS
-from bonsai.presets import FIELDS
+from bonsai.planning.presets import FIELDS
 from configurator import configure
 
 PROGRAMS = sorted(p.name for p in ROOT.glob("*.py") if p.stem not in ("model", "configurator"))

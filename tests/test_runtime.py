@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from bonsai.memory import LOWER, describe_memory, out_of_memory, training_bytes
+from bonsai.planning.memory import LOWER, describe_memory, out_of_memory, training_bytes
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import (
     LAUNCHED,

@@ -1,4 +1,4 @@
-"""bonsai/scaling.py on laws that are known, and a sweep of projects/scaling at toy size."""
+"""bonsai/planning/scaling.py on laws that are known, and a sweep of projects/scaling at toy size."""
 
 import json
 import random
@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT, assert_one_line_error, run_command
 
-from bonsai.scaling import (
+from bonsai.planning.scaling import (
     APPROACH_1,
     APPROACH_2,
     CHINCHILLA,

@@ -9,8 +9,8 @@ import torch
 from conftest import ROOT, TINY, assert_one_line_error, environment, load, run_program
 
 from bonsai.models.table import build_model
-from bonsai.presets import FIELDS, PRESETS
-from bonsai.sizes import cache_bytes, describe_time, meta_model, parameters_by_part
+from bonsai.planning.costs import cache_bytes, describe_time, meta_model, parameters_by_part
+from bonsai.planning.presets import FIELDS, PRESETS
 from model import GPT, GPTConfig
 
 

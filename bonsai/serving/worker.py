@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bonsai.engine import Engine, Event, Request, SamplingParams
-from bonsai.memory import out_of_memory
+from bonsai.planning.memory import out_of_memory
 from bonsai.system.errors import UserError
 
 

@@ -17,9 +17,9 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.presets import PRESETS
-from bonsai.runs.metrics import read_metrics
-from bonsai.scaling import (
+from bonsai.planning.costs import meta_model
+from bonsai.planning.presets import PRESETS
+from bonsai.planning.scaling import (
     APPROACH_1,
     APPROACH_2,
     CHINCHILLA,
@@ -27,7 +27,7 @@ from bonsai.scaling import (
     fit_power_law,
     fit_scaling_law,
 )
-from bonsai.sizes import meta_model
+from bonsai.runs.metrics import read_metrics
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import table, write_json
 from configurator import configure

@@ -6,9 +6,9 @@ parameters are counted in a second on a laptop, whatever the fields.
 
 import torch
 
-from bonsai.memory import GIB, training_bytes
 from bonsai.models.table import build_model
-from bonsai.scaling import APPROACH_1, CHINCHILLA, fit_power_law
+from bonsai.planning.memory import GIB, training_bytes
+from bonsai.planning.scaling import APPROACH_1, CHINCHILLA, fit_power_law
 from bonsai.system.results import table
 from bonsai.system.runtime import peak_flops_by_name
 
