@@ -29,7 +29,7 @@ from bonsai.planning.presets import FIELDS, find_preset
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, spread, write_json
 from bonsai.system.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
-from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic, time_steps
+from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic, time_steps
 from configurator import Config, configure
 
 # -----------------------------------------------------------------------------
@@ -53,7 +53,7 @@ seed = 1337  # of the weights and batches [>= 0]
 # model
 model = "gpt"  # the architecture; its fields are settings too
 bias = False  # biases in the linear layers and norms (GPT-2: True)
-# optimizer; see bonsai/optim.py
+# optimizer; see bonsai/training/optimizers.py
 optimizer = "adamw"  # or muon: the kind changes the time of a step, the numbers below do not
 learning_rate = 1e-4  # without a schedule [>= 0]
 weight_decay = 1e-2  # on tensors of two or more dimensions [>= 0]

@@ -23,13 +23,13 @@ import torch
 from bonsai.data.dataset import Mixture
 from bonsai.evals import Question, bits_per_byte, multiple_choice, read_questions, split_loss
 from bonsai.files.textfile import check_writable
-from bonsai.forecast import tracked
 from bonsai.models.table import Loaded, load_model
 from bonsai.planning.memory import out_of_memory
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, table, write_json
 from bonsai.system.runtime import Runtime, setup
 from bonsai.text import find_tokenizer
+from bonsai.training.forecast import tracked
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

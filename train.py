@@ -25,22 +25,22 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.data.batches import Batches, prefetch
 from bonsai.evals import bits_per_byte, mixture_loss
-from bonsai.forecast import Forecast, describe_cost, tracked
-from bonsai.interrupts import Interrupts
 from bonsai.models.table import CONFIGS, describe_model
-from bonsai.optim import build_optimizer, learning_rate_at, set_rates
 from bonsai.planning.memory import LOWER, describe_memory, out_of_memory
 from bonsai.planning.presets import FIELDS
-from bonsai.report import Report, versions
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.earlier import set_aside, set_aside_newer, take_back
 from bonsai.runs.lock import RunLock
 from bonsai.runs.names import BEST, CKPT, DIVERGED, LAST, remove_unfinished, step_name
 from bonsai.runs.restore import newer_weights
-from bonsai.start import begin
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import Runtime, peak_flops, seed_everything, setup
 from bonsai.text import sample_text
+from bonsai.training.forecast import Forecast, describe_cost, tracked
+from bonsai.training.interrupts import Interrupts
+from bonsai.training.optimizers import build_optimizer, learning_rate_at, set_rates
+from bonsai.training.report import Report, versions
+from bonsai.training.start import begin
 from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from bonsai.models.table import build_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, table, write_json
 from bonsai.system.runtime import memory_in_use, setup
-from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic
+from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic
 from configurator import configure
 
 # -----------------------------------------------------------------------------

@@ -32,11 +32,11 @@ from bonsai.engine import SamplingParams, generate
 from bonsai.evals import split_loss
 from bonsai.files.access import save_picture, write_whole
 from bonsai.models.table import CONFIGS, build_model
-from bonsai.optim import set_rates
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, table, write_json
 from bonsai.system.runtime import Runtime, setup
-from bonsai.throughput import OPTIMIZER, TrainingStep
+from bonsai.training.optimizers import set_rates
+from bonsai.training.step import OPTIMIZER, TrainingStep
 from configurator import configure
 
 # -----------------------------------------------------------------------------

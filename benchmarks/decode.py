@@ -33,10 +33,10 @@ from bonsai.engine.linear import call, products
 from bonsai.engine.memory import LargePages
 from bonsai.files.access import write_whole
 from bonsai.models.table import build_model
-from bonsai.report import header
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import load_peer, peer_commit, provenance, spread, table, write_json
 from bonsai.system.runtime import DTYPES, Runtime, cpu_computes_bfloat16, setup
+from bonsai.training.report import header
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

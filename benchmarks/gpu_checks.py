@@ -29,12 +29,12 @@ from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.evals import split_loss
 from bonsai.models.table import build_model
-from bonsai.optim import build_optimizer
 from bonsai.system.errors import run
 from bonsai.system.results import provenance, write_json
 from bonsai.system.runtime import setup
-from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic
 from bonsai.tokenizers import ByteTokenizer
+from bonsai.training.optimizers import build_optimizer
+from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic
 from configurator import configure
 
 # -----------------------------------------------------------------------------

@@ -20,10 +20,10 @@ if __name__ == "__main__":
 from bonsai.data.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams
 from bonsai.models.table import load_model
-from bonsai.report import header
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, table, write_json
 from bonsai.system.runtime import DTYPES, setup_inference
+from bonsai.training.report import header
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

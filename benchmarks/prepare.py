@@ -205,8 +205,8 @@ def main() -> None:
 
     import torch  # not before: a program starts with its parent's memory in its account
 
-    from bonsai.report import header
     from bonsai.system.results import provenance, spread, table, write_json
+    from bonsai.training.report import header
 
     base = spread(times["nanogpt"])["median"] if "nanogpt" in names else None
     found = []

@@ -27,9 +27,9 @@ import torch
 from benchmarks.track import SEED, Track
 from bonsai import ROOT
 from bonsai.files.access import save_picture
-from bonsai.report import header
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import table
+from bonsai.training.report import header
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

@@ -26,9 +26,9 @@ import torch
 
 from bonsai import ROOT
 from bonsai.data.dataset import find_folder
-from bonsai.report import header
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, spread, table, write_json
+from bonsai.training.report import header
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

@@ -34,11 +34,11 @@ from bonsai.data.dataset import Dataset, Mixture, Split
 from bonsai.files.access import write_whole
 from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB, out_of_memory
-from bonsai.report import header
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import load_peer, peer_commit, provenance, spread, table, write_json
 from bonsai.system.runtime import DTYPES, Runtime, peak_flops, pick_device, pick_dtype, setup
-from bonsai.throughput import OPTIMIZER, TrainingStep, time_steps
+from bonsai.training.report import header
+from bonsai.training.step import OPTIMIZER, TrainingStep, time_steps
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

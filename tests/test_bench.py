@@ -1,4 +1,4 @@
-"""bench.py, bonsai/throughput.py and the scripts of benchmarks/, with tiny models on the CPU."""
+"""bench.py, bonsai/training/step.py and the scripts of benchmarks/, with tiny models on the CPU."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture, open_dataset
 from bonsai.models.table import build_model
 from bonsai.system.runtime import setup
-from bonsai.throughput import OPTIMIZER, TrainingStep, synthetic, time_steps
+from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic, time_steps
 
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=4"]
 TINY += ["--device=cpu", "--dtype=float32", "--warmup=1"]

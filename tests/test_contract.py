@@ -10,7 +10,6 @@ import torch.nn as nn
 from conftest import ROOT
 from torch.nn import functional as F
 
-from bonsai import report
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.models import table as models
 from bonsai.models.contract import LanguageModel
@@ -18,6 +17,7 @@ from bonsai.models.table import load_model
 from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
+from bonsai.training import report
 
 
 @dataclass

@@ -20,8 +20,8 @@ import torch
 from conftest import ROOT, TINY, environment, load, losses, metrics
 
 from bonsai import evals
-from bonsai.report import Report
 from bonsai.system.errors import UserError
+from bonsai.training.report import Report
 
 train = importlib.import_module("train")
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -1,12 +1,12 @@
-"""bonsai/forecast.py: what is said of how long it will take, by a clock that the tests turn."""
+"""bonsai/training/forecast.py: what is said of how long it will take, by a clock that the tests turn."""
 
 import io
 import sys
 
 import pytest
 
-from bonsai import forecast
-from bonsai.forecast import DAY, Forecast, describe_cost, tracked
+from bonsai.training import forecast
+from bonsai.training.forecast import DAY, Forecast, describe_cost, tracked
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""bonsai/muon.py: against torch's own Muon and AdamW, and one process against several."""
+"""bonsai/training/muon.py: against torch's own Muon and AdamW, and one process against several."""
 
 import os
 import socket
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bonsai.muon import NEWTON_SCHULZ, POLAR_EXPRESS, Muon, orthogonalize
-from bonsai.optim import build_optimizer
 from bonsai.system.runtime import setup
+from bonsai.training.muon import NEWTON_SCHULZ, POLAR_EXPRESS, Muon, orthogonalize
+from bonsai.training.optimizers import build_optimizer
 from model import GPT, GPTConfig
 from tests.test_optim import SETTINGS
 
@@ -183,7 +183,7 @@ def test_state_moves_between_optimizers():
 # One process, and two or three that share the work: the same weights, the same saved state.
 WORKER = """
 import sys, torch
-from bonsai.optim import build_optimizer
+from bonsai.training.optimizers import build_optimizer
 from bonsai.system.runtime import setup
 from model import GPT, GPTConfig
 runtime = setup("cpu", "float32", False)

@@ -1,4 +1,4 @@
-"""bonsai/optim.py: the schedules against closed forms, and the optimizer's state."""
+"""bonsai/training/optimizers.py: the schedules against closed forms, and the optimizer's state."""
 
 import copy
 import math
@@ -7,15 +7,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bonsai.optim import (
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import setup
+from bonsai.training.optimizers import (
     OPTIMIZERS,
     build_optimizer,
     learning_rate_at,
     load_optimizer_state,
     set_rates,
 )
-from bonsai.system.errors import UserError
-from bonsai.system.runtime import setup
 from model import GPT, GPTConfig
 
 SETTINGS = dict(

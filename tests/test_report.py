@@ -1,4 +1,4 @@
-"""bonsai/report.py: a run's files, also after a kill and a resume; nothing from other ranks."""
+"""bonsai/training/report.py: a run's files, also after a kill and a resume; nothing from other ranks."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from conftest import metrics
 
-from bonsai.report import Report, plot_loss
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
+from bonsai.training.report import Report, plot_loss
 
 STEP = {"loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "ms": 3.0, "tokens_per_s": 100.0}
 EVAL = {"train_loss": 2.0, "val_loss": 2.1, "val_bpb": 3.0, "lr": 1e-3, "mfu": None}
@@ -54,7 +54,7 @@ def test_a_picture_that_fails_costs_no_run(tmp_path, capsys, runtime, monkeypatc
     def fail(folder):
         raise OSError("no fonts")
 
-    monkeypatch.setattr("bonsai.report.plot_loss", fail)
+    monkeypatch.setattr("bonsai.training.report.plot_loss", fail)
     report.plot()
     report.close()
     assert "could not draw" in capsys.readouterr().out

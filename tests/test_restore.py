@@ -26,7 +26,6 @@ from conftest import (
 from test_checkpoint import one_line, state
 
 from bonsai.models.table import describe_model, load_model
-from bonsai.optim import load_optimizer_state
 from bonsai.runs import checkpoint, restore
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.names import previous
@@ -34,6 +33,7 @@ from bonsai.runs.restore import crop_moments, load_checkpoint, run_checkpoint, s
 from bonsai.system.errors import UserError
 from bonsai.text import find_tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
+from bonsai.training.optimizers import load_optimizer_state
 from model import CLASSIC_KEYS, GPT, GPTConfig
 
 needs_resource = pytest.mark.skipif(

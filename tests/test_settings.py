@@ -13,9 +13,9 @@ import model
 from bonsai.engine import ON_FULL
 from bonsai.models.spacebyte import BOUNDARIES
 from bonsai.models.table import CONFIGS
-from bonsai.optim import SCHEDULES
 from bonsai.system import runtime
 from bonsai.system.values import COMMAND_LINE, RANGE, WORDS, Setting, in_range
+from bonsai.training.optimizers import SCHEDULES
 
 PROGRAMS = [
     path.relative_to(ROOT).as_posix()

@@ -1,4 +1,4 @@
-"""bonsai/start.py: what a run begins from, called from Python as in a notebook."""
+"""bonsai/training/start.py: what a run begins from, called from Python as in a notebook."""
 
 import ast
 import importlib.util
@@ -12,10 +12,11 @@ import pytest
 import torch
 from conftest import ROOT, TINY, char_ids, load, losses, make_dataset, metrics, write_meta
 
-from bonsai import optim, report
 from bonsai.models.table import load_model
-from bonsai.start import schedule_notes
 from bonsai.system.errors import UserError
+from bonsai.training import optimizers as optim
+from bonsai.training import report
+from bonsai.training.start import schedule_notes
 from configurator import Config
 
 

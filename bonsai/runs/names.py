@@ -5,7 +5,7 @@ ckpt.pt, last.pt, best.pt   checkpoints (bonsai/runs/checkpoint.py says what is 
 diverged.pt                 one whose loss is not finite, which replaces none of those
 NAME.prev.pt                the one that NAME.pt has replaced
 step_NNNNNNN.pt             those that keep_last keeps
-metrics.jsonl, log.txt, config.json, loss.png    see bonsai/report.py
+metrics.jsonl, log.txt, config.json, loss.png    see bonsai/training/report.py
 run.lock                    while it goes on: who writes here (bonsai/runs/lock.py)
 earlier/1, earlier/2, ...   the same files of runs before it (bonsai/runs/earlier.py)
 """

@@ -19,9 +19,9 @@ import torch
 
 from bonsai.files.atomic import replace_text
 from bonsai.files.jsonfile import finite
-from bonsai.report import commit, versions
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import device_name
+from bonsai.training.report import commit, versions
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from torch.nn import functional as F
 
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
-from bonsai.optim import set_rates
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import table, write_json
 from bonsai.system.runtime import setup
-from bonsai.throughput import OPTIMIZER, TrainingStep
+from bonsai.training.optimizers import set_rates
+from bonsai.training.step import OPTIMIZER, TrainingStep
 from configurator import configure
 from model import GPT, GPTConfig
 from projects.common import COLORS, loss_by_position, new_figure, save_figure

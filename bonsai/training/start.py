@@ -14,11 +14,11 @@ import torch.nn as nn
 
 from bonsai.data.dataset import Mixture
 from bonsai.models.table import CONFIGS, RUN_FIELDS, Loaded, build_model, load_model
-from bonsai.optim import load_optimizer_state
 from bonsai.planning.depth import compute_optimal
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import crop_moments
 from bonsai.system.errors import UserError
+from bonsai.training.optimizers import load_optimizer_state
 
 # where a run is, on what machine, and what is asked of it this time: never the checkpoint's
 OF_THE_COMMAND = ("out_dir", "init_from", "eval_only", "other_tokenizer", "wandb_run_name")

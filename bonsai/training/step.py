@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from bonsai.optim import build_optimizer
 from bonsai.system.runtime import Runtime, seed_everything
+from bonsai.training.optimizers import build_optimizer
 
 # Settings of the optimizer where a benchmark names none; they do not change the time of a step.
 OPTIMIZER = dict(

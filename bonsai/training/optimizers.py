@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 import torch.nn as nn
 
-from bonsai.muon import POLAR_EXPRESS, Muon
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
+from bonsai.training.muon import POLAR_EXPRESS, Muon
 
 
 class Trainable:
@@ -63,7 +63,7 @@ def adamw(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Opt
 
 
 def muon(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Optimizer:
-    """Muon for the matrices of the blocks, AdamW for the rest; see bonsai/muon.py.
+    """Muon for the matrices of the blocks, AdamW for the rest; see bonsai/training/muon.py.
 
     learning_rate is the matrices' rate, the other kinds have their own; only matrices decay.
     """
