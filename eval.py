@@ -8,7 +8,7 @@
 
 The loss is the mean over every token of a split but its first, in windows of block_size that do not
 overlap. Bits per byte of text compare across tokenizers; perplexity, its exponential, does not.
-Questions are answered with the likeliest ending; see bonsai/evals.py for the three ways to tell.
+Questions are answered with the likeliest ending; see bonsai/evaluation/loss.py for the three ways to tell.
 """
 
 if __name__ == "__main__":
@@ -21,7 +21,13 @@ from functools import partial
 import torch
 
 from bonsai.data.dataset import Mixture
-from bonsai.evals import Question, bits_per_byte, multiple_choice, read_questions, split_loss
+from bonsai.evaluation.loss import (
+    Question,
+    bits_per_byte,
+    multiple_choice,
+    read_questions,
+    split_loss,
+)
 from bonsai.files.textfile import check_writable
 from bonsai.models.table import Loaded, load_model
 from bonsai.planning.memory import out_of_memory

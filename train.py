@@ -24,7 +24,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.data.batches import Batches, prefetch
-from bonsai.evals import bits_per_byte, mixture_loss
+from bonsai.evaluation.loss import bits_per_byte, mixture_loss
 from bonsai.models.table import CONFIGS, describe_model
 from bonsai.planning.memory import LOWER, describe_memory, out_of_memory
 from bonsai.planning.presets import FIELDS

@@ -29,7 +29,7 @@ import torch
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
 from bonsai.engine import SamplingParams, generate
-from bonsai.evals import split_loss
+from bonsai.evaluation.loss import split_loss
 from bonsai.files.access import save_picture, write_whole
 from bonsai.models.table import CONFIGS, build_model
 from bonsai.system.errors import UserError, run

@@ -27,7 +27,7 @@ from bonsai import ROOT
 from bonsai.data.dataset import open_dataset
 from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.evals import split_loss
+from bonsai.evaluation.loss import split_loss
 from bonsai.models.table import build_model
 from bonsai.system.errors import run
 from bonsai.system.results import provenance, write_json

@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, environment, load, losses, metrics
 
-from bonsai import evals
+from bonsai.evaluation import loss as evals
 from bonsai.system.errors import UserError
 from bonsai.training.report import Report
 

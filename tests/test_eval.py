@@ -1,4 +1,4 @@
-"""bonsai/evals.py against brute force, and eval.py as its users run it."""
+"""bonsai/evaluation/loss.py against brute force, and eval.py as its users run it."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from conftest import CHARS, ROOT, assert_one_line_error, run_command, run_progra
 from torch.nn import functional as F
 
 from bonsai.data.dataset import Mixture, open_dataset
-from bonsai.evals import (
+from bonsai.evaluation.loss import (
     Question,
     bits_per_byte,
     encode_endings,

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, assert_one_line_error, run_command
 
 from bonsai.data.dataset import open_dataset
-from bonsai.evals import split_loss
+from bonsai.evaluation.loss import split_loss
 from bonsai.system.runtime import setup
 from model import GPT, GPTConfig, sinusoids
 from projects.common import loss_by_position

@@ -28,7 +28,7 @@ from bonsai.data.corpus import document_key
 from bonsai.data.dataset import open_dataset
 from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
-from bonsai.evals import split_loss
+from bonsai.evaluation.loss import split_loss
 from bonsai.models.table import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
