@@ -21,6 +21,7 @@ from functools import partial
 import torch
 
 from bonsai.data.dataset import Mixture
+from bonsai.engine.text import find_tokenizer
 from bonsai.evaluation.loss import (
     Question,
     bits_per_byte,
@@ -34,7 +35,6 @@ from bonsai.planning.memory import out_of_memory
 from bonsai.system.errors import UserError, run
 from bonsai.system.results import provenance, table, write_json
 from bonsai.system.runtime import Runtime, setup
-from bonsai.text import find_tokenizer
 from bonsai.training.forecast import tracked
 from configurator import configure, resolve_path
 

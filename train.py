@@ -24,6 +24,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.data.batches import Batches, prefetch
+from bonsai.engine.text import sample_text
 from bonsai.evaluation.loss import bits_per_byte, mixture_loss
 from bonsai.models.table import CONFIGS, describe_model
 from bonsai.planning.memory import LOWER, describe_memory, out_of_memory
@@ -35,7 +36,6 @@ from bonsai.runs.names import BEST, CKPT, DIVERGED, LAST, remove_unfinished, ste
 from bonsai.runs.restore import newer_weights
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import Runtime, peak_flops, seed_everything, setup
-from bonsai.text import sample_text
 from bonsai.training.forecast import Forecast, describe_cost, tracked
 from bonsai.training.interrupts import Interrupts
 from bonsai.training.optimizers import build_optimizer, learning_rate_at, set_rates

@@ -13,10 +13,10 @@ from conftest import run_program
 from shared_data import need_vocabulary
 
 from bonsai import tokenizers
+from bonsai.engine.text import find_tokenizer
 from bonsai.files.safetensors import read_safetensors
 from bonsai.models.table import load_model
 from bonsai.system.errors import UserError
-from bonsai.text import find_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 SIZES = dict(vocab_size=61, n_positions=24, n_embd=32, n_layer=3, n_head=4, bos_token_id=60)

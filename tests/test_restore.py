@@ -25,13 +25,13 @@ from conftest import (
 )
 from test_checkpoint import one_line, state
 
+from bonsai.engine.text import find_tokenizer
 from bonsai.models.table import describe_model, load_model
 from bonsai.runs import checkpoint, restore
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.names import previous
 from bonsai.runs.restore import crop_moments, load_checkpoint, run_checkpoint, steps_done
 from bonsai.system.errors import UserError
-from bonsai.text import find_tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.training.optimizers import load_optimizer_state
 from model import CLASSIC_KEYS, GPT, GPTConfig
