@@ -29,8 +29,8 @@ if __name__ == "__main__":
 import torch
 
 from bonsai.engine import Engine, SamplingParams
-from bonsai.engine.linear import call, products
-from bonsai.engine.memory import LargePages
+from bonsai.engine.cpu.linear import call, products
+from bonsai.engine.cpu.pages import LargePages
 from bonsai.files.access import write_whole
 from bonsai.models.table import build_model
 from bonsai.system.errors import UserError, run

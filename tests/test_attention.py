@@ -5,8 +5,9 @@ import torch
 from test_engine import tiny
 from torch.nn import functional as F
 
-from bonsai.engine import Engine, SamplingParams, attention, native
-from bonsai.engine.attention import attend
+from bonsai.engine import Engine, SamplingParams
+from bonsai.engine.cpu import attention, native
+from bonsai.engine.cpu.attention import attend
 
 own_kernel = pytest.mark.skipif(not attention.kernels(), reason="no C++ compiler")
 B, S = 5, 70

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bonsai.engine import SamplingParams, block, generate, linear, memory, prepare, weights
-from bonsai.engine.memory import PAGE, LargePages
+from bonsai.engine import SamplingParams, generate, prepare
+from bonsai.engine.cpu import block, linear, weights
+from bonsai.engine.cpu import pages as memory
+from bonsai.engine.cpu.pages import PAGE, LargePages
 from bonsai.models.table import build_model
 
 own_kernel = pytest.mark.skipif(not block.kernels(), reason="no C++ compiler")

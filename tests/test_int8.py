@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bonsai.engine import int8, linear
-from bonsai.engine.int8 import Int8Linear
-from bonsai.engine.native import build, functions
+from bonsai.engine.cpu import int8, linear
+from bonsai.engine.cpu.int8 import Int8Linear
+from bonsai.engine.cpu.native import build, functions
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

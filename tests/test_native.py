@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from bonsai.engine import native
+from bonsai.engine.cpu import native
 
 
 @pytest.fixture

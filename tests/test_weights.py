@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_engine import BLOCK, VOCAB, tiny
 
-from bonsai.engine.weights import packs, prepare
+from bonsai.engine.cpu.weights import packs, prepare
 from model import ACTIVATIONS
 
 # of the logits' own spread, on a model of GPT-2's shape in small with its initial weights

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from bonsai.engine.ahead import Draft, Lookup
+from bonsai.engine.cpu.weights import prepare
 from bonsai.engine.phases import (
     CompiledStep,
     TokenCache,
@@ -23,7 +24,6 @@ from bonsai.engine.phases import (
 )
 from bonsai.engine.prefixes import Prefixes
 from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scores
-from bonsai.engine.weights import prepare
 from bonsai.system.errors import UserError
 from model import KVCache
 

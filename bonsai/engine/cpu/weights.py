@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from bonsai.engine.attention import attend
-from bonsai.engine.block import join
-from bonsai.engine.int8 import Int8Linear
-from bonsai.engine.linear import FastLinear, call, has_tiles, products
-from bonsai.engine.memory import LargePages
+from bonsai.engine.cpu.attention import attend
+from bonsai.engine.cpu.block import join
+from bonsai.engine.cpu.int8 import Int8Linear
+from bonsai.engine.cpu.linear import FastLinear, call, has_tiles, products
+from bonsai.engine.cpu.pages import LargePages
 from bonsai.system.errors import UserError
 from model import ACTIVATIONS, Dropout
 

@@ -5,7 +5,7 @@ from ctypes import c_float, c_int, c_int64, c_void_p
 import torch
 from torch.nn import functional as F
 
-from bonsai.engine.native import functions
+from bonsai.engine.cpu.native import functions
 
 CHANNELS = range(16, 129, 16)  # of a head, for which attention.cpp has loops
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bonsai.engine.linear import FastLinear, call, has_tiles, products
-from bonsai.engine.memory import LargePages
+from bonsai.engine.cpu.linear import FastLinear, call, has_tiles, products
+from bonsai.engine.cpu.pages import LargePages
 
 
 class Int8Linear(FastLinear):

@@ -5,8 +5,8 @@ from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_
 import torch
 from torch import nn
 
-from bonsai.engine.attention import CHANNELS
-from bonsai.engine.native import functions
+from bonsai.engine.cpu.attention import CHANNELS
+from bonsai.engine.cpu.native import functions
 from model import ACTIVATIONS, Block, KVCache
 
 MOST = 64  # tokens: of more, attention is faster when its queries are computed together

@@ -5,7 +5,7 @@ from ctypes import c_int, c_int64, c_void_p
 import torch
 from torch import nn
 
-from bonsai.engine.native import build, functions
+from bonsai.engine.cpu.native import build, functions
 
 
 class FastLinear(nn.Module):
