@@ -20,10 +20,10 @@ from bonsai import ROOT
 from bonsai.files.textfile import read_text
 from bonsai.planning.memory import out_of_memory
 from bonsai.runs.restore import run_checkpoint
+from bonsai.serving.api.plans import Limits
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.guard import GuardLimits, parse_origins
 from bonsai.serving.http import listen, serve
-from bonsai.serving.plans import Limits
 from bonsai.serving.registry import load_served, parse_models
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import leave_a_core, setup_inference

@@ -364,7 +364,7 @@ def test_token_ids_on_request(served):
 def test_json_has_no_infinities(served):
     """A bias of -100 on all but one token: log p of the raw logits stays finite anyhow; what is
     minus infinity would be -9999."""
-    from bonsai.serving.forms import clamp
+    from bonsai.serving.api.forms import clamp
 
     assert clamp(float("-inf")) == clamp(-1e30) == -9999.0 and clamp(-3.5) == -3.5
     body = {"model": "memo", "prompt": "One", "logprobs": 5, "echo": True, "temperature": 0}

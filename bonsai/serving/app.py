@@ -14,16 +14,16 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from bonsai import __version__
-from bonsai.serving.answers import Answer, failed, unless_gone, until_gone
-from bonsai.serving.bodies import read_body, takes
-from bonsai.serving.errors import ApiError, error_body
-from bonsai.serving.forms import ChatForm, CompletionForm, Writer
+from bonsai.serving.api.answers import Answer, failed, unless_gone, until_gone
+from bonsai.serving.api.bodies import read_body, takes
+from bonsai.serving.api.errors import ApiError, error_body
+from bonsai.serving.api.forms import ChatForm, CompletionForm, Writer
+from bonsai.serving.api.plans import Limits, Plan, plan_chat, plan_completion
+from bonsai.serving.api.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
 from bonsai.serving.guard import Guard, GuardLimits
 from bonsai.serving.metrics import Metrics, Stopwatch
-from bonsai.serving.plans import Limits, Plan, plan_chat, plan_completion
 from bonsai.serving.playground import playground_routes
 from bonsai.serving.registry import Served
-from bonsai.serving.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
 from bonsai.serving.worker import Stopped, Worker
 
 # The page runs nothing but its own files, and no other page may show it in a frame.

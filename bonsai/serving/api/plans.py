@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bonsai.engine import SamplingParams
+from bonsai.serving.api.errors import ApiError, bad_request
+from bonsai.serving.api.schemas import ChatRequest, CompletionRequest, Sampling
 from bonsai.serving.background import in_background
-from bonsai.serving.errors import ApiError, bad_request
 from bonsai.serving.registry import Served
-from bonsai.serving.schemas import ChatRequest, CompletionRequest, Sampling
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.chat import ChatTemplate
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 
+from bonsai.serving.api.errors import ApiError, bad_request
+from bonsai.serving.api.schemas import Body
 from bonsai.serving.background import in_background
-from bonsai.serving.errors import ApiError, bad_request
-from bonsai.serving.schemas import Body
 
 SMALL = 16 * 2**10  # bytes that are read at once, in the event loop
 MOST_VALUES = 300_000  # 128 prompts of 2,000 tokens
