@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from bonsai.serving.inside import attention_weights, inspect_prompt, look
+from bonsai.serving.page.inside import attention_weights, inspect_prompt, look
 from bonsai.system.errors import UserError
 from model import GPT, GPTConfig, rope_angles
 

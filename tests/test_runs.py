@@ -4,7 +4,7 @@ import json
 import os
 import tracemalloc
 
-from bonsai.serving.runs import find_runs, list_runs, read_rows
+from bonsai.serving.page.runs import find_runs, list_runs, read_rows
 
 
 def make_run(folder, rows, settings=None):

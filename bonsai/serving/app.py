@@ -22,7 +22,7 @@ from bonsai.serving.api.plans import Limits, Plan, plan_chat, plan_completion
 from bonsai.serving.api.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
 from bonsai.serving.guard import Guard, GuardLimits
 from bonsai.serving.metrics import Metrics, Stopwatch
-from bonsai.serving.playground import playground_routes
+from bonsai.serving.page.playground import playground_routes
 from bonsai.serving.registry import Served
 from bonsai.serving.worker import Stopped, Worker
 

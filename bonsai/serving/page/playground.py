@@ -10,9 +10,9 @@ from bonsai.serving.api.bodies import read_body, takes
 from bonsai.serving.api.errors import ApiError, bad_request
 from bonsai.serving.api.schemas import DetokenizeRequest, InspectRequest, TokenizeRequest
 from bonsai.serving.background import in_background
-from bonsai.serving.inside import LONGEST, inspect_prompt
+from bonsai.serving.page.inside import LONGEST, inspect_prompt
+from bonsai.serving.page.runs import find_runs, list_runs, read_rows
 from bonsai.serving.registry import Served, usable_tokenizers
-from bonsai.serving.runs import find_runs, list_runs, read_rows
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, Tokenizer
 
