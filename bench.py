@@ -21,14 +21,16 @@ import torch
 
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
+from bonsai.files.jsonfile import write_json
 from bonsai.files.textfile import check_writable
 from bonsai.models.table import CONFIGS, build_model
 from bonsai.planning.costs import describe_size, meta_model
 from bonsai.planning.memory import GIB, LOWER, describe_memory, out_of_memory
 from bonsai.planning.presets import FIELDS, find_preset
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import provenance, spread, write_json
+from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
+from bonsai.system.tables import spread
 from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic, time_steps
 from configurator import Config, configure
 
@@ -39,7 +41,7 @@ warmup = 10  # steps before them that do not [>= 0]
 profile = False  # then profile 5 more: a table of operations, and a trace in out_dir
 out_dir = "out-bench"  # where that goes [path]
 json = ""  # a file for the results; -: the last line of stdout [path]
-# instead: what a model of the family (bonsai/planning/presets.py) would cost; nothing is run or allocated
+# instead: what a model of the family (bonsai/planning/presets.py) would cost; nothing is run
 size = ""  # its name, such as gpt2-xl; fields that are set change it
 gpu = "H100"  # on which it would be trained
 gpus = 1  # how many of them [>= 1]

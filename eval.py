@@ -8,7 +8,7 @@
 
 The loss is the mean over every token of a split but its first, in windows of block_size that do not
 overlap. Bits per byte of text compare across tokenizers; perplexity, its exponential, does not.
-Questions are answered with the likeliest ending; see bonsai/evaluation/loss.py for the three ways to tell.
+Questions are answered with the likeliest ending; bonsai/evaluation/ has three ways to tell.
 """
 
 if __name__ == "__main__":
@@ -29,12 +29,14 @@ from bonsai.evaluation.loss import (
     read_questions,
     split_loss,
 )
+from bonsai.files.jsonfile import write_json
 from bonsai.files.textfile import check_writable
 from bonsai.models.table import Loaded, load_model
 from bonsai.planning.memory import out_of_memory
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import provenance, table, write_json
+from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
+from bonsai.system.tables import table
 from bonsai.training.forecast import tracked
 from configurator import configure, resolve_path
 

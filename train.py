@@ -35,11 +35,12 @@ from bonsai.runs.lock import RunLock
 from bonsai.runs.names import BEST, CKPT, DIVERGED, LAST, remove_unfinished, step_name
 from bonsai.runs.restore import newer_weights
 from bonsai.system.errors import UserError, run
+from bonsai.system.provenance import versions
 from bonsai.system.runtime import Runtime, peak_flops, seed_everything, setup
 from bonsai.training.forecast import Forecast, describe_cost, tracked
 from bonsai.training.interrupts import Interrupts
 from bonsai.training.optimizers import build_optimizer, learning_rate_at, set_rates
-from bonsai.training.report import Report, versions
+from bonsai.training.report import Report
 from bonsai.training.start import begin
 from configurator import Config, configure, resolve_path
 
@@ -73,7 +74,7 @@ token_noise = 0.0  # share of random inputs, for many passes over little text [>
 seed = 1337  # of the initial weights, the batches and dropout [>= 0]
 # model
 model = "gpt"  # the architecture; its fields are settings too
-depth = 0  # one dial: layers of a compute-optimal run of the fast recipe, see bonsai/planning/depth.py [>= 0]
+depth = 0  # layers of a compute-optimal run: all else follows (bonsai/planning/depth.py) [>= 0]
 bias = False  # biases in the linear layers and norms (GPT-2: True)
 # optimizer
 optimizer = "adamw"  # adamw, or muon: Muon for the matrices, AdamW for the rest

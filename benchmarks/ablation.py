@@ -21,8 +21,8 @@ import torch
 from benchmarks.track import SEED, Track
 from bonsai import ROOT
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import table
-from bonsai.training.report import header
+from bonsai.system.provenance import header
+from bonsai.system.tables import table
 from configurator import configure
 
 # -----------------------------------------------------------------------------

@@ -25,10 +25,12 @@ import torch
 
 from bonsai.engine import SamplingParams, generate, prepare
 from bonsai.files.access import write_whole
+from bonsai.files.jsonfile import write_json
 from bonsai.models.table import build_model
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import provenance, table, write_json
+from bonsai.system.provenance import provenance
 from bonsai.system.runtime import memory_in_use, setup
+from bonsai.system.tables import table
 from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic
 from configurator import configure
 

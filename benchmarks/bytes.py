@@ -31,10 +31,12 @@ from bonsai.data.dataset import Mixture
 from bonsai.engine import SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
 from bonsai.files.access import save_picture, write_whole
+from bonsai.files.jsonfile import write_json
 from bonsai.models.table import CONFIGS, build_model
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import provenance, table, write_json
+from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
+from bonsai.system.tables import table
 from bonsai.training.optimizers import set_rates
 from bonsai.training.step import OPTIMIZER, TrainingStep
 from configurator import configure

@@ -28,15 +28,17 @@ if __name__ == "__main__":
 
 import torch
 
+from benchmarks.harness import load_peer, peer_commit
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.cpu.linear import call, products
 from bonsai.engine.cpu.pages import LargePages
 from bonsai.files.access import write_whole
+from bonsai.files.jsonfile import write_json
 from bonsai.models.table import build_model
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import load_peer, peer_commit, provenance, spread, table, write_json
+from bonsai.system.provenance import header, provenance
 from bonsai.system.runtime import DTYPES, Runtime, cpu_computes_bfloat16, setup
-from bonsai.training.report import header
+from bonsai.system.tables import spread, table
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

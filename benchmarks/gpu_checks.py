@@ -28,9 +28,10 @@ from bonsai.data.dataset import open_dataset
 from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
+from bonsai.files.jsonfile import write_json
 from bonsai.models.table import build_model
 from bonsai.system.errors import run
-from bonsai.system.results import provenance, write_json
+from bonsai.system.provenance import provenance
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.training.optimizers import build_optimizer

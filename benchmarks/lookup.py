@@ -19,11 +19,12 @@ if __name__ == "__main__":
 
 from bonsai.data.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams
+from bonsai.files.jsonfile import write_json
 from bonsai.models.table import load_model
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import provenance, table, write_json
+from bonsai.system.provenance import header, provenance
 from bonsai.system.runtime import DTYPES, setup_inference
-from bonsai.training.report import header
+from bonsai.system.tables import table
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

@@ -205,8 +205,9 @@ def main() -> None:
 
     import torch  # not before: a program starts with its parent's memory in its account
 
-    from bonsai.system.results import provenance, spread, table, write_json
-    from bonsai.training.report import header
+    from bonsai.files.jsonfile import write_json
+    from bonsai.system.provenance import header, provenance
+    from bonsai.system.tables import spread, table
 
     base = spread(times["nanogpt"])["median"] if "nanogpt" in names else None
     found = []

@@ -28,8 +28,8 @@ from benchmarks.track import SEED, Track
 from bonsai import ROOT
 from bonsai.files.access import save_picture
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import table
-from bonsai.training.report import header
+from bonsai.system.provenance import header
+from bonsai.system.tables import table
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

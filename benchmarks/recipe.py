@@ -26,9 +26,10 @@ import torch
 
 from bonsai import ROOT
 from bonsai.data.dataset import find_folder
+from bonsai.files.jsonfile import write_json
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import provenance, spread, table, write_json
-from bonsai.training.report import header
+from bonsai.system.provenance import header, provenance
+from bonsai.system.tables import spread, table
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

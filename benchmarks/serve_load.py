@@ -32,11 +32,12 @@ from bonsai import ROOT
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.sampling import Row, candidates, noise, step_key
 from bonsai.files.access import write_whole
+from bonsai.files.jsonfile import write_json
 from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import provenance, table, write_json
+from bonsai.system.provenance import header, provenance
 from bonsai.system.runtime import leave_a_core, pick_device, setup
-from bonsai.training.report import header
+from bonsai.system.tables import table
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

@@ -29,15 +29,17 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
+from benchmarks.harness import load_peer, peer_commit
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Dataset, Mixture, Split
 from bonsai.files.access import write_whole
+from bonsai.files.jsonfile import write_json
 from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB, out_of_memory
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import load_peer, peer_commit, provenance, spread, table, write_json
+from bonsai.system.provenance import header, provenance
 from bonsai.system.runtime import DTYPES, Runtime, peak_flops, pick_device, pick_dtype, setup
-from bonsai.training.report import header
+from bonsai.system.tables import spread, table
 from bonsai.training.step import OPTIMIZER, TrainingStep, time_steps
 from configurator import configure, resolve_path
 

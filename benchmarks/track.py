@@ -13,8 +13,9 @@ import torch
 
 from bonsai import ROOT
 from bonsai.data.dataset import find_folder
+from bonsai.files.jsonfile import write_json
 from bonsai.system.errors import UserError
-from bonsai.system.results import provenance, write_json
+from bonsai.system.provenance import provenance
 
 SEED = 1337  # in the peer's train.py it is a constant; ours has the same
 

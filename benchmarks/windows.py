@@ -18,10 +18,12 @@ if __name__ == "__main__":
 
 import torch
 
+from bonsai.files.jsonfile import write_json
 from bonsai.planning.memory import GIB
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import provenance, spread, table, write_json
+from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
+from bonsai.system.tables import spread, table
 from configurator import configure
 from model import GPT, GPTConfig
 

@@ -1,4 +1,4 @@
-"""bonsai/models/contract.py: a model that is one file and one line, here a GRU, in every program."""
+"""The contract: a model that is one file and one line, here a GRU, in every program."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""bonsai/runs/earlier.py: a folder that is used again loses nothing, at whatever moment it is killed."""
+"""earlier.py: a folder that is used again loses nothing, at whatever moment it is killed."""
 
 import os
 from pathlib import Path

@@ -22,11 +22,12 @@ from bonsai.evaluation.loss import (
     read_questions,
     split_loss,
 )
+from bonsai.files.jsonfile import write_json
 from bonsai.models.table import describe_model
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.system.errors import UserError
-from bonsai.system.results import spread, table, write_json
 from bonsai.system.runtime import Runtime
+from bonsai.system.tables import spread, table
 from bonsai.tokenizers import ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig
 

@@ -1,4 +1,4 @@
-"""bonsai/training/forecast.py: what is said of how long it will take, by a clock that the tests turn."""
+"""forecast.py: what is said of how long it will take, by a clock that the tests turn."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""bonsai/models/megabyte.py against the paper's equations, the contract of models, and known pitfalls.
+"""MEGABYTE against the paper's equations, the contract of models, and known pitfalls.
 
 Byte t of the context is idx[t], logits[t] are those of byte t + 1. So patch k predicts the bytes
 kP + 1 ... kP + P, which in the paper's numbering, that of the bytes to predict, are x_kP onward.

@@ -1,4 +1,4 @@
-"""bonsai/training/report.py: a run's files, also after a kill and a resume; nothing from other ranks."""
+"""report.py: a run's files, also after a kill and a resume; nothing from other ranks."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""bonsai/planning/scaling.py on laws that are known, and a sweep of projects/scaling at toy size."""
+"""Scaling laws that are that are known, and a sweep of projects/scaling at toy size."""
 
 import json
 import random

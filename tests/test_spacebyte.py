@@ -1,4 +1,4 @@
-"""bonsai/models/spacebyte.py: its rule for patches, causality, caches, and the contract of models."""
+"""SpaceByte: its rule for patches, causality, caches, and the contract of models."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""bonsai/files/unpack.py and what reads through it: small files that unpack to much fill no memory."""
+"""unpack.py and what reads through it: small files that unpack to much fill no memory."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What bonsai/data/writer.py leaves in a folder: whole data sets, and nothing when it is broken off."""
+"""What the writer leaves in a folder: whole data sets, and nothing when it is broken off."""
 
 import hashlib
 import json

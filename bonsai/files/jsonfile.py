@@ -1,11 +1,13 @@
-"""JSON: an object from a file of others, not nested without end; and values that JSON can hold."""
+"""JSON: an object from a file of others, not nested without end; results written for programs."""
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from bonsai.files.access import SETTINGS
+from bonsai.files.atomic import replace_text
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 
@@ -49,3 +51,20 @@ def finite(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     return value
+
+
+def write_json(target: str | os.PathLike[str], results: dict) -> None:
+    """Write to a file, whole or not at all; '-': as one line, the last, to stdout.
+
+    A number that JSON does not have (nan, inf) becomes null. UserError when it cannot be written.
+    """
+    if str(target) == "-":
+        print(json.dumps(finite(results), allow_nan=False), flush=True)
+        return
+    path = Path(target)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(finite(results), indent=1, allow_nan=False)
+        replace_text(path, text + "\n")
+    except OSError as e:
+        raise UserError(f"cannot write the results to {path}: {e.strerror}") from None

@@ -1,7 +1,7 @@
 """What MEGABYTE's two levels remember: keys and values per patch, and of the patch in progress.
 
-The model is in bonsai/models/megabyte.py, whose MegabyteConfig is meant by `config` here: the GPT's fields
-and patch_size, cross_patch, local_embd, decoder_configs(). Shapes as there.
+The model is in megabyte.py beside this file, whose MegabyteConfig is meant by `config` here: the
+GPT's fields and patch_size, cross_patch, local_embd, decoder_configs(). Shapes as there.
 """
 
 import copy

@@ -9,8 +9,8 @@ import torch
 from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB, training_bytes
 from bonsai.planning.scaling import APPROACH_1, CHINCHILLA, fit_power_law
-from bonsai.system.results import table
 from bonsai.system.runtime import peak_flops_by_name
+from bonsai.system.tables import table
 
 PARTS = {  # by the module's name
     "wte": "token embedding",

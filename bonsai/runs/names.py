@@ -1,6 +1,6 @@
 """The names of the files of a run, which are together in one folder, its out_dir.
 
-ckpt.pt, last.pt, best.pt   checkpoints (bonsai/runs/checkpoint.py says what is in them): of the last
+ckpt.pt, last.pt, best.pt   checkpoints (checkpoint.py says what is in them): of the last
                             evaluation, of the last step, and of the lowest validation loss
 diverged.pt                 one whose loss is not finite, which replaces none of those
 NAME.prev.pt                the one that NAME.pt has replaced

@@ -1,8 +1,8 @@
-"""The only reader of checkpoints, which bonsai/runs/checkpoint.py wrote and describes.
+"""The only reader of checkpoints, which checkpoint.py beside it wrote and describes.
 
-A file goes through three gates before a model is built of it: bonsai/files/torchfile.py reads tensors and
-plain values within bounds and looks at the checksums, bonsai/runs/schema.py at the kinds and ranges of
-the values, and bonsai/models/fit.py at whether the tensors fit the model that is described.
+A file goes through three gates before a model is built of it: bonsai/files/torchfile.py reads
+tensors and plain values within bounds and looks at the checksums, schema.py at the kinds and ranges
+of the values, and bonsai/models/fit.py at whether the tensors fit the model that is described.
 """
 
 import math

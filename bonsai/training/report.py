@@ -10,52 +10,20 @@ import contextlib
 import json
 import math
 import os
-import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
-from bonsai import ROOT
 from bonsai.files.atomic import replace_text, whole_file
 from bonsai.runs.metrics import forget_after, read_metrics, row_text
 from bonsai.runs.names import CURVE, LOG, METRICS, SETTINGS
 from bonsai.system.errors import FULL, UserError, flush, no_writing
-from bonsai.system.runtime import Runtime, device_name
+from bonsai.system.provenance import header
+from bonsai.system.runtime import Runtime
 
 PLOT_SECONDS = 60  # loss.png is drawn anew at most this often while training goes on
-
-
-def versions() -> dict[str, str]:
-    from bonsai import __version__
-
-    torch_version = str(torch.__version__)  # a plain string: checkpoints hold plain values only
-    return {"bonsai": __version__, "torch": torch_version, "python": platform.python_version()}
-
-
-def commit() -> str:
-    """The commit of this repository, with a '+' when files differ from it, or 'unknown'."""
-    try:
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-        done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def header(device: torch.device) -> list[str]:
-    """What a log or a table needs at its head to be repeated."""
-    v = " ".join(f"{k} {n}" for k, n in versions().items())
-    return [
-        f"command: {shlex.join(['python', *sys.argv])}",
-        f"commit: {commit()}, {v}, {platform.platform(terse=True)}",
-        f"hardware: {device_name(device)}",
-    ]
 
 
 class Report:

@@ -25,9 +25,10 @@ from torch.nn import functional as F
 
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
+from bonsai.files.jsonfile import write_json
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import table, write_json
 from bonsai.system.runtime import setup
+from bonsai.system.tables import table
 from bonsai.training.optimizers import set_rates
 from bonsai.training.step import OPTIMIZER, TrainingStep
 from configurator import configure

@@ -27,7 +27,7 @@ import torch
 
 from bonsai.files.access import write_whole
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import table
+from bonsai.system.tables import table
 from bonsai.tokenizers import CharTokenizer
 from configurator import configure
 from model import GPT, GPTConfig

@@ -20,9 +20,10 @@ if __name__ == "__main__":
 import torch
 
 from bonsai.data.dataset import Mixture
+from bonsai.files.jsonfile import write_json
 from bonsai.models.table import load_model
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import table, write_json
+from bonsai.system.tables import table
 from configurator import configure
 from model import GPT, sinusoids
 from projects.common import COLORS, loss_by_position, new_figure, save_figure, train

@@ -17,6 +17,7 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
+from bonsai.files.jsonfile import write_json
 from bonsai.planning.costs import meta_model
 from bonsai.planning.presets import PRESETS
 from bonsai.planning.scaling import (
@@ -29,7 +30,7 @@ from bonsai.planning.scaling import (
 )
 from bonsai.runs.metrics import read_metrics
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import table, write_json
+from bonsai.system.tables import table
 from configurator import configure
 from projects.common import COLORS, new_figure, save_figure, train
 

@@ -27,14 +27,15 @@ from bonsai import tokenizers
 from bonsai.data.dataset import Dataset, open_dataset
 from bonsai.engine import SamplingParams, generate
 from bonsai.files.access import write_whole
+from bonsai.files.jsonfile import write_json
 from bonsai.models.fit import check_fit
 from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
 from bonsai.models.table import load_model
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.restore import load_checkpoint
 from bonsai.system.errors import UserError, run
-from bonsai.system.results import table, write_json
 from bonsai.system.runtime import Runtime, seed_everything, setup
+from bonsai.system.tables import table
 from bonsai.training.optimizers import build_optimizer, load_optimizer_state
 from bonsai.training.step import OPTIMIZER
 from configurator import configure

@@ -1,0 +1,47 @@
+"""What a log, a table or a measurement needs beside it to be repeated."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from bonsai import ROOT, __version__
+from bonsai.system.runtime import device_name
+
+
+def versions() -> dict[str, str]:
+    torch_version = str(torch.__version__)  # a plain string: checkpoints hold plain values only
+    return {"bonsai": __version__, "torch": torch_version, "python": platform.python_version()}
+
+
+def commit() -> str:
+    """The commit of this repository, with a '+' when files differ from it, or 'unknown'."""
+    try:
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def header(device: torch.device) -> list[str]:
+    """For the head of a log or a table: command, commit and versions, hardware."""
+    v = " ".join(f"{k} {n}" for k, n in versions().items())
+    return [
+        f"command: {shlex.join(['python', *sys.argv])}",
+        f"commit: {commit()}, {v}, {platform.platform(terse=True)}",
+        f"hardware: {device_name(device)}",
+    ]
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """For a measurement: command, commit, versions, hardware."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": device_name(device),
+    }
