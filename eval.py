@@ -22,16 +22,11 @@ import torch
 
 from bonsai.data.dataset import Mixture
 from bonsai.engine.text import find_tokenizer
-from bonsai.evaluation.loss import (
-    Question,
-    bits_per_byte,
-    multiple_choice,
-    read_questions,
-    split_loss,
-)
+from bonsai.evaluation.choices import Question, multiple_choice, read_questions
+from bonsai.evaluation.loss import bits_per_byte, split_loss
 from bonsai.files.jsonfile import write_json
 from bonsai.files.textfile import check_writable
-from bonsai.models.table import Loaded, load_model
+from bonsai.models.loading import Loaded, load_model
 from bonsai.planning.memory import out_of_memory
 from bonsai.system.errors import UserError, run
 from bonsai.system.provenance import provenance

@@ -32,7 +32,7 @@ from itertools import chain
 from bonsai.engine import Engine, SamplingParams, generate, prepare
 from bonsai.engine.text import find_tokenizer, start_tokens
 from bonsai.files.textfile import check_writable, read_text
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.system.runtime import DTYPES, setup_inference

@@ -39,8 +39,9 @@ from bonsai.system.provenance import versions
 from bonsai.system.runtime import Runtime, peak_flops, seed_everything, setup
 from bonsai.training.forecast import Forecast, describe_cost, tracked
 from bonsai.training.interrupts import Interrupts
-from bonsai.training.optimizers import build_optimizer, learning_rate_at, set_rates
+from bonsai.training.optimizers import build_optimizer
 from bonsai.training.report import Report
+from bonsai.training.schedule import learning_rate_at, set_rates
 from bonsai.training.start import begin
 from configurator import Config, configure, resolve_path
 

@@ -37,7 +37,7 @@ from bonsai.system.errors import UserError, run
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
-from bonsai.training.optimizers import set_rates
+from bonsai.training.schedule import set_rates
 from bonsai.training.step import OPTIMIZER, TrainingStep
 from configurator import configure
 

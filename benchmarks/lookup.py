@@ -20,7 +20,7 @@ if __name__ == "__main__":
 from bonsai.data.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams
 from bonsai.files.jsonfile import write_json
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.provenance import header, provenance
 from bonsai.system.runtime import DTYPES, setup_inference

@@ -9,7 +9,7 @@ from conftest import ROOT, assert_one_line_error, run_command
 
 from bonsai.data.dataset import open_dataset
 from bonsai.engine import SamplingParams, generate
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from projects.adder import adder
 
 SCRIPT = str(ROOT / "projects" / "adder" / "adder.py")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.models import table as models
 from bonsai.models.contract import LanguageModel
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup

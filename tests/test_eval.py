@@ -12,16 +12,14 @@ from conftest import CHARS, ROOT, assert_one_line_error, run_command, run_progra
 from torch.nn import functional as F
 
 from bonsai.data.dataset import Mixture, open_dataset
-from bonsai.evaluation.loss import (
+from bonsai.evaluation.choices import (
     Question,
-    bits_per_byte,
     encode_endings,
     ending_scores,
-    mixture_loss,
     multiple_choice,
     read_questions,
-    split_loss,
 )
+from bonsai.evaluation.loss import bits_per_byte, mixture_loss, split_loss
 from bonsai.files.jsonfile import write_json
 from bonsai.models.table import describe_model
 from bonsai.runs.checkpoint import save_checkpoint

@@ -15,7 +15,7 @@ from shared_data import need_vocabulary
 from bonsai import tokenizers
 from bonsai.engine.text import find_tokenizer
 from bonsai.files.safetensors import read_safetensors
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

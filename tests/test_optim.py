@@ -9,13 +9,8 @@ import torch
 
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
-from bonsai.training.optimizers import (
-    OPTIMIZERS,
-    build_optimizer,
-    learning_rate_at,
-    load_optimizer_state,
-    set_rates,
-)
+from bonsai.training.optimizers import OPTIMIZERS, build_optimizer, load_optimizer_state
+from bonsai.training.schedule import learning_rate_at, set_rates
 from model import GPT, GPTConfig
 
 SETTINGS = dict(

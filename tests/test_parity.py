@@ -32,7 +32,7 @@ from conftest import (
 )
 
 from bonsai.data.meta import open_meta
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 from model import GPT, GPTConfig
 

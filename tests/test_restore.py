@@ -26,7 +26,8 @@ from conftest import (
 from test_checkpoint import one_line, state
 
 from bonsai.engine.text import find_tokenizer
-from bonsai.models.table import describe_model, load_model
+from bonsai.models.loading import load_model
+from bonsai.models.table import describe_model
 from bonsai.runs import checkpoint, restore
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.names import previous
@@ -519,7 +520,7 @@ def test_a_good_checkpoint_loads_within_a_gigabyte(tmp_path):
 import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**30,) * 2)
 model = load_model("resume", sys.argv[1]).model

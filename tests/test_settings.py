@@ -15,7 +15,7 @@ from bonsai.models.spacebyte import BOUNDARIES
 from bonsai.models.table import CONFIGS
 from bonsai.system import runtime
 from bonsai.system.values import COMMAND_LINE, RANGE, WORDS, Setting, in_range
-from bonsai.training.optimizers import SCHEDULES
+from bonsai.training.schedule import SCHEDULES
 
 PROGRAMS = [
     path.relative_to(ROOT).as_posix()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, char_ids, load, losses, make_dataset, metrics, write_meta
 
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 from bonsai.training import optimizers as optim
 from bonsai.training import report

@@ -7,7 +7,7 @@ import pytest
 
 from bonsai import tokenizers
 from bonsai.data.meta import open_meta
-from bonsai.evaluation.loss import read_questions
+from bonsai.evaluation.choices import read_questions
 from bonsai.files.textfile import check_writable, decode_text, read_text
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.ranks import read_vocab_bpe

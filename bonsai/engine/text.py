@@ -9,7 +9,7 @@ import torch
 from bonsai import ROOT, tokenizers
 from bonsai.data.meta import open_meta
 from bonsai.engine import SamplingParams, generate
-from bonsai.models.table import Loaded
+from bonsai.models.loading import Loaded
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import Tokenizer

@@ -1,22 +1,14 @@
-"""How good a model is: its loss over a split in fixed windows, and its score at multiple choice."""
+"""How good a model is: its loss over a split in fixed windows, and bits per byte."""
 
-import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from bonsai.data.dataset import Mixture, Split
-from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
-from bonsai.tokenizers import Tokenizer
-
-# ---- loss ----
 
 
 @torch.no_grad()  # not inference_mode: there autocast converts the weights anew at every use
@@ -81,160 +73,3 @@ def mixture_loss(model, data: Mixture, name: str, *args, **kwargs) -> float:
 def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:
     """Nats per token -> bits per byte of text, comparable across tokenizers; None if unknown."""
     return loss / math.log(2) / bytes_per_token if bytes_per_token else None
-
-
-# ---- multiple choice ----
-
-
-@dataclass
-class Question:
-    """A text, and several ways in which it might go on."""
-
-    context: str
-    endings: list[str]
-    label: int  # index of the true ending
-    where: str  # file and line, for messages
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Read JSON lines in HellaSwag's format: `ctx`, `endings`, `label`; other fields are ignored.
-
-    Zellers et al. 2019 have four endings; any number from two on is taken. Raises UserError, with
-    the line's number, for a line that is not like this.
-    """
-    lines = read_text(path, "the questions").split("\n")
-    questions = [
-        parse_question(line, f"{path}:{number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not questions:
-        raise UserError(f"{path} holds no questions")
-    return questions
-
-
-def parse_question(line: str, where: str) -> Question:
-    """
-    >>> parse_question('{"ctx": "1 + 1 is", "endings": ["2.", "3."], "label": 0}', "").endings
-    ['2.', '3.']
-    """
-    try:
-        entry = json.loads(line)
-    except ValueError as e:
-        raise UserError(f"{where} is not JSON: {e}") from None
-    if not isinstance(entry, dict):
-        raise UserError(f"{where} is not a JSON object with ctx, endings and label")
-    for name in ("ctx", "endings", "label"):
-        if name not in entry:
-            raise UserError(f"{where} has no {name!r}: each line needs ctx, endings and label")
-    context, endings, label = entry["ctx"], entry["endings"], entry["label"]
-    if not isinstance(context, str) or not context:
-        raise UserError(f"{where}: ctx is not a text of at least one character")
-    if not isinstance(endings, list) or len(endings) < 2:
-        raise UserError(f"{where}: endings is not a list of at least two texts")
-    if not all(isinstance(ending, str) and ending.strip() for ending in endings):
-        raise UserError(f"{where}: an ending is not a text, or is empty")
-    if isinstance(label, str) and label.isdecimal():  # as the Hugging Face hub has it
-        label = int(label)
-    if type(label) is not int or not 0 <= label < len(endings):
-        raise UserError(
-            f"{where}: label is {label!r}, not the number of an ending (0 to {len(endings) - 1})"
-        )
-    return Question(context, endings, label, where)
-
-
-def encode_endings(
-    question: Question, tokenizer: Tokenizer, block_size: int
-) -> list[tuple[list[int], int]]:
-    """For each ending: the ids of context and ending, and how many of them are the ending's.
-
-    The two are encoded apart, the ending with a space in front. What does not fit block_size + 1
-    (the last id is never an input) goes at the left. Raises UserError for a character that is not
-    in the vocabulary and an ending that alone is too long.
-    """
-    rows = []
-    try:
-        context = tokenizer.encode(question.context)
-        for ending in question.endings:
-            ids = tokenizer.encode(" " + ending.lstrip())
-            if len(ids) > block_size:
-                raise UserError(
-                    f"an ending has {len(ids)} tokens, the model's context holds {block_size}"
-                )
-            rows.append(((context + ids)[-(block_size + 1) :], len(ids)))
-    except UserError as e:
-        raise UserError(f"{question.where}: {e}") from None
-    return rows
-
-
-@torch.no_grad()
-def ending_scores(
-    model,
-    rows: list[tuple[list[int], int]],
-    runtime: Runtime,
-    batch_size: int,
-    track: Callable[[Iterable], Iterable] = iter,
-) -> list[float]:
-    """Log-likelihood in nats of the last n ids of each (ids, n), given those before them."""
-    was_training, scores = model.training, [0.0] * len(rows)
-    model.eval()
-    by_length = sorted(range(len(rows)), key=lambda r: len(rows[r][0]), reverse=True)
-    for i in track(range(0, len(rows), batch_size)):
-        chosen = by_length[i : i + batch_size]  # of similar length: little padding
-        T = len(rows[chosen[0]][0]) - 1
-        x = torch.zeros((len(chosen), T), dtype=torch.int64)  # padding is after what is scored
-        y = torch.full((len(chosen), T), -1)
-        for row, r in enumerate(chosen):
-            ids, n = rows[r]
-            x[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-            y[row, len(ids) - 1 - n : len(ids) - 1] = torch.tensor(ids[-n:])
-        x, y = x.to(runtime.device), y.to(runtime.device)
-        with runtime.autocast():
-            logits, _ = model(x, y)  # (B, T, V)
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none"
-        )
-        for r, value in zip(chosen, loss.view_as(y).sum(dim=1).tolist()):
-            scores[r] = -value
-    model.train(was_training)
-    return scores
-
-
-def multiple_choice(
-    model,
-    tokenizer: Tokenizer,
-    questions: list[Question],
-    runtime: Runtime,
-    batch_size: int,
-    track: Callable[[Iterable], Iterable] = iter,
-) -> dict:
-    """Share of questions whose true ending is the likeliest.
-
-    accuracy: by log-likelihood; accuracy_per_token and accuracy_per_byte: by its mean over the
-    ending's tokens, and over its bytes of UTF-8, which does not depend on the tokenizer. Also
-    `questions`, how many; `chance`, the accuracy of guessing; `error`, the standard error of
-    accuracy. The processes share the questions; all return the same.
-    """
-    mine = questions[runtime.rank :: runtime.world_size]
-    block_size = model.config.block_size
-    encoded = [encode_endings(question, tokenizer, block_size) for question in mine]
-    rows = [row for group in encoded for row in group]
-    scores = iter(ending_scores(model, rows, runtime, batch_size, track))
-    right = torch.zeros(4, dtype=torch.float64)
-    for question, group in zip(mine, encoded):
-        total = np.array([next(scores) for _ in group])
-        tokens = np.array([n for _, n in group])
-        size = np.array([len(e.encode("utf-8", "replace")) for e in question.endings])
-        for k, values in enumerate((total, total / tokens, total / size)):
-            right[k] += int(values.argmax()) == question.label
-        right[3] += 1 / len(group)
-    device = "cpu" if runtime.device.type == "mps" else runtime.device
-    plain, per_token, per_byte, chance = (runtime.sum(right.to(device)) / len(questions)).tolist()
-    return {
-        "questions": len(questions),
-        "accuracy": plain,
-        "accuracy_per_token": per_token,
-        "accuracy_per_byte": per_byte,
-        "chance": chance,
-        "error": math.sqrt(plain * (1 - plain) / len(questions)),
-    }

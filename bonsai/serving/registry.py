@@ -9,7 +9,7 @@ import torch
 from bonsai import tokenizers
 from bonsai.engine import Engine
 from bonsai.engine.text import find_tokenizer, start_tokens
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.tokenizers import Tokenizer

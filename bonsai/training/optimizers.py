@@ -1,4 +1,4 @@
-"""Optimizers by name, and the learning rate as a pure function of the step.
+"""Optimizers by name.
 
 An optimizer is one function and one line in OPTIMIZERS: (model, settings, runtime) -> any
 torch.optim.Optimizer, built from the settings of train.py. Its groups keep their rates' share of
@@ -99,7 +99,6 @@ def muon(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Opti
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
-SCHEDULES = ("cosine", "trapezoid")
 
 
 def build_optimizer(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Optimizer:
@@ -115,22 +114,6 @@ def build_optimizer(model: nn.Module, settings: dict, runtime: Runtime) -> torch
     for group in built.param_groups:
         group["share"] = group["lr"] / top if (top := settings["learning_rate"]) else 0.0
     return built
-
-
-def set_rates(optimizer: torch.optim.Optimizer, step: int, settings: dict) -> float:
-    """Set what a step's learning rates and momentum are; returns learning_rate's value.
-
-    All rates follow one schedule, each at its share of learning_rate. Muon's momentum rises
-    linearly from 0.85 over momentum_warmup steps.
-    """
-    lr = learning_rate_at(step, settings)
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["share"]
-        if group.get("kind") == "muon":
-            share = min(1.0, step / max(1, settings["momentum_warmup"]))
-            low = min(0.85, settings["momentum"])
-            group["momentum"] = low + share * (settings["momentum"] - low)
-    return lr
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -159,26 +142,3 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
             f"the checkpoint's optimizer does not fit its model ({' '.join(str(e).split()):.120}): "
             "start from its weights alone, --init_from=FILE"
         ) from None
-
-
-def learning_rate_at(step: int, settings: dict) -> float:
-    """The rate of a step: constant, nanoGPT's cosine, or a trapezoid.
-
-    Warm-up is linear and never 0. 'cosine' (Loshchilov & Hutter 2017) falls from learning_rate to
-    min_lr between warmup_iters and lr_decay_iters; 'trapezoid' (Hagele et al. 2024) stays at
-    learning_rate and falls linearly to min_lr over the last `cooldown` share of lr_decay_iters.
-    """
-    s = settings
-    top, low = s["learning_rate"], s["min_lr"]
-    if not s["decay_lr"]:
-        return top
-    if step < s["warmup_iters"]:
-        return top * (step + 1) / (s["warmup_iters"] + 1)
-    if step > s["lr_decay_iters"]:
-        return low
-    if s["lr_schedule"] == "trapezoid":
-        length = max(1, round(s["cooldown"] * s["lr_decay_iters"]))
-        left = (s["lr_decay_iters"] - step) / length  # 1 at the start of the cooldown, 0 at its end
-        return low + min(1.0, left) * (top - low)
-    ratio = (step - s["warmup_iters"]) / max(1, s["lr_decay_iters"] - s["warmup_iters"])
-    return low + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (top - low)

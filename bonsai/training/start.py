@@ -13,7 +13,8 @@ import torch
 import torch.nn as nn
 
 from bonsai.data.dataset import Mixture
-from bonsai.models.table import CONFIGS, RUN_FIELDS, Loaded, build_model, load_model
+from bonsai.models.loading import RUN_FIELDS, Loaded, load_model
+from bonsai.models.table import CONFIGS, build_model
 from bonsai.planning.depth import compute_optimal
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import crop_moments

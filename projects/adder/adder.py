@@ -26,7 +26,7 @@ import torch
 
 from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import CharTokenizer
 from configurator import configure

@@ -29,7 +29,7 @@ from bonsai.files.jsonfile import write_json
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.system.tables import table
-from bonsai.training.optimizers import set_rates
+from bonsai.training.schedule import set_rates
 from bonsai.training.step import OPTIMIZER, TrainingStep
 from configurator import configure
 from model import GPT, GPTConfig

@@ -29,7 +29,7 @@ from bonsai.data.dataset import open_dataset
 from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer

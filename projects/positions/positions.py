@@ -21,7 +21,7 @@ import torch
 
 from bonsai.data.dataset import Mixture
 from bonsai.files.jsonfile import write_json
-from bonsai.models.table import load_model
+from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.tables import table
 from configurator import configure

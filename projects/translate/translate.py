@@ -29,8 +29,8 @@ from bonsai.engine import SamplingParams, generate
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
 from bonsai.models.fit import check_fit
+from bonsai.models.loading import load_model
 from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
-from bonsai.models.table import load_model
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.restore import load_checkpoint
 from bonsai.system.errors import UserError, run

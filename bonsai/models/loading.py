@@ -1,0 +1,134 @@
+"""Every way to get a model with weights: a run, a checkpoint, a Hugging Face folder, a name."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch.nn as nn
+
+from bonsai.files.access import exists
+from bonsai.files.jsonfile import read_json_object
+from bonsai.models.fit import WithoutDraws, check_fit, without_masks
+from bonsai.models.hugging_face import CONFIG_BYTES, read_gpt2
+from bonsai.models.table import MODELS, build_model
+from bonsai.runs.names import checkpoints
+from bonsai.runs.restore import load_checkpoint, newer_weights, run_checkpoint
+from bonsai.system.errors import UserError, short_of_memory
+from bonsai.tokenizers.hugging_face import read_folder
+
+# what a run may change about a model whose weights it loads; all else is fixed by the weights
+RUN_FIELDS = ("dropout", "activation_checkpointing")
+HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names on the Hugging Face hub
+
+
+@dataclass
+class Loaded:
+    """A model and where it came from."""
+
+    model: nn.Module
+    name: str  # key of MODELS
+    tokenizer: dict | None  # Tokenizer.to_dict(), None where the source does not carry one
+    config: dict  # settings of the run that trained it
+    source: str
+    checkpoint: dict | None = None  # for a resume
+    newer: str = ""  # where the run has newer weights: restore.newer_weights
+    tokenizer_note: str = ""  # where a tokenizer was found, or why there is none
+
+
+def load_model(init_from: str, out_dir: str | Path, overrides: dict | None = None) -> Loaded:
+    """A model with weights.
+
+    init_from: 'resume' (the newest checkpoint of out_dir), 'best' (the one to sample from), a
+    checkpoint file or a run's folder, a Hugging Face folder, or gpt2, gpt2-medium, gpt2-large,
+    gpt2-xl. overrides: settings, of which those in RUN_FIELDS are taken. Raises UserError.
+    """
+    overrides = {k: v for k, v in (overrides or {}).items() if k in RUN_FIELDS}
+    if init_from in ("resume", "best"):
+        resume = init_from == "resume"
+        return from_run(out_dir, overrides, resume)
+    path = Path(init_from)
+    if exists(path) and not path.is_dir():
+        return from_checkpoint(path, overrides)
+    if path.is_dir() and is_hugging_face(path):
+        return from_hugging_face(init_from, overrides)
+    if path.is_dir():
+        return from_run(path, overrides)
+    if init_from in HUB:
+        return from_hugging_face(init_from, overrides)
+    raise UserError(
+        f"init_from={init_from}: there is no such checkpoint or folder, and no such GPT-2 "
+        f"({', '.join(HUB)})"
+    )
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder holds a model of Hugging Face's, and not a run of ours, which has its
+    settings in a config.json too. Their trainer's folders have an optimizer.pt."""
+    if not exists(folder / "config.json") or checkpoints(folder):
+        return False
+    return "model_type" in read_json_object(folder / "config.json", CONFIG_BYTES)
+
+
+def from_run(folder: str | Path, overrides: dict, resume: bool = False) -> Loaded:
+    """The checkpoint of a run to go on from, or the one to sample from."""
+    path = run_checkpoint(folder, newest=resume)
+    loaded = from_checkpoint(path, overrides, resume)
+    if not resume:
+        loaded.newer = newer_weights(path)
+    return loaded
+
+
+def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loaded:
+    checkpoint = load_checkpoint(path, optimizer)
+    # nanoGPT's checkpoints have only its seven fields; the rest are GPT-2's defaults
+    model_fields = dict(checkpoint.get("model_config") or checkpoint["model_args"])
+    name = checkpoint.get("model_name", "gpt")
+    weights = without_masks(checkpoint["model"]) if name == "gpt" else checkpoint["model"]
+    if name not in MODELS:
+        raise UserError(f"{path} holds a model={name!r}, which is not one of {', '.join(MODELS)}")
+    known = {f.name for f in fields(MODELS[name][1])}  # not every model has dropout
+    model_fields |= {k: v for k, v in overrides.items() if k in known}
+    check_fit(*MODELS[name], model_fields, weights, path)
+    model = with_weights(name, model_fields, weights, str(path))
+    config = checkpoint.get("config", {})
+    return Loaded(model, name, checkpoint.get("tokenizer"), config, str(path), checkpoint)
+
+
+def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Module:
+    """A model of settings and weights that fit together."""
+    try:
+        with WithoutDraws():
+            model = build_model(name, settings)
+        model.load_state_dict(weights)
+    except (RuntimeError, MemoryError) as e:
+        if not short_of_memory(e):
+            raise
+        size = sum(w.nbytes for w in weights.values()) / 2**20
+        raise UserError(
+            f"the memory does not suffice for the model of {source} ({size:,.0f} MiB of weights): "
+            "free some, or raise its limit (ulimit -v)"
+        ) from None
+    return model
+
+
+def from_hugging_face(source: str, overrides: dict) -> Loaded:
+    settings, weights = read_gpt2(source)
+    model = with_weights("gpt", {**settings, **overrides}, weights, source)
+    tokenizer, note = hugging_face_tokenizer(source, model.config.vocab_size)
+    return Loaded(model, "gpt", tokenizer, {}, source, tokenizer_note=note)
+
+
+def hugging_face_tokenizer(source: str, vocab_size: int) -> tuple[dict | None, str]:
+    """Tokenizer.to_dict() and where it was found, or None and why there is none: weights can be
+    trained further and evaluated without."""
+    if source in HUB:
+        return {"type": "gpt2"}, "GPT-2's"
+    try:
+        tokenizer = read_folder(Path(source), vocab_size)
+    except UserError as e:
+        return None, str(e)
+    if tokenizer is None and vocab_size in (50257, 50304):
+        return {"type": "gpt2"}, f"GPT-2's, as {source} has none"
+    if tokenizer is None:
+        files = "tokenizer.json, or vocab.json and merges.txt"
+        return None, f"{source} has no tokenizer of its {vocab_size} tokens: it needs {files}"
+    return tokenizer, source
