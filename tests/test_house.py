@@ -2,20 +2,15 @@
 
 import ast
 import re
-import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN, ROOT, TINY, Result, environment, load, run_program
+from helpers.programs import GOLDEN, ROOT, TINY, Result, environment, load, run_program
+from helpers.settings import PROGRAMS, settings
 
-from bonsai.models.table import CONFIGS
-from bonsai.planning.presets import FIELDS
-from configurator import configure
-
-PROGRAMS = sorted(p.name for p in ROOT.glob("*.py") if p.stem not in ("model", "configurator"))
 PARTS = sorted((ROOT / "bonsai").rglob("*.py"))
 FOLDERS = ("bonsai", "benchmarks", "data", "projects", "config")
 CODE = sorted([*ROOT.glob("*.py"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.py"))])
@@ -62,8 +57,7 @@ def test_bonsai_takes_arguments_only(path):
     allowed = {
         "runtime.py": {"os.environ"},  # torchrun's
         "native.py": {"os.environ"},  # where this user keeps caches
-        "report.py": {"sys.argv"},  # at the head of a log,
-        "results.py": {"sys.argv"},  # and of a table, to be repeated
+        "provenance.py": {"sys.argv"},  # at the head of logs and tables, to be repeated
     }
     assert read <= allowed.get(path.name, set())
 
@@ -79,7 +73,6 @@ def test_the_configurator_needs_nothing():
     standard = set(sys.stdlib_module_names)
     assert imports(ROOT / "configurator.py") <= standard | {"bonsai"}
     assert imports(ROOT / "bonsai" / "system" / "values.py") <= standard
-    assert imports(ROOT / "bonsai" / "textfile.py") <= standard | {"bonsai"}
 
 
 def test_preparing_data_does_not_import_torch():
@@ -122,18 +115,38 @@ def test_files_are_written_whole():
         assert len(found) <= sum(named), f"{short(path)}: {found}"
 
 
+# ---- the rooms of bonsai/ ----
+
+# Data flow through them in this order: an import runs to a room above its own, or to model.py.
+ROOMS = ["system", "files", "tokenizers", "data", "runs", "models", "planning", "training"]
+ROOMS += ["evaluation", "engine", "serving"]
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """The rooms of bonsai/ that a file imports from."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    parts = [name.split(".") for name in names]
+    return {p[1] for p in parts if p[0] == "bonsai" and p[1] not in ("ROOT", "__version__")}
+
+
+def test_bonsai_holds_rooms_only():
+    folder = ROOT / "bonsai"
+    found = {p.name for p in folder.iterdir() if p.name != "__pycache__"}
+    assert found == {"__init__.py", *ROOMS}
+
+
+@pytest.mark.parametrize("path", [p for p in PARTS if p.parent.name != "bonsai"], ids=short)
+def test_no_import_runs_down(path):
+    room = path.relative_to(ROOT / "bonsai").parts[0]
+    assert rooms_imported(path) <= set(ROOMS[: ROOMS.index(room) + 1])
+
+
 # ---- config files ----
-
-
-def settings(program: str, arguments: list[str]) -> dict:
-    """What a program makes of its arguments, without running it; SystemExit for a mistake."""
-    namespace = runpy.run_path(str(ROOT / program), run_name="not main")
-    source = ast.parse((ROOT / program).read_text(encoding="utf-8"))
-    calls = [n for n in ast.walk(source) if isinstance(n, ast.Call)]
-    own = next(c for c in calls if getattr(c.func, "id", "") == "configure")
-    models = CONFIGS if any(k.arg == "models" for k in own.keywords) else None
-    presets = FIELDS if any(k.arg == "presets" for k in own.keywords) else None
-    return configure(namespace, models=models, argv=arguments, presets=presets)
 
 
 @pytest.fixture(scope="module")

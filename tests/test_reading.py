@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT
-from test_house import settings
+from helpers.programs import ROOT
+from helpers.settings import settings
 
 from bonsai.models.table import build_model
 from bonsai.tokenizers import ByteTokenizer

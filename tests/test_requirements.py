@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
+from helpers.programs import ROOT, environment
 
 PROGRAMS = sorted([*ROOT.glob("*.py"), *ROOT.glob("data/*/prepare.py")])
 

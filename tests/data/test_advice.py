@@ -1,0 +1,82 @@
+"""bonsai/data/advice.py: what a prepare recommends can be run, on this machine, in this folder."""
+
+import re
+import shlex
+import sys
+
+import numpy as np
+import pytest
+from helpers.programs import ROOT
+from helpers.settings import settings
+
+from bonsai.data import advice
+from bonsai.data.advice import has_gpu, training_command
+from bonsai.data.dataset import Mixture
+from bonsai.data.writer import Writer, summary
+from bonsai.tokenizers import ByteTokenizer
+
+
+@pytest.fixture
+def at_home(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(advice.shutil, "which", lambda name: sys.executable)
+
+
+def prepared(folder, tokens=5000, **options) -> dict:
+    ids = np.arange(tokens) % 256
+    with Writer(folder, ByteTokenizer(), **options) as writer:
+        writer.add("train", ids)
+        writer.add("val", ids[: options.get("row_length") or max(tokens // 10, 2)])
+        return writer.finish()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize(
+    ("name", "tokens", "options"),
+    [
+        ("mine", 50_000, {}),
+        ("a: b, c", 900, {}),
+        ("tiny", 30, {}),
+        ("r", 80, {"row_length": 8}),
+    ],
+)
+def test_the_command_runs_on_what_was_prepared(tmp_path, at_home, gpu, name, tokens, options):
+    """Its settings are accepted, the folder is found, and the windows fit the data."""
+    folder = tmp_path / name
+    meta = prepared(folder, tokens, **options)
+    words = shlex.split(training_command(str(folder), meta, gpu))
+    assert words[:2] == ["python", "train.py"]
+    config = settings("train.py", words[2:])
+    assert config["out_dir"] == f"out-{name}" and config["max_iters"] <= 5000
+    assert config["n_layer"] * config["n_embd"] < 3000  # no GPT-2 of twelve layers of 768
+    Mixture.open(config["dataset"]).check(config["block_size"], 257)
+    assert config["block_size"] <= (options.get("row_length") or tokens) - 1
+    if tokens == 50_000:
+        assert "--block_size" not in " ".join(words)
+
+
+@pytest.mark.parametrize("config", ["quickstart.py", "train_shakespeare_char_cpu.py"])
+def test_a_config_files_own_data_need_no_settings(at_home, config):
+    text = (ROOT / "config" / config).read_text()
+    name = re.search(r'^dataset = "(\w+)"', text, re.M)[1]
+    meta = {"splits": {"train": {"tokens": 10**7}, "val": {"tokens": 10**6}}}
+    assert training_command(name, meta, False) == f"python train.py config/{config}"
+
+
+def test_much_data_on_a_gpu_are_for_a_large_model(at_home):
+    meta = {"splits": {"train": {"tokens": 10**10}, "val": {"tokens": 10**6}}}
+    assert "config/fast_gpt2.py" in training_command("web", meta, True)
+    assert "config/quickstart.py" in training_command("web", meta, False)
+
+
+def test_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(advice.shutil, "which", lambda name: None)
+    command = shlex.split(training_command(str(tmp_path / "d"), prepared(tmp_path / "d"), False))
+    assert command[:2] == [sys.executable, str(ROOT / "train.py")]
+
+
+def test_a_prepare_ends_with_it(tmp_path):
+    said = summary(prepared(tmp_path / "d"), tmp_path / "d", 1.0).splitlines()[-1]
+    config = "train_shakespeare_char.py" if has_gpu() else "quickstart.py"
+    assert said.startswith("next: ") and f"config/{config} " in said

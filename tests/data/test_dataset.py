@@ -1,0 +1,496 @@
+"""bonsai/data/dataset.py: what is on the disk comes back, and what is wrong with it is said."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.programs import Payload
+from helpers.tiny_data import CHARS, char_ids, make_dataset, tiny_text, write_meta
+
+from bonsai import tokenizers
+from bonsai.data.dataset import Mixture, Split, open_dataset
+from bonsai.data.meta import read_meta_pickle
+from bonsai.system.errors import UserError
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: Path, ids, dtype="<u2") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.asarray(ids, dtype=dtype).tobytes())
+    return path
+
+
+def one_line(e) -> str:
+    text = str(e.value)
+    assert "\n" not in text
+    return text
+
+
+# ---- reading ----
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_a_split_is_its_tokens(tmp_path, dtype):
+    ids = np.arange(100) * (600 if dtype == "uint16" else 60_000)
+    split = Split([write(tmp_path / "train.bin", ids, dtype)], dtype)
+    assert len(split) == 100
+    assert split.read(0, 100).tolist() == ids.tolist()
+    assert split.read(97, 10).tolist() == ids[97:].tolist()
+    x, y = split.windows(np.array([0, 30, 89]), 10)
+    assert x.dtype == y.dtype == np.int64 and x.shape == (3, 10)
+    for row, start in enumerate((0, 30, 89)):
+        assert x[row].tolist() == ids[start : start + 10].tolist()
+        assert y[row].tolist() == ids[start + 1 : start + 11].tolist()
+
+
+def test_targets_beyond_the_end_are_minus_1(tmp_path):
+    split = Split([write(tmp_path / "train.bin", np.arange(1, 21))])
+    x, y = split.windows(np.array([10, 15]), 10)
+    assert y[0].tolist() == [*range(12, 21), -1]
+    assert x[1, :5].tolist() == [16, 17, 18, 19, 20]
+    assert y[1].tolist() == [17, 18, 19, 20] + [-1] * 6
+
+
+def test_shards_read_as_one(tmp_path):
+    """Windows across one border and across two, with masks cut at the same places."""
+    ids, mask = np.arange(50), np.arange(50) % 3 > 0
+    cuts = [slice(0, 20), slice(20, 23), slice(23, 50)]
+    files = [write(tmp_path / f"train_{i}.bin", ids[c]) for i, c in enumerate(cuts)]
+    masks = [write(tmp_path / f"mask_{i}.bin", mask[c], "u1") for i, c in enumerate(cuts)]
+    split = Split(files)
+    for start in range(0, 40):
+        x, y = split.windows(np.array([start]), 9)
+        assert x[0].tolist() == list(range(start, start + 9))
+        assert y[0].tolist() == list(range(start + 1, start + 10))
+        _, y = Split(files, "uint16", masks).windows(np.array([start]), 9)
+        expected = [i if i % 3 else -1 for i in range(start + 1, start + 10)]
+        assert y[0].tolist() == expected
+
+
+def test_a_header_of_llm_c_is_not_tokens(tmp_path):
+    head = np.zeros(256, dtype="<i4")
+    head[:3] = 20240520, 1, 30
+    path = tmp_path / "train.bin"
+    path.write_bytes(head.tobytes() + np.arange(30, dtype="<u2").tobytes())
+    split = Split([path])
+    assert len(split) == 30
+    assert split.windows(np.array([7]), 4)[0].tolist() == [[7, 8, 9, 10]]
+    path.write_bytes(head.tobytes() + np.arange(29, dtype="<u2").tobytes())
+    with pytest.raises(UserError) as e:
+        Split([path])
+    assert "30" in one_line(e) and "29" in one_line(e)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 511, 512, 513])
+def test_small_files_of_any_length_open(tmp_path, count):
+    """Shorter than a header, and of a length that is no multiple of four bytes."""
+    split = Split([write(tmp_path / "train.bin", np.full(count, 7))])
+    assert len(split) == count
+
+
+def test_kinds_of_folders(here):
+    for kind in ("meta", "nanogpt", "bare", "llmc", "shards", "rows"):
+        make_dataset(here / "data" / kind, kind)
+    text = char_ids(tiny_text(1500)).tolist()
+    for kind in ("meta", "nanogpt", "bare", "llmc", "shards"):
+        assert open_dataset(kind).splits["train"].read(0, 10**6).tolist() == text
+    meta, nanogpt, bare = (open_dataset(k) for k in ("meta", "nanogpt", "bare"))
+    assert meta.vocab_size == nanogpt.vocab_size == 30 and bare.vocab_size is None
+    assert meta.tokenizer == nanogpt.tokenizer == {"type": "char", "chars": list(CHARS)}
+    assert bare.tokenizer is None  # GPT-2's
+    assert [str(d.source) for d in (meta, nanogpt)] == [
+        "data/meta/meta.json",
+        "data/nanogpt/meta.pkl",
+    ]
+    # bytes of text are known for characters of one byte each, and unknown for unnamed tokens
+    assert meta.splits["val"].bytes_per_token == nanogpt.splits["val"].bytes_per_token == 1
+    assert bare.splits["val"].bytes_per_token is None
+    for kind, unknown in (("meta", None), ("nanogpt", None), ("bare", "data/bare"), ("rows", None)):
+        found = Mixture.open(kind).without_bytes("val")
+        assert (found and found.as_posix()) == unknown
+    rows = open_dataset("rows")
+    _, y = rows.splits["train"].windows(np.array([0, 8]), 7)
+    assert (y[:, :3] == -1).all() and (y[:, 3:] >= 0).all()
+    assert [Mixture.open(k).stated for k in ("meta", "nanogpt", "bare")] == [True, False, False]
+    with pytest.raises(UserError, match=r"did you mean nanogpt\?"):
+        open_dataset("nanogpd")  # data sets without a prepare.py are named too
+    with pytest.raises(UserError, match=r"nanogpt/train\.bin is a file: name the folder"):
+        open_dataset("nanogpt/train.bin")
+
+
+def test_a_path_is_a_data_set_too(here, tmp_path_factory):
+    folder = make_dataset(tmp_path_factory.mktemp("elsewhere") / "mine")
+    assert len(open_dataset(str(folder)).splits) == 2
+
+
+def test_evaluation_windows(tmp_path):
+    split = Split([write(tmp_path / "val.bin", np.arange(101))])
+    assert split.eval_starts(10).tolist() == list(range(0, 100, 10))
+    few = split.eval_starts(10, 3).tolist()
+    assert few == split.eval_starts(10, 3).tolist() and len(few) == 3
+    assert few[0] == 0 and few[-1] == 90
+    assert split.eval_starts(10, 10**6).tolist() == list(range(0, 100, 10))
+    # together they cover every target once
+    _, y = split.windows(split.eval_starts(7), 7)
+    assert sorted(y[y >= 0].tolist()) == list(range(1, 101))
+    rows = Split([write(tmp_path / "rows.bin", np.arange(40))], row_length=8)
+    assert rows.eval_starts(7).tolist() == [0, 8, 16, 24, 32]
+
+
+def test_vocabulary_of_a_new_model(here):
+    for name, size, expected in (("a", 30, 30), ("b", 50257, 50304), ("c", 1001, 1024)):
+        folder = make_dataset(here / "data" / name)
+        meta = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps({**meta, "vocab_size": size}))
+        assert Mixture.open(name).model_vocab_size == expected
+    make_dataset(here / "data" / "n", "nanogpt")
+    assert Mixture.open("n").model_vocab_size == 30
+    make_dataset(here / "data" / "bare", "bare")
+    assert Mixture.open("bare").model_vocab_size == 50304
+
+
+# ---- mixtures ----
+
+
+def test_mixtures(here):
+    make_dataset(here / "data" / "a")
+    make_dataset(here / "data" / "b", seed=3)
+    make_dataset(here / "data" / "bare", "bare")
+    mixture = Mixture.open("a:3, b:1")
+    assert [(p.name, p.weight) for p in mixture.parts] == [("a", 0.75), ("b", 0.25)]
+    assert [p.weight for p in Mixture.open("a,b").parts] == [0.5, 0.5]
+    assert mixture.bytes_per_token("val") == 1
+    for spec, words in {
+        "a:0.7,bare:0.3": "different tokenizers",
+        "a:x": "'x'",
+        "a:0,b:1": "above 0",
+        "a:-1": "above 0",
+        "a:nan": "above 0",
+        "": "names and weights",
+        "a,nowhere": "nowhere",
+    }.items():
+        with pytest.raises(UserError, match=words) as e:
+            Mixture.open(spec)
+        one_line(e)
+
+
+# ---- mistakes ----
+
+
+def damage(folder: Path, name: str) -> None:
+    """Make one thing wrong with a folder of make_dataset."""
+    train, meta = folder / "train.bin", folder / "meta.json"
+    if name == "odd size":
+        meta.unlink()
+        train.write_bytes(train.read_bytes()[:-1])
+    elif name == "truncated":
+        train.write_bytes(train.read_bytes()[:-200])
+    elif name == "no train.bin":
+        train.unlink()
+    elif name == "no val.bin":
+        meta.unlink()
+        (folder / "val.bin").unlink()
+    elif name == "empty folder":
+        for path in folder.iterdir():
+            path.unlink()
+    elif name == "meta.json cut short":
+        meta.write_text(meta.read_text()[:100])
+    elif name == "meta.json empty":
+        meta.write_text("")
+    elif name == "meta.json is a list":
+        meta.write_text("[]")
+    elif name == "meta.json without splits":
+        meta.write_text('{"vocab_size": 30, "dtype": "uint16"}')
+    elif name == "meta.json with an unknown dtype":
+        meta.write_text(meta.read_text().replace("uint16", "float16x"))
+    elif name == "mask too short":
+        ids = np.fromfile(train, dtype="<u2")
+        (folder / "train.mask.bin").write_bytes(b"\1" * (len(ids) - 1))
+        val = np.fromfile(folder / "val.bin", dtype="<u2")
+        splits = {"train": ids, "val": val}
+        write_meta(folder, splits, {"train": {"mask_files": ["train.mask.bin"]}})
+    elif name == "no mask":
+        ids, val = (np.fromfile(folder / f"{s}.bin", dtype="<u2") for s in ("train", "val"))
+        masks = {"train": {"mask_files": ["train.mask.bin"]}}
+        write_meta(folder, {"train": ids, "val": val}, masks)
+    elif name == "too short":
+        val = np.arange(16)
+        write(folder / "val.bin", val)
+        write_meta(folder, {"train": np.fromfile(train, dtype="<u2"), "val": val})
+    elif name == "id too large":
+        text = meta.read_text().replace(f'"max_id": {CHARS.index("t")}', '"max_id": 31')
+        text = text.replace(f'"max_id": {CHARS.index("y")}', '"max_id": 31')
+        meta.write_text(text.replace(f'"max_id": {CHARS.index(".")}', '"max_id": 31'))
+        meta.write_text(meta.read_text().replace(f'"max_id": {CHARS.index(",")}', '"max_id": 31'))
+    elif name == "meta.pkl without vocab_size":
+        meta.unlink()
+        (folder / "meta.pkl").write_bytes(pickle.dumps({"itos": {}}))
+    elif name == "meta.pkl is a list":
+        meta.unlink()
+        (folder / "meta.pkl").write_bytes(pickle.dumps([1]))
+    elif name == "meta.pkl cut short":
+        meta.unlink()
+        (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 30, "itos": {1: "a"}})[:-9])
+    else:
+        raise KeyError(name)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    {
+        "odd size": ["train.bin", "whole number"],
+        "truncated": ["train.bin", "prepare the data again"],
+        "no train.bin": ["train.bin"],
+        "no val.bin": ["val.bin"],
+        "empty folder": ["mine"],
+        "meta.json cut short": ["meta.json", "damaged"],
+        "meta.json empty": ["meta.json", "damaged"],
+        "meta.json is a list": ["meta.json", "damaged"],
+        "meta.json without splits": ["meta.json", "damaged"],
+        "meta.json with an unknown dtype": ["meta.json", "damaged"],
+        "mask too short": ["train.mask.bin"],
+        "no mask": ["train.mask.bin", "missing"],
+        "too short": ["val.bin", "16", "block_size"],
+        "id too large": ["31", "29"],
+        "meta.pkl without vocab_size": ["meta.pkl", "vocab_size"],
+        "meta.pkl is a list": ["meta.pkl", "list"],
+        "meta.pkl cut short": ["meta.pkl", "damaged"],
+    }.items(),
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_is_wrong_is_said_in_one_line(here, name, words):
+    damage(make_dataset(here / "data" / "mine"), name)
+    with pytest.raises(UserError) as e:
+        Mixture.open("mine").check(block_size=16, vocab_size=30)
+    text = one_line(e)
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    {
+        "shakespeare": "not prepared yet: run python data/shakespeare/prepare.py",
+        "sources_bpe": "not prepared yet: run python data/sources/prepare.py",
+        "shakespeare_bpe": "did you mean shakespeare?",  # which has no such vocabulary
+        "mien": "did you mean mine?",
+        "zzz": "there are ",
+    }.items(),
+)
+def test_data_that_are_not_there_are_to_be_prepared_or_were_meant_otherwise(here, name, words):
+    make_dataset(here / "data" / "mine")
+    for folder, text in (("sources", "OUT_bpe"), ("shakespeare", "")):
+        (here / "data" / folder).mkdir()
+        (here / "data" / folder / "prepare.py").write_text(text)
+    with pytest.raises(UserError) as e:
+        Mixture.open(name)
+    text = one_line(e)
+    assert words in text and (name != "zzz" or "mine" in text), text
+
+
+def test_a_meta_pkl_with_a_payload_is_refused_and_not_executed(here):
+    folder, marker = make_dataset(here / "data" / "mine", "nanogpt"), here / "executed"
+    for content in (Payload(marker), {"vocab_size": 30, "itos": Payload(marker)}):
+        (folder / "meta.pkl").write_bytes(pickle.dumps(content))
+        with pytest.raises(UserError, match="refused") as e:
+            open_dataset("mine")
+        assert "meta.pkl" in one_line(e) and "mkdir" in str(e.value)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Payload(marker)))
+    assert marker.exists()  # the payload is a real one
+
+
+def test_every_protocol_of_nanogpts_pickles_is_read(tmp_path):
+    meta = {"vocab_size": 2, "itos": {0: "a", 1: "é"}, "stoi": {"a": 0, "é": 1}}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path = tmp_path / f"meta{protocol}.pkl"
+        path.write_bytes(pickle.dumps(meta, protocol))
+        assert read_meta_pickle(path) == meta
+
+
+# ---- fields of the wrong kind ----
+
+WRONG = ("text", "", [1], [], {"a": 1}, {}, float("nan"), None, 1e12, 10**12, -1, -1.5, True, "9")
+
+
+def fields(meta: dict, where: tuple = ()) -> list[tuple]:
+    """The place of every value in nested dicts, the dicts themselves too."""
+    found = []
+    for key, value in meta.items():
+        found.append((*where, key))
+        if isinstance(value, dict):
+            found += fields(value, (*where, key))
+    return found
+
+
+def changed(meta: dict, where: tuple, value) -> dict:
+    copy = json.loads(json.dumps(meta))
+    inner = copy
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    return copy
+
+
+def read_all(name: str) -> None:
+    """What train.py does with a data set, up to the first batch."""
+    mixture = Mixture.open(name)
+    vocab_size = mixture.model_vocab_size
+    assert vocab_size <= 10_000_064 and isinstance(mixture.chat_template, dict | None)
+    tokenizers.from_dict(mixture.tokenizer or {"type": "byte"}).encode("the sea")
+    mixture.check(block_size=16, vocab_size=vocab_size)
+    for split in ("train", "val"):
+        mixture.bytes_per_token(split)
+        x, _ = mixture.parts[0].split(split).windows(np.arange(0, 64, 16), 16)
+        assert x.max() < vocab_size
+
+
+@pytest.mark.parametrize("kind", ["meta", "rows"])
+def test_every_field_of_meta_json_may_be_wrong(here, kind):
+    """One line, or it makes no difference; never a traceback, never an allocation of terabytes."""
+    folder = make_dataset(here / "data" / "mine", kind)
+    template = {"start": "", "roles": {"user": ["Q", "\n"], "assistant": ["A", "\n"]}}
+    good = {**json.loads((folder / "meta.json").read_text()), "chat_template": template}
+    (folder / "meta.json").write_text(json.dumps(good))
+    read_all("mine")
+    refused = set()
+    for where in fields(good):
+        for value in WRONG:
+            (folder / "meta.json").write_text(json.dumps(changed(good, where, value)))
+            try:
+                read_all("mine")
+            except UserError as e:
+                assert "\n" not in str(e) and len(str(e)) < 400, e
+                refused.add(where)
+    harmless = {where for where in fields(good) if where not in refused}
+    assert harmless == set()
+
+
+def test_a_field_that_is_wrong_is_named(here):
+    folder = make_dataset(here / "data" / "mine")
+    good = json.loads((folder / "meta.json").read_text())
+    for where, value, words in (
+        (("vocab_size",), "30", "vocab_size is '30', not a whole number"),
+        (("vocab_size",), 70_000, "70,000 is too large for uint16"),
+        (("eot",), 30, "eot 30 is outside"),
+        (
+            ("splits", "val", "tokens"),
+            1e12,
+            r"splits\.val\.tokens is 1000000000000\.0, not a",
+        ),
+        (("splits", "train", "files"), ["../../etc/passwd"], "files in this folder"),
+        (("splits", "train", "files"), ["/etc/passwd"], "files in this folder"),
+        (("tokenizer",), {"type": "char", "chars": "abc"}, "list of characters"),
+        (("tokenizer",), {"type": "words"}, "no tokenizer of type"),
+        (("chat_template",), {"roles": {}}, "chat_template"),
+        (("format",), 2, "format is 2"),
+    ):
+        (folder / "meta.json").write_text(json.dumps(changed(good, where, value)))
+        with pytest.raises(UserError, match=f"meta.json is damaged .*{words}"):
+            Mixture.open("mine")
+    (folder / "meta.json").write_text('{"dtype": ' + "[" * 100_000)
+    with pytest.raises(UserError, match=r"meta\.json is damaged"):
+        Mixture.open("mine")
+
+
+def test_a_largest_id_that_is_not_so_is_found(here):
+    """Whatever meta.json says: by training and by evaluation, which read windows."""
+    folder = make_dataset(here / "data" / "mine")
+    ids = np.fromfile(folder / "train.bin", "<u2")
+    ids[40] = 999
+    ids.tofile(folder / "train.bin")
+    data = Mixture.open("mine")
+    data.check(16, 30)
+    split = data.parts[0].split("train")
+    split.windows(np.array([0]), 16)
+    for starts in (np.array([32]), np.array([32, len(ids) - 5])):
+        with pytest.raises(UserError, match=r"train\.bin: the data hold the id 999, .* ends at 29"):
+            split.windows(starts, 16)
+
+
+def test_what_is_no_file_in_a_data_folder(here):
+    folder = make_dataset(here / "data" / "mine")
+    for name in ("train.bin", "meta.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match=f"{name}: it is a pipe, not a file"):
+            open_dataset("mine")
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        with pytest.raises(UserError, match=f"{name}: it is a folder, not a file"):
+            open_dataset("mine")
+        (folder / name).rmdir()
+        (folder / name).write_bytes(content)
+    with open(folder / "meta.json", "r+b") as f:
+        f.truncate(1 << 40)  # of holes
+    with pytest.raises(UserError, match="more than 16 MB"):
+        open_dataset("mine")
+
+
+# ---- meta.pkl ----
+
+
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize("field", ["vocab_size", "itos", "stoi"])
+def test_every_field_of_meta_pkl_may_be_wrong(here, field, value):
+    folder = make_dataset(here / "data" / "mine", "nanogpt")
+    meta = pickle.loads((folder / "meta.pkl").read_bytes())
+    (folder / "meta.pkl").write_bytes(pickle.dumps({**meta, field: value}))
+    try:
+        read_all("mine")
+    except UserError as e:
+        assert field == "vocab_size" and "vocab_size" in str(e)
+    else:
+        assert field != "vocab_size"
+
+
+def test_a_meta_pkl_takes_little_memory(here):
+    """A place in the memo is allocated with all below it; nested tuples take for ever as keys; and
+    what is large is not read."""
+    folder = make_dataset(here / "data" / "mine", "nanogpt")
+    doubled = b"".join(b"q%ch%c\x86" % (i, i) for i in range(99))  # (x, x) of the one before
+    for content, words in (
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "a memo larger than the file"),
+        (b"}p2000000000\n.", "a memo larger than the file"),
+        (b"\x80\x02}K\x01" + doubled + b"K\x01s.", "plain data never do"),
+        (b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.", "damaged"),
+        (b"\x80\x02(" + b"]" * 100 + b"l.", "a list, not a dict|damaged"),
+        (b"N" * (5 << 20), "more than 4 MB"),
+    ):
+        (folder / "meta.pkl").write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            open_dataset("mine")
+
+
+# ---- data that change under a reader ----
+
+
+def test_a_file_that_another_replaces_is_read_as_it_was(tmp_path):
+    """As when the data set is prepared again while a run trains on it."""
+    path = write(tmp_path / "train.bin", np.arange(1000))
+    split = Split([path])
+    write(tmp_path / "new.bin", np.zeros(500, dtype=np.int64))
+    os.replace(tmp_path / "new.bin", path)
+    assert split.read(0, 1000).tolist() == list(range(1000))
+    x, _ = split.windows(np.array([0, 900]), 50)
+    assert x[1].tolist() == list(range(900, 950))
+
+
+@pytest.mark.parametrize("how", ["shorter", "longer", "same size"])
+def test_a_file_that_is_written_over_is_noticed(tmp_path, how):
+    path = write(tmp_path / "train.bin", np.arange(1000))
+    split = Split([path])
+    split.read(0, 10)
+    count = {"shorter": 10, "longer": 2000, "same size": 1000}[how]
+    path.write_bytes(np.zeros(count, dtype="<u2").tobytes())
+    os.utime(path, ns=(1, 1))  # a clock that is coarser than this test
+    with pytest.raises(UserError, match="changed while it was being read"):
+        split.windows(np.array([0]), 50)

@@ -1,0 +1,437 @@
+"""The engine of many requests against `generate`, the uncached model and plain reference code."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.tiny_model import BLOCK, VARIANTS, VOCAB, reference_probs, texts, tiny
+from torch import nn
+from torch.nn import functional as F
+
+from bonsai.engine import Engine, SamplingParams, generate, next_probs
+from bonsai.engine.ahead import Draft, Lookup
+from bonsai.engine.phases import CompiledStep, power_of_two
+from bonsai.engine.sampling import Row, adjust
+from bonsai.system.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny(block_size=48)
+
+
+def finish(engine) -> dict:
+    """Step until all is done: {request: its events}."""
+    events = {}
+    while engine.busy:
+        for event in engine.step():
+            events.setdefault(event.request, []).append(event)
+    return events
+
+
+def alone(model, request) -> list[int]:
+    """What `generate` gives for a request."""
+    rows = generate(model, request.prompt, request.params, first_row=request.row, on_full="stop")
+    return [token for (token,) in rows if token is not None]
+
+
+# ---- rows of unequal length ----
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope", "none"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_ragged_cached_logits_equal_uncached_up_to_the_contexts_end(position, variant):
+    model = tiny(position=position, **VARIANTS[variant])
+    idx = torch.randint(VOCAB, (4, BLOCK), generator=torch.Generator().manual_seed(1))
+    want = model(idx, idx)[0]  # (B, T, V)
+    for starts in ([1, 9, 4, 9], [7, 7, 7, 7], [3, 1, 2, 5]):
+        cache = model.new_cache(4, BLOCK)
+        for row, start in enumerate(starts):
+            part = cache.view(row, row + 1)
+            got = model(idx[row : row + 1, :start], cache=part)[0][0, -1]
+            torch.testing.assert_close(got, want[row, start - 1], atol=1e-4, rtol=0)
+        cache.lengths = list(starts)
+        while cache.used < BLOCK:  # the longest row to its end, two tokens at once in between
+            T = 2 if cache.used == max(starts) + 1 else 1
+            at = torch.tensor(cache.lengths)[:, None] + torch.arange(T)
+            got = model(idx.gather(1, at), cache=cache)[0][:, -1]
+            last = want[torch.arange(4), at[:, -1]]
+            torch.testing.assert_close(got, last, atol=1e-4, rtol=0)
+        assert cache.lengths == [start + BLOCK - max(starts) for start in starts]
+
+
+def test_rows_can_be_copied_and_viewed(model):
+    cache = model.new_cache(3, 10)
+    model(torch.tensor([[1, 2, 3, 4]]), cache=cache.view(2, 3))
+    assert cache.lengths == [0, 0, 0]  # a view counts for itself
+    cache.copy_row(0, cache, 2, 3)
+    assert cache.lengths == [3, 0, 0]
+    assert torch.equal(cache.k[:, 0, :, :3], cache.k[:, 2, :, :3])
+    assert not cache.k[:, 0, :, 3:].any()
+
+
+# ---- requests beside others ----
+
+
+def random_requests(engine, rng, count):
+    """Requests of all kinds, some of which begin alike."""
+    requests = []
+    for _ in range(count):
+        begin = rng.choice([[], [3, 1, 4, 1, 5, 9, 2, 6], [3, 1, 4, 1]])
+        prompt = begin + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 20))]
+        params = SamplingParams(
+            max_new_tokens=rng.randrange(0, 50),
+            temperature=rng.choice([0, 0.7, 1.5]),
+            top_k=rng.choice([0, 5]),
+            top_p=rng.choice([1.0, 0.9]),
+            min_p=rng.choice([0.0, 0.05]),
+            repetition_penalty=rng.choice([1.0, 1.3]),
+            frequency_penalty=rng.choice([0.0, 0.4]),
+            logit_bias=rng.choice([{}, {7: 2.0}]),
+            stop_tokens=rng.choice([(), (0, 1)]),
+            seed=rng.randrange(100),
+        )
+        requests += engine.submit(prompt, params, n=rng.choice([1, 1, 3]))
+    return requests
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "options", [{}, dict(prefix_cache=60), dict(prefix_cache=60, lookup=5), dict(draft=4)], ids=str
+)
+def test_a_request_gets_the_tokens_it_gets_alone(model, seed, options):
+    """Arriving at random times, beside others, after others were cancelled or set aside."""
+    rng = random.Random(seed)
+    max_batch = rng.choice([1, 3, 8])
+    engine = Engine(model, max_batch, **options)
+    requests, events = [], {}
+    for _ in range(12):
+        requests += random_requests(engine, rng, rng.randrange(3))
+        for _ in range(rng.randrange(8)):
+            for event in engine.step():
+                events.setdefault(event.request, []).append(event)
+        if requests and rng.random() < 0.3:
+            engine.cancel(rng.choice(requests))
+        if requests and rng.random() < 0.5:
+            engine.hold(rng.choice(requests))
+            engine.resume(rng.choice(requests))
+    for request in requests:
+        engine.resume(request)
+    for request, more in finish(engine).items():
+        events.setdefault(request, []).extend(more)
+    assert len(requests) > 5
+    for request in requests:
+        want, got = alone(model, request), request.tokens
+        assert [e.token for e in events[request] if e.token is not None] == got
+        assert [e.finish for e in events[request]][-1] == request.finish is not None
+        assert all(e.finish is None for e in events[request][:-1])
+        if request.finish == "cancelled":
+            assert got == want[: len(got)]
+        else:
+            assert got == want
+            stopped = len(got) < request.params.max_new_tokens
+            stopped &= len(request.prompt) + len(got) <= engine.length
+            assert (request.finish == "stop") == stopped
+
+
+def test_n_answers_share_one_prefill(model):
+    engine = Engine(model, max_batch=2)
+    shapes = []
+    hook = engine.model.register_forward_pre_hook(lambda m, args: shapes.append(args[0].shape))
+    requests = engine.submit([5, 4, 3], SamplingParams(max_new_tokens=4), n=5)
+    finish(engine)
+    hook.remove()
+    assert [tuple(s) for s in shapes].count((1, 3)) == 1  # five rows, two at a time
+    assert [r.tokens for r in requests] == texts(model, [5, 4, 3], max_new_tokens=4, n=5)
+    assert not engine.prefixes.rows or engine.prefixes.budget  # nothing is kept after them
+
+
+def test_a_known_prefix_is_not_computed_again(model):
+    engine = Engine(model, prefix_cache=60)
+    prompt = [i % VOCAB for i in range(30)]
+    greedy = SamplingParams(max_new_tokens=1, temperature=0)
+    computed = []
+    for p in (prompt, prompt[:20] + [7, 7], prompt, prompt[:12], [9] + prompt[:29]):
+        shapes = []
+        hook = engine.model.register_forward_pre_hook(
+            lambda m, args, shapes=shapes: shapes.append(args[0].size(1))
+        )
+        (request,) = engine.submit(p, greedy)
+        finish(engine)
+        hook.remove()
+        assert request.tokens == alone(model, request)
+        assert sum(map(len, engine.prefixes.rows)) <= 60
+        computed.append(shapes)
+    # all; what differs; nothing, as the logits are kept too; the last token, for its logits; all
+    assert computed == [[30], [2], [], [1], [30]]
+
+
+def test_a_full_context_ends_a_request(model):
+    engine = Engine(model, length=12)
+    (request,) = engine.submit([1, 2, 3], SamplingParams(max_new_tokens=100, temperature=0))
+    finish(engine)
+    assert request.finish == "length" and len(request.tokens) == 12 - 3 + 1
+    assert request.tokens == alone(model, request)[: len(request.tokens)]
+
+
+def test_no_tokens_asked_for(model):
+    engine = Engine(model)
+    (request,) = engine.submit([1, 2], SamplingParams(max_new_tokens=0, prompt_logprobs=True))
+    (event,) = engine.step()
+    assert event.token is None and event.finish == request.finish == "length"
+    assert len(event.prompt_logprobs) == 2 and not engine.busy
+
+
+def test_cancelling_a_waiting_request(model):
+    engine = Engine(model, max_batch=1)
+    one, two = engine.submit([1], SamplingParams(max_new_tokens=3), n=2)
+    engine.cancel(two)
+    events = finish(engine)
+    assert [e.finish for e in events[two]] == ["cancelled"] and two.tokens == []
+    assert len(one.tokens) == 3
+
+
+class NoCache(nn.Module):
+    """An architecture that has no cache."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+
+    def forward(self, idx, targets=None):
+        return self.inner(idx, targets)
+
+
+def test_a_model_without_a_cache_goes_through_the_same_engine(model):
+    plain = NoCache(model)
+    engine = Engine(plain, max_batch=3, prefix_cache=30)
+    params = SamplingParams(max_new_tokens=9, prompt_logprobs=True)
+    requests = engine.submit([1, 2, 3], params, n=2) + engine.submit([4], params, n=2)
+    events = finish(engine)
+    for request in requests:
+        assert request.tokens == alone(model, request) == alone(plain, request)
+    scored = [lp for lp, _ in events[requests[0]][0].prompt_logprobs]
+    want = F.log_softmax(model(torch.tensor([[1, 2, 3]]), torch.tensor([[1, 2, 3]]))[0], -1)[0]
+    assert scored[1:] == pytest.approx([want[0, 2].item(), want[1, 3].item()], abs=1e-4)
+
+
+def test_buckets_of_the_compiled_step_change_nothing(model, monkeypatch):
+    """The same tokens with rows and positions rounded up; what torch.compile makes of it is left
+    to benchmarks/gpu_checks.py."""
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+    monkeypatch.setattr(CompiledStep, "SHORTEST", 8)
+    engine = Engine(model, max_batch=6, compile=True)
+    requests = random_requests(engine, random.Random(3), 9)
+    finish(engine)
+    assert len(engine.compiled.buckets) > 4
+    for request in requests:
+        assert request.tokens == alone(model, request)
+    assert [power_of_two(n, 4, 48) for n in (1, 4, 5, 33, 48)] == [4, 4, 8, 48, 48]
+
+
+# ---- tokens guessed ahead ----
+
+
+def test_a_guess_is_what_followed_the_longest_run_of_late():
+    lookup = Lookup(most=8)
+    assert lookup.guess([1, 2, 3, 4, 5], room=8) == []
+    assert lookup.guess([1, 2, 3, 4, 5, 9, 2, 3, 4], room=3) == [5, 9, 2]
+    text = [1, 2, 3, 4, 5, 9, 2, 3, 4, 6, 2, 3, 4]
+    assert lookup.guess(text, room=8) == [6, 2, 3, 4, 6, 2, 3, 4]  # a loop goes on
+    assert lookup.guess(text, room=0) == []
+    lookup.learn(guessed=8, right=1)
+    assert len(lookup.guess([*text, 6], room=8)) == 2
+
+
+@pytest.mark.parametrize("temperature", [0, 0.6])
+@pytest.mark.parametrize("cached", [True, False])
+def test_repetition_takes_fewer_steps_and_the_same_tokens(temperature, cached):
+    """A model with a strong habit: each token is likely to be followed by the next."""
+    model = tiny(block_size=96, n_layer=1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        width = model.config.n_embd
+        model.transformer.wte.weight[:10, :10] = torch.eye(10)
+        model.transformer.ln_f.weight.fill_(1)
+        head = torch.zeros(VOCAB, width)
+        head[(torch.arange(10) + 1) % 10, torch.arange(10)] = 2.5
+        model.lm_head.weight = nn.Parameter(head)
+    engine = Engine(model if cached else NoCache(model), lookup=6)
+    params = SamplingParams(max_new_tokens=70, temperature=temperature, top_k=3, logprobs=2)
+    (request,) = engine.submit([0, 1, 2, 3], params)
+    steps, events = 0, []
+    while engine.busy:
+        events += engine.step()
+        steps += 1
+    assert request.tokens == alone(model, request) == [event.token for event in events]
+    assert len(request.tokens) == 70 and steps < 45
+    (other,) = (plain := Engine(model)).submit([0, 1, 2, 3], params)
+    want = [event.logprob for event in finish(plain)[other]]
+    assert [event.logprob for event in events] == pytest.approx(want, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_the_model_in_int8_guesses_what_the_model_says(temperature):
+    model = tiny(block_size=96, n_head=1)  # heads of 32 channels, which block.cpp takes
+    params = SamplingParams(80, temperature, top_k=9, frequency_penalty=0.3, logprobs=1)
+    engine = Engine(model, draft=5)
+    (request,) = engine.submit([5, 3, 1], params)
+    steps, events = 0, []
+    while engine.busy:
+        events += engine.step()
+        steps += 1
+    assert request.tokens == alone(model, request) == [event.token for event in events]
+    assert len(request.tokens) == 80 and steps < 30
+    (other,) = (plain := Engine(model)).submit([5, 3, 1], params)
+    want = [event.logprob for event in finish(plain)[other]]
+    assert [event.logprob for event in events] == pytest.approx(want, abs=1e-4)
+    stop = request.tokens[40]
+    end = request.tokens.index(stop)
+    (short,) = engine.submit([5, 3, 1], replace(params, stop_tokens=(stop,)))
+    finish(engine)
+    assert short.tokens == request.tokens[:end] and short.finish == "stop"
+
+
+def test_guesses_of_a_model_shrink_slowly():
+    draft = Draft(None, most=8)
+    lengths = []
+    for guessed, right in [(8, 8), (8, 2), (7, 0), (6, 6), (8, 3)]:
+        draft.learn(guessed, right)
+        lengths.append(draft.length)
+    assert lengths == [8, 7, 6, 8, 7]
+
+
+# ---- log-probabilities ----
+
+
+def test_logprobs_are_the_models_own(model):
+    """Before temperature, penalties and filters; also of the prompt."""
+    params = SamplingParams(
+        max_new_tokens=6, temperature=0.5, top_k=3, logprobs=4, prompt_logprobs=True,
+        repetition_penalty=1.5, vocab_limit=25,
+    )  # fmt: skip
+    prompt = [i % 25 for i in range(9)]
+    engine = Engine(model)
+    (request,) = engine.submit(prompt, params)
+    events = finish(engine)[request]
+    ids = torch.tensor([prompt + request.tokens])
+    with torch.no_grad():
+        logp = F.log_softmax(model(ids, ids)[0][0], dim=-1)
+    first = events[0].prompt_logprobs
+    assert first[0] == (None, None) and len(first) == 9
+    assert all(e.prompt_logprobs is None for e in events[1:])
+    found = first[1:] + [(e.logprob, e.top) for e in events]
+    for place, (own, top) in enumerate(found):
+        want = logp[place]
+        assert own == pytest.approx(want[ids[0, place + 1]].item(), abs=1e-4)
+        values, tokens = want[:25].topk(4)
+        assert [token for token, _ in top] == tokens.tolist()
+        assert [p for _, p in top] == pytest.approx(values.tolist(), abs=1e-4)
+    (request,) = engine.submit(prompt, SamplingParams(max_new_tokens=1, logprobs=0))
+    (event,) = finish(engine)[request]
+    assert event.top == [] and event.logprob < 0
+
+
+# ---- penalties and filters ----
+
+
+def reference_logits(logits, prompt, answer, p) -> list[float]:
+    """Penalties and bias in plain Python, following the definitions."""
+    out = list(logits)
+    for token in {*prompt, *answer}:
+        out[token] = out[token] / p.repetition_penalty if out[token] > 0 else (
+            out[token] * p.repetition_penalty
+        )  # fmt: skip
+    for token in set(answer):
+        out[token] -= p.presence_penalty + p.frequency_penalty * answer.count(token)
+    for token, bias in p.logit_bias:
+        out[token] += bias
+    return out
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_penalties_and_bias_follow_the_definitions(seed):
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(4):
+        params = SamplingParams(
+            repetition_penalty=rng.choice([1.0, 1.7, 0.8]),
+            presence_penalty=rng.choice([0, 0.5, -1.0]),
+            frequency_penalty=rng.choice([0, 0.3]),
+            logit_bias=rng.choice([(), {3: 100.0, 5: -2}]),
+        )
+        prompt, answer = ([rng.randrange(9) for _ in range(rng.randrange(6))] for _ in range(2))
+        rows.append(Row(prompt, params, 0, answer))
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(seed))
+    before = logits.clone()
+    got = adjust(logits, rows)
+    assert torch.equal(logits, before)  # the log-probabilities are of these
+    want = [
+        reference_logits(x, r.prompt, r.tokens, r.params) for x, r in zip(logits.tolist(), rows)
+    ]
+    torch.testing.assert_close(got, torch.tensor(want))
+
+
+@pytest.mark.parametrize("min_p", [0.0, 0.01, 0.2, 1.0])
+@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (9, 1.0), (0, 0.8), (9, 0.8)])
+def test_min_p_follows_the_definition(min_p, top_k, top_p):
+    logits = 2 * torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(4))
+    want = []
+    for row in logits.tolist():
+        probs = reference_probs(row, 0.9, top_k, top_p, None)
+        probs = [p if p >= min_p * max(probs) * (1 - 1e-5) else 0.0 for p in probs]
+        want.append([p / sum(probs) for p in probs])
+    got = next_probs(logits, SamplingParams(1, 0.9, top_k, top_p, min_p=min_p))
+    torch.testing.assert_close(got, torch.tensor(want))
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_top_p_of_a_large_vocabulary(top_p):
+    """Where the likeliest tokens are enough, and where all must be sorted."""
+    generator = torch.Generator().manual_seed(0)
+    for spread in (0.1, 4.0):
+        logits = spread * torch.randn(3, 5000, generator=generator)
+        want = [reference_probs(row, 1.0, 0, top_p, None) for row in logits.tolist()]
+        got = next_probs(logits, SamplingParams(top_p=top_p))
+        # at the border rounding may keep one token more or less
+        assert (got - torch.tensor(want)).abs().sum() < 1e-2
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (lambda m: Engine(m, max_batch=0), "max_batch=0"),
+        (lambda m: Engine(m, length=1000), "length=1000"),
+        (lambda m: Engine(m, quantize="int3"), "quantize=int3 is not one of int8"),
+        (lambda m: Engine(m, prefix_cache=-1), "prefix_cache=-1"),
+        (lambda m: Engine(m, lookup=-1), "lookup=-1"),
+        (lambda m: Engine(m, draft=-1), "draft=-1"),
+        (lambda m: Engine(m, lookup=4, compile=True), "choose one"),
+        (lambda m: Engine(m, draft=4, compile=True), "choose one"),
+        (lambda m: Engine(m, draft=4, lookup=4), "choose one"),
+        (lambda m: Engine(m, draft=4, quantize="int8"), "not for quantize=int8"),
+        (lambda m: Engine(m).submit([], SamplingParams()), "prompt is empty"),
+        (lambda m: Engine(m).submit([1] * 49, SamplingParams()), "49 tokens, the context 48"),
+        (lambda m: Engine(m).submit([VOCAB], SamplingParams()), "outside the model's vocabulary"),
+        (lambda m: Engine(m).submit([1], SamplingParams(), n=0), "n=0"),
+        (lambda m: Engine(m).submit([1], SamplingParams(logit_bias={99: 1})), "token 99"),
+        (lambda m: Engine(NoCache(m), compile=True), "compile=True needs"),
+        (lambda m: SamplingParams(min_p=1.5), "min_p=1.5"),
+        (lambda m: SamplingParams(repetition_penalty=0), "repetition_penalty=0"),
+        (lambda m: SamplingParams(presence_penalty=math.nan), "presence_penalty=nan"),
+        (lambda m: SamplingParams(frequency_penalty=math.inf), "frequency_penalty=inf"),
+        (lambda m: SamplingParams(logit_bias={-1: 1.0}), "logit_bias: -1"),
+        (lambda m: SamplingParams(logit_bias=[(1, math.inf)]), "logit_bias: 1=inf"),
+        (lambda m: SamplingParams(logprobs=-1), "logprobs=-1"),
+    ],
+)
+def test_impossible_requests_say_so_at_once(model, call, says):
+    with pytest.raises(UserError, match=says):
+        call(model)

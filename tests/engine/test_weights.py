@@ -1,0 +1,65 @@
+"""Models prepared for inference: packed, in bfloat16 or int8, and how far their logits move."""
+
+import pytest
+import torch
+from helpers.tiny_model import BLOCK, VOCAB, tiny
+
+from bonsai.engine.cpu.weights import packs, prepare
+from model import ACTIVATIONS
+
+# of the logits' own spread, on a model of GPT-2's shape in small with its initial weights
+TOLERANCE = {(torch.bfloat16, ""): 0.1, (None, "int8"): 0.3, (torch.bfloat16, "int8"): 0.3}
+
+
+@pytest.mark.parametrize("dtype, quantize", TOLERANCE)
+@pytest.mark.parametrize("pack", [True, False])
+def test_logits_of_converted_weights_stay_close(dtype, quantize, pack):
+    model = tiny(n_embd=128, block_size=64)
+    fast = prepare(model, dtype, quantize, pack)
+    idx = torch.randint(VOCAB, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        want, got = model(idx, idx)[0], fast(idx, idx)[0]
+        error = (got - want).std() / want.std()
+        assert 0 < error < TOLERANCE[dtype, quantize]
+        # and the cached steps are those of the same weights
+        cache = fast.new_cache(2, 64)
+        fast(idx[:, :30], cache=cache)
+        steps = [fast(idx[:, t : t + 1], cache=cache)[0][:, 0] for t in range(30, 40)]
+        assert (torch.stack(steps, 1) - got[:, 30:]).std() / want.std() < error
+    assert fast.transformer.wte.weight.dtype == (dtype or torch.float32)
+    assert model.lm_head.weight.dtype == torch.float32  # the original is left alone
+
+
+def test_packed_float32_weights_are_exact_to_rounding():
+    model = tiny(n_embd=128, n_kv_head=2, bias=False)
+    idx = torch.randint(VOCAB, (3, BLOCK), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for part in (idx, idx[:1, :1]):  # a vector takes another way
+            want, got = model(part)[0], prepare(model)(part)[0]
+            torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(not packs(torch.device("cpu")), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_only_many_numbers_go_through_onednns_gelu(name, monkeypatch):
+    seen, gelu = [], ACTIVATIONS[name]
+
+    def spy(x):
+        seen.append((x.shape[:2].numel(), torch.backends.mkldnn.enabled))
+        assert x.isfinite().all()
+        return gelu(x)
+
+    monkeypatch.setitem(ACTIVATIONS, name, spy)
+    model = tiny(n_embd=128, activation=name)
+    fast = prepare(model)
+    with torch.no_grad():
+        for shape in ((1, 1), (16, 16)):
+            idx = torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
+            torch.testing.assert_close(fast(idx)[0], model(idx)[0], atol=1e-4, rtol=0)
+        layers = model.config.n_layer
+        few, many = [(1, False)] * layers + [(1, True)] * layers, [(256, True)] * 2 * layers
+        assert seen == few + many
+        fast.transformer.wte.weight.data.fill_(torch.nan)
+        with pytest.raises(AssertionError):
+            fast(idx[:1, :1])
+    assert torch.backends.mkldnn.enabled

@@ -1,0 +1,163 @@
+"""Programs run as subprocesses, by tiny models, and what their runs leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+
+# A run of a few seconds: 20 steps of 2 x 4 x 16 tokens. Options given after these win.
+TINY = [
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=32",
+    "--block_size=16",
+    "--batch_size=4",
+    "--gradient_accumulation_steps=2",
+    "--dropout=0.1",
+    "--learning_rate=3e-3",
+    "--min_lr=3e-4",
+    "--warmup_iters=2",
+    "--max_iters=20",
+    "--lr_decay_iters=20",
+    "--eval_iters=2",
+    "--eval_interval=10",
+    "--device=cpu",
+    "--dtype=float32",
+    "--compile=False",
+]
+
+
+@dataclass(repr=False)
+class Result:
+    rc: int
+    stdout: str
+    stderr: str
+
+    def __repr__(self) -> str:  # what pytest shows where an assertion fails
+        return f"exit status {self.rc}\n{self.stdout[-3000:]}\n--- stderr:\n{self.stderr[-3000:]}"
+
+
+class Payload:
+    """A pickle that would make a folder when it is loaded."""
+
+    def __init__(self, marker: Path):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment without torchrun's variables; one thread; no network."""
+    names = set(os.environ) - {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+    env = {k: os.environ.get(k, "") for k in names}  # another thread may just take one away
+    env.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
+    return {**env, **changes}
+
+
+def run_program(
+    args: list[str],
+    cwd: Path,
+    env: dict[str, str] | None = None,
+    input: str | None = None,
+    timeout: float = 120,
+    program: str = "train.py",
+    **options,
+) -> Result:
+    """Run a program of the repository root in `cwd`; env: changes to the environment."""
+    command = [sys.executable, str(ROOT / program), *map(str, args)]
+    return run_command(command, cwd, env, input, timeout, **options)
+
+
+def run_command(command, cwd, env=None, input=None, timeout=120, **options) -> Result:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment(**(env or {})),
+        input=input,
+        stdin=subprocess.DEVNULL if input is None else None,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        **options,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def train(cwd: Path, out: Path, *options: str, dataset: str = "meta", **keywords) -> Result:
+    """A tiny training run into the folder `out`."""
+    return run_program(
+        [*TINY, f"--dataset={dataset}", f"--out_dir={out}", *options], cwd, **keywords
+    )
+
+
+# what several processes and one have to agree in, for their losses to be compared
+SHARED = ["--dropout=0.0", "--gradient_accumulation_steps=4", "--eval_iters=3"]
+
+
+def torchrun(cwd: Path, out: Path, *options: str, processes: int = 2) -> Result:
+    return run_command(torchrun_command(out, *options, processes=processes), cwd)
+
+
+def torchrun_command(out: Path, *options: str, processes: int = 2) -> list[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    settings = [*TINY, *SHARED, "--dataset=meta", f"--out_dir={out}"]
+    return [sys.executable, *launch, str(ROOT / "train.py"), *settings, *options]
+
+
+def train_all(cwd: Path, runs: dict[Path, list[str]], **keywords) -> dict[Path, Result]:
+    """Several tiny runs, two at a time: {out_dir: options}. All of them must succeed."""
+    with ThreadPoolExecutor(2) as pool:
+        started = {out: pool.submit(train, cwd, out, *o, **keywords) for out, o in runs.items()}
+    results = {out: future.result() for out, future in started.items()}
+    for result in results.values():
+        assert result.rc == 0, result
+    return results
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    """(step, loss) of each logged training step of a run."""
+    return [(row["iter"], row["loss"]) for row in metrics(out) if "loss" in row]
+
+
+def load(path: Path) -> dict:
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def differences(a, b, where: str = "") -> list[str]:
+    """Where two checkpoints, or parts of them, differ in any bit; [] when they are equal."""
+    import torch
+
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return [f"{where}: keys {set(a) ^ set(b)}"]
+        return [d for k in a for d in differences(a[k], b[k], f"{where}.{k}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        if len(a) != len(b):
+            return [f"{where}: lengths"]
+        return [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{where}[{i}]")]
+    return [] if a == b else [f"{where}: {a!r} != {b!r}"]
+
+
+def assert_one_line_error(result: Result, *hints: str, status: tuple[int, ...] = (1, 2)) -> None:
+    """The program ended in one line on stderr that has the hints in it."""
+    lines = result.stderr.strip().splitlines()
+    assert result.rc in status, result
+    assert "Traceback" not in result.stdout + result.stderr, result
+    assert len(lines) == 1 and lines[0].startswith("error: "), result
+    for hint in hints:
+        assert hint.lower() in lines[0].lower(), f"no {hint!r} in: {lines[0]}"

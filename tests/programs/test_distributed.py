@@ -1,0 +1,126 @@
+"""Several processes (gloo, on the CPU) against one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.programs import (
+    SHARED,
+    environment,
+    load,
+    losses,
+    metrics,
+    torchrun,
+    torchrun_command,
+    train,
+)
+
+
+@pytest.fixture(scope="module")
+def one(workplace, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("one") / "run"
+    result = train(workplace, out, *SHARED)
+    assert result.rc == 0, result
+    return out
+
+
+def assert_close(a: Path, b: Path) -> None:
+    assert [i for i, _ in losses(a)] == [i for i, _ in losses(b)]
+    for (i, x), (_, y) in zip(losses(a), losses(b)):
+        assert x == pytest.approx(y, abs=1e-5), f"step {i}"
+    for x, y in zip(metrics(a), metrics(b)):
+        if "val_loss" in x:
+            assert x["iter"] == y["iter"]
+            assert x["train_loss"] == pytest.approx(y["train_loss"], abs=1e-5)
+            assert x["val_loss"] == pytest.approx(y["val_loss"], abs=1e-5)
+        else:
+            assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-3)
+    one, two = load(a / "last.pt"), load(b / "last.pt")
+    for name, w in one["model"].items():
+        torch.testing.assert_close(two["model"][name], w, atol=1e-4, rtol=0)
+    assert list(one["model"]) == list(two["model"])  # no prefix of DDP's
+
+
+def test_two_processes_equal_one_also_when_one_goes_on(one, workplace, tmp_path):
+    """Ten steps with two processes, then ten with one: all 20 equal those of one process.
+
+    So the two compute the same gradients and evaluations, and the data order does not depend on
+    how many share it.
+    """
+    out = tmp_path / "run"
+    result = torchrun(workplace, out, "--max_iters=10")
+    assert result.rc == 0, result
+    assert "2 processes (gloo)" in result.stdout
+    assert result.stdout.count("iter 3: loss") == 1  # one process speaks
+    assert load(out / "last.pt")["iter_num"] == 10
+    result = train(workplace, out, *SHARED, "--init_from=resume")
+    assert result.rc == 0, result
+    assert_close(one, out)
+
+
+def test_a_run_of_one_goes_on_with_two(one, workplace, tmp_path):
+    """And nanoGPT's settings for GPUs, backend=nccl in a config file, do no harm on a CPU."""
+    out = tmp_path / "run"
+    assert train(workplace, out, *SHARED, "--max_iters=10").rc == 0
+    result = torchrun(workplace, out, "--init_from=resume", "--backend=nccl")
+    assert result.rc == 0, result
+    assert_close(one, out)
+
+
+def test_accumulation_must_be_divisible(workplace, tmp_path):
+    result = torchrun(workplace, tmp_path / "run", "--gradient_accumulation_steps=3")
+    assert result.rc != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert lines and "gradient_accumulation_steps=3 is not divisible by the 2" in lines[0], result
+    assert not (tmp_path / "run").exists()
+
+
+def at_step_5(workplace, out: Path, *options: str) -> subprocess.Popen:
+    """A run of two processes that has come so far; they are a session of their own."""
+    process = subprocess.Popen(
+        torchrun_command(out, *options),
+        cwd=workplace,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if "iter 5:" in line:
+            break
+    return process
+
+
+def test_sigterm_stops_all_and_saves(workplace, tmp_path):
+    """Sent to each process, as clusters do, and passed on by torchrun; they agree on the step."""
+    out = tmp_path / "run"
+    process = at_step_5(workplace, out, "--max_iters=100000", "--eval_interval=100000")
+    try:
+        time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        rest = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    state = load(out / "last.pt")
+    assert f"stopped at step {state['iter_num']}" in rest, rest
+    assert len(losses(out)) == state["iter_num"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes of POSIX")
+def test_workers_whose_torchrun_was_killed_save_and_end(workplace, tmp_path):
+    """They would go on for ever, and nobody could stop them; here within an evaluation."""
+    out = tmp_path / "run"
+    options = ["--max_iters=100000", "--eval_interval=6", "--eval_iters=100000", "--batch_size=1"]
+    process = at_step_5(workplace, out, *options)
+    process.send_signal(signal.SIGKILL)
+    rest = process.communicate(timeout=100)[0]  # once the workers, too, have closed their stdout
+    state = load(out / "last.pt")
+    assert "torchrun has ended" in rest and f"stopped at step {state['iter_num']}" in rest, rest
+    assert not (out / "run.lock").exists()

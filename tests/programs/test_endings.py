@@ -1,0 +1,391 @@
+"""However a run ends, it saves or says so; and train.main leaves its process as it was.
+
+Most runs here are calls of train.main in this process, to which something happens at a step.
+"""
+
+import importlib
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.programs import ROOT, TINY, environment, load, losses, metrics
+
+from bonsai.evaluation import loss as evals
+from bonsai.system.errors import UserError
+from bonsai.training.report import Report
+
+train = importlib.import_module("train")
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+SMALL = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 16, "dropout": 0.0}
+SMALL |= {"batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-3}
+SMALL |= {"warmup_iters": 0, "eval_iters": 1, "eval_interval": 1000, "max_iters": 8}
+SMALL |= {"device": "cpu", "dtype": "float32", "compile": False, "dataset": "meta"}
+
+
+@pytest.fixture(autouse=True)
+def here(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+
+
+def run(out: Path, **changes) -> int:
+    return train.main(**{**SMALL, "out_dir": str(out), **changes})
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """at_step(n, event): call it when step n has been logged."""
+
+    def install(n: int, event) -> None:
+        step = Report.step
+
+        def logged(self, row, mfu):
+            step(self, row, mfu)
+            if row["iter"] == n:
+                event()
+
+        monkeypatch.setattr(Report, "step", logged)
+
+    return install
+
+
+def send(name: str):
+    return lambda: os.kill(os.getpid(), getattr(signal, name))
+
+
+# ---- signals ----
+
+
+@needs_posix
+@pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_saves_and_is_given_back(out, capfd, at_step, name, status):
+    """And what is printed counts the steps that were made."""
+    before = [signal.getsignal(getattr(signal, n)) for n in ("SIGINT", "SIGTERM", "SIGHUP")]
+    at_step(4, send(name))
+    assert run(out, max_iters=1000) == status
+    assert load(out / "last.pt")["iter_num"] == 5 and len(losses(out)) == 5
+    said = capfd.readouterr()
+    assert f"{name}: finishing this step, then saving" in said.err
+    assert "\n5 steps, 160 tokens, " in said.out and "at step 0;" in said.out
+    assert "stopped at step 5" in said.out and "--init_from=resume" in said.out
+    assert [signal.getsignal(getattr(signal, n)) for n in ("SIGINT", "SIGTERM", "SIGHUP")] == before
+    assert run(out, init_from="auto") == 0 and load(out / "last.pt")["iter_num"] == 8
+
+
+@needs_posix
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_the_same_signal_from_two_senders_is_one(out, at_step, name):
+    """Of a terminal and its shell, of a cluster and torchrun: the second one ends nothing."""
+
+    def twice():
+        send(name)()
+        send(name)()
+
+    at_step(2, twice)
+    assert run(out) > 128 and load(out / "last.pt")["iter_num"] == 3
+
+
+@needs_posix
+def test_nohup_goes_on(out, at_step):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(2, send("SIGHUP"))
+        assert run(out) == 0 and load(out / "last.pt")["iter_num"] == 8
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@needs_posix
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_a_long_evaluation_stops_between_batches(out, monkeypatch, capfd, eval_only):
+    """It is not reported as one, and the run that goes on makes it anew."""
+    calls, windows = [], evals.Split.windows
+
+    def counted(self, *args):
+        if sys._getframe(1).f_code.co_name == "split_loss":
+            calls.append(self)
+            if len(calls) == 9:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return windows(self, *args)
+
+    if eval_only:
+        assert run(out) == 0
+    monkeypatch.setattr(evals.Split, "windows", counted)
+    source = {"eval_only": True, "init_from": "resume"} if eval_only else {"eval_interval": 3}
+    status = run(out, eval_iters=3 if not eval_only else 200, **source)
+    assert status == 143 and len(calls) == 9
+    monkeypatch.undo()
+    if not eval_only:  # 6 batches at step 0; the signal came in the middle of those at step 3
+        assert (
+            load(out / "last.pt")["iter_num"] == 3
+            and load(out / "last.pt")["progress"]["evaluated"] == 0
+        )
+        assert [r["iter"] for r in metrics(out) if "val_loss" in r] == [0]
+    assert "stopped at step" in capfd.readouterr().out
+
+
+def test_in_a_thread(out):
+    """Where Python lets nobody take a signal, as in some notebooks and servers."""
+    status = []
+    thread = threading.Thread(target=lambda: status.append(run(out, max_iters=3)))
+    thread.start()
+    thread.join()
+    assert status == [0] and load(out / "last.pt")["iter_num"] == 3
+
+
+def test_without_files_behind_the_console(out, monkeypatch):
+    """sys.stdout and sys.stderr of a notebook have no number."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert run(out, max_iters=3) == 0
+
+
+# ---- the console ----
+
+
+class Broken(io.TextIOBase):
+    """A console to which nothing can be written after a while."""
+
+    def __init__(self, lines: int, error: Exception):
+        self.lines, self.error, self.text = lines, error, ""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        if self.text.count("\n") >= self.lines:
+            raise self.error
+        self.text += text
+        return len(text)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "pipe"), OSError(5, "input/output")])
+def test_a_console_that_has_gone_stops_the_run_with_a_save(out, capfd, monkeypatch, error):
+    monkeypatch.setattr(sys, "stdout", Broken(12, error))
+    assert run(out, max_iters=1000) == 141
+    step = load(out / "last.pt")["iter_num"]
+    assert 0 < step < 20
+    err = capfd.readouterr().err
+    assert "stdout is closed: finishing this step, then saving" in err
+    assert f"stopped at step {step}" in err and f"stopped at step {step}" in (
+        out / "log.txt"
+    ).read_text(encoding="utf-8")
+
+
+@needs_posix
+def test_head_takes_the_lines_that_it_wants(workplace, out):
+    settings = " ".join([*TINY, "--dataset=meta", f"--out_dir={out}", "--max_iters=100000"])
+    command = f"{sys.executable} {ROOT / 'train.py'} {settings} | head -15; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=workplace, env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "141", done
+    assert "Traceback" not in done.stderr and "ignored" not in done.stderr
+    assert f"stopped at step {load(out / 'last.pt')['iter_num']}" in done.stderr
+
+
+def test_a_sample_that_the_console_cannot_print(out, monkeypatch):
+    """Escapes in ASCII; the log has the characters."""
+    monkeypatch.setattr(train, "sample_text", lambda *args, **options: "漢字 λ 😀")
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert run(out, sample_interval=2) == 0
+    console.flush()
+    assert b"\\u6f22\\u5b57 \\u03bb \\U0001f600" in console.buffer.getvalue()
+    assert "漢字 λ 😀" in (out / "log.txt").read_text(encoding="utf-8")
+
+
+# ---- errors in the middle ----
+
+
+@pytest.mark.parametrize("kind", [UserError, RuntimeError, OSError, KeyboardInterrupt])
+def test_an_error_in_the_loop_saves_first(out, capfd, at_step, kind):
+    def fail():
+        raise kind("something")
+
+    at_step(4, fail)
+    with pytest.raises(kind):
+        run(out)
+    assert load(out / "last.pt")["iter_num"] == 5
+    assert "saved at step 5" in capfd.readouterr().out
+    assert not (out / "run.lock").exists()
+
+
+def test_an_error_in_the_middle_of_an_update_saves_nothing(out, monkeypatch):
+    """Half of the weights would be of the step before."""
+
+    def fail(self, *args):
+        raise RuntimeError("in the optimizer")
+
+    monkeypatch.setattr(torch.amp.GradScaler, "step", fail)
+    with pytest.raises(RuntimeError):
+        run(out)
+    assert not list(out.glob("*.pt"))
+
+
+def test_a_full_disk_that_has_room_again(out, capfd, monkeypatch):
+    """What could not be logged ends no run, and comes later."""
+
+    class Full:
+        def __init__(self, file):
+            self.file, self.name, self.kept, self.full = file, file.name, "", True
+
+        def write(self, text):
+            self.kept += text
+
+        def flush(self):
+            if self.full:
+                raise OSError(28, "No space left on device")
+            self.file.write(self.kept)
+            self.kept = ""
+            self.file.flush()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    opened, files = Report._open, []
+
+    def full(self):
+        opened(self)
+        self.metrics = Full(self.metrics)
+        files.append(self.metrics)
+
+    step = Report.step
+
+    def logged(self, row, mfu):
+        files[0].full = row["iter"] < 5
+        step(self, row, mfu)
+
+    monkeypatch.setattr(Report, "_open", full)
+    monkeypatch.setattr(Report, "step", logged)
+    assert run(out) == 0
+    assert [i for i, _ in losses(out)] == list(range(8))
+    said = capfd.readouterr().out
+    assert said.count("cannot write") == 1 and "No space left" in said
+
+
+# ---- the folder ----
+
+
+def test_a_folder_that_was_removed_is_made_anew(out, capfd, at_step):
+    at_step(4, lambda: shutil.rmtree(out))
+    assert run(out, save_interval=2) == 0
+    assert f"{out} was removed" in capfd.readouterr().out
+    assert load(out / "last.pt")["iter_num"] == 8
+    assert [i for i, _ in losses(out)][-2:] == [6, 7]
+    assert json.loads((out / "config.json").read_text())["n_embd"] == 16
+
+
+def test_a_folder_that_cannot_be_made_anew(out, at_step):
+    """The message says what is true: nothing is left there."""
+
+    def replace():
+        shutil.rmtree(out)
+        out.write_text("a file")
+
+    at_step(4, replace)
+    with pytest.raises(UserError) as e:
+        run(out, save_interval=5)
+    assert "intact" not in str(e.value) and str(out) in str(e.value)
+
+
+def test_a_full_disk_names_what_is_intact(out, at_step, monkeypatch):
+    def full():
+        def save(*args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(torch, "save", save)
+
+    at_step(5, full)
+    with pytest.raises(UserError, match=r"No space left on device.*intact there: last\.pt"):
+        run(out, save_interval=4)
+    assert load(out / "last.pt")["iter_num"] == 4
+
+
+def test_two_runs_in_one_folder(out, at_step):
+    """The second one is told so and changes nothing; an evaluation may look."""
+    seen = []
+
+    def second():
+        before = {p: p.read_bytes() for p in out.iterdir()}
+        for init_from in ("scratch", "resume"):
+            with pytest.raises(UserError, match=f"process {os.getpid()} on"):
+                run(out, init_from=init_from)
+        assert {p: p.read_bytes() for p in out.iterdir()} == before
+        seen.append(run(out, init_from="resume", eval_only=True))
+
+    at_step(4, second)
+    assert run(out, save_interval=2) == 0 and seen == [0]
+    assert load(out / "last.pt")["iter_num"] == 8
+
+
+def test_a_run_that_was_replaced_stops_and_overwrites_nothing(out, at_step):
+    def replaced():
+        (out / "run.lock").write_text('{"pid": 1, "host": "h", "since": "s", "token": "other"}')
+
+    at_step(4, replaced)
+    with pytest.raises(UserError, match="taken over by another run"):
+        run(out, save_interval=2)
+    assert load(out / "last.pt")["iter_num"] == 4
+    assert (out / "run.lock").exists()
+
+
+# ---- which checkpoint ----
+
+
+def test_a_diverged_model_replaces_none(out, capfd, monkeypatch):
+    """The evaluations after step 4 are not finite; those of the checkpoints before stay."""
+    loss = train.mixture_loss
+
+    def diverging(model, data, name, *args):
+        value = loss(model, data, name, *args)
+        return math.nan if len(losses(out)) > 4 else value
+
+    assert run(out, max_iters=4, eval_interval=2, keep_best=True) == 0
+    kept = {p.name: p.read_bytes() for p in out.glob("*.pt")}
+    assert set(kept) == {"ckpt.pt", "ckpt.prev.pt", "best.pt", "best.prev.pt", "last.pt"}
+    monkeypatch.setattr(train, "mixture_loss", diverging)
+    options = {"eval_interval": 2, "save_interval": 3, "keep_best": True, "keep_last": 2}
+    assert run(out, init_from="resume", max_iters=12, **options) == 0
+    assert load(out / "diverged.pt")["iter_num"] == 12
+    for name, content in kept.items():
+        assert (out / name).read_bytes() == content, f"{name} was replaced"
+    assert "not finite" in capfd.readouterr().out
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("left", ["ckpt.prev.pt", "last.prev.pt", "step_0000004.pt", "best.pt"])
+def test_auto_starts_from_whatever_there_is(out, capfd, left):
+    options = {"eval_interval": 2, "save_interval": 2, "keep_last": 2, "keep_best": True}
+    assert run(out, max_iters=6, **options) == 0
+    step = load(out / left)["iter_num"]
+    for path in out.glob("*.pt"):
+        if path.name != left:
+            path.unlink()
+    assert run(out, init_from="auto", **options) == 0
+    assert f"{left}, step {step}" in capfd.readouterr().out
+    assert load(out / "last.pt")["iter_num"] == 8
+    assert not (out / "earlier").exists()
+
+
+def test_going_back_keeps_what_was_abandoned(out):
+    options = {"save_interval": 2, "keep_last": 2}
+    assert run(out, max_iters=8, **options) == 0
+    abandoned = (out / "step_0000008.pt").read_bytes()
+    shutil.copyfile(out / "step_0000006.pt", out / "last.pt")
+    for path in out.glob("ckpt*.pt"):
+        path.unlink()
+    assert run(out, init_from="resume", max_iters=12, seed=5, **options) == 0
+    steps = sorted(p.name for p in out.glob("step_*"))
+    assert steps == ["step_0000010.pt", "step_0000012.pt"]
+    assert (out / "earlier" / "1" / "step_0000008.pt").read_bytes() == abandoned
+    assert [i for i, _ in losses(out / "earlier" / "1")] == list(range(8))
+    assert [i for i, _ in losses(out)] == list(range(12))

@@ -1,0 +1,190 @@
+"""The settings of every program: each says what it takes, and what it does not take is one line."""
+
+import functools
+import math
+import re
+import runpy
+
+import pytest
+from helpers.programs import ROOT
+
+import configurator
+import model
+from bonsai.engine import ON_FULL
+from bonsai.models.spacebyte import BOUNDARIES
+from bonsai.models.table import CONFIGS
+from bonsai.system import runtime
+from bonsai.system.values import COMMAND_LINE, RANGE, WORDS, Setting, in_range
+from bonsai.training.schedule import SCHEDULES
+
+PROGRAMS = [
+    path.relative_to(ROOT).as_posix()
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.relative_to(ROOT).parts[0] not in (".venv", "tests", "bonsai")
+    and re.search(r"\bconfigure\(globals\(\)", path.read_text(encoding="utf-8"))
+    and path.name != "configurator.py"
+]
+PATHS = re.compile(
+    r"out|out_dir|init_from|dataset|.*input|.*file|folder|peer|json|html|plot|.*_png|.*_out|prompts|"
+    r"choices|ranks|mnist|models|data"
+)
+NO_PATHS = {("data/fineweb/prepare.py", "folder")}  # of a repository on the hub
+
+
+@functools.cache
+def namespace(program: str) -> dict:
+    return runpy.run_path(str(ROOT / program), run_name="not main")
+
+
+def declared(program: str) -> dict[str, Setting]:
+    return configurator._program_settings(dict(namespace(program)))
+
+
+def fields() -> dict[tuple[str, str], Setting]:
+    return {
+        (name, field): setting
+        for name, config in CONFIGS.items()
+        for field, setting in configurator._fields(config).items()
+    }
+
+
+def settings() -> dict[tuple[str, str], Setting]:
+    own = {(p, name): setting for p in PROGRAMS for name, setting in declared(p).items()}
+    return own | fields()
+
+
+def test_every_program_is_found():
+    assert {"train.py", "serve.py", "data/custom/prepare.py", "benchmarks/bytes.py"} <= {*PROGRAMS}
+    assert len(PROGRAMS) > 30
+
+
+def test_every_number_has_a_range_with_its_default_inside():
+    for where, setting in settings().items():
+        if {int, float} & set(setting.types):
+            assert re.fullmatch(RANGE, setting.takes), f"{where} states no range: {setting.comment}"
+            assert in_range(setting.default, setting.range), where
+
+
+def test_what_a_text_takes_is_understood():
+    for where, setting in settings().items():
+        if str in setting.types and setting.takes:
+            assert setting.kind or re.fullmatch(WORDS, setting.takes), where
+        if bool in setting.types and str in setting.types:
+            assert setting.takes.endswith(" | on | off") and setting.words, where
+
+
+def test_every_list_of_numbers_is_declared_as_one():
+    """Then a word in it is one line, in every program."""
+    for (program, name), setting in settings().items():
+        if setting.takes == "list":
+            assert not re.fullmatch(r"[\d.,e-]+", setting.default), f"{program}: {name}"
+
+
+def test_every_path_knows_the_home_folder():
+    for where, setting in settings().items():
+        if setting.types == (str,) and PATHS.fullmatch(where[1]) and where not in NO_PATHS:
+            assert setting.kind in ("path", "paths"), where
+
+
+def test_the_words_are_those_of_the_code():
+    found = settings()
+    for where, setting in found.items():
+        if where[1] == "dtype":
+            assert setting.words == ["auto", *runtime.DTYPES], where
+        if where[0] in CONFIGS and where[1] in model.CHOICES:
+            choices = [c for c in model.CHOICES[where[1]] if isinstance(c, str)]
+            assert setting.words == choices, where
+    assert sorted(found["sample.py", "on_full"].words) == sorted(ON_FULL)
+    assert sorted(found["train.py", "lr_schedule"].words) == sorted(SCHEDULES)
+    assert sorted(found["spacebyte", "boundary"].words) == sorted(BOUNDARIES)
+    scales = namespace("benchmarks/bytes.py")["SCALES"]
+    assert found["benchmarks/bytes.py", "scale"].words == list(scales)
+
+
+NUMBERS = (-1e18, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 1e18, math.nan, math.inf)
+
+
+def wrong_values(setting: Setting) -> list[str]:
+    """As typed: numbers out of range, a word that is none, a boolean that is neither."""
+    if {int, float} & set(setting.types):
+        numbers = [n for n in NUMBERS if not in_range(n, setting.range)]
+        whole = [n for n in numbers if math.isfinite(n) and n.is_integer()]
+        numbers = whole if float not in setting.types else numbers
+        return [str(int(n)) if n in whole else str(n) for n in numbers]
+    if setting.words or bool in setting.types:
+        return ["neither"]
+    return []
+
+
+def configured(program: str, *arguments: str) -> configurator.Config:
+    models = CONFIGS if program in ("train.py", "bench.py") else None
+    return configurator.configure(dict(namespace(program)), models, arguments)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_is_not_taken_is_one_line(program, capsys):
+    found = declared(program)
+    if program == "train.py":
+        found |= {name: s for (owner, name), s in fields().items() if owner == "gpt"}
+    argument = ""
+    for name, setting in found.items():
+        wrong = wrong_values(setting)
+        for value in wrong:
+            with pytest.raises(ValueError, match=f"^--{name}"):
+                setting.read(value, COMMAND_LINE)
+        assert setting.fault(setting.default) == ""
+        argument = f"--{name}={wrong[0]}" if wrong else argument
+    if argument:
+        with pytest.raises(SystemExit) as exit:
+            configured(program, argument)
+        err = capsys.readouterr().err
+        assert exit.value.code == 2 and err.count("\n") == 1
+        assert err.startswith(f"error: {argument.partition('=')[0]}")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_paths_and_lists_of_every_program(program, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    typed = {"path": "~/r", "paths": "a, b=~/r", "list": "a, b", "escapes": r"\n"}
+    typed["numbers"] = "2, 4"
+    read = {"path": str(tmp_path / "r"), "paths": f"a,b={tmp_path / 'r'}", "list": "a,b"}
+    read |= {"escapes": "\n", "numbers": "2,4"}
+    found = {name: s.kind for name, s in declared(program).items() if s.kind}
+    found |= {n: "numbers" for n, s in declared(program).items() if s.takes.startswith("list of")}
+    config = configured(program, *(f"--{name}={typed[kind]}" for name, kind in found.items()))
+    assert {name: config[name] for name in found} == {n: read[kind] for n, kind in found.items()}
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_and_version(program, capsys):
+    for argument in ("-h", "--version"):
+        with pytest.raises(SystemExit) as exit:
+            configured(program, argument)
+        out = capsys.readouterr().out
+        assert exit.value.code == 0 and "Traceback" not in out
+        if argument == "-h":
+            for name, setting in declared(program).items():
+                assert re.search(rf"^  --{name}=", out, re.M), name
+                assert setting.takes in out
+        else:
+            assert out.startswith("bonsai ") and out.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_second_call_has_the_defaults_again(program, capsys):
+    """As in a notebook, where main is called more than once in one process."""
+    found = {name: s for name, s in declared(program).items() if bool in s.types}
+    found |= {n: s for n, s in declared(program).items() if s.types == (int,) or s.kind == "path"}
+    other = {
+        name: "never-used" if s.kind == "path" else not s.default if bool in s.types else 300
+        for name, s in found.items()
+        if s.kind == "path" or bool in s.types or in_range(300, s.range)
+    }
+    names = dict(namespace(program))
+    first = configurator.configure(names, None, [f"--{n}={v}" for n, v in other.items()])
+    assert {n: first[n] for n in other} == other and other
+    assert configurator.configure(names, None, []).diff() == {}
+    assert all(names[n] == found[n].default for n in other)
+    capsys.readouterr()

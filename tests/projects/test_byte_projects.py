@@ -1,0 +1,244 @@
+"""projects/image_bytes and projects/sound_bytes, and the benchmarks of byte models."""
+
+import importlib.util
+import json
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.programs import ROOT, assert_one_line_error, run_command
+
+from bonsai.models.table import build_model
+
+PIL = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+
+
+def load_script(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+IMAGES, SOUND = "projects/image_bytes/image_bytes.py", "projects/sound_bytes/sound_bytes.py"
+
+
+def script(path: str, cwd: Path, *options: str):
+    return run_command([sys.executable, str(ROOT / path), *options], cwd, timeout=300)
+
+
+# ---- pictures ----
+
+
+@pytest.mark.parametrize(
+    "order, patch, size", [("raster", 2, 3), ("raster", 4, 12), ("squares", 2, 12)]
+)
+def test_a_layout_is_undone(monkeypatch, order, patch, size):
+    images = load_script(IMAGES)
+    monkeypatch.setattr(images, "order", order)
+    monkeypatch.setattr(images, "patch", patch)
+    layout = images.Layout(4, 3)
+    assert layout.patch_size == {3: 6, 12: 12}[size]
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    rows = layout.rows(pictures)
+    assert rows.shape == (5, 48) and np.array_equal(layout.pictures(rows), pictures)
+    first = pictures[:, :2, :2] if order == "squares" else pictures[:, :1, :patch]
+    assert np.array_equal(rows[:, : layout.patch_size], first.reshape(5, -1))
+
+
+def test_imagenet64s_planes_become_pixels(tmp_path):
+    images = load_script(IMAGES)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
+    planes = pixels.transpose(0, 3, 1, 2).reshape(7, -1)
+    np.savez(tmp_path / "train_data_batch_1.npz", data=planes, labels=np.arange(7))
+    np.savez(tmp_path / "val_data.npz", data=planes[:2], labels=np.arange(2))
+    files = sorted(tmp_path.glob("*.npz"))
+    found = dict(images.imagenet64(files, 8))
+    assert np.array_equal(found["train"], pixels) and np.array_equal(found["val"], pixels[:2])
+    halves = dict(images.imagenet64(files, 4))["train"]
+    means = pixels.reshape(7, 4, 2, 4, 2, 3).mean(axis=(2, 4))
+    assert np.abs(halves - means).max() <= 1
+
+
+def make_pictures(folder: Path, sizes) -> None:
+    rng = np.random.default_rng(1)
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        for i, (h, w) in enumerate(sizes):
+            shades = (
+                np.linspace(0, 255, w).astype(np.uint8)[None, :, None].repeat(h, 0).repeat(3, 2)
+            )
+            noise = rng.integers(0, 20, (h, w, 3), dtype=np.uint8)
+            PIL.fromarray(shades // 2 + noise).save(folder / split / f"{i}.png")
+
+
+def test_a_folder_of_pictures_from_start_to_completions(tmp_path):
+    """Other sizes are resized; bits per byte are printed; the picture is there."""
+    make_pictures(tmp_path / "in", [(4, 4)] * 6 + [(9, 5)])
+    options = ["--source=in", "--size=4", "--patch=2", "--steps=3", "--shown=2", "--samples=2"]
+    result = script(IMAGES, tmp_path, *options, "--out_dir=out")
+    assert result.rc == 0, result
+    assert "2 of 14 pictures are not 4 x 4" in result.stdout
+    assert "bits per byte on 7 pictures held out" in result.stdout
+    with PIL.open(tmp_path / "out" / "completions.png") as picture:
+        assert picture.width > 100
+    meta = json.loads((tmp_path / "out" / "data" / "meta.json").read_text())
+    assert meta["row_length"] == 49 and meta["splits"]["train"]["documents"] == 7
+    again = script(IMAGES, tmp_path, *options, "--out_dir=out", "--patch=4")
+    assert_one_line_error_at_the_end(again, "another layout")
+
+
+def assert_one_line_error_at_the_end(result, *words: str) -> None:
+    lines = result.stderr.strip().splitlines()
+    assert result.rc == 1 and lines[-1].startswith("error: "), result
+    assert all(word in lines[-1] for word in words), result
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--source=nowhere"], ["source=nowhere", "photo"]),
+        (["--source=empty"], ["no picture", "empty"]),
+        (["--source=broken"], ["bad.png"]),
+        (["--source=odd"], ["val.npz", "uint8"]),
+        (["--size=10", "--patch=3"], ["patch=3", "10 pixels"]),
+        (["--order=spiral"], ["order=spiral", "squares"]),
+        (["--given=1.5"], ["given=1.5"]),
+        (["--size=1"], ["size=1"]),
+    ],
+    ids=str,
+)
+def test_mistakes_with_pictures_are_one_line(options, words, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "odd").mkdir()
+    np.savez(tmp_path / "odd" / "val.npz", data=np.zeros((2, 5), np.uint8))
+    assert_one_line_error(script(IMAGES, tmp_path, *options), *words)
+
+
+# ---- sound ----
+
+
+def save_wav(path: Path, x: np.ndarray, width: int, rate: int) -> None:
+    """x (n, channels) in [-1, 1] as PCM of `width` bytes."""
+    if width == 1:
+        data = np.round(128 + 127 * x).astype(np.uint8).tobytes()
+    else:
+        wide = np.round(x * (2**31 - 1)).astype("<i4").reshape(-1, 1).view(np.uint8)
+        data = wide[:, 4 - width :].tobytes()
+    with wave.open(str(path), "wb") as f:
+        f.setnchannels(x.shape[1])
+        f.setsampwidth(width)
+        f.setframerate(rate)
+        f.writeframes(data)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [4000, 8000, 11025, 2000])
+def test_any_wav_becomes_the_same_bytes(tmp_path, width, channels, rate):
+    """A tone of 100 Hz as 8, 16, 24 and 32 bits, mono and stereo, at several rates."""
+    sound = load_script(SOUND)
+    t = np.arange(rate) / rate
+    x = (0.8 * np.sin(2 * np.pi * 100 * t))[:, None].repeat(channels, 1)
+    save_wav(tmp_path / "x.wav", x, width, rate)
+    found = sound.read_wav(tmp_path / "x.wav").astype(float)
+    assert len(found) == 4000 and found.dtype == float
+    # the mean over a sample's time delays by half a sample less its own
+    delay = 0 if rate <= 4000 else 0.5 / 4000 - 0.5 / rate
+    want = 128 + 127 * 0.8 * np.sin(2 * np.pi * 100 * (np.arange(4000) / 4000 + delay))
+    assert np.abs(found - want)[20:-20].max() < (1.1 if rate == 4000 else 5)
+
+
+def test_bytes_stay_as_they_are(tmp_path):
+    sound = load_script(SOUND)
+    data = np.arange(256, dtype=np.uint8)
+    sound.write_wav(tmp_path / "x.wav", data)
+    assert np.array_equal(sound.read_wav(tmp_path / "x.wav"), data)
+
+
+def test_sound_from_start_to_wav(tmp_path):
+    options = ["--tunes=3", "--steps=2", "--given=0.1", "--seconds=0.05", "--shown=2"]
+    result = script(SOUND, tmp_path, *options)
+    assert result.rc == 0 and "bits per byte on" in result.stdout, result
+    original, made = (
+        load_script(SOUND).read_wav(tmp_path / "out-sound" / f"0_{n}.wav")
+        for n in ("original", "continued")
+    )
+    assert len(original) == len(made) == 600 and np.array_equal(original[:400], made[:400])
+    assert (tmp_path / "out-sound" / "waves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--source=empty"], ["no WAV file"]),
+        (["--source=broken"], ["bad.wav", "PCM"]),
+        (["--source=silent"], ["none.wav", "no sound"]),
+        (["--rate=0"], ["rate"]),
+    ],
+    ids=str,
+)
+def test_mistakes_with_sound_are_one_line(options, words, tmp_path):
+    for name in ("empty", "broken", "silent"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "bad.wav").write_bytes(b"RIFF of another kind")
+    save_wav(tmp_path / "silent" / "none.wav", np.zeros((0, 1)), 2, 8000)
+    assert_one_line_error(script(SOUND, tmp_path, *options), *words)
+
+
+# ---- benchmarks ----
+
+
+@pytest.mark.parametrize("scale, count", [("CPU_ARMS", 9), ("GPU_ARMS", 7)])
+def test_the_arms_cost_the_same(scale, count):
+    """FLOPs per byte of every arm, by its own formula, against those of the first."""
+    bench = load_script("benchmarks/bytes.py")
+    found = {}
+    for arm, (name, sizes, T) in getattr(bench, scale).items():
+        with torch.device("meta"):
+            settings = {**bench.BLOCK, **sizes, "block_size": T, "vocab_size": 257}
+            found[arm] = bench.forward_flops(build_model(name, settings))
+    assert len(found) == count
+    for arm, flops in found.items():
+        assert flops == pytest.approx(found["dense, short"], rel=0.06), (arm, found)
+
+
+def test_the_benchmark_runs_and_goes_on(workplace_of_bytes):
+    options = ["--quick", "--scale=toy", "--device=cpu", "--dataset=data/toy", "--generated=8"]
+    result = script("benchmarks/bytes.py", workplace_of_bytes, *options, "--arms=MEGABYTE 4")
+    assert result.rc == 0, result
+    runs = workplace_of_bytes / "out-bytes" / "runs"
+    (first,) = runs.iterdir()
+    written = first.stat().st_mtime_ns
+    result = script("benchmarks/bytes.py", workplace_of_bytes, *options)
+    assert result.rc == 0 and len(list(runs.iterdir())) == 3, result
+    assert first.stat().st_mtime_ns == written  # not measured again
+    rows = json.loads((workplace_of_bytes / "out-bytes" / "bytes.json").read_text())["rows"]
+    assert [r["arm"] for r in rows] == ["dense, short", "MEGABYTE 4", "SpaceByte"]
+    assert all(2 < r["bpb"] < 9 and r["train_rate"] > 0 for r in rows)
+    assert (workplace_of_bytes / "out-bytes" / "bytes.png").exists()
+    wrong = script("benchmarks/bytes.py", workplace_of_bytes, *options, "--arms=GPT")
+    assert_one_line_error(wrong, "GPT", "MEGABYTE 4")
+
+
+@pytest.fixture
+def workplace_of_bytes(tmp_path) -> Path:
+    (tmp_path / "text").write_bytes(b"what is said once is said again. " * 200)
+    command = [sys.executable, str(ROOT / "data" / "bytes" / "prepare.py"), "--input=text"]
+    assert run_command([*command, "--out=data/toy", "--val_fraction=0.2"], tmp_path).rc == 0
+    return tmp_path
+
+
+def test_costs_of_contexts_and_of_generation(tmp_path):
+    options = ["--length=64", "--rows=1,2", "--contexts=1024", "--dense_limit=0", "--device=cpu"]
+    result = script("benchmarks/byte_costs.py", tmp_path, *options)
+    assert result.rc == 0, result
+    found = json.loads((tmp_path / "out-byte-costs" / "byte_costs.json").read_text())
+    assert len(found["generation"]) == 5 and found["context"][0]["MEGABYTE_gib"] > 0
+    bad = script("benchmarks/byte_costs.py", tmp_path, "--step=GPT:100")
+    assert_one_line_error(bad, "step=GPT:100")

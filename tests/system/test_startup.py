@@ -1,0 +1,215 @@
+"""Startup and errors.run: how every program ends when it is stopped, or cannot print."""
+
+import ast
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from helpers.programs import ROOT, assert_one_line_error, environment, run_program
+
+from bonsai.system.errors import run
+
+PROGRAMS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.py", "data/*/prepare.py", "projects/*/*.py", "benchmarks/*.py")
+    for path in ROOT.glob(pattern)
+    if "    run(" in path.read_text(encoding="utf-8")
+)
+ENDS = {"SIGINT": (130, "interrupted"), "SIGTERM": (143, "terminated"), "SIGHUP": (129, "closed")}
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+# In place of a library: to be stopped while it loads.
+LOADING = """
+import os, signal, time
+os.kill(os.getpid(), signal.{name})
+time.sleep(60)
+"""
+
+
+def libraries(folder: Path, content: str) -> dict[str, str]:
+    """The environment in which a program finds this instead of the libraries that take time."""
+    for name in ("numpy", "torch", "tqdm", "tiktoken", "regex", "psutil"):
+        (folder / f"{name}.py").write_text(content)
+    return {"PYTHONPATH": str(folder)}
+
+
+@needs_posix
+@pytest.mark.parametrize("name", ENDS)
+def test_a_signal_while_the_libraries_load_is_one_line(tmp_path, name):
+    """In every program, wherever its imports stand."""
+    env = libraries(tmp_path, LOADING.format(name=name))
+
+    def stop(program: str):
+        return run_program(["--no_such=1"], tmp_path, env, program=program, timeout=50)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = dict(zip(PROGRAMS, pool.map(stop, PROGRAMS)))
+    status, word = ENDS[name]
+    stopped = {p: result for p, result in results.items() if result.rc != 2}  # 2: loads none first
+    assert len(stopped) > 30
+    for program, result in stopped.items():
+        assert result.rc == status, (program, result)
+        assert len(result.stderr.splitlines()) == 1, (program, result)
+        assert result.stderr.startswith("error: ") and word in result.stderr, (program, result)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "MemoryError",
+        "OSError(12, 'Cannot allocate memory')",
+        "ImportError('libtorch_cpu.so: failed to map segment from shared object')",
+    ],
+)
+def test_short_memory_while_the_libraries_load_is_one_line(tmp_path, failure):
+    env = libraries(tmp_path, f"raise {failure}")
+    for program in ("train.py", "serve.py"):
+        assert_one_line_error(run_program([], tmp_path, env, program=program), "out of memory")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory", "a.bin")]
+    + [RuntimeError("can't start new thread"), ImportError("failed to map segment")],
+)
+def test_short_memory_in_a_program_is_one_line(capsys, failure):
+    def fails():
+        raise failure
+
+    with pytest.raises(SystemExit) as e:
+        run(fails)
+    assert e.value.code == 1
+    assert capsys.readouterr().err.startswith("error: out of memory")
+
+
+def test_a_missing_package_is_one_line():
+    """In every program: mostly the environment was not activated."""
+
+    def start(program: str):
+        command = [sys.executable, "-S", program, "--no_such=1"]  # -S: the standard library alone
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = dict(zip(PROGRAMS, pool.map(start, PROGRAMS)))
+    missing = {p: done for p, done in results.items() if done.returncode != 2}  # 2: needs none here
+    assert len(missing) > 30
+    for program, done in missing.items():
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, (program, done)
+        assert re.match(r"error: \S+ has no (torch|numpy|psutil|tqdm);", done.stderr), done
+        assert ".venv/bin/activate" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "before, words",
+    [
+        ("sys.version_info = (3, 9, 6)", "error: Python 3.9 is too old, 3.10 to 3.13 are right"),
+        ("import bonsai.system.startup; import bonsai.nosuch", "Traceback"),  # a mistake of ours
+    ],
+)
+def test_an_old_python_is_one_line_and_our_mistakes_are_not(before, words):
+    code = f"import sys; {before}; import bonsai.system.startup"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and done.stderr.startswith(words), done
+    assert (done.stderr.count("\n") == 1) == (words != "Traceback")
+
+
+@pytest.mark.parametrize("path", [*PROGRAMS, "bonsai/system/startup.py", "bonsai/__init__.py"])
+def test_an_old_python_reads_as_far_as_the_line(path):
+    """No syntax that Python 3.9 lacks, or it would end in a SyntaxError before it says a word."""
+    ast.parse((ROOT / path).read_text(encoding="utf-8"), feature_version=(3, 9))
+
+
+@needs_posix
+@pytest.mark.parametrize("moment", range(3))
+def test_ctrl_c_at_any_moment_of_a_real_start(workplace, tmp_path, moment):
+    """With the real libraries, in a program that would train for long."""
+    command = [sys.executable, str(ROOT / "train.py"), "--dataset=meta", "--max_iters=100000"]
+    command += ["--n_layer=1", "--n_embd=16", "--n_head=1", "--block_size=16", "--device=cpu"]
+    process = subprocess.Popen(
+        [*command, "--eval_iters=1", "--log_interval=1000", f"--out_dir={tmp_path}"],
+        cwd=workplace,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(0.2 + 0.7 * moment)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    lines = stderr.strip().splitlines()
+    assert process.returncode == 130, stdout + stderr
+    assert len(lines) == 1 and ("interrupted" in stderr or "SIGINT" in stderr), stderr
+
+
+def started(action: str, code: str, cwd: Path) -> subprocess.CompletedProcess:
+    """A program of these lines, started by a shell that does `action` with its streams."""
+    (cwd / "program.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport bonsai.system.startup\n"
+        f"from bonsai.system.errors import UserError, run\ndef main():\n    {code}\nrun(main)\n"
+    )
+    command = f"{sys.executable} program.py {action}"
+    return subprocess.run(
+        ["bash", "-c", command], cwd=cwd, capture_output=True, text=True, timeout=60
+    )
+
+
+@needs_posix
+@pytest.mark.parametrize("action", [">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "code, status",
+    [
+        ("print('text'); open('kept', 'w').write('whole')", 0),
+        ("open('kept', 'w').write('whole'); raise UserError('no such thing')", 1),
+        ("open('kept', 'w').write('whole'); raise KeyboardInterrupt", 130),
+        ("f = open('kept', 'w'); import os; os.write(2, b'noise'); f.write('whole')", 0),
+    ],
+)
+def test_closed_streams_are_no_traceback(tmp_path, action, code, status):
+    """Nor does what is printed land in a file that was opened in their place."""
+    done = started(action, code, tmp_path)
+    assert done.returncode == status, done
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert (tmp_path / "kept").read_text() == "whole"
+
+
+@needs_posix
+@pytest.mark.parametrize(
+    "code", ["print('x' * 9)", "print('x' * 10**6)", "print('x'); sys.exit(0)"]
+)
+def test_a_reader_that_has_gone_is_no_traceback(tmp_path, code):
+    done = started(
+        "| true; exit ${PIPESTATUS[0]}", f"import time; time.sleep(.3); {code}", tmp_path
+    )
+    assert done.returncode == 0 and done.stderr == "", done
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
+    done = started("> /dev/full", "print('text')", tmp_path)
+    assert done.returncode == 1, done
+    assert done.stderr.startswith("error: the disk is full") and done.stderr.count("\n") == 1, done
+
+
+@needs_posix
+def test_closed_streams_of_every_program(tmp_path):
+    """--help, with and without anybody to read it."""
+
+    def helped(program: str, action: str):
+        command = f"{sys.executable} {ROOT / program} --help {action}"
+        options = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True}
+        return subprocess.run(["bash", "-c", command], timeout=100, **options)
+
+    cases = [("show_tokens.py", ">&-"), ("train_tokenizer.py", ">&- 2>&-")]
+    cases += [("data/bytes/prepare.py", "| true; exit ${PIPESTATUS[0]}")]
+    for program, action in cases:
+        done = helped(program, action)
+        assert done.returncode == 0 and done.stderr == "", (program, done)

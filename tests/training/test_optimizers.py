@@ -1,0 +1,194 @@
+"""bonsai/training/optimizers.py: the schedules against closed forms, and the optimizer's state."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from helpers.settings import SETTINGS
+
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import setup
+from bonsai.training.optimizers import OPTIMIZERS, build_optimizer, load_optimizer_state
+from bonsai.training.schedule import learning_rate_at, set_rates
+from model import GPT, GPTConfig
+
+CPU = setup("cpu", "float32", False)
+
+
+def rate(step: int, **changes) -> float:
+    return learning_rate_at(step, {**SETTINGS, **changes})
+
+
+def test_cosine_is_nanogpts():
+    assert rate(0) == pytest.approx(6e-4 / 101)  # never 0
+    assert rate(99) == pytest.approx(6e-4 * 100 / 101)
+    assert rate(100) == pytest.approx(6e-4)
+    assert rate(550) == pytest.approx((6e-4 + 6e-5) / 2)
+    assert rate(325) == pytest.approx(6e-5 + 0.5 * (1 + math.cos(math.pi / 4)) * 5.4e-4)
+    assert rate(1000) == pytest.approx(6e-5)
+    assert rate(1001) == rate(10**9) == 6e-5
+    rates = [rate(s) for s in range(1100)]
+    assert all(a < b for a, b in pairwise(rates[:101]))
+    assert all(a >= b for a, b in pairwise(rates[100:]))
+
+
+def test_constant_without_decay():
+    assert {rate(s, decay_lr=False) for s in (0, 50, 100, 5000)} == {6e-4}
+
+
+def test_trapezoid():
+    def at(step):
+        return rate(step, lr_schedule="trapezoid")
+
+    assert at(0) == pytest.approx(6e-4 / 101)
+    assert at(100) == at(350) == at(600) == pytest.approx(6e-4)
+    assert at(601) < 6e-4
+    assert at(800) == pytest.approx((6e-4 + 6e-5) / 2)  # linear: half way
+    assert at(1000) == pytest.approx(6e-5) and at(1001) == 6e-5
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "trapezoid"])
+def test_odd_lengths_divide_by_nothing(schedule):
+    for warmup, length in ((0, 0), (10, 10), (10, 5), (0, 1)):
+        for step in range(12):
+            value = rate(
+                step, lr_schedule=schedule, warmup_iters=warmup, lr_decay_iters=length, cooldown=0.0
+            )
+            assert 0 < value <= 6e-4 + 1e-12
+
+
+def test_an_unknown_name_lists_the_known():
+    model = tiny()
+    with pytest.raises(UserError, match="adamw"):
+        build_optimizer(model, {**SETTINGS, "optimizer": "sgd"}, CPU)
+
+
+def tiny() -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16))
+
+
+def backward(model: GPT, seed: int) -> None:
+    idx = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(seed))
+    model(idx[:, :-1], idx[:, 1:])[1].backward()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss(name):
+    model = tiny()
+    optimizer = build_optimizer(model, {**SETTINGS, "optimizer": name, "learning_rate": 1e-2}, CPU)
+    idx = torch.arange(9).repeat(4, 1)
+    found = []
+    for _ in range(20):
+        _, loss = model(idx[:, :-1], idx[:, 1:])
+        loss.backward()
+        optimizer.clip_gradients(0.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    assert found[-1] < found[0] / 2
+
+
+def test_settings_reach_adamw():
+    optimizer = build_optimizer(tiny(), {**SETTINGS, "adam_eps": 1e-5, "beta2": 0.99}, CPU)
+    for group in optimizer.param_groups:
+        assert (group["eps"], group["betas"], group["lr"]) == (1e-5, (0.9, 0.99), 6e-4)
+
+
+def test_a_state_of_steps_that_were_not_fused_loads_and_goes_on():
+    """As nanoGPT saves it on a CPU: the steps that follow are those of the other kind."""
+    plain, ours = tiny(), tiny()
+    params = [p for p in plain.parameters() if p.dim() >= 2]
+    others = [p for p in plain.parameters() if p.dim() < 2]
+    groups = [dict(params=params, weight_decay=0.1), dict(params=others, weight_decay=0.0)]
+    theirs = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))
+    for seed in range(3):
+        backward(plain, seed)
+        theirs.step()
+        theirs.zero_grad()
+    ours.load_state_dict(plain.state_dict())
+    optimizer = build_optimizer(ours, {**SETTINGS, "learning_rate": 1e-3}, CPU)
+    load_optimizer_state(optimizer, copy.deepcopy(theirs.state_dict()))
+    assert all(g["fused"] for g in optimizer.param_groups)
+    for seed in range(3, 6):
+        for model, o in ((plain, theirs), (ours, optimizer)):
+            backward(model, seed)
+            o.step()
+            o.zero_grad()
+    for a, b in zip(plain.parameters(), ours.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    # and back: what was loaded saves in the same layout
+    saved = optimizer.state_dict()
+    assert {int(s["step"]) for s in saved["state"].values()} == {6}
+    assert saved["param_groups"][0]["params"] == theirs.state_dict()["param_groups"][0]["params"]
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing():
+    """What train.py does with found_inf: weights, moments and step counters stay, bit for bit."""
+    model = tiny()
+    optimizer = build_optimizer(model, SETTINGS, CPU)
+    backward(model, 0)
+    optimizer.found_inf = torch.zeros(())
+    optimizer.step()
+    optimizer.zero_grad()
+
+    def everything():
+        state = [v.clone() for s in optimizer.state.values() for v in s.values()]
+        return [p.detach().clone() for p in model.parameters()] + state
+
+    before = everything()
+    backward(model, 1)
+    for p in model.parameters():
+        p.grad.fill_(math.nan)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, everything()))
+    optimizer.zero_grad()
+    backward(model, 1)
+    optimizer.found_inf = torch.zeros(())
+    optimizer.step()
+    assert not all(torch.equal(a, b) for a, b in zip(before, everything()))
+    assert {int(s["step"]) for s in optimizer.state.values()} == {2}
+
+
+def test_all_rates_follow_one_schedule():
+    """Each group keeps its share of learning_rate; the momentum rises from 0.85."""
+    settings = {**SETTINGS, "optimizer": "muon"}
+    optimizer = build_optimizer(tiny(), settings, CPU)
+    for step in (0, 50, 550, 1000):
+        lr = set_rates(optimizer, step, settings)
+        assert lr == learning_rate_at(step, settings)
+        by_kind = {(g["kind"], len(g["params"])): g for g in optimizer.param_groups}
+        embeddings, matrices = by_kind["adamw", 2], by_kind["muon", 4]
+        assert embeddings["lr"] == pytest.approx(10 * lr)
+        assert matrices["lr"] == lr
+        assert matrices["momentum"] == pytest.approx(min(0.95, 0.85 + 0.01 * step))
+
+
+def test_a_rate_of_0_changes_nothing():
+    for name in OPTIMIZERS:
+        model = tiny()
+        rates = dict(learning_rate=0.0, min_lr=0.0, embedding_lr=0.0, head_lr=0.0, scalar_lr=0.0)
+        settings = {**SETTINGS, "optimizer": name, **rates}
+        optimizer = build_optimizer(model, settings, CPU)
+        before = [p.detach().clone() for p in model.parameters()]
+        for step in range(3):
+            set_rates(optimizer, step, settings)
+            backward(model, step)
+            optimizer.clip_gradients(1.0)
+            optimizer.step()
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_the_other_optimizers_state_is_refused():
+    model = tiny()
+    other = build_optimizer(tiny(), SETTINGS, CPU)
+    muon = build_optimizer(model, {**SETTINGS, "optimizer": "muon"}, CPU)
+    backward(model, 0)
+    muon.clip_gradients(0.0)
+    muon.step()
+    for optimizer, state in ((other, muon.state_dict()), (muon, other.state_dict())):
+        with pytest.raises(UserError, match="other optimizer"):
+            load_optimizer_state(optimizer, state)

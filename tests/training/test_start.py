@@ -1,0 +1,371 @@
+"""bonsai/training/start.py: what a run begins from, called from Python as in a notebook."""
+
+import ast
+import importlib.util
+import json
+import math
+import signal
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from helpers.programs import ROOT, TINY, load, losses, metrics
+from helpers.tiny_data import char_ids, make_dataset, write_meta
+
+from bonsai.models.loading import load_model
+from bonsai.system.errors import UserError
+from bonsai.training import optimizers as optim
+from bonsai.training import report
+from bonsai.training.start import schedule_notes
+from configurator import Config
+
+
+def literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+SMALL = {k: literal(v) for k, v in (word[2:].split("=") for word in TINY)}
+SMALL |= dict(n_layer=1, n_embd=16, eval_interval=2, dropout=0.0, gradient_accumulation_steps=1)
+MACHINE = dict(device="cpu", dtype="float32", compile=False)  # of the command, not of the run
+MODELS = {
+    "gpt": {},
+    "muon": dict(optimizer="muon", n_kv_head=1, position="rope"),
+    "megabyte": dict(model="megabyte", patch_size=4, local_layer=1, local_embd=16, local_head=2),
+    "spacebyte": dict(
+        model="spacebyte", local_window=8, local_layer=2, local_embd=16, local_head=2
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_in_process", ROOT / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def train(program, workplace, monkeypatch):
+    """train.main with these settings alone, in the workplace."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(report, "plot_loss", lambda folder, title="": None)  # not the subject
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def main(out, *parts: dict, **settings) -> int:
+        together = {"dataset": "meta", **MACHINE}
+        for part in (*parts, settings):
+            together |= part
+        return program.main(out_dir=str(out), **together)
+
+    yield main
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+# ---- from Python ----
+
+
+def test_a_second_call_inherits_nothing(train, tmp_path, capsys):
+    """As in a notebook: the same call gives the same run, whatever was called in between."""
+    assert train(tmp_path / "a", SMALL, max_iters=3) == 0
+    assert train(tmp_path / "b", SMALL, MODELS["megabyte"], max_iters=1, seed=5) == 0
+    assert train(tmp_path / "c", SMALL, max_iters=3) == 0
+    assert losses(tmp_path / "a") == losses(tmp_path / "c") != losses(tmp_path / "b")
+    assert "iter 2: loss" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nosuch"):  # an error is an exception, not the end
+        train(tmp_path / "d", SMALL, dataset="nosuch")
+
+
+# ---- what a checkpoint says, and what a command says ----
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_command_leaves_out_is_the_checkpoints(train, tmp_path, name):
+    out, tuned = tmp_path / "run", tmp_path / "tuned"
+    assert train(out, SMALL, MODELS[name], max_iters=2) == 0
+    before = load(out / "last.pt")
+    assert train(out, init_from="resume", max_iters=4) == 0
+    assert train(tuned, init_from=str(out / "ckpt.pt"), max_iters=1, batch_size=2) == 0
+    for folder, steps in ((out, 4), (tuned, 1)):
+        loaded = load_model("resume", folder)
+        assert loaded.checkpoint["iter_num"] == steps
+        assert loaded.name == before["model_name"] == loaded.config["model"]
+        assert loaded.checkpoint["model_config"] == before["model_config"]
+        fields = {k: loaded.config[k] for k in before["model_config"]}
+        assert fields == before["model_config"]  # config.json says so too
+    again = load(out / "last.pt")["config"]
+    changed = {k for k in again if again[k] != before["config"][k]}
+    assert changed <= {"max_iters", "init_from"}  # lr_decay_iters was given, apart from max_iters
+
+
+def test_only_what_could_have_been_meant_is_said_to_be_left_out(train, tmp_path, capsys):
+    """The vocabulary is the data's, so a command that repeats a run's settings leaves out none."""
+    out, others = tmp_path / "run", {k: v for k, v in SMALL.items() if k != "batch_size"}
+    assert train(out, SMALL, max_iters=1) == 0
+    capsys.readouterr()
+    for settings, listed in ((SMALL, []), (others, [f"batch_size={SMALL['batch_size']}"])):
+        assert train(out, settings, init_from="resume", max_iters=1) == 0
+        lines = capsys.readouterr().out.splitlines()
+        said = [line for line in lines if "left out" in line]
+        assert said == [f"settings that were left out: {word}" for word in listed]
+    assert train(tmp_path / "wide", SMALL, max_iters=1, vocab_size=40) == 0
+    capsys.readouterr()
+    assert train(tmp_path / "wide", SMALL, init_from="resume", max_iters=1) == 0
+    assert "left out: vocab_size=40\n" in capsys.readouterr().out  # not the data's
+
+
+@pytest.fixture(scope="module")
+def finished(program, workplace, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        settings = {**SMALL, "max_iters": 1, "dataset": "meta"}
+        assert program.main(out_dir=str(out), **settings) == 0
+    return out
+
+
+@pytest.mark.parametrize("how", ["resume", "ckpt.pt"])
+@pytest.mark.parametrize(
+    "given, hints",
+    [
+        (dict(n_layer=4), ["has n_layer=1", "n_layer=4 cannot be"]),
+        (dict(n_embd=32, n_head=2), ["has n_embd=16"]),
+        (dict(block_size=64), ["a context of 16", "block_size=64"]),
+        (dict(bias=True), ["has bias=False"]),
+        (dict(position="rope"), ["has position=learned"]),
+        (dict(vocab_size=50304), ["has vocab_size=30"]),
+        (dict(model="megabyte"), ["is a gpt, not a megabyte"]),
+    ],
+)
+def test_given_and_impossible_is_an_error(train, finished, tmp_path, how, given, hints):
+    init_from = how if how == "resume" else str(finished / how)
+    before = (finished / "last.pt").read_bytes()
+    with pytest.raises(UserError) as e:
+        train(finished if how == "resume" else tmp_path, init_from=init_from, max_iters=2, **given)
+    for hint in hints:
+        assert hint in str(e.value)
+    assert (finished / "last.pt").read_bytes() == before
+
+
+def test_the_other_optimizer_is_an_error(train, finished):
+    with pytest.raises(UserError, match="other optimizer, adamw: leave optimizer=muon"):
+        train(finished, init_from="resume", max_iters=2, optimizer="muon")
+
+
+def test_a_shorter_context_crops_and_the_default_does_not(train, finished, tmp_path):
+    for given, expected in ((dict(block_size=8), 8), ({}, 16)):
+        out = tmp_path / str(expected)
+        assert train(out, init_from=str(finished), max_iters=1, batch_size=2, **given) == 0
+        assert load(out / "last.pt")["model_config"]["block_size"] == expected
+
+
+def test_dropout_is_the_checkpoints_unless_given(train, tmp_path):
+    assert train(tmp_path, SMALL, dropout=0.25, max_iters=1) == 0
+    assert train(tmp_path, init_from="resume", max_iters=2) == 0
+    assert load(tmp_path / "last.pt")["model_config"]["dropout"] == 0.25
+    assert train(tmp_path, init_from="resume", max_iters=3, dropout=0.5) == 0
+    assert load(tmp_path / "last.pt")["model_config"]["dropout"] == 0.5
+
+
+# ---- the learning rate's length ----
+
+
+def test_lr_decay_iters_follows_max_iters_unless_given(train, tmp_path, capsys):
+    settings = {k: v for k, v in SMALL.items() if k != "lr_decay_iters"}
+    assert train(tmp_path / "a", settings, max_iters=6) == 0
+    rates = [row["lr"] for row in metrics(tmp_path / "a") if "loss" in row]
+    assert rates[2] > rates[-1] > settings["min_lr"]  # it falls to the end, and is not there before
+    capsys.readouterr()
+    assert train(tmp_path / "b", settings, max_iters=6, lr_decay_iters=3) == 0
+    said = capsys.readouterr().out
+    assert "from step 3 (lr_decay_iters) to 6 (max_iters) the learning rate is min_lr" in said
+    assert train(tmp_path / "a", init_from="resume", max_iters=8) == 0  # it did: it still does
+    assert load(tmp_path / "a" / "last.pt")["config"]["lr_decay_iters"] == 8
+
+
+def test_a_run_in_pieces_is_the_run_in_one_when_the_length_of_the_decay_was_given(train, tmp_path):
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert train(whole, SMALL, max_iters=6, lr_decay_iters=6) == 0
+    assert train(pieces, SMALL, max_iters=2, lr_decay_iters=6) == 0
+    for steps in (4, 6):
+        assert train(pieces, init_from="resume", max_iters=steps) == 0
+    assert losses(pieces) == losses(whole)
+
+
+def test_tokens_are_counted_through_a_change_of_the_batch(train, tmp_path):
+    """Those of the steps before were of the batch that they had."""
+    out, width = tmp_path / "run", SMALL["block_size"]
+    rows = SMALL["batch_size"] * SMALL["gradient_accumulation_steps"]
+    assert train(out, SMALL, max_iters=2) == 0
+    assert train(out, init_from="resume", max_iters=4, batch_size=1) == 0
+    assert train(out, init_from="resume", max_iters=6, block_size=width // 2) == 0
+    tokens = {row["iter"]: row["tokens"] for row in metrics(out) if "tokens" in row}
+    first, second = 2 * rows * width, 2 * SMALL["gradient_accumulation_steps"] * width
+    assert tokens == {0: 0, 2: first, 4: first + second, 6: first + second + second // 2}
+
+
+BASE = dict(
+    decay_lr=True, lr_decay_iters=9, max_iters=9, min_lr=0.0, warmup_iters=0, learning_rate=1e-3
+)
+BASE |= dict(optimizer="adamw", lr_schedule="cosine", momentum=0.9, cooldown=0.4)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, []),
+        (dict(warmup_iters=9), ["learning_rate=0.001 is never reached"]),
+        (dict(momentum=0.8), ["without effect, as optimizer=adamw: momentum"]),
+        (dict(momentum=0.8, optimizer="muon"), []),
+        (dict(cooldown=0.5), ["without effect, as lr_schedule=cosine: cooldown"]),
+        (dict(decay_lr=False, min_lr=1e-4), ["without effect, as decay_lr=False: min_lr"]),
+        (dict(lr_decay_iters=5), ["from step 5"]),
+    ],
+)
+def test_what_is_odd_is_said(changes, words):
+    c = Config({**BASE, **changes})
+    c.given, c.defaults = set(changes), BASE
+    notes = schedule_notes(c)
+    assert len(notes) == len(words)
+    for note, word in zip(notes, words):
+        assert word in note
+
+
+# ---- the data of a run ----
+
+
+def test_another_tokenizer_is_refused_unless_insisted_on(train, finished, workplace, tmp_path):
+    folder = make_dataset(tmp_path / "data" / "greek")
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["tokenizer"]["chars"] = list("αβγδεζηθικλμνξοπρστυφχψωάέήίόύ")
+    (folder / "meta.json").write_text(json.dumps(meta))
+    new = dict(init_from=str(finished), dataset=str(folder), max_iters=1, batch_size=2)
+    with pytest.raises(UserError, match=r"another tokenizer \(char, 30 characters\)"):
+        train(tmp_path / "out", new)
+    with pytest.raises(UserError, match="another tokenizer"):  # no meta file: GPT-2's is assumed
+        train(tmp_path / "out", new, dataset="bare")
+    assert train(tmp_path / "out", new, other_tokenizer=True) == 0
+    assert load(tmp_path / "out" / "last.pt")["tokenizer"] == meta["tokenizer"]
+
+
+def test_data_that_changed_are_said_and_measured_anew(train, tmp_path, capsys):
+    folder = make_dataset(tmp_path / "data" / "mine")
+    settings = {**SMALL, "dataset": str(folder), "always_save_checkpoint": False}
+    assert train(tmp_path / "run", settings, max_iters=2) == 0
+    assert "data are not those" not in capsys.readouterr().out
+    assert train(tmp_path / "run", init_from="resume", dataset=str(folder), max_iters=4) == 0
+    assert "data are not those" not in capsys.readouterr().out
+    meta = json.loads((folder / "meta.json").read_text())
+    for split in meta["splits"].values():
+        split["sha256"] = ["1" * 64]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    state = load(tmp_path / "run" / "last.pt")
+    state["progress"]["best_val_loss"] = 1e-3  # out of reach
+    torch.save(state, tmp_path / "run" / "last.pt")
+    assert train(tmp_path / "run", init_from="resume", dataset=str(folder), max_iters=6) == 0
+    said = capsys.readouterr().out
+    assert "the data are not those that this run has trained on so far" in said
+    assert f"{folder}/train" in said and f"{folder}/val" in said
+    assert load(tmp_path / "run" / "ckpt.pt")["iter_num"] > 4  # the best on these data
+
+
+# ---- masked targets ----
+
+
+def test_a_pass_that_is_cut_otherwise_is_said(train, tmp_path, capsys):
+    """Which windows a pass has had by a step depends on how many there are in one."""
+    out, epoch = tmp_path / "run", dict(batch_order="epoch", init_from="auto")
+    assert train(out, SMALL, epoch, max_iters=2) == 0
+    assert train(out, SMALL, epoch, max_iters=3) == 0
+    assert "come twice" not in capsys.readouterr().out
+    rows = SMALL["batch_size"] // 2
+    assert train(out, SMALL, epoch, max_iters=4, batch_size=rows) == 0
+    assert "batch_order=epoch with another batch_size than before" in capsys.readouterr().out
+    assert train(out, SMALL, init_from="resume", max_iters=5, batch_order="random") == 0
+    assert "come twice" not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def holes(tmp_path_factory) -> str:
+    """Rows of 8 tokens with 0 to 7 targets; two in three have none at all."""
+    folder = tmp_path_factory.mktemp("holes") / "holes"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 30, (120, 8)).astype(np.uint16)
+    mask = np.arange(8) >= rng.integers(1, 8, (120, 1))
+    mask[np.arange(120) % 3 != 0] = False
+    for split in ("train", "val"):
+        (folder / f"{split}.bin").write_bytes(rows.tobytes())
+        (folder / f"{split}.mask.bin").write_bytes(mask.astype(np.uint8).tobytes())
+    masks = {s: {"mask_files": [f"{s}.mask.bin"]} for s in ("train", "val")}
+    write_meta(folder, {"train": rows.ravel(), "val": rows.ravel()}, masks, row_length=8)
+    assert len(char_ids("a")) == 1
+    return str(folder)
+
+
+@pytest.mark.parametrize("model", ["gpt", "muon", "megabyte"])
+def test_a_step_is_the_mean_over_its_targets(train, holes, tmp_path, model):
+    """However its rows are cut into micro-batches, some of which have no target at all."""
+    shape = {**SMALL, **MODELS[model], "block_size": 7, "eval_iters": 0, "max_iters": 4}
+    if model == "megabyte":
+        shape |= dict(patch_size=2, block_size=6)
+    for rows in (8, 4, 1):
+        cut = dict(batch_size=rows, gradient_accumulation_steps=8 // rows, dataset=holes)
+        assert train(tmp_path / str(rows), shape, cut) == 0
+    one, two, eight = (metrics(tmp_path / name) for name in ("8", "4", "1"))
+    for a, b, c in zip(one, two, eight):
+        assert a.keys() == b.keys() == c.keys()
+        for key in a.keys() & {"loss", "grad_norm", "val_loss", "train_loss"}:
+            assert math.isfinite(a[key])
+            assert b[key] == pytest.approx(a[key], rel=1e-4) == c[key]
+        assert a.get("val_bpb") is None  # masked tokens have bytes but no loss
+
+
+# ---- an optimizer of one's own ----
+
+
+def test_an_optimizer_is_one_function(train, tmp_path, monkeypatch):
+    """torch's SGD, which has no fused guard against gradients that are not finite."""
+
+    def sgd(model, settings, runtime):
+        rate, momentum = settings["learning_rate"], settings["momentum"]
+        return torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum, nesterov=True)
+
+    monkeypatch.setitem(optim.OPTIMIZERS, "sgd", sgd)
+    settings = {**SMALL, "optimizer": "sgd", "learning_rate": 0.1, "max_iters": 10}
+    assert train(tmp_path / "run", settings) == 0
+    evals = [row["val_loss"] for row in metrics(tmp_path / "run") if "val_loss" in row]
+    assert evals[-1] < evals[0]
+    assert train(tmp_path / "run", init_from="resume", max_iters=12) == 0
+    wild = {**settings, "learning_rate": 1e30, "decay_lr": False, "max_skipped": 3, "max_iters": 20}
+    assert train(tmp_path / "wild", wild, eval_interval=100) == 1
+    skipped = [row for row in metrics(tmp_path / "wild") if row.get("skipped")]
+    assert len(skipped) == 3
+
+
+def test_the_dial_says_what_it_costs_before_it_starts(train, tmp_path, capsys):
+    small = dict(block_size=16, batch_size=4, eval_iters=1, max_iters=1)
+    assert train(tmp_path, small, depth=1, gradient_accumulation_steps=1) == 0
+    said = capsys.readouterr().out
+    cost = "depth=1: 0.1M parameters, 0.00M tokens, "  # one step of 64
+    assert cost in said and said.index(cost) < said.index("step 0: train loss")
+
+
+def test_which_weights_are_used_is_said_where_they_are_not_the_newest(train, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(out, SMALL, max_iters=2) == 0
+    assert "which samples and evaluations take" not in capsys.readouterr().out
+    assert load_model("best", out).newer == load_model(str(out), "").newer == ""
+    still = dict(learning_rate=0.0, min_lr=0.0, always_save_checkpoint=False)
+    assert train(out, init_from="resume", max_iters=4, **still) == 0
+    said = capsys.readouterr().out
+    assert "which samples and evaluations take, is of step 2" in said
+    assert f"{out / 'last.pt'} is of step 4: --init_from={out / 'last.pt'}" in said
+    for loaded in (load_model("best", out), load_model(str(out), "")):
+        assert loaded.source.endswith("ckpt.pt") and loaded.newer in said
+    assert load_model("resume", out).newer == load_model(str(out / "last.pt"), "").newer == ""
