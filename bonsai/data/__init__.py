@@ -1,0 +1,1 @@
+"""From files to batches: documents read, split, encoded and written; what was written read back."""

@@ -1,0 +1,1 @@
+"""What is known before a run: sizes, costs, memory, scaling laws."""

@@ -3,14 +3,17 @@
 Read in this order:
 
     app.py          the routes, and how an error becomes JSON
-    schemas.py      what a request may say; bodies.py: from its bytes to that
-    plans.py        from a request to what the engine is asked; chat.py: messages as a prompt
-    answers.py      the engine's events as pieces of text; forms.py: those as OpenAI's JSON
-    textstream.py   token ids become text that is safe to send: whole characters, no stop string
+    api/            OpenAI's requests and answers:
+      schemas.py    what a request may say; bodies.py: from its bytes to that
+      plans.py      from a request to what the engine is asked
+      answers.py    the engine's events as pieces of text; forms.py: those as OpenAI's JSON
+      textstream.py token ids become text that is safe to send: whole characters, no stop string
+      errors.py     what a client is told of a fault
     worker.py       the thread that steps the engines, and its bridge to the event loop
     registry.py     the models by name, and the tokenizers
     http.py         the socket and its connections; guard.py: what is refused before a route
-    playground.py   the page's routes; inside.py: attention, predictions by layer; runs.py
+    page/           what the playground's page asks for:
+      playground.py its routes; inside.py: attention, predictions by layer; runs.py: curves
     background.py   threads for what takes long
-    errors.py, metrics.py
+    metrics.py      counters
 """

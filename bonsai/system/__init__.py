@@ -1,0 +1,1 @@
+"""What everything stands on: errors, devices and processes, values, tables, provenance."""

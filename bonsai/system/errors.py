@@ -79,6 +79,23 @@ def end_at_once(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
+def by_interrupt(e: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: Python before 3.12 wraps what ends a class's making into a
+    RuntimeError, and so do libraries what ends their import."""
+    while e is not None and not isinstance(e, KeyboardInterrupt):
+        e = e.__cause__
+    return e is not None
+
+
+def interrupted() -> None:
+    """End this process as Ctrl-C does."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
+    with contextlib.suppress(OSError, ValueError):
+        print(file=sys.stderr)
+    fail("interrupted", 130)
+
+
 def run(*steps: Callable[[], object]) -> None:
     """Call `steps` as a program: the last one's value is the exit status, user errors are one line.
 
@@ -100,15 +117,13 @@ def run(*steps: Callable[[], object]) -> None:
     except UserError as e:
         fail(e)
     except KeyboardInterrupt:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
-        with contextlib.suppress(OSError, ValueError):
-            print(file=sys.stderr)
-        fail("interrupted", 130)
+        interrupted()
     except BrokenPipeError:  # `| head` closed our stdout: not worth a word
         flush()
         sys.exit(0)
     except (MemoryError, RuntimeError, ImportError) as e:
+        if by_interrupt(e):
+            interrupted()
         if not short_of_memory(e):
             raise
         fail(NO_MEMORY)

@@ -762,7 +762,7 @@ def run(folder: Path, *argv: str, **env: str) -> subprocess.CompletedProcess:
 def test_program_from_any_folder(folder):
     root = folder / "repository"
     root.mkdir()
-    (root / "bonsai").mkdir()
+    (root / "bonsai" / "system").mkdir(parents=True)
     for name in (
         "configurator.py",
         "bonsai/__init__.py",

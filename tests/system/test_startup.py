@@ -89,6 +89,33 @@ def test_short_memory_in_a_program_is_one_line(capsys, failure):
     assert capsys.readouterr().err.startswith("error: out of memory")
 
 
+def test_ctrl_c_is_ctrl_c_whatever_wraps_it(capfd):
+    """As while a class is made, in torch's import: RuntimeError from KeyboardInterrupt."""
+
+    class Field:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    def in_a_class():
+        type("Owner", (), {"field": Field()})
+
+    def in_an_import():
+        try:
+            in_a_class()
+        except (RuntimeError, KeyboardInterrupt) as e:
+            raise ImportError("cannot import") from e
+
+    for step in (in_a_class, in_an_import):
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as e:
+                run(step)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        assert e.value.code == 130
+        assert capfd.readouterr().err.strip() == "error: interrupted"
+
+
 def test_a_missing_package_is_one_line():
     """In every program: mostly the environment was not activated."""
 
