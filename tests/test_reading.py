@@ -1,6 +1,7 @@
-"""docs/reading.md: the walk of a token has the shapes that it says; links lead somewhere."""
+"""The documents: links lead somewhere, a walk has its shapes, the notebook its form."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,14 +11,35 @@ from helpers.settings import settings
 from bonsai.models.table import build_model
 from bonsai.tokenizers import ByteTokenizer
 
-PAGES = [ROOT / "docs" / "reading.md", *(ROOT / "projects").glob("*/readme.md")]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/*/readme.md")])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.parent.name)
+def anchors(page: Path) -> set[str]:
+    """The fragments by which the headings of a page are linked to."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    words = [re.sub(r"[^\w -]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if not link.startswith("http"):
-            assert (page.parent / link).exists(), link
+            path, _, fragment = link.partition("#")
+            to = page.parent / path if path else page
+            assert to.exists(), link
+            assert not fragment or fragment in anchors(to), link
+
+
+def test_an_entry_of_the_notebook_has_a_verdict_and_ten_lines_at_most():
+    text = (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8")
+    entries = [entry.strip().splitlines() for entry in text.split("\n## ")[1:]]
+    for heading, *lines in entries:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \S.*: \S.*", heading), f"no verdict: {heading}"
+        assert len([line for line in lines if line.strip()]) <= 10, heading
+        assert all(len(line) <= 122 for line in (heading, *lines)), heading
+    days = [heading[:10] for heading, *_ in entries]
+    assert days == sorted(days)  # newest last
 
 
 def test_the_walk_of_a_token():
