@@ -97,6 +97,20 @@ class GPTConfig:
     def kv_heads(self) -> int:
         return self.n_kv_head or self.n_head
 
+    def window(self, layer: int) -> int:
+        """Positions that a layer sees, its own included; 0: all."""
+        local = self.window_pattern[layer % len(self.window_pattern)] == "L"
+        return self.attention_window if local else 0
+
+    def attention_flops(self, T: int) -> int:
+        """Forward FLOPs per token of the attention of all layers at context T, its matrices apart.
+
+        4 per channel of the heads and position that a layer sees (not halved for causality, so that
+        MFU compares with what others publish).
+        """
+        seen = sum(min(T, self.window(layer) or T) for layer in range(self.n_layer))
+        return 4 * self.n_head * self.head_dim * seen
+
     def has_value_embedding(self, layer: int) -> bool:
         """Every other layer, the last one included."""
         return self.value_embeddings and (self.n_layer - 1 - layer) % 2 == 0
@@ -350,8 +364,7 @@ class CausalSelfAttention(nn.Module):
         self.nh, self.nkv, self.hs = config.n_head, config.kv_heads, config.head_dim
         self.scale = config.attention_scale or 1 / math.sqrt(self.hs)
         self.attend = F.scaled_dot_product_attention  # bonsai/engine/ has another for its steps
-        pattern = config.window_pattern
-        self.window = config.attention_window if pattern[layer % len(pattern)] == "L" else 0
+        self.window = config.window(layer)
         # queries, keys and values in one product
         width = (self.nh + 2 * self.nkv) * self.hs
         self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
@@ -591,12 +604,10 @@ class GPT(nn.Module):
     def flops_per_token(self, T: int | None = None) -> float:
         """Training FLOPs per token at context T (PaLM, Chowdhery et al. 2022, appendix B).
 
-        6 per parameter, and 12 per layer, channel of the heads and position for the attention (not
-        halved for causality, so that MFU compares with what others publish).
+        6 per parameter, and the attention, whose backward costs twice its forward: 12 per layer,
+        channel of the heads and position that the layer sees.
         """
-        c = self.config
-        attention = 12 * c.n_layer * c.n_head * c.head_dim * (T or c.block_size)
-        return 6 * self.num_params() + attention
+        return 6 * self.num_params() + 3 * self.config.attention_flops(T or self.config.block_size)
 
     def estimate_mfu(self, fwdbwd_per_iter: int, dt: float, peak_flops: float = 312e12) -> float:
         """Share of peak_flops used by fwdbwd_per_iter rows of block_size tokens in dt seconds.

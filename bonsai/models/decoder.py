@@ -57,12 +57,9 @@ class Decoder(nn.Module):
         return self.ln_f(x)
 
     def forward_flops(self, T: int) -> float:
-        """FLOPs per vector in a context of T: 2 per weight of a matrix, 4 per layer, channel and
-        position seen."""
-        c = self.config
+        """FLOPs per vector in a context of T: 2 per weight of a matrix, and the attention."""
         weights = sum(p.numel() for p in self.parameters() if p.dim() >= 2)
-        seen = sum(min(T, block.attn.window or T) for block in self.h)
-        return 2 * weights + 4 * c.n_head * c.head_dim * seen
+        return 2 * weights + self.config.attention_flops(T)
 
 
 def is_table(name: str) -> bool:

@@ -4,6 +4,8 @@ The model is built on torch's meta device, where tensors have shapes and no memo
 parameters are counted in a second on a laptop, whatever the fields.
 """
 
+import dataclasses
+
 import torch
 
 from bonsai.models.table import build_model
@@ -40,21 +42,6 @@ def cache_bytes(model: torch.nn.Module, T: int, width: int = 2) -> int:
     """Keys and values of one row of T tokens, in numbers of `width` bytes."""
     c = model.config
     return 2 * c.n_layer * c.kv_heads * c.head_dim * T * width
-
-
-def attention_share(model: torch.nn.Module, T: int) -> float:
-    """Attention scores that are computed, of those of dense layers: 1 without local windows.
-
-    A dense layer has T scores per position, a local one as many as its window (twice that where it
-    is computed in blocks; what lies outside the band is masked, not used).
-    """
-    c = model.config
-    pattern, window = c.window_pattern, c.attention_window
-    seen = [
-        min(T, window) if window and pattern[i % len(pattern)] == "L" else T
-        for i in range(c.n_layer)
-    ]
-    return sum(seen) / (c.n_layer * T)
 
 
 def chinchilla_tokens(N: float) -> dict[str, float]:
@@ -118,11 +105,11 @@ def describe_size(
         f"memory to sample    {2 * total / GIB:,.2f} GiB of weights in bfloat16, and "
         f"{cache / GIB:,.3f} GiB of keys and values per row of {T:,} tokens",
     ]
-    if (share := attention_share(model, T)) < 1:
-        scores = flops - 6 * multiplied
+    dense = dataclasses.replace(model.config, attention_window=0).attention_flops(T)
+    if saved := dense - model.config.attention_flops(T):
         lines.append(
-            f"local attention     saves {scores * (1 - share):.3e} of the {scores:.3e} FLOPs per "
-            f"token for attention that the numbers here count as dense ({1 - share:.0%})"
+            f"local attention     saves {3 * saved:.3e} of the {3 * dense:.3e} FLOPs per token "
+            f"that dense layers would take for attention ({saved / dense:.0%})"
         )
     for name, count in chinchilla_tokens(total).items():
         lines.append(f"{'Chinchilla-optimal':19} {count:.2e} tokens, {name}")

@@ -342,7 +342,8 @@ def test_sizes_and_flops(fields):
     assert model.num_params() == model.get_num_params() == total - looked_up
     width = c.n_head * (c.head_size or c.n_embd // c.n_head)
     for t in (16, 5):
-        expected = 6 * (total - looked_up) + 12 * c.n_layer * width * t
+        seen = sum(min(t, block.attn.window or t) for block in model.transformer.h)
+        expected = 6 * (total - looked_up) + 12 * width * seen
         assert model.flops_per_token(t) == expected
     # 8 rows of 16 tokens in a tenth of a second, of an A100's peak
     assert model.estimate_mfu(8, 0.1) == pytest.approx(

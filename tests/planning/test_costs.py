@@ -9,7 +9,13 @@ import torch
 from helpers.programs import ROOT, TINY, assert_one_line_error, environment, load, run_program
 
 from bonsai.models.table import build_model
-from bonsai.planning.costs import cache_bytes, describe_time, meta_model, parameters_by_part
+from bonsai.planning.costs import (
+    cache_bytes,
+    describe_size,
+    describe_time,
+    meta_model,
+    parameters_by_part,
+)
 from bonsai.planning.presets import FIELDS, PRESETS
 from model import GPT, GPTConfig
 
@@ -58,6 +64,17 @@ def test_cache_bytes_are_those_of_a_cache():
     model = build_model("gpt", {**PRESETS["gpt-nano"].fields, "vocab_size": 9, "n_kv_head": 1})
     cache = model.new_cache(1, 77, dtype=torch.bfloat16)
     assert cache_bytes(model, 77) == cache.k.nbytes + cache.v.nbytes
+
+
+def test_local_attention_costs_what_it_sees():
+    """Every second layer of GPT-3 sees 256 of 2,048 positions."""
+    fields = PRESETS["gpt3-small"].fields
+    local = meta_model("gpt", fields)
+    dense = meta_model("gpt", {**fields, "attention_window": 0})
+    saved = 12 * 6 * 768 * (2048 - 256)
+    assert dense.flops_per_token() - local.flops_per_token() == saved
+    assert f"local attention     saves {saved:.3e} of the" in describe_size(local, 1)
+    assert "local attention" not in describe_size(dense, 1)
 
 
 def test_describe_time():

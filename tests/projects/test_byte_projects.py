@@ -202,7 +202,7 @@ def test_the_arms_cost_the_same(scale, count):
     for arm, (name, sizes, T) in getattr(bench, scale).items():
         with torch.device("meta"):
             settings = {**bench.BLOCK, **sizes, "block_size": T, "vocab_size": 257}
-            found[arm] = bench.forward_flops(build_model(name, settings))
+            found[arm] = build_model(name, settings).flops_per_token()
     assert len(found) == count
     for arm, flops in found.items():
         assert flops == pytest.approx(found["dense, short"], rel=0.06), (arm, found)
