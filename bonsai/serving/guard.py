@@ -66,6 +66,8 @@ class Guard:
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":  # a websocket
             return await send({"type": "websocket.close", "code": 1003})
+        if scope["method"] == "HEAD":  # uvicorn, which knows what was asked, leaves the body out
+            scope = {**scope, "method": "GET"}
 
         request_id = request_id_of(scope)
 

@@ -8,6 +8,7 @@ a time, and who does not read what was sent is cut off.
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import socket
@@ -33,6 +34,10 @@ SEND_SECONDS = 60.0  # for a client to take something of what was sent
 SEND_BUFFER = 128 * 2**10
 KEEP_ALIVE = 30  # seconds that a connection may be idle between requests
 GRACE = 5.0  # seconds for running answers when the server is stopped
+# What a client gets wrong it is told; a line in the log for each would be its to fill. What we get
+# wrong is logged.
+LOGGER = logging.getLogger("bonsai.serving")
+LOGGER.setLevel(logging.ERROR)
 LINGER = 3.0  # seconds in which a server whose engine has died still says so
 
 
@@ -57,6 +62,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
+        self.logger = LOGGER
         if sock := transport.get_extra_info("socket"):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

@@ -44,17 +44,32 @@ def short_of_memory(e: BaseException) -> bool:
     return any(word in str(e).lower() for word in SHORT)
 
 
+LONGEST = 1200  # characters of an error line
+
 NO_MEMORY = (
     "out of memory: use a smaller batch_size or a smaller model, free some memory, or raise its "
     "limit (ulimit -v)"
 )
 
 
+def one_line(message: object) -> str:
+    """A message as one line of bounded length: names in it may come from a file of anyone's, and
+    what a terminal would obey is shown as an escape.
+
+    >>> one_line("a\\n b \\x1b[2J")
+    'a b \\\\x1b[2J'
+    """
+    text = " ".join(str(message).split())
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 200]} ... {text[-200:]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def fail(message: object, status: int = 1) -> None:
     """Print one line on stderr and end this process with `status`."""
     flush()
     with contextlib.suppress(OSError, ValueError):
-        print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 

@@ -468,3 +468,26 @@ def test_more_connections_than_allowed(folder):
             s.close()
         time.sleep(0.5)
         assert httpx.get(f"{running.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/m", "/metrics", "/"])
+def test_head_is_get_without_a_body(served, path):
+    whole, head = served.http.get(path), served.http.request("HEAD", path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+
+
+def test_what_clients_get_wrong_fills_no_log(served):
+    """They are answered; also one that asks for a websocket, without advice to install anything."""
+    before = served.log.read_text(encoding="utf-8")
+    upgrade = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
+    for request in (
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+        b"GET\r\n\r\n",
+        upgrade + b"Upgrade: websocket\r\n\r\n",
+    ):
+        for _ in range(3):
+            with socket.create_connection(served.address) as s:
+                s.sendall(request)
+                assert s.recv(1000).startswith(b"HTTP/1.1")
+    assert served.log.read_text(encoding="utf-8") == before
