@@ -1,7 +1,7 @@
 """Short checks that need a GPU to say much: half precision, compilation, resume.
 
     python benchmarks/gpu_checks.py                 # needs nothing but torch and this repository
-    python -m pytest -m gpu tests/test_gpu.py       # the same as tests
+    python -m pytest -m gpu tests/benchmarks/test_gpu.py       # the same as tests
     python benchmarks/gpu_checks.py --device=cpu    # what of them a CPU can do
 
 Each prints one line; exit status 1 when one fails. On one H100 all take about two minutes.

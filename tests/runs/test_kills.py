@@ -1,6 +1,6 @@
 """Kills at random moments, many of them: what they leave is counted and must never be a loss.
 
-python -m pytest tests/test_kills.py --slow -s        # KILLS=300 for another number
+python -m pytest tests/runs/test_kills.py --slow -s        # KILLS=300 for another number
 """
 
 import contextlib
