@@ -10,6 +10,7 @@ import torch
 
 from bonsai.data.dataset import Mixture, Split
 from bonsai.system.errors import UserError
+from bonsai.system.hashing import GAMMA, MIX1
 
 
 class Batches:
@@ -145,9 +146,9 @@ def shuffled(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
     while todo.any():
         a, b = out[todo] >> half, out[todo] & low
         for k in key:
-            mixed = (b + k) * np.uint64(0x9E3779B97F4A7C15)  # wraps around, as it should
+            mixed = (b + k) * np.uint64(GAMMA)  # wraps around, as it should
             mixed ^= mixed >> np.uint64(29)
-            mixed *= np.uint64(0xBF58476D1CE4E5B9)
+            mixed *= np.uint64(MIX1)
             a, b = b, a ^ (mixed >> np.uint64(32)) & low
         out[todo] = a << half | b
         todo = out >= n

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.system.errors import UserError
+from bonsai.system.hashing import signed, splitmix, splitmix_bits
 
 
 @dataclass(frozen=True)
@@ -169,38 +170,20 @@ def next_probs(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
 
 # ---- the draw ----
 
-MASK = 2**64 - 1
-GAMMA = 0x9E3779B97F4A7C15
-
-
-def signed(x: int) -> int:
-    """The int64 with the bits of x."""
-    x &= MASK
-    return x - 2**64 if x >> 63 else x
-
-
-MIX1, MIX2, STEP = (signed(x) for x in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, GAMMA))
-
 
 def noise(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Gumbel noise, fp32, of tokens `ids` in draws with `keys` (int64, broadcast together).
 
-    SplitMix64 (Steele et al. 2014), read at place `ids` of the stream that a key begins: 24 bits
-    make a uniform number u in (0, 1), and -log(-log(1 - u)) is Gumbel's.
+    24 bits at place `ids` of the stream that a key begins make a uniform number u in (0, 1), and
+    -log(-log(1 - u)) is Gumbel's.
     """
-    z = keys + ids * STEP  # int64 wraps around; in place, as there are a dozen small operations
-    z = z.bitwise_xor_((z >> 30).bitwise_and_(2**34 - 1)).mul_(MIX1)
-    z = z.bitwise_xor_((z >> 27).bitwise_and_(2**37 - 1)).mul_(MIX2)
-    u = (z >> 40).bitwise_and_(2**24 - 1).float().mul_(2**-24).add_(2**-25)
+    u = splitmix_bits(keys, ids).float().mul_(2**-24).add_(2**-25)
     return u.neg_().log1p_().neg_().log_().neg_()
 
 
 def step_key(key: int, step: int) -> int:
     """The key of a row's draw number `step`, as int64."""
-    z = (key + (step + 1) * GAMMA) & MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return signed(z ^ (z >> 31))
+    return signed(splitmix(key, step))
 
 
 def sample_next(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:

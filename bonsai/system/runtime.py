@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from bonsai.system.errors import UserError
+from bonsai.system.hashing import signed, splitmix
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -273,9 +274,6 @@ def seed_everything(seed: int, *position: int) -> None:
     Called before every step with that step's number, so that dropout after a resume draws what it
     would have drawn, and evaluation or sampling in between changes nothing.
     """
-    for p in position:  # SplitMix64, Steele et al. 2014: near numbers give unrelated seeds
-        seed = (seed + 0x9E3779B97F4A7C15 * (p + 1)) % 2**64
-        seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-        seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) % 2**64
-        seed ^= seed >> 31
-    torch.manual_seed(seed if seed < 2**63 else seed - 2**64)
+    for p in position:
+        seed = splitmix(seed, p)
+    torch.manual_seed(signed(seed))
