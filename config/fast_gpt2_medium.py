@@ -4,6 +4,9 @@
 # $ python data/fineweb/prepare.py
 # $ python train.py config/fast_gpt2_medium.py
 # $ torchrun --standalone --nproc_per_node=8 train.py config/fast_gpt2_medium.py
+# the fast recipe; below stands what is this run's own
+from bonsai.planning.recipe import *
+
 out_dir = "out-fast-gpt2-medium"
 eval_interval = 250
 eval_iters = 40
@@ -15,40 +18,12 @@ dataset = "fineweb"
 batch_size = 16
 block_size = 1024
 gradient_accumulation_steps = 32
-batch_order = "epoch"
+max_iters = 8000
 
 n_layer = 24
 n_head = 8
 n_embd = 1024
-position = "rope"
-rope_base = 1024.0
-norm = "rmsnorm"
-norm_gain = False
-norm_embedding = True
-qk_norm = True
-attention_scale = 0.12
-activation = "relu2"
-tie_head = False
-zero_init = True
-init = "fan_in"
-logit_softcap = 15.0
 
-optimizer = "muon"
-learning_rate = 0.025
+# of the embedding and the head lower than the recipe's: the model is wider
 embedding_lr = 0.6
 head_lr = 0.0035
-scalar_lr = 0.015
-momentum = 0.95
-momentum_warmup = 300
-beta1 = 0.8
-beta2 = 0.95
-adam_eps = 1e-10
-weight_decay = 0.05
-cautious_decay = True
-grad_clip = 0.0
-
-lr_schedule = "trapezoid"
-cooldown = 0.7
-warmup_iters = 0
-min_lr = 0.0
-max_iters = 8000

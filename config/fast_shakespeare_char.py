@@ -6,6 +6,9 @@
 # $ python train.py config/fast_shakespeare_char.py
 # 1.439 (three seeds, 1.434 to 1.446) after 20 passes over the text, an hour on one core:
 # $ python train.py config/fast_shakespeare_char.py --token_noise=0.1 --max_iters=2400
+# the fast recipe; below stands what is this run's own
+from bonsai.planning.recipe import *
+
 out_dir = "out-fast-shakespeare-char"
 eval_interval = 130
 eval_iters = 10
@@ -16,38 +19,23 @@ dataset = "shakespeare_char"
 gradient_accumulation_steps = 1
 batch_size = 32
 block_size = 256
-batch_order = "epoch"
 
 n_layer = 6
 n_head = 4
 n_embd = 256
 dropout = 0.1
-position = "rope"
+rope_base = 10000.0
 norm = "layernorm"  # without gain or bias; on a CPU faster than rmsnorm
-norm_gain = False
-norm_embedding = True
-qk_norm = True
-activation = "relu2"
+attention_scale = 0.0
 attention_window = 32
 window_pattern = "LD"
-tie_head = False
-zero_init = True
-init = "fan_in"
-logit_softcap = 15.0
 
-optimizer = "muon"
 learning_rate = 0.02
 embedding_lr = 0.2
 head_lr = 0.008
-momentum = 0.95
 momentum_warmup = 100
-beta1 = 0.8
+adam_eps = 1e-8
 weight_decay = 0.0
-grad_clip = 0.0
-
-# constant, then linear to 0
-lr_schedule = "trapezoid"
+cautious_decay = False
 cooldown = 0.6
-warmup_iters = 0
-min_lr = 0.0
 max_iters = 650

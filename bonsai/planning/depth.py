@@ -8,39 +8,16 @@
 | batch | 2^19 tokens at 12 layers, then with tokens^0.383 | Power Lines (Bergsma et al. 2025) |
 | rates | with the root of the batch; AdamW's also with 1 / sqrt(width) | nanochat, 2025 |
 
-The block and its rates at 12 layers are those of config/fast_gpt2.py.
+Whatever else a run has is the fast recipe's, and so are the rates at 12 layers: recipe.py.
 """
+
+from bonsai.planning import recipe
 
 WIDTH_PER_LAYER = 64
 TOKENS_PER_PARAMETER = 20
 REFERENCE_DEPTH, REFERENCE_BATCH = 12, 2**19
 
-BLOCK = {
-    "position": "rope",
-    "norm": "rmsnorm",
-    "norm_gain": False,
-    "norm_embedding": True,
-    "qk_norm": True,
-    "activation": "relu2",
-    "tie_head": False,
-    "zero_init": True,
-    "init": "fan_in",
-    "logit_softcap": 15.0,
-    "optimizer": "muon",
-    "beta1": 0.8,
-    "beta2": 0.95,
-    "adam_eps": 1e-10,
-    "momentum": 0.95,
-    "weight_decay": 0.05,
-    "cautious_decay": True,
-    "grad_clip": 0.0,
-    "batch_order": "epoch",
-    "decay_lr": True,
-    "lr_schedule": "trapezoid",
-    "cooldown": 0.7,
-    "warmup_iters": 0,
-    "min_lr": 0.0,
-}
+RECIPE = {name: value for name, value in vars(recipe).items() if not name.startswith("_")}
 
 
 def matrix_parameters(depth: int) -> int:
@@ -79,10 +56,10 @@ def compute_optimal(depth: int, settings: dict, given: set[str], world_size: int
         "gradient_accumulation_steps": accumulation,
         "max_iters": steps,
         "lr_decay_iters": steps,
-        "momentum_warmup": min(300, steps // 10),
-        "learning_rate": 0.025 * scale,
-        "embedding_lr": 0.7 * adam,
-        "head_lr": 0.004 * adam,
-        "scalar_lr": 0.015 * adam,
+        "momentum_warmup": min(recipe.momentum_warmup, steps // 10),
+        "learning_rate": recipe.learning_rate * scale,
+        "embedding_lr": recipe.embedding_lr * adam,
+        "head_lr": recipe.head_lr * adam,
+        "scalar_lr": recipe.scalar_lr * adam,
     }
-    return {name: value for name, value in {**BLOCK, **rule}.items() if name not in given}
+    return {name: value for name, value in {**RECIPE, **rule}.items() if name not in given}
