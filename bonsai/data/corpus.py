@@ -30,8 +30,6 @@ BATCH = 1 << 20  # bytes of text that are encoded together
 Part = tuple[str, bytes, bool]  # split, UTF-8 text, whether the document ends here
 Read = Callable[..., Iterable[Piece]]  # takes progress= and heads=, as read_pieces does
 
-_safe_cut = safe_cut  # the name by which the tokenizers' tests know it
-
 
 def whole_documents(pieces: Iterable[Piece]) -> Iterator[bytes]:
     """The documents, each in one. Raises UserError for one of more than WHOLE bytes."""

@@ -5,7 +5,7 @@
 
 A GPT with a finite context is a finite-state Markov chain: its state is the context, and the next
 token moves it to the next state. Here the chain is small enough to be drawn: before, during and
-after training, by Graphviz (states.svg), and on a page with a slider over the steps (page.html,
+after training, by Graphviz (states.svg), and on a page with a slider over the steps (baby_gpt.html,
 which needs nothing but a browser).
 """
 
@@ -47,7 +47,7 @@ weight_decay = 0.1  # [>= 0]
 seed = 1337  # set just before the model is built [>= 0]
 # what is shown
 shorter = False  # draw the contexts shorter than `context` too
-out_dir = "out-baby-gpt"  # where states.dot, states.svg and page.html go [path]
+out_dir = "out-baby-gpt"  # where states.dot, states.svg and baby_gpt.html go [path]
 
 MOST_STATES = 256  # more cannot be seen
 COLORS = ("#2f6db3", "#d1495b", "#3a8f5c", "#b07c1f", "#7a5195", "#4c9f9f", "#8c564b", "#666666")

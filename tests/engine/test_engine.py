@@ -1,4 +1,4 @@
-"""bonsai/engine.py against the uncached model, model.generate and plain reference code."""
+"""bonsai/engine/ against the uncached model, model.generate and plain reference code."""
 
 import math
 from itertools import islice, product

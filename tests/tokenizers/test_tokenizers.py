@@ -18,7 +18,7 @@ from helpers.toy_tokenizer import ToyTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bonsai.data.corpus import _safe_cut
+from bonsai.data.readers import safe_cut
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import (
     EOT_TEXT,
@@ -328,7 +328,7 @@ def test_known_ids():
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
 def test_pieces_have_the_ids_of_the_whole(name):
-    """Long files are cut where no token crosses: wherever `_safe_cut` says so, for any text."""
+    """Long files are cut where no token crosses: wherever `safe_cut` says so, for any text."""
     need_vocabulary(name)
     tokenizer = get(name)
     parts = st.sampled_from(
@@ -338,7 +338,7 @@ def test_pieces_have_the_ids_of_the_whole(name):
     @settings(max_examples=300, deadline=None)
     @given(st.lists(parts, max_size=40).map("".join))
     def check(text):
-        cut = _safe_cut(text)
+        cut = safe_cut(text)
         whole = tokenizer.encode(text)
         assert tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:]) == whole
 
