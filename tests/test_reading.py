@@ -31,6 +31,35 @@ def test_links_lead_somewhere(page):
             assert not fragment or fragment in anchors(to), link
 
 
+FOLDERS = "bonsai|benchmarks|config|docs|projects|tests|web"
+FILE = rf"(?<![\w./-])((?:{FOLDERS})/[\w./-]*\.(?:py|md|cpp|h|sh|html|png|svg))\b"
+EXAMPLES = {"config/small.py", "config/FILE.py", "docs/race.png"}  # of what a user could write
+
+
+def code() -> list[Path]:
+    """Python, C++ and shell of the repository, its tests apart."""
+    folders = [ROOT / name for name in (*FOLDERS.split("|"), "data") if name != "tests"]
+    found = [*ROOT.glob("*.py"), ROOT / "Makefile"]
+    kinds = (".py", ".cpp", ".h", ".js", ".sh")
+    return found + [p for f in folders for p in f.rglob("*") if p.suffix in kinds]
+
+
+def test_files_that_are_named_are_there():
+    """In documents and in the code's comments; the notebook names those of its day."""
+    for page in [p for p in PAGES if p.name != "LOG.md"] + code():
+        for name in set(re.findall(FILE, page.read_text(encoding="utf-8"))) - EXAMPLES:
+            assert (ROOT / name).exists(), f"{page.relative_to(ROOT)} names {name}"
+
+
+def test_names_in_documents_are_names_of_the_code():
+    words = {w for p in code() for w in re.findall(r"\w+", p.read_text(encoding="utf-8"))}
+    for page in [p for p in PAGES if p.name != "LOG.md"]:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for name in re.findall(r"`(?!torch\.)([A-Za-z_][\w.]*)`", text):
+            missing = set(name.split(".")) - words - {"", "Makefile", "Paris", "FOLDER_bpe"}
+            assert not missing, f"{page.relative_to(ROOT)} names {name}"
+
+
 def test_an_entry_of_the_notebook_has_a_verdict_and_ten_lines_at_most():
     text = (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8")
     entries = [entry.strip().splitlines() for entry in text.split("\n## ")[1:]]
