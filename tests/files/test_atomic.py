@@ -1,0 +1,72 @@
+"""bonsai/files/atomic.py: a file is there whole or not at all, and what failed leaves nothing."""
+
+import os
+
+import pytest
+
+from bonsai.files.atomic import UNFINISHED, link_or_copy, replace_text, temporary, whole_file
+
+
+def test_a_file_takes_its_place_at_the_end(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    with whole_file(path) as f:
+        f.write(b"after")
+        f.flush()
+        assert path.read_text() == "before"
+        beside = [p.name for p in tmp_path.iterdir() if p != path]
+        assert len(beside) == 1 and UNFINISHED.fullmatch(beside[0])["name"] == "a.txt"
+    assert path.read_bytes() == b"after" and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_block_that_fails_leaves_what_was_there(tmp_path, error):
+    (tmp_path / "a").write_text("before")
+    with pytest.raises(error), whole_file(tmp_path / "a") as f:
+        f.write(b"half")
+        raise error
+    assert (tmp_path / "a").read_text() == "before" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_place_that_cannot_be_taken_leaves_nothing(tmp_path):
+    def fail(source, target):
+        raise PermissionError
+
+    with pytest.raises(PermissionError), whole_file(tmp_path / "a", place=fail) as f:
+        f.write(b"x")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        replace_text(tmp_path / "nowhere" / "a", "x")
+
+
+def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("flushed"))
+    with whole_file(tmp_path / "a", place=lambda *_: calls.append("placed")) as f:
+        f.write(b"x")
+    assert calls == ["flushed", "placed"]
+
+
+def test_two_writers_have_names_of_their_own(tmp_path):
+    names = {temporary(tmp_path / "a").name for _ in range(100)}
+    assert len(names) == 100 and all(UNFINISHED.fullmatch(name) for name in names)
+    assert not UNFINISHED.fullmatch("a.tmp") and not UNFINISHED.fullmatch("ckpt.pt")
+
+
+def test_text_is_utf8_with_its_own_line_ends(tmp_path):
+    replace_text(tmp_path / "a", "é\r\n")
+    assert (tmp_path / "a").read_bytes() == "é\r\n".encode()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_keeps_what_it_had(tmp_path, monkeypatch, links):
+    def refuse(*args):
+        raise OSError
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    first, second = tmp_path / "first", tmp_path / "second"
+    replace_text(first, "1")
+    link_or_copy(first, second)
+    replace_text(first, "2")
+    assert (first.read_text(), second.read_text()) == ("2", "1")

@@ -1,0 +1,38 @@
+"""What the tests of evaluation share: a small model of texts, a process, questions."""
+
+import numpy as np
+import torch
+from helpers.tiny_data import CHARS
+
+from bonsai.evaluation.choices import Question
+from bonsai.system.runtime import Runtime
+from model import GPT, GPTConfig
+
+BLOCK = 16
+
+
+def runtime(rank: int = 0, world_size: int = 1, compile: bool = False) -> Runtime:
+    return Runtime(torch.device("cpu"), "float32", compile, "gloo", rank, rank, world_size, "")
+
+
+def tiny(vocab_size: int = len(CHARS), seed: int = 0) -> GPT:
+    """A small model whose losses differ a lot from token to token; in training mode."""
+    torch.manual_seed(seed)
+    shape = dict(n_layer=2, n_head=2, n_embd=32, block_size=BLOCK)
+    model = GPT(GPTConfig(vocab_size=vocab_size, dropout=0.5, **shape))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(5 if p.dim() >= 2 else 1)
+    return model
+
+
+def questions(count: int, seed: int = 0) -> list[Question]:
+    rng = np.random.default_rng(seed)
+
+    def text(longest: int) -> str:
+        return "".join(rng.choice(list(CHARS[2:]), rng.integers(1, longest)))
+
+    return [
+        Question(text(30), [text(14) for _ in range(4)], int(rng.integers(4)), f"q:{i + 1}")
+        for i in range(count)
+    ]

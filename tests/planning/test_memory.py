@@ -1,0 +1,40 @@
+"""bonsai/planning/memory.py: the estimate grows with what needs memory; its end is told."""
+
+import pytest
+import torch
+
+from bonsai.planning.memory import LOWER, describe_memory, out_of_memory, training_bytes
+from bonsai.system.runtime import setup
+from model import GPT, GPTConfig
+
+
+def test_the_memory_estimate_grows_with_what_needs_memory():
+    def need(batch=4, dtype="float32", **fields):
+        shape = dict(block_size=64, vocab_size=50, n_layer=4, n_head=2, n_embd=32)
+        model = GPT(GPTConfig(**{**shape, **fields}))
+        return training_bytes(model, batch, 64, dtype)
+
+    state, activations = need()
+    assert state == 16 * sum(
+        p.numel() for p in GPT(GPTConfig(64, 50, 4, 2, 32, 0.0, True)).parameters()
+    )
+    assert need(batch=8) == (state, 2 * activations)
+    assert need(dtype="bfloat16")[1] < activations
+    assert need(activation_checkpointing=True)[1] < activations
+    assert need(n_layer=8)[0] > state
+
+
+def test_the_estimate_warns_and_says_what_to_lower():
+    model = GPT(GPTConfig(block_size=64, vocab_size=50, n_layer=1, n_head=2, n_embd=32))
+    runtime = setup("cpu", "float32", False)
+    assert "may not fit" not in describe_memory(model, 1, 64, runtime)
+    assert LOWER in describe_memory(model, 10**9, 64, runtime)
+
+
+def test_which_exceptions_mean_out_of_memory():
+    assert out_of_memory(MemoryError())
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as e:
+        torch.empty(2**50, dtype=torch.float64)
+    assert out_of_memory(e.value)
+    assert not out_of_memory(RuntimeError("shapes do not match"))

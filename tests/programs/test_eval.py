@@ -1,0 +1,97 @@
+"""eval.py as its users run it: checkpoints, data sets and questions side by side."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from helpers.evaluated import BLOCK, questions, runtime, tiny
+from helpers.programs import ROOT, assert_one_line_error, run_command, run_program
+from helpers.tiny_data import CHARS
+
+from bonsai.evaluation.choices import multiple_choice, read_questions
+from bonsai.evaluation.loss import split_loss
+from bonsai.models.table import describe_model
+from bonsai.runs.checkpoint import save_checkpoint
+from bonsai.tokenizers import CharTokenizer
+
+
+@pytest.fixture(scope="module")
+def runs(workplace):
+    """Two runs of character models in the workplace: eval-a, eval-b; their models."""
+    models = {"eval-a": tiny(seed=1), "eval-b": tiny(seed=2)}
+    for name, model in models.items():
+        (workplace / name).mkdir()
+        state = {
+            "model": model.state_dict(),
+            **describe_model(model, "gpt"),
+            "iter_num": 12,
+            "best_val_loss": torch.tensor(1.0),
+            "config": {"dataset": "meta:0.7,more:0.3"},
+            "tokenizer": {"type": "char", "chars": list(CHARS)},
+        }
+        save_checkpoint(workplace / name, state)
+    lines = [json.dumps(vars(q) | {"ctx": q.context}) for q in questions(9)]
+    (workplace / "questions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return models
+
+
+def test_checkpoints_side_by_side_alone_and_with_two_processes(runs, workplace, tmp_path, data):
+    options = ["--out_dir=eval-a,eval-b", "--dataset=meta,more", "--choices=questions.jsonl"]
+    options += ["--device=cpu", "--batch_size=9"]
+    done = run_program([*options, "--json=-"], workplace, program="eval.py")
+    assert done.rc == 0 and not done.stderr, done
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "eval.py --out_dir=eval-a,eval-b" in found["command"]
+    where = [(row["checkpoint"], row["dataset"]) for row in found["losses"]]
+    assert where == [(f"{a}/ckpt.pt", b) for a in ("eval-a", "eval-b") for b in ("meta", "more")]
+    for row in found["losses"]:
+        model = runs[row["checkpoint"].split("/")[0]]
+        split = data(row["dataset"]).split("val")
+        loss, tokens = split_loss(model, split, runtime(), BLOCK, 9)
+        assert row["loss"] == pytest.approx(loss, abs=1e-6)
+        assert (row["tokens"], row["step"], row["block_size"]) == (tokens, 12, BLOCK)
+        assert row["perplexity"] == pytest.approx(math.exp(loss))
+        assert row["bits_per_byte"] == pytest.approx(loss / math.log(2))  # one byte each
+        assert f"{loss:.4f} | {math.exp(loss):10,.2f} | {loss / math.log(2):13.4f} |" in done.stdout
+    coder = CharTokenizer(CHARS)
+    for row, model in zip(found["choices"], runs.values()):
+        asked = read_questions(workplace / "questions.jsonl")
+        want = multiple_choice(model, coder, asked, runtime(), 9)
+        assert {k: row[k] for k in want} == pytest.approx(want)
+        assert f"{want['accuracy']:.2%}" in done.stdout
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    target = tmp_path / "two.json"
+    two = run_command([*command, str(ROOT / "eval.py"), *options, f"--json={target}"], workplace)
+    assert two.rc == 0, two
+    both = json.loads(target.read_text())
+    for key in ("losses", "choices"):
+        for one, other in zip(found[key], both[key]):
+            assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_a_mixture_has_a_row_of_its_own(runs, workplace):
+    options = ["--init_from=eval-a/ckpt.pt", "--windows=3", "--block_size=8", "--json=-"]
+    done = run_program([*options, "--device=cpu"], workplace, program="eval.py")
+    assert done.rc == 0, done
+    a, b, both = json.loads(done.stdout.splitlines()[-1])["losses"]
+    assert both["dataset"] == "meta:0.7,more:0.3"  # what the run was trained on
+    assert both["loss"] == pytest.approx(0.7 * a["loss"] + 0.3 * b["loss"])
+    assert 16 < a["tokens"] <= 24 and both["tokens"] == a["tokens"] + b["tokens"]
+    assert both["block_size"] == 8
+
+
+ERRORS = {
+    "another tokenizer": (["--dataset=bare"], "(char, 30 characters)", "(gpt2)"),
+    "too long": (["--dataset=meta", "--block_size=17"], "block_size=17", "16 tokens"),
+    "questions": (["--choices=data/meta/meta.json"], "meta.json:1 has no 'ctx'"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_mistakes_end_in_one_line(runs, workplace, case):
+    options, *hints = ERRORS[case]
+    options = ["--out_dir=eval-a", "--device=cpu", *options]
+    assert_one_line_error(run_program(options, workplace, program="eval.py"), *hints)

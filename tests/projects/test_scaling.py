@@ -1,0 +1,44 @@
+"""projects/scaling: a sweep at toy size, and its resumption."""
+
+import json
+import sys
+
+import pytest
+from helpers.programs import ROOT, assert_one_line_error, run_command
+
+from projects.scaling import scaling
+
+SCRIPT = str(ROOT / "projects" / "scaling" / "scaling.py")
+
+
+def test_parameters_of_a_size():
+    """12 L d^2 and the embedding, which is the head too."""
+    assert scaling.count_parameters(4, 128) == 12 * 4 * 128**2 + 257 * 128
+
+
+def test_a_sweep_and_its_resumption(workplace, tmp_path):
+    options = "--dataset=meta --block_size=16 --batch_size=4 --device=cpu --dtype=float32"
+    command = [sys.executable, SCRIPT, "--sizes=1x16,1x32", "--budgets=0.004,0.01,0.02"]
+    command += [f"--out_dir={tmp_path}", f"--options={options}"]
+    done = run_command(command, workplace, timeout=600)
+    assert done.rc == 0, done
+    found = json.loads((tmp_path / "scaling.json").read_text())
+    assert len(found["runs"]) == 6 and set(found["law"]) == {"E", "A", "B", "alpha", "beta"}
+    assert all(2 < run["loss"] < 4 for run in found["runs"])
+    assert (tmp_path / "scaling.png").stat().st_size > 5000
+    assert "N_opt ~ C^" in done.stdout and "approach 2" in done.stdout
+    again = run_command(command, workplace, timeout=600)
+    assert again.rc == 0 and again.stdout.count("not trained again") == 6, again
+    assert json.loads((tmp_path / "scaling.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    "options, hint",
+    [
+        (["--sizes=2by64"], "2x64,4x128"),
+        (["--sizes=2x60"], "multiple of 16"),
+        (["--budgets=0.1,much"], "'much' is none"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, options, hint):
+    assert_one_line_error(run_command([sys.executable, SCRIPT, *options], tmp_path), hint)
