@@ -7,4 +7,6 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-ROOT = Path(__file__).resolve().parents[1]  # where the programs, config/ and data/ are
+# where the programs, config/ and data/ are: a clone, or the folder that a built package has instead
+_HERE = Path(__file__).resolve().parent
+ROOT = _HERE / "programs" if (_HERE / "programs").is_dir() else _HERE.parent

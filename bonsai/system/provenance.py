@@ -19,6 +19,8 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit of this repository, with a '+' when files differ from it, or 'unknown'."""
+    if not (ROOT / ".git").exists():  # git would look further up, and take another project's
+        return "unknown"
     try:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
         done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)

@@ -22,6 +22,8 @@ OWN = {"bonsai", "model", "configurator"}  # not to find these would be a mistak
 
 def environment() -> str:
     """How one gets to the Python that `make setup` prepares, or completes it."""
+    if not (ROOT / "Makefile").exists():  # no clone, but a package that was installed
+        return "install bonsai again, with the packages that it needs"
     own = ROOT / ".venv"
     if Path(sys.prefix).resolve() == own.resolve():
         return f"run: pip install -r {ROOT / 'requirements-all.txt'}"
