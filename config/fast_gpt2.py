@@ -5,6 +5,7 @@
 # $ python data/fineweb/prepare.py
 # $ python train.py config/fast_gpt2.py
 # $ torchrun --standalone --nproc_per_node=8 train.py config/fast_gpt2.py
+
 # the fast recipe; below stands what is this run's own
 from bonsai.planning.recipe import *
 

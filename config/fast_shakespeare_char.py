@@ -6,6 +6,7 @@
 # $ python train.py config/fast_shakespeare_char.py
 # 1.439 (three seeds, 1.434 to 1.446) after 20 passes over the text, an hour on one core:
 # $ python train.py config/fast_shakespeare_char.py --token_noise=0.1 --max_iters=2400
+
 # the fast recipe; below stands what is this run's own
 from bonsai.planning.recipe import *
 

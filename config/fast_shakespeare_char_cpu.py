@@ -3,6 +3,7 @@
 # Expected validation loss: 1.88 on the whole split (see docs/BENCHMARKS.md).
 # $ python data/shakespeare_char/prepare.py
 # $ python train.py config/fast_shakespeare_char_cpu.py
+
 # the fast recipe; below stands what is this run's own
 from bonsai.planning.recipe import *
 
