@@ -1,0 +1,70 @@
+"""bonsai/files/safetensors.py: a header that does not fit its file is refused, in one line."""
+
+import json
+import struct
+
+import pytest
+import torch
+
+from bonsai.files.safetensors import DTYPES, read_safetensors
+from bonsai.system.errors import UserError
+
+
+def written(path, header: object, data: bytes = b"", length: int | None = None):
+    """A file of the format, from its header and its bytes. length: what it says of its header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+    return path
+
+
+def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_tensors_of_every_kind(tmp_path):
+    """In any order of the header; a tensor may be empty, or a number without a dimension."""
+    tensors = {name: torch.arange(6).to(dtype).view(2, 3) for name, dtype in DTYPES.items()}
+    tensors |= {"none": torch.zeros(0, 4), "one": torch.tensor(2.5)}
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    for name, t in tensors.items():
+        raw = t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        header[name] = entry(len(data), len(data) + len(raw), [*t.shape], names[t.dtype])
+        data += raw
+    found = read_safetensors(written(tmp_path / "a", dict(reversed(header.items())), data))
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+DATA = bytes(8)
+WRONG = {
+    "an empty header": (b"", DATA, None, "not valid JSON"),
+    "a header of no object": ([1], DATA, None, "the header of .* is not a JSON object"),
+    "a header without an end": ({}, b"", 2**40, "its header has no end"),
+    "a header in no UTF-8": (b"\xff{}", b"", None, "no safetensors file"),
+    "of no kind": ({"a": entry(0, 8, [1], "F4")}, DATA, None, "a kind that is not supported: F4"),
+    "no entry": ({"a": 7}, DATA, None, "a kind that is not supported: None"),
+    "a size below 0": ({"a": entry(0, 8, [-2])}, DATA, None, "no shape or no place"),
+    "a size of True": ({"a": entry(0, 4, [True])}, DATA[:4], None, "no shape or no place"),
+    "another number of bytes": ({"a": entry(0, 8, [3])}, DATA, None, "another number of bytes"),
+    "a gap": ({"a": entry(4, 8, [1])}, DATA, None, "begins at 4, not at 0"),
+    "an overlap": ({"a": entry(0, 8, [2]), "b": entry(4, 8, [1])}, DATA, None, "begins at 4"),
+    "cut short": ({"a": entry(0, 8, [2])}, DATA[:7], None, r"it has \d+ bytes, not \d+"),
+    "bytes beyond": ({"a": entry(0, 8, [2])}, DATA + b"x", None, r"it has \d+ bytes, not \d+"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_fit_is_one_line(tmp_path, case):
+    header, data, length, words = WRONG[case]
+    with pytest.raises(UserError, match=words) as e:
+        read_safetensors(written(tmp_path / "a", header, data, length))
+    assert "\n" not in str(e.value)
+
+
+def test_a_file_of_nothing(tmp_path):
+    (tmp_path / "a").write_bytes(b"1234567")
+    with pytest.raises(UserError, match="its header has no end"):
+        read_safetensors(tmp_path / "a")
+    assert read_safetensors(written(tmp_path / "b", {})) == {}

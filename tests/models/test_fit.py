@@ -1,0 +1,58 @@
+"""bonsai/models/fit.py: weights are those of the model that is described, before it is built."""
+
+import functools
+
+import pytest
+import torch
+from helpers.checkpoints import replaced, tiny
+
+from bonsai.models.fit import WithoutDraws, check_fit, without_masks
+from bonsai.models.loading import load_model
+from bonsai.system.errors import UserError
+from model import GPT, GPTConfig
+
+
+def test_no_model_larger_than_its_weights_is_built(tmp_path, monkeypatch):
+    """Sizes are compared before there is any memory for them."""
+    monkeypatch.setattr("bonsai.models.table.build_model", None)  # would be called for the real one
+    _, state = tiny(position="rope")
+    for field, value in {
+        "n_layer": 2**31, "n_embd": 2**20, "vocab_size": 2**31, "block_size": 2**30,
+        "n_head": 2**30, "head_size": 2**30, "n_kv_head": 2**30,
+    }.items():  # fmt: skip
+        torch.save(replaced(state, ["model_config", field], value), tmp_path / "ckpt.pt")
+        with pytest.raises(UserError, match="does not fit the model"):
+            load_model("resume", tmp_path)
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    settings = dict(n_layer=1, n_head=2, n_embd=8, block_size=4, vocab_size=5)
+    weights = GPT(GPTConfig(**settings)).state_dict()
+    fit = functools.partial(check_fit, GPT, GPTConfig, path=tmp_path / "a.pt")
+    fit(settings, weights)
+    norm, head = "transformer.ln_f.weight", "lm_head.weight"
+    for changed, words in [
+        ({k: w for k, w in weights.items() if k != norm}, f"no {norm}"),
+        ({**weights, "extra": torch.ones(1)}, "too much: extra"),
+        ({**weights, norm: torch.ones(9)}, rf"{norm} is \(9,\), not \(8,\)"),
+        ({**weights, norm: torch.ones(8, dtype=torch.int64)}, f"{norm} is of torch.int64"),
+        ({**weights, head: weights[head] + 1}, f"wte.weight and {head} should be the same"),
+    ]:
+        with pytest.raises(UserError, match=f"a.pt does not fit the model it describes: .*{words}"):
+            fit(settings, changed)
+    with pytest.raises(UserError, match="does not fit the model it describes"):
+        fit({**settings, "n_head": 3}, weights)
+    assert fit(settings, {k: w.clone() for k, w in weights.items()}) is None  # equal is the same
+
+
+def test_nothing_is_drawn_for_weights_that_will_be_replaced():
+    drawn = torch.get_rng_state()
+    with WithoutDraws():
+        model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=5))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert model.transformer.ln_f.weight.tolist() == [1] * 4  # what is not drawn is set
+
+
+def test_masks_of_older_files_are_no_weights():
+    names = ["h.0.attn.bias", "h.0.attn.masked_bias", "h.0.attn.c_attn.bias", "h.0.mlp.bias"]
+    assert [*without_masks(dict.fromkeys(names))] == names[2:]

@@ -1,0 +1,78 @@
+"""bonsai/models/loading.py: other people's names for the same weights, and what is left out."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.checkpoints import needs_resource, tiny
+from helpers.programs import ROOT, differences, environment
+
+from bonsai.models.loading import load_model
+from bonsai.system.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."]
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_names_by_which_a_model_was_wrapped(tmp_path, prefix, old):
+    """By torch.compile, DistributedDataParallel or both; torch 1.x kept the mask as attn.bias."""
+    model, state = tiny()
+    state = {
+        k: state[k] for k in ("optimizer", "model_args", "iter_num", "best_val_loss", "config")
+    }
+    weights = dict(model.state_dict())
+    if old:
+        mask = torch.tril(torch.ones(8, 8)).view(1, 1, 8, 8)
+        weights |= {f"transformer.h.{i}.attn.bias": mask for i in range(2)}
+    state["model"] = {prefix + k: v for k, v in weights.items()}
+    torch.save(state, tmp_path / "ckpt.pt")
+    drawn = torch.get_rng_state()
+    loaded = load_model("resume", tmp_path)
+    assert torch.equal(torch.get_rng_state(), drawn)  # no weights that would be overwritten
+    assert differences(loaded.model.state_dict(), model.state_dict()) == []
+    assert loaded.model.lm_head.weight is loaded.model.transformer.wte.weight
+    assert differences(loaded.checkpoint["optimizer"], state["optimizer"]) == []
+
+
+def test_a_head_that_is_no_longer_tied_is_refused(tmp_path):
+    """Not overwritten by the embedding without a word."""
+    model, state = tiny()
+    state["model"] = {**model.state_dict(), "lm_head.weight": torch.ones(30, 16)}
+    torch.save(state, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match=r"lm_head\.weight should be the same"):
+        load_model("resume", tmp_path)
+
+
+def test_without_the_optimizer(tmp_path):
+    """Two thirds of the memory, which only a resume needs; its bytes are checked all the same."""
+    _, state = tiny()
+    torch.save(state, tmp_path / "ckpt.pt")
+    assert "optimizer" not in load_model("best", tmp_path).checkpoint
+    assert "optimizer" in load_model("resume", tmp_path).checkpoint
+    content = (tmp_path / "ckpt.pt").read_bytes()
+    moment = state["optimizer"]["state"][0]["exp_avg"].numpy().tobytes()[:40]
+    place = content.index(moment)
+    (tmp_path / "ckpt.pt").write_bytes(content[:place] + b"\0\0\0\0" + content[place + 4 :])
+    with pytest.raises(UserError, match="wrong checksum"):
+        load_model("best", tmp_path)
+
+
+@needs_resource
+def test_a_good_checkpoint_loads_within_a_gigabyte(tmp_path):
+    _, state = tiny(n_embd=256, n_layer=4, vocab_size=1000)
+    torch.save(state, tmp_path / "ckpt.pt")
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from bonsai.models.loading import load_model
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**30,) * 2)
+model = load_model("resume", sys.argv[1]).model
+print(sum(p.numel() for p in model.parameters()))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 0 and int(done.stdout) > 3_000_000, done.stderr[-2000:]
