@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import torch
 
 from bonsai.files.jsonfile import write_json
+from bonsai.models.kernels import to_device
 from bonsai.planning.memory import GIB
 from bonsai.system.errors import UserError, run
 from bonsai.system.provenance import provenance
@@ -73,7 +74,7 @@ def measure(T: int, runtime: Runtime) -> list[dict]:
             config = GPTConfig(block_size=T, vocab_size=256, bias=False, **shape, **bands)
         except ValueError as e:
             raise UserError(e) from None
-        model = GPT(config).to(runtime.device)
+        model = to_device(GPT(config), runtime.device)
 
         def step(model=model):
             with runtime.autocast():

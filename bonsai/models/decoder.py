@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from model import GPT, Block, Dropout, GPTConfig, KVCache, Norm, rope_angles
+from model import GPT, Block, GPTConfig, KVCache, Norm, rope_angles
 
 
 def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
@@ -35,7 +35,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.ln_e = Norm(config) if config.norm_embedding else nn.Identity()
-        self.drop = Dropout(config.dropout)
+        self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         final_norm = final_norm and config.norm_placement == "pre"
         self.ln_f = Norm(config) if final_norm else nn.Identity()

@@ -51,7 +51,7 @@ class Blocks(nn.Module):
             *map(self.matrix, linears(block)),
             *(Norm(self.numbers(n.weight), self.numbers(n.bias)) for n in (block.ln_1, block.ln_2)),
             *(a.nh, a.nkv, a.hs, a.window, a.scale, eps, block.ln_1.rms, a.qk_norm),
-            list(ACTIVATIONS.values()).index(mlp.activation),
+            list(ACTIVATIONS).index(mlp.activation),
         )
 
     def numbers(self, x: torch.Tensor | None) -> int | None:
