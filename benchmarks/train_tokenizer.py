@@ -26,10 +26,10 @@ if __name__ == "__main__":
 
 from bonsai import ROOT
 from bonsai.system.errors import run
+from bonsai.system.tables import columns
 from bonsai.tokenizers import BPETokenizer
 from bonsai.tokenizers.bpe import count_chunks, learn_merges, rust_tokens, tokens_of
 from bonsai.tokenizers.patterns import GPT4
-from bonsai.tokenizers.study import table
 from configurator import configure, resolve_path
 
 runs = 3  # of each measurement [>= 1]
@@ -168,7 +168,7 @@ def main() -> None:
     for what, seconds, note in measure():
         middle = statistics.median(seconds)
         rows.append([what, *(f"{s:.2f} s" for s in (middle, min(seconds), max(seconds))), note])
-    print(table(rows))
+    print(columns(rows))
 
 
 if __name__ == "__main__":
