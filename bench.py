@@ -8,7 +8,7 @@
 
 Each step is one of train.py's without accumulation: a batch, forward, backward, clipping, update;
 the device is waited for after every step. Without prepared data the batches are random tokens.
-benchmarks/throughput.py compares with other projects.
+benchmarks/train.py compares with other projects.
 """
 
 if __name__ == "__main__":

@@ -5,20 +5,31 @@
     python benchmarks/bytes.py --full                  # rates, then seeds; says how many hours
     python benchmarks/bytes.py --quick --scale=gpu     # the sizes for one H100
     python benchmarks/bytes.py --full --only_table     # what has been measured so far
+    python benchmarks/bytes.py --part=generation       # some 3 minutes, as is the next
+    python benchmarks/bytes.py --part=context --dense_limit=65536
 
 All arms see the same number of bytes, in batches of as many, and cost the same FLOPs per byte of
-training within 6%. Each run is a file in `out` and is not repeated: call it again after an
+training within 6%. Runs that are in the results are not repeated: call it again after an
 interruption. --full takes the best of `rates` for each arm with the first seed, then the other
 seeds with it. Bits per byte are of the whole validation split (--quick: of windows spread over it).
+
+What long contexts cost, with random weights: `generation` of 8,192 bytes by MEGABYTE and a dense
+GPT of equal training FLOPs per byte at that context, with caches, `rows` texts at a time; and by
+MEGABYTE without its caches, timed at some lengths and summed over all. `context`: a training step
+at each length, in a process of its own, so that its memory is its own.
 """
 
 import itertools
-import json
 import math
+import multiprocessing
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
@@ -26,22 +37,26 @@ if __name__ == "__main__":
 
 import torch
 
+from benchmarks.harness import Results, known, table
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
-from bonsai.engine import SamplingParams, generate
+from bonsai.engine import SamplingParams, generate, prepare
 from bonsai.evaluation.loss import split_loss
-from bonsai.files.access import save_picture, write_whole
-from bonsai.files.jsonfile import write_json
-from bonsai.models.table import CONFIGS, build_model
+from bonsai.files.access import save_picture
+from bonsai.models.table import build_model
+from bonsai.planning.memory import GIB
 from bonsai.system.errors import UserError, run
-from bonsai.system.provenance import provenance
-from bonsai.system.runtime import Runtime, setup
-from bonsai.system.tables import table
+from bonsai.system.runtime import Runtime, memory_in_use, pick_device, setup
 from bonsai.training.schedule import set_rates
-from bonsai.training.step import OPTIMIZER, TrainingStep
-from configurator import configure
+from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic
+from configurator import Config, configure
 
 # -----------------------------------------------------------------------------
+part = "arms"  # what is measured [arms | generation | context]
+device = "auto"  # cpu, cuda; auto: the first that is there
+dtype = "auto"  # of training; a CPU generates in float32 [auto | float32 | bfloat16 | float16]
+out = "out-bytes"  # folder for the results and bytes.png [path]
+# the arms
 quick = False  # one seed, one rate per arm, fewer bytes
 full = False  # all rates with the first seed, then all seeds with each arm's best
 scale = "cpu"  # sizes of the arms; gpu: one H100, toy: a test of this script [cpu | gpu | toy]
@@ -53,118 +68,123 @@ seeds = 3  # of --full [>= 1]
 steps = 0  # optimizer steps; 0: one pass over the data for --full; --quick: 200 (gpu: 400) [>= 0]
 dataset = "python_stdlib"  # a folder in data/, of bytes [paths]
 generated = 512  # bytes to generate, for their rate [>= 0]
-out = "out-bytes"  # folder for the runs, bytes.json, bytes.txt and bytes.png [path]
 only_table = False  # measure nothing, show what is there
-device = "auto"  # cpu, cuda; auto: the first that is there
-dtype = "auto"  # as in training [auto | float32 | bfloat16 | float16]
+# long contexts
+rows = "1,8"  # texts at a time, for generation [list of int >= 1]
+length = 8192  # bytes to generate, and the context [>= 1]
+contexts = "1024,2048,4096,8192,16384,32768,65536"  # lengths to train on [list of int >= 2]
+dense_limit = 16384  # the dense GPT is timed up to here, and computed beyond [>= 0]
 # -----------------------------------------------------------------------------
 
 SEED = 1337
 BLOCK = dict(
     bias=False, position="rope", norm="rmsnorm", norm_gain=False, qk_norm=True, activation="relu2"
 )
-# name: (architecture, its settings, context). FLOPs per byte: see test_byte_projects.py
+
+
+def layers(number: int, heads: int, width: int) -> dict:
+    return {"n_layer": number, "n_head": heads, "n_embd": width}
+
+
+def patches(size: int, over: tuple, within: tuple, **more) -> dict:
+    """Layers, heads and width of the layers over patches, and of those over bytes."""
+    local = dict(zip(("local_layer", "local_head", "local_embd"), within))
+    return {"patch_size": size, **layers(*over), **local, **more}
+
+
+def windowed(boundary: str, over: tuple, within: tuple) -> dict:
+    """SpaceByte's, with windows as long as its bytes' layers are wide. On Python's source a patch
+    has 8.4 bytes on average; that of the control with fixed patches has 8."""
+    return patches(8, over, within, local_window=within[2], boundary=boundary)
+
+
+# name: (architecture, its settings, context). They cost the same: tests/benchmarks/test_bytes.py
 CPU_ARMS = {
-    "dense, short": ("gpt", dict(n_layer=4, n_head=4, n_embd=128), 512),
-    "dense, equal": ("gpt", dict(n_layer=2, n_head=4, n_embd=120), 2048),
-    "dense, window": ("gpt", dict(n_layer=4, n_head=4, n_embd=128, attention_window=512), 2048),
-    "MEGABYTE 4": (
-        "megabyte",
-        dict(patch_size=4, n_layer=4, n_head=4, n_embd=240)
-        | dict(local_layer=2, local_head=4, local_embd=128),
-        2048,
-    ),
-    "MEGABYTE 8": (
-        "megabyte",
-        dict(patch_size=8, n_layer=3, n_head=6, n_embd=384)
-        | dict(local_layer=3, local_head=4, local_embd=128),
-        2048,
-    ),
+    "dense, short": ("gpt", layers(4, 4, 128), 512),
+    "dense, equal": ("gpt", layers(2, 4, 120), 2048),
+    "dense, window": ("gpt", layers(4, 4, 128) | dict(attention_window=512), 2048),
+    "MEGABYTE 4": ("megabyte", patches(4, (4, 4, 240), (2, 4, 128)), 2048),
+    "MEGABYTE 8": ("megabyte", patches(8, (3, 6, 384), (3, 4, 128)), 2048),
+    "SpaceByte": ("spacebyte", windowed("space", (4, 4, 240), (4, 4, 128)), 2048),
+    "SpaceByte, fixed": ("spacebyte", windowed("fixed", (4, 4, 240), (4, 4, 128)), 2048),
+    # as long as the first of the dense ones: a batch then has bytes of as many places as its
+    "MEGABYTE 4, short": ("megabyte", patches(4, (4, 4, 256), (2, 4, 128)), 512),
+    "SpaceByte, short": ("spacebyte", windowed("space", (4, 4, 240), (4, 4, 128)), 512),
 }
 GPU_ARMS = {
-    "dense, short": ("gpt", dict(n_layer=8, n_head=8, n_embd=512), 1024),
-    "dense, equal": ("gpt", dict(n_layer=4, n_head=6, n_embd=384), 8192),
-    "dense, window": ("gpt", dict(n_layer=8, n_head=8, n_embd=512, attention_window=1024), 8192),
-    "MEGABYTE 4": (
-        "megabyte",
-        dict(patch_size=4, n_layer=6, n_head=8, n_embd=960)
-        | dict(local_layer=6, local_head=6, local_embd=384),
-        8192,
-    ),
-    "MEGABYTE 8": (
-        "megabyte",
-        dict(patch_size=8, n_layer=8, n_head=16, n_embd=1024)
-        | dict(local_layer=6, local_head=8, local_embd=512),
-        8192,
-    ),
+    "dense, short": ("gpt", layers(8, 8, 512), 1024),
+    "dense, equal": ("gpt", layers(4, 6, 384), 8192),
+    "dense, window": ("gpt", layers(8, 8, 512) | dict(attention_window=1024), 8192),
+    "MEGABYTE 4": ("megabyte", patches(4, (6, 8, 960), (6, 6, 384)), 8192),
+    "MEGABYTE 8": ("megabyte", patches(8, (8, 16, 1024), (6, 8, 512)), 8192),
+    "SpaceByte": ("spacebyte", windowed("space", (8, 8, 1216), (6, 6, 384)), 8192),
+    "SpaceByte, fixed": ("spacebyte", windowed("fixed", (8, 8, 1216), (6, 6, 384)), 8192),
 }
-# on Python's source a patch of SpaceByte has 8.4 bytes on average; its control has 8
-for _arms, _sizes, _T in (
-    (CPU_ARMS, dict(n_layer=4, n_head=4, n_embd=240, local_layer=4, local_head=4), 2048),
-    (GPU_ARMS, dict(n_layer=8, n_head=8, n_embd=1216, local_layer=6, local_head=6), 8192),
-):
-    _width = 128 if _T == 2048 else 384
-    _sizes |= dict(patch_size=8, local_embd=_width, local_window=_width)
-    _arms["SpaceByte"] = ("spacebyte", dict(boundary="space", **_sizes), _T)
-    _arms["SpaceByte, fixed"] = ("spacebyte", dict(boundary="fixed", **_sizes), _T)
-# as long as the first of the dense ones: a batch then has bytes of as many places as its
-CPU_ARMS["MEGABYTE 4, short"] = (
-    "megabyte",
-    dict(patch_size=4, n_layer=4, n_head=4, n_embd=256)
-    | dict(local_layer=2, local_head=4, local_embd=128),
-    512,
-)
-CPU_ARMS["SpaceByte, short"] = (*CPU_ARMS["SpaceByte"][:2], 512)
 TOY_ARMS = {
-    "dense, short": ("gpt", dict(n_layer=1, n_head=2, n_embd=32), 64),
-    "MEGABYTE 4": ("megabyte", dict(n_layer=1, n_head=2, n_embd=32, local_embd=32), 128),
-    "SpaceByte": ("spacebyte", dict(n_layer=1, n_head=2, n_embd=32, local_embd=32), 128),
+    "dense, short": ("gpt", layers(1, 2, 32), 64),
+    "MEGABYTE 4": ("megabyte", layers(1, 2, 32) | dict(local_embd=32), 128),
+    "SpaceByte": ("spacebyte", layers(1, 2, 32) | dict(local_embd=32), 128),
 }
 SCALES = {"cpu": CPU_ARMS, "gpu": GPU_ARMS, "toy": TOY_ARMS}
 BYTES_PER_STEP = {"cpu": 8192, "gpu": 131072, "toy": 512}
 QUICK_STEPS = {"cpu": 200, "gpu": 400, "toy": 5}
-COLUMNS = (
-    ("arm", "arm", ""),
-    ("context", "T", ",d"),
-    ("params", "params", ".2f"),
-    ("MFLOPs/byte", "mflops", ".2f"),
-    ("rate", "rate", ".0e"),
-    ("seeds", "seeds", "d"),
-    ("bits per byte", "bpb", ".4f"),
-    ("± range", "range", ".4f"),
-    ("strided", "strided", ".4f"),
-    ("train bytes/s", "train_rate", ",.0f"),
-    ("layers in a row", "serial", ".2f"),
+LONG_STEP = 16384  # bytes of a step at a long context
+# 18.4 and 18.2 MFLOPs per byte forward at a context of 8,192; at others they are not equal
+GENERATION = {
+    "dense": ("gpt", layers(4, 4, 128)),
+    "MEGABYTE": ("megabyte", patches(8, (8, 8, 768), (2, 4, 128))),
+}
+# 2.7 and 2.6 at 512, where the arms are compared
+CONTEXT = {"dense": CPU_ARMS["dense, short"][:2], "MEGABYTE": CPU_ARMS["MEGABYTE 8"][:2]}
+
+ARM_COLUMNS = (
+    ("arm", "arm", ""), ("context", "T", ",d"), ("params", "params", ".2f"),
+    ("MFLOPs/byte", "mflops", ".2f"), ("rate", "rate", ".0e"), ("seeds", "seeds", "d"),
+    ("bits per byte", "bpb", ".4f"), ("± range", "range", ".4f"), ("strided", "strided", ".4f"),
+    ("train bytes/s", "train_rate", ",.0f"), ("layers in a row", "serial", ".2f"),
     ("generates bytes/s", "generate_rate", ",.0f"),
-)
+)  # fmt: skip
+GENERATION_COLUMNS = (
+    ("model", "model", ""), ("caches", "caches", ""), ("rows", "rows", "d"),
+    ("MFLOPs/byte", "mflops", ".1f"), ("layers in a row", "serial", ".2f"),
+    ("seconds", "seconds", ",.1f"), ("bytes/s", "rate", ",.0f"), ("times dense", "ratio", ".2f"),
+)  # fmt: skip
+CONTEXT_COLUMNS = (
+    ("context", "T", ",d"), ("dense MFLOPs/byte", "mflops.dense", ",.2f"),
+    ("MEGABYTE", "mflops.MEGABYTE", ",.2f"), ("dense µs/byte", "us.dense", ",.1f"),
+    ("MEGABYTE", "us.MEGABYTE", ",.1f"), ("dense GiB", "gib.dense", ".2f"),
+    ("MEGABYTE", "gib.MEGABYTE", ".2f"),
+)  # fmt: skip
 
 
-def settings_of(arm: str) -> dict:
-    """Everything that decides an arm's model."""
-    name, sizes, T = SCALES[scale][arm]
-    if missing := set(sizes) - set(CONFIGS[name].__dataclass_fields__):
-        raise UserError(f"{arm}: this {name} has no {', '.join(missing)}")
+def settings_of(name: str, sizes: dict, T: int) -> dict:
+    """Everything that decides a model."""
     return {"model": name, **BLOCK, **sizes, "block_size": T, "vocab_size": 257}
 
 
-def serial_layers(model: torch.nn.Module) -> float:
-    """Layers that a generated byte waits for, on average."""
-    return model.serial_layers() if hasattr(model, "serial_layers") else model.config.n_layer
-
-
-def train_arm(arm: str, lr: float, seed: int, count: int, data: Mixture, runtime: Runtime):
-    """Train one arm for `count` steps: the model, and what it took."""
-    settings = settings_of(arm)
+def make(settings: dict, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    model = build_model(settings["model"], settings).to(runtime.device)
-    T = settings["block_size"]
-    rows = BYTES_PER_STEP[scale] // T
+    return build_model(settings["model"], settings)
+
+
+def costs(model: torch.nn.Module) -> dict:
+    """MFLOPs of a forward pass per byte, and the layers that a generated byte waits for."""
+    serial = model.serial_layers() if hasattr(model, "serial_layers") else model.config.n_layer
+    return {"mflops": model.flops_per_token() / 3e6, "serial": serial}
+
+
+# ---- the arms ----
+
+
+def train_arm(c: Config, model, lr: float, seed: int, count: int, data: Mixture, runtime) -> dict:
+    """Train for `count` steps: what it took."""
+    T = model.config.block_size
+    rows = BYTES_PER_STEP[c.scale] // T
     batches = Batches(data, T, rows, seed, "epoch")
-    pin = runtime.device.type == "cuda"
-    stream = prefetch(batches, 0, rows, pin=pin)
+    stream = prefetch(batches, 0, rows, pin=runtime.device.type == "cuda")
     schedule = dict(learning_rate=lr, decay_lr=True, lr_schedule="cosine", min_lr=0.0)
     schedule |= dict(warmup_iters=max(1, count // 20), lr_decay_iters=count)
-    schedule |= dict(optimizer=optimizer, momentum_warmup=300, seed=seed)
+    schedule |= dict(optimizer=c.optimizer, momentum_warmup=300, seed=seed)
     step = TrainingStep(model, stream, {**OPTIMIZER, **schedule}, runtime)
     seconds, losses = [], []
     try:
@@ -179,23 +199,22 @@ def train_arm(arm: str, lr: float, seed: int, count: int, data: Mixture, runtime
                 print(f"  {i}/{count}: {bits:.3f} bits, {1000 * seconds[-1]:.0f} ms", flush=True)
     finally:
         stream.close()
-    return model, {"seconds": sum(seconds), "train_rate": rows * T / statistics.median(seconds)}
+    return {"seconds": sum(seconds), "train_rate": rows * T / statistics.median(seconds)}
 
 
-def validate(model, data: Mixture, runtime: Runtime) -> tuple[float, float | None]:
+def validate(model, data: Mixture, runtime: Runtime, quick: bool) -> dict:
     """Bits per byte of the validation split, plain and by strided inference where there is one."""
     split, T = data.parts[0].split("val"), model.config.block_size
-    windows = 131072 // T if quick else 0
-    found = []
-    for strided in (False, True) if hasattr(model, "strided") else (False,):
-        model.strided = strided
+    found, windows = {"strided": None}, 131072 // T if quick else 0
+    for name in ("bpb", "strided") if hasattr(model, "strided") else ("bpb",):
+        model.strided = name == "strided"
         loss, _ = split_loss(model, split, runtime, T, max(1, 8192 // T), windows)
-        found.append(loss / math.log(2) / split.bytes_per_token)
-        model.strided = False
-    return found[0], found[1] if len(found) > 1 else None
+        found[name] = loss / math.log(2) / split.bytes_per_token
+    model.strided = False
+    return found
 
 
-def generation_rate(model, data: Mixture, runtime: Runtime) -> float:
+def generation_rate(model, data: Mixture, runtime: Runtime, generated: int) -> float:
     """Bytes per second of one text, with caches, after half a context."""
     T = model.config.block_size
     prompt = data.parts[0].split("val").read(0, T // 2).tolist()
@@ -205,38 +224,6 @@ def generation_rate(model, data: Mixture, runtime: Runtime) -> float:
         begin = time.perf_counter()
         n = sum(1 for _ in steps)
         return n / (time.perf_counter() - begin)
-
-
-def measure(arm: str, lr: float, seed: int, count: int, data: Mixture, runtime: Runtime) -> dict:
-    """One run, from its file if it was done before."""
-    kind = "quick" if quick else "full"
-    parts = (
-        scale,
-        kind,
-        optimizer,
-        count,
-        arm.replace(", ", "-").replace(" ", ""),
-        f"{lr:g}",
-        seed,
-    )
-    path = Path(out) / "runs" / f"{'-'.join(map(str, parts))}.json"
-    settings = settings_of(arm)
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] == settings and found["dataset"] == dataset:
-            return found
-    if only_table:
-        return {}
-    print(f"{arm}, rate {lr:g}, seed {seed}: {count} steps", flush=True)
-    model, found = train_arm(arm, lr, seed, count, data, runtime)
-    found["bpb"], found["strided"] = validate(model, data, runtime)
-    found["generate_rate"] = generation_rate(model, data, runtime)
-    found |= {"arm": arm, "rate": lr, "seed": seed, "settings": settings, "dataset": dataset}
-    found |= {"T": settings["block_size"], "params": model.num_params() / 1e6}
-    found |= {"mflops": model.flops_per_token() / 3e6, "serial": serial_layers(model)}
-    print(f"  {found['bpb']:.4f} bits per byte, {found['train_rate']:,.0f} bytes/s", flush=True)
-    write_json(path, {**provenance(runtime.device), **found})
-    return found
 
 
 def summary(runs: list[dict]) -> dict:
@@ -250,40 +237,77 @@ def summary(runs: list[dict]) -> dict:
     return row
 
 
-def compare(names: list[str], count: int, data: Mixture, runtime: Runtime) -> list[dict]:
+def plan(c: Config, names: list[str], data: Mixture) -> int:
+    """Steps of a run; says how much there is to do."""
+    one_pass = len(data.parts[0].split("train")) // BYTES_PER_STEP[c.scale]
+    count = c.steps or (one_pass if c.full else QUICK_STEPS[c.scale])
+    runs = len(names) * (len(c.rates.split(",")) + c.seeds - 1 if c.full else 1)
+    total = runs * count * BYTES_PER_STEP[c.scale]
+    print(
+        f"{runs} runs of {count} steps, {total / 1e6:.0f} MB to train on in all: at 15,000 bytes/s "
+        f"(two CPU cores) {total / 15000 / 3600:.1f} hours, at 1,000,000 (H100) "
+        f"{total / 1e6 / 60:.0f} minutes, and validation"
+    )
+    return count
+
+
+def compare(c: Config) -> None:
     """A row per arm. With --full: the best rate of the first seed, then the other seeds with it."""
-    rows = []
-    tried = [float(r) for r in rates.split(",")] if full else [rate]
+    if c.quick == c.full:
+        raise UserError("choose one of --quick and --full")
+    names = [a.strip() for a in c.arms.split(";") if a.strip()] or list(SCALES[c.scale])
+    known("arms", names, SCALES[c.scale], "; ")
+    data = Mixture.open(c.dataset)
+    data.check(max(SCALES[c.scale][a][2] for a in names), 257)
+    runtime = setup(c.device, c.dtype, False)
+    print(runtime.summary)
+    count, results = plan(c, names, data), Results("bytes", c.out, runtime.device, same=())
+
+    def measure(arm: str, lr: float, seed: int) -> dict | None:
+        settings = settings_of(*SCALES[c.scale][arm])
+
+        def one_run() -> dict:
+            print(f"{arm}, rate {lr:g}, seed {seed}: {count} steps", flush=True)
+            model = make(settings, seed).to(runtime.device)
+            found = {"T": model.config.block_size, "params": model.num_params() / 1e6}
+            found |= {**costs(model), **train_arm(c, model, lr, seed, count, data, runtime)}
+            found |= validate(model, data, runtime, c.quick)
+            found["generate_rate"] = generation_rate(model, data, runtime, c.generated)
+            told = f"{found['bpb']:.4f} bits per byte, {found['train_rate']:,.0f} bytes/s"
+            print(f"  {told}", flush=True)
+            return found
+
+        key = {"arm": arm, "rate": lr, "seed": seed, "steps": count, "quick": c.quick}
+        key |= {"optimizer": c.optimizer, "dataset": c.dataset, "settings": settings}
+        return results.find(key) if c.only_table else results.measure(key, one_run)
+
+    tried = [float(r) for r in c.rates.split(",")] if c.full else [c.rate]
     # seed by seed and rate by rate, so that an interrupted call has something of every arm
-    first = {
-        (arm, lr): measure(arm, lr, SEED, count, data, runtime)
-        for lr, arm in itertools.product(tried, names)
-    }
-    best = {}
+    first = {(arm, lr): measure(arm, lr, SEED) for lr, arm in itertools.product(tried, names)}
+    best, runs = {}, {}
     for arm in names:
-        there = [lr for lr in tried if first[arm, lr]]
-        if there:
+        if there := [lr for lr in tried if first[arm, lr]]:
             best[arm] = min(there, key=lambda lr: first[arm, lr]["bpb"])
-    runs = {arm: [first[arm, lr]] for arm, lr in best.items()}
-    for seed in range(SEED + 1, SEED + seeds) if full else ():
+            runs[arm] = [first[arm, best[arm]]]
+    for seed in range(SEED + 1, SEED + c.seeds) if c.full else ():
         for arm, lr in best.items():
-            if found := measure(arm, lr, seed, count, data, runtime):
-                runs[arm].append(found)
-    for arm, found in runs.items():
-        rows.append(summary(found))
-        if len(tried) > 1 and best[arm] in (min(tried), max(tried)):
-            print(f"{arm}: its best rate, {best[arm]:g}, is at the edge of those tried")
-    return rows
+            runs[arm] += filter(None, [measure(arm, lr, seed)])
+    if not runs:
+        raise UserError(f"nothing has been measured into {c.out} with these settings yet")
+    for arm, lr in best.items():
+        if len(tried) > 1 and lr in (min(tried), max(tried)):
+            print(f"{arm}: its best rate, {lr:g}, is at the edge of those tried")
+    found = [summary(of_one) for of_one in runs.values()]
+    results.finish(table(found, ARM_COLUMNS), steps=count, summary=found)
+    draw(found, c.scale, Path(c.out) / "bytes.png")
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[dict], scale: str, path: Path) -> None:
     """Bits per byte against training speed, a point per arm."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
     for row in rows:
         (mark,) = axes.plot(row["train_rate"], row["bpb"], "o")
         text = f" {row['arm']}"
@@ -293,45 +317,110 @@ def draw(rows: list[dict], path: Path) -> None:
     axes.margins(x=0.25)
     axes.grid(alpha=0.25)
     save_picture(figure, path, dpi=110)
-    plt.close(figure)
 
 
-def plan(names: list[str], data: Mixture) -> int:
-    """Steps of a run; says how much there is to do."""
-    one_pass = len(data.parts[0].split("train")) // BYTES_PER_STEP[scale]
-    count = steps or (one_pass if full else QUICK_STEPS[scale])
-    runs = len(names) * (len(rates.split(",")) + seeds - 1 if full else 1)
-    total = runs * count * BYTES_PER_STEP[scale]
-    print(
-        f"{runs} runs of {count} steps, {total / 1e6:.0f} MB to train on in all: at 15,000 bytes/s "
-        f"(two CPU cores) {total / 15000 / 3600:.1f} hours, at 1,000,000 (H100) "
-        f"{total / 1e6 / 60:.0f} minutes, and validation"
-    )
-    return count
+# ---- what long contexts cost ----
 
 
-def main() -> None:
-    configure(globals())
-    if quick == full:
-        raise UserError("choose one of --quick and --full")
-    names = [a.strip() for a in arms.split(";") if a.strip()] or list(SCALES[scale])
-    for name in names:
-        if name not in SCALES[scale]:
-            raise UserError(f"arm {name!r} is not one of {'; '.join(SCALES[scale])}")
-    data = Mixture.open(dataset)
-    data.check(max(SCALES[scale][a][2] for a in names), 257)
-    runtime = setup(device, dtype, False)
-    print(runtime.summary)
-    count = plan(names, data)
-    rows = compare(names, count, data, runtime)
-    if not rows:
-        raise UserError(f"nothing has been measured into {out} with these settings yet")
-    text = table(rows, COLUMNS)
-    print(f"\n{text}\n")
-    folder = Path(out)
-    write_whole(folder / "bytes.txt", text + "\n")
-    draw(rows, folder / "bytes.png")
-    write_json(folder / "bytes.json", {**provenance(runtime.device), "steps": count, "rows": rows})
+@torch.no_grad()
+def uncached_seconds(model, ids: torch.Tensor, points: int = 7) -> float:
+    """Seconds for every byte computed from all before it: timed at some lengths, summed by the
+    trapezoidal rule."""
+    at = torch.linspace(1, ids.size(1), points).long().tolist()
+    model(ids[:, :2])  # the first call is slower
+    times = []
+    for n in at:
+        begin = time.perf_counter()
+        model(ids[:, :n])[0].sum().item()
+        times.append(time.perf_counter() - begin)
+    pairs = zip(times, times[1:], at, at[1:])
+    return sum((a + b) / 2 * (y - x) for a, b, x, y in pairs)
+
+
+def generation(c: Config) -> None:
+    """Seconds for `length` bytes, by model and number of rows."""
+    runtime = setup(c.device, "float32", False)
+    results, T = Results("generation", c.out, runtime.device, again=True), c.length
+
+    def add(name: str, caches: str, n: int, count: int, begin: float, cost: dict) -> None:
+        seconds = time.perf_counter() - begin
+        row = {"model": name, "caches": caches, "rows": n, "T": T, **cost}
+        row |= {"seconds": seconds, "rate": n * count / seconds}
+        dense = results.find({"model": "dense", "rows": n}) or row
+        results.add({**row, "ratio": row["rate"] / dense["rate"]})
+        print(f"{name}, {n} rows, caches: {caches}: {seconds:.1f} s", flush=True)
+
+    for n in map(int, c.rows.split(",")):
+        for name, kind in GENERATION.items():
+            model = make(settings_of(*kind, T)).to(runtime.device)
+            cost, model = costs(model), prepare(model)  # which has fewer parameters
+            list(generate(model, [1], SamplingParams(20), n))
+            begin = time.perf_counter()
+            count = sum(1 for _ in generate(model, [1], SamplingParams(T), n))
+            add(name, "yes", n, count, begin, cost)
+            if n == 1 and name == "MEGABYTE":
+                ids = torch.randint(256, (1, T), device=runtime.device)
+                seconds = uncached_seconds(model, ids)
+                add(name, "no", n, T, time.perf_counter() - seconds, cost)
+    results.finish(table(results.rows, GENERATION_COLUMNS))
+
+
+def in_a_process(call: Callable, *args) -> Any:
+    """What `call` gives in a process of its own, whose memory is its own. Raises UserError."""
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return process.submit(call, *args).result()
+    except (BrokenProcessPool, RuntimeError, MemoryError) as e:
+        raise UserError(f"{', '.join(map(str, args))}: failed: {e}") from None
+
+
+def one_step(name: str, T: int, device: str, dtype: str) -> tuple[float, float]:
+    """Microseconds per byte of a training step, and the peak GiB of this process."""
+    runtime, batch = setup(device, dtype, False), max(1, LONG_STEP // T)
+    model = make(settings_of(*CONTEXT[name], T)).to(runtime.device)
+    stream = synthetic(257, batch, T, runtime.device)
+    train = TrainingStep(model, stream, {**OPTIMIZER, "seed": 0}, runtime)
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        train().item()
+        runtime.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    us = 1e6 * statistics.median(seconds) / (batch * T)
+    return us, memory_in_use(runtime.device) / GIB
+
+
+def flops(name: str, T: int) -> float:
+    with torch.device("meta"):
+        return make(settings_of(*CONTEXT[name], T)).flops_per_token(T)
+
+
+def crossover() -> int:
+    """The first multiple of 64 bytes of context at which MEGABYTE needs fewer FLOPs per byte."""
+    lengths = range(64, 1 << 17, 64)
+    return next((T for T in lengths if flops("MEGABYTE", T) < flops("dense", T)), 0)
+
+
+def context(c: Config) -> None:
+    """Cost of training per byte at each context."""
+    results = Results("context", c.out, pick_device(c.device)[0], again=True)
+    for T in map(int, c.contexts.split(",")):
+        row = {"T": T, "mflops": {n: flops(n, T) / 3e6 for n in CONTEXT}, "us": {}, "gib": {}}
+        for name in CONTEXT:
+            if name == "dense" and c.dense_limit < T:
+                continue
+            took = in_a_process(one_step, name, T, c.device, c.dtype)
+            row["us"][name], row["gib"][name] = took
+        print(f"context {T:,}: {row}", flush=True)
+        results.add(row)
+    text = table(results.rows, CONTEXT_COLUMNS)
+    more = f"from a context of {crossover():,} bytes MEGABYTE needs fewer FLOPs per byte"
+    results.finish(f"{text}\n\n{more}")
+
+
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None, bind=False)
+    {"arms": compare, "generation": generation, "context": context}[c.part](c)
 
 
 if __name__ == "__main__":

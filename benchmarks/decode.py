@@ -3,6 +3,7 @@
     python benchmarks/decode.py                          # ours alone
     python benchmarks/decode.py --peer=../nanoGPT        # side by side
     python benchmarks/decode.py --sizes=char --repeats=5 --out=results
+    python benchmarks/decode.py --out_dir=out-quickstart --most=4,8     # what guessing ahead brings
 
 A one-token step reads every weight of the linear layers and the keys and values of all rows once:
 no step is faster than these bytes at the measured read bandwidth. The table has the share of that
@@ -12,14 +13,15 @@ guess 8 tokens, which a step checks; such steps have no limit here. Weights are 
 changes no timing but the drafted one; how much of a guess is right depends on the text, so every
 repeat has prompts of its own. Repeats alternate between all contestants, in one process on one
 machine.
+
+With the model of a run, one text at a time, with and without tokens guessed from the text so far:
+prompts are pieces of the run's validation data, on each of which the ways take turns. "per step" is
+how many tokens a step gave; in float32 the texts are the same, which is checked.
 """
 
 import statistics
 import sys
 import time
-from contextlib import redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
@@ -28,18 +30,16 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.harness import load_peer, peer_commit
+from benchmarks.harness import Peer, Results, known, spread, table
+from bonsai.data.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.cpu.linear import call, products
 from bonsai.engine.cpu.pages import LargePages
-from bonsai.files.access import write_whole
-from bonsai.files.jsonfile import write_json
+from bonsai.models.loading import load_model
 from bonsai.models.table import build_model
 from bonsai.system.errors import UserError, run
-from bonsai.system.provenance import header, provenance
-from bonsai.system.runtime import DTYPES, Runtime, cpu_computes_bfloat16, setup
-from bonsai.system.tables import spread, table
-from configurator import configure, resolve_path
+from bonsai.system.runtime import DTYPES, Runtime, cpu_computes_bfloat16, setup, setup_inference
+from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
 peer = ""  # folder of a nanoGPT checkout to compare with [path]
@@ -48,26 +48,26 @@ kinds = "auto"  # of KINDS below, with ; between; auto: those that this machine 
 batches = "auto"  # answers at once; auto: 1,16 on a CPU, 1,64 on a GPU [list of int >= 1]
 repeats = 3  # of which the table has the median [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-seed = 1337  # of weights and prompts [>= 0]
-out = ""  # folder for decode.json and decode.txt [path]
+seed = 1337  # of weights, prompts and draws [>= 0]
+out = ""  # folder for decode.json and decode.txt, or lookup.json and lookup.txt [path]
+# guessing ahead
+out_dir = ""  # the run whose model writes; without one, the models above are measured [path]
+most = "4,8"  # tokens to guess ahead, at most [list of int >= 1]
+temperatures = "0,0.8"  # 0: the likeliest token [list of float >= 0]
+prompts = 4  # pieces of the validation data [>= 1]
+tokens = 0  # of each answer; 0: half the context, after a prompt of the other half [>= 0]
+dtype = "auto"  # auto: as serve.py [auto | float32 | bfloat16 | float16]
+quantize = ""  # int8: weights in 8 bits [int8]
 # -----------------------------------------------------------------------------
 
-
-@dataclass
-class Size:
-    model: dict  # settings, without dropout
-    prompt: int  # tokens of the prompts
-    tokens: int  # new ones
-    long: int  # tokens of the prompt whose first answer is timed
-
-
+# name: settings of the model; tokens of a prompt, of an answer, of a prompt that is answered by one
 SIZES = {
-    "124M": Size(dict(vocab_size=50304), 200, 100, 1000),
-    "char": Size(
+    "124M": (dict(vocab_size=50304), 200, 100, 1000),
+    "char": (
         dict(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65, bias=False),
         *(56, 200, 250),
     ),
-    "toy": Size(dict(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=65), 8, 12, 50),
+    "toy": (dict(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=65), 8, 12, 50),
 }
 
 # name -> (dtype, other settings of Engine)
@@ -81,21 +81,41 @@ KINDS = {
     "int8 compiled": ("bfloat16", {"quantize": "int8", "compile": True}),
 }
 
-COLUMNS = [
-    ("model", "size", ""),
-    ("weights", "kind", ""),
-    ("batch", "batch", "d"),
-    ("tokens/s", "rate", ",.1f"),
-    ("decode/s", "decode_rate", ",.1f"),
-    ("spread", "spread", ".1%"),
-    ("limit/s", "limit", ",.0f"),
-    ("share", "share", ".1%"),
-    ("to peer", "ratio", ".2f"),
-    ("to batch 1", "batching", ".2f"),
-    ("first token, ms", "first_ms", ",.0f"),
-    ("kernels/step", "kernels", "d"),
-    ("n", "n", "d"),
-]
+COLUMNS = (
+    ("model", "size", ""), ("weights", "kind", ""), ("batch", "batch", "d"),
+    ("tokens/s", "rates.median", ",.1f"), ("decode/s", "decode_rates.median", ",.1f"),
+    ("spread", "rates.spread", ".1%"), ("limit/s", "limit", ",.0f"), ("share", "share", ".1%"),
+    ("to peer", "ratio", ".2f"), ("to batch 1", "batching", ".2f"),
+    ("first token, ms", "first_ms", ",.0f"), ("kernels/step", "kernels", "d"),
+    ("n", "rates.n", "d"),
+)  # fmt: skip
+LOOKUP_COLUMNS = (
+    ("temperature", "temperature", "g"), ("lookup", "lookup", "d"), ("tokens/s", "rate", ",.0f"),
+    ("per step", "per_step", ".2f"), ("to plain", "gain.median", ".2f"),
+    ("at worst", "gain.low", ".2f"), ("n", "gain.n", "d"),
+)  # fmt: skip
+
+
+def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> dict:
+    """The tokens of all answers, and the seconds: of everything, to the first token of the first
+    prompt, and by how many steps after it the others came, at which rate."""
+    begin = time.perf_counter()
+    requests = [engine.submit(prompt, params)[0] for prompt in prompts]
+    engine.step()  # the prefills
+    first = time.perf_counter() - begin
+    steps = 0
+    while engine.busy:
+        engine.step()
+        steps += 1
+    total = time.perf_counter() - begin
+    written = [request.tokens for request in requests]
+    later = sum(map(len, written)) - len(written)
+    rate = later / (total - first) if steps else None
+    found = {"seconds": total, "first": first, "decode_rate": rate}
+    return {**found, "steps": steps, "later": later, "tokens": written}
+
+
+# ---- models with random weights, beside what the memory allows and a peer ----
 
 
 def read_bandwidth(runtime: Runtime) -> float:
@@ -131,23 +151,6 @@ def bytes_per_step(model, kind: str, batch: int, length: float) -> float:
     return weights + batch * 2 * c.n_layer * c.kv_heads * c.head_dim * length * width
 
 
-def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> dict:
-    """Seconds: of everything, to the first token of the first prompt, of the one-token steps."""
-    begin = time.perf_counter()
-    for prompt in prompts:
-        engine.submit(prompt, params)
-    engine.step()  # the prefills
-    first = time.perf_counter() - begin
-    steps = 0
-    while engine.busy:
-        engine.step()
-        steps += 1
-    total = time.perf_counter() - begin
-    tokens = len(prompts) * (params.max_new_tokens - 1)
-    rate = tokens / (total - first) if steps else None
-    return {"seconds": total, "first": first, "decode_rate": rate}
-
-
 def kernels_per_step(engine: Engine, prompt: list[int]) -> int | None:
     """GPU kernels that run in a one-token step, those of a replayed graph included."""
     if engine.device.type != "cuda":
@@ -165,123 +168,82 @@ def kernels_per_step(engine: Engine, prompt: list[int]) -> int | None:
     return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
 
 
-class PeerAnswers:
-    """nanoGPT's generate, from its own checkout."""
+def peer_model(peer: Peer, model, runtime: Runtime) -> torch.nn.Module:
+    """The peer's GPT with the weights of ours."""
+    keys = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
+    theirs = peer.model({k: getattr(model.config, k) for k in keys})
+    theirs.load_state_dict(model.state_dict())
+    return theirs.to(runtime.device).eval()
 
-    def __init__(self, module, model, runtime: Runtime):
-        c = model.config
-        keys = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
-        with redirect_stdout(StringIO()):  # it prints its size
-            self.model = module.GPT(module.GPTConfig(**{k: getattr(c, k) for k in keys}))
-        self.model.load_state_dict(model.state_dict())
-        self.model.to(runtime.device).eval()
-        self.runtime = runtime
 
-    @torch.no_grad()
-    def __call__(self, prompt: list[int], params: SamplingParams) -> float:
-        idx = torch.tensor([prompt], device=self.runtime.device)
-        begin = time.perf_counter()
-        with self.runtime.autocast():  # as its sample.py
-            self.model.generate(idx, params.max_new_tokens, params.temperature, params.top_k)
-        self.runtime.synchronize()
-        return time.perf_counter() - begin
+def peer_seconds(theirs, prompt: list[int], params: SamplingParams, runtime: Runtime) -> float:
+    idx = torch.tensor([prompt], device=runtime.device)
+    begin = time.perf_counter()
+    with runtime.autocast():  # as its sample.py
+        theirs.generate(idx, params.max_new_tokens, params.temperature, params.top_k)
+    runtime.synchronize()
+    return time.perf_counter() - begin
 
 
 @torch.no_grad()
-def measure(name: str, module, runtime: Runtime) -> tuple[list[dict], dict]:
+def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime) -> dict:
     """Rows of the table for one model, and what was measured beside them."""
-    size, on_cpu = SIZES[name], runtime.device.type == "cpu"
-    torch.manual_seed(seed)
-    model = build_model("gpt", size.model).to(runtime.device).eval()
-    params = SamplingParams(size.tokens, 0.8, 200, seed=seed)
-    chosen = pick_kinds(runtime)
-    counts = [
-        int(b)
-        for b in (("1,16" if on_cpu else "1,64") if batches == "auto" else batches).split(",")
-    ]
+    settings, prompt_length, count, long_length = SIZES[name]
+    torch.manual_seed(c.seed)
+    model = build_model("gpt", settings).to(runtime.device).eval()
+    params = SamplingParams(count, 0.8, 200, seed=c.seed)
+    auto = "1,16" if runtime.device.type == "cpu" else "1,64"
+    counts = [int(b) for b in (auto if c.batches == "auto" else c.batches).split(",")]
     vocab = model.config.vocab_size
-    prompts = torch.randint(vocab, (repeats + max(counts), size.prompt)).tolist()
-    long = torch.randint(vocab, (size.long,)).tolist()
-    engines = {
-        kind: Engine(
-            model,
-            max(counts),
-            dtype=DTYPES[dtype],
-            **settings,
-        )
-        for kind, (dtype, settings) in ((k, KINDS[k]) for k in chosen)
-    }
-    theirs = PeerAnswers(module, model, runtime) if module else None
-    found, first, peer_seconds, bandwidth = {}, {}, [], []
-    for repeat in range(repeats + 1):  # the first warms up, and compiles
-        keep = repeat > 0
-        if keep:
+    prompts = torch.randint(vocab, (c.repeats + max(counts), prompt_length)).tolist()
+    long = torch.randint(vocab, (long_length,)).tolist()
+    engines = {}
+    for kind in pick_kinds(c, runtime):
+        dtype, settings = KINDS[kind]
+        engines[kind] = Engine(model, max(counts), dtype=DTYPES[dtype], **settings)
+    theirs = peer_model(peer, model, runtime) if peer else None
+    found, first, peer_times, bandwidth = {}, {kind: [] for kind in engines}, [], []
+    for repeat in range(c.repeats + 1):
+        if repeat == 1:  # the first warmed up, and compiled
+            found, first, peer_times = {}, {kind: [] for kind in engines}, []
+        if repeat:
             bandwidth.append(read_bandwidth(runtime))
         for kind, engine in engines.items():
             for batch in counts if not engine.draft else [1]:
                 result = answer(engine, prompts[repeat : repeat + batch], params)
-                if keep:
-                    found.setdefault((kind, batch), []).append(result)
-            result = answer(engine, [long], SamplingParams(1, 0))
-            if keep:
-                first.setdefault(kind, []).append(result["first"])
+                found.setdefault((kind, batch), []).append(result)
+            first[kind].append(answer(engine, [long], SamplingParams(1, 0))["first"])
         if theirs:
-            short = SamplingParams(size.tokens if keep else 2, 0.8, 200)
-            seconds = theirs(prompts[repeat], short)
-            if keep:
-                peer_seconds.append(seconds)
-    rows, speed = [], max(bandwidth)
-    length = size.prompt + size.tokens / 2
-    alone: dict[str, float] = {}
+            short = SamplingParams(count if repeat else 2, 0.8, 200)
+            peer_times.append(peer_seconds(theirs, prompts[repeat], short, runtime))
+    rows, length = [], prompt_length + count / 2
     for (kind, batch), results in found.items():
-        rates = spread([batch * size.tokens / r["seconds"] for r in results])
+        rates = spread([batch * count / r["seconds"] for r in results])
         decode = spread([r["decode_rate"] for r in results])
-        limit = batch * speed / bytes_per_step(model, kind, batch, length)
-        alone.setdefault(kind, decode["median"])
-        row = {
-            "size": name,
-            "kind": kind,
-            "batch": batch,
-            "rate": rates["median"],
-            "rates": rates,
-            "decode_rate": decode["median"],
-            "decode_rates": decode,
-            "spread": (rates["high"] - rates["low"]) / rates["median"],
-            "limit": None if engines[kind].draft else limit,
-            "share": None if engines[kind].draft else decode["median"] / limit,
-            "batching": decode["median"] / alone[kind],
-            "n": repeats,
-        }
+        alone = next((r for r in rows if r["kind"] == kind), {"decode_rates": decode})
+        row = {"size": name, "kind": kind, "batch": batch, "rates": rates, "decode_rates": decode}
+        row["batching"] = decode["median"] / alone["decode_rates"]["median"]
+        if not engines[kind].draft:
+            row["limit"] = batch * max(bandwidth) / bytes_per_step(model, kind, batch, length)
+            row["share"] = decode["median"] / row["limit"]
         if batch == counts[0]:
             row["first_ms"] = 1e3 * statistics.median(first[kind])
             row["kernels"] = kernels_per_step(engines[kind], prompts[0])
-        if peer_seconds and batch == 1:
-            pairs = zip(peer_seconds, results)
+        if theirs and batch == 1:
+            pairs = zip(peer_times, results)
             row["ratio"] = statistics.median(p / r["seconds"] for p, r in pairs)
         rows.append(row)
-    if peer_seconds:
-        rates = spread([size.tokens / s for s in peer_seconds])
-        rows.append(
-            {
-                "size": name,
-                "kind": f"nanoGPT's generate, {runtime.dtype}",
-                "batch": 1,
-                "rate": rates["median"],
-                "rates": rates,
-                "spread": (rates["high"] - rates["low"]) / rates["median"],
-                "n": repeats,
-            }
-        )
-    return rows, {"bandwidth": spread(bandwidth), "first_token_prompt": size.long}
+    if theirs:
+        row = {"size": name, "kind": f"nanoGPT's generate, {runtime.dtype}", "batch": 1}
+        rows.append({**row, "rates": spread([count / s for s in peer_times])})
+    return {"rows": rows, "bandwidth": spread(bandwidth), "first_token_prompt": long_length}
 
 
-def pick_kinds(runtime: Runtime) -> list[str]:
+def pick_kinds(c: Config, runtime: Runtime) -> list[str]:
     """The kinds of weights to measure."""
-    if kinds != "auto":
-        for kind in kinds.split(";"):
-            if kind not in KINDS:
-                raise UserError(f"kinds={kind} is not one of {'; '.join(KINDS)}")
-        return kinds.split(";")
+    if c.kinds != "auto":
+        known("kinds", c.kinds.split(";"), KINDS, "; ")
+        return c.kinds.split(";")
     if runtime.device.type == "cuda":
         return ["bfloat16", "bfloat16 compiled", "int8 compiled"]
     half = cpu_computes_bfloat16()
@@ -289,32 +251,68 @@ def pick_kinds(runtime: Runtime) -> list[str]:
     return [*plain, "bfloat16", "int8"] if half else [*plain, "int8, float32"]
 
 
-def main() -> None:
-    configure(globals())
-    for name in sizes.split(","):
-        if name not in SIZES:
-            raise UserError(f"sizes={name} is not one of {', '.join(SIZES)}")
-    module = load_peer(resolve_path(peer)) if peer else None
+def compare(c: Config) -> None:
+    known("sizes", c.sizes.split(","), SIZES)
+    peer = Peer(resolve_path(c.peer)) if c.peer else None
     # nanoGPT's sample.py: bfloat16 autocast on GPUs, and on CPUs nothing
-    runtime = setup(device)
+    runtime = setup(c.device)
     if runtime.device.type == "cpu":
-        runtime = setup(device, "float32")
-    print("\n".join(header(runtime.device)), flush=True)
-    about = provenance(runtime.device) | {"threads": torch.get_num_threads()}
-    about["peer_commit"] = peer_commit(resolve_path(peer)) if peer else None
-    rows, notes = [], {}
-    for name in sizes.split(","):
-        print(f"{name}: {repeats} repeats ...", flush=True)
-        more, notes[name] = measure(name, module, runtime)
-        rows += more
-        speed = notes[name]["bandwidth"]
+        runtime = setup(c.device, "float32")
+    pick_kinds(c, runtime)  # a wrong one is said before anything is measured
+    about = {"threads": torch.get_num_threads(), "peer_commit": peer.commit if peer else None}
+    results, rows = Results("decode", c.out, runtime.device, again=True, **about), []
+    for name in c.sizes.split(","):
+        print(f"{name}: {c.repeats} repeats ...", flush=True)
+        found = results.add({"size": name, **measure(c, name, peer, runtime)})
+        rows += found["rows"]
+        speed, long = found["bandwidth"], found["first_token_prompt"]
         print(f"{name}: reads {speed['high'] / 1e9:.1f} GB/s, at worst {speed['low'] / 1e9:.1f}")
-        print(f"{name}: first token of a prompt of {SIZES[name].long} tokens", flush=True)
-    text = table(rows, COLUMNS)
-    print(f"\n{text}")
-    if out:
-        write_json(Path(out) / "decode.json", {**about, **{"notes": notes, "rows": rows}})
-        write_whole(Path(out) / "decode.txt", text + "\n")
+        print(f"{name}: first token of a prompt of {long} tokens", flush=True)
+    results.finish(table(rows, COLUMNS))
+
+
+# ---- the model of a run, with and without guesses ----
+
+
+def guess(c: Config) -> None:
+    runtime = setup_inference(c.device, c.dtype, False, c.quantize)
+    loaded = load_model("best", str(resolve_path(c.out_dir)), {"dropout": 0.0})
+    model = loaded.model.to(runtime.device)
+    context = model.config.block_size
+    count = c.tokens or context // 2
+    if not 1 < count < context:
+        raise UserError(f"tokens={c.tokens} must be between 2 and {context - 1}")
+    val = open_dataset(loaded.checkpoint["config"]["dataset"]).split("val")
+    length = context - count
+    begins = [i * (len(val) - length) // c.prompts for i in range(c.prompts)]
+    texts = [val.read(b, length).tolist() for b in begins]
+    about = {"dtype": runtime.dtype, "quantize": c.quantize}
+    results = Results("lookup", c.out, runtime.device, again=True, **about)
+    ways, weights = [0, *(int(n) for n in c.most.split(","))], DTYPES[runtime.dtype]
+    engines = {n: Engine(model, 1, dtype=weights, quantize=c.quantize, lookup=n) for n in ways}
+    exact = runtime.dtype == "float32" and not c.quantize
+    for temperature in map(float, c.temperatures.split(",")):
+        params = SamplingParams(count, temperature, seed=c.seed)
+        found = {n: [] for n in ways}
+        for repeat, text in [(r, text) for r in range(c.repeats + 1) for text in texts]:
+            given = {n: answer(engine, [text], params) for n, engine in engines.items()}
+            for n, result in given.items():
+                found[n] += [result] if repeat else []  # the first warms up
+                if exact and result["tokens"] != given[0]["tokens"]:
+                    print(f"lookup={n} wrote another text, temperature {temperature}")
+        for n, answers in found.items():
+            pairs = zip(answers, found[0])
+            gains = [a["decode_rate"] / plain["decode_rate"] for a, plain in pairs]
+            row = {"rate": statistics.median(a["decode_rate"] for a in answers)}
+            row["per_step"] = sum(a["later"] for a in answers) / sum(a["steps"] for a in answers)
+            row["gain"] = spread(gains)
+            results.add({"temperature": temperature, "lookup": n, **row})
+    results.finish(table(results.rows, LOOKUP_COLUMNS))
+
+
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None, bind=False)
+    (guess if c.out_dir else compare)(c)
 
 
 if __name__ == "__main__":

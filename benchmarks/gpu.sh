@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # What has to be checked and measured on a GPU, in stages of less than 8 minutes on one H100.
 #
-#   benchmarks/gpu.sh tests throughput decode bytes     # all that needs no data
-#   PEER=../nanoGPT benchmarks/gpu.sh throughput        # beside a checkout of nanoGPT
+#   benchmarks/gpu.sh tests train decode bytes          # all that needs no data
+#   PEER=../nanoGPT benchmarks/gpu.sh train             # beside a checkout of nanoGPT
 #   TEXT=text.zst PEER=../nanoGPT benchmarks/gpu.sh race    # again and again until it is done
-#   TOY=1 OUT=/tmp/dry benchmarks/gpu.sh tests throughput   # a dry run on the CPU, tiny sizes
+#   TOY=1 OUT=/tmp/dry benchmarks/gpu.sh tests train    # a dry run on the CPU, tiny sizes
 #
 #   OUT=bench_out   folder for the stages' JSON, logs and tables
-#   FORCE=1         repeat what is there already; without it, a stage (and a row of throughput)
-#                   that is there is not run again, so that an interrupted call can be repeated
+#   FORCE=1         repeat what is there already; without it, a stage whose table is there is not
+#                   run again, nor a row that is there, so that an interrupted call can be repeated
 #   PYTHON=python   the Python to use
 #
-# Nothing is installed: torch, numpy, tqdm and this repository are enough (pytest if it is there).
+# Nothing is installed: torch, numpy, tqdm and this repository are enough.
 set -u
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,6 +23,7 @@ toy=${TOY:-}
 text=${TEXT:-}
 force=${FORCE:-}
 limit=470 # seconds for a stage
+export PYTHONUNBUFFERED=1
 
 fail() {
     echo "error: $*" >&2
@@ -36,10 +37,10 @@ case $text in "" | /*) ;; *) text=$here/$text ;; esac
 case $python in */*) [[ $python == /* ]] || python=$here/$python ;; esac
 mkdir -p "$out" || fail "cannot make the folder $out: set OUT to another"
 command -v "$python" > /dev/null || fail "there is no $python: set PYTHON"
-[[ $# -gt 0 ]] || fail "no stage given: benchmarks/gpu.sh tests throughput"
+[[ $# -gt 0 ]] || fail "no stage given: benchmarks/gpu.sh tests train"
 for stage in "$@"; do
-    [[ " tests throughput decode race bytes " == *" $stage "* ]] ||
-        fail "unknown stage $stage: there are tests, throughput, decode, race, bytes"
+    [[ " tests train decode race bytes " == *" $stage "* ]] ||
+        fail "unknown stage $stage: there are tests, train, decode, race, bytes"
 done
 if [[ -z $toy ]] && ! "$python" -c "import torch; assert torch.cuda.is_available()" 2> /dev/null; then
     fail "$python finds no torch with a CUDA GPU: set PYTHON, or TOY=1 for a dry run on the CPU"
@@ -49,94 +50,67 @@ limited() { # run a command for at most $limit seconds where the system can see 
     if command -v timeout > /dev/null; then timeout "$limit" "$@"; else "$@"; fi
 }
 
-stage_tests() {
-    local device=auto
-    [[ -n $toy ]] && device=cpu
-    rm -f "$out/tests.json"
-    if [[ -z $toy ]] && "$python" -c "import pytest" 2> /dev/null; then
-        # only the files with such tests: others may need packages that are not there
-        local files
-        files=$(grep -l "mark.gpu" tests/test_*.py)
-        # shellcheck disable=SC2086 # one word per file
-        limited "$python" -m pytest -m gpu $files 2>&1 | tee "$out/tests.log"
-        local status=${PIPESTATUS[0]}
-        tail -n 1 "$out/tests.log" > "$out/tests.txt"
-        [[ $status == 0 ]] || return "$status"
-        printf '{"runner": "pytest", "summary": "%s"}\n' \
-            "$(tr -d '"\\' < "$out/tests.txt")" > "$out/tests.json"
-    else
-        limited "$python" benchmarks/gpu_checks.py --device="$device" \
-            --out="$out/tests.part" 2>&1 | tee "$out/tests.log"
-        local status=${PIPESTATUS[0]}
-        tail -n 1 "$out/tests.log" > "$out/tests.txt"
-        [[ $status == 0 ]] || return "$status"
-        mv "$out/tests.part" "$out/tests.json"
-    fi
+measure() { # a program of this repository; what it prints goes to a log too
+    [[ -n $peer && $1 == benchmarks/* && $1 != */bytes.py ]] && set -- "$@" --peer="$peer"
+    [[ -n $toy && $1 != */race.py ]] && set -- "$@" --device=cpu
+    limited "$python" "$@" 2>&1 | tee "$out/$stage.log"
+    return "${PIPESTATUS[0]}"
 }
 
-stage_throughput() {
-    local options=(--out="$out")
-    [[ -n $peer ]] && options+=(--peer="$peer")
-    [[ -n $force ]] && options+=(--force)
-    [[ -n $toy ]] && options+=(--device=cpu --sizes=toy --repeats=2)
-    limited "$python" benchmarks/throughput.py "${options[@]}" 2>&1 | tee "$out/throughput.log"
-    return "${PIPESTATUS[0]}"
+stage_tests() {
+    measure tests/benchmarks/test_gpu.py --out="$out"
+}
+
+stage_train() {
+    measure benchmarks/train.py --out="$out" ${force:+--force} ${toy:+--sizes=toy --repeats=2}
 }
 
 stage_decode() {
-    local options=(--out="$out" --sizes=124M)
-    [[ -n $peer ]] && options+=(--peer="$peer")
-    [[ -n $toy ]] && options=(--out="$out" --device=cpu --sizes=toy --repeats=2)
-    limited "$python" benchmarks/decode.py "${options[@]}" 2>&1 | tee "$out/decode.log"
-    return "${PIPESTATUS[0]}"
+    local size=124M
+    [[ -n $toy ]] && size=toy
+    measure benchmarks/decode.py --out="$out" --sizes=$size ${toy:+--repeats=2}
 }
 
 stage_race() { # TEXT: a file, or a folder, of some hundred MB of text; .gz and .zst do
-    local options=(--race=gpu --seeds=1 --out="$out/race" --minutes=1 --plot="$out/race.png")
+    local options=(--race=gpu --seeds=1 --out="$out/race" ${peer:+--sweep=True})
     local tokenizer=gpt2
     if [[ -n $toy ]]; then
         tokenizer=byte
-        options=(--race=gpu --seeds=1 --out="$out/race" --steps=2 --block_size=64
+        options+=(--steps=2 --block_size=64
             --ours="--device=cpu --dtype=float32 --n_layer=1 --n_head=1 --n_embd=32 --block_size=64
             --batch_size=2 --gradient_accumulation_steps=1 --compile=False")
-    elif [[ -z $text && ! -e data/race_text/meta.json ]]; then
-        echo "no text: set TEXT to a file or folder of some hundred MB" && return 1
+    else
+        options+=(--minutes=1 --plot="$out/race.png")
     fi
     if [[ ! -e data/race_text/meta.json ]]; then
+        [[ -n $toy || -n $text ]] ||
+            { echo "no text: set TEXT to a file or folder of some hundred MB" && return 1; }
         limited "$python" data/custom/prepare.py --input="${text:-docs}" --name=race_text \
             --tokenizer="$tokenizer" > "$out/prepare.log" 2>&1 ||
             { tail -n 1 "$out/prepare.log" && return 1; }
     fi
-    [[ -n $peer ]] && options+=(--peer="$peer" --sweep=True)
-    limited "$python" benchmarks/race.py "${options[@]}" 2>&1 | tee "$out/race.log"
-    local status=${PIPESTATUS[0]}
-    grep -E "val loss|times the|target" "$out/race.log" | tail -n 6 > "$out/race.txt"
-    [[ $status == 0 ]] && cp "$out/race/gpu.json" "$out/race.json"
-    return "$status"
+    measure benchmarks/race.py "${options[@]}" && cp "$out/race/gpu.txt" "$out/race.txt"
 }
 
-stage_bytes() { # byte models at equal FLOPs; runs that are done stay done, so it can be repeated
-    local options=(--quick --scale=gpu --out="$out/bytes")
-    [[ -n $toy ]] && options=(--quick --scale=toy --device=cpu --out="$out/bytes")
+stage_bytes() { # byte models at equal FLOPs
+    local scale=gpu
+    [[ -n $toy ]] && scale=toy
     [[ -n $force ]] && rm -rf "$out/bytes"
-    [[ -e data/python_stdlib/meta.json ]] ||
-        "$python" data/python_stdlib/prepare.py || return 1
-    limited "$python" benchmarks/bytes.py "${options[@]}" 2>&1 | tee "$out/bytes.log"
-    local status=${PIPESTATUS[0]}
-    [[ $status == 0 ]] || return "$status"
-    cp "$out/bytes/bytes.txt" "$out/bytes.txt"
-    cp "$out/bytes/bytes.json" "$out/bytes.json"
+    [[ -e data/python_stdlib/meta.json ]] || "$python" data/python_stdlib/prepare.py || return 1
+    measure benchmarks/bytes.py --quick --scale=$scale --out="$out/bytes" &&
+        cp "$out/bytes/bytes.txt" "$out/bytes.txt"
 }
 
 cd "$root" || exit 1
 failed=0
 for stage in "$@"; do
-    if [[ -z $force && -e $out/$stage.json ]]; then
-        echo "== $stage: done before, in $out/$stage.json (FORCE=1 repeats it)"
+    if [[ -z $force && -e $out/$stage.txt ]]; then
+        echo "== $stage: done before, in $out/$stage.txt (FORCE=1 repeats it)"
         continue
     fi
     echo "== $stage"
     begin=$SECONDS
+    rm -f "$out/$stage.txt"
     if "stage_$stage"; then
         echo "== $stage: done in $((SECONDS - begin)) s"
     else

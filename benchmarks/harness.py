@@ -1,27 +1,145 @@
-"""What the benchmarks share."""
+"""What the benchmarks share: turns, tables, files of results, checkouts of nanoGPT."""
 
 import importlib.util
+import json
+import shutil
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
+import torch
+
+from bonsai.files.access import write_whole
+from bonsai.files.jsonfile import write_json
+from bonsai.system import tables
 from bonsai.system.errors import UserError
+from bonsai.system.provenance import header, provenance
+
+Columns = Sequence[tuple[str, str, str]]
 
 
-def load_peer(folder: Path) -> ModuleType:
-    """model.py of a nanoGPT checkout, under a name of its own. UserError if there is none."""
-    path = folder / "model.py"
-    if not path.is_file():
-        raise UserError(f"peer={folder} has no model.py: give the folder of a nanoGPT checkout")
-    spec = importlib.util.spec_from_file_location("peer_model", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["peer_model"] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    return module
+def in_turn(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
+    """(repeat, name) of every measurement; every other repeat goes backwards, so that the first
+    place is no advantage."""
+    order = list(names)
+    for repeat in range(repeats):
+        for name in order[:: -1 if repeat % 2 else 1]:
+            yield repeat, name
 
 
-def peer_commit(folder: Path) -> str:
-    git = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, range and number of repeated measurements; `spread`, the range over the median."""
+    s = tables.spread(values)
+    return {**s, "spread": (s["high"] - s["low"]) / s["median"]}
+
+
+def known(name: str, words: Iterable[str], choices: Iterable[str], between: str = ", ") -> None:
+    """Raise UserError where one of the words of a setting is none of the choices."""
+    choices = list(choices)
+    for word in words:
+        if word not in choices:
+            raise UserError(f"{name}={word} is not one of {between.join(choices)}")
+
+
+def table(rows: Iterable[dict], columns: Columns) -> str:
+    """As tables.table, but a key may lead into what a row holds: `ours.tokens_per_s.median`."""
+
+    def value(row: Any, path: str) -> Any:
+        for key in path.split("."):
+            row = row.get(key) if isinstance(row, dict) else None
+        return row
+
+    return tables.table([{key: value(row, key) for _, key, _ in columns} for row in rows], columns)
+
+
+class Results:
+    """What a benchmark has measured, row by row, in OUT/NAME.json; at its end also a table, in
+    OUT/NAME.txt. Rows that are there are not measured again.
+
+    out: a folder; none, no files. same: names of `about`, what is noted beside a row, in which an
+    earlier row must agree to be taken. again: take none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        out: str | Path,
+        device: torch.device,
+        same: Sequence[str] = ("commit", "hardware"),
+        again: bool = False,
+        **about,
+    ):
+        print("\n".join(header(device)), flush=True)
+        self.name, self.folder = name, Path(out).resolve() if out else None
+        self.about, self.rows = {**provenance(device), **about}, []
+        path = self.folder and self.folder / f"{name}.json"
+        if path and path.exists() and not again:
+            before = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
+            self.rows = [r for r in before if all(r["about"][k] == self.about[k] for k in same)]
+
+    def find(self, key: dict) -> dict | None:
+        """The row that has all of `key`, if it has been measured."""
+        found = (r for r in self.rows if all(r.get(k) == v for k, v in key.items()))
+        return next(found, None)
+
+    def measure(self, key: dict, call: Callable[[], dict]) -> dict:
+        """The row of `key`: the earlier one, or what `call` finds now, which is written at once."""
+        if row := self.find(key):
+            what = textwrap.shorten(", ".join(map(str, key.values())), 60, placeholder=" ...")
+            print(f"{what}: measured before, in {self.folder}")
+            return row
+        return self.add({**key, **call()})
+
+    def add(self, row: dict) -> dict:
+        self.rows.append({**row, "about": self.about})
+        self.write()
+        return self.rows[-1]
+
+    def write(self, **more) -> None:
+        if self.folder:
+            target = self.folder / f"{self.name}.json"
+            write_json(target, {**self.about, **more, "rows": self.rows})
+
+    def finish(self, text: str, **more) -> None:
+        """Print what has come out and write it; more: for the .json."""
+        print(f"\n{text}", flush=True)
+        self.write(**more)
+        if self.folder:
+            write_whole(self.folder / f"{self.name}.txt", text + "\n")
+
+
+class Peer:
+    """A checkout of nanoGPT. Raises UserError where the folder is none."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.file("model.py")
+        git = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+        done = subprocess.run(git, capture_output=True, text=True, check=False)
+        self.commit = done.stdout.strip() or "unknown"
+
+    def file(self, name: str) -> Path:
+        if not (self.folder / name).is_file():
+            hint = "give the folder of a nanoGPT checkout"
+            raise UserError(f"peer={self.folder} has no {name}: {hint}")
+        return self.folder / name
+
+    def model(self, settings: dict) -> torch.nn.Module:
+        """Its GPT, from its model.py under a name of its own."""
+        spec = importlib.util.spec_from_file_location("peer_model", self.file("model.py"))
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["peer_model"] = module  # its dataclass looks itself up
+        spec.loader.exec_module(module)
+        with redirect_stdout(StringIO()):  # it prints its size
+            return module.GPT(module.GPTConfig(**settings))
+
+    def copy(self, target: Path) -> None:
+        """Its programs and config files, to be run in another folder."""
+        for name in ("train.py", "model.py", "configurator.py"):
+            shutil.copyfile(self.file(name), target / name)
+        shutil.copytree(self.folder / "config", target / "config", dirs_exist_ok=True)

@@ -4,12 +4,17 @@
     python benchmarks/race.py --peer=../nanoGPT                 # the race 'cpu'
     python benchmarks/race.py --peer=../nanoGPT --sweep=True    # also tune the peer's AdamW first
     python benchmarks/race.py --race=cpu256                     # nanoGPT's GPU result on a CPU
+    python benchmarks/race.py --race=recipe --peer=../nanoGPT   # its CPU recipe, whole programs
+    python benchmarks/race.py --race=ablation --only=rope       # what a part of the recipe buys
 
 Both programs train on the same .bin, in turn, with the same seeds, each as a process of its own.
 The clock (benchmarks/clock.py) runs from the opening of the data to the end of the last step, with
 compilation and without evaluation. A run's length is set beforehand; what counts is the loss of its
-last weights on the whole validation split, in windows that are the same for both (eval.py). Runs
-that are in the results already are not repeated, so an interrupted race goes on.
+last weights on the whole validation split, in windows that are the same for both (eval.py). Only
+`recipe` is nanoGPT's command word for word: in float32, timed from the start of the process to its
+end, with its evaluations, and judged by the checkpoint that it keeps. `ablation` is ours alone: the
+recipe of `cpu` with one thing changed at a time, some 9 minutes on two cores. Runs that are in the
+results already are not repeated, so an interrupted race goes on.
 """
 
 import runpy
@@ -22,15 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
-import torch
-
-from benchmarks.track import SEED, Track
+from benchmarks.harness import in_turn, known, table
+from benchmarks.track import SEED, Arm, Track
 from bonsai import ROOT
 from bonsai.files.access import save_picture
 from bonsai.system.errors import UserError, run
-from bonsai.system.provenance import header
-from bonsai.system.tables import table
-from configurator import configure, resolve_path
+from bonsai.system.tables import spread
+from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
 race = "cpu"  # a key of RACES below
@@ -40,17 +43,16 @@ sweep = False  # first tune the peer's AdamW: the fewest steps and their best ra
 dataset = ""  # a prepared folder in data/; empty: the race's own [paths]
 block_size = 0  # of the evaluation's windows; 0: the race's own [>= 0]
 ours = ""  # settings for our runs, as --key=value words
+only = ""  # of the ablations those whose name begins with this; empty: all
 steps = 0  # of every run; fewer than the race's own: a test of this script [>= 0]
 minutes = 0.0  # start no run later than this; the same command goes on; 0: no limit [>= 0]
 out = "out-race"  # folder for the runs, their logs and results [path]
 plot = ""  # a picture of the curves, as docs/race.png [path]
 # -----------------------------------------------------------------------------
 
-SHIPPED = "config/train_shakespeare_char.py --device=cpu --compile=False --log_interval=1 "
-RECIPE = SHIPPED + (
-    "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0 --beta2=0.99"
-)
-GPT2 = "config/train_gpt2.py --wandb_log=False --log_interval=1 --dtype=bfloat16"
+SHIPPED = "config/train_shakespeare_char.py --device=cpu --compile=False "
+SMALL = "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0 "
+GPT2 = "config/train_gpt2.py --wandb_log=False --dtype=bfloat16"
 
 
 @dataclass
@@ -69,11 +71,12 @@ class Race:
     our_lengths: list[int] = field(default_factory=list)  # rising; empty: the config's max_iters
 
 
+CPU = ("shakespeare_char", 64, 1.898, "config/fast_shakespeare_char_cpu.py")
 RACES = {
     # nanoGPT's recipe for a CPU, and the loss it reaches
     "cpu": Race(
-        "shakespeare_char", 64, 1.898, "config/fast_shakespeare_char_cpu.py",
-        RECIPE, 2000, True, 1e-3, [2e-3, 4e-3, 8e-3], [500, 750, 1000, 1150, 1500],
+        *CPU, f"{SHIPPED}{SMALL}--beta2=0.99", 2000, True, 1e-3,
+        [2e-3, 4e-3, 8e-3], [500, 750, 1000, 1150, 1500],
     ),
     # nanoGPT's recipe for a GPU, and the loss it reports, on a CPU
     "cpu256": Race(
@@ -85,18 +88,88 @@ RACES = {
         [1.2e-3, 2.4e-3], [250],
         "--gradient_accumulation_steps=4 --momentum_warmup=50", [150, 200, 300, 400],
     ),
+    "recipe": Race(*CPU, f"{SHIPPED}{SMALL}--eval_iters=20 --lr_decay_iters=2000", 2000),
+    "ablation": Race(*CPU, "", 0),
 }  # fmt: skip
 
-COLUMNS = (
-    ("run", "name", ""),
-    ("seed", "seed", "d"),
-    ("steps", "steps", "d"),
-    ("tokens", "tokens", ",d"),
-    ("seconds", "seconds", ".1f"),
-    ("first step", "first", ".2f"),
-    ("tokens/s", "rate", ",.0f"),
+ABLATIONS = {
+    "the recipe": "",
+    # without
+    "AdamW instead of Muon, 3e-3": "--optimizer=adamw --learning_rate=3e-3",
+    "AdamW instead of Muon, 6e-3": "--optimizer=adamw --learning_rate=6e-3",
+    "norm after the embedding: none": "--norm_embedding=False",
+    "initial variance: GPT-2's": "--init=gpt2",
+    "activation: GELU": "--activation=gelu",
+    "positions: learned": "--position=learned",
+    "norm of queries and keys: none": "--qk_norm=False",
+    "local layers: none": "--attention_window=0",
+    "projections that start at 0: none": "--zero_init=False",
+    "head: tied to the embedding": "--tie_head=True",
+    "logit softcap: none": "--logit_softcap=0.0",
+    "schedule: cosine": "--lr_schedule=cosine",
+    "batches: random windows": "--batch_order=random",
+    # with more
+    "norm: RMSNorm": "--norm=rmsnorm",
+    "value embeddings": "--value_embeddings=True",
+    "residual and x0 lambdas": "--residual_lambdas=True --scalar_lr=0.05",
+    "weight decay 0.1, cautious": "--weight_decay=0.1 --cautious_decay=True",
+    "clipping at 1": "--grad_clip=1.0",
+    "float32": "--dtype=float32",
+}
+
+RUNS = (
+    ("run", "name", ""), ("seed", "seed", "d"), ("steps", "steps", "d"), ("tokens", "tokens", ",d"),
+    ("seconds", "seconds", ".1f"), ("first step", "first", ".2f"), ("tokens/s", "rate", ",.0f"),
     ("val loss", "loss", ".4f"),
-)
+)  # fmt: skip
+WHOLE_RUNS = (
+    ("project", "name", ""), ("seed", "seed", ""), ("seconds", "seconds", ".1f"),
+    ("step kept", "kept", "d"), ("val loss", "loss", ".4f"),
+)  # fmt: skip
+CHANGES = (
+    ("change", "name", ""), ("val loss", "loss.mean", ".4f"), ("low", "loss.low", ".4f"),
+    ("high", "loss.high", ".4f"), ("difference", "difference", "+.4f"),
+    ("seconds", "seconds.median", ".1f"),
+)  # fmt: skip
+
+
+def arms_of(c: Config, spec: Race, track: Track) -> list[Arm]:
+    """What is run with every seed, ours first; what has to be tried for that is run here."""
+    if c.race == "ablation":
+        options = f"{ROOT / spec.config} --lr_decay_iters={c.steps or 160} "
+        names = [n for n in ABLATIONS if n.startswith(c.only) or n == "the recipe"]
+        if len(names) < 2:
+            raise UserError(f"only={c.only} names no row")
+        return [Arm(n, "ours", c.steps or 160, options + ABLATIONS[n]) for n in names]
+    if c.race == "recipe":
+        options, count = spec.peer, c.steps or spec.peer_steps
+        if count != spec.peer_steps:
+            options += f" --lr_decay_iters={count} --warmup_iters={min(100, count // 2)}"
+            options += f" --eval_interval={min(250, count)} --always_save_checkpoint=True"
+        ours = Arm("ours", "ours", count, f"{options} --dtype=float32", True)
+        return [ours, Arm("nanoGPT", "peer", count, options, True)][: 2 if c.peer else 1]
+    options = f"{ROOT / spec.config} {spec.ours} {c.ours}".strip()
+    arms = [Arm("ours", "ours", c.steps or our_steps(c, spec), options)]
+    if c.peer:
+        count = c.steps or (spec.peer_steps if spec.peer_full else 20)
+        arms.append(Arm("nanoGPT", "peer", count, peer_options(spec, spec.rate, count)))
+        if c.sweep and spec.lengths:
+            rate, count = tune(track, spec, c.steps)
+            arms.append(Arm("nanoGPT, tuned", "peer", count, peer_options(spec, rate, count)))
+    if spec.our_lengths and not c.steps:  # the goal may be the loss of the peer as it ships
+        goal = spec.target or (track.run(arms[1], SEED)["loss"] if c.peer else 0.0)
+        for count in spec.our_lengths:  # the fewest steps that reach it with one seed
+            arms[0] = Arm("ours", "ours", count, options)
+            tried = Arm("ours", "ours", count, f"{options} --lr_decay_iters={count}")
+            if track.run(tried, SEED)["loss"] <= goal:
+                break
+    return arms
+
+
+def our_steps(c: Config, spec: Race) -> int:
+    """max_iters of our config, or of --ours."""
+    given = [w.split("=")[1] for w in c.ours.split() if w.startswith("--max_iters=")]
+    return int(given[-1]) if given else runpy.run_path(str(ROOT / spec.config))["max_iters"]
 
 
 def peer_options(spec: Race, rate: float, count: int) -> str:
@@ -108,43 +181,49 @@ def peer_options(spec: Race, rate: float, count: int) -> str:
     )
 
 
-def tune(track: Track, spec: Race) -> tuple[float, int]:
+def tune(track: Track, spec: Race, steps: int) -> tuple[float, int]:
     """The peer's best: the fewest steps that reach the target with one seed, and their rate."""
     for count in [steps] if steps else spec.lengths:
-        runs = {
-            rate: track.run(f"sweep {rate:g}", "peer", SEED, count, peer_options(spec, rate, count))
-            for rate in spec.rates
-        }
-        best = min(runs, key=lambda rate: runs[rate]["loss"])
-        if runs[best]["loss"] <= spec.target:
-            return best, count
-    return best, count
-
-
-def shortest(track: Track, lengths: list[int], options: str, goal: float) -> int:
-    """The fewest of our steps that reach the goal with one seed."""
-    for count in lengths:
-        run = track.run("ours", "ours", SEED, count, f"{options} --lr_decay_iters={count}")
-        if run["loss"] <= goal:
+        losses = {}
+        for rate in spec.rates:
+            arm = Arm(f"sweep {rate:g}", "peer", count, peer_options(spec, rate, count))
+            losses[rate] = track.run(arm, SEED)["loss"]
+        best = min(losses, key=losses.get)
+        if losses[best] <= spec.target:
             break
-    return count
+    return best, count
 
 
 def summary(runs: list[dict]) -> dict:
     """Mean loss, with its range, and median seconds of the runs of one name."""
-    losses, seconds = [r["loss"] for r in runs], [r["seconds"] for r in runs]
-    return {
-        "name": runs[0]["name"],
-        "n": len(runs),
-        "steps": runs[0]["steps"],
-        "tokens": runs[0]["tokens"],
-        "loss": statistics.mean(losses),
-        "low": min(losses),
-        "high": max(losses),
-        "seconds": statistics.median(seconds),
-        "fastest": min(seconds),
-        "slowest": max(seconds),
-    }
+    losses = [r["loss"] for r in runs]
+    loss = {**spread(losses), "mean": statistics.mean(losses)}
+    same = {key: runs[0][key] for key in ("name", "steps", "tokens")}
+    return {**same, "n": len(runs), "loss": loss, "seconds": spread([r["seconds"] for r in runs])}
+
+
+def verdict(spec: Race, target: float, found: list[dict]) -> str:
+    """What has come out, a line for each arm and for what the others took beside ours."""
+    lines = [
+        "{name}: val loss {loss[mean]:.4f} ({loss[low]:.4f} to {loss[high]:.4f}, n={n}) after "
+        "{tokens:,} tokens and {seconds[median]:.1f} s ({seconds[low]:.1f} to {seconds[high]:.1f})"
+        "".format(**s)
+        for s in found
+    ]
+    mine = found[0]
+    reached = "reached" if mine["loss"]["mean"] <= target else "NOT reached"
+    lines.append(f"target {target:.4f}: {reached}")
+    for s in found[1:]:
+        seconds = s["seconds"]["median"]
+        if not spec.peer_full:
+            hours = seconds / s["steps"] * spec.peer_steps / 3600
+            lines.append(f"{s['name']}'s own {spec.peer_steps} steps would take {hours:.1f} hours")
+            continue
+        ratio, tokens = seconds / mine["seconds"]["median"], s["tokens"] / mine["tokens"]
+        apart = mine["loss"]["mean"] - s["loss"]["mean"]
+        lines.append(f"{s['name']}: {ratio:.1f} times the seconds, {tokens:.1f} times the tokens")
+        lines.append(f"ours to it: {1 / ratio:.3f} of the time, loss {apart:+.4f}")
+    return "\n".join(lines)
 
 
 def draw(runs: list[dict], target: float, path: Path) -> None:
@@ -172,63 +251,31 @@ def draw(runs: list[dict], target: float, path: Path) -> None:
     save_picture(figure, path)
 
 
-def main() -> None:
-    configure(globals())
-    if race not in RACES:
-        raise UserError(f"race={race} is not one of {', '.join(RACES)}")
-    spec = RACES[race]
-    print("\n".join(header(torch.device("cpu"))), flush=True)
-    track = Track(race, Path(out), dataset or spec.dataset, block_size or spec.block_size, minutes)
-    options = f"{ROOT / spec.config} {spec.ours} {ours}".strip()
-    arms = [("ours", "ours", steps or our_steps(spec), options)]
-    if peer:
-        track.add_peer(resolve_path(peer))
-        count = steps or (spec.peer_steps if spec.peer_full else 20)
-        arms.append(("nanoGPT", "peer", count, peer_options(spec, spec.rate, count)))
-        if sweep and spec.lengths:
-            rate, count = tune(track, spec)
-            arms.append(("nanoGPT, tuned", "peer", count, peer_options(spec, rate, count)))
-    if spec.our_lengths and not steps:
-        goal = spec.target
-        if not goal and peer:  # the loss of the peer as it ships
-            goal = track.run(*arms[1][:2], SEED, *arms[1][2:])["loss"]
-        arms[0] = ("ours", "ours", shortest(track, spec.our_lengths, options, goal), options)
-    runs = []
-    for k in range(seeds):
-        for name, project, count, options in arms[:: -1 if k % 2 else 1]:
-            runs.append(track.run(name, project, SEED + k, count, options))
-    runs.sort(key=lambda r: ([a[0] for a in arms].index(r["name"]), r["seed"]))
-    print(f"\n{table(runs, COLUMNS)}\n")
-
-    found = [summary([r for r in runs if r["name"] == name]) for name, *_ in arms]
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None, bind=False)
+    known("race", [c.race], RACES)
+    spec = RACES[c.race]
+    dataset, T = c.dataset or spec.dataset, c.block_size or spec.block_size
+    track = Track(c.race, c.out, dataset, T, c.minutes)
+    if c.peer:
+        track.add_peer(resolve_path(c.peer))
+    arms = {arm.name: arm for arm in arms_of(c, spec, track)}
+    runs = {name: [] for name in arms}
+    for k, name in in_turn(arms, c.seeds):
+        runs[name].append(track.run(arms[name], SEED + k))
+    found = [summary(of_one) for of_one in runs.values()]
     for s in found:
-        print(
-            f"{s['name']}: val loss {s['loss']:.4f} ({s['low']:.4f} to {s['high']:.4f}, "
-            f"n={s['n']}) after {s['tokens']:,} tokens and {s['seconds']:.1f} s "
-            f"({s['fastest']:.1f} to {s['slowest']:.1f})"
-        )
-    target = spec.target or next((s["loss"] for s in found if s["name"] == "nanoGPT"), 0.0)
-    mine = found[0]
-    reached = "reached" if mine["loss"] <= target else "NOT reached"
-    print(f"target {target:.4f}: {reached}")
-    for s in found[1:]:
-        if not spec.peer_full:
-            hours = s["seconds"] / s["steps"] * spec.peer_steps / 3600
-            print(f"{s['name']}'s own {spec.peer_steps} steps would take about {hours:.1f} hours")
-            continue
-        print(
-            f"{s['name']}: {s['seconds'] / mine['seconds']:.1f} times the seconds, "
-            f"{s['tokens'] / mine['tokens']:.1f} times the tokens"
-        )
-    track.save(summary=found, target=target)
-    if plot:
-        draw(runs, target, Path(plot))
-
-
-def our_steps(spec: Race) -> int:
-    """max_iters of our config, or of --ours."""
-    given = [w.split("=")[1] for w in ours.split() if w.startswith("--max_iters=")]
-    return int(given[-1]) if given else runpy.run_path(str(ROOT / spec.config))["max_iters"]
+        s["difference"] = s["loss"]["mean"] - found[0]["loss"]["mean"]
+    target = spec.target or found[min(1, len(found) - 1)]["loss"]["mean"]  # nanoGPT's
+    every = [r for of_one in runs.values() for r in of_one]
+    if c.race == "ablation":
+        text = f"{table(found, CHANGES)}\n\n{c.seeds} seeds each; losses are means and ranges"
+    else:
+        columns = WHOLE_RUNS if c.race == "recipe" else RUNS
+        text = f"{table(every, columns)}\n\n{verdict(spec, target, found)}"
+    track.results.finish(text, name=c.race, summary=found, target=target)
+    if c.plot:
+        draw(every, target, Path(c.plot))
 
 
 if __name__ == "__main__":

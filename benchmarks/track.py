@@ -7,111 +7,107 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from benchmarks.harness import Peer, Results
 from bonsai import ROOT
 from bonsai.data.dataset import find_folder
-from bonsai.files.jsonfile import write_json
 from bonsai.system.errors import UserError
-from bonsai.system.provenance import provenance
 
 SEED = 1337  # in the peer's train.py it is a constant; ours has the same
+
+
+@dataclass
+class Arm:
+    """What is run, with several seeds."""
+
+    name: str
+    project: str  # ours or peer
+    steps: int
+    options: str  # beside those that Track gives
+    whole: bool = False  # its own evaluations too, and the checkpoint that it keeps by them
 
 
 class Track:
     """A folder in which both programs run, and the results so far."""
 
-    def __init__(self, name: str, out: Path, dataset: str, block_size: int, minutes: float = 0.0):
+    def __init__(self, name: str, out: str, dataset: str, block_size: int, minutes: float = 0.0):
         """block_size: of the windows in which the runs are evaluated. minutes: see Track.run."""
-        self.name, self.base = name, out.resolve()
-        self.results = self.base / f"{name}.json"
-        self.block_size, self.minutes, self.begin = block_size, minutes, time.monotonic()
         data = find_folder(dataset)
-        self.dataset = data.name
-        self.place = {}
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.results = Results(name, out, device, same=())
+        self.dataset, self.block_size = data.name, block_size
+        self.minutes, self.begin, self.place = minutes, time.monotonic(), {}
         for project in ("ours", "peer"):
-            folder = self.base / project
+            self.place[project] = folder = self.results.folder / project
             (folder / "data").mkdir(parents=True, exist_ok=True)
             link = folder / "data" / self.dataset
             if not link.exists():
                 shutil.copytree(data, link, ignore=shutil.ignore_patterns("*.py", "*.md", "*.txt"))
-            self.place[project] = folder
-        found = self.results.exists()
-        self.runs = json.loads(self.results.read_text())["runs"] if found else []
 
     def add_peer(self, checkout: Path) -> None:
-        for name in ("train.py", "model.py", "configurator.py"):
-            if not (checkout / name).is_file():
-                raise UserError(
-                    f"peer={checkout} has no {name}: give the folder of a nanoGPT checkout"
-                )
-            shutil.copyfile(checkout / name, self.place["peer"] / name)
-        shutil.copytree(checkout / "config", self.place["peer"] / "config", dirs_exist_ok=True)
+        Peer(checkout).copy(self.place["peer"])
 
-    def run(self, name: str, project: str, seed: int, count: int, options: str) -> dict:
+    def run(self, arm: Arm, seed: int) -> dict:
         """One run and the evaluation of its last weights, or what is known of it already.
 
         Raises UserError where the limit of minutes is over before a run that is still to be made.
         """
-        key = {"name": name, "seed": seed, "steps": count, "options": options}
-        for known in self.runs:
-            if all(known[k] == v for k, v in key.items()):
-                return known
-        if self.minutes and time.monotonic() - self.begin > 60 * self.minutes:
+        key = {"name": arm.name, "seed": seed, "steps": arm.steps, "options": arm.options}
+        over = self.minutes and time.monotonic() - self.begin > 60 * self.minutes
+        if over and not self.results.find(key):
             raise UserError(f"{self.minutes:g} minutes are over: the same command goes on")
-        folder = self.place[project]
-        target = f"out-{re.sub('[^a-z0-9.]+', '-', name.lower())}-{count}-{seed}"
-        times = folder / f"{target}.json"
-        words = [*options.split(), f"--max_iters={count}", f"--out_dir={target}"]
-        words += [f"--eval_interval={count}", "--eval_iters=1", "--always_save_checkpoint=True"]
-        words += ["--log_interval=1", f"--dataset={self.dataset}"]
-        if project == "ours":
-            words += [f"--seed={seed}"]
-            program, offset = [str(ROOT / "train.py")], 0
-        else:
-            program, offset = ["train.py"], seed - SEED
+        return self.results.measure(key, lambda: self.train(arm, seed))
+
+    def train(self, arm: Arm, seed: int) -> dict:
+        folder, count = self.place[arm.project], arm.steps
+        target = f"out-{re.sub('[^a-z0-9.]+', '-', arm.name.lower())}-{count}-{seed}"
+        times, log = folder / f"{target}.json", folder / f"{target}.log"
+        shutil.rmtree(folder / target, ignore_errors=True)
+        words = [*arm.options.split(), f"--out_dir={target}", f"--dataset={self.dataset}"]
+        words += [f"--max_iters={count}", "--log_interval=1"]
+        if not arm.whole:
+            words += [f"--eval_interval={count}", "--eval_iters=1", "--always_save_checkpoint=True"]
+        program, offset = ["train.py"], seed - SEED
+        if arm.project == "ours":
+            program, offset = [str(ROOT / "train.py"), f"--seed={seed}"], 0
         clock = [str(ROOT / "benchmarks" / "clock.py"), str(times), str(count), str(offset)]
-        env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-        log = folder / f"{target}.log"
-        with open(log, "w", encoding="utf-8") as f:
-            command = [sys.executable, *clock, *program, *words]
-            done = subprocess.run(command, cwd=folder, env=env, stdout=f, stderr=f, check=False)
-        text = log.read_text(encoding="utf-8")
-        if done.returncode:
-            raise UserError(f"{name} failed with seed {seed}: see {log}")
-        ends = json.loads(times.read_text())
-        result = {**key, "seconds": ends[-1], "first": ends[0], "ends": [round(t, 3) for t in ends]}
-        result["curve"] = [
-            float(line.split("loss ")[1].split(",")[0])
-            for line in text.splitlines()
-            if line.startswith("iter ") and "loss " in line
-        ][:count]
+        seconds = launch([*clock, program[0], *words, *program[1:]], folder, log)
+        text, ends = log.read_text(encoding="utf-8"), json.loads(times.read_text())
         line = next(line for line in text.splitlines() if "tokens per iteration" in line)
-        result["tokens"] = count * int(line.split(":")[-1].replace(",", ""))
-        result["rate"] = result["tokens"] / result["seconds"]
-        result["loss"] = self.evaluate(folder / target)
+        tokens = count * int(line.split(":")[-1].replace(",", ""))
+        seconds = seconds if arm.whole else ends[-1]
+        found = {"seconds": seconds, "first": ends[0], "ends": [round(t, 3) for t in ends]}
+        found |= {"tokens": tokens, "rate": tokens / seconds, **self.evaluate(folder / target)}
+        losses = re.findall(r"^iter .*?loss ([-\w.]+)", text, re.M)
+        found["curve"] = [float(loss) for loss in losses[:count]]
         shutil.rmtree(folder / target)
-        self.runs.append(result)
-        self.save()
-        say = f"{name}, seed {seed}, {count} steps: {result['seconds']:.1f} s"
-        print(f"{say}, val loss {result['loss']:.4f}", flush=True)
-        return result
+        say = f"{arm.name}, seed {seed}, {count} steps: {seconds:.1f} s"
+        print(f"{say}, val loss {found['loss']:.4f}", flush=True)
+        return found
 
-    def evaluate(self, folder: Path) -> float:
-        """Loss on the whole validation split, by eval.py."""
-        target = self.base / "eval.json"
-        command = [str(ROOT / "eval.py"), f"--init_from={folder / 'ckpt.pt'}"]
+    def evaluate(self, folder: Path) -> dict:
+        """Loss on the whole validation split, by eval.py, and the step of the checkpoint."""
+        target = self.results.folder / "eval.json"
+        command = [str(ROOT / "eval.py"), f"--init_from={folder / 'ckpt.pt'}", f"--json={target}"]
         command += [f"--dataset={self.dataset}", f"--block_size={self.block_size}"]
-        command += [f"--json={target}", "--batch_size=32"]
-        done = subprocess.run(
-            [sys.executable, *command], cwd=self.place["ours"], capture_output=True, text=True
-        )
-        if done.returncode:
-            raise UserError(f"eval.py failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
-        return json.loads(target.read_text(encoding="utf-8"))["losses"][0]["loss"]
+        log = folder.parent / f"{folder.name}.eval.log"
+        launch([*command, "--batch_size=32"], self.place["ours"], log)
+        row = json.loads(target.read_text(encoding="utf-8"))["losses"][0]
+        return {"loss": row["loss"], "kept": row["step"]}
 
-    def save(self, **more) -> None:
-        head = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        write_json(self.results, {**head, "name": self.name, **more, "runs": self.runs})
+
+def launch(command: list[str], folder: Path, log: Path) -> float:
+    """Run a program of Python in a folder; its seconds. Raises UserError where it fails."""
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    begin = time.perf_counter()
+    with open(log, "w", encoding="utf-8") as f:
+        command = [sys.executable, *command]
+        done = subprocess.run(command, cwd=folder, env=env, stdout=f, stderr=f, check=False)
+    if done.returncode:
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise UserError(f"a run failed: {' '.join(last)} (see {log})")
+    return time.perf_counter() - begin

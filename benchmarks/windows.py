@@ -18,14 +18,11 @@ if __name__ == "__main__":
 
 import torch
 
-from bonsai.files.jsonfile import write_json
-from bonsai.models.kernels import to_device
+from benchmarks.harness import Results, in_turn, spread, table
 from bonsai.planning.memory import GIB
 from bonsai.system.errors import UserError, run
-from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
-from bonsai.system.tables import spread, table
-from configurator import configure
+from configurator import Config, configure
 from model import GPT, GPTConfig
 
 lengths = "512,1024,2048"  # tokens of a row [list of int >= 1]
@@ -37,7 +34,13 @@ n_embd = 512  # [>= 1]
 repeats = 5  # [>= 1]
 device = "auto"
 dtype = "auto"  # [auto | float32 | bfloat16 | float16]
-json = ""  # a file for the results [path]
+out = ""  # folder for windows.json and .txt [path]
+
+COLUMNS = (
+    ("T", "T", ",d"), ("pattern", "pattern", ""), ("scores/position", "scores", ",.0f"),
+    ("ms", "spread.median", ".1f"), ("of the first", "ratio", ".2f"), ("kept, GiB", "kept", ".3f"),
+    ("peak, GiB", "peak", ".2f"),
+)  # fmt: skip
 
 
 def kept_bytes(step) -> int:
@@ -55,65 +58,61 @@ def kept_bytes(step) -> int:
     return sum(seen.values())
 
 
-def scores_per_position(pattern: str, T: int) -> float:
+def scores_per_position(pattern: str, T: int, window: int) -> float:
     """Scores computed for a position, mean over the layers: T, or the two blocks of a window."""
     local = min(T, 2 * window)
     return sum(T if letter == "D" else local for letter in pattern) / len(pattern)
 
 
-def measure(T: int, runtime: Runtime) -> list[dict]:
+def measure(c: Config, T: int, runtime: Runtime) -> list[dict]:
     """A row per pattern, measured in turn."""
-    names = patterns.split(",")
+    names = c.patterns.split(",")
     idx = torch.randint(256, (1, T + 1), device=runtime.device)
-    steps, rows = {}, {}
+    steps, rows, on_gpu = {}, {}, runtime.device.type == "cuda"
     for name in names:
         torch.manual_seed(0)
-        shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "position": "rope"}
-        bands = {"attention_window": window, "window_pattern": name}
+        shape = {"n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd, "position": "rope"}
+        bands = {"attention_window": c.window, "window_pattern": name}
         try:
             config = GPTConfig(block_size=T, vocab_size=256, bias=False, **shape, **bands)
         except ValueError as e:
             raise UserError(e) from None
-        model = to_device(GPT(config), runtime.device)
+        model = GPT(config).to(runtime.device)
 
         def step(model=model):
             with runtime.autocast():
                 return model(idx[:, :-1], idx[:, 1:])[1]
 
         steps[name] = step
-        parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-        rows[name] = {"T": T, "pattern": name, "scores": scores_per_position(name, T), "ms": []}
-        rows[name]["kept"] = max(0, kept_bytes(step) - parameters) / GIB  # and warms up
-    for _ in range(repeats):
-        for name in names:
-            if runtime.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            runtime.synchronize()
-            begin = time.perf_counter()
-            steps[name]().backward()
-            runtime.synchronize()
-            rows[name]["ms"].append(1000 * (time.perf_counter() - begin))
-            if runtime.device.type == "cuda":
-                rows[name]["peak"] = torch.cuda.max_memory_allocated() / GIB
-    first = spread(rows[names[0]]["ms"])["median"]
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        kept = max(0, kept_bytes(step) - weights) / GIB  # and warms up
+        rows[name] = {"T": T, "pattern": name, "kept": kept, "ms": []}
+        rows[name]["scores"] = scores_per_position(name, T, c.window)
+    for _, name in in_turn(names, c.repeats):
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        runtime.synchronize()
+        begin = time.perf_counter()
+        steps[name]().backward()
+        runtime.synchronize()
+        rows[name]["ms"].append(1000 * (time.perf_counter() - begin))
+        if on_gpu:
+            rows[name]["peak"] = torch.cuda.max_memory_allocated() / GIB
     for row in rows.values():
-        row["spread"] = spread(row.pop("ms"))
-        row["median"] = row["spread"]["median"]
-        row["ratio"] = row["median"] / first
+        row["spread"] = spread(row["ms"])
+        row["ratio"] = row["spread"]["median"] / rows[names[0]]["spread"]["median"]
     return list(rows.values())
 
 
-def main() -> None:
-    configure(globals())
-    runtime = setup(device, dtype, False)
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None, bind=False)
+    runtime = setup(c.device, c.dtype, False)
     print(runtime.summary)
-    rows = [row for T in map(int, lengths.split(",")) for row in measure(T, runtime)]
-    columns = [("T", "T", ",d"), ("pattern", "pattern", ""), ("scores/position", "scores", ",.0f")]
-    columns += [("ms", "median", ".1f"), ("of the first", "ratio", ".2f")]
-    columns += [("kept, GiB", "kept", ".3f"), ("peak, GiB", "peak", ".2f")]
-    print(table(rows, columns))
-    if json:
-        write_json(json, {**provenance(runtime.device), "rows": rows, "window": window})
+    results = Results("windows", c.out, runtime.device, again=True, window=c.window)
+    for T in map(int, c.lengths.split(",")):
+        for row in measure(c, T, runtime):
+            results.add(row)
+    results.finish(table(results.rows, COLUMNS))
 
 
 if __name__ == "__main__":

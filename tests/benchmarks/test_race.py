@@ -1,12 +1,17 @@
-"""benchmarks/race.py, ablation.py and clock.py, at toy size and with a stand-in for the peer."""
+"""benchmarks/race.py, track.py and clock.py, at toy size and with a stand-in for the peer."""
 
+import contextlib
 import json
-import os
-import subprocess
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
-from helpers.programs import ROOT
+from helpers.peer import make_peer
+from helpers.programs import ROOT, run_command
+
+from benchmarks import race, track
+from bonsai.system.errors import UserError
 
 PROGRAM = """
 import torch
@@ -21,99 +26,138 @@ for _ in range(4):
     optimizer.step()
 """
 
-# prints and leaves what nanoGPT does
-PEER = """
-import sys
-import torch
-from model import GPT, GPTConfig
-given = dict(a[2:].split("=") for a in sys.argv[1:] if "=" in a)
-torch.manual_seed(1337)
-print("tokens per iteration will be: 64")
-open("data/chars/train.bin", "rb").close()
-args = dict(n_layer=1, n_head=1, n_embd=16, block_size=16, bias=False)
-args |= dict(vocab_size=VOCAB, dropout=0.0)
-model = GPT(GPTConfig(**args))
-optimizer = torch.optim.SGD(model.parameters(), lr=float(given["learning_rate"]))
-for i in range(int(given["max_iters"]) + 1):
-    x = torch.randint(args["vocab_size"], (4, 16))
-    loss = model(x, x)[1]
-    loss.backward()
-    optimizer.step()
-    print(f"iter {i}: loss {loss.item():.4f}, time 1.00ms, mfu 1.00%")
-import os
-os.makedirs(given["out_dir"])
-state = {"model": model.state_dict(), "model_args": args, "iter_num": 0, "best_val_loss": 1.0}
-torch.save({**state, "config": {}}, given["out_dir"] + "/ckpt.pt")
-"""
-
-
-def start(script: str, *args: str, cwd) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *args]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env)
-
 
 def test_the_clock_counts_steps_from_the_data_on(tmp_path):
     (tmp_path / "data.bin").write_bytes(b"12")
     (tmp_path / "program.py").write_text(PROGRAM)
-    done = start("clock.py", "times.json", "3", "5", "program.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, str(ROOT / "benchmarks" / "clock.py")]
+    done = run_command([*command, "times.json", "3", "5", "program.py"], tmp_path)
+    assert done.rc == 0, done
     assert done.stdout.split()[1] == "1342"
     times = json.loads((tmp_path / "times.json").read_text())
     assert len(times) == 3 and 0 < times[0] < times[1] < times[2]
 
 
-TOY = "--ours=--block_size=16 --n_layer=1 --n_embd=16 --n_head=1 --batch_size=4 --dtype=float32"
+# ---- races, their programs run within this process ----
 
 
-def test_a_race_at_toy_size(workplace, tmp_path):
+def in_this_process(command: list[str], folder: Path, log: Path) -> float:
+    """In place of track.launch, whose processes each load torch again: the program by runpy, and
+    what clock.py would note."""
+    if command[0].endswith("clock.py"):
+        times, steps, command = command[1], int(command[2]), command[4:]
+        Path(times).write_text(json.dumps([0.1 * (i + 1) for i in range(steps)]))
+    with pytest.MonkeyPatch.context() as patch, open(log, "w") as f:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command)
+        with contextlib.redirect_stdout(f), contextlib.suppress(SystemExit):
+            runpy.run_path(command[0], run_name="__main__")
+    return 2.0
+
+
+@pytest.fixture
+def place(workplace, tmp_path, monkeypatch):
+    """A folder to race in, with data/shakespeare_char."""
+    monkeypatch.setattr(track, "launch", in_this_process)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shakespeare_char").symlink_to(workplace / "data" / "meta")
+    return tmp_path
+
+
+TINY = "--block_size=16 --n_layer=1 --n_embd=16 --n_head=1 --batch_size=4 --dtype=float32"
+TINY += " --device=cpu"
+
+
+def test_a_race_at_toy_size(place, monkeypatch, capsys):
     """Ours and a stand-in for the peer, swept; run again it repeats nothing."""
-    peer = tmp_path / "peer"
-    (peer / "config").mkdir(parents=True)
-    vocab = json.loads((workplace / "data" / "meta" / "meta.json").read_text())["vocab_size"]
-    (peer / "train.py").write_text(PEER.replace("VOCAB", str(vocab)).replace("chars", "meta"))
-    (peer / "model.py").write_text((ROOT / "model.py").read_text())
-    (peer / "configurator.py").write_text("")
-    args = ["--dataset=meta", f"--peer={peer}", "--steps=3", "--seeds=2", "--sweep=True", TOY]
-    args += ["--out=out-race", "--plot=race.png", "--block_size=16"]
-    folder = workplace
-    done = start("race.py", *args, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "nanoGPT, tuned" in done.stdout and "times the seconds" in done.stdout
-    assert (folder / "race.png").stat().st_size > 10_000
-    results = json.loads((folder / "out-race" / "cpu.json").read_text())
-    names = [r["name"] for r in results["runs"]]
+    options = dict(peer=str(make_peer(place / "peer")), steps=3, seeds=2, sweep=True, ours=TINY)
+    options |= dict(block_size=16, plot="race.png")
+    race.main(**options)
+    said = capsys.readouterr().out
+    assert "nanoGPT, tuned" in said and "times the seconds" in said and "reached" in said
+    assert (place / "race.png").stat().st_size > 10_000
+    rows = json.loads((place / "out-race" / "cpu.json").read_text())["rows"]
+    names = [r["name"] for r in rows]
     assert names.count("ours") == names.count("nanoGPT") == names.count("nanoGPT, tuned") == 2
-    for r in results["runs"]:
+    assert len(rows) == 6 + len(race.RACES["cpu"].rates)
+    for r in rows:
         assert len(r["ends"]) == len(r["curve"]) == r["steps"] and r["seconds"] > 0
-    ours = [r for r in results["runs"] if r["name"] == "ours"]
+    ours = [r for r in rows if r["name"] == "ours"]
     assert ours[0]["tokens"] == 3 * 4 * 16 and ours[0]["loss"] != ours[1]["loss"]
-    again = start("race.py", *args, cwd=folder)
-    assert "seed 1337, 3 steps:" not in again.stdout and again.returncode == 0
+
+    def forbidden(*args):
+        raise AssertionError("run again")
+
+    monkeypatch.setattr(track, "launch", forbidden)
+    race.main(**options)
+    assert said[said.index("| run ") :] == (place / "out-race" / "cpu.txt").read_text()
+    # what is cut short by the clock goes on later, where something is left to do
+    with pytest.raises(UserError, match="minutes are over: the same command goes on"):
+        race.main(**{**options, "seeds": 3, "minutes": 1e-9})
 
 
-def test_ablations_at_toy_size(workplace):
+def test_a_race_whose_target_is_the_peers_loss(place, monkeypatch):
+    """Ours are tried from the shortest on until one is there."""
+    lengths = [1, 2, 3]
+    spec = race.Race("shakespeare_char", 16, 0.0, "config/fast_gpt2.py", "", 2, True, 0.1)
+    spec.ours, spec.our_lengths = f"{TINY} --gradient_accumulation_steps=1 --compile=False", lengths
+    monkeypatch.setitem(race.RACES, "gpu", spec)
+    evaluated = iter([2.0, 3.0, 1.9, 1.9])  # nanoGPT, one step of ours, two steps; the race's own
+    monkeypatch.setattr(
+        track.Track, "evaluate", lambda self, folder: {"loss": next(evaluated), "kept": 1}
+    )
+    race.main(race="gpu", peer=str(make_peer(place / "peer")), seeds=1)
+    found = json.loads((place / "out-race" / "gpu.json").read_text())
+    assert found["target"] == 2.0
+    assert [(s["name"], s["steps"]) for s in found["summary"]] == [("ours", 2), ("nanoGPT", 2)]
+
+
+def test_ablations_at_toy_size(place):
     """Two rows; the changed one has another loss than the recipe."""
-    (workplace / "data" / "shakespeare_char").mkdir(exist_ok=True)
-    for path in (workplace / "data" / "meta").iterdir():
-        (workplace / "data" / "shakespeare_char" / path.name).write_bytes(path.read_bytes())
-    args = ["--only=head", "--steps=2", "--seeds=1", "--out=out-ablation"]
-    done = start("ablation.py", *args, cwd=workplace)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((workplace / "out-ablation" / "ablation.json").read_text())["rows"]
-    assert [r["name"] for r in rows] == ["the recipe", "head: tied to the embedding"]
-    assert rows[1]["difference"] != 0
+    race.main(race="ablation", only="head", steps=2, seeds=1)
+    found = json.loads((place / "out-race" / "ablation.json").read_text())["summary"]
+    assert [r["name"] for r in found] == ["the recipe", "head: tied to the embedding"]
+    assert found[0]["difference"] == 0 != found[1]["difference"]
+    with pytest.raises(UserError, match="only=nothing names no row"):
+        race.main(race="ablation", only="nothing")
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_recipe_is_timed_as_whole_programs(place, monkeypatch, capsys, real):
+    """From start to end; the checkpoint that each keeps is evaluated."""
+    if real:
+        monkeypatch.undo()
+        monkeypatch.chdir(place)
+    peer = make_peer(place / "peer")
+    race.main(race="recipe", peer=str(peer), block_size=16, seeds=1, steps=2)
+    found = json.loads((place / "out-race" / "recipe.json").read_text())
+    ours, theirs = found["rows"]
+    assert (ours["name"], theirs["name"]) == ("ours", "nanoGPT")
+    for run in (ours, theirs):
+        assert run["seconds"] > run["ends"][-1] and run["seed"] == 1337 and run["kept"] == 2
+        assert run["tokens"] > 100 and 2 < run["loss"] < 5
+        assert "--eval_iters=20" in run["options"] and "--max_iters" not in run["options"]
+    assert ours["options"].endswith("--dtype=float32") and ours["loss"] != theirs["loss"]
+    ratio = ours["seconds"] / theirs["seconds"]
+    assert f"ours to it: {ratio:.3f} of the time" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("options", "says"),
     [
-        (["--race=moon"], "race=moon is not one of cpu"),
-        (["--dataset=nothing_here"], "no data set nothing_here"),
-        (["--dataset=meta", "--peer=/nowhere"], "give the folder of a nanoGPT checkout"),
-        (["--seeds=0"], "seeds=0 must be at least 1"),
+        ({"race": "moon"}, "race=moon is not one of cpu"),
+        ({"dataset": "nothing_here"}, "no data set nothing_here"),
+        ({"peer": "/nowhere"}, "give the folder of a nanoGPT checkout"),
     ],
 )
-def test_mistakes(workplace, args, says):
-    done = start("race.py", "--out=out-race-mistakes", *args, cwd=workplace)
-    assert done.returncode in (1, 2) and says in done.stderr and "Traceback" not in done.stderr
+def test_mistakes(place, options, says):
+    with pytest.raises(UserError, match=says):
+        race.main(**options)
+
+
+def test_a_run_that_fails_is_one_line(place, monkeypatch):
+    monkeypatch.undo()
+    (place / "program.py").write_text("print('out of luck')\nraise SystemExit(1)\n")
+    with pytest.raises(UserError, match=r"a run failed: out of luck \(see .*log\)"):
+        track.launch(["program.py"], place, place / "log")

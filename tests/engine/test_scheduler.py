@@ -220,7 +220,7 @@ def test_a_model_without_a_cache_goes_through_the_same_engine(model):
 
 def test_buckets_of_the_compiled_step_change_nothing(model, monkeypatch):
     """The same tokens with rows and positions rounded up; what torch.compile makes of it is left
-    to benchmarks/gpu_checks.py."""
+    to tests/benchmarks/test_gpu.py."""
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)
     monkeypatch.setattr(CompiledStep, "SHORTEST", 8)
     engine = Engine(model, max_batch=6, compile=True)

@@ -1,4 +1,4 @@
-"""projects/image_bytes and projects/sound_bytes, and the benchmarks of byte models."""
+"""projects/image_bytes and projects/sound_bytes."""
 
 import importlib.util
 import json
@@ -8,10 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers.programs import ROOT, assert_one_line_error, run_command
-
-from bonsai.models.table import build_model
 
 PIL = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 
@@ -189,56 +186,3 @@ def test_mistakes_with_sound_are_one_line(options, words, tmp_path):
     (tmp_path / "broken" / "bad.wav").write_bytes(b"RIFF of another kind")
     save_wav(tmp_path / "silent" / "none.wav", np.zeros((0, 1)), 2, 8000)
     assert_one_line_error(script(SOUND, tmp_path, *options), *words)
-
-
-# ---- benchmarks ----
-
-
-@pytest.mark.parametrize("scale, count", [("CPU_ARMS", 9), ("GPU_ARMS", 7)])
-def test_the_arms_cost_the_same(scale, count):
-    """FLOPs per byte of every arm, by its own formula, against those of the first."""
-    bench = load_script("benchmarks/bytes.py")
-    found = {}
-    for arm, (name, sizes, T) in getattr(bench, scale).items():
-        with torch.device("meta"):
-            settings = {**bench.BLOCK, **sizes, "block_size": T, "vocab_size": 257}
-            found[arm] = build_model(name, settings).flops_per_token()
-    assert len(found) == count
-    for arm, flops in found.items():
-        assert flops == pytest.approx(found["dense, short"], rel=0.06), (arm, found)
-
-
-def test_the_benchmark_runs_and_goes_on(workplace_of_bytes):
-    options = ["--quick", "--scale=toy", "--device=cpu", "--dataset=data/toy", "--generated=8"]
-    result = script("benchmarks/bytes.py", workplace_of_bytes, *options, "--arms=MEGABYTE 4")
-    assert result.rc == 0, result
-    runs = workplace_of_bytes / "out-bytes" / "runs"
-    (first,) = runs.iterdir()
-    written = first.stat().st_mtime_ns
-    result = script("benchmarks/bytes.py", workplace_of_bytes, *options)
-    assert result.rc == 0 and len(list(runs.iterdir())) == 3, result
-    assert first.stat().st_mtime_ns == written  # not measured again
-    rows = json.loads((workplace_of_bytes / "out-bytes" / "bytes.json").read_text())["rows"]
-    assert [r["arm"] for r in rows] == ["dense, short", "MEGABYTE 4", "SpaceByte"]
-    assert all(2 < r["bpb"] < 9 and r["train_rate"] > 0 for r in rows)
-    assert (workplace_of_bytes / "out-bytes" / "bytes.png").exists()
-    wrong = script("benchmarks/bytes.py", workplace_of_bytes, *options, "--arms=GPT")
-    assert_one_line_error(wrong, "GPT", "MEGABYTE 4")
-
-
-@pytest.fixture
-def workplace_of_bytes(tmp_path) -> Path:
-    (tmp_path / "text").write_bytes(b"what is said once is said again. " * 200)
-    command = [sys.executable, str(ROOT / "data" / "bytes" / "prepare.py"), "--input=text"]
-    assert run_command([*command, "--out=data/toy", "--val_fraction=0.2"], tmp_path).rc == 0
-    return tmp_path
-
-
-def test_costs_of_contexts_and_of_generation(tmp_path):
-    options = ["--length=64", "--rows=1,2", "--contexts=1024", "--dense_limit=0", "--device=cpu"]
-    result = script("benchmarks/byte_costs.py", tmp_path, *options)
-    assert result.rc == 0, result
-    found = json.loads((tmp_path / "out-byte-costs" / "byte_costs.json").read_text())
-    assert len(found["generation"]) == 5 and found["context"][0]["MEGABYTE_gib"] > 0
-    bad = script("benchmarks/byte_costs.py", tmp_path, "--step=GPT:100")
-    assert_one_line_error(bad, "step=GPT:100")

@@ -1,17 +1,13 @@
 """How long a vocabulary takes to train and a text to encode: ours, and what others there are here.
 
-python benchmarks/train_tokenizer.py --shakespeare=tinyshakespeare.txt
+    python benchmarks/tokenizer.py --shakespeare=tinyshakespeare.txt
 
 Trains on the source of the running Python's library, as data/python_stdlib/prepare.py picks it.
-Prints one table; every row is timed in the same run, the median of `runs` with the spread.
+Prints one table; every row is timed in the same run, the median of `runs` with the range.
 """
 
 import importlib.util
-import os
-import platform
 import runpy
-import statistics
-import subprocess
 import sys
 import sysconfig
 import time
@@ -23,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
+import torch
 
+from benchmarks.harness import Results, in_turn, spread, table
 from bonsai import ROOT
 from bonsai.system.errors import run
-from bonsai.system.tables import columns
 from bonsai.tokenizers import BPETokenizer
 from bonsai.tokenizers.bpe import count_chunks, learn_merges, rust_tokens, tokens_of
 from bonsai.tokenizers.patterns import GPT4
@@ -35,29 +32,37 @@ from configurator import configure, resolve_path
 runs = 3  # of each measurement [>= 1]
 vocab_size = 32768  # for the library's source [>= 256]
 shakespeare = ""  # Tiny Shakespeare, for 4,096 tokens; left out if not given [path]
+out = ""  # folder for tokenizer.json and .txt [path]
 
-Row = tuple[str, list[float], str]
+PACKAGES = ("rustbpe", "tiktoken", "regex", "tokenizers")
+COLUMNS = (
+    ("", "what", ""), ("median", "seconds.median", ".2f"), ("min", "seconds.low", ".2f"),
+    ("max", "seconds.high", ".2f"), ("", "note", ""),
+)  # fmt: skip
 
 
 def library_source() -> list[str]:
     """The files that make the data set python_stdlib."""
     prepare = runpy.run_path(str(ROOT / "data" / "python_stdlib" / "prepare.py"))
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = prepare["source_files"](root)
-    return [(root / file).read_bytes().decode("utf-8", "replace") for file in files]
+    return [
+        (root / f).read_bytes().decode("utf-8", "replace") for f in prepare["source_files"](root)
+    ]
 
 
-def timed(calls: dict[str, Callable[[], object]]) -> tuple[dict[str, list[float]], dict]:
+def timed(calls: dict[str, Callable[[], object]], runs: int) -> tuple[dict[str, dict], dict]:
     """The seconds of each call, and what it gave. All take turns, so that a busy moment of the
     machine meets each of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    results = {}
-    for _ in range(runs):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            results[name] = call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds, results
+    seconds, results = {name: [] for name in calls}, {}
+    for _, name in in_turn(calls, runs):
+        start = time.perf_counter()
+        results[name] = calls[name]()
+        seconds[name].append(time.perf_counter() - start)
+    return {name: spread(values) for name, values in seconds.items()}, results
+
+
+def megabytes(texts: list[str]) -> float:
+    return sum(len(text.encode()) for text in texts) / 1e6
 
 
 def rustbpe_alone(texts: list[str], size: int) -> list[bytes]:
@@ -90,7 +95,7 @@ def readable(texts: list[str], size: int) -> list[bytes | None]:
     return tokens_of(learn_merges(count_chunks(texts, GPT4), size - 256))
 
 
-def training(texts: list[str], size: int) -> list[Row]:
+def training(texts: list[str], size: int, runs: int) -> list[dict]:
     """The trainers on the same texts."""
     calls = {
         "rustbpe alone": lambda: rustbpe_alone(texts, size),
@@ -100,75 +105,63 @@ def training(texts: list[str], size: int) -> list[Row]:
     }
     if importlib.util.find_spec("tokenizers") is None:
         calls.popitem()
-    seconds, tokens = timed(calls)
-    what = f"{sum(len(text.encode()) for text in texts) / 1e6:.1f} MB, {size:,} tokens"
+    seconds, tokens = timed(calls, runs)
     rows = []
     for name in calls:
-        ratio = statistics.median(seconds[name]) / statistics.median(seconds["rustbpe alone"])
-        notes = [f"{ratio:.2f}x rustbpe alone"]
+        ratio = seconds[name]["median"] / seconds["rustbpe alone"]["median"]
+        note = f"{ratio:.2f}x rustbpe alone"
         if name in ("fast path", "readable"):
             same = tokens[name] == tokens["rustbpe alone"]
-            notes.append("the same merges" if same else "OTHER MERGES")
-        rows.append((f"{name}, {what}", seconds[name], ", ".join(notes)))
+            note += ", the same merges" if same else ", OTHER MERGES"
+        what = f"{name}, {megabytes(texts):.1f} MB, {size:,} tokens"
+        rows.append({"what": what, "seconds": seconds[name], "note": note})
     return rows
 
 
-def encoding(texts: list[str]) -> list[Row]:
-    tokens = rust_tokens(texts, vocab_size - 256, GPT4)
+def encoding(texts: list[str], size: int, runs: int) -> list[dict]:
+    tokens = rust_tokens(texts, size - 256, GPT4)
     fast, slow = BPETokenizer(tokens, GPT4), BPETokenizer(tokens, GPT4, fast=False)
 
     def by_itself() -> list[list[int]]:
         slow._cache.clear()
         return [slow.encode(text) for text in texts]
 
-    seconds, ids = timed(
-        {
-            "encode, through tiktoken": lambda: [fast.encode(text) for text in texts],
-            "encode, readable": by_itself,
-        }
-    )
-    size = sum(len(text.encode()) for text in texts) / 1e6
-    same = len({str(result) for result in ids.values()}) == 1
-    note = "the same ids" if same else "OTHER IDS"
+    through = "encode, through tiktoken"
+    calls = {through: lambda: [fast.encode(t) for t in texts], "encode, readable": by_itself}
+    seconds, ids = timed(calls, runs)
+    note = "the same ids" if ids[through] == ids["encode, readable"] else "OTHER IDS"
+    size = megabytes(texts)
     return [
-        (f"{name}, {size:.1f} MB", took, f"{size / statistics.median(took):.1f} MB/s, {note}")
-        for name, took in seconds.items()
+        {
+            "what": f"{n}, {size:.1f} MB",
+            "seconds": s,
+            "note": f"{size / s['median']:.1f} MB/s, {note}",
+        }
+        for n, s in seconds.items()
     ]
 
 
-def measure() -> list[Row]:
+def installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None, bind=False)
+    packages = {name: installed(name) for name in PACKAGES}
+    results = Results("tokenizer", c.out, torch.device("cpu"), again=True, packages=packages)
+    print(", ".join(f"{name} {number}" for name, number in packages.items()), flush=True)
     rows = []
-    if shakespeare:
-        rows += training([resolve_path(shakespeare).read_text(encoding="utf-8")], 4096)
+    if c.shakespeare:
+        text = resolve_path(c.shakespeare).read_text(encoding="utf-8")
+        rows += training([text], 4096, c.runs)
     texts = library_source()
-    return rows + training(texts, vocab_size) + encoding(texts[:100])
-
-
-def machine() -> str:
-    names = ("rustbpe", "tiktoken", "regex", "tokenizers")
-    versions = []
-    for name in names:
-        try:
-            versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            versions.append(f"no {name}")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    return (
-        f"commit {commit or 'unknown'}, Python {platform.python_version()}, {platform.machine()}, "
-        f"{os.cpu_count()} cores, {', '.join(versions)}, {runs} runs"
-    )
-
-
-def main() -> None:
-    configure(globals())
-    print(f"{' '.join(['python', *sys.argv])}\n{machine()}")
-    rows = [["", "median", "min", "max", ""]]
-    for what, seconds, note in measure():
-        middle = statistics.median(seconds)
-        rows.append([what, *(f"{s:.2f} s" for s in (middle, min(seconds), max(seconds))), note])
-    print(columns(rows))
+    rows += training(texts, c.vocab_size, c.runs) + encoding(texts[:100], c.vocab_size, c.runs)
+    for row in rows:
+        results.add(row)
+    results.finish(table(results.rows, COLUMNS))
 
 
 if __name__ == "__main__":

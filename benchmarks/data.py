@@ -1,16 +1,14 @@
 """From text to train.bin: data/custom/prepare.py beside nanoGPT's way, start-up included.
 
-python benchmarks/prepare.py --input=corpus.txt
-python benchmarks/prepare.py --input=corpus.txt --rows=text --repeats=1 --verify=False
+    python benchmarks/data.py --input=corpus.txt
+    python benchmarks/data.py --input=corpus.txt --rows=text --repeats=1 --verify=False
 
 nanoGPT's way, written anew from what its openwebtext script does: documents in a table of the
 datasets library, split, tokenized one by one with tiktoken by `map` in some processes, then all ids
 written through a memory map in 1024 parts. The documents are 5,000 characters of the input each.
 Making that table is not in its time, nor is the writing of the .jsonl in ours. Each run is a
 process of its own; the ways take turns, and the table has medians. Memory is that of the largest
-process.
-
-The ids of every row are held against tiktoken's, each of them, once.
+process. The ids of every row are held against tiktoken's, each of them, once.
 """
 
 import collections
@@ -24,18 +22,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import numpy as np
 
+from bonsai import ROOT
 from bonsai.data.finding import find_files
 from bonsai.data.readers import read_pieces
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import get
-from configurator import configure
+from configurator import Config, configure
 
 # -----------------------------------------------------------------------------
 input = ""  # a text file (or files) in UTF-8 [paths]
@@ -45,13 +43,16 @@ workers = 2  # processes of nanoGPT's way, threads of ours [>= 1]
 characters = 5000  # of a document [>= 1]
 verify = True  # hold all ids against tiktoken's
 folder = ""  # for the files of the runs; default: a temporary one [path]
-out = ""  # write the numbers to this .json file [path]
+out = ""  # folder for data.json and .txt [path]
 # -----------------------------------------------------------------------------
 
 EOT = 50256
-
-
 ROWS = ("nanogpt", "tokenizer", "text", "jsonl")
+COLUMNS = (
+    ("way", "way", ""), ("seconds", "seconds.median", ".2f"), ("spread", "seconds.spread", ".0%"),
+    ("MB/s", "rate", ".1f"), ("times nanoGPT's way", "ratio", ".1f"),
+    ("peak memory, MB", "memory", ".0f"), ("ids are tiktoken's", "same", ""),
+)  # fmt: skip
 
 
 def make_table(jsonl: str, table: str) -> None:
@@ -93,19 +94,18 @@ def nanogpt_way(table: str, target: str, workers: int) -> None:
 
 def call(function: str, *arguments: str | int) -> list[str]:
     """The command that calls a function of this file."""
-    code = f"import sys; sys.path[:0] = [{str(ROOT / 'benchmarks')!r}]; import prepare; "
-    return [sys.executable, "-c", f"{code}prepare.{function}{arguments!r}"]
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; from benchmarks import data; "
+    return [sys.executable, "-c", f"{code}data.{function}{arguments!r}"]
 
 
-def command(row: str, text: Path, jsonl: Path, target: Path) -> list[str]:
+def command(row: str, text: Path, jsonl: Path, target: Path, workers: int) -> list[str]:
     if row == "nanogpt":
         return call("nanogpt_way", f"{jsonl}.table", str(target), workers)
     source = jsonl if row == "jsonl" else text
     encoder = "tokenizer" if row == "tokenizer" else "auto"
-    return [
-        *(sys.executable, str(ROOT / "data/custom/prepare.py"), f"--input={source}"),
-        *(f"--out={target}", f"--workers={workers}", f"--encoder={encoder}"),
-    ]
+    options = [f"--input={source}", f"--out={target}", f"--workers={workers}"]
+    program = str(ROOT / "data" / "custom" / "prepare.py")
+    return [sys.executable, program, *options, f"--encoder={encoder}"]
 
 
 def timed(arguments: list[str], log: Path) -> tuple[float, float]:
@@ -167,71 +167,60 @@ def check(row: str, text: str, target: str, characters: int) -> None:
     sys.exit(0 if ids_are_tiktokens(row, Path(text), Path(target), characters) else 3)
 
 
-def main() -> None:
-    names = rows.split(",")
+def measure(c: Config, names: list[str], text: Path, place: Path) -> list[dict]:
+    """A row for each way: seconds of its runs, the largest memory, whether the ids are right."""
+    jsonl, size = place / "documents.jsonl", text.stat().st_size / 1e6
+    if {"nanogpt", "jsonl"} & set(names):
+        with open(jsonl, "w", encoding="utf-8") as f:
+            f.writelines(json.dumps({"text": d}) + "\n" for d in documents(text, c.characters))
+    if "nanogpt" in names:
+        timed(call("make_table", str(jsonl), f"{jsonl}.table"), place / "log.txt")
+        if "jsonl" not in names:  # nanoGPT's way needs ten times the text on the disk as it is
+            jsonl.unlink()
+    found = {n: {"way": n, "times": [], "memory": 0.0, "same": "not checked"} for n in names}
+    for repeat in range(c.repeats):
+        for name, row in found.items():
+            target = place / "out"
+            target.mkdir()
+            program = command(name, text, jsonl, target, c.workers)
+            seconds, megabytes = timed(program, place / "log.txt")
+            row["times"].append(seconds)
+            row["memory"] = max(row["memory"], megabytes)
+            print(f"{name}: {seconds:.2f} s, {size / seconds:.1f} MB/s", flush=True)
+            if c.verify and not repeat:
+                program = call("check", name, str(text), str(target), c.characters)
+                status = subprocess.run(program).returncode
+                if status not in (0, 3):
+                    raise UserError(f"the check of {name} itself failed: see above")
+                row["same"] = "NO" if status else "yes"
+            shutil.rmtree(target)
+    return list(found.values())
+
+
+def main(c: Config) -> None:
+    names = c.rows.split(",")
     if unknown := set(names) - set(ROWS):
-        raise UserError(f"rows={rows}: {unknown.pop()!r} is not one of {', '.join(ROWS)}")
-    (text,) = find_files(input)[:1]
+        raise UserError(f"rows={c.rows}: {unknown.pop()!r} is not one of {', '.join(ROWS)}")
+    text = find_files(c.input)[0]
     size = text.stat().st_size / 1e6
-    print(f"{text.name}: {size:,.1f} MB; {workers} workers, {repeats} runs in turn")
-    times: dict[str, list[float]] = collections.defaultdict(list)
-    memory: dict[str, float] = collections.defaultdict(float)
-    same: dict[str, bool | None] = dict.fromkeys(names)
-    with tempfile.TemporaryDirectory(dir=folder or None) as temporary:
-        place = Path(temporary)
-        jsonl = place / "documents.jsonl"
-        if {"nanogpt", "jsonl"} & set(names):
-            with open(jsonl, "w", encoding="utf-8") as f:
-                f.writelines(json.dumps({"text": d}) + "\n" for d in documents(text, characters))
-        if "nanogpt" in names:
-            timed(call("make_table", str(jsonl), f"{jsonl}.table"), place / "log.txt")
-            if "jsonl" not in names:  # nanoGPT's way needs ten times the text on the disk as it is
-                jsonl.unlink()
-        for repeat in range(repeats):
-            for row in names:
-                target = place / "out"
-                target.mkdir()
-                seconds, megabytes = timed(command(row, text, jsonl, target), place / "log.txt")
-                times[row].append(seconds)
-                memory[row] = max(memory[row], megabytes)
-                print(f"{row}: {seconds:.2f} s, {size / seconds:.1f} MB/s", flush=True)
-                if verify and not repeat:
-                    arguments = call("check", row, str(text), str(target), characters)
-                    status = subprocess.run(arguments).returncode
-                    if status not in (0, 3):
-                        raise UserError(f"the check of {row} itself failed: see above")
-                    same[row] = status == 0
-                shutil.rmtree(target)
+    print(f"{text.name}: {size:,.1f} MB; {c.workers} workers, {c.repeats} runs in turn")
+    with tempfile.TemporaryDirectory(dir=c.folder or None) as place:
+        found = measure(c, names, text, Path(place))
 
     import torch  # not before: a program starts with its parent's memory in its account
 
-    from bonsai.files.jsonfile import write_json
-    from bonsai.system.provenance import header, provenance
-    from bonsai.system.tables import spread, table
+    from benchmarks.harness import Results, spread, table
 
-    base = spread(times["nanogpt"])["median"] if "nanogpt" in names else None
-    found = []
-    for row in names:
-        s = spread(times[row])
-        found.append(
-            {
-                "row": row,
-                "seconds": s["median"],
-                "spread": (s["high"] - s["low"]) / s["median"],
-                "rate": size / s["median"],
-                "ratio": base / s["median"] if base else None,
-                "memory": memory[row],
-                "same": {None: "not checked", True: "yes", False: "NO"}[same[row]],
-            }
-        )
-    columns = (("way", "row", ""), ("seconds", "seconds", ".2f"), ("spread", "spread", ".0%"))
-    columns += (("MB/s", "rate", ".1f"), ("times nanoGPT's way", "ratio", ".1f"))
-    columns += (("peak memory, MB", "memory", ".0f"), ("ids are tiktoken's", "same", ""))
-    device = torch.device("cpu")
-    print("\n".join([*header(device), "", table(found, columns)]))
-    if out:
-        write_json(out, {**provenance(device), "input": text.name, "MB": size, "rows": found})
+    results = Results("data", c.out, torch.device("cpu"), again=True, input=text.name, MB=size)
+    for row in found:
+        row["seconds"] = spread(row["times"])
+        row["rate"] = size / row["seconds"]["median"]
+        if "nanogpt" in names:
+            theirs = spread(found[names.index("nanogpt")]["times"])["median"]
+            row["ratio"] = theirs / row["seconds"]["median"]
+        results.add(row)
+    results.finish(table(results.rows, COLUMNS))
 
 
 if __name__ == "__main__":
-    run(lambda: configure(globals()), main)
+    run(lambda: main(configure(globals(), bind=False)))

@@ -1,7 +1,7 @@
 """Many streaming clients on a server: errors, throughput beside the engine's own, memory, equality.
 
-    python benchmarks/serve_load.py --out_dir=out-quickstart --seconds=10          # a look
-    python benchmarks/serve_load.py --out_dir=out-shakespeare-char --out=results   # two minutes
+    python benchmarks/serve.py --out_dir=out-quickstart --seconds=10          # a look
+    python benchmarks/serve.py --out_dir=out-shakespeare-char --out=results   # two minutes
 
 First the engine is timed alone in this process, on the same requests, as many at a time. Then
 serve.py is started on a free port and each client asks, reads the stream to its end and asks again.
@@ -11,6 +11,7 @@ tokens were closer than 1e-3 there (in nats, noise included).
 """
 
 import asyncio
+import itertools
 import json
 import random
 import re
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,17 +30,14 @@ if __name__ == "__main__":
 import psutil
 import torch
 
+from benchmarks.harness import Results, table
 from bonsai import ROOT
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.sampling import Row, candidates, noise, step_key
-from bonsai.files.access import write_whole
-from bonsai.files.jsonfile import write_json
 from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError, run
-from bonsai.system.provenance import header, provenance
-from bonsai.system.runtime import leave_a_core, pick_device, setup
-from bonsai.system.tables import table
-from configurator import configure, resolve_path
+from bonsai.system.runtime import leave_a_core, setup
+from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
 out_dir = "out"  # the run to serve [path]
@@ -54,46 +53,45 @@ quantize = ""  # int8: weights in 8 bits [int8]
 compile = False  # compile the one-token step
 threads = 0  # of engine and server on a CPU; 0: one less than there are cores, as serve.py [>= 0]
 seed = 1337  # of prompts and requests [>= 0]
-out = ""  # folder for serve_load.json and .txt [path]
+out = ""  # folder for serve.json and .txt [path]
 # -----------------------------------------------------------------------------
 
 PREFIX_CACHE = 2048  # serve.py's default
 TIE = 1e-3
 
 
+COLUMNS = (
+    ("threads", "threads", "d"), ("clients", "clients", "d"), ("s", "seconds", ".0f"),
+    ("requests", "requests", "d"), ("errors", "errors", "d"), ("engine tok/s", "engine", ",.0f"),
+    ("server tok/s", "server", ",.0f"), ("share", "share", ".0%"),
+    ("first token s", "first", ".2f"), ("95%", "first95", ".2f"), ("MiB", "memory", ",.0f"),
+    ("growth MiB", "growth", "+.1f"), ("checked", "checked", "d"), ("equal", "equal", "d"),
+    ("within 1e-3", "excused", "d"), ("different", "different", "d"),
+)  # fmt: skip
+
+
 @dataclass
 class Ask:
-    """A request and what came of it."""
+    """A request, of `tokens` tokens at most, and what came of it."""
 
-    number: int
     prompt: list[int]
+    seed: int
+    tokens: int
     raw: list[bytes] = field(default_factory=list)
     first: float | None = None  # seconds to the first chunk
     error: str = ""
 
     def body(self, stream: bool) -> bytes:
-        return json.dumps(
-            {
-                "model": "m",
-                "prompt": self.prompt,
-                "max_tokens": tokens,
-                "temperature": 0.8,
-                "seed": seed + self.number,
-                "stream": stream,
-                "return_token_ids": True,
-            }
-        ).encode()
+        sampling = {"max_tokens": self.tokens, "temperature": 0.8, "seed": self.seed}
+        asked = {"model": "m", "prompt": self.prompt, **sampling, "stream": stream}
+        return json.dumps({**asked, "return_token_ids": True}).encode()
 
     def params(self, served) -> SamplingParams:
         """What the server makes of the body."""
         eot = served.tokenizer.eot
-        return SamplingParams(
-            max_new_tokens=tokens,
-            temperature=0.8,
-            seed=seed + self.number,
-            stop_tokens=() if eot is None else (eot,),
-            vocab_limit=served.vocab_size,
-        )
+        stop = () if eot is None else (eot,)
+        limit = served.vocab_size
+        return SamplingParams(self.tokens, 0.8, seed=self.seed, stop_tokens=stop, vocab_limit=limit)
 
     def answer(self) -> list[int]:
         """The token ids of the stream; notes an error where it is not whole."""
@@ -106,27 +104,29 @@ class Ask:
         ]
 
 
-def make_prompts(served) -> list[list[int]]:
-    """Pieces of 4 to 48 tokens of a text that the model writes."""
-    params = SamplingParams(400, seed=seed, vocab_limit=served.vocab_size)
+def questions(c: Config, served) -> Iterator[Ask]:
+    """Requests without end: 256 pieces of 4 to 48 tokens of a text that the model writes, each time
+    with another seed."""
+    params = SamplingParams(400, seed=c.seed, vocab_limit=served.vocab_size)
     text = [row[0] for row in generate(served.model, served.start, params, on_full="refill")]
-    rng, context = random.Random(seed), served.context
+    rng, context = random.Random(c.seed), served.context
     lengths = [rng.randint(4, min(48, context // 2)) for _ in range(256)]
-    return [text[a : a + n] for n in lengths for a in [rng.randrange(len(text) - n)]]
+    prompts = [text[a : a + n] for n in lengths for a in [rng.randrange(len(text) - n)]]
+    numbers = itertools.count()
+    return (Ask(prompts[n % len(prompts)], c.seed + n, c.tokens) for n in numbers)
 
 
-def time_engine(served, prompts: list[list[int]]) -> float:
+def time_engine(c: Config, served) -> float:
     """Tokens per second of the engine alone, always `clients` requests in it."""
     engine: Engine = served.engine
-    number, drawn, begun = 0, 0, None
-    end = time.monotonic() + engine_seconds * 1.25
+    asks, drawn, begun = questions(c, served), 0, None
+    end = time.monotonic() + c.engine_seconds * 1.25
     while (now := time.monotonic()) < end:
-        if begun is None and now > end - engine_seconds:  # the first fifth is to warm up
+        if begun is None and now > end - c.engine_seconds:  # the first fifth is to warm up
             begun, drawn = now, 0
-        while len(engine.waiting) + len(engine.running) < clients:
-            ask = Ask(number, prompts[number % len(prompts)])
+        while len(engine.waiting) + len(engine.running) < c.clients:
+            ask = next(asks)
             engine.submit(ask.prompt, ask.params(served))
-            number += 1
         drawn += sum(event.token is not None for event in engine.step())
     rate = drawn / (time.monotonic() - begun)
     for request in [*engine.waiting, *engine.running]:
@@ -139,11 +139,11 @@ def time_engine(served, prompts: list[list[int]]) -> float:
 # ---- the server and its clients ----
 
 
-def start_server(source: str) -> tuple[subprocess.Popen, int]:
+def start_server(c: Config, source: str) -> tuple[subprocess.Popen, int]:
     command = [sys.executable, "-u", str(ROOT / "serve.py"), f"--models=m={source}", "--port=0"]
-    command += [f"--max_batch={max_batch}", f"--device={device}", f"--dtype={dtype}"]
-    command += [f"--quantize={quantize}", f"--compile={compile}", f"--max_queue={2 * clients + 16}"]
-    command += [f"--threads={threads}"]
+    given = ("max_batch", "device", "dtype", "quantize", "compile", "threads")
+    command += [f"--{name}={c[name]}" for name in given]
+    command += [f"--max_queue={2 * c.clients + 16}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if found := re.search(r"serving on http://127.0.0.1:(\d+)", line):
@@ -167,12 +167,10 @@ def drawn_so_far(port: int) -> float:
         return float(re.search(r"generated_tokens_total{.*} (\S+)", response.read().decode())[1])
 
 
-async def client(port: int, numbers, prompts: list[list[int]], end: float, asked: list[Ask]):
+async def client(port: int, asks: Iterator[Ask], end: float, asked: list[Ask]) -> None:
     """Ask, read, ask again until `end`; bytes are kept as they are, to be looked at later."""
     while time.monotonic() < end:
-        number = next(numbers)
-        ask = Ask(number, prompts[number % len(prompts)])
-        asked.append(ask)
+        asked.append(ask := next(asks))
         body, begun = ask.body(stream=True), time.monotonic()
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -189,17 +187,13 @@ async def client(port: int, numbers, prompts: list[list[int]], end: float, asked
             ask.error = repr(e)
 
 
-async def load(port: int, process: psutil.Process, prompts) -> tuple[list[Ask], float, list[int]]:
+async def load(
+    c: Config, port: int, process: psutil.Process, asks: Iterator[Ask]
+) -> tuple[list[Ask], float, list[int]]:
     """All that was asked, tokens per second after the first tenth, resident bytes every second."""
-    asked: list[Ask] = []
-    memory: list[int] = []
-    begun = time.monotonic()
-    end = begun + seconds
-    numbers = iter(range(10**9))
-    running = [
-        asyncio.ensure_future(client(port, numbers, prompts, end, asked)) for _ in range(clients)
-    ]
-    await asyncio.sleep(seconds / 10)
+    asked, memory, end = [], [], time.monotonic() + c.seconds
+    running = [asyncio.ensure_future(client(port, asks, end, asked)) for _ in range(c.clients)]
+    await asyncio.sleep(c.seconds / 10)
     mark, drawn = time.monotonic(), await asyncio.to_thread(drawn_so_far, port)
     while time.monotonic() < end:
         memory.append(process.memory_info().rss)
@@ -228,11 +222,11 @@ def margin(served, ask: Ask, common: list[int], a: int | None, b: int | None) ->
     return abs(float(score[ids[0]] - score[ids[1]]))
 
 
-def compare(port: int, served, asked: list[Ask]) -> dict:
+def compare(c: Config, port: int, served, asked: list[Ask]) -> dict:
     """Some requests once more: how many were the same, excused, different."""
     whole = [ask for ask in asked if not ask.error]
     counts = {"checked": 0, "equal": 0, "excused": 0, "different": 0}
-    for ask in random.Random(seed).sample(whole, min(checks, len(whole))):
+    for ask in random.Random(c.seed).sample(whole, min(c.checks, len(whole))):
         crowd, alone = ask.answer(), post(port, ask)
         counts["checked"] += 1
         if crowd == alone:
@@ -243,77 +237,43 @@ def compare(port: int, served, asked: list[Ask]) -> dict:
         pair = [tokens[at] if at < len(tokens) else None for tokens in (crowd, alone)]
         apart = margin(served, ask, crowd[:at], *pair)
         counts["excused" if apart < TIE else "different"] += 1
-        print(f"request {ask.number} differs from token {at} on: {pair}, {apart:.2e} apart")
+        number = ask.seed - c.seed
+        print(f"request {number} differs from token {at} on: {pair}, {apart:.2e} apart")
     return counts
 
 
-def main() -> int:
-    configure(globals())
-    runtime = setup(device, dtype, compile)
-    count = leave_a_core(threads)
-    source = str(resolve_path(out_dir))
-    options = {"quantize": quantize, "prefix_cache": PREFIX_CACHE}
-    served = load_served("m", source, runtime, max_batch, **options)
-    prompts = make_prompts(served)
-    lines = header(pick_device(device)[0])
-    print("\n".join(lines))
-    alone = time_engine(served, prompts)
-    process, port = start_server(source)
+def main(**settings) -> int:
+    c = configure(globals(), settings=settings or None, bind=False)
+    runtime = setup(c.device, c.dtype, c.compile)
+    row = {"threads": leave_a_core(c.threads), "clients": c.clients, "seconds": c.seconds}
+    source = str(resolve_path(c.out_dir))
+    options = {"quantize": c.quantize, "prefix_cache": PREFIX_CACHE}
+    served = load_served("m", source, runtime, c.max_batch, **options)
+    results = Results("serve", c.out, runtime.device, again=True)
+    row["engine"] = time_engine(c, served)
+    asks = questions(c, served)
+    process, port = start_server(c, source)
     try:
-        asked, rate, memory = asyncio.run(load(port, psutil.Process(process.pid), prompts))
-        answers = [len(ask.answer()) for ask in asked]
+        crowd = load(c, port, psutil.Process(process.pid), asks)
+        asked, row["server"], memory = asyncio.run(crowd)
+        row |= {"requests": len(asked), "tokens": sum(len(ask.answer()) for ask in asked)}
         errors = [ask.error for ask in asked if ask.error]
-        same = compare(port, served, asked)
-        drift = memory[-1] - memory[len(memory) // 4]
+        row |= {"errors": len(errors), **compare(c, port, served, asked)}
     finally:
         process.terminate()
         process.wait(60)
-    firsts = sorted(ask.first for ask in asked if ask.first is not None)
-    row = {
-        "threads": count,
-        "clients": clients,
-        "seconds": seconds,
-        "requests": len(asked),
-        "errors": len(errors),
-        "tokens": sum(answers),
-        "engine": alone,
-        "server": rate,
-        "share": rate / alone,
-        "first": firsts[len(firsts) // 2] if firsts else None,
-        "first95": firsts[int(len(firsts) * 0.95)] if firsts else None,
-        "memory": memory[-1] / 2**20,
-        "growth": drift / 2**20,
-        **same,
-    }
-    columns = [
-        ("threads", "threads", "d"),
-        ("clients", "clients", "d"),
-        ("s", "seconds", ".0f"),
-        ("requests", "requests", "d"),
-        ("errors", "errors", "d"),
-        ("engine tok/s", "engine", ",.0f"),
-        ("server tok/s", "server", ",.0f"),
-        ("share", "share", ".0%"),
-        ("first token s", "first", ".2f"),
-        ("95%", "first95", ".2f"),
-        ("MiB", "memory", ",.0f"),
-        ("growth MiB", "growth", "+.1f"),
-        ("checked", "checked", "d"),
-        ("equal", "equal", "d"),
-        ("within 1e-3", "excused", "d"),
-        ("different", "different", "d"),
-    ]
-    text = table([row], columns)
-    print(text)
+    row["share"] = row["server"] / row["engine"]
+    row["memory"] = memory[-1] / 2**20
+    row["growth"] = (memory[-1] - memory[len(memory) // 4]) / 2**20
+    if firsts := sorted(ask.first for ask in asked if ask.first is not None):
+        row["first"] = firsts[len(firsts) // 2]
+        row["first95"] = firsts[int(len(firsts) * 0.95)]
+    results.add(row)
+    results.finish(table(results.rows, COLUMNS))
     for error in sorted(set(errors))[:5]:
         print(f"error: {error}", file=sys.stderr)
-    if out:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "serve_load.json", {**provenance(runtime.device), "rows": [row]})
-        write_whole(folder / "serve_load.txt", "\n".join([*lines, text]) + "\n")
-    different = same["different"] if dtype == "float32" and not quantize else 0
-    return 1 if errors or different else 0
+    exact = c.dtype == "float32" and not c.quantize
+    return 1 if errors or (row["different"] and exact) else 0
 
 
 if __name__ == "__main__":

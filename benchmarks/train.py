@@ -1,0 +1,215 @@
+"""Training throughput of several models, and of a nanoGPT checkout on the same work.
+
+    python benchmarks/train.py                          # ours alone
+    python benchmarks/train.py --peer=../nanoGPT        # side by side
+    python benchmarks/train.py --sizes=124M --modes=compiled --out=results
+
+A step is what each project's train.py does for one: make a batch from a file of tokens, forward,
+backward, clip the gradient, update; the loss is read every log_interval steps, as both do. Repeats
+alternate between the two, in one process on one machine; a repeat is timed from idle device to idle
+device, and the table has medians. The peer runs its own model, optimizer and way to make batches,
+under autocast where its train.py has it (on GPUs), and compiled where ours is.
+"""
+
+import gc
+import sys
+import tempfile
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Peer, Results, in_turn, known, spread, table
+from bonsai.data.batches import Batches, prefetch
+from bonsai.data.dataset import Dataset, Mixture, Split
+from bonsai.models.table import build_model
+from bonsai.planning.memory import GIB, out_of_memory
+from bonsai.system.errors import run
+from bonsai.system.runtime import DTYPES, Runtime, peak_flops, pick_device, pick_dtype, setup
+from bonsai.training.step import OPTIMIZER, TrainingStep, time_steps
+from configurator import Config, configure, resolve_path
+
+# -----------------------------------------------------------------------------
+peer = ""  # folder of a nanoGPT checkout to compare with [path]
+sizes = "auto"  # rows, from SIZES below; auto: recipe,char on a CPU, 124M,355M on a GPU [list]
+dtypes = "auto"  # auto: bfloat16 on a GPU; float32,bfloat16 on a CPU that computes in both [list]
+modes = "auto"  # eager, compiled; auto: eager on a CPU, both on a GPU [list]
+repeats = 5  # of which the table has the median [>= 1]
+steps = 0  # steps in a repeat; 0: as the size says [>= 0]
+log_interval = 10  # steps between readings of the loss [>= 1]
+device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
+seed = 1337  # of the weights and batches [>= 0]
+out = ""  # folder for train.json and .txt; rows that are there are not measured again [path]
+force = False  # measure them again
+# -----------------------------------------------------------------------------
+
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+# name: shape of the model; rows in a batch, steps of a repeat, steps before the first
+SIZES = {
+    "toy": ((2, 2, 32, 32, 65), 4, 3, 1),
+    "recipe": ((4, 4, 128, 64, 65), 12, 60, 10),  # nanoGPT's for a CPU
+    "char": ((6, 6, 384, 256, 65), 16, 4, 2),  # its Shakespeare model, 10.65M
+    "124M": ((12, 12, 768, 1024, 50304), 32, 10, 5),
+    "355M": ((24, 16, 1024, 1024, 50304), 16, 10, 5),
+}
+AUTO = {
+    "cpu": {"sizes": "recipe,char", "dtypes": "float32,auto", "modes": "eager"},
+    "cuda": {"sizes": "124M,355M", "dtypes": "bfloat16", "modes": "eager,compiled"},
+}
+ROW = (("model", "size", ""), ("dtype", "dtype", ""), ("mode", "mode", ""), ("batch", "batch", ""))
+OURS, THEIRS = (
+    (
+        ("tokens/s", f"{name}.tokens_per_s.median", ",.0f"),
+        ("spread", f"{name}.tokens_per_s.spread", ".1%"),
+        ("MFU", f"{name}.mfu", ".1%"),
+        ("GiB", f"{name}.peak_gib", ".2f"),
+    )
+    for name in ("ours", "peer")
+)
+THEIRS = (("peer", "peer.dtype", ""), *THEIRS, ("ratio", "ratio.median", ".3f"))
+
+
+def fields(size: str) -> dict:
+    return {**dict(zip(SHAPE, SIZES[size][0])), "bias": False, "dropout": 0.0}
+
+
+class PeerStep:
+    """A step of the peer's train.py: its model, optimizer and batches; called like TrainingStep."""
+
+    def __init__(self, peer: Peer, size: str, tokens: Path, runtime: Runtime):
+        self.T, self.rows = fields(size)["block_size"], SIZES[size][1]
+        self.tokens, self.device = tokens, runtime.device
+        kind = runtime.device.type
+        half = kind == "cuda" and runtime.dtype != "float32"  # on a CPU it computes in float32
+        self.context = torch.autocast(kind, DTYPES[runtime.dtype]) if half else nullcontext()
+        self.dtype = runtime.dtype if half else "float32"
+        self.scaler = torch.amp.GradScaler(kind, enabled=self.dtype == "float16")
+        self.model = peer.model(fields(size)).to(runtime.device)
+        betas = (OPTIMIZER["beta1"], OPTIMIZER["beta2"])
+        decay, rate = OPTIMIZER["weight_decay"], OPTIMIZER["learning_rate"]
+        with redirect_stdout(StringIO()):  # it prints its groups
+            self.optimizer = self.model.configure_optimizers(decay, rate, betas, kind)
+        self.net = torch.compile(self.model) if runtime.compile else self.model
+        self.batch = self.fetch()
+
+    def fetch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Windows at random places of a map opened anew, converted one by one and stacked."""
+        T, data = self.T, np.memmap(self.tokens, dtype=np.uint16, mode="r")
+        places = torch.randint(len(data) - T, (self.rows,)).tolist()
+        windows = [[data[p + k : p + k + T].astype(np.int64) for p in places] for k in (0, 1)]
+        pair = [torch.stack([torch.from_numpy(w) for w in rows]) for rows in windows]
+        if self.device.type == "cuda":
+            pair = [part.pin_memory() for part in pair]
+        return tuple(part.to(self.device, non_blocking=True) for part in pair)
+
+    def __call__(self) -> torch.Tensor:
+        with self.context:
+            _, loss = self.net(*self.batch)
+        self.batch = self.fetch()  # while the GPU is busy
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMIZER["grad_clip"])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def log(self, loss: torch.Tensor) -> float:
+        return loss.item()
+
+
+def our_step(size: str, tokens: Path, runtime: Runtime, seed: int) -> TrainingStep:
+    model = build_model("gpt", fields(size)).to(runtime.device)
+    T, vocab_size, rows = model.config.block_size, model.config.vocab_size, SIZES[size][1]
+    splits = {"train": Split([tokens], max_id=vocab_size - 1)}
+    data = Dataset("random", tokens.parent, splits, vocab_size, None, None)
+    batches = Batches(Mixture([data]), T, rows, seed)
+    stream = prefetch(batches, 0, rows, pin=runtime.device.type == "cuda")
+    return TrainingStep(model, stream, {**OPTIMIZER, "seed": seed}, runtime)
+
+
+def measure(c: Config, size: str, count: int, runtime: Runtime, peer: Peer | None) -> dict:
+    """Rates, MFU and peak memory, ours and the peer's: {"ours": ..., "peer": ..., "ratio": ...}."""
+    on_gpu, (_, rows, _, warmup) = runtime.device.type == "cuda", SIZES[size]
+    contestants, found = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        tokens, rng = Path(folder) / "train.bin", np.random.default_rng(c.seed)
+        rng.integers(0, fields(size)["vocab_size"], 4_000_000, dtype=np.uint16).tofile(tokens)
+        for name in ("ours", "peer") if peer else ("ours",):
+            before = torch.cuda.memory_allocated(runtime.device) if on_gpu else 0
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats(runtime.device)
+            torch.manual_seed(c.seed)
+            if name == "ours":
+                contestants[name] = our_step(size, tokens, runtime, c.seed)
+            else:
+                contestants[name] = PeerStep(peer, size, tokens, runtime)
+            time_steps(contestants[name], warmup, runtime.synchronize)
+            # what a process that did nothing else would need; not to be told apart on a CPU
+            peak = torch.cuda.max_memory_allocated(runtime.device) - before if on_gpu else None
+            found[name] = {"seconds": [], "peak_gib": peak and peak / GIB}
+        for _, name in in_turn(contestants, c.repeats):
+            t = time_steps(contestants[name], count, runtime.synchronize, c.log_interval)
+            found[name]["seconds"].append(t)
+        contestants["ours"].stream.close()
+    T = fields(size)["block_size"]
+    peak = peak_flops(runtime.device, runtime.dtype)
+    flops = contestants["ours"].model.flops_per_token(T)
+    for part in found.values():
+        part["tokens_per_s"] = spread([count * rows * T / t for t in part["seconds"]])
+        part["mfu"] = part["tokens_per_s"]["median"] * flops / peak if peak else None
+    if peer:
+        found["peer"]["dtype"] = contestants["peer"].dtype
+        pairs = zip(found["ours"]["seconds"], found["peer"]["seconds"])
+        medians = [found[name]["tokens_per_s"]["median"] for name in ("ours", "peer")]
+        found["ratio"] = {**spread([b / a for a, b in pairs]), "median": medians[0] / medians[1]}
+    return {"batch": f"{rows} x {T}", **found}
+
+
+def rows_to_measure(c: Config, device: torch.device) -> list[tuple[str, str, str]]:
+    """(size, dtype, mode) of every row."""
+    auto = AUTO["cuda" if device.type == "cuda" else "cpu"]
+    chosen = {k: (default if c[k] == "auto" else c[k]).split(",") for k, default in auto.items()}
+    known("sizes", chosen["sizes"], SIZES)
+    known("modes", chosen["modes"], ("eager", "compiled"))
+    dtypes = dict.fromkeys(pick_dtype(d, device)[0] for d in chosen["dtypes"])  # each once
+    return [(s, d, m) for s in chosen["sizes"] for d in dtypes for m in chosen["modes"]]
+
+
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None, bind=False)
+    device, _ = pick_device(c.device)
+    todo, peer = rows_to_measure(c, device), Peer(resolve_path(c.peer)) if c.peer else None
+    commit = peer.commit if peer else None
+    same = ("commit", "hardware", "peer_commit")
+    results = Results("train", c.out, device, same, c.force, peer_commit=commit)
+    rows = []
+    for size, dtype, mode in todo:
+        count = c.steps or SIZES[size][2]
+        key = {"size": size, "dtype": dtype, "mode": mode, "steps": count, "repeats": c.repeats}
+        print(f"{size} {dtype} {mode}: {c.repeats} x {count} steps ...", flush=True)
+        runtime = setup(str(device), dtype, mode == "compiled")
+        work = (c, size, count, runtime, peer)
+        try:
+            rows.append(results.measure(key, lambda work=work: measure(*work)))
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            print(f"{size} {dtype} {mode}: out of memory, left out", flush=True)
+        finally:
+            gc.collect()
+            torch.compiler.reset()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    n = ("n", "ours.tokens_per_s.n", "d")
+    results.finish(table(rows, (*ROW, *OURS, *(THEIRS if peer else ()), n)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,121 @@
+"""benchmarks/bytes.py at toy size, and that its arms cost the same."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+
+from benchmarks import bytes as bench
+from bonsai.data.writer import Writer
+from bonsai.models.table import CONFIGS, build_model
+from bonsai.system.errors import UserError
+from bonsai.tokenizers import ByteTokenizer
+
+
+@pytest.mark.parametrize("scale, count", [("cpu", 9), ("gpu", 7)])
+def test_the_arms_cost_the_same(scale, count):
+    """FLOPs per byte of every arm, by its own formula, against those of the first."""
+    found = {}
+    for arm, (name, sizes, T) in bench.SCALES[scale].items():
+        settings = bench.settings_of(name, sizes, T)
+        assert {*settings} - {"model"} <= {*CONFIGS[name].__dataclass_fields__}, arm
+        with torch.device("meta"):
+            found[arm] = build_model(name, settings).flops_per_token()
+    assert len(found) == count
+    for arm, flops in found.items():
+        assert flops == pytest.approx(found["dense, short"], rel=0.06), (arm, found)
+
+
+def test_the_shapes_are_those_that_were_measured():
+    """Millions of parameters, as in the tables of docs/bytes.md."""
+    found = {}
+    for arm, kind in bench.CPU_ARMS.items():
+        with torch.device("meta"):
+            found[arm] = round(bench.make(bench.settings_of(*kind)).num_params() / 1e6, 2)
+    assert list(found.values()) == [0.82, 0.38, 0.82, 3.20, 5.94, 3.58, 3.58, 3.58, 3.58]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with data/toy, of bytes."""
+    text = b"what is said once is said again. " * 100
+    with Writer(tmp_path / "data" / "toy", ByteTokenizer()) as writer:
+        for split in ("train", "val"):
+            ids = ByteTokenizer().encode(text.decode())
+            writer.add(split, ids, text_bytes=len(text))
+        writer.finish()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(bench.QUICK_STEPS, "toy", 2)
+    return tmp_path
+
+
+TOY = dict(scale="toy", device="cpu", dtype="float32", dataset="data/toy", generated=8)
+
+
+def test_the_benchmark_runs_and_goes_on(place):
+    bench.main(**TOY, quick=True, arms="MEGABYTE 4")
+    results = place / "out-bytes" / "bytes.json"
+    (first,) = json.loads(results.read_text())["rows"]
+    bench.main(**TOY, quick=True)
+    found = json.loads(results.read_text())
+    assert len(found["rows"]) == 3 and found["rows"][0] == first  # not measured again
+    rows = found["summary"]
+    assert [r["arm"] for r in rows] == ["dense, short", "MEGABYTE 4", "SpaceByte"]
+    assert all(2 < r["bpb"] < 9 and r["train_rate"] > 0 for r in rows)
+    assert rows[1]["strided"] and rows[0]["strided"] is None
+    assert (place / "out-bytes" / "bytes.png").stat().st_size > 5000
+    text = (place / "out-bytes" / "bytes.txt").read_text()
+    titles = ["arm", "context", "params", "MFLOPs/byte", "rate", "seeds", "bits per byte"]
+    titles += ["± range", "strided", "train bytes/s", "layers in a row", "generates bytes/s"]
+    assert [t.strip() for t in text.splitlines()[0].strip("| ").split("|")] == titles
+
+
+def test_the_best_rate_has_further_seeds(place, capsys):
+    options = dict(full=True, arms="dense, short", steps=2, seeds=2)
+    bench.main(**TOY, **options, rates="0.01,0.02")
+    (row,) = json.loads((place / "out-bytes" / "bytes.json").read_text())["summary"]
+    assert (
+        row["seeds"] == 2 and row["range"] > 0 and "edge of those tried" in capsys.readouterr().out
+    )
+    bench.main(**TOY, **options, rates="0.01,0.02", only_table=True)
+    assert "measured before" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"quick": True, "arms": "GPT"}, "arms=GPT is not one of dense, short; MEGABYTE 4"),
+        ({}, "choose one of --quick and --full"),
+        ({"quick": True, "only_table": True}, "nothing has been measured into out-bytes"),
+    ],
+)
+def test_mistakes(place, wrong, says):
+    with pytest.raises(UserError, match=says):
+        bench.main(**TOY, **wrong)
+
+
+def test_costs_of_generation(place):
+    bench.main(part="generation", length=32, rows="1,2", device="cpu")
+    rows = json.loads((place / "out-bytes" / "generation.json").read_text())["rows"]
+    names = ["dense", "MEGABYTE", "MEGABYTE", "dense", "MEGABYTE"]
+    assert [r["model"] for r in rows] == names and [r["rows"] for r in rows] == [1, 1, 1, 2, 2]
+    assert [r["caches"] for r in rows] == ["yes", "yes", "no", "yes", "yes"]
+    assert rows[0]["ratio"] == rows[3]["ratio"] == 1 and rows[1]["serial"] == 8 / 8 + 2
+
+
+def test_costs_of_contexts(place, monkeypatch):
+    monkeypatch.setattr(bench, "in_a_process", lambda call, *args: call(*args))
+    monkeypatch.setattr(bench, "LONG_STEP", 128)
+    bench.main(part="context", contexts="64,128", dense_limit=64, device="cpu", dtype="float32")
+    first, second = json.loads((place / "out-bytes" / "context.json").read_text())["rows"]
+    assert first["gib"]["MEGABYTE"] > 0 and first["us"]["dense"] > 0
+    assert "dense" not in second["us"] and second["mflops"]["dense"] > first["mflops"]["dense"]
+    assert "from a context of 512 bytes" in (place / "out-bytes" / "context.txt").read_text()
+
+
+def test_a_process_of_its_own_gives_its_result_or_one_line():
+    assert bench.in_a_process(math.sqrt, 4.0) == 2.0
+    with pytest.raises(UserError, match="9: failed: "):
+        bench.in_a_process(os._exit, 9)

@@ -1,0 +1,77 @@
+"""benchmarks/harness.py: turns, results that go on where they were cut, checkouts of nanoGPT."""
+
+import json
+
+import pytest
+import torch
+from helpers.peer import make_peer
+
+from benchmarks.harness import Peer, Results, in_turn, known, spread, table
+from bonsai.system.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_the_first_place_is_no_advantage():
+    assert list(in_turn("ab", 3)) == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
+
+
+def test_a_spread_is_the_range_over_the_median():
+    assert spread([4.0, 2.0, 3.0]) == {"median": 3, "low": 2, "high": 4, "n": 3, "spread": 2 / 3}
+
+
+def test_a_column_may_lead_into_a_row():
+    rows = [{"ours": {"rate": {"median": 2.0}}, "n": 3}, {"n": 4}]
+    text = table(rows, (("rate", "ours.rate.median", ".1f"), ("n", "n", "d")))
+    assert [line.split() for line in text.splitlines()[2:]] == [
+        ["|", "2.0", "|", "3", "|"],
+        ["|", "n/a", "|", "4", "|"],
+    ]
+
+
+def test_what_is_no_choice_is_named():
+    known("sizes", ["a"], ("a", "b"))
+    with pytest.raises(UserError, match="sizes=c is not one of a, b"):
+        known("sizes", ["a", "c"], ("a", "b"))
+
+
+def test_results_go_on_where_they_were_cut(tmp_path, capsys):
+    def start(**options) -> Results:
+        return Results("speed", tmp_path, CPU, same=("peer",), **{"peer": "1", **options})
+
+    def forbidden() -> dict:
+        raise AssertionError("measured again")
+
+    first = start()
+    row = first.measure({"size": "toy"}, lambda: {"rate": 5.0})
+    assert not (tmp_path / "speed.txt").exists()  # cut short here
+    again = start()
+    assert again.measure({"size": "toy"}, forbidden) == row
+    again.measure({"size": "char"}, lambda: {"rate": 6.0})
+    again.finish("a table", steps=3)
+    assert "toy: measured before" in capsys.readouterr().out
+    assert (tmp_path / "speed.txt").read_text() == "a table\n"
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert [r["rate"] for r in found["rows"]] == [5.0, 6.0] and found["steps"] == 3
+    for name in ("command", "commit", "versions", "hardware", "peer"):
+        assert found[name] and found["rows"][0]["about"][name]
+    # another peer, or force: from the beginning
+    assert start(peer="2").rows == start(again=True).rows == [] != start().rows
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = Results("speed", "", CPU)
+    results.add({"rate": 1.0})
+    results.finish("a table")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_peer_is_a_folder_with_its_model(tmp_path, capsys):
+    peer = Peer(make_peer(tmp_path / "peer"))
+    fields = dict(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=5)
+    assert peer.model(fields).num_params() > 0 and peer.commit
+    peer.copy(tmp_path)
+    assert (tmp_path / "train.py").exists() and (tmp_path / "config").is_dir()
+    with pytest.raises(UserError, match=r"nowhere has no model\.py: give the folder of a nanoGPT"):
+        Peer(tmp_path / "nowhere")

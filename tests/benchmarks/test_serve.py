@@ -1,0 +1,64 @@
+"""benchmarks/serve.py at toy size, and what it computes."""
+
+import json
+
+import pytest
+import torch
+from helpers.made_model import TEXT
+
+from benchmarks import serve
+from bonsai.engine.sampling import Row, noise, step_key
+from bonsai.serving.registry import load_served
+from bonsai.system.runtime import setup
+from configurator import configure
+
+
+def test_a_crowd_at_toy_size(made_run, monkeypatch):
+    monkeypatch.chdir(made_run)
+    options = dict(seconds=1.5, engine_seconds=0.5, clients=5, tokens=12, checks=6, max_batch=4)
+    threads = torch.get_num_threads()
+    status = serve.main(out_dir="out-byte", device="cpu", out="results", **options)
+    torch.set_num_threads(threads)
+    assert status == 0
+    (row,) = json.loads((made_run / "results" / "serve.json").read_text())["rows"]
+    assert row["errors"] == row["different"] == 0 and row["requests"] > 5
+    assert row["checked"] == row["equal"] + row["excused"] == 6
+    assert row["engine"] > 0 and row["server"] > 0 and row["tokens"] > 0
+    assert row["first"] <= row["first95"]
+    titles = (made_run / "results" / "serve.txt").read_text().splitlines()[0].strip("| ").split("|")
+    assert [t.strip() for t in titles] == [
+        *("threads", "clients", "s", "requests", "errors", "engine tok/s", "server tok/s", "share"),
+        *("first token s", "95%", "MiB", "growth MiB", "checked", "equal", "within 1e-3"),
+        "different",
+    ]
+
+
+def test_how_close_a_choice_was(made_run, monkeypatch):
+    """By the scores of the draw itself; the end of text is None."""
+    runtime = setup("cpu", "float32", False)
+    served = load_served("m", str(made_run / "out-byte"), runtime, 1)
+    c = configure(vars(serve), argv=[], bind=False)
+    ask = serve.Ask(list(TEXT.encode()[:7]), c.seed + 3, c.tokens)
+    common = list(TEXT.encode()[7:12])
+    row = Row(ask.prompt, ask.params(served), 0, common)
+    with torch.no_grad():
+        logits = served.model(torch.tensor([ask.prompt + common]))[0][0, -1]
+    key = torch.tensor(step_key(row.key, len(common)))
+    scores = logits[:257] / 0.8 + noise(key, torch.arange(257))
+    got = serve.margin(served, ask, common, 65, None)
+    assert got == pytest.approx(abs(float(scores[65] - scores[256])), abs=1e-4)
+
+    # two answers that part where the choice was close are excused, others are not
+    def stream(ids: list[int]) -> bytes:
+        chunk = json.dumps({"choices": [{"token_ids": ids}]})
+        return f"HTTP/1.1 200 OK\r\n\r\ndata: {chunk}\r\n\r\ndata: [DONE]\r\n".encode()
+
+    ask.raw = [stream([1, 2, 3])]
+    for apart, alone, kind in ((5e-4, [1, 2, 4], "excused"), (0.1, [1, 2], "different")):
+        monkeypatch.setattr(serve, "post", lambda port, ask, alone=alone: alone)
+        monkeypatch.setattr(serve, "margin", lambda *args, apart=apart: apart)
+        counts = serve.compare(c, 0, served, [ask])
+        assert counts["checked"] == counts[kind] == 1 and counts["equal"] == 0
+    ask.raw, ask.error = [b"HTTP/1.1 200 OK\r\n\r\ndata: {}"], ""
+    ask.raw = [stream([1])[:-12]]  # cut off
+    assert ask.answer() == [1] and ask.error
