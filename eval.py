@@ -26,6 +26,7 @@ from bonsai.evaluation.choices import Question, multiple_choice, read_questions
 from bonsai.evaluation.loss import bits_per_byte, split_loss
 from bonsai.files.jsonfile import write_json
 from bonsai.files.textfile import check_writable
+from bonsai.models.kernels import to_device
 from bonsai.models.loading import Loaded, load_model
 from bonsai.planning.memory import out_of_memory
 from bonsai.system.errors import UserError, run
@@ -149,7 +150,7 @@ def evaluate_all(questions: list[Question], runtime: Runtime) -> dict[str, list[
             print(loaded.newer, file=sys.stderr, flush=True)
         steps = (loaded.checkpoint or {}).get("iter_num")
         loaded.checkpoint = None  # the optimizer's memory
-        raw_model = loaded.model.to(runtime.device)
+        raw_model = to_device(loaded.model, runtime.device)
         if strided and not hasattr(raw_model, "strided"):
             raise UserError(f"{loaded.source} is a {loaded.name}: only megabyte has --strided")
         raw_model.strided = strided

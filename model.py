@@ -135,25 +135,11 @@ CHOICES = {
 }
 
 
-class ReluSquared(torch.autograd.Function):
-    """max(x, 0)^2 (Primer, So et al. 2021); autograd's own backward takes three times as long."""
-
-    @staticmethod
-    def forward(ctx, x):
-        r = x.relu()
-        ctx.save_for_backward(r)
-        return r * r
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 2 * grad * ctx.saved_tensors[0]
-
-
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
-    "relu2": ReluSquared.apply,
+    "relu2": lambda x: F.relu(x).square(),  # Primer, So et al. 2021
     "swiglu": lambda x: F.silu(x.chunk(2, dim=-1)[0]) * x.chunk(2, dim=-1)[1],  # Shazeer 2020
 }
 
@@ -175,31 +161,6 @@ class Norm(nn.Module):
         return torch.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
 
 
-def drop(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Dropout (Srivastava et al. 2014) at training time.
-
-    On a CPU a byte of noise decides for each element, so that p counts in steps of 1/256; torch's
-    own draws a number each and takes three times as long.
-    """
-    if p == 0:
-        return x
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    level = min(255, max(1, round(256 * p)))
-    noise = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    keep = noise.view(torch.uint8)[: x.numel()].view(x.shape) >= level
-    return x * (keep.to(x.dtype) * (256 / (256 - level)))
-
-
-class Dropout(nn.Module):
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return drop(x, self.p) if self.training else x
-
-
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotary positions (RoPE, Su et al. 2021): turn each pair of channels by its angle.
 
@@ -211,7 +172,6 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
 
 
 GATE = 12  # channels of the stream that decide how much of a value embedding is taken
-SHORT = 256  # keys up to which plain products measured faster
 
 
 def causal_mask(T: int, S: int, window: int, device) -> torch.Tensor:
@@ -220,42 +180,19 @@ def causal_mask(T: int, S: int, window: int, device) -> torch.Tensor:
     return (back >= 0) & (back < (window or S))
 
 
-def masked_attention(q, k, v, seen, scale: float, dropout: float) -> torch.Tensor:
-    """q (B, nh, T, hs), k and v (B, nkv, S, hs), seen (T, S) or (B, 1, T, S) bool -> like q.
+def attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
+    """softmax(scale q k^T) v: q (B, nh, T, hs), k and v (B, nkv, S, hs) -> like q.
 
-    By plain products for bfloat16 on CPUs and few keys, where the backward of torch's fused kernel
-    takes 1.7 (S = 256) to 4.8 (S = 64) times as long; see docs/LOG.md.
+    mask (T, S) or (B, 1, T, S) bool: where a query sees a key. None: a single query sees all, of
+    T = S each sees the positions up to its own, with a window > 0 the last so many of those.
     """
-    (B, nh, T, hs), (nkv, S) = q.shape, k.shape[1:3]
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or S > SHORT:
-        fused = F.scaled_dot_product_attention
-        return fused(q, k, v, seen, dropout, scale=scale, enable_gqa=nkv != nh)
-    if nkv != nh:
-        k, v = (x.repeat_interleave(nh // nkv, dim=1) for x in (k, v))
-    q, k, v = (x.reshape(B * nh, -1, hs) for x in (q, k, v))
-    unseen = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -math.inf)
-    unseen = unseen.expand(B, nh, T, S).reshape(B * nh, T, S) if seen.dim() > 2 else unseen
-    scores = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=scale)  # (B nh, T, S)
-    probs = drop(F.softmax(scores, dim=-1), dropout)
-    return torch.bmm(probs.to(v.dtype), v).view(B, nh, T, hs)
-
-
-def local_attention(q, k, v, window: int, scale: float, dropout: float) -> torch.Tensor:
-    """Causal attention to the last `window` positions; q (B, nh, T, hs), k, v (B, nkv, T, hs).
-
-    In blocks of `window` queries, each of which sees its own block and the one before (Child et al.
-    2019, Beltagy et al. 2020): time and memory grow with T window instead of T^2.
-    """
-    B, nh, T, hs = q.shape
-    n, w = -(-T // window), window
-    q = F.pad(q, (0, 0, 0, n * w - T)).view(B, nh, n, w, hs)
-    k, v = (F.pad(x, (0, 0, w, n * w - T)).view(B, -1, n + 1, w, hs) for x in (k, v))
-    k, v = (torch.cat((x[:, :, :-1], x[:, :, 1:]), 3) for x in (k, v))  # (B, nkv, n, 2w, hs)
-    q, k, v = (x.transpose(1, 2).reshape(B * n, -1, x.size(3), hs) for x in (q, k, v))
-    seen = causal_mask(w, 2 * w, w, q.device).repeat(n, 1, 1, 1)
-    seen[0, ..., :w] = False  # nothing before the first block
-    y = masked_attention(q, k, v, seen.repeat(B, 1, 1, 1), scale, dropout)
-    return y.view(B, n, nh, w, hs).transpose(1, 2).reshape(B, nh, n * w, hs)[:, :, :T]
+    T, S = q.size(2), k.size(2)
+    if mask is None and 0 < window < T:
+        mask = causal_mask(T, S, window, q.device)
+    causal, grouped = mask is None and T > 1, k.size(1) != q.size(1)
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
+    )
 
 
 class KVCache:
@@ -363,7 +300,7 @@ class CausalSelfAttention(nn.Module):
         self.qk_norm, self.rms = config.qk_norm, config.norm == "rmsnorm"
         self.nh, self.nkv, self.hs = config.n_head, config.kv_heads, config.head_dim
         self.scale = config.attention_scale or 1 / math.sqrt(self.hs)
-        self.attend = F.scaled_dot_product_attention  # bonsai/engine/ has another for its steps
+        self.attend = attention  # bonsai/models/kernels.py and bonsai/engine/cpu have faster ones
         self.window = config.window(layer)
         # queries, keys and values in one product
         width = (self.nh + 2 * self.nkv) * self.hs
@@ -371,6 +308,7 @@ class CausalSelfAttention(nn.Module):
         # ... which are matrices of their own to an optimizer that treats a matrix as a whole
         self.c_attn.weight.row_block = math.gcd(self.nh, self.nkv) * self.hs
         self.c_proj = nn.Linear(self.nh * self.hs, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
         self.gate = None
         if config.has_value_embedding(layer):
             self.gate = nn.Linear(min(GATE, config.n_embd), self.nkv, bias=False)
@@ -395,18 +333,9 @@ class CausalSelfAttention(nn.Module):
                 k, v = k[:, :, -window:], v[:, :, -window:]
             mask = cache.mask_within(window)
         dropout = self.dropout if self.training else 0.0
-        causal = T > 1 and mask is None
-        if causal and x.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= SHORT:
-            seen = causal_mask(T, T, window, x.device)
-            y = masked_attention(q, k, v, seen, self.scale, dropout)  # (B, nh, T, hs)
-        elif causal and 0 < window < T:
-            y = local_attention(q, k, v, window, self.scale, dropout)  # (B, nh, T, hs)
-        else:
-            y = self.attend(  # (B, nh, T, hs)
-                q, k, v, mask, dropout, causal, scale=self.scale, enable_gqa=self.nkv != self.nh
-            )
+        y = self.attend(q, k, v, mask, window, self.scale, dropout)  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, self.nh * self.hs)  # heads side by side
-        return drop(self.c_proj(y), dropout)
+        return self.resid_dropout(self.c_proj(y))
 
 
 class MLP(nn.Module):
@@ -416,12 +345,12 @@ class MLP(nn.Module):
         gates = 2 if config.activation == "swiglu" else 1
         self.c_fc = nn.Linear(config.n_embd, gates * hidden, bias=config.bias)
         self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
-        self.activation = ACTIVATIONS[config.activation]
-        self.dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation = config.activation
+        self.activate = ACTIVATIONS[config.activation]  # or a faster one, as `attend`
 
     def forward(self, x):
-        y = self.c_proj(self.activation(self.c_fc(x)))
-        return drop(y, self.dropout) if self.training else y
+        return self.dropout(self.c_proj(self.activate(self.c_fc(x))))
 
 
 class Block(nn.Module):
@@ -451,7 +380,7 @@ class GPT(nn.Module):
             self.transformer.wpe = nn.Embedding(config.block_size, config.n_embd)
         if config.norm_embedding:
             self.transformer.ln_e = Norm(config)
-        self.transformer.drop = Dropout(config.dropout)
+        self.transformer.drop = nn.Dropout(config.dropout)
         self.transformer.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         # with the norm after each block (GPT-1) the last block's is the final norm
         post = config.norm_placement == "post"

@@ -32,6 +32,7 @@ from itertools import chain
 from bonsai.engine import Engine, SamplingParams, generate, prepare
 from bonsai.engine.text import find_tokenizer, start_tokens
 from bonsai.files.textfile import check_writable, read_text
+from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
@@ -154,7 +155,7 @@ def main() -> None:
     source = "best" if init_from == "resume" else str(resolve_path(init_from))
     loaded = load_model(source, str(resolve_path(out_dir)), {"dropout": 0.0})
     loaded.checkpoint = None  # the optimizer's memory
-    model = loaded.model.to(runtime.device)
+    model = to_device(loaded.model, runtime.device)
     tokenizer, where = find_tokenizer(loaded)
     if loaded.newer:
         say(loaded.newer)

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from bonsai.data.batches import Batches, prefetch
 from bonsai.engine.text import sample_text
 from bonsai.evaluation.loss import bits_per_byte, mixture_loss
+from bonsai.models.kernels import to_device
 from bonsai.models.table import CONFIGS, describe_model
 from bonsai.planning.memory import LOWER, describe_memory, out_of_memory
 from bonsai.planning.presets import FIELDS
@@ -121,7 +122,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
 
     # ---- data, model and optimizer: new, or where they stood ----
     start = begin(c, folder, world)
-    data, raw_model = start.data, start.model.to(device)
+    data, raw_model = start.data, to_device(start.model, device)
     block_size, vocab_size = raw_model.config.block_size, raw_model.config.vocab_size
     rows = c.gradient_accumulation_steps * c.batch_size
     noise = (c.token_noise, vocab_size)

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import torch
 
 from benchmarks.harness import Results, in_turn, spread, table
+from bonsai.models.kernels import to_device
 from bonsai.planning.memory import GIB
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import Runtime, setup
@@ -77,7 +78,7 @@ def measure(c: Config, T: int, runtime: Runtime) -> list[dict]:
             config = GPTConfig(block_size=T, vocab_size=256, bias=False, **shape, **bands)
         except ValueError as e:
             raise UserError(e) from None
-        model = GPT(config).to(runtime.device)
+        model = to_device(GPT(config), runtime.device)
 
         def step(model=model):
             with runtime.autocast():

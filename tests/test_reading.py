@@ -71,6 +71,14 @@ def test_an_entry_of_the_notebook_has_a_verdict_and_ten_lines_at_most():
     assert days == sorted(days)  # newest last
 
 
+def test_the_limits_of_the_server_are_those_that_stand_there():
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", text.split("## Limits and safety")[1], re.M)
+    default = settings("serve.py", [])
+    assert len(rows) == 6
+    assert all(default[name] == float(limit) for name, limit in rows)
+
+
 def test_the_walk_of_a_token():
     ids = ByteTokenizer().encode("def f")
     assert len(ids) == 5 and ids[-1] == 102

@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from model import Dropout, sinusoids
+from model import sinusoids
 
 
 @dataclass
@@ -93,11 +93,11 @@ class Layer(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(C, config.hidden),
             nn.ReLU(),
-            Dropout(config.dropout),
+            nn.Dropout(config.dropout),
             nn.Linear(config.hidden, C),
         )
         self.norm_mlp = nn.LayerNorm(C)
-        self.drop = Dropout(config.dropout)
+        self.drop = nn.Dropout(config.dropout)
         self.post = config.norm_placement == "post"
 
     def add(self, x, norm, part):
@@ -131,7 +131,7 @@ class Seq2Seq(nn.Module):
         pre = config.norm_placement == "pre"
         self.norm_encoder = nn.LayerNorm(config.n_embd) if pre else nn.Identity()
         self.norm_decoder = nn.LayerNorm(config.n_embd) if pre else nn.Identity()
-        self.drop = Dropout(config.dropout)
+        self.drop = nn.Dropout(config.dropout)
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -31,18 +31,23 @@ def read_rows(path: Path) -> tuple[list[dict], int]:
     with open(path, encoding="utf-8", errors="replace") as f:
         for line in f:
             lines += 1
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if is_row(row):
+            if is_row(row := parse_object(line)):
                 rows.append(row)
     return rows, lines - len(rows)
 
 
-def is_row(row: object) -> bool:
+def parse_object(line: str | bytes) -> dict | None:
+    """The JSON object in a line, nan and inf as null; None where there is none."""
+    try:
+        found = finite(json.loads(line))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def is_row(row: dict | None) -> bool:
     """Whether it is an object of numbers and nulls with the number of a step."""
-    if not isinstance(row, dict) or type(row.get("iter")) is not int or row["iter"] < 0:
+    if row is None or type(row.get("iter")) is not int or row["iter"] < 0:
         return False
     return all(v is None or type(v) in (int, float) for v in row.values())
 

@@ -9,6 +9,7 @@ import torch
 from bonsai import tokenizers
 from bonsai.engine import Engine
 from bonsai.engine.text import find_tokenizer, start_tokens
+from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES, Runtime
@@ -77,7 +78,7 @@ def load_served(
     template = (loaded.checkpoint or {}).get("chat_template")
     loaded.checkpoint = None  # the optimizer's memory
     tokenizer, _ = find_tokenizer(loaded)
-    model = loaded.model.to(runtime.device).eval()
+    model = to_device(loaded.model, runtime.device).eval()
     engine = Engine(
         model,
         max_batch=max_batch,

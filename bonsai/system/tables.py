@@ -1,4 +1,4 @@
-"""Repeated measurements, and tables of them in Markdown, to be pasted as they are printed."""
+"""Repeated measurements, and tables: in Markdown, to be pasted as printed, or plain columns."""
 
 import statistics
 from collections.abc import Sequence
@@ -33,3 +33,17 @@ def table(rows: list[dict], columns: Sequence[tuple[str, str, str]]) -> str:
         padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right)]
         lines.append(f"| {' | '.join(padded)} |")
     return "\n".join(lines)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text for a terminal alone, the first column at the left and the others at the right.
+
+    >>> print(columns([["", "bytes"], ["gpt2", "9"]]))
+          bytes
+    gpt2      9
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
+        for row in rows
+    )

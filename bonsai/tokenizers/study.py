@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from bonsai.files.access import save_picture
+from bonsai.system.tables import columns
 from bonsai.tokenizers.base import Tokenizer
 from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.samples import LANGUAGES, OTHERS
@@ -12,15 +13,6 @@ from bonsai.tokenizers.view import show
 
 SIZES = tuple(2**k for k in range(8, 17))  # 256 ... 65,536
 Curve = list[tuple[int, float, float]]  # vocabulary size, tokens per byte of seen and unseen text
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns, the first to the left and the others to the right; the first row is the heading."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
-        for row in rows
-    )
 
 
 def compression(tokenizers: Mapping[str, Tokenizer], texts: Sequence[str]) -> str:
@@ -34,7 +26,7 @@ def compression(tokenizers: Mapping[str, Tokenizer], texts: Sequence[str]) -> st
             tokens = sum(map(len, tokenizer.encode_batch(group)))
             row.append(f"{size / max(tokens, 1):.2f} ({tokens:,})")
         rows.append(row)
-    return table(rows)
+    return columns(rows)
 
 
 def longest_tokens(tokenizer: BPETokenizer, count: int = 20) -> str:
@@ -108,7 +100,7 @@ def curve_table(curve: Curve, width: int) -> str:
         [f"{size:,}", f"{seen:.3f}", f"{unseen:.3f}", f"{size * width / 1e6:.2f}M"]
         for size, seen, unseen in curve
     ]
-    return table(rows)
+    return columns(rows)
 
 
 def draw_curve(curve: Curve, width: int, path: str) -> None:

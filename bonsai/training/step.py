@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from bonsai.models.kernels import to_device
 from bonsai.system.runtime import Runtime, seed_everything
 from bonsai.training.optimizers import build_optimizer
 
@@ -34,13 +35,14 @@ OPTIMIZER = dict(
 class TrainingStep:
     """One step per call: batch, forward, backward, clip, update; returns the loss, a tensor.
 
-    model: on its device; compiled and wrapped for several processes here, as the runtime says.
+    model: put on its device, compiled and wrapped for several processes here, as the runtime says.
     stream: yields micro-batches (x, y), each (B, T) int64. settings: the optimizer's, grad_clip,
     seed. Nothing waits for the device but `log`.
     """
 
     def __init__(self, model: torch.nn.Module, stream: Iterator, settings: dict, runtime: Runtime):
-        self.model, self.stream, self.settings, self.runtime = model, stream, settings, runtime
+        self.model = model = to_device(model, runtime.device)
+        self.stream, self.settings, self.runtime = stream, settings, runtime
         self.optimizer = build_optimizer(model, settings, runtime)
         device = runtime.device
         self.scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")

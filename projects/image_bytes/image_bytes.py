@@ -29,6 +29,7 @@ from bonsai.data.dataset import open_dataset
 from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
+from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
@@ -272,7 +273,7 @@ def main() -> None:
     loaded = load_model("best", out / "run", {"dropout": 0.0})
     loaded.checkpoint = None
     runtime = setup(dtype="float32", compile=False)
-    model, N = loaded.model.to(runtime.device), len(layout.places)
+    model, N = to_device(loaded.model, runtime.device), len(layout.places)
     if model.config.block_size != N or model.config.patch_size != layout.patch_size:
         raise UserError(f"{out / 'run'} was trained on pictures of another layout: set --out_dir")
     val = open_dataset(str(out / "data")).split("val")

@@ -28,6 +28,7 @@ from bonsai.data.dataset import open_dataset
 from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
+from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
@@ -211,7 +212,7 @@ def main() -> None:
     loaded = load_model("best", out / "run")
     loaded.checkpoint = None
     runtime = setup(dtype="float32", compile=False)
-    model = loaded.model.to(runtime.device)
+    model = to_device(loaded.model, runtime.device)
     val = open_dataset(str(out / "data")).split("val")
     loss, count = split_loss(model, val, runtime, model.config.block_size, 8)
     print(f"{loss / math.log(2):.4f} bits per byte on {count / rate:.1f} s of held-out sound")

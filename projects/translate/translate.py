@@ -29,6 +29,7 @@ from bonsai.engine import SamplingParams, generate
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
 from bonsai.models.fit import check_fit
+from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
 from bonsai.runs.checkpoint import save_checkpoint
@@ -156,7 +157,7 @@ def train_model(data: Dataset, runtime: Runtime) -> tuple[Seq2Seq, float]:
     except ValueError as e:
         raise UserError(e) from None
     torch.manual_seed(seed)
-    model = Seq2Seq(config).to(runtime.device)
+    model = to_device(Seq2Seq(config), runtime.device)
     settings = {**OPTIMIZER, "weight_decay": 0.0, "beta2": 0.98, "adam_eps": 1e-9}
     optimizer = build_optimizer(model, settings, runtime)
     first, step, seconds = 0, 0, 0.0
@@ -320,7 +321,7 @@ def main() -> None:
         options = [f"--dataset={dataset}", f"--device={device}", f"--dtype={dtype}"]
         train(HERE / "gpt.py", out / "gpt", gpt_steps, *options, *gpt_options.split())
         minutes = (time.perf_counter() - begin) / 60
-        gpt = load_model("best", out / "gpt").model.to(runtime.device)
+        gpt = to_device(load_model("best", out / "gpt").model, runtime.device)
         begin = time.perf_counter()
         with runtime.autocast():
             heard = translate_with_gpt(gpt, coder, questions, ids, gpt.config.block_size)

@@ -3,20 +3,22 @@
 import errno
 import functools
 import gzip
-import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-from helpers.inputs import TEXTS, split_of, write_inputs
+from helpers.inputs import TEXTS, write_inputs
+from helpers.shared_data import need_vocabulary
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bonsai.data import readers
-from bonsai.data.corpus import split_documents, whole_documents
+from bonsai.data.corpus import whole_documents
 from bonsai.data.finding import find_files
-from bonsai.data.readers import Options, Piece, Seen, read_pieces
+from bonsai.data.readers import Options, Seen, read_pieces, safe_cut
 from bonsai.system.errors import UserError
 from bonsai.system.values import unescape
+from bonsai.tokenizers import get
 
 
 def test_every_format_gives_the_same_documents(tmp_path):
@@ -119,63 +121,6 @@ def test_nulls_and_empty_texts_are_left_out(tmp_path):
     found = [piece.data.decode() for piece in read_pieces([path], keep_empty=True)]
     assert found == ["", "", "a\ufffd"]
     assert [piece.data.decode() for piece in read_pieces([path])] == ["a\ufffd"]
-
-
-def test_the_split_depends_on_the_document_alone():
-    many = [f"text {i}" for i in range(3000)]
-    one = split_of(many, 0.1)
-    assert 200 < list(one.values()).count("val") < 400
-    assert split_of(many[::-1], 0.1) == one
-    assert {t: one[t] for t in many[:2000]} == split_of(many[:2000], 0.1)
-
-
-@pytest.mark.parametrize("count", [2, 3, 10, 100, 999])
-def test_a_small_corpus_has_both_splits(count):
-    splits = list(split_of([f"text {i}" for i in range(count)], 0.05).values())
-    assert splits.count("val") == max(1, round(0.05 * count))
-
-
-SIZES = (100, 1000, 250_000, 300_000, 1_115_394, 1_400_000, 2_000_000, 3_333_333, 9_000_000)
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst", "a.jsonl", "a.parquet"])
-def test_the_share_of_one_document_is_what_was_asked_for(tmp_path, name, size):
-    """Whatever the size, the reader, and how well which part of the text packs."""
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    hard = np.random.default_rng(0).integers(97, 123, (size // 160 + 1, 39), np.uint8)  # letters
-    hard = np.insert(hard, 39, 10, axis=1).tobytes()[: size // 4]
-    data = (hard + b"To be, or not to be: that is the bug.\r\n" * (size // 39 + 1))[:size]
-    path, text = tmp_path / name, data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if name == "a.jsonl":
-        path.write_text(json.dumps({"text": text.decode()}))
-    elif name == "a.parquet":
-        pq.write_table(pa.table({"text": [text.decode()]}), path)
-    elif name == "a.txt.zst":
-        path.write_bytes(pa.Codec("zstd").compress(data, asbytes=True))
-    else:
-        path.write_bytes(gzip.compress(data, 1) if name.endswith(".gz") else data)
-    for share in (0.05, 0.3):
-        read = functools.partial(read_pieces, [path])
-        parts = list(split_documents(read, share))
-        assert b"".join(data for _, data, _ in parts) == text
-        val = sum(len(data) for split, data, _ in parts if split == "val")
-        assert 0.9 * share * len(text) - 2 <= val <= share * len(text) + 1
-        assert [split for split, _, ends in parts if ends] == ["train", "val"]
-
-
-def test_one_document_is_cut_near_the_end():
-    text = "".join(f"line {i} é\n" for i in range(1000))
-    for pieces in ([text], [text[:7000], text[7000:]], [text[:100], text[100:9000], text[9000:]]):
-        stream = [
-            Piece(text.encode(), i == 0, i == len(pieces) - 1, 0) for i, text in enumerate(pieces)
-        ]
-        parts = list(split_documents(lambda s=stream, **_: s, 0.2))
-        train = b"".join(data for split, data, _ in parts if split == "train").decode()
-        val = b"".join(data for split, data, _ in parts if split == "val").decode()
-        assert train + val == text and train.endswith("\n")
-        assert 0.19 < len(val.encode()) / len(text.encode()) < 0.2
-        assert [split for split, _, ends in parts if ends] == ["train", "val"]
 
 
 # ---- what is left out, and said ----
@@ -309,3 +254,22 @@ def test_too_many_open_files_are_not_the_files_fault(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(UserError, match=r"a\.txt: Too many open files"):
         list(read_pieces([tmp_path / "a.txt"], Options(on_error="skip")))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt4"])
+def test_pieces_have_the_ids_of_the_whole(name):
+    """Long files are cut where no token crosses: wherever `safe_cut` says so, for any text."""
+    need_vocabulary(name)
+    tokenizer = get(name)
+    parts = st.sampled_from(
+        ["\n", "\r\n", " ", "\t", "a", "B7", ".", "'ll", "'", "é", "\u2028", "的"]
+    )
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(parts, max_size=40).map("".join))
+    def check(text):
+        cut = safe_cut(text)
+        whole = tokenizer.encode(text)
+        assert tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:]) == whole
+
+    check()

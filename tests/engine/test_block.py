@@ -14,6 +14,8 @@ from bonsai.engine.cpu import block, linear, weights
 from bonsai.engine.cpu import pages as memory
 from bonsai.engine.cpu.pages import PAGE, LargePages
 from bonsai.models.table import build_model
+from model import ACTIVATIONS
+from model import CHOICES as ALLOWED
 
 own_kernel = pytest.mark.skipif(not block.kernels(), reason="no C++ compiler")
 T = 40
@@ -64,6 +66,34 @@ def one_by_one(model, ids, dtype):
     cache = model.new_cache(1, dtype=dtype)
     steps = [model(ids[:, t : t + 1], cache=cache)[0][0, 0] for t in range(ids.size(1))]
     return torch.stack(steps)
+
+
+@own_kernel
+def test_block_cpp_knows_every_activation_by_its_name():
+    numbers = [block.activation_number(name) for name in ACTIVATIONS]
+    assert len({*numbers}) == len(numbers) and min(numbers) >= 0
+    assert block.activation_number("tanh") == -1
+
+
+@own_kernel
+def test_an_activation_that_is_inserted_changes_no_other(calls, monkeypatch):
+    """The table has one more at its beginning, and the others in another order."""
+    before = dict(ACTIVATIONS)
+    ACTIVATIONS.clear()
+    ACTIVATIONS.update({"tanh": torch.tanh, **dict(reversed(before.items()))})
+    monkeypatch.setitem(ALLOWED, "activation", tuple(ACTIVATIONS))
+    ids = torch.randint(101, (1, 1))
+    try:
+        for name in ACTIVATIONS:
+            model = make(activation=name)
+            calls.clear()
+            got = one_by_one(prepare(model), ids, torch.float32)
+            assert len(calls) == (name != "tanh"), name  # which torch computes
+            want = one_by_one(model, ids, torch.float32)
+            assert (got - want).abs().max() < 1e-3 * want.std(), name
+    finally:
+        ACTIVATIONS.clear()
+        ACTIVATIONS.update(before)
 
 
 @own_kernel

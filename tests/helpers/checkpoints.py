@@ -14,12 +14,6 @@ def state(step: int = 1) -> dict:
     return {"model": {"w": weights}, "model_args": {"n_layer": 1}, "iter_num": step}
 
 
-def one_line(e) -> str:
-    text = str(e.value)
-    assert "\n" not in text
-    return text
-
-
 needs_resource = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="limits the address space, which needs Linux"
 )

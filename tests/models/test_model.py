@@ -8,16 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.models.table import MODELS, build_model
-from model import (
-    ACTIVATIONS,
-    CLASSIC_KEYS,
-    GPT,
-    GPTConfig,
-    causal_mask,
-    drop,
-    local_attention,
-    masked_attention,
-)
+from model import ACTIVATIONS, CLASSIC_KEYS, GPT, GPTConfig, attention, causal_mask
 
 B, T, V = 2, 12, 29
 SHAPE = dict(block_size=16, vocab_size=V, n_layer=2, n_head=4, n_embd=32)
@@ -376,32 +367,18 @@ def test_a_cache_continues_where_it_stopped():
 # ---- attention windows ----
 
 
-@pytest.mark.parametrize("window", [1, 3, 5, 8, 12, 40])
-@pytest.mark.parametrize("kv", [4, 2])
-@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_local_attention_equals_a_mask(window, kv, dtype, error):
-    """In blocks, by the fused kernel and by plain products, against the whole matrix of scores."""
+@pytest.mark.parametrize("window", [0, 1, 5, 40])
+def test_a_mask_says_what_a_query_sees(window):
+    i, j = torch.arange(21)[:, None], torch.arange(21)
+    seen = (j <= i) & (j > i - (window or 21))
+    assert torch.equal(causal_mask(21, 21, window, "cpu"), seen)
+    assert torch.equal(causal_mask(5, 21, window, "cpu"), seen[-5:])
     torch.manual_seed(0)
-    t = 21
-    shapes = ((2, 4, t, 8), (2, kv, t, 8), (2, kv, t, 8))
-    q, k, v = (torch.randn(shape).to(dtype).requires_grad_() for shape in shapes)
-    i, j = torch.arange(t)[:, None], torch.arange(t)
-    seen = (j <= i) & (j > i - window)
-    assert torch.equal(causal_mask(t, t, window, "cpu"), seen)
-    assert torch.equal(causal_mask(5, t, window, "cpu"), seen[-5:])
-    full = F.scaled_dot_product_attention(
-        *(x.float() for x in (q, k, v)), seen, scale=0.3, enable_gqa=True
-    )
-    for attention in (
-        lambda: local_attention(q, k, v, window, 0.3, 0.0),
-        lambda: masked_attention(q, k, v, seen, 0.3, 0.0),
-    ):
-        y = attention()
-        assert y.dtype == dtype and y.shape == q.shape
-        torch.testing.assert_close(y.float(), full, atol=error, rtol=error)
-        for at in (0, 9, t - 1):  # and nothing comes from what is not seen
-            gradient = torch.autograd.grad(y[:, :, at].sum(), v, retain_graph=True)[0]
-            assert torch.equal(gradient.abs().sum((0, 1, 3)) > 0, seen[at])
+    q, k, v = torch.randn(2, 4, 21, 8), torch.randn(2, 2, 21, 8), torch.randn(2, 2, 21, 8)
+    want = attention(q, k, v, seen, 0, 0.3, 0.0)
+    torch.testing.assert_close(attention(q, k, v, None, window, 0.3, 0.0), want)
+    one = attention(q[:, :, -1:], k, v, None, 0, 0.3, 0.0)  # a single query sees all keys
+    torch.testing.assert_close(one, attention(q, k, v, None, 0, 0.3, 0.0)[:, :, -1:])
 
 
 def test_a_window_hides_what_lies_before_it():
@@ -425,21 +402,6 @@ def test_value_embeddings_gate_each_head():
         assert p.grad.abs().sum() > 0, name
 
 
-def test_relu_squared_and_its_gradient():
-    x = torch.randn(50, dtype=torch.float64, requires_grad=True)
+def test_squared_relu():
+    x = torch.randn(50)
     assert torch.equal(ACTIVATIONS["relu2"](x), x.relu() ** 2)
-    torch.autograd.gradcheck(ACTIVATIONS["relu2"], x)
-
-
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
-def test_dropout_keeps_the_mean_and_its_share(p):
-    torch.manual_seed(0)
-    x = torch.ones(1001, 100, requires_grad=True)
-    y = drop(x, p)
-    kept = (y != 0).float().mean().item()
-    assert kept == pytest.approx(1 - p, abs=0.006)
-    assert y.mean().item() == pytest.approx(1, abs=0.03)
-    y.sum().backward()
-    assert torch.equal(x.grad, y.detach())  # dropped where it was dropped, scaled alike
-    torch.manual_seed(0)
-    assert torch.equal(drop(x, p), y)

@@ -8,21 +8,15 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from html.parser import HTMLParser
-from itertools import pairwise
 
 import pytest
+from helpers.html_text import TextOf
 from helpers.programs import run_command
 from helpers.shared_data import ROOT, need_vocabulary
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bonsai.system.errors import UserError
-from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, get, patterns
-from bonsai.tokenizers import study as report
-from bonsai.tokenizers.patterns import GPT4
-from bonsai.tokenizers.samples import LANGUAGES, OTHERS
-from bonsai.tokenizers.view import colours, html_page, show, terminal
+from bonsai.tokenizers import EOT_TEXT, BPETokenizer, get, patterns
+from bonsai.tokenizers.samples import LANGUAGES
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.\n" * 40
 
@@ -147,26 +141,6 @@ def test_mistakes_are_one_line_and_leave_nothing(folder, arguments, message):
     assert sorted(folder.iterdir()) == before
 
 
-# ---- the report ----
-
-
-def test_the_samples_say_what_they_say_in_one_line_each():
-    assert len(LANGUAGES) >= 12 and len(set(LANGUAGES.values())) == len(LANGUAGES)
-    for text in (LANGUAGES | OTHERS).values():
-        assert 20 < len(text) < 200 and text == text.encode().decode()
-
-
-def test_the_curve_is_that_of_separate_trainings():
-    texts = list(LANGUAGES.values())
-    curve = report.size_curve(texts, GPT4, sizes=(256, 300, 400))
-    seen, unseen = report.held_out(texts)
-    for size, of_seen, of_unseen in curve:
-        alone = BPETokenizer.train(seen, size, GPT4, special_tokens=())
-        assert report.tokens_per_byte(alone, seen) == of_seen
-        assert report.tokens_per_byte(alone, unseen) == of_unseen
-    assert curve[0] == (256, 1.0, 1.0) and curve[2][1] < curve[1][1] < 1
-
-
 def test_without_the_library_nothing_asks_for_it(monkeypatch, capsys):
     """--fast=False holds for the curve too, which once ended in the advice to say --fast=False."""
     monkeypatch.setattr(patterns, "LONG_BLANK", 50)
@@ -200,64 +174,7 @@ def test_what_a_terminal_cannot_show_is_an_escape(folder, encoding):
         assert ("\\u" in result.stdout) == (encoding != "utf-8")
 
 
-def test_unused_tokens_are_counted():
-    tokenizer = BPETokenizer.train(["abc"], 300, special_tokens=())
-    assert tokenizer.tokens[256:] == [b"ab", b"abc"]
-    said = report.unused_tokens(tokenizer, ["abc", "abc"])
-    assert said.endswith("257 of 258: 256 bytes and 1 merges, such as ab")
-
-
-# ---- the view ----
-
-
-def test_tokens_in_the_terminal():
-    own = {"byte": ByteTokenizer()}
-    assert terminal("a é\n|", own, colour=False, ids=True) == (
-        "byte: 6 tokens for 6 bytes, 1.00 bytes per token\na|·|\\xc3|\\xa9|↵|\n\\|\n"
-        "97 32 195 169 10 124"
-    )
-    coloured = terminal("ab\n", own)
-    assert coloured.count("\x1b[30;48;5;") == coloured.count("\x1b[0m") == 3
-    assert "0 tokens for 0 bytes" in terminal("", own)
-    assert "1 token for 1 byte" in terminal("a", own)
-    assert show(b" \t\r\n\x00\xff") == "·→␍↵\\x00\\xff"
-
-
-@given(st.lists(st.integers(0, 10)))
-def test_neighbours_differ_in_colour(ids):
-    chosen = colours(ids, 3)
-    assert len(chosen) == len(ids) and all(a != b for a, b in pairwise(chosen))
-
-
-class TextOf(HTMLParser):
-    """The text of a page, the tags that are open, and everything that points elsewhere."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.text, self.open, self.links = "", [], []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.links += [value for name, value in attrs if name in ("src", "href")]
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.text())
-def test_a_page_is_whole_and_stands_alone(text):
-    page = html_page([text], {"<byte>": ByteTokenizer()}, title="<&>")
-    parsed = TextOf(page)
-    assert parsed.open == [] and parsed.links == [] and "<script" not in page
-    assert "".join(show(bytes([b])) for b in text.encode()).replace("↵", "") in (
-        parsed.text.replace("↵\n", "").replace("↵", "")
-    )
+# ---- show_tokens.py ----
 
 
 def test_show_tokens(folder):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.checkpoints import one_line, state
+from helpers.checkpoints import state
+from helpers.errors import one_line
 from helpers.programs import ROOT, environment
 
 from bonsai.runs import checkpoint

@@ -7,7 +7,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers.checkpoints import one_line, state
+from helpers.checkpoints import state
+from helpers.errors import one_line
 from helpers.programs import Payload, differences
 
 from bonsai.models.loading import load_model

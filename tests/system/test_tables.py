@@ -1,6 +1,6 @@
 """bonsai/system/tables.py: tables line up, and a spread says of how many."""
 
-from bonsai.system.tables import spread, table
+from bonsai.system.tables import columns, spread, table
 
 
 def test_a_table_lines_up():
@@ -20,3 +20,8 @@ def test_a_spread_of_repeats():
 
 def test_a_table_without_rows_has_its_head():
     assert table([], [("loss", "loss", ".2f")]).splitlines() == ["| loss |", "| ---: |"]
+
+
+def test_columns_line_up():
+    text = columns([["", "bytes"], ["gpt2", "9"]])
+    assert text.splitlines() == ["      bytes", "gpt2      9"]

@@ -1,4 +1,4 @@
-"""Every tokenizer of the table passes the shared tests; what is particular to one comes after."""
+"""The table of tokenizers: each passes the shared tests, and is made again of its description."""
 
 import argparse
 import decimal
@@ -6,11 +6,13 @@ import functools
 import inspect
 import json
 import shutil
+import subprocess
 import sys
 import typing
 from collections.abc import Callable
 
 import pytest
+from helpers.hostile_texts import HOSTILE
 from helpers.programs import ROOT, TINY, run_command
 from helpers.shared_data import need_vocabulary
 from helpers.tiny_data import tiny_text
@@ -18,13 +20,11 @@ from helpers.toy_tokenizer import ToyTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bonsai.data.readers import safe_cut
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import (
     EOT_TEXT,
     TOKENIZERS,
     BPETokenizer,
-    ByteTokenizer,
     CharTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
@@ -33,24 +33,6 @@ from bonsai.tokenizers import (
     names,
     tokenizer_class,
 )
-
-HOSTILE = [
-    "hello world",
-    "",
-    " ",
-    "\n\n\r\n\t ",
-    "\0null\0bytes\0",
-    "naïve café, Ελληνικά, русский, 中文, العربية, हिन्दी",
-    "emoji 😀👩‍👩‍👧‍👦🏳️‍🌈, combining é ȃ̧, ligature ﬁ",
-    "\ufeffbom \u200bzero width \u202eright to left",
-    "planes: \u0100 \u4e00 \U00010348 \U0001f9ff \U0010ffff",
-    EOT_TEXT,
-    f"look-alikes: {EOT_TEXT} <|endoftext <|im_start|> |>",
-    "x" * 3000,
-    "1234567890 3.14159 'll 'LL don't DON'T    spaces   ",
-    "def f(x):\n        return {x: [1, 2, 3]}\n",
-]
-
 
 PROSE = [inspect.getdoc(module) for module in (argparse, decimal, inspect, json, typing)]
 
@@ -213,33 +195,7 @@ def test_any_ids_give_some_text(tokenizer):
     check()
 
 
-# ---- particular ones ----
-
-
-@given(st.binary())
-def test_bytes_any_bytes_come_back(data):
-    assert ByteTokenizer().decode_bytes(list(data)) == data
-
-
-def test_byte_ids():
-    assert ByteTokenizer().encode("aé") == [97, 0xC3, 0xA9]
-    assert ByteTokenizer().decode([0xC3]) == "\ufffd"  # half a character
-    assert ByteTokenizer.vocab_size == 257 and ByteTokenizer.eot == 256
-
-
-def test_char_ids_follow_code_points():
-    tokenizer = CharTokenizer.from_text("banana!")
-    assert tokenizer.chars == ["!", "a", "b", "n"]
-    assert tokenizer.encode("nab!") == [3, 1, 2, 0]
-    meta = tokenizer.nanogpt_meta()
-    assert meta["vocab_size"] == 4
-    assert meta["stoi"] == {"!": 0, "a": 1, "b": 2, "n": 3}
-    assert meta["itos"] == {0: "!", 1: "a", 2: "b", 3: "n"}
-
-
-def test_char_names_the_character_it_does_not_know():
-    with pytest.raises(UserError, match=r"'é' \(U\+00E9\) at position 2 .* 4 characters"):
-        CharTokenizer.from_text("banana!").encode("naéb")
+# ---- descriptions ----
 
 
 @pytest.mark.parametrize(
@@ -307,39 +263,12 @@ def test_getting_what_is_not_there(tmp_path):
         assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize(("name", "encoding"), [("gpt2", "gpt2"), ("gpt4", "cl100k_base")])
-def test_ids_are_those_of_tiktoken(name, encoding):
-    need_vocabulary(name)
-    import tiktoken
-
-    theirs, ours = tiktoken.get_encoding(encoding), get(name)
-    assert (ours.vocab_size, ours.eot) == (theirs.n_vocab, theirs.eot_token)
-    texts = [*HOSTILE, "a" * 100_000, "".join(map(chr, range(32, 0xD800, 7)))]
-    assert ours.encode_batch(texts) == [theirs.encode_ordinary(text) for text in texts]
-
-
-def test_known_ids():
-    need_vocabulary("gpt2")
-    need_vocabulary("gpt4")
-    assert get("gpt2").encode("hello world") == [31373, 995]
-    assert get("gpt2").encode(EOT_TEXT, allow_special=True) == [50256]
-    assert get("gpt4").encode("hello world") == [15339, 1917]
-
-
-@pytest.mark.parametrize("name", ["gpt2", "gpt4"])
-def test_pieces_have_the_ids_of_the_whole(name):
-    """Long files are cut where no token crosses: wherever `safe_cut` says so, for any text."""
-    need_vocabulary(name)
-    tokenizer = get(name)
-    parts = st.sampled_from(
-        ["\n", "\r\n", " ", "\t", "a", "B7", ".", "'ll", "'", "é", "\u2028", "的"]
+def test_heavy_libraries_are_imported_where_they_are_used():
+    """Opening a data set with a byte tokenizer costs no import of these."""
+    heavy = ["torch", "tiktoken", "rustbpe", "regex", "sentencepiece", "numpy"]
+    code = (
+        "import sys; from bonsai.tokenizers import get; get('byte').encode('a'); "
+        f"print([name for name in {heavy} if name in sys.modules])"
     )
-
-    @settings(max_examples=300, deadline=None)
-    @given(st.lists(parts, max_size=40).map("".join))
-    def check(text):
-        cut = safe_cut(text)
-        whole = tokenizer.encode(text)
-        assert tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:]) == whole
-
-    check()
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr

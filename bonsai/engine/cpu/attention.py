@@ -3,15 +3,15 @@
 from ctypes import c_float, c_int, c_int64, c_void_p
 
 import torch
-from torch.nn import functional as F
 
 from bonsai.engine.cpu.native import functions
+from bonsai.models.kernels import cpu_attend
 
 CHANNELS = range(16, 129, 16)  # of a head, for which attention.cpp has loops
 
 
-def attend(q, k, v, mask=None, dropout=0.0, causal=False, scale=None, enable_gqa=False):
-    """scaled_dot_product_attention, by attention.cpp for one query (T = 1) of more than one row.
+def attend(q, k, v, mask, window: int, scale: float, dropout: float):
+    """As model.attention, by attention.cpp for one query (T = 1) of more than one row.
 
     q (B, nh, T, hs), k and v (B, nkv, S, hs) as in caches, mask (B or 1, 1, T, S) bool -> like q.
     Rows of different lengths read what they see alone: torch's kernel reads all of the longest.
@@ -32,11 +32,10 @@ def attend(q, k, v, mask=None, dropout=0.0, causal=False, scale=None, enable_gqa
         own(
             *(q.data_ptr(), k.data_ptr(), v.data_ptr(), seen[0], y.data_ptr()),
             *(B, nh, nkv, S, hs, q.stride(0), *k.stride()[:3], seen[1]),
-            *(hs**-0.5 if scale is None else scale, torch.get_num_threads()),
+            *(scale, torch.get_num_threads()),
         )
         return y
-    fused = F.scaled_dot_product_attention
-    return fused(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=enable_gqa)
+    return cpu_attend(q, k, v, mask, window, scale, dropout)
 
 
 def kernels() -> dict:

@@ -6,6 +6,8 @@
 // that linear.cpp makes. All numbers between are float32.
 
 #include <cmath>
+#include <cstring>
+#include <utility>
 #include <vector>
 
 #include "product.h"
@@ -16,7 +18,10 @@ struct Norm {
     const float *gain, *bias;  // or null
 };
 
-enum Activation { GELU, GELU_TANH, RELU, RELU2, SWIGLU };  // block.py has the same order
+// The activations, by model.py's names for them: block.py asks for a name's number.
+enum Activation { GELU, GELU_TANH, RELU, RELU2, SWIGLU };
+const std::pair<const char*, Activation> ACTIVATIONS[] = {
+    {"gelu", GELU}, {"gelu_tanh", GELU_TANH}, {"relu", RELU}, {"relu2", RELU2}, {"swiglu", SWIGLU}};
 
 struct Block {
     Matrix qkv, out, up, down;
@@ -206,6 +211,13 @@ void step(const Block* blocks, int count, const T* x, T* y, int64_t texts, int64
 }
 
 }  // namespace
+
+// The number of an activation; -1: it is none of these
+extern "C" int32_t block_activation(const char* name) {
+    for (const auto& [known, number] : ACTIVATIONS)
+        if (!std::strcmp(known, name)) return number;
+    return -1;
+}
 
 #define EXPORT(T)                                                                                 \
     extern "C" void block_##T(const Block* blocks, int count, const T* x, T* y, int64_t texts,    \

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from bonsai.engine.cpu.attention import CHANNELS
-from bonsai.engine.cpu.native import functions
-from model import ACTIVATIONS, Block, KVCache
+from bonsai.engine.cpu.native import build, functions
+from model import Block, KVCache
 
 MOST = 64  # tokens: of more, attention is faster when its queries are computed together
 
@@ -51,7 +51,7 @@ class Blocks(nn.Module):
             *map(self.matrix, linears(block)),
             *(Norm(self.numbers(n.weight), self.numbers(n.bias)) for n in (block.ln_1, block.ln_2)),
             *(a.nh, a.nkv, a.hs, a.window, a.scale, eps, block.ln_1.rms, a.qk_norm),
-            list(ACTIVATIONS.values()).index(mlp.activation),
+            activation_number(mlp.activation),
         )
 
     def numbers(self, x: torch.Tensor | None) -> int | None:
@@ -108,11 +108,18 @@ def computes(block: nn.Module, dtype: torch.dtype) -> bool:
     if not isinstance(block, Block) or block.post or block.attn.gate is not None:
         return False
     direct = all(hasattr(m, "direct") and m.direct() for m in linears(block))
-    return direct and block.attn.hs in CHANNELS and dtype in kernels()
+    if not direct or block.attn.hs not in CHANNELS or dtype not in kernels():
+        return False
+    return activation_number(block.mlp.activation) >= 0
 
 
 def linears(block: Block) -> list[nn.Module]:
     return [block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
+
+
+def activation_number(name: str) -> int:
+    """By which block.cpp knows an activation of model.py; -1 for one that it does not compute."""
+    return build("block").block_activation(name.encode())
 
 
 def kernels() -> dict:

@@ -16,7 +16,7 @@ from bonsai.engine.cpu.int8 import Int8Linear
 from bonsai.engine.cpu.linear import FastLinear, call, has_tiles, products
 from bonsai.engine.cpu.pages import LargePages
 from bonsai.system.errors import UserError
-from model import ACTIVATIONS, Dropout
+from model import ACTIVATIONS, MLP, CausalSelfAttention
 
 QUANTIZE = {
     "": "the weights as they are",
@@ -56,15 +56,14 @@ def prepare(
     # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
     large = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features >= SMALL]
     memo = {id(m): new for m in large if (new := make(m))}
-    memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, Dropout)}
+    memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
     model = copy.deepcopy(model, memo).to(dtype).eval()
     if pack:
-        gelus = {ACTIVATIONS[name]: own_kernel(ACTIVATIONS[name]) for name in ("gelu", "gelu_tanh")}
-        join(model, dtype)  # before the activations are other functions
+        join(model, dtype)
         for module in model.modules():
-            if hasattr(module, "activation"):
-                module.activation = gelus.get(module.activation, module.activation)
-            if hasattr(module, "attend"):
+            if isinstance(module, MLP) and module.activation in ("gelu", "gelu_tanh"):
+                module.activate = own_kernel(ACTIVATIONS[module.activation])
+            if isinstance(module, CausalSelfAttention):
                 module.attend = attend
     return model
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from bonsai.files.jsonfile import finite
+from bonsai.runs.metrics import parse_object
 from bonsai.runs.names import METRICS, SETTINGS
 
 LIVE = 60  # seconds after the last line in which a run counts as going on
@@ -77,7 +78,7 @@ def where_it_stands(folder: Path, changed: int, size: int) -> tuple[int, float |
     for line in last_lines(folder / METRICS):
         if step is not None and b'"val_loss"' not in line:
             continue
-        row = parse(line)
+        row = row_of(line)
         if row is None:
             continue
         if step is None:
@@ -146,7 +147,7 @@ def read_rows(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list
                 evals += 1
                 if evals >= most:  # not so rare
                     every_eval = every
-            if wanted and (row := parse(line)) is not None:
+            if wanted and (row := row_of(line)) is not None:
                 rows.append(row)
     return rows, end
 
@@ -165,17 +166,11 @@ def lines_of(f) -> Iterator[bytes]:
             line = f.readline(LONGEST_LINE)
 
 
-def parse(line: bytes) -> dict | None:
-    """A row; None for what is none."""
-    if len(line) > LONGEST_LINE:
-        return None
-    try:
-        row = finite(json.loads(line))
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
+def row_of(line: bytes) -> dict | None:
+    """A row, whatever else is in it; None for what is none, or too long to be one."""
+    return parse_object(line) if len(line) <= LONGEST_LINE else None
 
 
 def number(value: object) -> float | int | None:
-    """A number of a row, None for what is none."""
+    """A number, None for what is none."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,128 @@
+"""The kernels that compute a model: those of model.py, and others where they are faster.
+
+model.py is plain torch on any device. `to_device` puts in their place what is here: attention to a
+window in blocks, and on a CPU attention to few keys by plain products in bfloat16, squared ReLU
+with a backward of its own, and dropout by bytes. docs/LOG.md has what each of them gains.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model import MLP, CausalSelfAttention, attention, causal_mask
+
+SHORT = 256  # keys up to which plain products measured faster
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on a device, with the kernels that are fastest there, to train it or to run it.
+
+    On a CPU every nn.Dropout in it draws a byte per element from then on, see ByteDropout.
+    """
+    model, on_cpu = model.to(device), device.type == "cpu"
+    for module in list(model.modules()):
+        if isinstance(module, CausalSelfAttention):
+            module.attend = cpu_attend if on_cpu else attend
+        if isinstance(module, MLP) and module.activation == "relu2" and on_cpu:
+            module.activate = ReluSquared.apply
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout and on_cpu:
+                setattr(module, name, ByteDropout(child.p).train(child.training))
+    return model
+
+
+# ---- attention: each as model.attention, with its arguments ----
+
+
+def attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
+    """With a window in blocks."""
+    if mask is None and 0 < window < q.size(2):
+        return local_attention(attention, q, k, v, window, scale, dropout)
+    return attention(q, k, v, mask, window, scale, dropout)
+
+
+def cpu_attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
+    """In bfloat16 and with few keys by plain products, which a cache is too seldom read for."""
+    T = q.size(2)
+    if mask is None and T > 1 and q.dtype == torch.bfloat16:
+        if T <= SHORT:
+            seen = causal_mask(T, T, window, q.device)
+            return product_attention(q, k, v, seen, 0, scale, dropout)
+        if 0 < 2 * window <= SHORT:
+            return local_attention(product_attention, q, k, v, window, scale, dropout)
+    return attend(q, k, v, mask, window, scale, dropout)
+
+
+def local_attention(kernel, q, k, v, window: int, scale: float, dropout: float) -> torch.Tensor:
+    """Causal attention to the last `window` positions; q (B, nh, T, hs), k, v (B, nkv, T, hs).
+
+    In blocks of `window` queries, each of which sees its own block and the one before (Child et al.
+    2019, Beltagy et al. 2020): time and memory grow with T window instead of T^2. kernel: what
+    computes the blocks, given a mask.
+    """
+    B, nh, T, hs = q.shape
+    n, w = -(-T // window), window
+    q = F.pad(q, (0, 0, 0, n * w - T)).view(B, nh, n, w, hs)
+    k, v = (F.pad(x, (0, 0, w, n * w - T)).view(B, -1, n + 1, w, hs) for x in (k, v))
+    k, v = (torch.cat((x[:, :, :-1], x[:, :, 1:]), 3) for x in (k, v))  # (B, nkv, n, 2w, hs)
+    q, k, v = (x.transpose(1, 2).reshape(B * n, -1, x.size(3), hs) for x in (q, k, v))
+    seen = causal_mask(w, 2 * w, w, q.device).repeat(n, 1, 1, 1)
+    seen[0, ..., :w] = False  # nothing before the first block
+    y = kernel(q, k, v, seen.repeat(B, 1, 1, 1), 0, scale, dropout)
+    return y.view(B, n, nh, w, hs).transpose(1, 2).reshape(B, nh, n * w, hs)[:, :, :T]
+
+
+def product_attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
+    """By plain products, and with a mask; the backward of torch's fused kernel takes 1.7 (S = 256)
+    to 4.8 (S = 64) times as long in bfloat16 on CPUs."""
+    (B, nh, T, hs), (nkv, S) = q.shape, k.shape[1:3]
+    if nkv != nh:
+        k, v = (x.repeat_interleave(nh // nkv, dim=1) for x in (k, v))
+    q, k, v = (x.reshape(B * nh, -1, hs) for x in (q, k, v))
+    unseen = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
+    unseen = unseen.expand(B, nh, T, S).reshape(B * nh, T, S) if mask.dim() > 2 else unseen
+    scores = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=scale)  # (B nh, T, S)
+    probs = drop(F.softmax(scores, dim=-1), dropout)
+    return torch.bmm(probs.to(v.dtype), v).view(B, nh, T, hs)
+
+
+# ---- squared ReLU and dropout on a CPU ----
+
+
+class ReluSquared(torch.autograd.Function):
+    """max(x, 0)^2; autograd's own backward takes three times as long."""
+
+    @staticmethod
+    def forward(ctx, x):
+        r = x.relu()
+        ctx.save_for_backward(r)
+        return r * r
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad * ctx.saved_tensors[0]
+
+
+def drop(x: torch.Tensor, p: float) -> torch.Tensor:
+    """Dropout (Srivastava et al. 2014) at training time on a CPU.
+
+    A byte of noise decides for each element, so that p counts in steps of 1/256; torch draws a
+    number for each and takes three times as long.
+    """
+    if p == 0:
+        return x
+    level = min(255, max(1, round(256 * p)))
+    noise = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    keep = noise.view(torch.uint8)[: x.numel()].view(x.shape) >= level
+    return x * (keep.to(x.dtype) * (256 / (256 - level)))
+
+
+class ByteDropout(nn.Dropout):
+    """nn.Dropout by `drop`, and as it was should the model be moved to another device."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return drop(x, self.p) if self.training else x

@@ -1,0 +1,135 @@
+"""Kernels in place of model.py's: the same numbers up to rounding, and where they are put."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bonsai.models import kernels
+from bonsai.models.kernels import (
+    ByteDropout,
+    ReluSquared,
+    attend,
+    cpu_attend,
+    drop,
+    local_attention,
+    product_attention,
+    to_device,
+)
+from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from bonsai.models.table import MODELS, build_model
+from model import GPT, GPTConfig, attention
+
+CPU = torch.device("cpu")
+SHAPE = dict(block_size=40, vocab_size=29, n_layer=2, n_head=4, n_embd=32, n_kv_head=2)
+VARIANTS = {
+    "classic": {},
+    "squared relu": dict(activation="relu2"),
+    "windows": dict(attention_window=6, window_pattern="LD"),
+}
+
+
+# ---- where they are put ----
+
+
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_computes_what_it_did(fields, dtype, monkeypatch):
+    """Logits, loss and gradients; of many keys, too."""
+    idx, targets = torch.randint(29, (2, 3, 40), generator=torch.Generator().manual_seed(1))
+
+    def results(move):
+        torch.manual_seed(0)
+        model = move(GPT(GPTConfig(**SHAPE, **fields)))
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logits, loss = model(idx, targets)
+        loss.backward()
+        return [logits.detach(), loss.detach(), *(p.grad for p in model.parameters())]
+
+    want, error = results(lambda model: model), 1e-5 if dtype == torch.float32 else 0.03
+    for short in (256, 16):
+        monkeypatch.setattr(kernels, "SHORT", short)
+        for a, b in zip(results(lambda model: to_device(model, CPU)), want):
+            torch.testing.assert_close(a, b, atol=error, rtol=error)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_dropout_of_a_model_is_by_bytes(name):
+    model = to_device(build_model(name, dict(n_layer=2, dropout=0.3)), CPU)
+    found = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    assert len(found) >= 5 and all(type(m) is ByteDropout and m.p == 0.3 for m in found)
+    assert all(m.training for m in found)
+    names, modules = list(model.state_dict()), list(model.modules())
+    assert all(a is b for a, b in zip(to_device(model, CPU).modules(), modules))  # again: the same
+    assert names == list(model.state_dict())
+
+
+def test_what_is_evaluated_stays_so():
+    model = to_device(Seq2Seq(Seq2SeqConfig(vocab_size=20, n_layer=1)).eval(), CPU)
+    found = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    assert found and not any(m.training for m in found)
+    x = torch.ones(100)
+    assert found[0](x) is x
+
+
+def test_another_device_has_torchs_own():
+    """Built without memory, as there is no GPU here."""
+    with torch.device("meta"):
+        model = build_model("gpt", dict(n_layer=1, activation="relu2", dropout=0.1))
+    modules = {name: type(m) for name, m in model.named_modules()}
+    model = to_device(model, torch.device("meta"))
+    assert {name: type(m) for name, m in model.named_modules()} == modules
+    assert model.transformer.h[0].attn.attend is attend
+    noisy = ByteDropout(0.1)(torch.empty(3, device="meta"))  # of a model that was moved since
+    assert noisy.device.type == "meta"
+
+
+# ---- each of them ----
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 8, 12, 40])
+@pytest.mark.parametrize("kv", [4, 2])
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_local_attention_equals_a_mask(window, kv, dtype, error):
+    """In blocks, by the fused kernel and by plain products, against the whole matrix of scores."""
+    torch.manual_seed(0)
+    t = 21
+    shapes = ((2, 4, t, 8), (2, kv, t, 8), (2, kv, t, 8))
+    q, k, v = (torch.randn(shape).to(dtype).requires_grad_() for shape in shapes)
+    i, j = torch.arange(t)[:, None], torch.arange(t)
+    seen = (j <= i) & (j > i - window)
+    full = F.scaled_dot_product_attention(
+        *(x.float() for x in (q, k, v)), seen, scale=0.3, enable_gqa=True
+    )
+    for y in (
+        local_attention(attention, q, k, v, window, 0.3, 0.0),
+        local_attention(product_attention, q, k, v, window, 0.3, 0.0),
+        product_attention(q, k, v, seen, 0, 0.3, 0.0),
+        attend(q, k, v, None, window, 0.3, 0.0),
+        cpu_attend(q, k, v, None, window, 0.3, 0.0),
+    ):
+        assert y.dtype == dtype and y.shape == q.shape
+        torch.testing.assert_close(y.float(), full, atol=error, rtol=error)
+        for at in (0, 9, t - 1):  # and nothing comes from what is not seen
+            gradient = torch.autograd.grad(y[:, :, at].sum(), v, retain_graph=True)[0]
+            assert torch.equal(gradient.abs().sum((0, 1, 3)) > 0, seen[at])
+
+
+def test_relu_squared_and_its_gradient():
+    x = torch.randn(50, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(ReluSquared.apply(x), x.relu() ** 2)
+    torch.autograd.gradcheck(ReluSquared.apply, x)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_its_share(p):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 100, requires_grad=True)
+    y = drop(x, p)
+    kept = (y != 0).float().mean().item()
+    assert kept == pytest.approx(1 - p, abs=0.006)
+    assert y.mean().item() == pytest.approx(1, abs=0.03)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # dropped where it was dropped, scaled alike
+    torch.manual_seed(0)
+    assert torch.equal(drop(x, p), y)
