@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.tiny_model import BLOCK, VOCAB, tiny
 
-from bonsai.engine.cpu.weights import packs, prepare
+from bonsai.engine.cpu.weights import prepare
 from model import ACTIVATIONS
 
 # of the logits' own spread, on a model of GPT-2's shape in small with its initial weights
@@ -39,27 +39,20 @@ def test_packed_float32_weights_are_exact_to_rounding():
             torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
 
 
-@pytest.mark.skipif(not packs(torch.device("cpu")), reason="this torch has no oneDNN")
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
-def test_only_many_numbers_go_through_onednns_gelu(name, monkeypatch):
+def test_a_step_leaves_what_other_threads_share_as_it_is(name, monkeypatch):
+    """A server computes several models at once: no setting of the whole process is switched."""
     seen, gelu = [], ACTIVATIONS[name]
 
     def spy(x):
-        seen.append((x.shape[:2].numel(), torch.backends.mkldnn.enabled))
-        assert x.isfinite().all()
+        seen.append(torch.backends.mkldnn.enabled)
         return gelu(x)
 
     monkeypatch.setitem(ACTIVATIONS, name, spy)
-    model = tiny(n_embd=128, activation=name)
+    model = tiny(n_embd=128, activation=name, norm_placement="post")  # not by block.cpp
     fast = prepare(model)
-    with torch.no_grad():
-        for shape in ((1, 1), (16, 16)):
-            idx = torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
+    for shape in ((1, 1), (16, 16)):
+        idx = torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
             torch.testing.assert_close(fast(idx)[0], model(idx)[0], atol=1e-4, rtol=0)
-        layers = model.config.n_layer
-        few, many = [(1, False)] * layers + [(1, True)] * layers, [(256, True)] * 2 * layers
-        assert seen == few + many
-        fast.transformer.wte.weight.data.fill_(torch.nan)
-        with pytest.raises(AssertionError):
-            fast(idx[:1, :1])
-    assert torch.backends.mkldnn.enabled
+    assert len(seen) == 4 * model.config.n_layer and {*seen} == {True}

@@ -5,7 +5,6 @@ half the bytes are nearly twice the tokens.
 """
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from bonsai.engine.cpu.int8 import Int8Linear
 from bonsai.engine.cpu.linear import FastLinear, call, has_tiles, products
 from bonsai.engine.cpu.pages import LargePages
 from bonsai.system.errors import UserError
-from model import ACTIVATIONS, MLP, CausalSelfAttention
+from model import CausalSelfAttention
 
 QUANTIZE = {
     "": "the weights as they are",
@@ -26,7 +25,6 @@ QUANTIZE = {
 SMALL = 16  # a layer of fewer inputs stays as it is
 FEW_ROWS = {torch.float32: 16, torch.bfloat16: 4}  # up to which linear.cpp is faster
 FEW_TILES = 64  # ... in bfloat16 by the matrix unit
-FEW = 2**16  # numbers up to which GELU goes through torch's own kernel
 
 
 def prepare(
@@ -61,8 +59,6 @@ def prepare(
     if pack:
         join(model, dtype)
         for module in model.modules():
-            if isinstance(module, MLP) and module.activation in ("gelu", "gelu_tanh"):
-                module.activate = own_kernel(ACTIVATIONS[module.activation])
             if isinstance(module, CausalSelfAttention):
                 module.attend = attend
     return model
@@ -76,24 +72,6 @@ def packs(device: torch.device) -> bool:
         and torch.backends.mkldnn.is_available()
         and all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
     )
-
-
-def own_kernel(function: Callable) -> Callable:
-    """The same function, by torch's own kernel where it is given few numbers.
-
-    torch leaves GELU on CPUs to oneDNN, which needs longer to begin than for a token's numbers.
-    """
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        if x.numel() > FEW or not torch.backends.mkldnn.enabled:
-            return function(x)
-        torch.backends.mkldnn.enabled = False
-        try:
-            return function(x)
-        finally:
-            torch.backends.mkldnn.enabled = True
-
-    return call
 
 
 class PackedLinear(FastLinear):
