@@ -159,7 +159,7 @@ NOT_RUN = {
     "config/finetune_shakespeare": "downloads GPT-2; tests/test_house.py runs it from a folder",
     "--init_from=gpt2": "downloads GPT-2",
     "--hub=": "a download; tests/programs/test_prepare.py runs it with a server of its own",
-    "^lm_eval": "a program of its own, and its data; tests/serving/test_server.py asks as it does",
+    "^lm_eval": "a program of its own, and its data; tests/programs/test_serve.py asks as it does",
     "^bash benchmarks/gpu.sh": "needs a GPU",
     "^python benchmarks/": "minutes to hours; each has a test, or a short form, of its own",
     "^python projects/(positions|translate)": "minutes; the projects' tests run them",

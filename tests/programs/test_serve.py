@@ -1,4 +1,4 @@
-"""The server with OpenAI's own client: completions, streams, log-probabilities, models, chat."""
+"""serve.py with OpenAI's own client: completions, streams, log-probabilities, models, chat."""
 
 import json
 import signal
@@ -11,10 +11,10 @@ import pytest
 from helpers.made_model import EOT, TEXT, knowing, knows_nothing, knows_text, save
 from helpers.programs import ROOT, TINY, run_program
 from helpers.server_process import events, server
+from helpers.server_process import server as server_process
 from helpers.tiny_data import make_dataset, write_meta
 
 from bonsai.runs.restore import load_checkpoint
-from bonsai.serving.registry import parse_models
 from bonsai.tokenizers import CharTokenizer, from_dict
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
@@ -750,10 +750,6 @@ def test_the_page_and_what_is_not_there(served):
 # ---- starting ----
 
 
-def test_names_of_models():
-    assert parse_models("a=b, c=d=e,") == {"a": "b", "c": "d=e"}
-
-
 @pytest.mark.parametrize(
     "options, hint",
     [
@@ -812,3 +808,44 @@ def test_the_end(folder, number, times):
     log = running.log.read_text()
     assert "stopped" in log and "Traceback" not in log and "Cancel" not in log
     assert times == 2 or b"".join(got).endswith(b"data: [DONE]\n\n")
+
+
+DIES = """
+import runpy, sys
+import bonsai.engine.scheduler as scheduler
+def step(self):
+    raise SystemExit("out of order")
+scheduler.Engine.step = step
+sys.argv = ["serve.py", *sys.argv[1:]]
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+def test_the_program_ends_when_its_engine_has_died(tmp_path):
+    knows_text(tmp_path / "m")
+    options = ["--out_dir=m"]
+    with server_process(tmp_path, *options, code=DIES) as program:
+        answer = program.post("/v1/completions", {"model": "m", "prompt": "a"})
+        assert answer.status_code == 503
+        assert program.http.get("/health").status_code == 503
+        assert program.process.wait(30) == 1
+        program.ended = True
+    log = program.log.read_text()
+    assert log.splitlines()[-1].startswith("error: the engine has died"), log
+
+
+def test_too_little_memory(tmp_path):
+    """In one line, whether it is short while a model is loaded or when a cache is made."""
+    import resource
+
+    from helpers.programs import assert_one_line_error, run_program
+
+    knows_nothing(tmp_path / "m", block_size=200_000)
+    limit = 6 * 2**30
+    result = run_program(
+        ["--out_dir=m", "--max_batch=4000", "--device=cpu", "--port=0"],
+        tmp_path,
+        program="serve.py",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert_one_line_error(result, "out of memory", "max_batch")

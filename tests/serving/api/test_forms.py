@@ -1,0 +1,149 @@
+"""bonsai/serving/api/forms.py: pieces as OpenAI's JSON, whole and as events."""
+
+import asyncio
+import json
+import math
+from types import SimpleNamespace
+
+from bonsai.engine import SamplingParams
+from bonsai.serving.api.answers import Piece, TokenInfo
+from bonsai.serving.api.errors import ApiError
+from bonsai.serving.api.forms import LOWEST, ChatForm, CompletionForm, Writer, clamp
+from bonsai.serving.metrics import Metrics, Stopwatch
+
+
+class Answer:
+    """One that gives these pieces; an exception among them is raised."""
+
+    def __init__(self, plan, *pieces):
+        self.plan, self.given, self.closed = plan, pieces, False
+
+    async def pieces(self):
+        for piece in self.given:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+    def usage(self) -> dict:
+        return {"total_tokens": 7}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def plan(logprobs: int | None = None, rows: int = 1, want_ids: bool = False):
+    def text(token: int) -> str:
+        return chr(token) if token < 200 else "bytes:?"
+
+    served = SimpleNamespace(name="m", token_text=text, token_bytes=lambda i: bytes([i]))
+    params = SamplingParams(4, logprobs=logprobs)
+    prompts = [[65]] * rows
+    named = {"served": served, "params": params, "rows": rows, "n": 1}
+    return SimpleNamespace(**named, prompts=prompts, want_ids=want_ids)
+
+
+def written(form, *pieces, **options) -> tuple[list, Answer, Metrics]:
+    """The events of a stream, those with JSON parsed."""
+    answer, metrics = Answer(form.plan, *pieces), Metrics()
+
+    async def collect() -> bytes:
+        return b"".join(
+            [e async for e in Writer(answer, form, **options).events(Stopwatch(metrics))]
+        )
+
+    lines = [line for line in asyncio.run(collect()).split(b"\n\n") if line]
+    assert all(line.startswith(b"data: ") for line in lines)
+    return (
+        [x if x == b"[DONE]" else json.loads(x) for x in (line[6:] for line in lines)],
+        answer,
+        metrics,
+    )
+
+
+def whole(form, *pieces) -> dict:
+    answer = Answer(form.plan, *pieces)
+    found = json.loads(asyncio.run(Writer(answer, form).whole(Stopwatch(Metrics()))))
+    assert answer.closed
+    return found
+
+
+def test_json_has_no_infinities():
+    assert clamp(-math.inf) == clamp(-1e30) == LOWEST and clamp(-3.5) == -3.5
+    assert clamp(None) is None
+
+
+TOKENS = [
+    TokenInfo(66, None, None, 0),
+    TokenInfo(67, -0.5, [(68, -0.1), (67, -0.5), (200, -2.0), (201, -math.inf)], 1),
+]
+
+
+def test_logprobs_of_a_completion_are_four_lists():
+    """Of two tokens that look alike the likelier one stands; the drawn one always does."""
+    form = CompletionForm(plan(logprobs=3))
+    found = form.choice(Piece(0, "BC", TOKENS, "stop"), chunk=False)["logprobs"]
+    assert found["tokens"] == ["B", "C"] and found["text_offset"] == [0, 1]
+    assert found["token_logprobs"] == [None, -0.5]
+    assert found["top_logprobs"] == [None, {"D": -0.1, "C": -0.5, "bytes:?": -2.0}]
+    below = form.logprobs([TokenInfo(69, -9.0, [(68, -0.1)])])
+    assert below["top_logprobs"] == [{"D": -0.1, "E": -9.0}]
+
+
+def test_logprobs_of_a_chat_are_one_list():
+    choice = ChatForm(plan(logprobs=2)).choice(Piece(0, "C", TOKENS[1:]), chunk=False)
+    (token,) = choice["logprobs"]["content"]
+    assert (token["token"], token["logprob"], token["bytes"]) == ("C", -0.5, [67])
+    assert [t["logprob"] for t in token["top_logprobs"]] == [-0.1, -0.5, -2.0, LOWEST]
+    assert choice["message"] == {"role": "assistant", "content": "C", "refusal": None}
+
+
+def test_ids_on_request_those_of_the_prompt_once():
+    form = CompletionForm(plan(logprobs=3, want_ids=True, rows=2))
+    first = form.choice(Piece(1, "C", TOKENS[1:]), chunk=True)
+    assert (first["token_ids"], first["prompt_token_ids"]) == ([67], [65])
+    assert first["logprobs"]["top_token_ids"] == [{"D": 68, "C": 67, "bytes:?": 200}]
+    again = form.choice(Piece(1, "C", TOKENS[1:]), chunk=True)
+    assert "prompt_token_ids" not in again and again["token_ids"] == [67]
+
+
+def test_a_whole_answer_is_all_of_its_pieces():
+    pieces = (
+        [Piece(1, "x"), Piece(0, "a")],
+        [Piece(0, "b", finish="stop")],
+        [Piece(1, "", [], "length")],
+    )
+    found = whole(CompletionForm(plan(rows=2)), *pieces)
+    texts = [(c["index"], c["text"], c["finish_reason"]) for c in found["choices"]]
+    assert texts == [(0, "ab", "stop"), (1, "x", "length")]
+    assert found["object"] == "text_completion" and found["id"].startswith("cmpl-")
+    assert (found["model"], found["usage"]) == ("m", {"total_tokens": 7})
+
+
+def test_a_stream_of_a_chat():
+    """A role for each choice, what is new, the counts if asked for, and an end."""
+    pieces = [Piece(0, "a")], [Piece(0, "", [], "stop")]
+    found, answer, metrics = written(ChatForm(plan()), *pieces, include_usage=True)
+    *chunks, done = found
+    assert done == b"[DONE]" and answer.closed and metrics.duration.counts[0] == 1
+    assert {c["object"] for c in chunks} == {"chat.completion.chunk"}
+    assert len({c["id"] for c in chunks}) == 1
+    deltas = [c["choices"][0]["delta"] for c in chunks[:-1]]
+    assert deltas == [{"role": "assistant", "content": ""}, {"content": "a"}, {}]
+    assert [c["usage"] for c in chunks] == [None, None, None, {"total_tokens": 7}]
+    assert chunks[-1]["choices"] == []
+
+
+def test_counts_so_far_in_every_chunk():
+    found, *_ = written(
+        CompletionForm(plan()), [Piece(0, "a")], include_usage=True, continuous=True
+    )
+    assert [c["usage"] for c in found[:-1]] == [{"total_tokens": 7}] * 2
+    found, *_ = written(CompletionForm(plan()), [Piece(0, "a")])
+    assert "usage" not in found[0] and len(found) == 2
+
+
+def test_an_error_in_a_stream_is_its_last_event():
+    error = ApiError(503, "the server is stopping", code="stopped")
+    found, answer, metrics = written(CompletionForm(plan()), [Piece(0, "a")], error)
+    assert found[1]["error"]["code"] == "stopped" and found[2] == b"[DONE]"
+    assert answer.closed and sum(metrics.duration.counts) == 0

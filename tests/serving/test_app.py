@@ -1,0 +1,116 @@
+"""bonsai/serving/app.py: every route and every error is JSON, asked without a socket."""
+
+import asyncio
+
+import httpx
+import pytest
+from helpers.server_in_process import model_server
+
+from bonsai.serving.api.errors import ApiError
+from bonsai.serving.app import PAGE_HEADERS, create_app, open_path
+from bonsai.serving.worker import Worker
+
+PAGE = "<title>bonsai</title>"
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A page of two files, and a file beside it that is none of the server's."""
+    (tmp_path / "web" / "js").mkdir(parents=True)
+    (tmp_path / "web" / "index.html").write_text(PAGE)
+    (tmp_path / "web" / "js" / "a.js").write_text("1")
+    (tmp_path / "secret").write_text("secret")
+    return tmp_path / "web"
+
+
+def ask(server, method: str, path: str, **options) -> httpx.Response:
+    """One request; the engine's thread runs meanwhile."""
+    server.worker = Worker(server.worker.engines, 16)
+
+    async def one() -> httpx.Response:
+        server.worker.start()
+        transport = httpx.ASGITransport(create_app(server), raise_app_exceptions=False)
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+                return await http.request(method, path, **options)
+        finally:
+            await asyncio.to_thread(server.worker.stop)
+
+    return asyncio.run(one())
+
+
+@pytest.fixture(scope="module")
+def server():
+    return model_server()
+
+
+def test_models_are_described(server):
+    (found,) = ask(server, "GET", "/v1/models").json()["data"]
+    assert found["id"] == "m" and found["context_length"] == 160 and found["chat"] is False
+    assert found["parameters"] == server.models["m"].model.num_params()
+    assert ask(server, "GET", "/v1/models/m").json() == found
+    missing = ask(server, "GET", "/v1/models/org/other")
+    assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"
+
+
+def test_a_model_is_found_in_a_table_of_names(server):
+    assert server.find(None) is server.find("m")
+    for name in ("../m", "", "m\n" * 300):
+        with pytest.raises(ApiError, match="only m") as e:
+            server.find(name)
+        assert "\n" not in e.value.message and len(e.value.message) < 500
+
+
+def test_a_completion_and_a_chat(server):
+    body = {"model": "m", "prompt": "One", "max_tokens": 4, "temperature": 0}
+    answer = ask(server, "POST", "/v1/completions", json=body)
+    assert answer.status_code == 200 and answer.json()["choices"][0]["text"] == " day"
+    assert server.metrics.prompt_tokens["m"] >= 3
+    chat = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+    refused = ask(server, "POST", "/v1/chat/completions", json=chat)
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "no_chat_template"
+
+
+@pytest.mark.parametrize(
+    "method, path, status",
+    [("GET", "/nowhere", 404), ("GET", "/v1/completions", 405), ("GET", "/runs/a?from=x", 400)],
+)
+def test_every_error_is_json(server, method, path, status):
+    answer = ask(server, method, path)
+    assert answer.status_code == status and answer.json()["error"]["message"]
+
+
+def test_a_bug_of_ours_is_a_500_that_tells_nothing(server, monkeypatch):
+    monkeypatch.setattr(server.metrics, "text", None)
+    answer = ask(server, "GET", "/metrics")
+    assert answer.status_code == 500 and "NoneType" not in answer.text
+    assert answer.json()["error"]["message"] == "the server failed; see its log"
+
+
+def test_health_says_whether_the_engines_run(server):
+    assert ask(server, "GET", "/health").json() == {"status": "ok"}
+
+
+def test_the_page_is_served_with_its_headers_and_nothing_beside_it(server, web, monkeypatch):
+    monkeypatch.setattr(server, "web", web)
+    page = ask(server, "GET", "/")
+    assert page.status_code == 200 and page.text == PAGE
+    assert {k: page.headers[k] for k in PAGE_HEADERS} == PAGE_HEADERS
+    for path in ("/%2e%2e/secret", "/js/%2e%2e/%2e%2e/secret", "/js"):
+        assert ask(server, "GET", path).status_code == 404
+    assert ask(server, "POST", "/").status_code in (404, 405)
+
+
+def test_paths_that_need_no_key(web):
+    assert set(open_path(web)) == {"/", "/health", "/index.html", "/js/a.js"}
+    assert open_path(None) == ("/", "/health")
+
+
+def test_other_sites_may_ask_where_they_are_named(server, monkeypatch):
+    headers = {"Origin": "https://a.example"}
+    monkeypatch.setattr(server, "origins", ("https://a.example",))
+    allowed = ask(server, "GET", "/health", headers=headers)
+    assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+    monkeypatch.setattr(server, "origins", ())
+    refused = ask(server, "GET", "/health", headers=headers)
+    assert "access-control-allow-origin" not in refused.headers

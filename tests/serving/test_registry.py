@@ -1,0 +1,61 @@
+"""bonsai/serving/registry.py: models by name, and what their tokens are in text."""
+
+import os
+
+import pytest
+from helpers.made_model import knows_text
+from helpers.server_in_process import model_server
+
+from bonsai.serving.registry import load_served, parse_models, usable_tokenizers, written
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import setup
+
+
+def test_names_of_models():
+    assert parse_models("a=b, c=d=e,") == {"a": "b", "c": "d=e"}
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("a", "'a' is not name=PATH"),
+        ("a=", "is not name=PATH"),
+        ("=b", "is not name=PATH"),
+        ("a=b,a=c", "the name a is given twice"),
+    ],
+)
+def test_what_is_no_list_of_models(text, words):
+    with pytest.raises(UserError, match=words):
+        parse_models(text)
+    assert parse_models(" , ") == {}
+
+
+def test_a_token_by_itself():
+    served = model_server().models["m"]
+    assert served.token_bytes(0xC3) == b"\xc3" and served.token_text(0xC3) == "bytes:\\xc3"
+    assert served.token_text(97) == "a"
+    assert (served.context, served.vocab_size, served.start) == (160, 257, [256])
+    assert served.longest == len("<|endoftext|>")
+
+
+def test_when_a_model_was_written(tmp_path):
+    for i, name in enumerate(("a.pt", "b.pt", "log.txt")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (100 + i, 100 + i))
+    assert written(str(tmp_path)) == 101 and written(str(tmp_path / "a.pt")) == 100
+    assert written("gpt2") == 0 == written(str(tmp_path / "nowhere"))
+
+
+def test_tokenizers_that_do_not_work_here_are_left_out():
+    assert list(usable_tokenizers(["byte", "no such one"])) == ["byte"]
+
+
+def test_a_model_is_loaded_with_all_that_it_needs(tmp_path, capsys):
+    template = {"roles": {"user": ["", "\n"], "assistant": ["", "\n"]}}
+    folder = knows_text(tmp_path / "out", chat_template=template)
+    runtime = setup("cpu", "float32", False)
+    served = load_served("memo", str(folder), runtime, max_batch=2)
+    assert (served.name, served.vocab_size, served.chat.stop) == ("memo", 257, "\n")
+    assert served.created > 0 and not served.model.training
+    with pytest.raises(UserError, match="nowhere"):
+        load_served("memo", str(tmp_path / "nowhere"), runtime, 2)
