@@ -11,7 +11,6 @@ V = vocab_size, nh heads of size hs (nkv of them for keys and values).
     ids = model.generate(idx, 100)              # (B, T + 100)
 """
 
-import copy
 import math
 from dataclasses import dataclass, fields
 
@@ -195,104 +194,6 @@ def attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch
     )
 
 
-class KVCache:
-    """Keys and values of the tokens seen so far, in buffers of a fixed length; rows may differ.
-
-    k, v: (n_layer, B, nkv, length, hs); of row i the first lengths[i] positions are filled. With
-    `pos` (B,), a tensor, positions come from there and all of the buffers is read: fixed addresses
-    and shapes, for a compiled step; the caller then keeps the lengths.
-    """
-
-    def __init__(self, config: GPTConfig, batch: int, length: int, dtype, device):
-        shape = (config.n_layer, batch, config.kv_heads, length, config.head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = [0] * batch
-        self.pos = None
-
-    @property
-    def length(self) -> int:
-        return self.k.size(3)
-
-    @property
-    def used(self) -> int:
-        """Tokens in the longest row."""
-        return max(self.lengths)
-
-    def reset(self) -> None:
-        """Forget all tokens."""
-        self.lengths = [0] * len(self.lengths)
-
-    def expand(self, n: int) -> None:
-        """Turn the one row into n equal rows, in place."""
-        self.k, self.v = (x.expand(-1, n, -1, -1, -1).contiguous() for x in (self.k, self.v))
-        self.lengths = self.lengths * n
-
-    def view(self, begin: int, end: int, length: int = 0) -> "KVCache":
-        """Rows begin to end (and only `length` positions) in the same memory, own lengths."""
-        part = copy.copy(self)
-        part.k, part.v = (x[:, begin:end, :, : length or None] for x in (self.k, self.v))
-        part.lengths = self.lengths[begin:end]
-        return part
-
-    def copy_row(self, row: int, source: "KVCache", source_row: int, length: int) -> None:
-        """Make `row` the first `length` tokens of a row of another cache (or of this one)."""
-        for x, y in ((self.k, source.k), (self.v, source.v)):
-            x[:, row, :, :length] = y[:, source_row, :, :length]
-        self.lengths[row] = length
-
-    def clone(self, length: int) -> "KVCache":
-        """The first `length` positions in memory of their own."""
-        part = self.view(0, len(self.lengths), length)
-        part.k, part.v = part.k.clone(), part.v.clone()
-        return part
-
-    def place(self, T: int) -> torch.Tensor:
-        """Positions of the next T tokens: (T,), or (B, 1, T) where the rows differ."""
-        self.mask, first = None, self.lengths[0]
-        if self.pos is None and self.lengths.count(first) == len(self.lengths):
-            self.at, self.end = None, first + T
-            if 1 < T < self.end:  # several tokens after others see those, and one another
-                self.mask = causal_mask(T, self.end, 0, self.k.device)
-            pos = torch.arange(first, self.end, device=self.k.device)
-            self.queries = pos[:, None]  # (T, 1)
-            return pos
-        pos = torch.tensor(self.lengths, device=self.k.device) if self.pos is None else self.pos
-        self.at = pos[:, None] + torch.arange(T, device=self.k.device)  # (B, T)
-        self.end = self.used + T if self.pos is None else self.length
-        self.queries = self.at[:, None, :, None]  # (B, 1, T, 1)
-        self.mask = torch.arange(self.end, device=self.k.device) <= self.queries
-        return self.at[:, None]
-
-    def mask_within(self, window: int) -> torch.Tensor | None:
-        """What the tokens placed last see: True at keys; None: no mask is needed, or it is causal.
-
-        window: the last so many positions alone; 0: all.
-        """
-        if self.mask is None or not window:
-            return self.mask
-        keys = torch.arange(self.end, device=self.k.device)
-        return self.mask & (keys > self.queries - window)
-
-    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
-        """Write k, v (B, nkv, T, hs) after what is there; return all of this layer's so far."""
-        K, V, T = self.k[layer], self.v[layer], k.size(2)
-        if self.at is None:  # narrow: a slice takes twice as long, and a step has dozens
-            K.narrow(2, self.end - T, T).copy_(k)
-            V.narrow(2, self.end - T, T).copy_(v)
-        else:
-            rows = torch.arange(k.size(0), device=k.device)[:, None]
-            K.transpose(1, 2)[rows, self.at] = k.transpose(1, 2).type_as(K)
-            V.transpose(1, 2)[rows, self.at] = v.transpose(1, 2).type_as(V)
-        K, V = K.narrow(2, 0, self.end), V.narrow(2, 0, self.end)
-        return (K, V) if K.dtype == k.dtype else (K.to(k.dtype), V.to(v.dtype))
-
-    def advance(self, T: int) -> None:
-        """Count T more tokens in each row."""
-        if self.pos is None:
-            self.lengths = [n + T for n in self.lengths]
-
-
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -313,7 +214,7 @@ class CausalSelfAttention(nn.Module):
         if config.has_value_embedding(layer):
             self.gate = nn.Linear(min(GATE, config.n_embd), self.nkv, bias=False)
 
-    def forward(self, x, rotation=None, cache: KVCache | None = None, values=None):
+    def forward(self, x, rotation=None, cache=None, values=None):
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.hs).transpose(1, 2)
         # (B, nh + nkv, T, hs) and (B, nkv, T, hs)
@@ -326,14 +227,11 @@ class CausalSelfAttention(nn.Module):
         if rotation is not None:
             qk = rotate(qk, rotation)
         q, k = qk.split_with_sizes((self.nh, self.nkv), dim=1)
-        mask, window = None, self.window
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-            if T == 1 and window and cache.mask is None:
-                k, v = k[:, :, -window:], v[:, :, -window:]
-            mask = cache.mask_within(window)
+        mask = None
+        if cache is not None:  # keys and values of all tokens so far, and which of them are seen
+            k, v, mask = cache.update(self.layer, k, v, self.window)
         dropout = self.dropout if self.training else 0.0
-        y = self.attend(q, k, v, mask, window, self.scale, dropout)  # (B, nh, T, hs)
+        y = self.attend(q, k, v, mask, self.window, self.scale, dropout)  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, self.nh * self.hs)  # heads side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -362,7 +260,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.post = config.norm_placement == "post"
 
-    def forward(self, x, rotation=None, cache: KVCache | None = None, values=None):
+    def forward(self, x, rotation=None, cache=None, values=None):
         if self.post:
             x = self.ln_1(x + self.attn(x, rotation, cache, values))
             return self.ln_2(x + self.mlp(x))
@@ -430,7 +328,7 @@ class GPT(nn.Module):
         self,
         idx: torch.Tensor,
         targets: torch.Tensor | None = None,
-        cache: KVCache | None = None,
+        cache=None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
@@ -479,13 +377,11 @@ class GPT(nn.Module):
             logits = cap * torch.tanh(logits / cap)
         return logits
 
-    def new_cache(self, batch: int, length: int = 0, dtype=None, device=None) -> KVCache:
+    def new_cache(self, batch: int, length: int = 0, dtype=None, device=None):
         """An empty cache for `batch` rows of up to `length` tokens (default: block_size)."""
-        length = length or self.config.block_size
-        if self.config.position == "learned" and length > self.config.block_size:
-            raise ValueError(f"{length} tokens do not fit block_size {self.config.block_size}")
-        weight = self.transformer.wte.weight
-        return KVCache(self.config, batch, length, dtype or weight.dtype, device or weight.device)
+        from bonsai.models.cache import KVCache
+
+        return KVCache.of(self, batch, length, dtype, device)
 
     @torch.no_grad()
     def generate(

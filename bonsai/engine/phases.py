@@ -1,10 +1,11 @@
-"""The two phases of inference, and the cache of a model that cannot remember."""
+"""The two phases of inference, with a cache or without."""
 
 from collections.abc import Sequence
 
 import torch
 
 from bonsai.engine.sampling import SamplingParams
+from bonsai.models.cache import TokenCache
 from bonsai.system.errors import UserError
 
 
@@ -79,49 +80,6 @@ class CompiledStep:
 def power_of_two(n: int, least: int, most: int) -> int:
     """n rounded up to a power of two between bounds."""
     return min(most, max(least, 1 << (n - 1).bit_length()))
-
-
-class TokenCache:
-    """For architectures without a cache: remembers the tokens alone and recomputes the rest.
-
-    The same methods as model.KVCache, so that every model goes through the same engine.
-    """
-
-    def __init__(self, batch: int, length: int, device: torch.device):
-        self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
-        self.lengths = [0] * batch
-
-    @property
-    def length(self) -> int:
-        return self.ids.size(1)
-
-    def view(self, begin: int, end: int, length: int = 0) -> "TokenCache":
-        part = TokenCache(0, 0, self.ids.device)
-        part.ids, part.lengths = self.ids[begin:end], self.lengths[begin:end]
-        return part
-
-    def copy_row(self, row: int, source: "TokenCache", source_row: int, length: int) -> None:
-        self.ids[row, :length] = source.ids[source_row, :length]
-        self.lengths[row] = length
-
-    def clone(self, length: int) -> "TokenCache":
-        part = self.view(0, len(self.lengths))
-        part.ids = part.ids[:, :length].clone()
-        return part
-
-    def append(self, idx: torch.Tensor) -> None:
-        T = idx.size(1)
-        for row, n in enumerate(self.lengths):
-            self.ids[row, n : n + T] = idx[row]
-        self.lengths = [n + T for n in self.lengths]
-
-    def forward(self, model: torch.nn.Module, idx: torch.Tensor) -> torch.Tensor:
-        """As prefill."""
-        self.append(idx)
-        if len(set(self.lengths)) == 1:
-            return model(self.ids[:, : self.lengths[0]])[0][:, -1]
-        rows = [model(self.ids[i : i + 1, :n])[0][:, -1] for i, n in enumerate(self.lengths)]
-        return torch.cat(rows)
 
 
 def new_cache(model: torch.nn.Module, batch: int, length: int, dtype=None):

@@ -15,7 +15,6 @@ from bonsai.engine.ahead import Draft, Lookup
 from bonsai.engine.cpu.weights import prepare
 from bonsai.engine.phases import (
     CompiledStep,
-    TokenCache,
     all_logits,
     check_request,
     decode_one_token,
@@ -24,8 +23,8 @@ from bonsai.engine.phases import (
 )
 from bonsai.engine.prefixes import Prefixes
 from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scores
+from bonsai.models.cache import KVCache
 from bonsai.system.errors import UserError
-from model import KVCache
 
 
 @dataclass(eq=False)
@@ -101,9 +100,8 @@ class Engine:
         self.max_batch = max_batch
         self.cache = new_cache(self.model, max_batch, self.length)
         self.compiled = CompiledStep(self.model, self.cache) if compile else None
-        # what was guessed wrong has to be forgotten: other caches cannot go back
-        self.lookup = lookup if type(self.cache) in (KVCache, TokenCache) else 0
-        self.draft = draft if type(self.cache) is KVCache else 0
+        self.lookup = lookup if self.cache.rewinds else 0  # wrong guesses have to be forgotten
+        self.draft = draft if isinstance(self.cache, KVCache) else 0
         if self.draft:  # it reads and writes the same cache
             self.drafter = prepare(model, self.cache.k.dtype, "int8")
         self.prefixes = Prefixes(prefix_cache)

@@ -11,7 +11,8 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from model import GPT, Block, GPTConfig, KVCache, Norm, rope_angles
+from bonsai.models.cache import Cache
+from model import GPT, Block, GPTConfig, Norm, rope_angles
 
 
 def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
@@ -40,7 +41,7 @@ class Decoder(nn.Module):
         final_norm = final_norm and config.norm_placement == "pre"
         self.ln_f = Norm(config) if final_norm else nn.Identity()
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cache=None) -> torch.Tensor:
         """With a cache, x are the vectors after those already in it."""
         T, rotation = x.size(1), None
         pos = torch.arange(T, device=x.device) if cache is None else cache.place(T)
@@ -74,6 +75,8 @@ class ByteModel(nn.Module):
     and local_layer narrow ones over bytes; a tied or untied `lm_head`; and the names of its
     parameters say what they are: *wte and *wpe are tables, *pad stands where there is no byte yet.
     """
+
+    cache_type: type[Cache]
 
     generate = GPT.generate
     head = GPT.head
@@ -111,6 +114,10 @@ class ByteModel(nn.Module):
             else:
                 groups["matrices" if p.dim() >= 2 else "scalars"].append(p)
         return groups
+
+    def new_cache(self, batch: int, length: int = 0, dtype=None, device=None) -> Cache:
+        """An empty cache for `batch` rows of up to `length` bytes (default: block_size)."""
+        return self.cache_type.of(self, batch, length, dtype, device)
 
     def crop(self, block_size: int, table: str) -> None:
         """Shorten the context; with learned positions drop the later rows of their table."""

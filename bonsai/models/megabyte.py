@@ -21,8 +21,8 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from bonsai.models.byte_caches import MegabyteCache, PatchBefore
 from bonsai.models.decoder import ByteModel, Decoder, decoder_config
-from bonsai.models.patch_cache import MegabyteCache, PatchBefore
 from model import GPTConfig, sinusoids
 
 FILTERS = (3, 5, 7)  # bytes that the filters of the convolutional patch encoder see
@@ -88,6 +88,8 @@ class CausalConv(nn.Module):
 
 
 class Megabyte(ByteModel):
+    cache_type = MegabyteCache
+
     def __init__(self, config: MegabyteConfig):
         super().__init__()
         self.config = config
@@ -209,14 +211,6 @@ class Megabyte(ByteModel):
         return torch.cat((logits[:, :P], torch.where(late, shifted[:, half:], logits[:, P:])), 1)
 
     # ---- with a cache ----
-
-    def new_cache(self, batch: int, length: int = 0, dtype=None, device=None) -> MegabyteCache:
-        """An empty cache for `batch` rows of up to `length` bytes (default: block_size)."""
-        length, c = length or self.config.block_size, self.config
-        if c.position == "learned" and length > c.block_size:
-            raise ValueError(f"{length} bytes do not fit block_size {c.block_size}")
-        weight = self.local_wte.weight
-        return MegabyteCache(c, batch, length, dtype or weight.dtype, device or weight.device)
 
     def step(self, idx: torch.Tensor, cache: MegabyteCache, last: bool = True) -> torch.Tensor:
         """Take the bytes idx (B, T) after those in the cache -> (B, T, DL), last: (B, 1, DL).

@@ -13,15 +13,16 @@ The stream at the chosen positions is widened by zeros for the global blocks and
 after them; no projections. The first position of a context always counts as chosen.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from bonsai.models.byte_caches import SpacebyteCache
+from bonsai.models.cache import KVCache
 from bonsai.models.decoder import ByteModel, Decoder, decoder_config
-from model import GPTConfig, KVCache, sinusoids
+from model import GPTConfig, sinusoids
 
 BOUNDARIES = ("space", "fixed")
 
@@ -86,98 +87,9 @@ def space_like(idx: torch.Tensor) -> torch.Tensor:
     return ~(inside | (idx >= 0x80) & (idx < 0xC0))
 
 
-class SpacebyteCache:
-    """What all blocks remember, with the methods of model.KVCache; of row i lengths[i] bytes.
-
-    ids (B, length): the bytes; patches (B, length + 1): how many patches have begun within the
-    first n bytes. before, behind: of the local blocks; globl: has an entry per patch.
-    """
-
-    def __init__(self, config: SpacebyteConfig, batch: int, length: int, dtype, device):
-        outer, inner = config.decoder_configs()
-        self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
-        self.patches = torch.zeros((batch, length + 1), dtype=torch.int64)
-        self.before = KVCache(inner, batch, length, dtype, device)
-        self.globl = KVCache(outer, batch, length, dtype, device)
-        self.behind = KVCache(inner, batch, length, dtype, device)
-        self.lengths = [0] * batch
-
-    def parts(self) -> tuple[KVCache, KVCache, KVCache]:
-        return self.before, self.globl, self.behind
-
-    @property
-    def k(self) -> torch.Tensor:
-        """Keys of the global blocks, the larger part of the memory; v: as many values."""
-        return self.globl.k
-
-    @property
-    def v(self) -> torch.Tensor:
-        return self.globl.v
-
-    @property
-    def length(self) -> int:
-        return self.ids.size(1)
-
-    @property
-    def used(self) -> int:
-        """Bytes in the longest row."""
-        return max(self.lengths)
-
-    def reset(self) -> None:
-        """Forget all bytes."""
-        self.lengths = [0] * len(self.lengths)
-
-    def expand(self, n: int) -> None:
-        """Turn the one row into n equal rows, in place."""
-        for part in self.parts():
-            part.expand(n)
-        self.ids, self.patches = self.ids.repeat(n, 1), self.patches.repeat(n, 1)
-        self.lengths = self.lengths * n
-
-    def view(self, begin: int, end: int, length: int = 0) -> "SpacebyteCache":
-        """Rows begin to end (and only `length` positions) in the same memory, own lengths."""
-        part = copy.copy(self)
-        part.ids = self.ids[begin:end, : length or None]
-        part.patches = self.patches[begin:end, : length + 1 if length else None]
-        part.before, part.globl, part.behind = (x.view(begin, end, length) for x in self.parts())
-        part.lengths = self.lengths[begin:end]
-        return part
-
-    def copy_row(self, row: int, source: "SpacebyteCache", source_row: int, length: int) -> None:
-        """Make `row` the first `length` bytes of a row of another cache (or of this one)."""
-        self.ids[row, :length] = source.ids[source_row, :length]
-        self.patches[row, : length + 1] = source.patches[source_row, : length + 1]
-        count = int(source.patches[source_row, length])
-        for mine, theirs, n in zip(self.parts(), source.parts(), (length, count, length)):
-            mine.copy_row(row, theirs, source_row, n)
-        self.lengths[row] = length
-
-    def clone(self, length: int) -> "SpacebyteCache":
-        """The first `length` positions in memory of their own."""
-        part = self.view(0, len(self.lengths), length)
-        part.ids, part.patches = part.ids.clone(), part.patches.clone()
-        part.before, part.globl, part.behind = (x.clone(length) for x in part.parts())
-        return part
-
-    def place(self, idx: torch.Tensor) -> torch.Tensor:
-        """Note the bytes idx (B, T) after the others -> those before them, (B, 1), -1 for none."""
-        T, last = idx.size(1), []
-        for i, n in enumerate(self.lengths):
-            self.ids[i, n : n + T] = idx[i]
-            last.append(self.ids[i, n - 1 : n] if n else torch.full_like(idx[i, :1], -1))
-        self.before.lengths, self.behind.lengths = [*self.lengths], [*self.lengths]
-        self.globl.lengths = [int(self.patches[i, n]) for i, n in enumerate(self.lengths)]
-        return torch.stack(last)
-
-    def advance(self, chosen: torch.Tensor) -> None:
-        """chosen (B, T), on the CPU: which of the bytes began a patch."""
-        T, counts = chosen.size(1), chosen.cumsum(1)
-        for i, n in enumerate(self.lengths):
-            self.patches[i, n + 1 : n + T + 1] = self.patches[i, n] + counts[i]
-        self.lengths = [n + T for n in self.lengths]
-
-
 class Spacebyte(ByteModel):
+    cache_type = SpacebyteCache
+
     def __init__(self, config: SpacebyteConfig):
         super().__init__()
         self.config = config
@@ -216,10 +128,9 @@ class Spacebyte(ByteModel):
             x = x + self.wpe(pos)
         elif self.config.position == "sinusoidal":
             x = x + sinusoids(pos, self.config.local_embd).type_as(x)
-        before, globl, behind = (None,) * 3 if cache is None else cache.parts()
-        x = self.before(x, before)
-        x = self.globally(x, chosen, globl)
-        x = self.behind(x, behind)
+        x = self.before(x, cache and cache.before)
+        x = self.globally(x, chosen, cache and cache.globl)
+        x = self.behind(x, cache and cache.behind)
         if cache is not None:
             cache.advance(chosen.cpu())
         if targets is None:
@@ -261,14 +172,6 @@ class Spacebyte(ByteModel):
         real = torch.arange(K, device=x.device) < counts[:, None]  # (B, K)
         y = torch.where(real[:, :, None], wide, y.type_as(wide))
         return x.type_as(y).scatter(1, where, y)
-
-    def new_cache(self, batch: int, length: int = 0, dtype=None, device=None) -> SpacebyteCache:
-        """An empty cache for `batch` rows of up to `length` bytes (default: block_size)."""
-        length, c = length or self.config.block_size, self.config
-        if c.position == "learned" and length > c.block_size:
-            raise ValueError(f"{length} bytes do not fit block_size {c.block_size}")
-        weight = self.wte.weight
-        return SpacebyteCache(c, batch, length, dtype or weight.dtype, device or weight.device)
 
     # ---- sizes and costs ----
 

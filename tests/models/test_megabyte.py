@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate
+from bonsai.models.byte_caches import PatchBefore
 from bonsai.models.megabyte import Megabyte, MegabyteConfig
-from bonsai.models.patch_cache import PatchBefore
 from bonsai.models.table import MODELS, build_model
 
 B, V, P = 2, 31, 4

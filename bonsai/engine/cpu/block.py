@@ -7,7 +7,8 @@ from torch import nn
 
 from bonsai.engine.cpu.attention import CHANNELS
 from bonsai.engine.cpu.native import build, functions
-from model import Block, KVCache
+from bonsai.models.cache import KVCache
+from model import Block
 
 MOST = 64  # tokens: of more, attention is faster when its queries are computed together
 

@@ -1,14 +1,16 @@
-"""What MEGABYTE's two levels remember: keys and values per patch, and of the patch in progress.
+"""What the byte models remember: MEGABYTE's two levels, SpaceByte's global and local blocks.
 
-The model is in megabyte.py beside this file, whose MegabyteConfig is meant by `config` here: the
-GPT's fields and patch_size, cross_patch, local_embd, decoder_configs(). Shapes as there.
+The models are in megabyte.py and spacebyte.py beside this file, and so are the configs that are
+meant here: the GPT's fields and patch_size, local_embd, decoder_configs() and the like. Shapes as
+there.
 """
-
-import copy
 
 import torch
 
-from model import GPTConfig, KVCache, rope_angles, rotate
+from bonsai.models.cache import Cache, KVCache
+from model import GPTConfig, rope_angles, rotate
+
+# ---- MEGABYTE ----
 
 
 class PatchBefore:
@@ -25,18 +27,16 @@ class PatchBefore:
         self.mask = see_before(T, self.config.cross_patch, self.device) if T > 1 else None
         return torch.arange(T, device=self.device)
 
-    def mask_within(self, window: int) -> torch.Tensor | None:
-        return self.mask  # the local model has no window
-
-    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor):
-        """k, v (B K, nh, P, hs), each patch a row -> (B K, nh, cross_patch + P, hs)."""
+    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor, window: int = 0):
+        """k, v (B K, nh, P, hs), each patch a row -> (B K, nh, cross_patch + P, hs), and the mask.
+        The local model has no window."""
         c, before = self.config, []
         for x in (k, v):
             x = x[:, :, -c.cross_patch :].unflatten(0, (-1, self.patches))  # (B, K, nh, r, hs)
             x = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1)
             before.append(x.flatten(0, 1))
         before[0] = one_patch_back(before[0], c)
-        return torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
+        return torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2), self.mask
 
     def advance(self, T: int) -> None:
         pass
@@ -82,8 +82,8 @@ class LocalCache(KVCache):
         return torch.arange(first, first + T, device=self.k.device)
 
 
-class MegabyteCache:
-    """What both levels remember, with the methods of model.KVCache; of row i lengths[i] bytes.
+class MegabyteCache(Cache):
+    """What both levels remember.
 
     ids (B, length): the bytes. globl: a KVCache with an entry per patch. told (B, K, P, DL): what
     the global model said about each patch. local: of the patch in progress alone; `at` says after
@@ -91,69 +91,72 @@ class MegabyteCache:
     long are computed together, others one by one.
     """
 
+    buffers = (("ids", 0, 1), ("told", 0, 1), ("at", 0, None))
+    parts = ("globl", "local")
+    unit, rewinds = "bytes", False
+
     def __init__(self, config: GPTConfig, batch: int, length: int, dtype, device):
-        outer, patches = config.decoder_configs()[0], -(-length // config.patch_size)
+        super().__init__(batch, length)
+        self.patch_size = config.patch_size
+        outer, patches = config.decoder_configs()[0], self.entries("globl", length)
         told = (batch, patches, config.patch_size, config.local_embd)
         self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
         self.globl = KVCache(outer, batch, patches, dtype, device)
         self.told = torch.zeros(told, dtype=dtype, device=device)
         self.local = LocalCache(config, batch, dtype, device)
         self.at = torch.zeros(batch, dtype=torch.int64)
-        self.lengths = [0] * batch
-        self.patch_size = config.patch_size
 
-    @property
-    def k(self) -> torch.Tensor:
-        """Keys of the global model, by far the larger part of the memory; v: as many values."""
-        return self.globl.k
-
-    @property
-    def v(self) -> torch.Tensor:
-        return self.globl.v
-
-    @property
-    def length(self) -> int:
-        return self.ids.size(1)
-
-    @property
-    def used(self) -> int:
-        """Bytes in the longest row."""
-        return max(self.lengths)
-
-    def reset(self) -> None:
-        """Forget all bytes."""
-        self.lengths = [0] * len(self.lengths)
-
-    def expand(self, n: int) -> None:
-        """Turn the one row into n equal rows, in place."""
-        self.globl.expand(n)
-        self.local.expand(n)
-        self.ids, self.at = self.ids.repeat(n, 1), self.at.repeat(n)
-        self.told = self.told.repeat(n, 1, 1, 1)
-        self.lengths = self.lengths * n
-
-    def view(self, begin: int, end: int, length: int = 0) -> "MegabyteCache":
-        """Rows begin to end (and only `length` positions) in the same memory, own lengths."""
-        part, patches = copy.copy(self), -(-length // self.patch_size)
-        part.ids = self.ids[begin:end, : length or None]
-        part.told = self.told[begin:end, : patches or None]
-        part.globl = self.globl.view(begin, end, patches)
-        part.local = self.local.view(begin, end)
-        part.at, part.lengths = self.at[begin:end], self.lengths[begin:end]
-        return part
+    def entries(self, name: str, tokens: int, row: int | None = None) -> int:
+        if name == "local":
+            return self.local.length
+        return tokens if name == "ids" else -(-tokens // self.patch_size)
 
     def copy_row(self, row: int, source: "MegabyteCache", source_row: int, length: int) -> None:
-        """Make `row` the first `length` bytes of a row of another cache (or of this one)."""
-        patches = -(-length // self.patch_size)
-        self.ids[row, :length] = source.ids[source_row, :length]
-        self.told[row, :patches] = source.told[source_row, :patches]
-        self.globl.copy_row(row, source.globl, source_row, patches)
-        self.lengths[row], self.at[row] = length, -1
+        super().copy_row(row, source, source_row, length)
+        self.at[row] = -1
 
-    def clone(self, length: int) -> "MegabyteCache":
-        """The first `length` positions in memory of their own."""
-        part = self.view(0, len(self.lengths), length)
-        part.ids, part.told, part.at = part.ids.clone(), part.told.clone(), part.at.clone()
-        part.globl = part.globl.clone(part.globl.length)
-        part.local = part.local.clone(part.local.length)
-        return part
+
+# ---- SpaceByte ----
+
+
+class SpacebyteCache(Cache):
+    """What all blocks remember.
+
+    ids (B, length): the bytes; patches (B, length + 1): how many patches have begun within the
+    first n bytes. before, behind: of the local blocks; globl: has an entry per patch.
+    """
+
+    buffers = (("ids", 0, 1), ("patches", 0, 1))
+    parts = ("before", "globl", "behind")
+    unit, rewinds = "bytes", False
+
+    def __init__(self, config: GPTConfig, batch: int, length: int, dtype, device):
+        super().__init__(batch, length)
+        outer, inner = config.decoder_configs()
+        self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
+        self.patches = torch.zeros((batch, length + 1), dtype=torch.int64)
+        self.before = KVCache(inner, batch, length, dtype, device)
+        self.globl = KVCache(outer, batch, length, dtype, device)
+        self.behind = KVCache(inner, batch, length, dtype, device)
+
+    def entries(self, name: str, tokens: int, row: int | None = None) -> int:
+        if name == "globl" and row is not None:
+            return int(self.patches[row, tokens])
+        return tokens + 1 if name == "patches" else tokens
+
+    def place(self, idx: torch.Tensor) -> torch.Tensor:
+        """Note the bytes idx (B, T) after the others -> those before them, (B, 1), -1 for none."""
+        T, last = idx.size(1), []
+        for i, n in enumerate(self.lengths):
+            self.ids[i, n : n + T] = idx[i]
+            last.append(self.ids[i, n - 1 : n] if n else torch.full_like(idx[i, :1], -1))
+        self.before.lengths, self.behind.lengths = [*self.lengths], [*self.lengths]
+        self.globl.lengths = [int(self.patches[i, n]) for i, n in enumerate(self.lengths)]
+        return torch.stack(last)
+
+    def advance(self, chosen: torch.Tensor) -> None:
+        """chosen (B, T), on the CPU: which of the bytes began a patch."""
+        T, counts = chosen.size(1), chosen.cumsum(1)
+        for i, n in enumerate(self.lengths):
+            self.patches[i, n + 1 : n + T + 1] = self.patches[i, n] + counts[i]
+        self.lengths = [n + T for n in self.lengths]

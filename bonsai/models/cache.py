@@ -1,0 +1,198 @@
+"""What a model remembers of the tokens that it has read, so that it computes only the new ones.
+
+    cache = model.new_cache(batch=2)
+    model(prompts, cache=cache)             # (2, T): the tokens so far
+    logits, _ = model(ids, cache=cache)     # (2, 1): one more each -> (2, 1, V)
+
+`Cache` keeps account of rows and tokens, whatever is remembered of them; KVCache remembers keys and
+values, TokenCache the tokens alone. byte_caches.py has those of the byte models.
+"""
+
+import copy
+
+import torch
+
+from model import GPTConfig, causal_mask
+
+
+class Cache:
+    """Rows of tokens, of row i the first lengths[i]: all that the engine asks of a cache.
+
+    A subclass says which of its attributes are buffers (their names, with the axis of the rows and
+    that of the tokens, None where a row is one entry) and which are caches of parts of the model.
+    """
+
+    buffers: tuple[tuple[str, int, int | None], ...] = ()
+    parts: tuple[str, ...] = ()
+    unit = "tokens"  # what the model reads
+    rewinds = True  # whether a row forgets tokens when its length is set back
+
+    def __init__(self, batch: int, length: int):
+        self.lengths = [0] * batch
+        self.length = length  # tokens that a row has room for
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, batch: int, length: int = 0, dtype=None, device=None):
+        """An empty cache for `batch` rows of up to `length` tokens (0: block_size), in the model's
+        dtype and on its device. ValueError for more than a table of positions has."""
+        c, weight = model.config, next(model.parameters())
+        length = length or c.block_size
+        if c.position == "learned" and length > c.block_size:
+            raise ValueError(f"{length} {cls.unit} do not fit block_size {c.block_size}")
+        return cls(c, batch, length, dtype or weight.dtype, device or weight.device)
+
+    def entries(self, name: str, tokens: int, row: int | None = None) -> int:
+        """Entries of a buffer or a part that so many tokens take: at most, or in this row."""
+        return tokens
+
+    @property
+    def used(self) -> int:
+        """Tokens in the longest row."""
+        return max(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        own = sum(getattr(self, name).nbytes for name, *_ in self.buffers)
+        return own + sum(getattr(self, name).nbytes for name in self.parts)
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self.lengths = [0] * len(self.lengths)
+
+    def expand(self, n: int) -> None:
+        """Turn the one row into n equal rows, in place."""
+        for name, rows, _ in self.buffers:
+            setattr(self, name, getattr(self, name).repeat_interleave(n, rows))
+        for name in self.parts:
+            getattr(self, name).expand(n)
+        self.lengths = self.lengths * n
+
+    def view(self, begin: int, end: int, length: int = 0) -> "Cache":
+        """Rows begin to end (and only `length` tokens) in the same memory, own lengths."""
+        part = copy.copy(self)
+        for name, rows, tokens in self.buffers:
+            x = getattr(self, name).narrow(rows, begin, end - begin)
+            if length and tokens is not None:
+                x = x.narrow(tokens, 0, self.entries(name, length))
+            setattr(part, name, x)
+        for name in self.parts:
+            most = self.entries(name, length) if length else 0
+            setattr(part, name, getattr(self, name).view(begin, end, most))
+        part.lengths, part.length = self.lengths[begin:end], length or self.length
+        return part
+
+    def copy_row(self, row: int, source: "Cache", source_row: int, length: int) -> None:
+        """Make `row` the first `length` tokens of a row of another cache (or of this one)."""
+        for name, rows, tokens in self.buffers:
+            x, y = getattr(self, name).narrow(rows, row, 1), getattr(source, name)
+            y = y.narrow(rows, source_row, 1)
+            if tokens is not None:
+                n = source.entries(name, length, source_row)
+                x, y = x.narrow(tokens, 0, n), y.narrow(tokens, 0, n)
+            x.copy_(y)
+        for name in self.parts:
+            n = source.entries(name, length, source_row)
+            getattr(self, name).copy_row(row, getattr(source, name), source_row, n)
+        self.lengths[row] = length
+
+    def clone(self, length: int) -> "Cache":
+        """The first `length` tokens of every row in memory of their own."""
+        part = self.view(0, len(self.lengths), length)
+        for name, *_ in self.buffers:
+            setattr(part, name, getattr(part, name).clone())
+        for name in self.parts:
+            own = getattr(part, name)
+            setattr(part, name, own.clone(own.length))
+        return part
+
+
+class KVCache(Cache):
+    """Keys and values of each layer: k, v (n_layer, B, nkv, length, hs).
+
+    In a forward pass `place` says where the next tokens stand, each layer's attention puts theirs
+    after the others by `update`, and `advance` counts them. With `pos` (B,), a tensor, positions
+    come from there and all of the buffers is read: fixed addresses and shapes, for a compiled step;
+    the caller then keeps the lengths.
+    """
+
+    buffers = (("k", 1, 3), ("v", 1, 3))
+
+    def __init__(self, config: GPTConfig, batch: int, length: int, dtype, device):
+        super().__init__(batch, length)
+        shape = (config.n_layer, batch, config.kv_heads, length, config.head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.pos = None
+
+    def place(self, T: int) -> torch.Tensor:
+        """Positions of the next T tokens: (T,), or (B, 1, T) where the rows differ."""
+        self.mask, first = None, self.lengths[0]
+        if self.pos is None and self.lengths.count(first) == len(self.lengths):
+            self.at, self.end = None, first + T
+            if 1 < T < self.end:  # several tokens after others see those, and one another
+                self.mask = causal_mask(T, self.end, 0, self.k.device)
+            pos = torch.arange(first, self.end, device=self.k.device)
+            self.queries = pos[:, None]  # (T, 1)
+            return pos
+        pos = torch.tensor(self.lengths, device=self.k.device) if self.pos is None else self.pos
+        self.at = pos[:, None] + torch.arange(T, device=self.k.device)  # (B, T)
+        self.end = self.used + T if self.pos is None else self.length
+        self.queries = self.at[:, None, :, None]  # (B, 1, T, 1)
+        self.mask = torch.arange(self.end, device=self.k.device) <= self.queries
+        return self.at[:, None]
+
+    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor, window: int = 0):
+        """Put k, v (B, nkv, T, hs) of the placed tokens after the others -> keys, values, mask.
+
+        Keys and values of all tokens so far (or, for a single query, of those that it sees); the
+        mask is that of model.attention. window: what a query sees, its own position included; 0:
+        all before it.
+        """
+        K, V, T = self.k[layer], self.v[layer], k.size(2)
+        if self.at is None:  # narrow: a slice takes twice as long, and a step has dozens
+            K.narrow(2, self.end - T, T).copy_(k)
+            V.narrow(2, self.end - T, T).copy_(v)
+        else:
+            rows = torch.arange(k.size(0), device=k.device)[:, None]
+            K.transpose(1, 2)[rows, self.at] = k.transpose(1, 2).type_as(K)
+            V.transpose(1, 2)[rows, self.at] = v.transpose(1, 2).type_as(V)
+        K, V, mask = K.narrow(2, 0, self.end), V.narrow(2, 0, self.end), self.mask
+        if K.dtype != k.dtype:
+            K, V = K.to(k.dtype), V.to(v.dtype)
+        if window and mask is not None:
+            keys = torch.arange(self.end, device=K.device)
+            mask = mask & (keys > self.queries - window)
+        elif window and T == 1:
+            K, V = K[:, :, -window:], V[:, :, -window:]
+        return K, V, mask
+
+    def advance(self, T: int) -> None:
+        """Count T more tokens in each row."""
+        if self.pos is None:
+            self.lengths = [n + T for n in self.lengths]
+
+
+class TokenCache(Cache):
+    """For a model that remembers nothing: ids (B, length), from which all is computed anew."""
+
+    buffers = (("ids", 0, 1),)
+
+    def __init__(self, batch: int, length: int, device: torch.device):
+        super().__init__(batch, length)
+        self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
+
+    def append(self, idx: torch.Tensor) -> None:
+        """Add the tokens idx (B, T)."""
+        T = idx.size(1)
+        for row, n in enumerate(self.lengths):
+            self.ids[row, n : n + T] = idx[row]
+        self.lengths = [n + T for n in self.lengths]
+
+    def forward(self, model: torch.nn.Module, idx: torch.Tensor) -> torch.Tensor:
+        """The tokens idx (B, T) after the others -> logits (B, V) of what follows each row."""
+        self.append(idx)
+        if len(set(self.lengths)) == 1:
+            return model(self.ids[:, : self.lengths[0]])[0][:, -1]
+        rows = [model(self.ids[i : i + 1, :n])[0][:, -1] for i, n in enumerate(self.lengths)]
+        return torch.cat(rows)
