@@ -151,9 +151,10 @@ def evaluate_all(questions: list[Question], runtime: Runtime) -> dict[str, list[
         steps = (loaded.checkpoint or {}).get("iter_num")
         loaded.checkpoint = None  # the optimizer's memory
         raw_model = to_device(loaded.model, runtime.device)
-        if strided and not hasattr(raw_model, "strided"):
+        if strided and loaded.name != "megabyte":
             raise UserError(f"{loaded.source} is a {loaded.name}: only megabyte has --strided")
-        raw_model.strided = strided
+        if strided:
+            raw_model.strided = True
         model = torch.compile(raw_model) if runtime.compile else raw_model
         size = raw_model.num_params(non_embedding=False)
         head = {"checkpoint": loaded.source, "step": steps, "parameters": size}

@@ -411,6 +411,8 @@ class GPT(nn.Module):
 
     # ---- sizes and costs ----
 
+    context_step = 1  # a full context is moved on by multiples of this many tokens
+
     def num_params(self, non_embedding: bool = True) -> int:
         """Parameters; without those that are only looked up, never multiplied, by default.
 
@@ -440,6 +442,14 @@ class GPT(nn.Module):
         The default peak is an A100's in bf16, as in nanoGPT; runtime.peak_flops knows others.
         """
         return self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / dt / peak_flops
+
+    def channels_per_token(self) -> int:
+        """Channels of the stream in all layers together, by which memory is estimated."""
+        return self.config.n_layer * self.config.n_embd
+
+    def serial_layers(self) -> int:
+        """Layers that a generated token waits for, one after another."""
+        return self.config.n_layer
 
     # ---- optimizers ----
 

@@ -120,10 +120,7 @@ def stream(tokenizer: Tokenizer, ids: Iterable[int]) -> None:
 
 def rows_at_once(model, length: int) -> int:
     """How many samples of `length` tokens to draw side by side."""
-    if not hasattr(model, "new_cache"):  # nothing is kept: see bonsai/models/contract.py
-        return 32
-    one = model.new_cache(1, 1)
-    return max(1, min(32, CACHE_BYTES // (length * (one.k.nbytes + one.v.nbytes))))
+    return max(1, min(32, CACHE_BYTES // (length * model.new_cache(1, 1).nbytes)))
 
 
 def say(message: str) -> None:

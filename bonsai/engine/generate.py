@@ -66,13 +66,13 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype):
             if t - context > block_size:
                 if on_full == "stop":
                     return
-                step = getattr(model, "context_step", 1)  # of a model of patches: whole ones go
+                step = model.context_step  # of a model of patches: whole ones go
                 keep = block_size if on_full == "slide" else max(1, block_size // 2)
                 context += min(-(-(t - keep - context) // step) * step, t - 1 - context)
                 if cache is not None:
                     cache.reset()  # every token has a new position
             if t == begin:  # the rows are still equal: compute one
-                if use_cache and hasattr(model, "new_cache"):
+                if use_cache:
                     cache = new_cache(model, 1, min(block_size, end), dtype)
                 logits = prefill(model, ids[:1, context:t], cache).expand(n, -1)
                 if cache is not None:

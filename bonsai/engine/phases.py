@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from bonsai.engine.sampling import SamplingParams
-from bonsai.models.cache import TokenCache
+from bonsai.models.cache import Cache, KVCache, TokenCache
 from bonsai.system.errors import UserError
 
 
@@ -41,7 +41,7 @@ class CompiledStep:
     SHORTEST = 128  # positions of the smallest bucket
 
     def __init__(self, model: torch.nn.Module, cache):
-        if isinstance(cache, TokenCache):
+        if not isinstance(cache, KVCache):
             raise UserError("compile=True needs a model with a cache of keys and values")
         device = cache.k.device
         batch = len(cache.lengths)
@@ -82,11 +82,9 @@ def power_of_two(n: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << (n - 1).bit_length()))
 
 
-def new_cache(model: torch.nn.Module, batch: int, length: int, dtype=None):
-    """The model's own cache, or one of tokens for a model that has none."""
-    if hasattr(model, "new_cache"):
-        return model.new_cache(batch, length, dtype or compute_dtype(model))
-    return TokenCache(batch, length, next(model.parameters()).device)
+def new_cache(model: torch.nn.Module, batch: int, length: int, dtype=None) -> Cache:
+    """The model's cache, in what its keys and values are computed in unless dtype says else."""
+    return model.new_cache(batch, length, dtype or compute_dtype(model))
 
 
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:

@@ -37,7 +37,7 @@ class Cache:
         dtype and on its device. ValueError for more than a table of positions has."""
         c, weight = model.config, next(model.parameters())
         length = length or c.block_size
-        if c.position == "learned" and length > c.block_size:
+        if getattr(c, "position", "") == "learned" and length > c.block_size:
             raise ValueError(f"{length} {cls.unit} do not fit block_size {c.block_size}")
         return cls(c, batch, length, dtype or weight.dtype, device or weight.device)
 
@@ -178,7 +178,7 @@ class TokenCache(Cache):
 
     buffers = (("ids", 0, 1),)
 
-    def __init__(self, batch: int, length: int, device: torch.device):
+    def __init__(self, config, batch: int, length: int, dtype, device):
         super().__init__(batch, length)
         self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
 

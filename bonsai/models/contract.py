@@ -1,4 +1,4 @@
-"""What the programs need of a model, with defaults for all but two things.
+"""The contract of a model: all that is asked of one, with defaults for all but two things.
 
 An architecture is one file, a LanguageModel and a dataclass of its settings, and one line in
 bonsai/models/table.py. It must have
@@ -9,12 +9,21 @@ bonsai/models/table.py. It must have
                                         logits (B, T, V) and the mean cross-entropy in nats over
                                         the targets that are not -1, without (B, 1, V) and None
 
-and may have new_cache(batch, length, dtype) with model(idx, cache=cache), see KVCache in model.py:
-without it every token is computed from all before it.
+A model that remembers names its kind of Cache as `cache_type` and takes a third argument, `cache`:
+idx are then the tokens after those in it. Without one every token is computed from all before it.
+
+    training      param_groups, configure_optimizers, crop_block_size
+    planning      num_params, flops_per_token, channels_per_token
+    engine        new_cache, context_step; of a cache what the class Cache in cache.py has
+    benchmarks    serial_layers
+
+On a CPU the engine replaces linear layers and the blocks of model.py wherever it finds them. The
+GPT, which imports nothing of bonsai/, has all of this by itself; tests hold every model to it.
 """
 
 import torch.nn as nn
 
+from bonsai.models.cache import Cache, TokenCache
 from model import GPT
 
 
@@ -23,6 +32,13 @@ class LanguageModel(nn.Module):
 
     activation_checkpointing, a field that the programs set, need not be there.
     """
+
+    cache_type: type[Cache] = TokenCache
+    context_step = 1  # a full context is moved on by multiples of this many tokens
+
+    def new_cache(self, batch: int, length: int = 0, dtype=None, device=None) -> Cache:
+        """An empty cache for `batch` rows of up to `length` tokens (default: block_size)."""
+        return self.cache_type.of(self, batch, length, dtype, device)
 
     def num_params(self, non_embedding: bool = True) -> int:
         """Parameters; without those that are only looked up, never multiplied, by default."""
@@ -34,10 +50,14 @@ class LanguageModel(nn.Module):
         """To train on one token: 6 per parameter that is multiplied (Kaplan et al. 2020)."""
         return 6 * self.num_params()
 
-    def channels_per_token(self) -> int:
+    def channels_per_token(self) -> float:
         """Channels of all layers together, by which memory is estimated: here the rows of all
         matrices."""
         return sum(p.size(0) for p in self.param_groups()["matrices"])
+
+    def serial_layers(self) -> float:
+        """Layers that a generated token waits for, one after another, on average."""
+        return getattr(self.config, "n_layer", 1)
 
     def crop_block_size(self, block_size: int) -> None:
         """Shorten the context; a model with a table of positions cuts it, too."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from bonsai.models.cache import Cache
+from bonsai.models.contract import LanguageModel
 from model import GPT, Block, GPTConfig, Norm, rope_angles
 
 
@@ -68,7 +68,7 @@ def is_table(name: str) -> bool:
     return name.removesuffix(".weight").endswith(("wte", "wpe", "pad"))
 
 
-class ByteModel(nn.Module):
+class ByteModel(LanguageModel):
     """Sizes, parameter groups, optimizer and initial weights of a model made of decoders.
 
     A subclass has a `config` with block_size, n_layer wide layers over patches of patch_size bytes,
@@ -76,12 +76,9 @@ class ByteModel(nn.Module):
     parameters say what they are: *wte and *wpe are tables, *pad stands where there is no byte yet.
     """
 
-    cache_type: type[Cache]
-
     generate = GPT.generate
     head = GPT.head
     estimate_mfu = GPT.estimate_mfu
-    configure_optimizers = GPT.configure_optimizers
 
     def init_weights(self) -> None:
         """As GPT.init_weights, with residual projections by the depth of their decoder."""
@@ -114,10 +111,6 @@ class ByteModel(nn.Module):
             else:
                 groups["matrices" if p.dim() >= 2 else "scalars"].append(p)
         return groups
-
-    def new_cache(self, batch: int, length: int = 0, dtype=None, device=None) -> Cache:
-        """An empty cache for `batch` rows of up to `length` bytes (default: block_size)."""
-        return self.cache_type.of(self, batch, length, dtype, device)
 
     def crop(self, block_size: int, table: str) -> None:
         """Shorten the context; with learned positions drop the later rows of their table."""

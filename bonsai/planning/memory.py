@@ -15,13 +15,12 @@ def training_bytes(model: torch.nn.Module, batch_size: int, T: int, dtype: str) 
 
     Activations by what autograd keeps: per token and layer some 10 residual-wide tensors of the
     block, 2 hidden-wide ones of the MLP, and the logits with their softmax in fp32. Attention
-    keeps no T x T matrix. A model whose layers differ says how wide they are: channels_per_token().
+    keeps no T x T matrix. A model says how wide its layers are together: channels_per_token().
     """
     c = model.config
     state = 16 * sum(p.numel() for p in model.parameters())
     width = DTYPES[dtype].itemsize
-    own = hasattr(model, "channels_per_token")
-    channels = model.channels_per_token() if own else c.n_layer * c.n_embd  # of all layers
+    channels = model.channels_per_token()  # of all layers
     per_channel = 8 * 4 + (4 + 2 * 4) * width
     layers = channels * per_channel
     if getattr(c, "activation_checkpointing", False):
