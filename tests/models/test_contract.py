@@ -1,6 +1,8 @@
-"""The contract: a model that is one file and one line, here a GRU, in every program."""
+"""The contract: every model of the table, and one that is one file and one line, here a GRU, in
+every program."""
 
 import importlib.util
+import inspect
 import sys
 from dataclasses import dataclass
 
@@ -11,9 +13,12 @@ from helpers.programs import ROOT
 from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate
+from bonsai.engine.phases import prefill
 from bonsai.models import table as models
+from bonsai.models.cache import Cache, KVCache, TokenCache
 from bonsai.models.contract import LanguageModel
 from bonsai.models.loading import load_model
+from bonsai.planning.memory import training_bytes
 from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
@@ -41,6 +46,171 @@ class GRU(LanguageModel):
             return self.lm_head(x[:, -1:]), None
         logits = self.lm_head(x)
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+
+# ---- every model ----
+
+BYTES = dict(n_layer=2, n_head=2, n_embd=32, local_head=2, local_embd=16, local_layer=2)
+SETTINGS = {  # tiny ones of each model; caches of all kinds of parts
+    "gpt": dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, attention_window=5),
+    "megabyte": dict(**BYTES, patch_size=4, cross_patch=2, conv_encoder=True),
+    "spacebyte": dict(**BYTES, patch_size=4, local_window=6),
+    "gru": {},
+}
+every = pytest.mark.parametrize("name", SETTINGS)
+B, T, V = 3, 24, 50
+
+
+def build(name: str) -> nn.Module:
+    """A model with weights so large that all depends on all it may depend on."""
+    make, make_config = models.MODELS.get(name, (GRU, GRUConfig))
+    torch.manual_seed(0)
+    model = make(make_config(block_size=T, vocab_size=V, **SETTINGS[name])).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return model
+
+
+def ids(count: int = T) -> torch.Tensor:
+    return torch.randint(V, (B, count), generator=torch.Generator().manual_seed(1))
+
+
+def test_every_model_of_the_table_is_held_to_it():
+    assert set(models.MODELS) | {"gru"} == set(SETTINGS)
+
+
+@every
+def test_a_model_has_all_that_is_asked_of_one(name):
+    model = build(name)
+    wanted = {k: v for k, v in vars(LanguageModel).items() if not k.startswith("_")}
+    for key, value in wanted.items():
+        if key != "cache_type":  # new_cache is asked
+            assert hasattr(model, key), key
+        if inspect.isfunction(value):
+            own = inspect.signature(getattr(type(model), key)).parameters
+            assert list(own) == list(inspect.signature(value).parameters), key
+    assert model.context_step >= 1 and model.serial_layers() > 0
+    assert 0 < model.num_params() <= model.num_params(False)
+    assert model.num_params(False) == sum(p.numel() for p in model.parameters())
+    assert model.flops_per_token() == model.flops_per_token(T) > model.num_params()
+    assert model.channels_per_token() > 0
+    assert sum(training_bytes(model, 2, T, "float32")) > 0
+    fields = type(model.config)()
+    assert fields.block_size > 0 and fields.vocab_size > 0
+
+
+@every
+def test_logits_loss_and_ignored_targets(name):
+    model, idx = build(name), ids()
+    targets = idx.roll(1, dims=0)
+    logits, loss = model(idx, targets)
+    assert logits.shape == (B, T, V)
+    want = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, want)
+    last, none = model(idx)
+    assert last.shape == (B, 1, V) and none is None
+    torch.testing.assert_close(last, logits[:, -1:], atol=1e-5, rtol=1e-5)
+    targets[:, 5:] = -1
+    want = F.cross_entropy(logits[:, :5].flatten(0, 1), targets[:, :5].flatten())
+    torch.testing.assert_close(model(idx, targets)[1], want)
+    assert torch.equal(model(idx[:, :7], idx[:, :7])[0].argmax(-1), logits[:, :7].argmax(-1))
+
+
+@every
+def test_every_parameter_is_in_one_group_and_learns(name):
+    model = build(name)
+    model(ids(), ids().roll(1, dims=0))[1].backward()
+    grouped = [id(p) for group in model.param_groups().values() for p in group]
+    assert len(grouped) == len(set(grouped)) and set(grouped) == set(map(id, model.parameters()))
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+    assert len(grouped) == sum(len(g["params"]) for g in optimizer.param_groups)
+    decayed, others = optimizer.param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+
+
+@every
+def test_a_context_can_be_shortened(name):
+    model = build(name)
+    before = model(ids(16))[0]
+    model.crop_block_size(16)
+    assert model.config.block_size == model.new_cache(1).length == 16
+    assert torch.equal(model(ids(16))[0], before)
+
+
+# ---- every cache ----
+
+
+def read(model: nn.Module, cache: Cache, idx: torch.Tensor, rows=range(B), T: int = 1):
+    """Read the next T tokens of rows of idx; holds the logits to those of all tokens at once."""
+    at = [slice(n, n + T) for n in cache.lengths]
+    got = prefill(model, torch.stack([idx[row, a] for row, a in zip(rows, at)]), cache)
+    for row, a, logits in zip(rows, at, got):
+        want = model(idx[row : row + 1, : a.stop])[0][0, -1]
+        torch.testing.assert_close(logits, want, atol=1e-4, rtol=1e-4)
+
+
+@every
+@torch.no_grad()
+def test_a_cache_keeps_account_of_its_rows(name):
+    """Rows of one length and of several; views, copies and clones; each goes on where it stood."""
+    model, idx = build(name), ids()
+    cache = model.new_cache(B)
+    assert isinstance(cache, Cache) and (cache.lengths, cache.length, cache.used) == ([0] * B, T, 0)
+    assert cache.nbytes == B * model.new_cache(1).nbytes > 0
+    read(model, cache, idx, T=6)
+    read(model, cache, idx)
+    assert cache.lengths == [7] * B
+    copy = cache.clone(9)  # in memory of its own
+    assert copy.length == 9 and copy.nbytes < cache.nbytes
+    one = cache.view(1, 2)
+    read(model, one, idx, [1], T=5)
+    assert (one.lengths, cache.lengths) == ([12], [7] * B)  # a view counts for itself
+    cache.lengths[1] = 12
+    read(model, cache, idx)  # rows of several lengths
+    assert (cache.lengths, cache.used) == ([8, 13, 8], 13)
+    read(model, copy, idx, T=2)
+    assert copy.lengths == [9] * B
+    other = model.new_cache(2)
+    other.copy_row(1, cache, 1, 10)  # the beginning of a row
+    other.copy_row(0, copy, 2, 9)
+    assert other.lengths == [9, 10]
+    read(model, other, idx, [2, 1])
+    cache.copy_row(0, cache, 1, 13)  # within a cache
+    read(model, cache, idx, [1, 1, 2])
+    assert cache.lengths == [14, 14, 9]
+
+
+@every
+@torch.no_grad()
+def test_a_cache_begins_anew_and_one_row_becomes_several(name):
+    model, idx = build(name), ids()
+    idx[:, :5] = idx[0, :5]
+    cache = model.new_cache(1, 12)
+    read(model, cache, idx, [2], T=12)
+    cache.reset()
+    read(model, cache, idx, [0], T=5)
+    cache.expand(B)
+    assert cache.lengths == [5] * B and cache.length == 12
+    read(model, cache, idx)
+    read(model, cache, idx, T=6)
+    if cache.rewinds:  # what was read too much is forgotten
+        cache.lengths = [7, 11, 9]
+        read(model, cache, idx)
+
+
+@every
+def test_what_has_no_keys_and_values_is_not_compiled(name):
+    model = build(name)
+    if isinstance(model.new_cache(1), KVCache):
+        return
+    with pytest.raises(UserError, match="needs a model with a cache of keys and values"):
+        Engine(model, compile=True)
+    assert isinstance(model.new_cache(1), TokenCache) == (name == "gru")
+
+
+# ---- a model that is one file and one line, in every program ----
 
 
 @pytest.fixture
