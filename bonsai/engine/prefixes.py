@@ -1,8 +1,8 @@
 """Keys and values of prompts seen before, for prompts that begin alike."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from bonsai.system.errors import UserError
@@ -18,7 +18,8 @@ class Prefixes:
         if budget < 0:
             raise UserError(f"prefix_cache={budget} must be at least 0")
         self.budget = budget
-        self.rows: OrderedDict[tuple[int, ...], tuple] = OrderedDict()  # prompt -> (row, logits)
+        # prompt -> (the same as an array, row, logits)
+        self.rows: OrderedDict[tuple[int, ...], tuple] = OrderedDict()
         self.held: tuple[int, ...] | None = None
 
     def restore(self, prompt: tuple[int, ...], row) -> torch.Tensor | None:
@@ -26,11 +27,13 @@ class Prefixes:
 
         At least one token is left to compute where the logits are not known.
         """
-        best = max(self.rows, key=lambda known: shared(known, prompt), default=())
-        length = shared(best, prompt)
+        ids, best, length = np.array(prompt), (), 0
+        for known, (known_ids, _, _) in self.rows.items():
+            if (n := shared(known_ids, ids)) > length:
+                best, length = known, n
         if not length:
             return None
-        known, logits = self.rows[best]
+        _, known, logits = self.rows[best]
         self.rows.move_to_end(best)
         if len(best) == len(prompt) == length:
             row.copy_row(0, known, 0, length)
@@ -46,7 +49,7 @@ class Prefixes:
             own = row.clone(len(prompt))
             for known in [p for p in self.rows if p == prompt[: len(p)]]:
                 del self.rows[known]  # what they know is in the new one
-            self.rows[prompt] = (own, logits.clone())
+            self.rows[prompt] = (np.array(prompt), own, logits.clone())
         total = sum(map(len, self.rows))
         for known in list(self.rows):
             if total > self.budget and known != self.held:
@@ -54,11 +57,8 @@ class Prefixes:
                 del self.rows[known]
 
 
-def shared(a: Sequence[int], b: Sequence[int]) -> int:
+def shared(a: np.ndarray, b: np.ndarray) -> int:
     """How many first tokens two prompts have in common."""
-    n = 0
-    for x, y in zip(a, b):
-        if x != y:
-            break
-        n += 1
-    return n
+    n = min(len(a), len(b))
+    unlike = a[:n] != b[:n]
+    return int(unlike.argmax()) if unlike.any() else n
