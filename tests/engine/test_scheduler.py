@@ -2,39 +2,22 @@
 
 import math
 import random
-from dataclasses import replace
 
 import pytest
 import torch
-from helpers.tiny_model import BLOCK, VARIANTS, VOCAB, reference_probs, texts, tiny
+from helpers.engine import alone, finish
+from helpers.tiny_model import BLOCK, VARIANTS, VOCAB, texts, tiny
 from torch import nn
 from torch.nn import functional as F
 
-from bonsai.engine import Engine, SamplingParams, generate, next_probs
-from bonsai.engine.ahead import Draft, Lookup
+from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.phases import CompiledStep, power_of_two
-from bonsai.engine.sampling import Row, adjust
 from bonsai.system.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def model():
     return tiny(block_size=48)
-
-
-def finish(engine) -> dict:
-    """Step until all is done: {request: its events}."""
-    events = {}
-    while engine.busy:
-        for event in engine.step():
-            events.setdefault(event.request, []).append(event)
-    return events
-
-
-def alone(model, request) -> list[int]:
-    """What `generate` gives for a request."""
-    rows = generate(model, request.prompt, request.params, first_row=request.row, on_full="stop")
-    return [token for (token,) in rows if token is not None]
 
 
 # ---- rows of unequal length ----
@@ -149,26 +132,6 @@ def test_n_answers_share_one_prefill(model):
     assert not engine.prefixes.rows or engine.prefixes.budget  # nothing is kept after them
 
 
-def test_a_known_prefix_is_not_computed_again(model):
-    engine = Engine(model, prefix_cache=60)
-    prompt = [i % VOCAB for i in range(30)]
-    greedy = SamplingParams(max_new_tokens=1, temperature=0)
-    computed = []
-    for p in (prompt, prompt[:20] + [7, 7], prompt, prompt[:12], [9] + prompt[:29]):
-        shapes = []
-        hook = engine.model.register_forward_pre_hook(
-            lambda m, args, shapes=shapes: shapes.append(args[0].size(1))
-        )
-        (request,) = engine.submit(p, greedy)
-        finish(engine)
-        hook.remove()
-        assert request.tokens == alone(model, request)
-        assert sum(map(len, engine.prefixes.rows)) <= 60
-        computed.append(shapes)
-    # all; what differs; nothing, as the logits are kept too; the last token, for its logits; all
-    assert computed == [[30], [2], [], [1], [30]]
-
-
 def test_a_full_context_ends_a_request(model):
     engine = Engine(model, length=12)
     (request,) = engine.submit([1, 2, 3], SamplingParams(max_new_tokens=100, temperature=0))
@@ -235,17 +198,6 @@ def test_buckets_of_the_compiled_step_change_nothing(model, monkeypatch):
 # ---- tokens guessed ahead ----
 
 
-def test_a_guess_is_what_followed_the_longest_run_of_late():
-    lookup = Lookup(most=8)
-    assert lookup.guess([1, 2, 3, 4, 5], room=8) == []
-    assert lookup.guess([1, 2, 3, 4, 5, 9, 2, 3, 4], room=3) == [5, 9, 2]
-    text = [1, 2, 3, 4, 5, 9, 2, 3, 4, 6, 2, 3, 4]
-    assert lookup.guess(text, room=8) == [6, 2, 3, 4, 6, 2, 3, 4]  # a loop goes on
-    assert lookup.guess(text, room=0) == []
-    lookup.learn(guessed=8, right=1)
-    assert len(lookup.guess([*text, 6], room=8)) == 2
-
-
 @pytest.mark.parametrize("temperature", [0, 0.6])
 @pytest.mark.parametrize("cached", [True, False])
 def test_repetition_takes_fewer_steps_and_the_same_tokens(temperature, cached):
@@ -272,37 +224,6 @@ def test_repetition_takes_fewer_steps_and_the_same_tokens(temperature, cached):
     (other,) = (plain := Engine(model)).submit([0, 1, 2, 3], params)
     want = [event.logprob for event in finish(plain)[other]]
     assert [event.logprob for event in events] == pytest.approx(want, abs=1e-4)
-
-
-@pytest.mark.parametrize("temperature", [0, 0.8])
-def test_the_model_in_int8_guesses_what_the_model_says(temperature):
-    model = tiny(block_size=96, n_head=1)  # heads of 32 channels, which block.cpp takes
-    params = SamplingParams(80, temperature, top_k=9, frequency_penalty=0.3, logprobs=1)
-    engine = Engine(model, draft=5)
-    (request,) = engine.submit([5, 3, 1], params)
-    steps, events = 0, []
-    while engine.busy:
-        events += engine.step()
-        steps += 1
-    assert request.tokens == alone(model, request) == [event.token for event in events]
-    assert len(request.tokens) == 80 and steps < 30
-    (other,) = (plain := Engine(model)).submit([5, 3, 1], params)
-    want = [event.logprob for event in finish(plain)[other]]
-    assert [event.logprob for event in events] == pytest.approx(want, abs=1e-4)
-    stop = request.tokens[40]
-    end = request.tokens.index(stop)
-    (short,) = engine.submit([5, 3, 1], replace(params, stop_tokens=(stop,)))
-    finish(engine)
-    assert short.tokens == request.tokens[:end] and short.finish == "stop"
-
-
-def test_guesses_of_a_model_shrink_slowly():
-    draft = Draft(None, most=8)
-    lengths = []
-    for guessed, right in [(8, 8), (8, 2), (7, 0), (6, 6), (8, 3)]:
-        draft.learn(guessed, right)
-        lengths.append(draft.length)
-    assert lengths == [8, 7, 6, 8, 7]
 
 
 # ---- log-probabilities ----
@@ -334,71 +255,6 @@ def test_logprobs_are_the_models_own(model):
     (request,) = engine.submit(prompt, SamplingParams(max_new_tokens=1, logprobs=0))
     (event,) = finish(engine)[request]
     assert event.top == [] and event.logprob < 0
-
-
-# ---- penalties and filters ----
-
-
-def reference_logits(logits, prompt, answer, p) -> list[float]:
-    """Penalties and bias in plain Python, following the definitions."""
-    out = list(logits)
-    for token in {*prompt, *answer}:
-        out[token] = out[token] / p.repetition_penalty if out[token] > 0 else (
-            out[token] * p.repetition_penalty
-        )  # fmt: skip
-    for token in set(answer):
-        out[token] -= p.presence_penalty + p.frequency_penalty * answer.count(token)
-    for token, bias in p.logit_bias:
-        out[token] += bias
-    return out
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_penalties_and_bias_follow_the_definitions(seed):
-    rng = random.Random(seed)
-    rows = []
-    for _ in range(4):
-        params = SamplingParams(
-            repetition_penalty=rng.choice([1.0, 1.7, 0.8]),
-            presence_penalty=rng.choice([0, 0.5, -1.0]),
-            frequency_penalty=rng.choice([0, 0.3]),
-            logit_bias=rng.choice([(), {3: 100.0, 5: -2}]),
-        )
-        prompt, answer = ([rng.randrange(9) for _ in range(rng.randrange(6))] for _ in range(2))
-        rows.append(Row(prompt, params, 0, answer))
-    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(seed))
-    before = logits.clone()
-    got = adjust(logits, rows)
-    assert torch.equal(logits, before)  # the log-probabilities are of these
-    want = [
-        reference_logits(x, r.prompt, r.tokens, r.params) for x, r in zip(logits.tolist(), rows)
-    ]
-    torch.testing.assert_close(got, torch.tensor(want))
-
-
-@pytest.mark.parametrize("min_p", [0.0, 0.01, 0.2, 1.0])
-@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (9, 1.0), (0, 0.8), (9, 0.8)])
-def test_min_p_follows_the_definition(min_p, top_k, top_p):
-    logits = 2 * torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(4))
-    want = []
-    for row in logits.tolist():
-        probs = reference_probs(row, 0.9, top_k, top_p, None)
-        probs = [p if p >= min_p * max(probs) * (1 - 1e-5) else 0.0 for p in probs]
-        want.append([p / sum(probs) for p in probs])
-    got = next_probs(logits, SamplingParams(1, 0.9, top_k, top_p, min_p=min_p))
-    torch.testing.assert_close(got, torch.tensor(want))
-
-
-@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
-def test_top_p_of_a_large_vocabulary(top_p):
-    """Where the likeliest tokens are enough, and where all must be sorted."""
-    generator = torch.Generator().manual_seed(0)
-    for spread in (0.1, 4.0):
-        logits = spread * torch.randn(3, 5000, generator=generator)
-        want = [reference_probs(row, 1.0, 0, top_p, None) for row in logits.tolist()]
-        got = next_probs(logits, SamplingParams(top_p=top_p))
-        # at the border rounding may keep one token more or less
-        assert (got - torch.tensor(want)).abs().sum() < 1e-2
 
 
 # ---- mistakes ----

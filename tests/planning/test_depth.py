@@ -1,6 +1,5 @@
 """bonsai/planning/depth.py, and --depth in train.py."""
 
-import ast
 import json
 import subprocess
 import sys
@@ -8,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 from helpers.programs import ROOT
-from helpers.settings import settings
 
 from bonsai.models.table import build_model
 from bonsai.planning.depth import RECIPE, compute_optimal, matrix_parameters
@@ -21,22 +19,6 @@ def test_the_rule_is_the_fast_gpt2_at_12_layers():
     assert (run["n_embd"], run["n_head"], run["learning_rate"]) == (768, 6, 0.025)
     assert run["gradient_accumulation_steps"] * 16 * 1024 == 2**19
     assert run["max_iters"] * 2**19 == pytest.approx(20 * 12 * 12 * 768**2, rel=1e-3)
-
-
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "config").glob("fast_*.py")))
-def test_the_fast_configs_are_the_rule_at_12_layers_but_for_what_they_state(name):
-    """Every setting of train.py and every field of the model."""
-    config = settings("train.py", [str(ROOT / "config" / name)])
-    rule = {**config.defaults, **compute_optimal(12, SETTINGS, set())}
-    tree = ast.parse((ROOT / "config" / name).read_text(encoding="utf-8"))
-    stated = {t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets}
-    stated.add("lr_decay_iters")  # where it is not given training makes it max_iters
-    assert set(RECIPE) - stated and set(RECIPE) <= set(config)
-    assert {k: v for k, v in config.items() if k not in stated} == {
-        k: v for k, v in rule.items() if k not in stated
-    }
-    repeated = {k for k in stated & set(RECIPE) if config[k] == RECIPE[k]}
-    assert not repeated, "the recipe has these already"
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 12, 20])

@@ -1,18 +1,10 @@
-"""All blocks of a step in one call (block.cpp), products of rows (linear.cpp), and the memory of
-their weights, against the model and torch."""
-
-import errno
-import mmap
+"""bonsai/engine/cpu/block.py: all blocks of a step in one call (block.cpp), against the model."""
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from bonsai.engine import SamplingParams, generate, prepare
-from bonsai.engine.cpu import block, linear, weights
-from bonsai.engine.cpu import pages as memory
-from bonsai.engine.cpu.pages import PAGE, LargePages
+from bonsai.engine.cpu import block
 from bonsai.models.table import build_model
 from model import ACTIVATIONS
 from model import CHOICES as ALLOWED
@@ -243,77 +235,3 @@ def test_models_of_bytes_write_the_same(name, choices, on_full, calls):
         for m in (model, prepare(model))
     ]
     assert texts[0] == texts[1] and calls
-
-
-# ---- products of rows ----
-
-
-@own_kernel
-@pytest.mark.parametrize("n, k", [(33, 100), (64, 64), (1, 48)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_row_of_a_product_does_not_depend_on_its_neighbours(n, k, bias):
-    torch.manual_seed(0)
-    layer = nn.Linear(k, n, bias=bias)
-    packed = weights.PackedLinear(layer, torch.float32, LargePages())
-    x = torch.randn(2, 8, k)
-    with torch.no_grad():
-        got = [packed(x.reshape(-1, k)[:rows]) for rows in range(1, 17)]  # as linear.cpp takes
-        want = F.linear(x.reshape(-1, k), layer.weight, layer.bias)
-    for rows, y in enumerate(got, 1):
-        assert (y - want[:rows]).abs().max() < 1e-5 and torch.equal(y, got[-1][:rows])
-
-
-@own_kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [0, 1, 3, 4, 16, 33, 300])
-@pytest.mark.parametrize("n, k", [(70, 64), (33, 100), (16, 32), (5, 768)])
-def test_products_are_as_exact_as_their_numbers(n, k, rows, dtype):
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(rows, k).to(dtype), torch.randn(n, k).to(dtype), torch.randn(n)
-    got = linear.call(linear.products()[dtype], x, weight, None, bias)
-    want = x.double() @ weight.double().T + bias
-    error = torch.finfo(dtype).eps * want.abs() + 2e-6 * k**0.5  # of the result, of the sums
-    assert got.dtype == dtype and ((got.double() - want).abs() <= error).all()
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [1, 2])
-def test_without_a_compiler_one_row_is_a_plain_product(rows, bias, monkeypatch):
-    monkeypatch.setattr(weights, "products", dict)
-    layer, x = nn.Linear(48, 20, bias=bias), torch.randn(rows, 1, 48)
-    with torch.no_grad():
-        got = weights.PackedLinear(layer, torch.float32, LargePages())(x)
-        torch.testing.assert_close(got, layer(x))
-
-
-# ---- memory ----
-
-
-def test_copies_lie_side_by_side_in_large_pages():
-    pages = LargePages()
-    first, second = torch.randn(1000, 3), torch.arange(77, dtype=torch.int8)
-    a, b, c = pages.copy(first), pages.copy(second.view(7, 11).T), pages.copy(first.bfloat16())
-    assert torch.equal(a, first) and torch.equal(b, second.view(7, 11).T)
-    assert torch.equal(c, first.bfloat16()) and b.is_contiguous()
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        assert a.data_ptr() % PAGE == 0 and b.data_ptr() - a.data_ptr() == 12032
-    large = pages.copy(torch.ones(40 * PAGE, dtype=torch.uint8))  # more than a chunk
-    assert large.sum() == 40 * PAGE and torch.equal(a, first)
-
-
-def test_without_large_pages_the_tensor_itself_is_taken(monkeypatch):
-    x = torch.randn(10)
-    monkeypatch.delattr(memory.mmap, "MADV_HUGEPAGE", raising=False)
-    assert LargePages().copy(x) is x
-
-
-@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs large pages")
-def test_without_memory_for_large_pages_the_tensor_itself_is_taken(monkeypatch):
-    """A chunk is far larger than the weights of a small model."""
-
-    def refused(*args):
-        raise OSError(errno.ENOMEM, "Cannot allocate memory")
-
-    x = torch.randn(10)
-    monkeypatch.setattr(memory.mmap, "mmap", refused)
-    assert LargePages().copy(x) is x

@@ -1,16 +1,15 @@
-"""bonsai/engine/ against the uncached model, model.generate and plain reference code."""
+"""bonsai/engine/generate.py against the uncached model and model.generate."""
 
 import math
-from itertools import islice, product
+from itertools import islice
 
 import pytest
 import torch
-from helpers.tiny_model import BLOCK, VARIANTS, VOCAB, reference_probs, texts, tiny
+from helpers.tiny_model import BLOCK, VARIANTS, VOCAB, texts, tiny
 from torch.nn import functional as F
 
-from bonsai.engine import SamplingParams, generate, next_probs
+from bonsai.engine import SamplingParams, generate
 from bonsai.engine.phases import compute_dtype
-from bonsai.engine.sampling import Row, noise, sample_next, step_key
 from bonsai.system.errors import UserError
 from model import GPT
 
@@ -130,16 +129,6 @@ def test_a_row_alone_gets_the_tokens_it_gets_beside_others(model):
     assert texts(model, [9, 8], params, n=2, first_row=3) == together[3:]
 
 
-def test_noise_differs_between_rows_seeds_and_steps():
-    def key(seed, row, step):
-        return step_key(Row((), SamplingParams(seed=seed), row).key, step)
-
-    keys = {key(*place) for place in product(range(-2, 8), range(10), range(10))}
-    assert len(keys) == 1000
-    draws = noise(torch.tensor(sorted(keys))[:, None], torch.arange(100))
-    assert draws.unique().numel() > 0.99 * draws.numel()  # of 24 bits
-
-
 def test_global_random_state_is_neither_used_nor_changed(model):
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -171,26 +160,6 @@ def test_generation_ends_when_every_row_has_stopped(model):
 # ---- choosing a token ----
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-@pytest.mark.parametrize("top_k", [None, 0, 1, 7, VOCAB, 1000])
-@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 1e-6])
-@pytest.mark.parametrize("limit", [None, 20])
-def test_next_probs_follow_the_definitions(temperature, top_k, top_p, limit):
-    logits = 2 * torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(3))
-    params = SamplingParams(1, temperature, top_k, top_p, vocab_limit=limit)
-    want = [reference_probs(row, temperature, top_k, top_p, limit) for row in logits.tolist()]
-    torch.testing.assert_close(next_probs(logits, params), torch.tensor(want))
-
-
-def test_top_p_keeps_the_smallest_sufficient_set():
-    logits = torch.tensor([[0.1, 0.5, 0.3, 0.1]]).log()
-    kept = {p: (next_probs(logits, SamplingParams(top_p=p)) > 0).sum().item() for p in
-            (0.01, 0.49, 0.51, 0.79, 0.81, 0.89, 0.95, 1.0)}  # fmt: skip
-    assert list(kept.values()) == [1, 1, 2, 2, 3, 3, 4, 4]
-    even = next_probs(torch.zeros(1, 4), SamplingParams(top_p=0.5))  # ties: the first ones
-    assert even.tolist() == [[0.5, 0.5, 0, 0]]
-
-
 @pytest.mark.parametrize("options", [dict(top_p=1e-9), dict(top_k=1), dict(temperature=1e-30)])
 def test_narrow_choices_are_greedy(model, options):
     greedy = texts(model, [6], max_new_tokens=12, temperature=0)
@@ -200,26 +169,6 @@ def test_narrow_choices_are_greedy(model, options):
 def test_top_k_zero_is_off(model):
     free = texts(model, [6], max_new_tokens=12, top_k=None)
     assert texts(model, [6], max_new_tokens=12, top_k=0) == free
-
-
-def test_samples_have_the_stated_distribution():
-    """Chi-square over one row's draws and over many rows' first draws."""
-    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -1.5, 0.3, 1.2])
-    params = SamplingParams(temperature=0.7, top_k=7, top_p=0.97)
-    probs = next_probs(logits[None], params)[0]
-    kept = probs > 0
-    assert 3 < kept.sum() < 8
-    steps = [Row((), params, 0, [0] * step) for step in range(4000)]
-    rows = [Row((), params, row) for row in range(40_000)]
-    for draws in (
-        sample_next(logits.expand(4000, -1), steps),
-        sample_next(logits.expand(40_000, -1), rows),
-    ):
-        counts = torch.bincount(draws, minlength=8).float()
-        assert counts[~kept].sum() == 0
-        expected = probs[kept] * len(draws)
-        chi2 = ((counts[kept] - expected) ** 2 / expected).sum().item()
-        assert chi2 < 20, chi2  # at most 6 degrees of freedom: p > 0.003
 
 
 def test_generated_tokens_have_the_models_distribution(model):

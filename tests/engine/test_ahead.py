@@ -1,0 +1,52 @@
+"""bonsai/engine/ahead.py: what is guessed, and that guesses change no token."""
+
+from dataclasses import replace
+
+import pytest
+from helpers.engine import alone, finish
+from helpers.tiny_model import tiny
+
+from bonsai.engine import Engine, SamplingParams
+from bonsai.engine.ahead import Draft, Lookup
+
+
+def test_a_guess_is_what_followed_the_longest_run_of_late():
+    lookup = Lookup(most=8)
+    assert lookup.guess([1, 2, 3, 4, 5], room=8) == []
+    assert lookup.guess([1, 2, 3, 4, 5, 9, 2, 3, 4], room=3) == [5, 9, 2]
+    text = [1, 2, 3, 4, 5, 9, 2, 3, 4, 6, 2, 3, 4]
+    assert lookup.guess(text, room=8) == [6, 2, 3, 4, 6, 2, 3, 4]  # a loop goes on
+    assert lookup.guess(text, room=0) == []
+    lookup.learn(guessed=8, right=1)
+    assert len(lookup.guess([*text, 6], room=8)) == 2
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_the_model_in_int8_guesses_what_the_model_says(temperature):
+    model = tiny(block_size=96, n_head=1)  # heads of 32 channels, which block.cpp takes
+    params = SamplingParams(80, temperature, top_k=9, frequency_penalty=0.3, logprobs=1)
+    engine = Engine(model, draft=5)
+    (request,) = engine.submit([5, 3, 1], params)
+    steps, events = 0, []
+    while engine.busy:
+        events += engine.step()
+        steps += 1
+    assert request.tokens == alone(model, request) == [event.token for event in events]
+    assert len(request.tokens) == 80 and steps < 30
+    (other,) = (plain := Engine(model)).submit([5, 3, 1], params)
+    want = [event.logprob for event in finish(plain)[other]]
+    assert [event.logprob for event in events] == pytest.approx(want, abs=1e-4)
+    stop = request.tokens[40]
+    end = request.tokens.index(stop)
+    (short,) = engine.submit([5, 3, 1], replace(params, stop_tokens=(stop,)))
+    finish(engine)
+    assert short.tokens == request.tokens[:end] and short.finish == "stop"
+
+
+def test_guesses_of_a_model_shrink_slowly():
+    draft = Draft(None, most=8)
+    lengths = []
+    for guessed, right in [(8, 8), (8, 2), (7, 0), (6, 6), (8, 3)]:
+        draft.learn(guessed, right)
+        lengths.append(draft.length)
+    assert lengths == [8, 7, 6, 8, 7]

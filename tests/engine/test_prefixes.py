@@ -1,0 +1,106 @@
+"""bonsai/engine/prefixes.py: what is known of a prompt is not computed again."""
+
+import pytest
+import torch
+from helpers.engine import alone, finish
+from helpers.tiny_model import VOCAB, tiny
+
+from bonsai.engine import Engine, SamplingParams
+from bonsai.engine.prefixes import Prefixes
+from bonsai.system.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny(block_size=48)
+
+
+def test_a_known_prefix_is_not_computed_again(model):
+    engine = Engine(model, prefix_cache=60)
+    prompt = [i % VOCAB for i in range(30)]
+    greedy = SamplingParams(max_new_tokens=1, temperature=0)
+    computed = []
+    for p in (prompt, prompt[:20] + [7, 7], prompt, prompt[:12], [9] + prompt[:29]):
+        shapes = []
+        hook = engine.model.register_forward_pre_hook(
+            lambda m, args, shapes=shapes: shapes.append(args[0].size(1))
+        )
+        (request,) = engine.submit(p, greedy)
+        finish(engine)
+        hook.remove()
+        assert request.tokens == alone(model, request)
+        assert sum(map(len, engine.prefixes.rows)) <= 60
+        computed.append(shapes)
+    # all; what differs; nothing, as the logits are kept too; the last token, for its logits; all
+    assert computed == [[30], [2], [], [1], [30]]
+
+
+class Known(list):
+    """The tokens of one row of a cache: as much of one as prefixes need."""
+
+    def copy_row(self, row: int, source: "Known", source_row: int, length: int) -> None:
+        self[:] = source[:length]
+
+    def clone(self, length: int) -> "Known":
+        return Known(self[:length])
+
+
+def remember(prefixes: Prefixes, *prompt: int, keep: bool = False) -> None:
+    prefixes.store(prompt, Known(prompt), torch.tensor([float(sum(prompt))]), keep)
+
+
+def restored(prefixes: Prefixes, *prompt: int) -> tuple[list[int], float | None]:
+    """What of a prompt was known, and the logits behind it where those are."""
+    row = Known()
+    logits = prefixes.restore(prompt, row)
+    return list(row), None if logits is None else logits.item()
+
+
+def test_the_longest_common_beginning_is_taken():
+    prefixes = Prefixes(20)
+    remember(prefixes, 1, 2, 3, 4)
+    remember(prefixes, 1, 2, 9)
+    assert restored(prefixes, 1, 2, 3, 7) == ([1, 2, 3], None)
+    assert restored(prefixes, 1, 2, 9, 9) == ([1, 2, 9], None)
+    assert restored(prefixes, 5, 1) == ([], None)
+
+
+def test_the_logits_are_known_of_the_very_prompt_only():
+    """Else one token is left to compute, whose logits are the prompt's."""
+    prefixes = Prefixes(20)
+    remember(prefixes, 1, 2, 3)
+    assert restored(prefixes, 1, 2, 3) == ([1, 2, 3], 6.0)
+    assert restored(prefixes, 1, 2) == ([1], None)
+    assert restored(prefixes, 1) == ([], None)
+
+
+def test_the_least_recently_used_go_first():
+    prefixes = Prefixes(6)
+    remember(prefixes, 1, 1)
+    remember(prefixes, 2, 2)
+    remember(prefixes, 3, 3)
+    restored(prefixes, 1, 1)
+    remember(prefixes, 4, 4)
+    assert restored(prefixes, 1, 1)[0] == [1, 1] and restored(prefixes, 2, 2)[0] == []
+    remember(prefixes, *range(7))  # more than there is room for
+    assert restored(prefixes, *range(7))[0] == []
+
+
+def test_a_beginning_is_forgotten_for_what_goes_on_with_it():
+    prefixes = Prefixes(100)
+    remember(prefixes, 1, 2)
+    remember(prefixes, 1, 2, 3)
+    assert list(prefixes.rows) == [(1, 2, 3)]
+
+
+def test_one_prompt_is_held_beyond_the_budget_until_the_next():
+    prefixes = Prefixes(0)
+    remember(prefixes, 1, 2, keep=True)
+    assert restored(prefixes, 1, 2) == ([1, 2], 3.0)
+    remember(prefixes, 3, keep=False)
+    assert not prefixes.rows
+
+
+def test_a_budget_below_nothing():
+    with pytest.raises(UserError, match="prefix_cache=-1"):
+        Prefixes(-1)

@@ -1,0 +1,75 @@
+"""bonsai/engine/text.py: whose tokenizer a model gets, and how its samples begin."""
+
+import pytest
+from helpers.shared_data import need_vocabulary
+from helpers.tiny_data import CHARS, make_dataset
+from helpers.tiny_model import VOCAB, tiny
+
+from bonsai.engine.text import find_tokenizer, sample_text, start_tokens
+from bonsai.models.loading import Loaded
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import setup
+from bonsai.tokenizers import ByteTokenizer, CharTokenizer
+
+CHAR = {"type": "char", "chars": list(CHARS)}
+
+
+def loaded(tokenizer: dict | None = None, vocab_size: int = VOCAB, **more) -> Loaded:
+    model = tiny(vocab_size=vocab_size)
+    config = {"dataset": more.pop("dataset")} if "dataset" in more else {}
+    return Loaded(model, "gpt", tokenizer, config, "a checkpoint", **more)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_checkpoints_own_comes_first(here):
+    make_dataset(here / "data" / "mine", "meta")
+    tokenizer, where = find_tokenizer(loaded({"type": "char", "chars": ["a"]}, dataset="mine"))
+    assert tokenizer.chars == ["a"] and where == "a checkpoint"
+
+
+@pytest.mark.parametrize("kind", ["meta", "nanogpt"])
+def test_without_one_that_of_its_data(here, kind):
+    make_dataset(here / "data" / "mine", kind)
+    tokenizer, where = find_tokenizer(loaded(dataset="mine"))
+    assert tokenizer.chars == list(CHARS)
+    assert where == f"data/mine/{'meta.json' if kind == 'meta' else 'meta.pkl'}"
+
+
+@pytest.mark.parametrize("name", ["../mine", "a/b", "", 5, None])
+def test_a_name_that_is_a_path_is_not_followed(here, name):
+    """It comes from a file: GPT-2's is assumed, which this model is too small for."""
+    need_vocabulary("gpt2")
+    make_dataset(here / "mine", "meta")
+    with pytest.raises(UserError, match="has 31 tokens, but its gpt2 tokenizer has 50257"):
+        find_tokenizer(loaded(dataset=name))
+
+
+def test_what_is_known_to_be_missing_is_said(here):
+    with pytest.raises(UserError, match=r"^no tokenizer of its 31 tokens$"):
+        find_tokenizer(loaded(tokenizer_note="no tokenizer of its 31 tokens"))
+
+
+def test_a_tokenizer_larger_than_its_model(here):
+    with pytest.raises(UserError, match=r"a checkpoint has 9 tokens, .*put the meta\.json"):
+        find_tokenizer(loaded(CHAR, vocab_size=9, dataset="mine"))
+
+
+def test_what_a_text_is_begun_with():
+    assert start_tokens(ByteTokenizer()) == [256]
+    assert start_tokens(CharTokenizer.from_text("a\n")) == [0]
+    assert start_tokens(CharTokenizer.from_text("ba")) == [0]  # no line break either
+
+
+def test_a_sample_is_the_seeds_and_knows_the_tokenizers_end():
+    """A vocabulary padded beyond its tokenizer never shows the padding."""
+    model, runtime = tiny(vocab_size=64), setup("cpu", "float32", False)
+    text = sample_text(model, CHAR, runtime, tokens=40, seed=1)
+    body, line = text.rsplit("\n", 1)
+    assert line == "-" * 15 and len(body) == 40 and set(body) <= set(CHARS)
+    assert sample_text(model, CHAR, runtime, tokens=40, seed=1) == text
+    assert sample_text(model, CHAR, runtime, tokens=40, seed=2) != text
