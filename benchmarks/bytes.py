@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.harness import Results, known, table
+from benchmarks.harness import Results, known, seconds_of, table
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
 from bonsai.engine import SamplingParams, generate, prepare
@@ -324,16 +324,12 @@ def draw(rows: list[dict], scale: str, path: Path) -> None:
 
 
 @torch.no_grad()
-def uncached_seconds(model, ids: torch.Tensor, points: int = 7) -> float:
+def uncached_seconds(model, ids: torch.Tensor, sync: Callable, points: int = 7) -> float:
     """Seconds for every byte computed from all before it: timed at some lengths, summed by the
     trapezoidal rule."""
     at = torch.linspace(1, ids.size(1), points).long().tolist()
     model(ids[:, :2])  # the first call is slower
-    times = []
-    for n in at:
-        begin = time.perf_counter()
-        model(ids[:, :n])[0].sum().item()
-        times.append(time.perf_counter() - begin)
+    times = [seconds_of(lambda n=n: model(ids[:, :n])[0].sum().item(), sync) for n in at]
     pairs = zip(times, times[1:], at, at[1:])
     return sum((a + b) / 2 * (y - x) for a, b, x, y in pairs)
 
@@ -361,7 +357,7 @@ def generation(c: Config) -> None:
             add(name, "yes", n, count, begin, cost)
             if n == 1 and name == "MEGABYTE":
                 ids = torch.randint(256, (1, T), device=runtime.device)
-                seconds = uncached_seconds(model, ids)
+                seconds = uncached_seconds(model, ids, runtime.synchronize)
                 add(name, "no", n, T, time.perf_counter() - seconds, cost)
     results.finish(table(results.rows, GENERATION_COLUMNS))
 
@@ -381,12 +377,7 @@ def one_step(name: str, T: int, device: str, dtype: str) -> tuple[float, float]:
     model = make(settings_of(*CONTEXT[name], T)).to(runtime.device)
     stream = synthetic(257, batch, T, runtime.device)
     train = TrainingStep(model, stream, {**OPTIMIZER, "seed": 0}, runtime)
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        train().item()
-        runtime.synchronize()
-        seconds.append(time.perf_counter() - begin)
+    seconds = [seconds_of(lambda: train().item(), runtime.synchronize) for _ in range(3)]
     us = 1e6 * statistics.median(seconds) / (batch * T)
     return us, memory_in_use(runtime.device) / GIB
 

@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.harness import Peer, Results, known, spread, table
+from benchmarks.harness import Peer, Results, known, seconds_of, spread, table
 from bonsai.data.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.cpu.linear import call, products
@@ -130,15 +130,7 @@ def read_bandwidth(runtime: Runtime) -> float:
         matrix = LargePages().copy(matrix)
         if own := products().get(torch.float32):
             reads.append(lambda: call(own, vector, matrix, None, None))
-    best = float("inf")
-    for _ in range(5):
-        for read in reads:
-            runtime.synchronize()
-            begin = time.perf_counter()
-            read()
-            runtime.synchronize()
-            best = min(best, time.perf_counter() - begin)
-    return matrix.nbytes / best
+    return matrix.nbytes / min(seconds_of(r, runtime.synchronize) for _ in range(5) for r in reads)
 
 
 def bytes_per_step(model, kind: str, batch: int, length: float) -> float:
@@ -178,11 +170,9 @@ def peer_model(peer: Peer, model, runtime: Runtime) -> torch.nn.Module:
 
 def peer_seconds(theirs, prompt: list[int], params: SamplingParams, runtime: Runtime) -> float:
     idx = torch.tensor([prompt], device=runtime.device)
-    begin = time.perf_counter()
+    asked = (idx, params.max_new_tokens, params.temperature, params.top_k)
     with runtime.autocast():  # as its sample.py
-        theirs.generate(idx, params.max_new_tokens, params.temperature, params.top_k)
-    runtime.synchronize()
-    return time.perf_counter() - begin
+        return seconds_of(lambda: theirs.generate(*asked), runtime.synchronize)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
@@ -30,6 +31,15 @@ def in_turn(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
     for repeat in range(repeats):
         for name in order[:: -1 if repeat % 2 else 1]:
             yield repeat, name
+
+
+def seconds_of(call: Callable[[], object], synchronize: Callable[[], None]) -> float:
+    """What a call takes, from an idle device to an idle device."""
+    synchronize()
+    begin = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - begin
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -9,7 +9,6 @@ device; peak is the GPU's allocator's.
 """
 
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
@@ -18,7 +17,7 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.harness import Results, in_turn, spread, table
+from benchmarks.harness import Results, in_turn, seconds_of, spread, table
 from bonsai.models.kernels import to_device
 from bonsai.planning.memory import GIB
 from bonsai.system.errors import UserError, run
@@ -92,11 +91,8 @@ def measure(c: Config, T: int, runtime: Runtime) -> list[dict]:
     for _, name in in_turn(names, c.repeats):
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        runtime.synchronize()
-        begin = time.perf_counter()
-        steps[name]().backward()
-        runtime.synchronize()
-        rows[name]["ms"].append(1000 * (time.perf_counter() - begin))
+        seconds = seconds_of(lambda name=name: steps[name]().backward(), runtime.synchronize)
+        rows[name]["ms"].append(1000 * seconds)
         if on_gpu:
             rows[name]["peak"] = torch.cuda.max_memory_allocated() / GIB
     for row in rows.values():

@@ -33,6 +33,7 @@ from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
+from bonsai.models.kernels import to_device
 from bonsai.models.table import build_model
 from bonsai.system.errors import run
 from bonsai.system.provenance import provenance
@@ -152,7 +153,7 @@ def test_evaluation_as_on_the_cpu(device, tmp_path):
     model, found = build_model("gpt", FIELDS), []
     for where in ("cpu", device):
         runtime = setup(where, "float32", False)
-        found.append(split_loss(model.to(runtime.device), split, runtime, 64, 8)[0])
+        found.append(split_loss(to_device(model, runtime.device), split, runtime, 64, 8)[0])
     assert abs(found[0] - found[1]) < 2e-3, found
     print(f"loss {found[0]:.5f} on the CPU, {found[1]:.5f} here")
 
