@@ -1,4 +1,4 @@
-"""The GPT, complete in this file. It needs torch alone (to load others' weights, bonsai/ too).
+"""The GPT, complete in this file. It needs torch alone (bonsai/ for a cache and others' weights).
 
 `GPTConfig()` is GPT-2 (Radford et al. 2019) as nanoGPT builds it: the same parameter names, the
 same order of random draws (so the same seed gives the same weights), the same arithmetic. Each

@@ -18,7 +18,7 @@ idx are then the tokens after those in it. Without one every token is computed f
     benchmarks    serial_layers
 
 On a CPU the engine replaces linear layers and the blocks of model.py wherever it finds them. The
-GPT, which imports nothing of bonsai/, has all of this by itself; tests hold every model to it.
+GPT, which needs bonsai/ for a cache alone, has all of this by itself; tests hold every model to it.
 """
 
 import torch.nn as nn
