@@ -44,15 +44,11 @@ class GPTConfig:
     attention_scale: float = 0.0  # factor on the scores; 0: 1 / sqrt(head_size) [>= 0]
     tie_head: bool = True  # share the embedding's weights with the output head
     logit_softcap: float = 0.0  # cap * tanh(logits / cap); 0: off [>= 0]
-    zero_init: bool = (
-        False  # projections back into the residual stream, and an untied head, start at 0
-    )
+    zero_init: bool = False  # projections back into the stream, and an untied head, start at 0
     init: str = "gpt2"  # fan_in: variance 1 / (3 fan_in), embedding N(0, 1) [gpt2 | fan_in]
     attention_window: int = 0  # positions that a local layer sees, its own included; 0: all [>= 0]
     window_pattern: str = "L"  # layer by layer, repeated: L local, D dense ('DL' as in GPT-3)
-    residual_lambdas: bool = (
-        False  # learned weights, per layer, of the stream and of its first state
-    )
+    residual_lambdas: bool = False  # learned weights, per layer, of the stream and its first state
     value_embeddings: bool = False  # tokens' own values, gated, in every other layer
     activation_checkpointing: bool = False  # recompute in backward: less memory
 
@@ -62,22 +58,16 @@ class GPTConfig:
             if getattr(self, name) not in allowed:
                 value, known = getattr(self, name), ", ".join(map(str, allowed))
                 raise ValueError(f"{name}={value!r} is not one of {known}")
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if not self.rope_base > 0:
             raise ValueError(f"rope_base={self.rope_base} must be above 0")
-        for name in ("n_kv_head", "head_size", "logit_softcap"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        if (
-            self.attention_window < 0
-            or not self.window_pattern
-            or set(self.window_pattern) - {*"DL"}
-        ):
+        pattern = self.window_pattern
+        if self.attention_window < 0 or not pattern or set(pattern) - {*"DL"}:
             raise ValueError(
                 f"attention_window={self.attention_window} must be at least 0 and window_pattern="
-                f"{self.window_pattern!r} of the letters D and L"
+                f"{pattern!r} of the letters D and L"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
@@ -132,7 +122,8 @@ CHOICES = {
     "position": ("learned", "sinusoidal", "rope", "none"),
     "activation": ("gelu", "gelu_tanh", "relu", "relu2", "swiglu"),
 }
-
+LEAST = dict.fromkeys(("block_size", "vocab_size", "n_layer", "n_head", "n_embd"), 1)
+LEAST |= dict.fromkeys(("n_kv_head", "head_size", "logit_softcap"), 0)
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -160,6 +151,24 @@ class Norm(nn.Module):
         return torch.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
 
 
+# ---- positions ----
+
+
+def sinusoids(pos: torch.Tensor, channels: int) -> torch.Tensor:
+    """Fixed positions (Vaswani et al. 2017, section 3.5): pos (..., T) -> (..., T, channels)."""
+    i = torch.arange(0, channels, 2, device=pos.device, dtype=torch.float32)
+    angle = pos[..., None] / 10000 ** (i / channels)  # (..., T, ceil(channels/2))
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :channels]
+
+
+def rope_angles(pos: torch.Tensor, head_dim: int, base: float):
+    """cos and sin of the rotary angles, (..., T, head_dim), fp32; first half of sin negated."""
+    i = torch.arange(0, head_dim, 2, device=pos.device, dtype=torch.float32)
+    angle = pos[..., None] * base ** (-i / head_dim)  # (..., T, head_dim/2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotary positions (RoPE, Su et al. 2021): turn each pair of channels by its angle.
 
@@ -169,6 +178,8 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
     cos, sin = (r.to(x.dtype) for r in rotation)
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
 
+
+# ---- attention ----
 
 GATE = 12  # channels of the stream that decide how much of a value embedding is taken
 
@@ -234,6 +245,9 @@ class CausalSelfAttention(nn.Module):
         y = self.attend(q, k, v, mask, self.window, self.scale, dropout)  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, self.nh * self.hs)  # heads side by side
         return self.resid_dropout(self.c_proj(y))
+
+
+# ---- the rest of a block, and the model ----
 
 
 class MLP(nn.Module):
@@ -325,15 +339,12 @@ class GPT(nn.Module):
                 self.x0_lambdas.copy_(0.05 + 0.15 * down)
 
     def forward(
-        self,
-        idx: torch.Tensor,
-        targets: torch.Tensor | None = None,
-        cache=None,
+        self, idx: torch.Tensor, targets: torch.Tensor | None = None, cache=None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         Targets of -1 are ignored. Without targets the loss is None and the logits are those of the
-        last position, (B, 1, V). With a cache, idx are the tokens after those already in it.
+        last position, (B, 1, V). With a cache of `new_cache`, idx are the tokens after those in it.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
@@ -502,30 +513,6 @@ class GPT(nn.Module):
 
         override_args: fields such as dropout. Raises ValueError, in one line, where there is none.
         """
-        from bonsai.models.fit import WithoutDraws
-        from bonsai.models.hugging_face import read_gpt2
-        from bonsai.system.errors import UserError
+        from bonsai.models.hugging_face import pretrained
 
-        try:
-            settings, weights = read_gpt2(source)
-        except UserError as e:
-            raise ValueError(e) from None
-        with WithoutDraws():
-            model = cls(GPTConfig(**{**settings, **(override_args or {})}))
-        model.load_state_dict(weights)
-        return model
-
-
-def sinusoids(pos: torch.Tensor, channels: int) -> torch.Tensor:
-    """Fixed positions (Vaswani et al. 2017, section 3.5): pos (..., T) -> (..., T, channels)."""
-    i = torch.arange(0, channels, 2, device=pos.device, dtype=torch.float32)
-    angle = pos[..., None] / 10000 ** (i / channels)  # (..., T, ceil(channels/2))
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :channels]
-
-
-def rope_angles(pos: torch.Tensor, head_dim: int, base: float):
-    """cos and sin of the rotary angles, (..., T, head_dim), fp32; first half of sin negated."""
-    i = torch.arange(0, head_dim, 2, device=pos.device, dtype=torch.float32)
-    angle = pos[..., None] * base ** (-i / head_dim)  # (..., T, head_dim/2)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return pretrained(cls, source, override_args or {})

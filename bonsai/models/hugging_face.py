@@ -15,7 +15,7 @@ from bonsai.files.access import exists
 from bonsai.files.jsonfile import read_json_object
 from bonsai.files.safetensors import read_safetensors
 from bonsai.files.torchfile import Damaged, Refused, read_torch_file
-from bonsai.models.fit import check_fit, without_masks
+from bonsai.models.fit import WithoutDraws, check_fit, without_masks
 from bonsai.runs.schema import is_dict, is_tensor, is_whole, shown
 from bonsai.system.errors import UserError
 from model import GPT, GPTConfig
@@ -82,6 +82,19 @@ def read_gpt2(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     if flag(config, "scale_attn_by_inverse_layer_idx", folder):
         divide_queries(weights, settings["n_layer"], settings["n_embd"])
     return settings, weights
+
+
+def pretrained(make: type[GPT], source: str | Path, overrides: dict) -> GPT:
+    """The model of `read_gpt2`, with other fields where `overrides` has them; its errors as
+    ValueError, as model.py knows no other."""
+    try:
+        settings, weights = read_gpt2(source)
+    except UserError as e:
+        raise ValueError(e) from None
+    with WithoutDraws():
+        model = make(GPTConfig(**{**settings, **overrides}))
+    model.load_state_dict(weights)
+    return model
 
 
 def gpt2_settings(config: dict, folder: Path) -> dict:
