@@ -10,6 +10,7 @@ from helpers.evaluated import BLOCK, questions, runtime, tiny
 from helpers.programs import ROOT, assert_one_line_error, run_command, run_program
 from helpers.tiny_data import CHARS
 
+from bonsai.data.dataset import open_dataset
 from bonsai.evaluation.choices import multiple_choice, read_questions
 from bonsai.evaluation.loss import split_loss
 from bonsai.models.table import describe_model
@@ -37,7 +38,7 @@ def runs(workplace):
     return models
 
 
-def test_checkpoints_side_by_side_alone_and_with_two_processes(runs, workplace, tmp_path, data):
+def test_checkpoints_side_by_side_alone_and_with_two_processes(runs, workplace, tmp_path):
     options = ["--out_dir=eval-a,eval-b", "--dataset=meta,more", "--choices=questions.jsonl"]
     options += ["--device=cpu", "--batch_size=9"]
     done = run_program([*options, "--json=-"], workplace, program="eval.py")
@@ -48,7 +49,7 @@ def test_checkpoints_side_by_side_alone_and_with_two_processes(runs, workplace, 
     assert where == [(f"{a}/ckpt.pt", b) for a in ("eval-a", "eval-b") for b in ("meta", "more")]
     for row in found["losses"]:
         model = runs[row["checkpoint"].split("/")[0]]
-        split = data(row["dataset"]).split("val")
+        split = open_dataset(str(workplace / "data" / row["dataset"])).split("val")
         loss, tokens = split_loss(model, split, runtime(), BLOCK, 9)
         assert row["loss"] == pytest.approx(loss, abs=1e-6)
         assert (row["tokens"], row["step"], row["block_size"]) == (tokens, 12, BLOCK)
