@@ -1,59 +1,29 @@
-"""MEGABYTE against the paper's equations, the contract of models, and known pitfalls.
+"""bonsai/models/megabyte.py against the paper's equations, and known pitfalls.
 
 Byte t of the context is idx[t], logits[t] are those of byte t + 1. So patch k predicts the bytes
 kP + 1 ... kP + P, which in the paper's numbering, that of the bytes to predict, are x_kP onward.
 """
 
+import functools
 import math
 
 import pytest
 import torch
+from helpers import byte_models
+from helpers.byte_models import MEGABYTE, MEGABYTES, B, P, V, logits_of
 from torch.nn import functional as F
 
-from bonsai.engine import Engine, SamplingParams, generate
+from bonsai.engine import SamplingParams, generate
 from bonsai.models.byte_caches import PatchBefore
 from bonsai.models.megabyte import Megabyte, MegabyteConfig
 from bonsai.models.table import MODELS, build_model
 
-B, V, P = 2, 31, 4
-SHAPE = dict(block_size=24, vocab_size=V, n_layer=2, n_head=2, n_embd=32, patch_size=P)
-SHAPE |= dict(local_layer=2, local_head=2, local_embd=16)
-MODERN = dict(
-    bias=False, norm="rmsnorm", norm_gain=False, norm_embedding=True, position="rope",
-    activation="relu2", qk_norm=True, tie_head=False, logit_softcap=15.0,
-)  # fmt: skip
-VARIANTS = {
-    "paper": {},
-    "modern": MODERN,
-    "sinusoidal, no bias": dict(position="sinusoidal", bias=False),
-    "no positions": dict(position="none"),
-    "cross-patch": dict(cross_patch=2),
-    "cross-patch, whole, rope": dict(cross_patch=4, position="rope", local_layer=3),
-    "convolutions": dict(conv_encoder=True),
-    "all": dict(**MODERN, cross_patch=3, conv_encoder=True, n_kv_head=1),
-    "patches of 3": dict(patch_size=3, n_embd=24),
-    "patches of 1": dict(patch_size=1),
-}
-variants = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+make = functools.partial(byte_models.make, "megabyte")
+variants = pytest.mark.parametrize("fields", MEGABYTES.values(), ids=MEGABYTES)
 
 
-def make(**fields) -> Megabyte:
-    """A model with weights so large that all depends on all it may depend on."""
-    torch.manual_seed(0)
-    model = Megabyte(MegabyteConfig(**{**SHAPE, **fields})).double().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return model
-
-
-def batch(t: int = 20, seed: int = 1, rows: int = B) -> torch.Tensor:
-    return torch.randint(V, (rows, t), generator=torch.Generator().manual_seed(seed))
-
-
-def logits_of(model: Megabyte, idx: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(idx, idx)[0]
+def batch(t: int = 20, **options: int) -> torch.Tensor:
+    return byte_models.batch("megabyte", t, **options)
 
 
 def embedded(model: Megabyte, idx: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,21 +52,6 @@ def embedded(model: Megabyte, idx: torch.Tensor, t: int) -> tuple[torch.Tensor, 
 
 
 # ---- the pitfalls ----
-
-
-@variants
-def test_no_byte_sees_the_future(fields):
-    """Another byte at c changes no logits before c, and does change those at c."""
-    model, idx = make(**fields), batch(23)
-    p = model.config.patch_size
-    before = logits_of(model, idx)
-    for k in range(1, 4):
-        for c in (k * p - 1, k * p, k * p + 1):
-            other = idx.clone()
-            other[:, c:] = (other[:, c:] + 1 + batch(23, seed=c)[:, c:] % (V - 1)) % V
-            after = logits_of(model, other)
-            assert torch.equal(before[:, :c], after[:, :c]), c
-            assert (before[:, c] != after[:, c]).any(), c
 
 
 @variants
@@ -196,7 +151,7 @@ def test_zeros_are_bytes_and_pads_are_parameters():
 @pytest.mark.parametrize("strided", [False, True])
 def test_a_ragged_end_costs_the_same(strided):
     """18 bytes in patches of 4 have the loss of 20 bytes whose last targets are ignored."""
-    for fields in VARIANTS.values():
+    for fields in MEGABYTES.values():
         model = make(**fields)
         model.strided = strided
         idx, targets = batch(20), batch(20, seed=2)
@@ -216,89 +171,6 @@ def test_a_new_model_costs_log_v():
     assert loss / math.log(2) == pytest.approx(math.log2(257), abs=0.1)
 
 
-def test_random_bytes_teach_nothing():
-    """After training, held-out random bytes cost 8 bits and no less: nothing leaks."""
-    torch.manual_seed(0)
-    model = Megabyte(MegabyteConfig(**{**SHAPE, "vocab_size": 256, "block_size": 64}))
-    optimizer = model.configure_optimizers(0.1, 3e-3, (0.9, 0.95), "cpu")
-    generator = torch.Generator().manual_seed(1)
-
-    def window():
-        data = torch.randint(256, (16, 65), generator=generator)
-        return data[:, :-1], data[:, 1:]
-
-    for _ in range(60):
-        optimizer.zero_grad()
-        model(*window())[1].backward()
-        optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        bits = torch.stack([model(*window())[1] for _ in range(40)]).mean().item() / math.log(2)
-        model.strided = True
-        strided = torch.stack([model(*window())[1] for _ in range(40)]).mean().item() / math.log(2)
-    assert 7.99 <= bits < 8.2 and 7.99 <= strided < 8.2
-
-
-# ---- caches ----
-
-
-@variants
-@pytest.mark.parametrize("start", [1, 2, 3, 5, 8, 11])
-def test_cached_equals_whole_at_every_length(fields, start):
-    """A prompt that ends anywhere in a patch, then byte by byte, several rows."""
-    model, idx = make(**fields), batch(3 * P + 9)
-    with torch.no_grad():
-        cache = model.new_cache(B, 3 * P + 9)
-        for a, b in [(0, start), *((t, t + 1) for t in range(start, 3 * P + 9))]:
-            cached, _ = model(idx[:, a:b], cache=cache)
-            whole = logits_of(model, idx[:, :b])[:, -1:]
-            torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(model(idx[:, :b])[0], whole, atol=1e-5, rtol=1e-5)
-
-
-@variants
-def test_several_bytes_at_a_time_behind_others(fields):
-    model, idx = make(**fields), batch(24)
-    with torch.no_grad():
-        cache = model.new_cache(B, 24)
-        for a, b in ((0, 3), (3, 7), (7, 8), (8, 12), (12, 13), (13, 24)):
-            cached, _ = model(idx[:, a:b], cache=cache)
-            whole = logits_of(model, idx[:, :b])[:, -1:]
-            torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
-        cache.reset()  # and anew
-        cached, _ = model(idx[:, 5:12], cache=cache)
-        whole = logits_of(model, idx[:, 5:12])[:, -1:]
-        torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("fields", [{}, dict(cross_patch=2)], ids=str)
-def test_the_global_model_steps_once_per_patch(fields):
-    model, idx, calls = make(**fields), batch(24), []
-    model.globl.register_forward_pre_hook(lambda m, args: calls.append(args[0].size(1)))
-    with torch.no_grad():
-        cache = model.new_cache(B, 24)
-        model(idx[:, :6], cache=cache)
-        assert sum(calls) == 2
-        for t in range(6, 24):
-            model(idx[:, t : t + 1], cache=cache)
-            assert sum(calls) == cache.globl.used == math.ceil((t + 1) / P)
-            assert cache.local.used == t % P + 1 <= P
-    assert cache.local.k.size(3) == P + model.config.cross_patch
-
-
-def test_one_prompt_becomes_several_rows():
-    model, idx = make(cross_patch=2, conv_encoder=True), batch(16, rows=3)
-    idx[:, :7] = idx[0, :7]
-    with torch.no_grad():
-        cache = model.new_cache(1, 16)
-        model(idx[:1, :7], cache=cache)
-        cache.expand(3)
-        for t in range(7, 16):
-            cached, _ = model(idx[:, t : t + 1], cache=cache)
-            whole = logits_of(model, idx[:, : t + 1])[:, -1:]
-            torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
-
-
 # ---- options ----
 
 
@@ -315,23 +187,6 @@ def test_strided_inference_takes_first_halves():
     model.train()  # in training there is one pass
     model.config.dropout = 0.0
     assert torch.equal(logits_of(model, idx), plain)
-
-
-@variants
-def test_flops_are_those_counted(fields):
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    torch.manual_seed(0)
-    sizes = dict(n_embd=64, local_embd=48, block_size=48)
-    model = Megabyte(MegabyteConfig(**{**SHAPE, **sizes, **fields}))
-    idx = batch(48)
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        model(idx, idx)[1].backward()
-    counted = counter.get_total_flops() / idx.numel()
-    # the counter has no backward to the input of a first matrix, because embeddings need none
-    assert counted == pytest.approx(model.flops_per_token(48), rel=0.02)
 
 
 def test_flops_are_the_papers():
@@ -353,31 +208,11 @@ def test_flops_are_the_papers():
 # ---- the contract of models ----
 
 
-@variants
-def test_every_parameter_learns_and_is_in_one_group(fields):
-    model = make(**fields)
-    model(batch(), batch(seed=2))[1].backward()
-    groups = model.param_groups()
-    assert set(groups) == {"matrices", "embeddings", "head", "scalars"}
-    ids = [id(p) for group in groups.values() for p in group]
-    assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
-    assert all(p.dim() == 2 for p in groups["matrices"])
-    assert all(p.dim() < 2 for p in groups["scalars"])
-    names = {id(p): name for name, p in model.named_parameters()}
-    tables = {names[id(p)] for p in groups["embeddings"]}
-    assert {"global_wte.weight", "local_wte.weight", "global_pad", "local_pad"} <= tables
-    assert len(groups["head"]) == (not model.config.tie_head)
-    for name, p in model.named_parameters():
-        assert p.grad is not None and p.grad.abs().sum() > 0, name
-    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(ids)
-
-
 @pytest.mark.parametrize("name", ["paper", "all"])
 def test_activation_checkpointing_changes_nothing(name):
     found = []
     for on in (False, True):
-        model = make(**VARIANTS[name], activation_checkpointing=on).train()
+        model = make(**MEGABYTES[name], activation_checkpointing=on).train()
         loss = model(batch(), batch(seed=2))[1]
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.parameters())])
@@ -393,13 +228,9 @@ def test_rows_are_independent_however_many(monkeypatch):
     torch.testing.assert_close(logits_of(model, idx), whole)
 
 
-def test_crop_block_size():
-    model, idx = make(), batch(16)
-    before = logits_of(model, idx)
+def test_a_cache_is_no_longer_than_the_context():
+    model = make()
     model.crop_block_size(16)
-    assert model.config.block_size == 16 and torch.equal(logits_of(model, idx), before)
-    with pytest.raises(AssertionError):
-        model(batch(17))
     with pytest.raises(ValueError, match="17 bytes"):
         model.new_cache(1, 17)
 
@@ -419,32 +250,17 @@ def test_crop_block_size():
 )
 def test_choices_that_do_not_go_together_are_named(fields, words):
     with pytest.raises(ValueError) as e:
-        MegabyteConfig(**{**SHAPE, **fields})
+        MegabyteConfig(**{**MEGABYTE, **fields})
     assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
 
 
 def test_the_table_of_models_makes_it():
     assert MODELS["megabyte"] == (Megabyte, MegabyteConfig)
-    model = build_model("megabyte", {**SHAPE, "learning_rate": 1e-3})
+    model = build_model("megabyte", {**MEGABYTE, "learning_rate": 1e-3})
     assert isinstance(model, Megabyte) and model.config.patch_size == P
 
 
 # ---- in the engine ----
-
-
-@pytest.mark.parametrize("on_full", ["refill", "slide", "stop"])
-@pytest.mark.parametrize("n", [1, 3])
-def test_the_engine_gives_the_same_bytes_cached_or_not(on_full, n):
-    """Also beyond the context, which moves on by whole patches."""
-    model = make(position="rope", cross_patch=2).float()
-    params = SamplingParams(60, temperature=1.0, seed=3)
-    seen = []
-    model.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
-    found = [
-        list(generate(model, [5, 7, 1, 2, 3, 4, 2], params, n, cached, on_full))
-        for cached in (True, False)
-    ]
-    assert found[0] == found[1] and len(found[0]) == (60 if on_full != "stop" else 24 - 7 + 1)
 
 
 def test_a_full_context_moves_on_by_whole_patches():
@@ -468,29 +284,3 @@ def test_a_full_context_moves_on_by_whole_patches():
     ]
     # 25 bytes do not fit 24: 16 go, the multiple of 4 that leaves at most 12
     assert lengths == [7, 9, 9] and len(text) == 57
-
-
-@pytest.mark.parametrize("prefix_cache", [0, 100])
-@pytest.mark.parametrize("fields", [{}, dict(position="rope", cross_patch=3, conv_encoder=True)])
-def test_requests_side_by_side_get_what_they_get_alone(fields, prefix_cache):
-    """Rows at different places of their patches; slots that move; prompts that begin alike."""
-    model = make(**fields).float()
-    start = [3, 1, 4, 1, 5, 9]
-    prompts = [start, [2, 7], [*start, 2, 6, 5], start[:4], [*start, 8]]
-    engine = Engine(model, max_batch=3, prefix_cache=prefix_cache)
-    requests = []
-    for i, prompt in enumerate(prompts):
-        params = SamplingParams(5 + 2 * i, seed=i, logprobs=1, prompt_logprobs=i == 2)
-        requests += engine.submit(prompt, params, n=2 if i == 0 else 1)
-    scored = {}
-    while engine.busy:
-        for event in engine.step():
-            if event.prompt_logprobs:
-                scored[event.request] = [p for p, _ in event.prompt_logprobs[1:]]
-    for request in requests:
-        rows = generate(model, request.prompt, request.params, 1, False, first_row=request.row)
-        assert request.tokens == [row[0] for row in rows], request.prompt
-    (found,) = scored.values()
-    idx = torch.tensor([prompts[2]])
-    logp = F.log_softmax(logits_of(model, idx)[0], dim=-1)[:-1].gather(1, idx[0, 1:, None])
-    torch.testing.assert_close(torch.tensor(found), logp[:, 0], atol=1e-4, rtol=1e-4)

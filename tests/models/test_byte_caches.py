@@ -1,0 +1,79 @@
+"""bonsai/models/byte_caches.py: a model of bytes with its cache is the model without."""
+
+import math
+
+import pytest
+import torch
+from helpers.byte_models import MEGABYTES, B, P, batch, chosen, every, logits_of, make
+
+
+@every
+@pytest.mark.parametrize("start", [1, 2, 3, 5, 6, 8, 11])
+def test_cached_equals_whole_at_every_length(name, fields, start):
+    """A prompt that ends anywhere in a patch, then byte by byte, and several at once; rows whose
+    patches begin at different places, in one cache."""
+    model, T = make(name, **fields), {"megabyte": 3 * P + 9, "spacebyte": 36}[name]
+    idx = batch(name, T)
+    singles = T if name == "megabyte" else 30
+    chunks = [(0, start), *((t, t + 1) for t in range(start, singles)), (singles, T)]
+    with torch.no_grad():
+        cache = model.new_cache(B, T)
+        for a, b in (chunk for chunk in chunks if chunk[0] < chunk[1]):
+            cached, _ = model(idx[:, a:b], cache=cache)
+            whole = logits_of(model, idx[:, :b])[:, -1:]
+            torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(model(idx[:, :b])[0], whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fields", MEGABYTES.values(), ids=MEGABYTES)
+def test_several_bytes_at_a_time_behind_others(fields):
+    model, idx = make("megabyte", **fields), batch("megabyte", 24)
+    with torch.no_grad():
+        cache = model.new_cache(B, 24)
+        for a, b in ((0, 3), (3, 7), (7, 8), (8, 12), (12, 13), (13, 24)):
+            cached, _ = model(idx[:, a:b], cache=cache)
+            whole = logits_of(model, idx[:, :b])[:, -1:]
+            torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
+        cache.reset()  # and anew
+        cached, _ = model(idx[:, 5:12], cache=cache)
+        whole = logits_of(model, idx[:, 5:12])[:, -1:]
+        torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, dict(cross_patch=2)], ids=str)
+def test_the_global_model_steps_once_per_patch(fields):
+    model, idx, calls = make("megabyte", **fields), batch("megabyte", 24), []
+    model.globl.register_forward_pre_hook(lambda m, args: calls.append(args[0].size(1)))
+    with torch.no_grad():
+        cache = model.new_cache(B, 24)
+        model(idx[:, :6], cache=cache)
+        assert sum(calls) == 2
+        for t in range(6, 24):
+            model(idx[:, t : t + 1], cache=cache)
+            assert sum(calls) == cache.globl.used == math.ceil((t + 1) / P)
+            assert cache.local.used == t % P + 1 <= P
+    assert cache.local.k.size(3) == P + model.config.cross_patch
+
+
+def test_one_prompt_becomes_several_rows():
+    model, idx = make("megabyte", cross_patch=2, conv_encoder=True), batch("megabyte", 16, rows=3)
+    idx[:, :7] = idx[0, :7]
+    with torch.no_grad():
+        cache = model.new_cache(1, 16)
+        model(idx[:1, :7], cache=cache)
+        cache.expand(3)
+        for t in range(7, 16):
+            cached, _ = model(idx[:, t : t + 1], cache=cache)
+            whole = logits_of(model, idx[:, : t + 1])[:, -1:]
+            torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_global_blocks_run_where_patches_begin():
+    model, idx, calls = make("spacebyte"), batch("spacebyte", 36)[:1], []
+    model.globl.register_forward_pre_hook(lambda m, args: calls.append(args[0].size(1)))
+    with torch.no_grad():
+        cache = model.new_cache(1, 36)
+        model(idx[:, :9], cache=cache)
+        for t in range(9, 36):
+            model(idx[:, t : t + 1], cache=cache)
+            assert sum(calls) == chosen(model, idx[:, : t + 1]).sum() == cache.globl.lengths[0]
