@@ -5,11 +5,10 @@ from itertools import islice
 
 import pytest
 import torch
-from helpers.tiny_model import BLOCK, VARIANTS, VOCAB, texts, tiny
+from helpers.tiny_model import BLOCK, VOCAB, texts, tiny
 from torch.nn import functional as F
 
 from bonsai.engine import SamplingParams, generate
-from bonsai.engine.phases import compute_dtype
 from bonsai.system.errors import UserError
 from model import GPT
 
@@ -17,43 +16,6 @@ from model import GPT
 @pytest.fixture(scope="module")
 def model() -> GPT:
     return tiny()
-
-
-# ---- the cache ----
-
-
-@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope", "none"])
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.inference_mode()
-def test_cached_logits_equal_uncached_at_every_length(position, variant):
-    model = tiny(position=position, **VARIANTS[variant])
-    idx = torch.randint(VOCAB, (2, BLOCK), generator=torch.Generator().manual_seed(1))
-    want = model(idx, idx)[0]  # (B, T, V): with targets, every position's
-    for chunks in ([1] * BLOCK, [7] + [1] * 9, [3, 4, 1, 2, 6], [BLOCK]):
-        cache, end = model.new_cache(2, BLOCK), 0
-        for size in chunks:
-            got = model(idx[:, end : end + size], cache=cache)[0]
-            end += size
-            assert cache.used == end
-            torch.testing.assert_close(got[:, -1], want[:, end - 1], atol=1e-4, rtol=0)
-
-
-def test_a_cache_in_bfloat16_stays_close(model):
-    idx = torch.randint(VOCAB, (1, BLOCK))
-    with torch.inference_mode():
-        cache = model.new_cache(1, BLOCK, dtype=torch.bfloat16)
-        got = [model(idx[:, [t]], cache=cache)[0][:, -1] for t in range(BLOCK)]
-        want = model(idx, idx)[0]
-    torch.testing.assert_close(torch.stack(got, 1), want, atol=0.1, rtol=0.05)
-
-
-def test_generate_under_autocast(model):
-    assert compute_dtype(model) == torch.float32
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert compute_dtype(model) == torch.bfloat16
-        (row,) = texts(model, [1, 2], max_new_tokens=2 * BLOCK)
-        (uncached,) = texts(model, [1, 2], max_new_tokens=1, use_cache=False)
-    assert len(row) == 2 * BLOCK and row[:1] == uncached
 
 
 # ---- against the oracle ----

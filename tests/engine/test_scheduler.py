@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from helpers.engine import alone, finish
-from helpers.tiny_model import BLOCK, VARIANTS, VOCAB, texts, tiny
+from helpers.tiny_model import VOCAB, texts, tiny
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,42 +18,6 @@ from bonsai.system.errors import UserError
 @pytest.fixture(scope="module")
 def model():
     return tiny(block_size=48)
-
-
-# ---- rows of unequal length ----
-
-
-@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope", "none"])
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.inference_mode()
-def test_ragged_cached_logits_equal_uncached_up_to_the_contexts_end(position, variant):
-    model = tiny(position=position, **VARIANTS[variant])
-    idx = torch.randint(VOCAB, (4, BLOCK), generator=torch.Generator().manual_seed(1))
-    want = model(idx, idx)[0]  # (B, T, V)
-    for starts in ([1, 9, 4, 9], [7, 7, 7, 7], [3, 1, 2, 5]):
-        cache = model.new_cache(4, BLOCK)
-        for row, start in enumerate(starts):
-            part = cache.view(row, row + 1)
-            got = model(idx[row : row + 1, :start], cache=part)[0][0, -1]
-            torch.testing.assert_close(got, want[row, start - 1], atol=1e-4, rtol=0)
-        cache.lengths = list(starts)
-        while cache.used < BLOCK:  # the longest row to its end, two tokens at once in between
-            T = 2 if cache.used == max(starts) + 1 else 1
-            at = torch.tensor(cache.lengths)[:, None] + torch.arange(T)
-            got = model(idx.gather(1, at), cache=cache)[0][:, -1]
-            last = want[torch.arange(4), at[:, -1]]
-            torch.testing.assert_close(got, last, atol=1e-4, rtol=0)
-        assert cache.lengths == [start + BLOCK - max(starts) for start in starts]
-
-
-def test_rows_can_be_copied_and_viewed(model):
-    cache = model.new_cache(3, 10)
-    model(torch.tensor([[1, 2, 3, 4]]), cache=cache.view(2, 3))
-    assert cache.lengths == [0, 0, 0]  # a view counts for itself
-    cache.copy_row(0, cache, 2, 3)
-    assert cache.lengths == [3, 0, 0]
-    assert torch.equal(cache.k[:, 0, :, :3], cache.k[:, 2, :, :3])
-    assert not cache.k[:, 0, :, 3:].any()
 
 
 # ---- requests beside others ----

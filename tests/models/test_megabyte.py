@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from bonsai.engine import SamplingParams, generate
 from bonsai.models.byte_caches import PatchBefore
 from bonsai.models.megabyte import Megabyte, MegabyteConfig
-from bonsai.models.table import MODELS, build_model
 
 make = functools.partial(byte_models.make, "megabyte")
 variants = pytest.mark.parametrize("fields", MEGABYTES.values(), ids=MEGABYTES)
@@ -252,12 +251,6 @@ def test_choices_that_do_not_go_together_are_named(fields, words):
     with pytest.raises(ValueError) as e:
         MegabyteConfig(**{**MEGABYTE, **fields})
     assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
-
-
-def test_the_table_of_models_makes_it():
-    assert MODELS["megabyte"] == (Megabyte, MegabyteConfig)
-    model = build_model("megabyte", {**MEGABYTE, "learning_rate": 1e-3})
-    assert isinstance(model, Megabyte) and model.config.patch_size == P
 
 
 # ---- in the engine ----

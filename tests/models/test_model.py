@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bonsai.models.table import MODELS, build_model
 from model import ACTIVATIONS, CLASSIC_KEYS, GPT, GPTConfig, attention, causal_mask
 
 B, T, V = 2, 12, 29
@@ -256,12 +255,6 @@ def test_the_defaults_are_nanogpts():
     assert c.is_classic
     assert not GPTConfig(position="rope").is_classic
     assert GPTConfig(activation_checkpointing=True, n_layer=1).is_classic
-
-
-def test_the_table_of_models_makes_the_gpt():
-    assert MODELS["gpt"] == (GPT, GPTConfig)
-    model = build_model("gpt", {**SHAPE, "position": "rope", "learning_rate": 1e-3})
-    assert model.config.position == "rope"
 
 
 # ---- the surface nanoGPT's users know ----

@@ -8,8 +8,7 @@ from helpers import byte_models
 from helpers.byte_models import SPACEBYTE, SPACEBYTES, TEXT, chosen, logits_of
 from torch.nn import functional as F
 
-from bonsai.models.spacebyte import Spacebyte, SpacebyteConfig, space_like
-from bonsai.models.table import MODELS, build_model
+from bonsai.models.spacebyte import SpacebyteConfig, space_like
 
 make = functools.partial(byte_models.make, "spacebyte")
 variants = pytest.mark.parametrize("fields", SPACEBYTES.values(), ids=SPACEBYTES)
@@ -138,8 +137,3 @@ def test_choices_that_do_not_go_together_are_named(fields, words):
     with pytest.raises(ValueError) as e:
         SpacebyteConfig(**{**SPACEBYTE, **fields})
     assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
-
-
-def test_the_table_of_models_makes_it():
-    assert MODELS["spacebyte"] == (Spacebyte, SpacebyteConfig)
-    assert isinstance(build_model("spacebyte", {**SPACEBYTE, "learning_rate": 1e-3}), Spacebyte)
