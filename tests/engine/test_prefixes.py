@@ -1,12 +1,15 @@
 """bonsai/engine/prefixes.py: what is known of a prompt is not computed again."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from helpers.engine import alone, finish
 from helpers.tiny_model import VOCAB, tiny
 
 from bonsai.engine import Engine, SamplingParams
-from bonsai.engine.prefixes import Prefixes
+from bonsai.engine.prefixes import Prefixes, shared
 from bonsai.system.errors import UserError
 
 
@@ -104,3 +107,11 @@ def test_one_prompt_is_held_beyond_the_budget_until_the_next():
 def test_a_budget_below_nothing():
     with pytest.raises(UserError, match="prefix_cache=-1"):
         Prefixes(-1)
+
+
+def test_shared_is_what_counting_token_by_token_gives():
+    draw = random.Random(0)
+    for _ in range(500):
+        a, b = ([draw.randint(0, 1) for _ in range(draw.randint(1, 6))] for _ in range(2))
+        n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+        assert shared(np.array(a), np.array(b)) == n, (a, b)
