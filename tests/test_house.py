@@ -146,6 +146,41 @@ def test_no_import_runs_down(path):
     assert rooms_imported(path) <= set(ROOMS[: ROOMS.index(room) + 1])
 
 
+# ---- the rooms of tests/ ----
+
+TESTS = ROOT / "tests"
+WITHOUT_TESTS = {
+    "bonsai/training/schedule.py": "tests/training/test_optimizers.py has its tests",
+    "bonsai/training/step.py": "tests/programs/test_bench.py has its tests",
+}
+WITHOUT_MODULE = {  # tests in a room that are of no module of it
+    "tests/models/test_model.py": "model.py stands beside bonsai/",
+    "tests/models/test_parity.py": "against nanoGPT: weights, steps, checkpoints both ways",
+    "tests/runs/test_kills.py": "whole runs killed at random moments",
+    "tests/tokenizers/test_tokenizers.py": "the table of tokenizers, in the room's __init__.py",
+}
+
+
+@pytest.mark.parametrize("path", [p for p in PARTS if p.name != "__init__.py"], ids=short)
+def test_every_module_has_a_file_of_tests(path):
+    """tests/<room>/test_<module>.py; an __init__.py only names what the room gives."""
+    if short(path) in WITHOUT_TESTS:
+        return
+    place = path.relative_to(ROOT / "bonsai").parent
+    own = TESTS / place / f"test_{path.name}"
+    assert own.is_file(), f"{short(own)} is missing: the tests of {short(path)}"
+    names = {n.name for n in ast.walk(ast.parse(own.read_text("utf-8"))) if hasattr(n, "name")}
+    assert any(name.startswith("test_") for name in names)
+
+
+def test_the_rooms_of_tests_are_those_of_the_code():
+    """A file of tests whose module is gone, or has moved, is in the way."""
+    files = [p for room in ROOMS for p in (TESTS / room).rglob("test_*.py")]
+    modules = {p: ROOT / "bonsai" / p.relative_to(TESTS).parent / p.name[5:] for p in files}
+    assert {short(p) for p, module in modules.items() if not module.is_file()} == {*WITHOUT_MODULE}
+    assert all((ROOT / name).is_file() for name in WITHOUT_TESTS)
+
+
 # ---- config files ----
 
 
