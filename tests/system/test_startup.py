@@ -169,7 +169,11 @@ def test_ctrl_c_at_any_moment_of_a_real_start(workplace, tmp_path, moment):
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(0.2 + 0.7 * moment)
+    maps = Path(f"/proc/{process.pid}/maps")  # before torch is being loaded Python itself may start
+    end = time.monotonic() + 60
+    while maps.exists() and "libtorch" not in maps.read_text() and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep((0.0 if maps.exists() else 1.0) + 0.7 * moment)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     lines = stderr.strip().splitlines()
