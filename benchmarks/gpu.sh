@@ -75,7 +75,8 @@ stage_race() { # TEXT: a file, or a folder, of some hundred MB of text; .gz and 
     local options=(--race=gpu --seeds=1 --out="$out/race" ${peer:+--sweep=True})
     local tokenizer=gpt2
     if [[ -n $toy ]]; then
-        tokenizer=byte
+        tokenizer=byte text=$out/toy.txt
+        cat docs/*.md > "$text"
         options+=(--steps=2 --block_size=64
             --ours="--device=cpu --dtype=float32 --n_layer=1 --n_head=1 --n_embd=32 --block_size=64
             --batch_size=2 --gradient_accumulation_steps=1 --compile=False")
@@ -83,9 +84,9 @@ stage_race() { # TEXT: a file, or a folder, of some hundred MB of text; .gz and 
         options+=(--minutes=1 --plot="$out/race.png")
     fi
     if [[ ! -e data/race_text/meta.json ]]; then
-        [[ -n $toy || -n $text ]] ||
+        [[ -n $text ]] ||
             { echo "no text: set TEXT to a file or folder of some hundred MB" && return 1; }
-        limited "$python" data/custom/prepare.py --input="${text:-docs}" --name=race_text \
+        limited "$python" data/custom/prepare.py --input="$text" --name=race_text \
             --tokenizer="$tokenizer" > "$out/prepare.log" 2>&1 ||
             { tail -n 1 "$out/prepare.log" && return 1; }
     fi
