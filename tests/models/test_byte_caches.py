@@ -4,11 +4,17 @@ import math
 
 import pytest
 import torch
-from helpers.byte_models import MEGABYTES, B, P, batch, chosen, every, logits_of, make
+from helpers.byte_models import ALL, MEGABYTES, B, P, batch, chosen, logits_of, make
+
+STARTS = {"megabyte": (1, 2, 3, 5, 8, 11), "spacebyte": (1, 2, 6, 11)}  # lengths of the prompt
+CASES = [
+    pytest.param(name, fields, start, id=f"{start}-{name}, {variant}")
+    for name, variant, fields in ALL
+    for start in STARTS[name]
+]
 
 
-@every
-@pytest.mark.parametrize("start", [1, 2, 3, 5, 6, 8, 11])
+@pytest.mark.parametrize("name, fields, start", CASES)
 def test_cached_equals_whole_at_every_length(name, fields, start):
     """A prompt that ends anywhere in a patch, then byte by byte, and several at once; rows whose
     patches begin at different places, in one cache."""
