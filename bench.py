@@ -31,8 +31,10 @@ from bonsai.system.errors import UserError, run
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
 from bonsai.system.tables import spread
-from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic, time_steps
-from configurator import Config, configure
+from bonsai.training.settings import StepSettings
+from bonsai.training.step import TrainingStep
+from bonsai.training.timing import TimedSteps, synthetic, time_steps
+from configurator import Config, configure, model_fields
 
 # -----------------------------------------------------------------------------
 # what is measured
@@ -57,12 +59,12 @@ model = "gpt"  # the architecture; its fields are settings too
 bias = False  # biases in the linear layers and norms (GPT-2: True)
 # optimizer; see bonsai/training/optimizers.py
 optimizer = "adamw"  # or muon: the kind changes the time of a step, the numbers below do not
-learning_rate = 1e-4  # without a schedule [>= 0]
-weight_decay = 1e-2  # on tensors of two or more dimensions [>= 0]
-beta1 = 0.9  # decay of the mean of the gradients [>= 0, < 1]
-beta2 = 0.95  # decay of the mean of their squares [>= 0, < 1]
-adam_eps = 1e-8  # added to the root of that [>= 0]
-grad_clip = 1.0  # largest norm of the gradient; 0.0: no clipping [>= 0]
+learning_rate = StepSettings.learning_rate  # without a schedule [>= 0]
+weight_decay = StepSettings.weight_decay  # on tensors of two or more dimensions [>= 0]
+beta1 = StepSettings.beta1  # decay of the mean of the gradients [>= 0, < 1]
+beta2 = StepSettings.beta2  # decay of the mean of their squares [>= 0, < 1]
+adam_eps = StepSettings.adam_eps  # added to the root of that [>= 0]
+grad_clip = StepSettings.grad_clip  # largest norm of the gradient; 0.0: no clipping [>= 0]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 dtype = "auto"  # auto: bfloat16 where hardware computes in it [auto | float32 | bfloat16 | float16]
@@ -76,88 +78,89 @@ def say(line: str, runtime: Runtime) -> None:
         print(line, flush=True)
 
 
-def open_data(runtime: Runtime) -> Mixture | None:
+def open_data(c: Config, runtime: Runtime) -> Mixture | None:
     """The data set; None for random tokens, with the reason printed."""
-    if not real_data:
+    if not c.real_data:
         return None
     try:
-        return Mixture.open(dataset)
+        return Mixture.open(c.dataset)
     except UserError as e:
         say(f"{e}; measuring with random tokens instead", runtime)
         return None
 
 
-def measure(config: Config, runtime: Runtime) -> dict:
+def measure(c: Config, runtime: Runtime) -> dict:
     """Train some steps; returns what they took."""
-    data = open_data(runtime)
-    if data is not None and "vocab_size" not in config.given:
-        config["vocab_size"] = data.model_vocab_size
-    torch.manual_seed(seed)
-    net = build_model(config["model"], config).to(runtime.device)
-    T, vocab_size = net.config.block_size, net.config.vocab_size
-    say(f"number of parameters: {net.num_params() / 1e6:.2f}M", runtime)
+    data = open_data(c, runtime)
+    if data is not None and "vocab_size" not in c.given:
+        c["vocab_size"] = data.model_vocab_size
+    torch.manual_seed(c.seed)
+    model = build_model(c.model, c).to(runtime.device)
+    T, vocab_size = model.config.block_size, model.config.vocab_size
+    say(f"number of parameters: {model.num_params() / 1e6:.2f}M", runtime)
     say(runtime.summary, runtime)
-    say(describe_memory(net, batch_size, T, runtime), runtime)
+    say(describe_memory(model, c.batch_size, T, runtime), runtime)
     if data is None:
-        stream = synthetic(vocab_size, batch_size, T, runtime.device)
+        stream = synthetic(vocab_size, c.batch_size, T, runtime.device)
     else:
         data.check(T, vocab_size, ["train"])
-        batches = Batches(data, T, batch_size * runtime.world_size, seed)
+        batches = Batches(data, T, c.batch_size * runtime.world_size, c.seed)
         check = 0 if data.stated else vocab_size
         pin = runtime.device.type == "cuda"
         where = (runtime.rank, runtime.world_size)
-        stream = prefetch(batches, 0, batch_size, *where, check_below=check, pin=pin)
-    step = TrainingStep(net, stream, {**OPTIMIZER, **config}, runtime)
+        stream = prefetch(batches, 0, c.batch_size, *where, check_below=check, pin=pin)
+    training = TrainingStep(model, StepSettings(**model_fields(c, StepSettings)), runtime)
+    step = TimedSteps(training, stream)
 
-    if warmup:
-        say(f"{warmup} steps to warm up{', compiling' if runtime.compile else ''}", runtime)
-        time_steps(step, warmup, runtime.synchronize)
+    if c.warmup:
+        say(f"{c.warmup} steps to warm up{', compiling' if runtime.compile else ''}", runtime)
+        time_steps(step, c.warmup, runtime.synchronize)
     seconds, losses, step.waited = [], [], 0.0
-    for k in range(steps):
+    for k in range(c.steps):
         runtime.synchronize()
         begin = time.perf_counter()
         losses.append(step.log(step())[0])
         runtime.synchronize()
         seconds.append(time.perf_counter() - begin)
-        say(f"{k}/{steps} loss: {losses[-1]:.4f}, time {1000 * seconds[-1]:.2f}ms", runtime)
+        say(f"{k}/{c.steps} loss: {losses[-1]:.4f}, time {1000 * seconds[-1]:.2f}ms", runtime)
     updates = []  # apart from the others: the device is waited for in mid-step
-    for _ in range(min(steps, 5)):
+    for _ in range(min(c.steps, 5)):
         step.backward()
         runtime.synchronize()
         begin = time.perf_counter()
-        step.update()
+        training.update()
         runtime.synchronize()
         updates.append(1000 * (time.perf_counter() - begin))
-    tokens = batch_size * T * runtime.world_size  # of a step
+    tokens = c.batch_size * T * runtime.world_size  # of a step
     ms = spread([1000 * s for s in seconds])
     rate = tokens / ms["median"] * 1000
     peak = peak_flops(runtime.device, runtime.dtype)
-    flops = net.flops_per_token(T)
+    flops = model.flops_per_token(T)
     found = {
         "tokens_per_s": rate,
         "ms_per_step": ms,
         "ms_optimizer": spread(updates),
-        "ms_mean": 1000 * sum(seconds) / steps,
+        "ms_mean": 1000 * sum(seconds) / c.steps,
         "mfu": rate * flops / peak / runtime.world_size if peak else None,
         "flops_per_token": flops,
         "peak_memory_bytes": memory_in_use(runtime.device),
         "waiting_for_data": step.waited / sum(seconds) if data else None,
         "loss": losses[-1],
         "tokens_per_step": tokens,
-        "parameters": net.num_params(),
+        "parameters": model.num_params(),
         "processes": runtime.world_size,
         "dtype": runtime.dtype,
         "compile": runtime.compile,
-        "data": dataset if data else "random tokens",
-        "settings": dict(config),
+        "data": c.dataset if data else "random tokens",
+        "settings": dict(c),
     }
-    if profile:
-        profile_steps(step, runtime)
+    if c.profile:
+        profile_steps(step, Path(c.out_dir) / "trace.json", runtime)
     return found
 
 
-def profile_steps(step: TrainingStep, runtime: Runtime) -> None:
-    """Print the operations in which 5 steps spend their time; write a trace of them."""
+def profile_steps(step: TimedSteps, path: Path, runtime: Runtime) -> None:
+    """Print the operations in which 5 steps spend their time; write a trace of them to `path`."""
     from torch.profiler import ProfilerActivity
 
     kinds, key = [ProfilerActivity.CPU], "self_cpu_time_total"
@@ -167,7 +170,6 @@ def profile_steps(step: TrainingStep, runtime: Runtime) -> None:
         time_steps(step, 5, runtime.synchronize)
     if runtime.master:
         print(prof.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=45))
-        path = Path(out_dir) / "trace.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         prof.export_chrome_trace(str(path))
         print(f"a trace of 5 steps is in {path}: open it in https://ui.perfetto.dev")
@@ -199,41 +201,40 @@ def describe(found: dict, runtime: Runtime) -> str:
     return "\n".join(lines)
 
 
-def size_of(config: Config) -> str:
+def size_of(c: Config) -> str:
     """What the model named by `size` would cost; fields that were given change it."""
-    preset = find_preset(size)
-    given = {k: config[k] for k in config.given}
-    net = meta_model(config["model"], {**preset.fields, **given})
+    preset = find_preset(c.size)
+    given = {k: c[k] for k in c.given}
+    model = meta_model(c.model, {**preset.fields, **given})
     published = f"published as {preset.published / 1e6:,.0f}M" if preset.published else ""
     notes = "; ".join(filter(None, (published, preset.note)))
     try:
-        return f"{size}{f' ({notes})' if notes else ''}\n\n" + describe_size(
-            net, batch_size, gpu, gpus, mfu, tokens
-        )
+        cost = describe_size(model, c.batch_size, c.gpu, c.gpus, c.mfu, c.tokens)
     except ValueError as e:
         raise UserError(e) from None
+    return f"{c.size}{f' ({notes})' if notes else ''}\n\n{cost}"
 
 
-def main() -> None:
-    config = configure(globals(), models=CONFIGS, presets=FIELDS)
-    if size:
-        print(size_of(config))
+def main(**settings) -> None:
+    c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=settings or None)
+    if c.size:
+        print(size_of(c))
         return
-    if json:
-        check_writable(json, "the results")
-    runtime = setup(device, dtype, compile, backend)
+    if c.json:
+        check_writable(c.json, "the results")
+    runtime = setup(c.device, c.dtype, c.compile, c.backend)
     try:
-        found = measure(config, runtime)
+        found = measure(c, runtime)
     except (RuntimeError, MemoryError) as e:
         if out_of_memory(e):
-            shape = f"{batch_size} x {config['block_size']}"
+            shape = f"{c.batch_size} x {c.block_size}"
             raise UserError(f"out of memory with batches of {shape} tokens: {LOWER}") from None
         raise
     finally:
         runtime.close()
     say(describe(found, runtime), runtime)
-    if json and runtime.master:
-        write_json(json, {**provenance(runtime.device), **found})
+    if c.json and runtime.master:
+        write_json(c.json, {**provenance(runtime.device), **found})
 
 
 if __name__ == "__main__":

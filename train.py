@@ -15,35 +15,32 @@ the folder of an earlier one moves that to out_dir/earlier/1, the next one to ea
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
-import math
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.data.batches import Batches, prefetch
+from bonsai.data.dataset import Mixture
 from bonsai.engine.text import sample_text
 from bonsai.evaluation.loss import bits_per_byte, mixture_loss
-from bonsai.models.kernels import to_device
-from bonsai.models.table import CONFIGS, describe_model
-from bonsai.planning.memory import LOWER, describe_memory, out_of_memory
+from bonsai.models.table import CONFIGS
+from bonsai.planning.memory import LOWER, out_of_memory
 from bonsai.planning.presets import FIELDS
-from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.earlier import set_aside, set_aside_newer, take_back
 from bonsai.runs.lock import RunLock
-from bonsai.runs.names import BEST, CKPT, DIVERGED, LAST, remove_unfinished, step_name
+from bonsai.runs.names import CKPT, LAST, remove_unfinished
 from bonsai.runs.restore import newer_weights
 from bonsai.system.errors import UserError, run
-from bonsai.system.provenance import versions
-from bonsai.system.runtime import Runtime, peak_flops, seed_everything, setup
-from bonsai.training.forecast import Forecast, describe_cost, tracked
+from bonsai.system.runtime import Runtime, peak_flops, setup
+from bonsai.training.forecast import Forecast, tracked
 from bonsai.training.interrupts import Interrupts
-from bonsai.training.optimizers import build_optimizer
+from bonsai.training.progress import Clock
 from bonsai.training.report import Report
+from bonsai.training.saving import Saving
 from bonsai.training.schedule import learning_rate_at, set_rates
-from bonsai.training.start import begin
+from bonsai.training.start import begin, describe_run
+from bonsai.training.step import TrainingStep
 from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
@@ -122,262 +119,167 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
 
     # ---- data, model and optimizer: new, or where they stood ----
     start = begin(c, folder, world)
-    data, raw_model = start.data, to_device(start.model, device)
-    block_size, vocab_size = raw_model.config.block_size, raw_model.config.vocab_size
-    rows = c.gradient_accumulation_steps * c.batch_size
-    noise = (c.token_noise, vocab_size)
-    batches = Batches(data, block_size, rows, c.seed, c.batch_order, c.batch_ramp, *noise)
-    optim = build_optimizer(raw_model, c, runtime)
-    scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
-    start.restore(optim, scaler)
-    step, best_val_loss, progress = start.step, start.best_val_loss, start.progress
-    counted = batches.rows_before(step) * block_size
-    other_tokens = progress.get("tokens", counted) - counted  # of batches of another size before
+    data, model, progress = start.data, start.model, start.progress
+    block_size, vocab_size = model.config.block_size, model.config.vocab_size
+    batches = Batches(
+        data,
+        block_size,
+        c.gradient_accumulation_steps * c.batch_size,
+        c.seed,
+        c.batch_order,
+        c.batch_ramp,
+        c.token_noise,
+        vocab_size,
+    )
+    training = TrainingStep(model, c, runtime)  # on its device, with its optimizer
+    start.restore(training.optimizer, training.scaler)
+    if progress.tokens is None:
+        progress.tokens = batches.rows_before(progress.step) * block_size
 
     # ---- say what will be done ----
     runtime.barrier()  # all have read what they start from
     moved = ""
     if runtime.master and not c.eval_only:
         remove_unfinished(folder)
-        moved = set_aside_newer(folder, step) if start.resuming else set_aside(folder)
+        moved = set_aside_newer(folder, progress.step) if start.resuming else set_aside(folder)
     interrupts = at_end.enter_context(Interrupts(runtime))
-    evaluated, closed = progress["evaluated"], interrupts.stdout_closed
-    report = Report(folder, c, runtime, step, evaluated, closed)
+    closed = interrupts.stdout_closed
+    report = Report(folder, c, runtime, progress.step, progress.evaluated, closed)
     at_end.push(report.close)
-    if moved:
-        report.say(moved)
-    report.say(f"tokens per iteration will be: {rows * block_size:,}")
-    for line in start.notes:
+    for line in filter(None, (moved, *describe_run(c, runtime, start, batches))):
         report.say(line)
-    if unknown := data.without_bytes("val"):
-        report.say(
-            f"bits per byte are not known: {unknown} does not say how many bytes of text it is"
-        )
-    report.say(f"number of parameters: {raw_model.num_params() / 1e6:.2f}M")
-    report.say(runtime.summary)
-    report.say(describe_memory(raw_model, c.batch_size, block_size, runtime))
-    if start.resuming and step >= c.max_iters and not c.eval_only:
-        report.say(f"nothing left to do: {step} of max_iters={c.max_iters} steps are done")
-    wandb_id = report.start_wandb(start.wandb_id)
-    net = local_model = torch.compile(raw_model) if runtime.compile else raw_model
-    if world > 1 and not optim.sharded:
-        net = DDP(local_model, device_ids=[device.index] if device.type == "cuda" else None)
-    peak = peak_flops(device, runtime.dtype)
-    flops_per_token = raw_model.flops_per_token(block_size)
-    if c.depth:
-        tokens, size = batches.rows_before(c.max_iters) * block_size, raw_model.num_params(False)
-        rate = peak and peak * world
-        report.say(describe_cost(c.depth, size, tokens, tokens * flops_per_token, rate))
-
-    def tokens_before(step: int) -> int:
-        """Tokens that the run has trained on when `step` begins."""
-        return batches.rows_before(step) * block_size + other_tokens
-
-    def evaluate() -> dict:
-        """Losses on fixed windows of both splits, shared by the processes."""
-        args = (runtime, block_size, c.batch_size, c.eval_iters * c.batch_size)
-        losses = {}
-        for split in ("train", "val"):
-
-            def watched(batches, label=f"evaluating {split}"):
-                shown = tracked(batches, label, report.say, runtime.master)
-                return interrupts.until_stopped(shown)
-
-            losses[split] = mixture_loss(local_model, data, split, *args, watched)
-        return {
-            "iter": step,
-            "train_loss": losses["train"],
-            "val_loss": losses["val"],
-            "val_bpb": bits_per_byte(losses["val"], data.bytes_per_token("val")),
-            "lr": learning_rate_at(step, c),
-            "mfu": mfu,
-            "tokens": tokens_before(step),
-            "seconds": progress["seconds"],
-        }
-
-    def save_due(step: int) -> bool:
-        return bool(c.save_interval) and step % c.save_interval == 0
-
-    def save(*names: str) -> None:
-        """Write one checkpoint under each of `names`."""
-        nonlocal saved
-        saved = step
-        progress["tokens"] = tokens_before(step)
-        optimizer_state = optim.state_dict()  # a sharded one is gathered from all
-        if runtime.master:
-            if lock.check():
-                report.say(
-                    f"{folder} was removed or renamed: it is made anew, without what was in it"
-                )
-            report.reopen()
-            state = {
-                "model": raw_model.state_dict(),
-                "optimizer": optimizer_state,
-                "scaler": scaler.state_dict(),
-                **describe_model(raw_model, c.model),
-                "iter_num": step,
-                "best_val_loss": torch.tensor(best_val_loss),
-                "config": dict(c),
-                "tokenizer": start.tokenizer,
-                "chat_template": start.chat_template,
-                "data": data.fingerprints(),
-                "progress": {**progress, "best_val_loss": best_val_loss},  # in double precision
-                "wandb_id": wandb_id,
-                "versions": versions(),
-            }
-            if c.keep_last and LAST in names:
-                names += (step_name(step),)
-            if not (sound and torch.isfinite(step_loss)):  # the others stay as they were
-                names = (DIVERGED,)
-                report.say(f"the loss is not finite: saving as {folder / DIVERGED} alone")
-            save_checkpoint(folder, state, names, c.keep_last)
-
-    def rescue(kind: type | None, error: BaseException | None, trace: object) -> None:
-        """Whatever ends the loop, what was trained is saved: the weights are those of `step`."""
-        alone = world == 1 or not optim.sharded  # else the others would have to help
-        if error is None or not complete or saved == step or not alone or not runtime.master:
-            return
-        try:
-            save(LAST)
-            report.say(f"saved at step {step}, then ended by an error")
-        except Exception as e:
-            report.say(f"not saved at step {step}: {e}")
+    start.wandb_id = report.start_wandb(start.wandb_id)
+    saving = Saving(folder, c, runtime, lock, report, start, training)
+    rows_left = batches.rows_before(c.max_iters) - batches.rows_before(progress.step)
+    forecast = Forecast(rows_left, block_size, device.type, c.dataset, report.say)
+    peak, flops_per_token = peak_flops(device, runtime.dtype), model.flops_per_token(block_size)
 
     # ---- the loop ----
     stream = prefetch(
         batches,
-        step,
+        progress.step,
         c.batch_size,
         runtime.rank,
         world,
         check_below=0 if data.stated else vocab_size,
         pin=device.type == "cuda",
     )
-    saved, sound, complete = step, True, True
-    mfu, status = None, 0
-    step_loss = torch.zeros((), device=device)  # this process's part of the step's mean
-    skipped, logged_step = torch.zeros((), device=device), step
-    net.train()
     interrupts.watch()
-    at_end.push(rescue)
-    rows_left = batches.rows_before(c.max_iters) - batches.rows_before(step)
-    forecast = Forecast(rows_left, block_size, device.type, c.dataset, report.say)
-    t0 = time.perf_counter()
+    at_end.push(saving.rescue)
+    clock, mfu, status = Clock(), None, 0
+    logged_step, logged_tokens = progress.step, progress.tokens
     while True:
+        step = progress.step  # so many are done, this is the number of the next one
+
         # evaluate and save
+        lr = learning_rate_at(step, c)
         due = step % c.eval_interval == 0 or step >= c.max_iters
-        if c.eval_only or (due and step != progress["evaluated"]):
+        if c.eval_only or (due and step != progress.evaluated):
             runtime.synchronize()
-            paused = time.perf_counter()
-            row = evaluate()
-            if status := interrupts.status():  # it may be a part of an evaluation
-                break
-            report.evaluation(row)
-            if c.eval_only:
-                break
-            sound = math.isfinite(row["val_loss"]) and math.isfinite(row["train_loss"])
-            improved = row["val_loss"] < best_val_loss
-            best_val_loss = min(best_val_loss, row["val_loss"])
-            progress["evaluated"] = step
-            progress["bad_evals"] = 0 if improved else progress["bad_evals"] + 1
-            stop = bool(c.patience) and progress["bad_evals"] >= c.patience
-            names = []
-            if step > 0:
-                names += [CKPT] if improved or c.always_save_checkpoint else []
-                names += [BEST] if improved and c.keep_best else []
-                names += [LAST] if stop or step >= c.max_iters or save_due(step) else []
-            if names:
-                report.say(f"saving checkpoint to {folder}")
-                save(*names)
-            t0 += time.perf_counter() - paused
-            if stop:
+            with clock.paused():
+                losses = evaluate(training.compiled, data, c, runtime, report, interrupts)
+                if status := interrupts.status():  # it may be a part of an evaluation
+                    break
+                row = {"iter": step, **losses, "lr": lr, "mfu": mfu}
+                row |= {"tokens": progress.tokens, "seconds": progress.seconds}
+                report.evaluation(row)
+                if c.eval_only:
+                    break
+                improved = progress.evaluate(row["val_loss"])
+                out_of_patience = bool(c.patience) and progress.bad_evals >= c.patience
+                stops = out_of_patience or step >= c.max_iters
+                saving.after_evaluation(row, improved, stops)
+            if out_of_patience:
                 report.say(f"no improvement in {c.patience} evaluations: stopping early")
                 break
         if step >= c.max_iters:
             break
         if c.sample_interval and step % c.sample_interval == 0 and step > 0 and runtime.master:
-            paused = time.perf_counter()
-            report.say(sample_text(raw_model, start.tokenizer, runtime, seed=step))
-            t0 += time.perf_counter() - paused
+            with clock.paused():
+                report.say(sample_text(model, start.tokenizer, runtime, seed=step))
 
-        # one step: micro-batches, clip, update
-        lr = set_rates(optim, step, c)
-        seed_everything(c.seed, step, runtime.rank)  # dropout
-        step_loss.zero_()
+        # one step: forward and backward of each micro-batch, then clip and update
+        set_rates(training.optimizer, lr, step, c)
         divisors = batches.divisors(step, c.batch_size, runtime.rank, world)
-        for micro_step, divisor in enumerate(divisors, 1):
+        training.begin(step, len(divisors))
+        for divisor in divisors:
             x, y = next(stream)
-            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            if net is not local_model:  # gradients are averaged once, after the last micro-batch
-                net.require_backward_grad_sync = micro_step == len(divisors)
-            with runtime.autocast():
-                _, loss = net(x, y)
-            loss = loss / divisor  # the number of micro-batches, or what masks make of it
-            step_loss += loss.detach()
-            scaler.scale(loss).backward()
+            training.backward(x, y, divisor=divisor)
             forecast.count(c.batch_size * world)
-        scaler.unscale_(optim)
-        norm = optim.clip_gradients(c.grad_clip)
-        bad = (~torch.isfinite(norm)).float()
-        skipped = (skipped + bad) * bad  # in a row
-        if not scaler.is_enabled():
-            optim.found_inf = bad  # the fused kernels leave everything as it is where this is 1
-        complete = False
-        scaler.step(optim)
-        scaler.update()
-        optim.zero_grad(set_to_none=True)
-        step += 1
-        complete = True
+        training.update()
+        progress.step += 1
+        progress.tokens += batches.rows_at(step) * block_size
 
         # log
-        if (step - 1) % c.log_interval == 0:
-            n = step - logged_step
-            loss_mean = runtime.sum(step_loss).item() / world  # waits for the device
+        if step % c.log_interval == 0:
+            loss = runtime.sum(training.loss).item() / world  # waits for the device
             forecast.look()
-            now = time.perf_counter()
-            seconds, t0 = now - t0, now
-            progress["seconds"] += seconds
-            tokens = tokens_before(step) - tokens_before(logged_step)
+            seconds, tokens = clock.lap(), progress.tokens - logged_tokens
+            progress.seconds += seconds
             mfu = flops_per_token * tokens / seconds / world / peak if peak else None
             row = {
-                "iter": step - 1,
-                "loss": loss_mean,
+                "iter": step,
+                "loss": loss,
                 "lr": lr,
-                "grad_norm": norm.item(),
-                "ms": 1000 * seconds / n,
+                "grad_norm": training.norm.item(),
+                "ms": 1000 * seconds / (progress.step - logged_step),
                 "tokens_per_s": tokens / seconds,
             }
-            if scaler.is_enabled():
-                row["loss_scale"] = scaler.get_scale()
-            if in_row := int(skipped):
-                row["skipped"] = in_row
-                report.say(f"iter {step - 1} skipped: gradient not finite ({in_row} in a row)")
+            if training.scaler.is_enabled():
+                row["loss_scale"] = training.scaler.get_scale()
+            if skipped := int(training.skipped):
+                row["skipped"] = skipped
+                report.say(f"iter {step} skipped: gradient not finite ({skipped} in a row)")
             report.step(row, mfu)
-            logged_step = step
-            if in_row >= c.max_skipped:
-                report.say(f"{in_row} steps in a row had no finite gradient: stopping")
+            logged_step, logged_tokens = progress.step, progress.tokens
+            if skipped >= c.max_skipped:
+                report.say(f"{skipped} steps in a row had no finite gradient: stopping")
                 status = 1
                 break
-        if save_due(step) and step % c.eval_interval and step < c.max_iters:  # else evaluated first
-            paused = time.perf_counter()
-            save(LAST)
-            t0 += time.perf_counter() - paused
+        evaluated_next = progress.step % c.eval_interval == 0 or progress.step >= c.max_iters
+        if saving.due(progress.step) and not evaluated_next:
+            with clock.paused():
+                saving.save(LAST)
         if status := interrupts.status():
             break
 
     # ---- the end ----
-    if step != logged_step:
-        progress["seconds"] += time.perf_counter() - t0
+    if progress.step != logged_step:
+        progress.seconds += clock.lap()
     if not c.eval_only:
-        if saved != step:
-            save(LAST)
-        report.summary(step, tokens_before(step), progress["seconds"])
+        if saving.saved != progress.step:
+            saving.save(LAST)
+        report.summary(progress.step, progress.tokens, progress.seconds)
         if runtime.master and (note := newer_weights(folder / CKPT)):
             report.say(note)
     if status > 128:
         go_on = "; to go on: the same command, --init_from=resume" if not c.eval_only else ""
-        report.say(f"stopped at step {step}{go_on}")
+        report.say(f"stopped at step {progress.step}{go_on}")
     return status
+
+
+def evaluate(
+    net: torch.nn.Module,
+    data: Mixture,
+    c: Config,
+    runtime: Runtime,
+    report: Report,
+    interrupts: Interrupts,
+) -> dict[str, float | None]:
+    """Losses on fixed windows of both splits, shared by the processes; of a part of them where a
+    signal interrupts it."""
+    losses, windows = {}, c.eval_iters * c.batch_size
+    for split in ("train", "val"):
+
+        def watched(batches, label=f"evaluating {split}"):
+            shown = tracked(batches, label, report.say, runtime.master)
+            return interrupts.until_stopped(shown)
+
+        losses[f"{split}_loss"] = mixture_loss(
+            net, data, split, runtime, net.config.block_size, c.batch_size, windows, watched
+        )
+    val_bpb = bits_per_byte(losses["val_loss"], data.bytes_per_token("val"))
+    return {**losses, "val_bpb": val_bpb}
 
 
 def main(**settings) -> int:

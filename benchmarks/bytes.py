@@ -48,8 +48,10 @@ from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import Runtime, memory_in_use, pick_device, setup
-from bonsai.training.schedule import set_rates
-from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic
+from bonsai.training.schedule import learning_rate_at, set_rates
+from bonsai.training.settings import StepSettings
+from bonsai.training.step import TrainingStep
+from bonsai.training.timing import TimedSteps, synthetic
 from configurator import Config, configure
 
 # -----------------------------------------------------------------------------
@@ -182,17 +184,24 @@ def train_arm(c: Config, model, lr: float, seed: int, count: int, data: Mixture,
     rows = BYTES_PER_STEP[c.scale] // T
     batches = Batches(data, T, rows, seed, "epoch")
     stream = prefetch(batches, 0, rows, pin=runtime.device.type == "cuda")
-    schedule = dict(learning_rate=lr, decay_lr=True, lr_schedule="cosine", min_lr=0.0)
-    schedule |= dict(warmup_iters=max(1, count // 20), lr_decay_iters=count)
-    schedule |= dict(optimizer=c.optimizer, momentum_warmup=300, seed=seed)
-    step = TrainingStep(model, stream, {**OPTIMIZER, **schedule}, runtime)
+    settings = StepSettings(
+        optimizer=c.optimizer,
+        learning_rate=lr,
+        min_lr=0.0,
+        warmup_iters=max(1, count // 20),
+        lr_decay_iters=count,
+        embedding_lr=0.1,
+        scalar_lr=1e-2,
+        seed=seed,
+    )
+    training = TrainingStep(model, settings, runtime)
     seconds, losses = [], []
     try:
         for i in range(count):
-            set_rates(step.optimizer, i, step.settings)
+            set_rates(training.optimizer, learning_rate_at(i, settings), i, settings)
             runtime.synchronize()
             begin = time.perf_counter()
-            losses.append(step().item())
+            losses.append(training(i, stream).item())
             seconds.append(time.perf_counter() - begin)
             if i % 50 == 0 or i == count - 1:
                 bits = statistics.mean(losses[-50:]) / math.log(2)
@@ -376,8 +385,8 @@ def one_step(name: str, T: int, device: str, dtype: str) -> tuple[float, float]:
     runtime, batch = setup(device, dtype, False), max(1, LONG_STEP // T)
     model = make(settings_of(*CONTEXT[name], T)).to(runtime.device)
     stream = synthetic(257, batch, T, runtime.device)
-    train = TrainingStep(model, stream, {**OPTIMIZER, "seed": 0}, runtime)
-    seconds = [seconds_of(lambda: train().item(), runtime.synchronize) for _ in range(3)]
+    step = TimedSteps(TrainingStep(model, StepSettings(seed=0), runtime), stream)
+    seconds = [seconds_of(lambda: step().item(), runtime.synchronize) for _ in range(3)]
     us = 1e6 * statistics.median(seconds) / (batch * T)
     return us, memory_in_use(runtime.device) / GIB
 

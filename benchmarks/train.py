@@ -32,7 +32,9 @@ from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB, out_of_memory
 from bonsai.system.errors import run
 from bonsai.system.runtime import DTYPES, Runtime, peak_flops, pick_device, pick_dtype, setup
-from bonsai.training.step import OPTIMIZER, TrainingStep, time_steps
+from bonsai.training.settings import StepSettings
+from bonsai.training.step import TrainingStep
+from bonsai.training.timing import TimedSteps, time_steps
 from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
@@ -80,7 +82,7 @@ def fields(size: str) -> dict:
 
 
 class PeerStep:
-    """A step of the peer's train.py: its model, optimizer and batches; called like TrainingStep."""
+    """A step of the peer's train.py: its model, optimizer and batches; called like TimedSteps."""
 
     def __init__(self, peer: Peer, size: str, tokens: Path, runtime: Runtime):
         self.T, self.rows = fields(size)["block_size"], SIZES[size][1]
@@ -91,8 +93,9 @@ class PeerStep:
         self.dtype = runtime.dtype if half else "float32"
         self.scaler = torch.amp.GradScaler(kind, enabled=self.dtype == "float16")
         self.model = peer.model(fields(size)).to(runtime.device)
-        betas = (OPTIMIZER["beta1"], OPTIMIZER["beta2"])
-        decay, rate = OPTIMIZER["weight_decay"], OPTIMIZER["learning_rate"]
+        ours = StepSettings()
+        decay, rate, betas = ours.weight_decay, ours.learning_rate, (ours.beta1, ours.beta2)
+        self.grad_clip = ours.grad_clip
         with redirect_stdout(StringIO()):  # it prints its groups
             self.optimizer = self.model.configure_optimizers(decay, rate, betas, kind)
         self.net = torch.compile(self.model) if runtime.compile else self.model
@@ -114,7 +117,7 @@ class PeerStep:
         self.batch = self.fetch()  # while the GPU is busy
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMIZER["grad_clip"])
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -124,14 +127,14 @@ class PeerStep:
         return loss.item()
 
 
-def our_step(size: str, tokens: Path, runtime: Runtime, seed: int) -> TrainingStep:
-    model = build_model("gpt", fields(size)).to(runtime.device)
+def our_step(size: str, tokens: Path, runtime: Runtime, seed: int) -> TimedSteps:
+    model = build_model("gpt", fields(size))
     T, vocab_size, rows = model.config.block_size, model.config.vocab_size, SIZES[size][1]
     splits = {"train": Split([tokens], max_id=vocab_size - 1)}
     data = Dataset("random", tokens.parent, splits, vocab_size, None, None)
     batches = Batches(Mixture([data]), T, rows, seed)
     stream = prefetch(batches, 0, rows, pin=runtime.device.type == "cuda")
-    return TrainingStep(model, stream, {**OPTIMIZER, "seed": seed}, runtime)
+    return TimedSteps(TrainingStep(model, StepSettings(seed=seed), runtime), stream)
 
 
 def measure(c: Config, size: str, count: int, runtime: Runtime, peer: Peer | None) -> dict:

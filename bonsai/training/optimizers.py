@@ -1,8 +1,10 @@
 """Optimizers by name.
 
-An optimizer is one function and one line in OPTIMIZERS: (model, settings, runtime) -> any
-torch.optim.Optimizer, built from the settings of train.py. Its groups keep their rates' share of
-learning_rate; clipping and leaving out steps without a finite gradient come by themselves.
+An optimizer is one function and one line in OPTIMIZERS: (model, c, runtime) -> any
+torch.optim.Optimizer, built from the settings `c` of train.py, or a StepSettings. Its groups keep
+their rates' share of learning_rate; bonsai/training/step.py clips, and leaves out steps without a
+finite gradient. One with `sharded = True` averages the gradients over the processes itself, in a
+method clip_gradients(max_norm); for the others DistributedDataParallel does.
 """
 
 import math
@@ -16,70 +18,45 @@ from bonsai.system.runtime import Runtime
 from bonsai.training.muon import POLAR_EXPRESS, Muon
 
 
-class Trainable:
-    """What train.py needs of an optimizer beyond torch's: build_optimizer adds it to each that has
-    it not.
-
-    sharded: whether it averages the gradients over the processes itself; else
-    DistributedDataParallel does.
-    """
-
-    sharded = False
-
-    def clip_gradients(self, max_norm: float) -> torch.Tensor:
-        """Scale the gradients down to a norm of max_norm (0: don't); returns the norm before."""
-        params = [p for group in self.param_groups for p in group["params"]]
-        return torch.nn.utils.clip_grad_norm_(params, max_norm or math.inf)
-
-    def step(self, closure: Callable | None = None):
-        """A step that changes nothing where found_inf, a tensor, is 1.
-
-        Fused kernels look at it themselves; for the others this waits for the device.
-        """
-        if not getattr(self, "_step_supports_amp_scaling", False):
-            found = self.__dict__.pop("found_inf", None)  # plain kernels refuse to see it
-            if found is not None and found:
-                return None
-        return super().step(closure)
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
+    """Scale the gradients down to a norm of max_norm (0: don't); returns the norm before."""
+    if hasattr(optimizer, "clip_gradients"):  # one that averages them over the processes itself
+        return optimizer.clip_gradients(max_norm)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return torch.nn.utils.clip_grad_norm_(params, max_norm or math.inf)
 
 
-def make_trainable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The same optimizer with what it lacks of Trainable."""
-    kind = type(optimizer)
-    if not hasattr(kind, "clip_gradients"):
-        optimizer.__class__ = type(kind.__name__, (Trainable, kind), {})
-    return optimizer
+def guards_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step changes nothing where `optimizer.found_inf`, a tensor, is 1: fused kernels and
+    Muon look at it on the device, where others would have to be waited for."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
-def adamw(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), fused: tensors of two or more dimensions decay."""
+    betas = (c.beta1, c.beta2)
     return model.configure_optimizers(
-        settings["weight_decay"],
-        settings["learning_rate"],
-        (settings["beta1"], settings["beta2"]),
-        runtime.device.type,
-        settings["adam_eps"],
+        c.weight_decay, c.learning_rate, betas, runtime.device.type, c.adam_eps
     )
 
 
-def muon(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Optimizer:
+def muon(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
     """Muon for the matrices of the blocks, AdamW for the rest; see bonsai/training/muon.py.
 
     learning_rate is the matrices' rate, the other kinds have their own; only matrices decay.
     """
-    s = settings
     if runtime.dtype == "float16" and runtime.world_size > 1:
         raise UserError("optimizer=muon on several processes needs bfloat16 or float32")
-    adam = {"kind": "adamw", "weight_decay": 0.0, "betas": (s["beta1"], s["beta2"])}
+    adam = {"kind": "adamw", "weight_decay": 0.0, "betas": (c.beta1, c.beta2)}
     rates = {
-        "embeddings": s["embedding_lr"],
-        "head": s["head_lr"],
-        "scalars": s["scalar_lr"],
-        "residual": s["scalar_lr"] / 100,  # their effect adds up over the layers
+        "embeddings": c.embedding_lr,
+        "head": c.head_lr,
+        "scalars": c.scalar_lr,
+        "residual": c.scalar_lr / 100,  # their effect adds up over the layers
     }
     kinds = {k: p for k, p in model.param_groups().items() if p}
     groups = [
-        {"params": params, "lr": rates[k], "eps": s["adam_eps"], **adam}
+        {"params": params, "lr": rates[k], "eps": c.adam_eps, **adam}
         for k, params in kinds.items()
         if k != "matrices"
     ]
@@ -87,10 +64,10 @@ def muon(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Opti
         {
             "kind": "muon",
             "params": kinds["matrices"],
-            "lr": s["learning_rate"],
-            "weight_decay": s["weight_decay"],
-            "cautious": s["cautious_decay"],
-            "momentum": s["momentum"],
+            "lr": c.learning_rate,
+            "weight_decay": c.weight_decay,
+            "cautious": c.cautious_decay,
+            "momentum": c.momentum,
             "coefficients": POLAR_EXPRESS,
         }
     )
@@ -101,18 +78,18 @@ def muon(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Opti
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
 
 
-def build_optimizer(model: nn.Module, settings: dict, runtime: Runtime) -> torch.optim.Optimizer:
-    """The optimizer named by settings['optimizer'] for a model; UserError for an unknown name."""
-    name = settings["optimizer"]
+def build_optimizer(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
+    """The optimizer named by c.optimizer for a model; UserError for an unknown name."""
+    name = c.optimizer
     if name not in OPTIMIZERS:
         raise UserError(f"optimizer={name} is not one of {', '.join(OPTIMIZERS)}")
     try:
-        built = make_trainable(OPTIMIZERS[name](model, settings, runtime))
+        built = OPTIMIZERS[name](model, c, runtime)
     except ValueError as e:  # torch names the value
         known = "learning_rate, weight_decay, beta1, beta2, adam_eps"
         raise UserError(f"{name}: {e}; look at {known}") from None
     for group in built.param_groups:
-        group["share"] = group["lr"] / top if (top := settings["learning_rate"]) else 0.0
+        group["share"] = group["lr"] / top if (top := c.learning_rate) else 0.0
     return built
 
 

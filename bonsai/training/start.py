@@ -5,21 +5,26 @@ wherever weights come from, and every setting where a run goes on. What a comman
 weights cannot follow is an error.
 """
 
-import math
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn as nn
 
+from bonsai.data.batches import Batches
 from bonsai.data.dataset import Mixture
 from bonsai.models.loading import RUN_FIELDS, Loaded, load_model
 from bonsai.models.table import CONFIGS, build_model
 from bonsai.planning.depth import compute_optimal
+from bonsai.planning.memory import describe_memory
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import crop_moments
 from bonsai.system.errors import UserError
+from bonsai.system.runtime import Runtime, peak_flops
+from bonsai.training.forecast import describe_cost
 from bonsai.training.optimizers import load_optimizer_state
+from bonsai.training.progress import Progress
 
 # where a run is, on what machine, and what is asked of it this time: never the checkpoint's
 OF_THE_COMMAND = ("out_dir", "init_from", "eval_only", "other_tokenizer", "wandb_run_name")
@@ -47,12 +52,8 @@ class Start:
     notes: list[str]  # lines to print
     resuming: bool = False  # a run goes on
     checkpoint: dict | None = None  # its, until restore() has taken from it
-    step: int = 0
-    best_val_loss: float = math.inf
     wandb_id: str | None = None
-    progress: dict = field(
-        default_factory=lambda: {"evaluated": -1, "bad_evals": 0, "seconds": 0.0}
-    )
+    progress: Progress = field(default_factory=Progress)
 
     def restore(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Where a run goes on: give both their state, and free what the checkpoint takes up."""
@@ -63,6 +64,26 @@ class Start:
         load_optimizer_state(optimizer, state["optimizer"])
         if state.get("scaler") and scaler.is_enabled():
             scaler.load_state_dict(state["scaler"])
+
+
+def describe_run(c, runtime: Runtime, start: Start, batches: Batches) -> Iterator[str]:
+    """The first lines of a run: what it starts from, how large it is, what it will take."""
+    model, T = start.model, start.model.config.block_size
+    yield f"tokens per iteration will be: {batches.rows * T:,}"
+    yield from start.notes
+    if unknown := start.data.without_bytes("val"):
+        yield f"bits per byte are not known: {unknown} does not say how many bytes of text it is"
+    yield f"number of parameters: {model.num_params() / 1e6:.2f}M"
+    yield runtime.summary
+    yield describe_memory(model, c.batch_size, T, runtime)
+    if start.resuming and start.progress.step >= c.max_iters and not c.eval_only:
+        done = start.progress.step
+        yield f"nothing left to do: {done} of max_iters={c.max_iters} steps are done"
+    if c.depth:
+        tokens, size = batches.rows_before(c.max_iters) * T, model.num_params(False)
+        peak = peak_flops(runtime.device, runtime.dtype)
+        rate = peak and peak * runtime.world_size
+        yield describe_cost(c.depth, size, tokens, tokens * model.flops_per_token(T), rate)
 
 
 def is_fresh(init_from: str, folder) -> bool:
@@ -175,11 +196,8 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
     start = Start(loaded.model, data, tokenizer, template, [])
     if before is not None:
         start.resuming, start.checkpoint = True, state
-        start.step, start.best_val_loss = state["iter_num"], float(state["best_val_loss"])
-        start.progress.update(state.get("progress", {}))
-        start.best_val_loss = start.progress.pop("best_val_loss", start.best_val_loss)
-        start.wandb_id = state.get("wandb_id")
-        note += f", step {start.step}" + changed_settings(before, c)
+        start.progress, start.wandb_id = Progress.of(state), state.get("wandb_id")
+        note += f", step {start.progress.step}" + changed_settings(before, c)
         changed = data.changed_since(state.get("data") or {})
         if changed:
             start.notes.append(
@@ -188,8 +206,7 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
             )
         # losses on other data do not compare
         if changed or before.get("dataset", c.dataset) != c.dataset:
-            start.best_val_loss, start.progress["evaluated"] = math.inf, -1
-            start.progress["bad_evals"] = 0
+            start.progress.forget_evaluations()
             start.notes.append("other data: the best validation loss is counted anew")
         recut = [name for name in PASS if c.get(name) != before.get(name, c.get(name))]
         if c.batch_order == "epoch" and recut:

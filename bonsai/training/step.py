@@ -1,110 +1,98 @@
-"""Training steps as train.py takes them, to be timed.
+"""One step of training: forward and backward of its micro-batches, clipping, the update."""
 
-train.py keeps its loop whole and readable; bench.py and benchmarks/ share this one. A test holds
-the two to the same losses.
-"""
-
-import itertools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.models.kernels import to_device
 from bonsai.system.runtime import Runtime, seed_everything
-from bonsai.training.optimizers import build_optimizer
-
-# Settings of the optimizer where a benchmark names none; they do not change the time of a step.
-OPTIMIZER = dict(
-    optimizer="adamw",
-    learning_rate=1e-4,
-    weight_decay=1e-1,
-    beta1=0.9,
-    beta2=0.95,
-    adam_eps=1e-8,
-    grad_clip=1.0,
-    embedding_lr=0.1,
-    head_lr=4e-3,
-    scalar_lr=1e-2,
-    momentum=0.95,
-    cautious_decay=False,
-)
+from bonsai.training.optimizers import build_optimizer, clip_gradients, guards_itself
 
 
 class TrainingStep:
-    """One step per call: batch, forward, backward, clip, update; returns the loss, a tensor.
+    """A model with its optimizer; train.py's loop, bench.py, benchmarks and projects share it.
 
-    model: put on its device, compiled and wrapped for several processes here, as the runtime says.
-    stream: yields micro-batches (x, y), each (B, T) int64. settings: the optimizer's, grad_clip,
-    seed. Nothing waits for the device but `log`.
+        step.begin(number, len(micro_batches))
+        for x, y in micro_batches:
+            step.backward(x, y, divisor=len(micro_batches))
+        step.update()
+
+    or all of that as `step(number, micro_batches, divisors)`. Nothing here waits for the device,
+    but that an optimizer without a fused kernel does. Afterwards `loss`, `norm` (of the gradient,
+    before clipping) and `skipped` (steps in a row whose gradient was not finite, up to this one)
+    are tensors without dimensions on it.
     """
 
-    def __init__(self, model: torch.nn.Module, stream: Iterator, settings: dict, runtime: Runtime):
+    def __init__(self, model: torch.nn.Module, c, runtime: Runtime):
+        """model: is put on its device. c: train.py's settings, or a StepSettings."""
         self.model = model = to_device(model, runtime.device)
-        self.stream, self.settings, self.runtime = stream, settings, runtime
-        self.optimizer = build_optimizer(model, settings, runtime)
+        self.runtime = runtime
+        self.seed, self.grad_clip = c.seed, c.grad_clip
         device = runtime.device
+        self.optimizer = build_optimizer(model, c, runtime)
         self.scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
-        self.net = torch.compile(model) if runtime.compile else model
-        if runtime.world_size > 1 and not self.optimizer.sharded:
+        self.compiled = torch.compile(model) if runtime.compile else model
+        self.network = self.compiled  # what the batches go through
+        self.averages = runtime.world_size > 1 and not self.optimizer_is_sharded
+        if self.averages:
             ids = [device.index] if device.type == "cuda" else None
-            self.net = DDP(self.net, device_ids=ids)
-        self.net.train()
-        self.steps = 0
-        self.waited = 0.0  # seconds in which there was no batch yet
-        self.norm = torch.zeros((), device=device)
+            self.network = DDP(self.compiled, device_ids=ids)
+        self.network.train()
+        self.left = 0  # micro-batches of this step that are still to come
+        self.updating = False  # within an update, when some weights are of the step before
+        self.loss = torch.zeros((), device=device)  # this process's part of the step's mean
+        self.norm, self.skipped = torch.zeros((), device=device), torch.zeros((), device=device)
 
-    def __call__(self) -> torch.Tensor:
-        loss = self.backward()
-        self.update()
-        return loss
+    @property
+    def optimizer_is_sharded(self) -> bool:
+        """Whether it averages the gradients over the processes itself, and each keeps a share."""
+        return getattr(self.optimizer, "sharded", False)
 
-    def backward(self) -> torch.Tensor:
-        """The first part of a step, up to the gradients."""
-        runtime, device = self.runtime, self.runtime.device
-        seed_everything(self.settings["seed"], self.steps, runtime.rank)
-        begin = time.perf_counter()
-        x, y = next(self.stream)
-        self.waited += time.perf_counter() - begin
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        with runtime.autocast():
-            _, loss = self.net(x, y)
+    def begin(self, number: int, micro_batches: int = 1) -> None:
+        """Get ready for the step of this number. Its dropout is a function of seed and number."""
+        seed_everything(self.seed, number, self.runtime.rank)
+        self.left = micro_batches
+        self.loss.zero_()
+
+    def backward(self, *batch: torch.Tensor, divisor: float = 1) -> None:
+        """Forward and backward of one micro-batch: adds to the gradients and to `loss`.
+
+        batch: what the model takes, x and y (B, T) int64. divisor: of its mean loss, the number of
+        micro-batches of the step, or what masks make of it (Batches.divisors).
+        """
+        self.left -= 1
+        if self.averages:  # over the processes, once, after the last micro-batch
+            self.network.require_backward_grad_sync = self.left == 0
+        batch = [part.to(self.runtime.device, non_blocking=True) for part in batch]
+        with self.runtime.autocast():
+            _, loss = self.network(*batch)
+        loss = loss / divisor
+        self.loss += loss.detach()
         self.scaler.scale(loss).backward()
-        return loss.detach()
 
     def update(self) -> None:
-        """The second part, from the gradients on."""
+        """Clip the gradients, step the optimizer; a gradient that is not finite changes nothing."""
         self.scaler.unscale_(self.optimizer)
-        self.norm = self.optimizer.clip_gradients(self.settings["grad_clip"])
-        if not self.scaler.is_enabled():
-            self.optimizer.found_inf = (~torch.isfinite(self.norm)).float()
-        self.scaler.step(self.optimizer)
+        self.norm = clip_gradients(self.optimizer, self.grad_clip)
+        bad = (~torch.isfinite(self.norm)).float()
+        self.skipped = (self.skipped + bad) * bad
+        scales, guarded = self.scaler.is_enabled(), guards_itself(self.optimizer)
+        if guarded and not scales:
+            self.optimizer.found_inf = bad  # where this is 1 its kernels leave all as it is
+        self.updating = True
+        if scales or guarded or not bad:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
+        self.updating = False
 
-    def log(self, loss: torch.Tensor) -> tuple[float, float]:
-        """Loss and gradient norm as numbers, as for a line on the console; waits for the device."""
-        return loss.item(), self.norm.item()
-
-
-def synthetic(vocab_size: int, batch_size: int, T: int, device: torch.device) -> Iterator:
-    """One random batch for ever, already on the device: no time goes into data."""
-    x, y = torch.randint(vocab_size, (2, batch_size, T)).to(device)
-    return itertools.repeat((x, y))
-
-
-def time_steps(step: Callable, count: int, synchronize: Callable, log_every: int = 1) -> float:
-    """Seconds that `count` steps take together, from an idle device to an idle device.
-
-    step: called without arguments; step.log(loss) after each log_every of them.
-    """
-    synchronize()
-    begin = time.perf_counter()
-    for i in range(count):
-        loss = step()
-        if (i + 1) % log_every == 0:
-            step.log(loss)
-    synchronize()
-    return time.perf_counter() - begin
+    def __call__(
+        self, number: int, micro_batches: Iterable, divisors: Sequence[float] = (1,)
+    ) -> torch.Tensor:
+        """A whole step with as many micro-batches as there are divisors; returns `loss`."""
+        self.begin(number, len(divisors))
+        for divisor, batch in zip(divisors, micro_batches):  # so that none is taken too many
+            self.backward(*batch, divisor=divisor)
+        self.update()
+        return self.loss

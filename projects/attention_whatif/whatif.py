@@ -29,8 +29,9 @@ from bonsai.files.jsonfile import write_json
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.system.tables import table
-from bonsai.training.schedule import set_rates
-from bonsai.training.step import OPTIMIZER, TrainingStep
+from bonsai.training.schedule import learning_rate_at, set_rates
+from bonsai.training.settings import StepSettings
+from bonsai.training.step import TrainingStep
 from configurator import configure
 from model import GPT, GPTConfig
 from projects.common import COLORS, loss_by_position, new_figure, save_figure
@@ -133,15 +134,14 @@ def train(what: WhatIf, data: Mixture) -> tuple[GPT, list[float]]:
     """A run of `steps` steps; returns the model and the loss of each."""
     model = build(what, data.model_vocab_size)
     runtime = setup("cpu", "float32", False)
-    settings = {**OPTIMIZER, "seed": seed, "learning_rate": learning_rate, "min_lr": 0.0}
-    settings |= {"decay_lr": True, "lr_schedule": "cosine", "warmup_iters": min(50, steps // 10)}
-    settings |= {"lr_decay_iters": steps}
+    schedule = {"warmup_iters": min(50, steps // 10), "lr_decay_iters": steps, "min_lr": 0.0}
+    settings = StepSettings(learning_rate=learning_rate, seed=seed, **schedule)
     batches = Batches(data, block_size, batch_size, seed, "epoch")
     stream = prefetch(batches, 0, batch_size, check_below=model.config.vocab_size)
-    step, losses = TrainingStep(model, stream, settings, runtime), []
+    training, losses = TrainingStep(model, settings, runtime), []
     for i in range(steps):
-        set_rates(step.optimizer, i, settings)
-        losses.append(step.log(step())[0])
+        set_rates(training.optimizer, learning_rate_at(i, settings), i, settings)
+        losses.append(training(i, stream).item())
     stream.close()
     return model, losses
 

@@ -35,10 +35,11 @@ from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_ra
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.restore import load_checkpoint
 from bonsai.system.errors import UserError, run
-from bonsai.system.runtime import Runtime, seed_everything, setup
+from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
-from bonsai.training.optimizers import build_optimizer, load_optimizer_state
-from bonsai.training.step import OPTIMIZER
+from bonsai.training.optimizers import load_optimizer_state
+from bonsai.training.settings import StepSettings
+from bonsai.training.step import TrainingStep
 from configurator import configure
 from projects.common import new_figure, save_figure, train
 
@@ -157,9 +158,10 @@ def train_model(data: Dataset, runtime: Runtime) -> tuple[Seq2Seq, float]:
     except ValueError as e:
         raise UserError(e) from None
     torch.manual_seed(seed)
-    model = to_device(Seq2Seq(config), runtime.device)
-    settings = {**OPTIMIZER, "weight_decay": 0.0, "beta2": 0.98, "adam_eps": 1e-9}
-    optimizer = build_optimizer(model, settings, runtime)
+    model = Seq2Seq(config)
+    settings = StepSettings(weight_decay=0.0, beta2=0.98, adam_eps=1e-9, seed=seed)
+    training = TrainingStep(model, settings, runtime)
+    optimizer = training.optimizer
     first, step, seconds = 0, 0, 0.0
     if (Path(out_dir) / "ckpt.pt").exists():
         state = load_checkpoint(Path(out_dir) / "ckpt.pt")
@@ -175,14 +177,8 @@ def train_model(data: Dataset, runtime: Runtime) -> tuple[Seq2Seq, float]:
         for rows in batches(pairs, epoch):
             for group in optimizer.param_groups:
                 group["lr"] = warmup_rate(step, n_embd, warmup, rate_factor)
-            seed_everything(seed, step)  # dropout
-            with runtime.autocast():
-                _, loss = model(*tensors([pairs[i] for i in rows], config, runtime.device))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.item())
+            batch = tensors([pairs[i] for i in rows], config, runtime.device)
+            losses.append(training(step, [batch]).item())
             step += 1
         seconds += time.perf_counter() - begin
         print(

@@ -40,7 +40,9 @@ from bonsai.system.provenance import provenance
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.training.optimizers import build_optimizer
-from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic
+from bonsai.training.settings import StepSettings
+from bonsai.training.step import TrainingStep
+from bonsai.training.timing import TimedSteps, synthetic
 from configurator import configure
 
 with contextlib.suppress(ImportError):  # a machine that is lent may lack it
@@ -60,19 +62,20 @@ out = ""  # a folder for tests.json and tests.txt [path]
 FIELDS = dict(n_layer=2, n_head=4, n_embd=128, block_size=64, vocab_size=257, bias=False)
 
 
-def make_step(device: str, dtype: str, compiled: bool, learning_rate: float = 1e-3) -> TrainingStep:
+def make_step(device: str, dtype: str, compiled: bool, learning_rate: float = 1e-3) -> TimedSteps:
     """Steps on one random batch, which a model learns by heart."""
     runtime = setup(device, dtype, compiled)
     torch.manual_seed(0)
     model = build_model("gpt", FIELDS).to(runtime.device)
     stream = synthetic(FIELDS["vocab_size"], 8, FIELDS["block_size"], runtime.device)
-    settings = {**OPTIMIZER, "learning_rate": learning_rate, "seed": 0}
-    return TrainingStep(model, stream, settings, runtime)
+    settings = StepSettings(learning_rate=learning_rate, seed=0)
+    return TimedSteps(TrainingStep(model, settings, runtime), stream)
 
 
-def losses(step: TrainingStep, count: int) -> list[float]:
+def losses(step: TimedSteps, count: int) -> list[float]:
     found = [step.log(step())[0] for _ in range(count)]
-    assert all(torch.isfinite(p).all() for p in step.model.parameters()), "a weight is not finite"
+    weights = step.training.model.parameters()
+    assert all(torch.isfinite(p).all() for p in weights), "a weight is not finite"
     return found
 
 
@@ -92,9 +95,11 @@ def test_float16_trains(device):
         raise SkipTest("float16 trains on CUDA only")
     step = make_step(device, "float16", False)
     found = losses(step, 40)
-    assert step.scaler.is_enabled() and 1 <= step.scaler.get_scale() <= 65536
+    assert step.training.scaler.is_enabled() and 1 <= step.training.scaler.get_scale() <= 65536
     assert found[-1] < found[0] - 0.3, found
-    print(f"loss {found[0]:.4f} to {found[-1]:.4f}, loss scale {step.scaler.get_scale():.0f}")
+    print(
+        f"loss {found[0]:.4f} to {found[-1]:.4f}, loss scale {step.training.scaler.get_scale():.0f}"
+    )
 
 
 def test_compiled_equals_eager(device):
@@ -114,7 +119,7 @@ def test_steps_that_are_not_finite_are_left_out(device):
     runtime = setup(device, "float32", False)
     torch.manual_seed(0)
     model = build_model("gpt", FIELDS).to(runtime.device)
-    optimizer = build_optimizer(model, OPTIMIZER, runtime)
+    optimizer = build_optimizer(model, StepSettings(), runtime)
     x, y = next(synthetic(FIELDS["vocab_size"], 2, 16, runtime.device))
 
     def step(spoil: bool) -> list[torch.Tensor]:

@@ -7,27 +7,18 @@ from helpers.programs import ROOT
 
 from bonsai.models.table import CONFIGS
 from bonsai.planning.presets import FIELDS
+from bonsai.training.settings import StepSettings
 from configurator import configure
 
 PROGRAMS = sorted(p.name for p in ROOT.glob("*.py") if p.stem not in ("model", "configurator"))
 
-SETTINGS = dict(
-    optimizer="adamw",
-    learning_rate=6e-4,
-    min_lr=6e-5,
-    decay_lr=True,
-    lr_schedule="cosine",
+# of an optimizer and its schedule; some parts of a run shall be quick
+SETTINGS = StepSettings(
     warmup_iters=100,
     lr_decay_iters=1000,
-    cooldown=0.4,
-    weight_decay=0.1,
-    beta1=0.9,
-    beta2=0.95,
-    adam_eps=1e-8,
     embedding_lr=6e-3,
     head_lr=6e-4,
     scalar_lr=6e-4,
-    momentum=0.95,
     momentum_warmup=10,
     cautious_decay=True,
 )

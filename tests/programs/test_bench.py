@@ -1,4 +1,4 @@
-"""bench.py and bonsai/training/step.py, with tiny models on the CPU."""
+"""bench.py, with tiny models on the CPU."""
 
 import json
 import sys
@@ -11,7 +11,9 @@ from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture, open_dataset
 from bonsai.models.table import build_model
 from bonsai.system.runtime import setup
-from bonsai.training.step import OPTIMIZER, TrainingStep, synthetic, time_steps
+from bonsai.training.settings import StepSettings
+from bonsai.training.step import TrainingStep
+from bonsai.training.timing import TimedSteps, synthetic, time_steps
 
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=4"]
 TINY += ["--device=cpu", "--dtype=float32", "--warmup=1"]
@@ -87,7 +89,7 @@ def test_mistakes_end_in_one_line(workplace):
 
 
 def test_a_step_is_that_of_train_py(workplace, tmp_path):
-    """TrainingStep copies train.py's loop; this keeps the two together."""
+    """But for accumulation, the schedule and the log."""
     options = ["--gradient_accumulation_steps=1", "--max_iters=4", "--decay_lr=False"]
     done = train(workplace, tmp_path / "run", *options, "--eval_interval=100")
     assert done.rc == 0, done
@@ -96,8 +98,8 @@ def test_a_step_is_that_of_train_py(workplace, tmp_path):
     model = build_model("gpt", {**fields, "bias": False})
     data = Mixture([open_dataset(str(workplace / "data" / "meta"))])
     stream = prefetch(Batches(data, 16, 4, 1337), 0, 4)
-    settings = {**OPTIMIZER, "learning_rate": 3e-3, "seed": 1337}
-    step = TrainingStep(model, stream, settings, setup("cpu", "float32", False))
+    settings = StepSettings(learning_rate=3e-3)
+    step = TimedSteps(TrainingStep(model, settings, setup("cpu", "float32", False)), stream)
     found = [step.log(step())[0] for _ in range(4)]
     stream.close()
     assert found == pytest.approx([loss for _, loss in losses(tmp_path / "run")], abs=1e-5)

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing():
     runtime = setup("cpu", "float32", False)
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16))
-    optimizer = build_optimizer(model, {**SETTINGS, "optimizer": "muon"}, runtime)
+    optimizer = build_optimizer(model, replace(SETTINGS, optimizer="muon"), runtime)
 
     def step(spoil: bool) -> dict:
         for p in model.parameters():
@@ -184,13 +185,14 @@ def test_state_moves_between_optimizers():
 WORKER = """
 import sys, torch
 from bonsai.training.optimizers import build_optimizer
+from bonsai.training.settings import StepSettings
 from bonsai.system.runtime import setup
 from model import GPT, GPTConfig
 runtime = setup("cpu", "float32", False)
 torch.manual_seed(0)
 fields = dict(block_size=8, vocab_size=11, n_layer=3, n_head=2, n_embd=16, value_embeddings=True)
 model = GPT(GPTConfig(**fields, residual_lambdas=True, tie_head=False))
-settings = {**SETTINGS, "optimizer": "muon", "learning_rate": 0.02}
+settings = StepSettings(**{**SETTINGS, "optimizer": "muon", "learning_rate": 0.02})
 optimizer = build_optimizer(model, settings, runtime)
 rows = torch.randint(11, (5, 6, 9), generator=torch.Generator().manual_seed(1))
 norms = []
@@ -218,7 +220,7 @@ runtime.close()
 def test_processes_share_the_work(world, tmp_path):
     """The others take the state that one process saved: whole, whatever their number."""
 
-    code = f"SETTINGS = {SETTINGS!r}\n{WORKER}"
+    code = f"SETTINGS = {asdict(SETTINGS)}\n{WORKER}"
 
     def start(out: Path, n: int, rank: int, port: int, *args: str) -> subprocess.Popen:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,107 @@
+"""The checkpoints of a run while it goes on: when they are due, under which names, what is in them.
+
+bonsai/runs/names.py says what each name stands for, bonsai/runs/checkpoint.py writes them.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+
+from bonsai.models.table import describe_model
+from bonsai.runs.checkpoint import save_checkpoint
+from bonsai.runs.lock import RunLock
+from bonsai.runs.names import BEST, CKPT, DIVERGED, LAST, step_name
+from bonsai.system.provenance import versions
+from bonsai.system.runtime import Runtime
+from bonsai.training.report import Report
+from bonsai.training.start import Start
+from bonsai.training.step import TrainingStep
+
+
+class Saving:
+    """Saves a run. All processes call it, as a sharded optimizer's state is gathered from all of
+    them; the first one writes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        c,
+        runtime: Runtime,
+        lock: RunLock,
+        report: Report,
+        start: Start,
+        training: TrainingStep,
+    ):
+        self.folder, self.c, self.runtime = folder, c, runtime
+        self.lock, self.report, self.start, self.training = lock, report, start, training
+        self.saved = start.progress.step  # the step of the newest checkpoint
+        self.sound = True  # the last evaluation was finite
+
+    def due(self, step: int) -> bool:
+        """Whether last.pt is to be saved when `step` steps are done."""
+        return bool(self.c.save_interval) and step % self.c.save_interval == 0
+
+    def after_evaluation(self, row: dict, improved: bool, stops: bool) -> None:
+        """Save what is due after an evaluation. row: its losses. stops: no step comes after it."""
+        c, step = self.c, self.start.progress.step
+        self.sound = math.isfinite(row["val_loss"]) and math.isfinite(row["train_loss"])
+        names = []
+        if step > 0:
+            names += [CKPT] if improved or c.always_save_checkpoint else []
+            names += [BEST] if improved and c.keep_best else []
+            names += [LAST] if stops or self.due(step) else []
+        if names:
+            self.report.say(f"saving checkpoint to {self.folder}")
+            self.save(*names)
+
+    def save(self, *names: str) -> None:
+        """Write one checkpoint under each of `names`."""
+        step = self.saved = self.start.progress.step
+        optimizer_state = self.training.optimizer.state_dict()  # a sharded one's: of all processes
+        if not self.runtime.master:
+            return
+        if self.lock.check():
+            self.report.say(
+                f"{self.folder} was removed or renamed: it is made anew, without what was in it"
+            )
+        self.report.reopen()
+        if self.c.keep_last and LAST in names:
+            names += (step_name(step),)
+        if not (self.sound and torch.isfinite(self.training.loss)):  # the others stay as they were
+            names = (DIVERGED,)
+            self.report.say(f"the loss is not finite: saving as {self.folder / DIVERGED} alone")
+        save_checkpoint(self.folder, self.state(optimizer_state), names, self.c.keep_last)
+
+    def state(self, optimizer_state: dict) -> dict:
+        """What a checkpoint holds: bonsai/runs/checkpoint.py describes it."""
+        start, progress = self.start, self.start.progress
+        return {
+            "model": start.model.state_dict(),
+            "optimizer": optimizer_state,
+            "scaler": self.training.scaler.state_dict(),
+            **describe_model(start.model, self.c.model),
+            "iter_num": progress.step,
+            "best_val_loss": torch.tensor(progress.best_val_loss),  # in single precision
+            "config": dict(self.c),
+            "tokenizer": start.tokenizer,
+            "chat_template": start.chat_template,
+            "data": start.data.fingerprints(),
+            "progress": progress.to_dict(),
+            "wandb_id": start.wandb_id,
+            "versions": versions(),
+        }
+
+    def rescue(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        """Where an error ends the loop, save what was trained. An __exit__ for an ExitStack."""
+        sharded = self.runtime.world_size > 1 and self.training.optimizer_is_sharded
+        if error is None or not self.runtime.master or sharded:  # that would need the others
+            return
+        step = self.start.progress.step
+        if self.saved == step or self.training.updating:
+            return
+        try:
+            self.save(LAST)
+            self.report.say(f"saved at step {step}, then ended by an error")
+        except Exception as e:
+            self.report.say(f"not saved at step {step}: {e}")

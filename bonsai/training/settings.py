@@ -1,0 +1,32 @@
+"""What a training step and its schedule read of train.py's settings, for programs that have none.
+
+`TrainingStep`, `build_optimizer` and `set_rates` take either: train.py's settings, or one of these.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class StepSettings:
+    """train.py says what each is. The defaults are its own, which a test holds together."""
+
+    optimizer: str = "adamw"
+    learning_rate: float = 6e-4
+    weight_decay: float = 1e-1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    adam_eps: float = 1e-8
+    grad_clip: float = 1.0
+    embedding_lr: float = 0.3
+    head_lr: float = 4e-3
+    scalar_lr: float = 1.5e-2
+    momentum: float = 0.95
+    momentum_warmup: int = 300
+    cautious_decay: bool = False
+    decay_lr: bool = True
+    lr_schedule: str = "cosine"
+    warmup_iters: int = 2000
+    lr_decay_iters: int = 600000
+    min_lr: float = 6e-5
+    cooldown: float = 0.4
+    seed: int = 1337

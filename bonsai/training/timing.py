@@ -1,0 +1,59 @@
+"""Training steps that are timed: for bench.py and the benchmarks."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from bonsai.training.step import TrainingStep
+
+
+class TimedSteps:
+    """A step per call, of one micro-batch (x, y), each (B, T) int64, from a stream of them."""
+
+    def __init__(self, training: TrainingStep, stream: Iterator):
+        self.training, self.stream = training, stream
+        self.count = 0  # steps so far
+        self.waited = 0.0  # seconds in which there was no batch yet
+
+    def __call__(self) -> torch.Tensor:
+        """Returns the loss, a tensor: nothing waits for the device."""
+        loss = self.backward()
+        self.training.update()
+        return loss
+
+    def backward(self) -> torch.Tensor:
+        """The first part of a step, up to the gradients; training.update is the second."""
+        self.training.begin(self.count)
+        begin = time.perf_counter()
+        x, y = next(self.stream)
+        self.waited += time.perf_counter() - begin
+        self.training.backward(x, y)
+        self.count += 1
+        return self.training.loss
+
+    def log(self, loss: torch.Tensor) -> tuple[float, float]:
+        """Loss and gradient norm as numbers, as for a line on the console; waits for the device."""
+        return loss.item(), self.training.norm.item()
+
+
+def synthetic(vocab_size: int, batch_size: int, T: int, device: torch.device) -> Iterator:
+    """One random batch for ever, already on the device: no time goes into data."""
+    x, y = torch.randint(vocab_size, (2, batch_size, T)).to(device)
+    return itertools.repeat((x, y))
+
+
+def time_steps(step: Callable, count: int, synchronize: Callable, log_every: int = 1) -> float:
+    """Seconds that `count` steps take together, from an idle device to an idle device.
+
+    step: called without arguments; step.log(loss) after each log_every of them.
+    """
+    synchronize()
+    begin = time.perf_counter()
+    for i in range(count):
+        loss = step()
+        if (i + 1) % log_every == 0:
+            step.log(loss)
+    synchronize()
+    return time.perf_counter() - begin

@@ -1,0 +1,108 @@
+"""bonsai/training/step.py: one step of training, whoever takes it."""
+
+import ast
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+from helpers.programs import ROOT
+from helpers.settings import settings
+
+from bonsai.system.runtime import setup
+from bonsai.training import optimizers
+from bonsai.training.settings import StepSettings
+from bonsai.training.step import TrainingStep
+from model import GPT, GPTConfig
+
+CPU = setup("cpu", "float32", False)
+SLOW = StepSettings(learning_rate=1e-2, seed=7)
+
+
+def tiny(dropout: float = 0.0) -> GPT:
+    torch.manual_seed(0)
+    shape = dict(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16, dropout=dropout)
+    return GPT(GPTConfig(**shape))
+
+
+def batch(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    idx = torch.randint(11, (rows, 9), generator=torch.Generator().manual_seed(seed))
+    return idx[:, :-1], idx[:, 1:]
+
+
+def weights(training: TrainingStep) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in training.model.parameters()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def test_the_defaults_are_those_of_train_py():
+    declared = settings("train.py", [])
+    assert asdict(StepSettings()) == {name: declared[name] for name in asdict(StepSettings())}
+
+
+def test_bench_py_has_the_same_defaults():
+    declared = settings("bench.py", [])
+    shared = asdict(StepSettings()).keys() & declared.keys()
+    assert {"learning_rate", "weight_decay", "grad_clip", "seed"} <= shared
+    assert all(declared[name] == getattr(StepSettings(), name) for name in shared)
+
+
+def test_micro_batches_are_parts_of_one_batch():
+    """Their mean loss and gradient are those of all rows together."""
+    x, y = batch(4)
+    whole, parts = TrainingStep(tiny(), SLOW, CPU), TrainingStep(tiny(), SLOW, CPU)
+    loss = whole(0, [(x, y)]).item()
+    halves = iter([(x[:2], y[:2]), (x[2:], y[2:]), "one that is not of this step"])
+    assert parts(0, halves, [2, 2]).item() == pytest.approx(loss, abs=1e-6)
+    assert next(halves) == "one that is not of this step"
+    assert parts.norm.item() == pytest.approx(whole.norm.item(), rel=1e-4)
+    for a, b in zip(weights(whole), weights(parts)):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_the_parts_of_a_step_are_the_step():
+    one, other = TrainingStep(tiny(), SLOW, CPU), TrainingStep(tiny(), SLOW, CPU)
+    for number in range(3):
+        one(number, [batch(2, number)])
+        other.begin(number)
+        other.backward(*batch(2, number))
+        assert not same(weights(one), weights(other))  # the update is still to come
+        other.update()
+        assert same(weights(one), weights(other)) and one.loss == other.loss
+
+
+def test_dropout_is_a_function_of_seed_and_step():
+    found = []
+    for number in (3, 3, 4):
+        found.append(TrainingStep(tiny(0.5), SLOW, CPU)(number, [batch(2)]).item())
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_gradient_that_is_not_finite_changes_nothing(name, fused, monkeypatch):
+    """Also by an optimizer whose kernels do not look at found_inf."""
+    if not fused:
+        plain = {"adamw": lambda model, c, runtime: torch.optim.SGD(model.parameters(), lr=0.1)}
+        monkeypatch.setattr(optimizers, "OPTIMIZERS", {**plain, "muon": optimizers.muon})
+    training = TrainingStep(tiny(), StepSettings(optimizer=name), CPU)
+    training(0, [batch(2)])
+    before = weights(training)
+    for spoilt in (1, 2):
+        training.begin(spoilt)
+        training.backward(*batch(2))
+        next(training.model.parameters()).grad.fill_(math.nan)
+        training.update()
+        assert same(before, weights(training)) and int(training.skipped) == spoilt
+    training(3, [batch(2)])
+    assert not same(before, weights(training)) and int(training.skipped) == 0
+
+
+def test_nobody_else_writes_out_the_update():
+    """The order of unscaling, clipping, guard and update stands in one place."""
+    for path in [*ROOT.glob("*.py"), *(ROOT / "bonsai").rglob("*.py")]:
+        names = {n.attr for n in ast.walk(ast.parse(path.read_text())) if hasattr(n, "attr")}
+        assert "unscale_" not in names or path.name == "step.py"
