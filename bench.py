@@ -15,6 +15,7 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from bonsai.files.jsonfile import write_json
 from bonsai.files.textfile import check_writable
 from bonsai.models.table import CONFIGS, build_model
 from bonsai.planning.costs import describe_size, meta_model
-from bonsai.planning.memory import GIB, LOWER, describe_memory, out_of_memory
+from bonsai.planning.memory import GIB, LOWER, describe_memory, memory_errors
 from bonsai.planning.presets import FIELDS, find_preset
 from bonsai.system.errors import UserError, run
 from bonsai.system.provenance import provenance
@@ -222,16 +223,13 @@ def main(**settings) -> None:
         return
     if c.json:
         check_writable(c.json, "the results")
+
+    def too_large() -> str:
+        return f" with batches of {c.batch_size} x {c.block_size} tokens: {LOWER}"
+
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
-    try:
+    with closing(runtime), memory_errors(too_large):
         found = measure(c, runtime)
-    except (RuntimeError, MemoryError) as e:
-        if out_of_memory(e):
-            shape = f"{c.batch_size} x {c.block_size}"
-            raise UserError(f"out of memory with batches of {shape} tokens: {LOWER}") from None
-        raise
-    finally:
-        runtime.close()
     say(describe(found, runtime), runtime)
     if c.json and runtime.master:
         write_json(c.json, {**provenance(runtime.device), **found})

@@ -34,13 +34,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bonsai import ROOT, __version__
+from bonsai.files.access import resolve_path
 from bonsai.system.values import (
     BOOL_WORDS,
     COMMAND_LINE,
     SIMPLE,
     Setting,
     did_you_mean,
-    expand_path,
     shown,
     where_given,
 )
@@ -133,12 +133,6 @@ def describe(config: Config) -> str:
 def model_fields(config: dict[str, Any], model: type) -> dict[str, Any]:
     """The settings that are fields of a dataclass, as in `Net(**model_fields(config, Net))`."""
     return {f.name: config[f.name] for f in dataclasses.fields(model) if f.name in config}
-
-
-def resolve_path(path: str | os.PathLike[str]) -> Path:
-    """`path` from the working directory, or from the repository root if it only exists there."""
-    path = Path(expand_path(path))
-    return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
 def _command() -> str:

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import math
 import sys
+from contextlib import closing
 from functools import partial
 
 import torch
@@ -27,14 +28,14 @@ from bonsai.evaluation.loss import bits_per_byte, split_loss
 from bonsai.files.jsonfile import write_json
 from bonsai.files.textfile import check_writable
 from bonsai.models.kernels import to_device
-from bonsai.models.loading import Loaded, load_model
-from bonsai.planning.memory import out_of_memory
+from bonsai.models.loading import Loaded, find_source, load_model
+from bonsai.planning.memory import memory_errors
 from bonsai.system.errors import UserError, run
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
 from bonsai.training.forecast import tracked
-from configurator import configure, resolve_path
+from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
 # the models
@@ -81,52 +82,53 @@ SCORES = (
 )
 
 
-def sources() -> list[tuple[str, str]]:
-    """What load_model needs for each of the models: (init_from, out_dir)."""
+def sources(c: Config) -> list[str]:
+    """What load_model takes for each of the models."""
     found = []
-    for name in filter(None, map(str.strip, init_from.split(","))):
-        folders = out_dir.split(",") if name == "resume" else ["out"]
+    for name in filter(None, map(str.strip, c.init_from.split(","))):
+        folders = c.out_dir.split(",") if name == "resume" else ["out"]
         for folder in filter(None, map(str.strip, folders)):
-            source = "best" if name == "resume" else str(resolve_path(name))
-            found.append((source, str(resolve_path(folder))))
+            found.append(find_source(name, folder))
     if not found:
         raise UserError("nothing to evaluate: give --out_dir or --init_from")
     return found
 
 
-def check_data(loaded: Loaded, data: Mixture, block: int) -> None:
+def check_data(c: Config, loaded: Loaded, data: Mixture, block: int) -> None:
     """Raise UserError if the data are not what the model reads."""
-    data.check_tokenizer(loaded.tokenizer, loaded.source, insist=other_tokenizer)
+    data.check_tokenizer(loaded.tokenizer, loaded.source, insist=c.other_tokenizer)
     if not 0 < block <= loaded.model.config.block_size:
         raise UserError(
             f"block_size={block} is not between 1 and the {loaded.model.config.block_size} tokens "
             f"that {loaded.source} can take"
         )
-    data.check(block, loaded.model.config.vocab_size, [split])
+    data.check(block, loaded.model.config.vocab_size, [c.split])
 
 
-def evaluate(loaded: Loaded, model, spec: str, runtime: Runtime) -> list[dict]:
+def evaluate(c: Config, loaded: Loaded, model, spec: str, runtime: Runtime) -> list[dict]:
     """Losses of one model on the data sets of a spec: a row for each, and for their mixture."""
-    block = block_size or loaded.model.config.block_size
+    block = c.block_size or loaded.model.config.block_size
     data = Mixture.open(spec)
-    check_data(loaded, data, block)
+    check_data(c, loaded, data, block)
     rows = []
     for part in data.parts:
-        text = part.split(split)
+        text = part.split(c.split)
         track = progress(runtime, f"{loaded.source} on {part.name}")
-        loss, tokens = split_loss(model, text, runtime, block, batch_size, windows, track)
-        rows.append(result(part.name, block, tokens, loss, text.bytes_per_token))
+        loss, tokens = split_loss(model, text, runtime, block, c.batch_size, c.windows, track)
+        rows.append(result(c, part.name, block, tokens, loss, text.bytes_per_token))
     if ":" in spec and len(rows) > 1:  # by weight: what its training reported
         loss = sum(part.weight * row["loss"] for part, row in zip(data.parts, rows))
-        tokens, per_token = sum(row["tokens"] for row in rows), data.bytes_per_token(split)
-        rows.append(result(spec, block, tokens, loss, per_token))
+        tokens, per_token = sum(row["tokens"] for row in rows), data.bytes_per_token(c.split)
+        rows.append(result(c, spec, block, tokens, loss, per_token))
     return rows
 
 
-def result(name: str, block: int, tokens: int, loss: float, bytes_per_token: float | None) -> dict:
+def result(
+    c: Config, name: str, block: int, tokens: int, loss: float, bytes_per_token: float | None
+) -> dict:
     return {
         "dataset": name,
-        "split": split,
+        "split": c.split,
         "block_size": block,
         "tokens": tokens,
         "loss": loss,
@@ -141,58 +143,58 @@ def progress(runtime: Runtime, what: str):
     return partial(tracked, label=what, say=say, on=runtime.master)
 
 
-def evaluate_all(questions: list[Question], runtime: Runtime) -> dict[str, list[dict]]:
+def evaluate_all(c: Config, questions: list[Question], runtime: Runtime) -> dict[str, list[dict]]:
     """Every model on every data set and on the questions."""
     found = {"losses": [], "choices": []}
-    for source in sources():
-        loaded = load_model(*source)
+    for source in sources(c):
+        loaded = load_model(source)
         if loaded.newer and runtime.master:
             print(loaded.newer, file=sys.stderr, flush=True)
         steps = (loaded.checkpoint or {}).get("iter_num")
         loaded.checkpoint = None  # the optimizer's memory
         raw_model = to_device(loaded.model, runtime.device)
-        if strided and loaded.name != "megabyte":
+        if c.strided and loaded.name != "megabyte":
             raise UserError(f"{loaded.source} is a {loaded.name}: only megabyte has --strided")
-        if strided:
+        if c.strided:
             raw_model.strided = True
         model = torch.compile(raw_model) if runtime.compile else raw_model
         size = raw_model.num_params(non_embedding=False)
         head = {"checkpoint": loaded.source, "step": steps, "parameters": size}
-        spec = dataset or ("" if questions else loaded.config.get("dataset", ""))
+        spec = c.dataset or ("" if questions else loaded.config.get("dataset", ""))
         if spec:
-            found["losses"] += [{**head, **row} for row in evaluate(loaded, model, spec, runtime)]
+            rows = evaluate(c, loaded, model, spec, runtime)
+            found["losses"] += [{**head, **row} for row in rows]
         elif not questions:
             raise UserError(f"{loaded.source} does not say what it was trained on: set --dataset")
         if questions:
-            track = progress(runtime, f"{loaded.source} on {choices}")
-            args = (find_tokenizer(loaded)[0], questions, runtime, batch_size, track)
-            found["choices"].append({**head, "file": choices, **multiple_choice(raw_model, *args)})
+            track = progress(runtime, f"{loaded.source} on {c.choices}")
+            tokenizer = find_tokenizer(loaded)[0]
+            scores = multiple_choice(raw_model, tokenizer, questions, runtime, c.batch_size, track)
+            found["choices"].append({**head, "file": c.choices, **scores})
     return found
 
 
-def main() -> None:
-    configure(globals())
-    questions = read_questions(resolve_path(choices)) if choices else []
-    if json:
-        check_writable(json, "the results")
-    runtime = setup(device, dtype, compile, backend)
-    try:
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    questions = read_questions(resolve_path(c.choices)) if c.choices else []
+    if c.json:
+        check_writable(c.json, "the results")
+
+    def too_large() -> str:
+        return f": lower batch_size (now {c.batch_size})"
+
+    runtime = setup(c.device, c.dtype, c.compile, c.backend)
+    with closing(runtime), memory_errors(too_large):
         if runtime.master:
             print(runtime.summary, flush=True)
-        found = evaluate_all(questions, runtime)
+        found = evaluate_all(c, questions, runtime)
         if not runtime.master:
             return
         for key, columns in (("losses", LOSSES), ("choices", SCORES)):
             if found[key]:
                 print(f"\n{table(found[key], columns)}")
-        if json:
-            write_json(json, {**provenance(runtime.device), "dtype": runtime.dtype, **found})
-    except (RuntimeError, MemoryError) as e:
-        if out_of_memory(e):
-            raise UserError(f"out of memory: lower batch_size (now {batch_size})") from None
-        raise
-    finally:
-        runtime.close()
+        if c.json:
+            write_json(c.json, {**provenance(runtime.device), "dtype": runtime.dtype, **found})
 
 
 if __name__ == "__main__":

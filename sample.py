@@ -31,9 +31,9 @@ from itertools import chain
 
 from bonsai.engine import Engine, SamplingParams, generate, prepare
 from bonsai.engine.text import find_tokenizer, start_tokens
-from bonsai.files.textfile import check_writable, read_text
+from bonsai.files.textfile import check_writable, read_text, text_or_file
 from bonsai.models.kernels import to_device
-from bonsai.models.loading import load_model
+from bonsai.models.loading import find_source, load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.system.runtime import DTYPES, setup_inference
@@ -72,13 +72,6 @@ JOB_SETTINGS += ("seed",)
 JOB = 'an object such as {"prompt": "To be"}'
 PREFIX_TOKENS = 4096  # of prompts whose keys and values are kept, for prompts that begin alike
 CACHE_BYTES = 2**30  # samples drawn side by side have caches of this size together
-
-
-def read_start(text: str) -> str:
-    """The text to continue, from its file if `text` names one."""
-    if not text.startswith("FILE:"):
-        return text
-    return read_text(resolve_path(text.removeprefix("FILE:")), "the start")
 
 
 def encode_start(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -127,30 +120,29 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def main() -> None:
+def main(**settings) -> None:
     with redirect_stdout(sys.stderr):  # stdout is for the samples
-        config = configure(globals())
+        c = configure(globals(), settings=settings or None)
     # the user's mistakes first: loading takes a while
     params = SamplingParams(
-        max_new_tokens,
-        temperature,
-        top_k,
-        top_p,
-        seed,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
+        c.max_new_tokens,
+        c.temperature,
+        c.top_k,
+        c.top_p,
+        c.seed,
+        min_p=c.min_p,
+        repetition_penalty=c.repetition_penalty,
     )
-    text = "" if interactive or prompts else read_start(start)
-    jobs = read_jobs(prompts, params) if prompts else []
-    if out and not prompts:
+    text = "" if c.interactive or c.prompts else text_or_file(c.start, "the start")
+    jobs = read_jobs(c.prompts, params) if c.prompts else []
+    if c.out and not c.prompts:
         raise UserError("--out is a file for the answers to --prompts; > FILE takes samples")
-    if out:
-        check_writable(out, "the answers")
-    runtime = setup_inference(device, dtype, compile, quantize)
+    if c.out:
+        check_writable(c.out, "the answers")
+    runtime = setup_inference(c.device, c.dtype, c.compile, c.quantize)
     say(runtime.summary)
 
-    source = "best" if init_from == "resume" else str(resolve_path(init_from))
-    loaded = load_model(source, str(resolve_path(out_dir)), {"dropout": 0.0})
+    loaded = load_model(find_source(c.init_from, c.out_dir), overrides={"dropout": 0.0})
     loaded.checkpoint = None  # the optimizer's memory
     model = to_device(loaded.model, runtime.device)
     tokenizer, where = find_tokenizer(loaded)
@@ -158,38 +150,37 @@ def main() -> None:
         say(loaded.newer)
     say(f"model: {loaded.source}, {model.num_params() / 1e6:.2f}M parameters; tokenizer: {where}")
     params = replace(params, vocab_limit=tokenizer.vocab_size)  # no padding rows
-    if prompts:
-        pool = Engine(
-            model, batch_size, 0, DTYPES[runtime.dtype], quantize, runtime.compile, PREFIX_TOKENS
-        )
-        return batch_job(pool, tokenizer, jobs, params)
-    model = prepare(model, DTYPES[runtime.dtype], quantize, pack=not runtime.compile)
+    if c.prompts:
+        dtype = DTYPES[runtime.dtype]
+        engine = Engine(model, c.batch_size, 0, dtype, c.quantize, runtime.compile, PREFIX_TOKENS)
+        return batch_job(engine, tokenizer, jobs, params, c.out)
+    model = prepare(model, DTYPES[runtime.dtype], c.quantize, pack=not runtime.compile)
     if runtime.compile:
         model.compile()
 
     def continuations(prompt: list[int], params: SamplingParams, first: int = 0, n: int = 1):
         """Texts first ... first + n - 1 of a prompt, token by token."""
-        return generate(model, prompt, params, n, kv_cache, on_full, first_row=first)
+        return generate(model, prompt, params, n, c.kv_cache, c.on_full, first_row=first)
 
-    if interactive:
+    if c.interactive:
         return prompt_loop(tokenizer, params, continuations)
 
-    if "start" not in config.given:
+    if "start" not in c.given:
         text = default_start(tokenizer, text)
     prompt = encode_start(tokenizer, text)
     shown = prompt if text else []
-    length = min(model.config.block_size, len(prompt) + max_new_tokens)
-    if on_full == "slide" and kv_cache and length < len(prompt) + max_new_tokens:
+    length = min(model.config.block_size, len(prompt) + c.max_new_tokens)
+    if c.on_full == "slide" and c.kv_cache and length < len(prompt) + c.max_new_tokens:
         say(f"beyond the context of {length} tokens each is slow: --on_full=refill is fast")
     if sys.stdout.isatty():
-        for sample in range(num_samples):
+        for sample in range(c.num_samples):
             steps = continuations(prompt, params, sample)
             stream(tokenizer, chain(shown, (token for (token,) in steps)))
             print("-" * 15)
         return
     at_once = rows_at_once(model, length)
-    for first in range(0, num_samples, at_once):
-        rows = [[*shown] for _ in range(first, min(first + at_once, num_samples))]
+    for first in range(0, c.num_samples, at_once):
+        rows = [[*shown] for _ in range(first, min(first + at_once, c.num_samples))]
         for tokens in continuations(prompt, params, first, len(rows)):
             for row, token in zip(rows, tokens):
                 row.append(token)
@@ -235,8 +226,13 @@ def job_params(job: dict, params: SamplingParams) -> SamplingParams:
     return replace(params, **own)
 
 
-def batch_job(engine: Engine, tokenizer: Tokenizer, jobs: list[dict], params: SamplingParams):
-    """Continue all jobs side by side; their lines in order, each as soon as those before it."""
+def batch_job(
+    engine: Engine, tokenizer: Tokenizer, jobs: list[dict], params: SamplingParams, out: str
+) -> None:
+    """Continue all jobs side by side; their lines in order, each as soon as those before it.
+
+    out: the file for the lines; '': stdout.
+    """
     if tokenizer.eot is not None:
         params = replace(params, stop_tokens=(tokenizer.eot,))
     ids = []

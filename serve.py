@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 from bonsai import ROOT
-from bonsai.files.textfile import read_text
-from bonsai.planning.memory import out_of_memory
-from bonsai.runs.restore import run_checkpoint
+from bonsai.files.textfile import text_or_file
+from bonsai.models.loading import find_source
+from bonsai.planning.memory import memory_errors
 from bonsai.serving.api.plans import Limits
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.guard import GuardLimits, parse_origins
@@ -27,7 +27,7 @@ from bonsai.serving.http import listen, serve
 from bonsai.serving.registry import load_served, parse_models
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import leave_a_core, setup_inference
-from configurator import configure, resolve_path
+from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
 # the models
@@ -60,67 +60,59 @@ threads = 0  # of a model on the CPU; 0: one less than there are cores [>= 0]
 # -----------------------------------------------------------------------------
 
 
-def chosen_models() -> dict[str, str]:
+def chosen_models(c: Config) -> dict[str, str]:
     """name -> what load_model takes."""
-    if models:
-        return {name: str(resolve_path(path)) for name, path in parse_models(models).items()}
-    source = str(resolve_path(out_dir if init_from == "resume" else init_from))
-    if init_from == "resume" and not Path(source).exists():
-        run_checkpoint(source)  # says which runs there are
+    if c.models:
+        return {name: str(resolve_path(path)) for name, path in parse_models(c.models).items()}
+    source = find_source(c.init_from, c.out_dir)
     name = Path(source).stem if Path(source).is_file() else Path(source).name
     return {re.sub(r"[^\w.:-]+", "-", name) or "model": source}
 
 
 def read_key(text: str) -> str:
     """The key, from its file if `text` names one: a command line can be seen by others."""
-    if not text.startswith("FILE:"):
-        return text
-    key = read_text(resolve_path(text.removeprefix("FILE:")), "the api_key").strip()
-    if not key:
+    key = text_or_file(text, "the api_key")
+    if key == text:
+        return key
+    if not key.strip():
         raise UserError(f"api_key={text}: the file is empty")
-    return key
+    return key.strip()
 
 
-def main() -> int:
-    configure(globals())
-    welcome = parse_origins(origins)
-    key = read_key(api_key)
-    chosen = chosen_models()
-    runtime = setup_inference(device, dtype, compile, quantize)
+def main(**settings) -> int:
+    c = configure(globals(), settings=settings or None)
+    welcome = parse_origins(c.origins)
+    key = read_key(c.api_key)
+    chosen = chosen_models(c)
+    runtime = setup_inference(c.device, c.dtype, c.compile, c.quantize)
     if runtime.device.type == "cpu":
-        leave_a_core(threads)
+        leave_a_core(c.threads)
     print(runtime.summary)
-    sock = listen(host, port)  # before the models: a port that is taken is known at once
+    sock = listen(c.host, c.port)  # before the models: a port that is taken is known at once
     address, bound = sock.getsockname()[:2]
     loopback = address in ("127.0.0.1", "::1")
     served = {}
+    options = {"quantize": c.quantize, "prefix_cache": c.prefix_cache}
+    options |= {"lookup": c.lookup, "draft": c.draft}
+    smaller = f"choose a smaller --max_batch (now {c.max_batch}) or --quantize=int8"
     for name, source in chosen.items():
-        options = {"quantize": quantize, "prefix_cache": prefix_cache}
-        options |= {"lookup": lookup, "draft": draft}
-        try:
-            m = served[name] = load_served(name, source, runtime, max_batch, **options)
-        except (RuntimeError, MemoryError) as e:
-            if not out_of_memory(e):
-                raise
-            raise UserError(
-                f"out of memory with model {name}: choose a smaller --max_batch (now {max_batch}) "
-                "or --quantize=int8"
-            ) from None
+        with memory_errors(lambda name=name: f" with model {name}: {smaller}"):
+            m = served[name] = load_served(name, source, runtime, c.max_batch, **options)
         size = f"{m.model.num_params() / 1e6:.2f}M parameters, context {m.context}"
         print(f"model {name}: {source}, {size}{', chat' if m.chat else ''}")
     if not loopback and not key:
         print(
-            f"warning: {host} can be reached from other machines and no api_key is set",
+            f"warning: {c.host} can be reached from other machines and no api_key is set",
             file=sys.stderr,
         )
     web = ROOT / "web"
     server = Server(
         served,
-        max_waiting=max_queue,
-        limits=Limits(min(max_rows, max_queue), max_tokens, truncate),
-        guard=GuardLimits(body_bytes=int(max_body_mb * 2**20)),
+        max_waiting=c.max_queue,
+        limits=Limits(min(c.max_rows, c.max_queue), c.max_tokens, c.truncate),
+        guard=GuardLimits(body_bytes=int(c.max_body_mb * 2**20)),
         api_key=key,
-        hosts=(host, *(() if loopback else (socket.gethostname(),)), *hosts.split(",")),
+        hosts=(c.host, *(() if loopback else (socket.gethostname(),)), *c.hosts.split(",")),
         any_address=not loopback,
         origins=welcome,
         run_folders=tuple(dict.fromkeys((Path.cwd(), ROOT))),
@@ -128,7 +120,7 @@ def main() -> int:
     )
     shown = f"[{address}]" if ":" in address else address
     print(f"serving on http://{shown}:{bound} (Ctrl-C ends)", flush=True)
-    serve(create_app(server), server.worker, sock, max_connections)
+    serve(create_app(server), server.worker, sock, c.max_connections)
     if server.worker.died is not None:
         raise UserError("the engine has died of what stands above: start the server again")
     print("stopped")

@@ -15,7 +15,7 @@ from bonsai.files.textfile import check_writable, decode_text, read_text
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import get
 from bonsai.tokenizers.view import html_page, terminal
-from configurator import configure, resolve_path
+from configurator import Config, configure, resolve_path
 
 text = ""  # the text; \n and \t stand for a line end and a tab [escapes]
 file = ""  # or a file of it; neither: standard input [path]
@@ -26,30 +26,30 @@ html = ""  # write a page to this file instead [path]
 color: bool | str = "auto"  # auto: on a terminal [auto | on | off]
 
 
-def the_text() -> str:
-    if text and file:
+def the_text(c: Config) -> str:
+    if c.text and c.file:
         raise UserError("give --text or --file, not both")
-    if text:
-        return text
-    if not file:
+    if c.text:
+        return c.text
+    if not c.file:
         return decode_text(sys.stdin.buffer.read(), "standard input")
-    return read_text(resolve_path(file))
+    return read_text(resolve_path(c.file))
 
 
-def main() -> None:
-    configure(globals())
-    chosen = {name: get(name) for name in filter(None, map(str.strip, tokenizers.split(",")))}
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    chosen = {name: get(name) for name in filter(None, map(str.strip, c.tokenizers.split(",")))}
     if not chosen:
         raise UserError("no tokenizer: name some with --tokenizers=gpt2,gpt4")
-    shown = the_text()
-    if html:
-        page = html_page([shown], chosen, allow_special=special)
-        check_writable(html, "the page")
-        write_whole(html, page)
-        print(f"wrote {html}")
+    shown = the_text(c)
+    if c.html:
+        page = html_page([shown], chosen, allow_special=c.special)
+        check_writable(c.html, "the page")
+        write_whole(c.html, page)
+        print(f"wrote {c.html}")
         return
-    coloured = sys.stdout.isatty() if color == "auto" else bool(color)
-    print(terminal(shown, chosen, coloured, ids, special))
+    coloured = sys.stdout.isatty() if c.color == "auto" else bool(c.color)
+    print(terminal(shown, chosen, coloured, c.ids, c.special))
 
 
 if __name__ == "__main__":

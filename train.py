@@ -15,7 +15,7 @@ the folder of an earlier one moves that to out_dir/earlier/1, the next one to ea
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -25,13 +25,13 @@ from bonsai.data.dataset import Mixture
 from bonsai.engine.text import sample_text
 from bonsai.evaluation.loss import bits_per_byte, mixture_loss
 from bonsai.models.table import CONFIGS
-from bonsai.planning.memory import LOWER, out_of_memory
+from bonsai.planning.memory import LOWER, memory_errors
 from bonsai.planning.presets import FIELDS
 from bonsai.runs.earlier import set_aside, set_aside_newer, take_back
 from bonsai.runs.lock import RunLock
 from bonsai.runs.names import CKPT, LAST, remove_unfinished
 from bonsai.runs.restore import newer_weights
-from bonsai.system.errors import UserError, run
+from bonsai.system.errors import run
 from bonsai.system.runtime import Runtime, peak_flops, setup
 from bonsai.training.forecast import Forecast, tracked
 from bonsai.training.interrupts import Interrupts
@@ -289,17 +289,13 @@ def main(**settings) -> int:
     """
     given = settings or None  # without any, the command line's
     c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=given, bind=False)
+
+    def too_large() -> str:
+        return f" with micro-batches of {c.batch_size} x {c.block_size} tokens: {LOWER}"
+
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
-    try:
-        with ExitStack() as at_end:
-            return train(c, runtime, at_end)
-    except (RuntimeError, MemoryError) as e:
-        if out_of_memory(e):
-            size = f"{c.batch_size} x {c.block_size}"
-            raise UserError(f"out of memory with micro-batches of {size} tokens: {LOWER}") from None
-        raise
-    finally:
-        runtime.close()
+    with closing(runtime), memory_errors(too_large), ExitStack() as at_end:
+        return train(c, runtime, at_end)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from bonsai.tokenizers import study as report
 from bonsai.tokenizers.patterns import named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
 from bonsai.tokenizers.view import html_page
-from configurator import configure
+from configurator import Config, configure
 
 input = ""  # files, folders or patterns, several between commas [paths]
 endings = ""  # of further files that are plain text, such as .md,.py [list]
@@ -53,58 +53,58 @@ n_embd = 768  # width of the embedding whose parameters are counted [>= 1]
 stats_bytes = 20_000_000  # from the first so many bytes of the text [>= 0]
 
 
-def documents() -> Iterator[str]:
+def documents(c: Config) -> Iterator[str]:
     """The texts of the input, long ones in pieces, with a progress bar."""
-    files, done = find_files(input, (Path(), ROOT), as_endings(endings)), 0
-    options, seen = Options(text_column, split_on, on_error), Seen()
+    files, done = find_files(c.input, (Path(), ROOT), as_endings(c.endings)), 0
+    options, seen = Options(c.text_column, c.split_on, c.on_error), Seen()
     with Progress(total_size(files), label="reading") as progress:
         for piece in read_pieces(files, options, progress.advance, seen=seen):
             yield piece.data.decode("utf-8")
             done += len(piece.data)
-            if max_bytes and done >= max_bytes:
+            if c.max_bytes and done >= c.max_bytes:
                 print(f"stopped reading after {done / 1e6:.0f} MB of text: see --max_bytes")
                 break
     for line in seen.lines(options):
         print(line)
 
 
-def special_names() -> list[str]:
-    return [name for name in map(str.strip, special_tokens.split(",")) if name]
+def special_names(c: Config) -> list[str]:
+    return [name for name in map(str.strip, c.special_tokens.split(",")) if name]
 
 
-def train(texts: Iterator[str]) -> Tokenizer:
-    if type.startswith("sentencepiece_"):
-        kind = type.removeprefix("sentencepiece_")
-        return SentencePieceTokenizer.train(texts, vocab_size, kind)
-    names = special_names()
+def train(c: Config, texts: Iterator[str]) -> Tokenizer:
+    if c.type.startswith("sentencepiece_"):
+        kind = c.type.removeprefix("sentencepiece_")
+        return SentencePieceTokenizer.train(texts, c.vocab_size, kind)
+    names = special_names(c)
     with contextlib.ExitStack() as stack:
         bar: Progress | None = None  # begins after that of reading has ended
 
         def learnt(n: int) -> None:
             nonlocal bar
             if bar is None:
-                merges = vocab_size - 256 - len(names)
+                merges = c.vocab_size - 256 - len(names)
                 bar = stack.enter_context(Progress(merges, unit=" merges", label="merging"))
             bar.advance(n - bar.done)
 
         return BPETokenizer.train(
-            texts, vocab_size, named_pattern(pattern), names, fast=fast, progress=learnt
+            texts, c.vocab_size, named_pattern(c.pattern), names, fast=c.fast, progress=learnt
         )
 
 
-def from_ranks() -> BPETokenizer:
+def from_ranks(c: Config) -> BPETokenizer:
     """The tokens of another's file; the special tokens get the ids after them."""
-    read = read_ranks if ranks.endswith(".tiktoken") else read_vocab_bpe
-    tokens, names = read(ranks), special_names()
+    read = read_ranks if c.ranks.endswith(".tiktoken") else read_vocab_bpe
+    tokens, names = read(c.ranks), special_names(c)
     return BPETokenizer(
-        tokens, named_pattern(pattern), {name: len(tokens) + i for i, name in enumerate(names)}
+        tokens, named_pattern(c.pattern), {name: len(tokens) + i for i, name in enumerate(names)}
     )
 
 
-def others() -> dict[str, Tokenizer]:
+def others(c: Config) -> dict[str, Tokenizer]:
     """The tokenizers to compare with, less those that cannot be loaded here."""
     found = {}
-    for name in filter(None, map(str.strip, compare.split(","))):
+    for name in filter(None, map(str.strip, c.compare.split(","))):
         try:
             found[name] = get(name)
             found[name].encode("")
@@ -114,63 +114,64 @@ def others() -> dict[str, Tokenizer]:
     return found
 
 
-def print_report(tokenizer: Tokenizer, texts: list[str]) -> None:
-    print("\n" + report.compression({"this": tokenizer} | others(), texts))
+def print_report(c: Config, tokenizer: Tokenizer, texts: list[str]) -> None:
+    print("\n" + report.compression({"this": tokenizer} | others(c), texts))
     if not isinstance(tokenizer, BPETokenizer):
         return
     print("\n" + report.longest_tokens(tokenizer))
     print("\n" + report.merges_as_learnt(tokenizer))
     print("\n" + report.unused_tokens(tokenizer, texts))
-    if curve and pattern != "none" and any(texts):
-        points = report.size_curve(texts, tokenizer.pattern, fast=fast)
-        print("\n" + report.curve_table(points, n_embd))
-        if curve_png:
-            with writing(curve_png):
-                report.draw_curve(points, n_embd, curve_png)
-            print(f"wrote {curve_png}")
+    if c.curve and c.pattern != "none" and any(texts):
+        points = report.size_curve(texts, tokenizer.pattern, fast=c.fast)
+        print("\n" + report.curve_table(points, c.n_embd))
+        if c.curve_png:
+            with writing(c.curve_png):
+                report.draw_curve(points, c.n_embd, c.curve_png)
+            print(f"wrote {c.curve_png}")
 
 
-def main() -> None:
-    configure(globals())
-    if not out.endswith(".json"):
-        raise UserError(f"out is {out!r}: a tokenizer is written to a .json file")
-    for path in filter(None, (out, tiktoken_out, html, curve_png)):  # not after an hour's training
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    if not c.out.endswith(".json"):
+        raise UserError(f"out is {c.out!r}: a tokenizer is written to a .json file")
+    written = (c.out, c.tiktoken_out, c.html, c.curve_png)
+    for path in filter(None, written):  # not after an hour's training
         check_writable(path, "the results")
     start = time.time()
     kept: list[str] = []  # for the report
 
     def keep(texts: Iterator[str]) -> Iterator[str]:
-        left = stats_bytes
+        left = c.stats_bytes
         for text in texts:
             if left > 0:
                 kept.append(text[:left])
                 left -= len(text)
             yield text
 
-    if ranks:
-        tokenizer: Tokenizer = from_ranks()
-        if input:
-            kept += (text[:stats_bytes] for text in documents())
+    if c.ranks:
+        tokenizer: Tokenizer = from_ranks(c)
+        if c.input:
+            kept += (text[: c.stats_bytes] for text in documents(c))
     else:
-        tokenizer = train(keep(documents()))
-    write_whole(out, json.dumps(tokenizer.to_dict()))
-    print(f"wrote {out}: {tokenizer.vocab_size:,} tokens, {time.time() - start:.1f} s")
-    if not ranks and tokenizer.vocab_size < vocab_size:
-        print(f"fewer than {vocab_size:,}: in this text there is nothing left to merge")
-    if tiktoken_out:
+        tokenizer = train(c, keep(documents(c)))
+    write_whole(c.out, json.dumps(tokenizer.to_dict()))
+    print(f"wrote {c.out}: {tokenizer.vocab_size:,} tokens, {time.time() - start:.1f} s")
+    if not c.ranks and tokenizer.vocab_size < c.vocab_size:
+        print(f"fewer than {c.vocab_size:,}: in this text there is nothing left to merge")
+    if c.tiktoken_out:
         if not isinstance(tokenizer, BPETokenizer):
             raise UserError("a .tiktoken file can hold the tokens of --type=bpe only")
-        with writing(tiktoken_out):
-            write_ranks(tiktoken_out, tokenizer.tokens)
-        print(f"wrote {tiktoken_out}")
-    if html:
-        shown = {"this": tokenizer} | others()
+        with writing(c.tiktoken_out):
+            write_ranks(c.tiktoken_out, tokenizer.tokens)
+        print(f"wrote {c.tiktoken_out}")
+    if c.html:
+        shown = {"this": tokenizer} | others(c)
         write_whole(
-            html, html_page([text[:3000] for text in kept[:5]], shown, title=f"Tokens of {out}")
+            c.html, html_page([text[:3000] for text in kept[:5]], shown, title=f"Tokens of {c.out}")
         )
-        print(f"wrote {html}")
-    if stats and kept:
-        print_report(tokenizer, kept)
+        print(f"wrote {c.html}")
+    if c.stats and kept:
+        print_report(c, tokenizer, kept)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import io
 import os
 from pathlib import Path
 
-from bonsai.files.access import UTF16, read_bytes
+from bonsai.files.access import UTF16, read_bytes, resolve_path
 from bonsai.system.errors import UserError, reason
 
 LARGEST = 256 << 20  # bytes
@@ -23,6 +23,13 @@ def read_text(path: str | os.PathLike[str], what: str = "", limit: int = LARGEST
     """
     text = decode_text(read_bytes(path, limit, what), f"{what} from {path}" if what else str(path))
     return io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
+
+
+def text_or_file(text: str, what: str) -> str:
+    """A text that a user gives, or that of the file which `FILE:prompt.txt` names instead."""
+    if not text.startswith("FILE:"):
+        return text
+    return read_text(resolve_path(text.removeprefix("FILE:")), what)
 
 
 def decode_text(data: bytes, name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch.nn as nn
 
-from bonsai.files.access import exists
+from bonsai.files.access import exists, resolve_path
 from bonsai.files.jsonfile import read_json_object
 from bonsai.models.fit import WithoutDraws, check_fit, without_masks
 from bonsai.models.hugging_face import CONFIG_BYTES, read_gpt2
@@ -34,7 +34,7 @@ class Loaded:
     tokenizer_note: str = ""  # where a tokenizer was found, or why there is none
 
 
-def load_model(init_from: str, out_dir: str | Path, overrides: dict | None = None) -> Loaded:
+def load_model(init_from: str, out_dir: str | Path = "", overrides: dict | None = None) -> Loaded:
     """A model with weights.
 
     init_from: 'resume' (the newest checkpoint of out_dir), 'best' (the one to sample from), a
@@ -58,6 +58,18 @@ def load_model(init_from: str, out_dir: str | Path, overrides: dict | None = Non
         f"init_from={init_from}: there is no such checkpoint or folder, and no such GPT-2 "
         f"({', '.join(HUB)})"
     )
+
+
+def find_source(init_from: str, out_dir: str | Path) -> str:
+    """What the settings init_from and out_dir mean to a program that uses a model, for load_model:
+    'resume' is the run in out_dir, at its last evaluation. (train.py, which goes on, takes the
+    newest.) Raises UserError where there is no such run."""
+    if init_from != "resume":
+        return str(resolve_path(init_from))
+    folder = resolve_path(out_dir)
+    if not exists(folder):
+        run_checkpoint(folder)  # says which runs there are
+    return str(folder)
 
 
 def is_hugging_face(folder: Path) -> bool:

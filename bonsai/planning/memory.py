@@ -1,10 +1,12 @@
 """How much memory a training step will need, and what to say when it was too much."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
-from bonsai.system.errors import short_of_memory
+from bonsai.system.errors import UserError, short_of_memory
 from bonsai.system.runtime import DTYPES, Runtime
 
 GIB = 2**30
@@ -65,3 +67,17 @@ LOWER = (
 def out_of_memory(e: BaseException) -> bool:
     """Whether an exception of torch says that an allocation failed."""
     return isinstance(e, torch.OutOfMemoryError) or short_of_memory(e)
+
+
+@contextmanager
+def memory_errors(line: Callable[[], str]) -> Iterator[None]:
+    """Around what a program computes: that the memory does not suffice is one line for its user.
+
+    line: what to say then, such as which batches were too large.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e):
+            raise
+        raise UserError(f"out of memory{line()}") from None
