@@ -91,17 +91,28 @@ def test_a_program_starts_through_run(name):
     assert text.rstrip().endswith('if __name__ == "__main__":\n    run(main)')
 
 
-@pytest.mark.parametrize("name", ["train.py"])
-def test_settings_are_read_from_one_object(name):
+CONFIGURED = [p for p in CODE if "configure(globals()" in p.read_text(encoding="utf-8")]
+CONFIGURED = [p for p in CONFIGURED if "benchmarks" not in p.parts and p.name != "configurator.py"]
+
+
+@pytest.mark.parametrize("path", CONFIGURED, ids=short)
+def test_settings_are_read_from_one_object(path):
     """`c.learning_rate`, never the module's name: that is the default, in every call."""
-    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     plain = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
     noted = [[node.target] for node in tree.body if isinstance(node, ast.AnnAssign)]
-    declared = {target.id for targets in plain + noted for target in targets}
-    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
-        nodes = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+    names = [node for targets in plain + noted for target in targets for node in ast.walk(target)]
+    declared = {n.id for n in names if isinstance(n, ast.Name) and n.id.islower()}
+    for part in (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)):
+        nodes = [node for node in ast.walk(part) if isinstance(node, ast.Name)]
         own = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
-        assert not {node.id for node in nodes} & declared - own
+        own |= {node.arg for node in ast.walk(part) if isinstance(node, ast.arg)}
+        read = {node.id for node in nodes} & declared - own
+        assert not read, f"{short(path)}:{part.lineno}: {', '.join(sorted(read))}"
+
+
+def test_every_program_reads_its_settings_through_the_configurator():
+    assert {ROOT / name for name in PROGRAMS} <= set(CONFIGURED)
 
 
 def test_files_are_written_whole():

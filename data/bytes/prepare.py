@@ -26,7 +26,7 @@ from bonsai.files.access import reading
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import ByteTokenizer
-from configurator import configure, resolve_path
+from configurator import Config, configure, resolve_path
 
 input = ""  # files and folders, several between commas; hidden files in them are left out [paths]
 endings = ""  # of the files to take from folders, such as .txt,.mid; default: all [list]
@@ -38,11 +38,11 @@ shard_tokens = 0  # tokens per file: train_00000.bin, train_00001.bin, ...; 0: o
 PIECE = 1 << 20  # bytes that are read at a time
 
 
-def find_files() -> list[tuple[str, Path]]:
+def find_files(c: Config) -> list[tuple[str, Path]]:
     """(name that decides the split, path) of all files, in sorted order."""
-    ends = as_endings(endings)
+    ends = as_endings(c.endings)
     found: dict[Path, str] = {}
-    for part in filter(None, map(str.strip, input.split(","))):
+    for part in filter(None, map(str.strip, c.input.split(","))):
         path = resolve_path(os.path.expanduser(part))
         if path.is_file():
             found[path] = path.name
@@ -52,18 +52,18 @@ def find_files() -> list[tuple[str, Path]]:
             for file in (Path(at) / name for name in names):
                 if file.is_file() and (not ends or file.name.lower().endswith(ends)):
                     found[file] = file.relative_to(path).as_posix()
-    if not input:
+    if not c.input:
         raise UserError("no input: name files or folders with --input=PATH")
     if not found:
-        kind = f" that ends with {endings}" if ends else ""
-        raise UserError(f"no file{kind} in {input!r}: name files or folders with --input=PATH")
+        kind = f" that ends with {c.endings}" if ends else ""
+        raise UserError(f"no file{kind} in {c.input!r}: name files or folders with --input=PATH")
     return sorted((name, path) for path, name in found.items())
 
 
-def choose_val(files: list[tuple[str, Path]]) -> set[Path]:
+def choose_val(c: Config, files: list[tuple[str, Path]]) -> set[Path]:
     """The files for val: those with a small hash of their name, at least one, never all."""
     keys = sorted((document_key(name.encode("utf-8", "surrogateescape")), p) for name, p in files)
-    count = sum(key < val_fraction for key, _ in keys)
+    count = sum(key < c.val_fraction for key, _ in keys)
     return {path for _, path in keys[: min(max(count, 1), len(keys) - 1)]}
 
 
@@ -76,12 +76,13 @@ def pieces(path: Path, start: int, end: int) -> Iterator[np.ndarray]:
             yield np.frombuffer(data, np.uint8)
 
 
-def main() -> None:
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
     begin = time.time()
-    if name and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
-        raise UserError(f"name is {name!r}: use letters, digits, _ - and .")
-    folder = Path(out) if out else ROOT / "data" / name if name else HERE
-    found = find_files()
+    if c.name and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", c.name):
+        raise UserError(f"name is {c.name!r}: use letters, digits, _ - and .")
+    folder = Path(c.out) if c.out else ROOT / "data" / c.name if c.name else HERE
+    found = find_files(c)
     sizes = {path: path.stat().st_size for _, path in found}
     files = [(key, path) for key, path in found if sizes[path]]
     if not files:
@@ -95,14 +96,14 @@ def main() -> None:
     parts = []  # (split, path, first byte, last byte + 1)
     if len(files) == 1:
         path = files[0][1]
-        cut = min(max(1, round(total * (1 - val_fraction))), total - 1)
+        cut = min(max(1, round(total * (1 - c.val_fraction))), total - 1)
         parts = [("train", path, 0, cut), ("val", path, cut, total)]
     else:
-        val = choose_val(files)
+        val = choose_val(c, files)
         parts = [("val" if p in val else "train", p, 0, sizes[p]) for _, p in files]
     tokenizer = ByteTokenizer()
     with (
-        Writer(folder, tokenizer, shard_tokens=shard_tokens) as writer,
+        Writer(folder, tokenizer, shard_tokens=c.shard_tokens) as writer,
         Progress(total, label="reading") as progress,
     ):
         for split, path, first, last in parts:
@@ -115,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: configure(globals()), main)
+    run(main)

@@ -27,7 +27,7 @@ from bonsai.data.writer import Writer, summary
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
-from configurator import configure, resolve_path
+from configurator import Config, configure, resolve_path
 
 # what
 input = ""  # files, folders or patterns, several between commas [paths]
@@ -54,76 +54,77 @@ workers = 0  # threads that encode; 0: one per core [>= 0]
 encoder = "auto"  # auto: gigatoken where it can, else the tokenizer [auto | gigatoken | tokenizer]
 
 
-def target_folder() -> Path:
-    if not name and out:
-        return Path(out)
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+def target_folder(c: Config) -> Path:
+    if not c.name and c.out:
+        return Path(c.out)
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", c.name):
         raise UserError(
-            f"name is {name!r}: name the data set with --name=, in letters, digits, _ - and ."
+            f"name is {c.name!r}: name the data set with --name=, in letters, digits, _ - and ."
         )
-    return Path(out) if out else ROOT / "data" / name
+    return Path(c.out) if c.out else ROOT / "data" / c.name
 
 
-def hub_paths() -> list[tuple[str, int]]:
+def hub_paths(c: Config) -> list[tuple[str, int]]:
     """(path, bytes) of the files to take."""
     from bonsai.data.fetch import hub_files
 
-    found = hub_files(hub, revision)
-    taken = [(p, n) for p, n in found if fnmatch.fnmatch(p, files)]
-    if files == "*":
+    found = hub_files(c.hub, c.revision)
+    taken = [(p, n) for p, n in found if fnmatch.fnmatch(p, c.files)]
+    if c.files == "*":
         taken = [(p, n) for p, n in found if "train" in p.lower()] or taken
     if not taken:
-        raise UserError(f"no file of {hub} matches {files}: there are {found[0][0]} and others")
-    print(f"{len(taken)} of the {len(found)} files of {hub}, {taken[0][0]} first")
+        raise UserError(f"no file of {c.hub} matches {c.files}: there are {found[0][0]} and others")
+    print(f"{len(taken)} of the {len(found)} files of {c.hub}, {taken[0][0]} first")
     return taken
 
 
-def source(folder: Path, options: Options, seen: Seen) -> tuple[functools.partial, int]:
+def source(c: Config, folder: Path, options: Options, seen: Seen) -> tuple[functools.partial, int]:
     """The function that reads the documents, and their files' size in bytes."""
-    if input and hub:
+    if c.input and c.hub:
         raise UserError("give --input= or --hub=, not both")
-    if hub:
+    if c.hub:
         from bonsai.data.fetch import hub_downloads
 
-        paths, sizes = zip(*hub_paths())
+        paths, sizes = zip(*hub_paths(c))
 
         def read(**how) -> Iterator[Piece]:
             again = "progress" not in how  # all but the last reading look at the text only
-            local = hub_downloads(hub, revision, paths, folder / "downloads", keep or again)
+            local = hub_downloads(c.hub, c.revision, paths, folder / "downloads", c.keep or again)
             return read_pieces(local, options, seen=seen, **how)
 
         return read, sum(sizes)
-    found = find_files(input, (Path(), ROOT), as_endings(endings))
+    found = find_files(c.input, (Path(), ROOT), as_endings(c.endings))
     return functools.partial(read_pieces, found, options, seen=seen), total_size(found)
 
 
-def main() -> None:
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
     start = time.time()
-    folder = target_folder()
-    options, seen = Options(text_column, split_on, on_error), Seen()
-    read, size = source(folder, options, seen)
+    folder = target_folder(c)
+    options, seen = Options(c.text_column, c.split_on, c.on_error), Seen()
+    read, size = source(c, folder, options, seen)
     print(f"{size / 1e6:,.2f} MB to read")
-    if tokenizer == "char":
+    if c.tokenizer == "char":
         chosen, terminator = char_tokenizer(read())
     else:
-        path = resolve_path(tokenizer)
-        chosen, terminator = get(path if path.is_file() else tokenizer), ""
+        path = resolve_path(c.tokenizer)
+        chosen, terminator = get(path if path.is_file() else c.tokenizer), ""
     chosen.encode("")  # loads the vocabulary: what can fail should fail before a long download
 
     with (
-        Writer(folder, chosen, shard_tokens=shard_tokens) as writer,
+        Writer(folder, chosen, shard_tokens=c.shard_tokens) as writer,
         Progress(size) as progress,
     ):
-        parts = split_documents(read, val_fraction, progress.advance)
+        parts = split_documents(read, c.val_fraction, progress.advance)
         encode = write_documents(
-            writer, parts, chosen, terminator=terminator, workers=workers, encoder=encoder
+            writer, parts, chosen, terminator=terminator, workers=c.workers, encoder=c.encoder
         )
         meta = writer.finish()
-    if hub and not keep:
+    if c.hub and not c.keep:
         shutil.rmtree(folder / "downloads", ignore_errors=True)
     print("\n".join([f"encoded by {encode.name}", *seen.lines(options)]))
     print(summary(meta, folder, time.time() - start))
 
 
 if __name__ == "__main__":
-    run(lambda: configure(globals()), main)
+    run(main)

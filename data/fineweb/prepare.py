@@ -44,40 +44,44 @@ folder = "sample/10BT"  # of the repository
 keep = False  # keep the downloaded shards
 
 
-def main() -> None:
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
     start = time.time()
-    target = Path(out or HERE)
+    target = Path(c.out or HERE)
     downloads = target / "downloads"
-    options, seen = Options(text_column, on_error=on_error), Seen()
-    if shards < 0:
-        raise UserError(f"shards is {shards}: give a number of files, or 0 for all")
-    if input:
-        files = find_files(input, (Path(), ROOT))[: shards or None]
+    options, seen = Options(c.text_column, on_error=c.on_error), Seen()
+    if c.shards < 0:
+        raise UserError(f"shards is {c.shards}: give a number of files, or 0 for all")
+    if c.input:
+        files = find_files(c.input, (Path(), ROOT))[: c.shards or None]
         sizes = [total_size([file]) for file in files]
 
         def read(**how) -> Iterator[Piece]:
             return read_pieces(files, options, seen=seen, **how)
 
     else:
-        paths, sizes = zip(*hub_files(repo, revision, folder)[: shards or None])
+        paths, sizes = zip(*hub_files(c.repo, c.revision, c.folder)[: c.shards or None])
 
         def read(**how) -> Iterator[Piece]:
-            local = hub_downloads(repo, revision, paths, downloads, keep)
+            local = hub_downloads(c.repo, c.revision, paths, downloads, c.keep)
             return read_pieces(local, options, seen=seen, **how)
 
-    encoder = get(tokenizer)
+    encoder = get(c.tokenizer)
     encoder.encode("")  # loads the vocabulary: what can fail should fail before a long download
     total = sum(sizes)
     print(f"{len(sizes)} file{'s' * (len(sizes) != 1)}, {total / 1e9:.2f} GB")
 
-    with Writer(target, encoder, shard_tokens=shard_tokens) as writer, Progress(total) as progress:
-        parts = split_documents(read, val_fraction, progress.advance)
+    with (
+        Writer(target, encoder, shard_tokens=c.shard_tokens) as writer,
+        Progress(total) as progress,
+    ):
+        parts = split_documents(read, c.val_fraction, progress.advance)
         write_documents(writer, parts, encoder)
         meta = writer.finish()
-    if not input and not keep:
+    if not c.input and not c.keep:
         shutil.rmtree(downloads, ignore_errors=True)
     print("\n".join([*seen.left_out(), summary(meta, target, time.time() - start)]))
 
 
 if __name__ == "__main__":
-    run(lambda: configure(globals()), main)
+    run(main)

@@ -28,7 +28,7 @@ from bonsai.data.writer import Writer, disk_errors
 from bonsai.files.access import file_size
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, get
-from configurator import configure, resolve_path
+from configurator import Config, configure, resolve_path
 
 input = ""  # a folder with the .gz files instead of the download [path]
 out = ""  # folder to write to; default: the folder of this script [path]
@@ -42,12 +42,12 @@ SPLITS = {"train": "train", "val": "val", "test": "test_2016_flickr"}
 SPECIAL = f"{EOT_TEXT},<|sep|>,<|pad|>"
 
 
-def read_lines(split: str, language: str, folder: Path) -> list[str]:
+def read_lines(c: Config, split: str, language: str, folder: Path) -> list[str]:
     """The sentences of a split; they are also kept in downloads/, where the test finds them."""
     name = f"{SPLITS[split]}.{language}.gz"
     path = folder / "downloads" / name
-    if input:
-        given = resolve_path(input) / name
+    if c.input:
+        given = resolve_path(c.input) / name
         if not given.exists():
             raise UserError(f"there is no {given}: give the folder of Multi30k's task 1 files")
         file_size(given)  # that it is a file
@@ -55,43 +55,46 @@ def read_lines(split: str, language: str, folder: Path) -> list[str]:
             with disk_errors(path):
                 shutil.copyfile(given, path)
     elif not path.exists():
-        download(url + name, path)
+        download(c.url + name, path)
     text = b"".join(piece.data for piece in read_pieces([path])).decode("utf-8")
     return [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 
-def train_bpe(texts: dict[str, list[str]], folder: Path) -> Path:
+def train_bpe(c: Config, texts: dict[str, list[str]], folder: Path) -> Path:
     """A vocabulary of both languages, by train_tokenizer.py."""
     corpus, path = folder / "downloads" / "train.txt", folder / "downloads" / "bpe.json"
     with disk_errors(corpus):
         corpus.write_text("\n".join(line for lines in texts.values() for line in lines), "utf-8")
     program = Path(__file__).resolve().parents[2] / "train_tokenizer.py"
-    options = [f"--input={corpus}", f"--out={path}", f"--vocab_size={vocab_size}"]
+    options = [f"--input={corpus}", f"--out={path}", f"--vocab_size={c.vocab_size}"]
     options += [f"--special_tokens={SPECIAL}", "--stats=False"]
     if subprocess.run([sys.executable, str(program), *options]).returncode:
         raise UserError("train_tokenizer.py failed: see above")
     return path
 
 
-def main() -> None:
-    start, folder = time.time(), Path(out or HERE)
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    start, folder = time.time(), Path(c.out or HERE)
     with disk_errors(folder):
         (folder / "downloads").mkdir(parents=True, exist_ok=True)
     text = {
-        split: {language: read_lines(split, language, folder) for language in (source, target)}
+        split: {
+            language: read_lines(c, split, language, folder) for language in (c.source, c.target)
+        }
         for split in SPLITS
     }
-    tokenizer = get(train_bpe(text["train"], folder))
+    tokenizer = get(train_bpe(c, text["train"], folder))
     sep, pad = (tokenizer.special_tokens[name] for name in SPECIAL.split(",")[1:])
     left_out = 0
-    with Writer(folder, tokenizer, row_length=row_length, masks=True) as writer:
+    with Writer(folder, tokenizer, row_length=c.row_length, masks=True) as writer:
         for split in ("train", "val"):
-            pairs = list(zip(text[split][source], text[split][target]))
-            if len(text[split][source]) != len(text[split][target]):
+            pairs = list(zip(text[split][c.source], text[split][c.target]))
+            if len(text[split][c.source]) != len(text[split][c.target]):
                 raise UserError(f"{split}: the two languages have different numbers of lines")
             for a, b in pairs:
                 question, answer = [*tokenizer.encode(a), sep], [*tokenizer.encode(b), writer.eot]
-                fill = row_length - len(question) - len(answer)
+                fill = c.row_length - len(question) - len(answer)
                 if fill < 0:
                     left_out += 1
                     continue
@@ -99,12 +102,12 @@ def main() -> None:
                 mask = np.repeat([0, 1, 0], [len(question), len(answer), fill])
                 writer.add(split, row, mask=mask)
         meta = writer.finish()
-    elsewhere = [f"--dataset={folder.resolve()}"] if out else []
+    elsewhere = [f"--dataset={folder.resolve()}"] if c.out else []
     counts = [f"{name} {part['documents']:,}" for name, part in meta["splits"].items()]
-    print(f"pairs: {', '.join(counts)}; {left_out} of more than {row_length} tokens left out")
+    print(f"pairs: {', '.join(counts)}; {left_out} of more than {c.row_length} tokens left out")
     print(f"wrote train.bin, val.bin and meta.json to {folder} in {time.time() - start:.1f} s")
     print(f"next: {command('projects/translate/translate.py', elsewhere)}")
 
 
 if __name__ == "__main__":
-    run(lambda: configure(globals()), main)
+    run(main)

@@ -26,7 +26,7 @@ from bonsai.data.writer import Writer, disk_errors, summary
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
-from configurator import configure
+from configurator import Config, configure
 
 # what
 input = ""  # local .parquet, .jsonl, .jsonl.gz or .txt files instead of the download [paths]
@@ -46,7 +46,7 @@ DOCUMENTS = 8_013_769
 NANOGPT = {"train": 9_035_582_198, "val": 4_434_897}  # tokens
 
 
-def open_shuffled(pieces: Iterable[Piece], folder: Path):
+def open_shuffled(c: Config, pieces: Iterable[Piece], folder: Path):
     """The documents as a datasets.DatasetDict of "train" and "test".
 
     Random access to 40 GB of text needs them on the disk, uncompressed: an Arrow file in `folder`.
@@ -80,7 +80,7 @@ def open_shuffled(pieces: Iterable[Piece], folder: Path):
     dataset = datasets.Dataset.from_file(str(path))
     if len(dataset) < 2:
         raise UserError(f"the input has {len(dataset)} document: a split needs two or more")
-    return dataset.train_test_split(test_size=test_size, seed=seed, shuffle=True)
+    return dataset.train_test_split(test_size=c.test_size, seed=c.seed, shuffle=True)
 
 
 def documents(split: str, dataset, progress: Progress) -> Iterator[Part]:
@@ -95,15 +95,16 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def main() -> None:
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
     start = time.time()
-    folder = Path(out or HERE)
+    folder = Path(c.out or HERE)
     downloads = folder / "downloads"
-    if input:
-        files = find_files(input, (Path(), ROOT))
+    if c.input:
+        files = find_files(c.input, (Path(), ROOT))
         sizes = [total_size([file]) for file in files]
     else:
-        paths, sizes = zip(*hub_files(repo, revision))
+        paths, sizes = zip(*hub_files(c.repo, c.revision))
     tokenizer = get("gpt2")
     tokenizer.encode("")  # loads the vocabulary: what can fail should fail before a long download
     print(f"{len(sizes)} file{'s' * (len(sizes) != 1)}, {sum(sizes) / 1e9:.2f} GB")
@@ -114,16 +115,16 @@ def main() -> None:
         stack.callback(shutil.rmtree, arrow, ignore_errors=True)
         with Progress(sum(sizes), label="reading") as progress:
             # Empty documents stay: the shuffle depends on how many there are.
-            if not input:  # kept until all is done, so that a run cut short need not start over
-                files = hub_downloads(repo, revision, paths, downloads, keep=True)
-            pieces = read_pieces(files, Options(text_column), progress.advance, keep_empty=True)
-            both = open_shuffled(pieces, arrow)
+            if not c.input:  # kept until all is done, so that a run cut short need not start over
+                files = hub_downloads(c.repo, c.revision, paths, downloads, keep=True)
+            pieces = read_pieces(files, Options(c.text_column), progress.advance, keep_empty=True)
+            both = open_shuffled(c, pieces, arrow)
         counts = {"train": len(both["train"]), "val": len(both["test"])}
         with Progress(sum(counts.values()), " documents") as progress:
             for split, part in (("train", both["train"]), ("val", both["test"])):
                 write_documents(writer, documents(split, part, progress), tokenizer)
         meta = writer.finish()
-    if not input and not keep:
+    if not c.input and not c.keep:
         shutil.rmtree(downloads, ignore_errors=True)
     print(summary(meta, folder, time.time() - start))
     if sum(counts.values()) == DOCUMENTS:
@@ -132,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: configure(globals()), main)
+    run(main)

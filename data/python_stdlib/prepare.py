@@ -26,7 +26,7 @@ from bonsai.files.access import read_bytes
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, Tokenizer
 from bonsai.tokenizers.patterns import named_pattern
-from configurator import configure, resolve_path
+from configurator import Config, configure, resolve_path
 
 input = ""  # a folder of Python source instead of the running Python's library [path]
 out = ""  # folder for the bytes; the tokens go beside it, to OUT_bpe; default: this folder [path]
@@ -53,13 +53,13 @@ def source_files(root: Path) -> Iterator[str]:
     yield from sorted(found)
 
 
-def documents(root: Path, names: list[str]) -> list[Part]:
+def documents(c: Config, root: Path, names: list[str]) -> list[Part]:
     """The files, each whole, sent to train or val by a hash of its path."""
     found = []
     for name in names:
         data = read_bytes(root / name)
         if data and not GENERATED.search(data[:HEAD]):
-            split = "val" if document_key(name.encode()) < val_fraction else "train"
+            split = "val" if document_key(name.encode()) < c.val_fraction else "train"
             found.append((split, data, True))
     return found
 
@@ -72,21 +72,22 @@ def write(folder: Path, parts: list[Part], tokenizer: Tokenizer) -> None:
     print(summary(meta, writer.folder, time.time() - start))
 
 
-def main() -> None:
-    root = resolve_path(input) if input else Path(sysconfig.get_paths()["stdlib"])
-    parts = documents(root, list(source_files(root)))
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    root = resolve_path(c.input) if c.input else Path(sysconfig.get_paths()["stdlib"])
+    parts = documents(c, root, list(source_files(root)))
     if not parts:
         raise UserError(f"no Python source in {root}: name a folder of it with --input=FOLDER")
     print(f"{len(parts)} files of {root}")
-    folder = Path(out or HERE).absolute()
+    folder = Path(c.out or HERE).absolute()
     write(folder, parts, ByteTokenizer())  # as they are: a file need not be UTF-8
-    if vocab_size:
+    if c.vocab_size:
         parts = [(s, d.decode("utf-8", "replace").encode(), ends) for s, d, ends in parts]
         texts = [data.decode() for split, data, _ in parts if split == "train"]
         pattern = named_pattern("gpt4")
-        tokenizer = BPETokenizer.train(texts, vocab_size, pattern, [EOT_TEXT], fast=True)
+        tokenizer = BPETokenizer.train(texts, c.vocab_size, pattern, [EOT_TEXT], fast=True)
         write(folder.with_name(f"{folder.name}_bpe"), parts, tokenizer)
 
 
 if __name__ == "__main__":
-    run(lambda: configure(globals()), main)
+    run(main)

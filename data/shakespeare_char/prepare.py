@@ -27,17 +27,18 @@ out = ""  # folder to write to; default: the folder of this script [path]
 url = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
 
-def main() -> None:
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
     start = time.time()
-    text = read_text(resolve_path(input)) if input else fetch_text(url, HERE / "input.txt")
+    text = read_text(resolve_path(c.input)) if c.input else fetch_text(c.url, HERE / "input.txt")
     tokenizer = CharTokenizer.from_text(text)
     print(f"{len(text):,} characters, {tokenizer.vocab_size} different: ", end="")
     print(repr("".join(tokenizer.chars[:200])))
-    with Writer(Path(out or HERE), tokenizer) as writer:
+    with Writer(Path(c.out or HERE), tokenizer) as writer:
         write_documents(writer, split_text(text, 0.9), tokenizer, eot=False)
         meta = writer.finish()
     print(summary(meta, writer.folder, time.time() - start))
 
 
 if __name__ == "__main__":
-    run(lambda: configure(globals()), main)
+    run(main)

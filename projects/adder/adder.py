@@ -29,7 +29,7 @@ from bonsai.engine import SamplingParams, generate
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import CharTokenizer
-from configurator import configure
+from configurator import Config, configure
 from projects.common import new_figure, save_figure, train
 
 # what is learnt
@@ -63,19 +63,19 @@ def sortings(n: int, below: int) -> np.ndarray:
     return np.concatenate((rows, np.sort(rows, axis=1)), axis=1)
 
 
-def cases() -> tuple[np.ndarray, int]:
+def cases(c: Config) -> tuple[np.ndarray, int]:
     """All rows of the task (N, row_length), and how many tokens of a row are the question."""
-    if task == "add":
-        return sums(digits), 2 * digits
-    return sortings(length, symbols), length
+    if c.task == "add":
+        return sums(c.digits), 2 * c.digits
+    return sortings(c.length, c.symbols), c.length
 
 
-def hold_out(count: int) -> np.ndarray:
+def hold_out(c: Config, count: int) -> np.ndarray:
     """Which of `count` cases are held out: (count,) of bool."""
-    n = held_out or (min(500, count // 4) if task == "add" else count // 4)
+    n = c.held_out or (min(500, count // 4) if c.task == "add" else count // 4)
     if not 0 < n < count:
         raise UserError(f"held_out={n}: of {count:,} cases some must be held out and some not")
-    chosen = np.random.default_rng(seed).permutation(count)[:n]
+    chosen = np.random.default_rng(c.seed).permutation(count)[:n]
     return np.isin(np.arange(count), chosen)
 
 
@@ -108,30 +108,32 @@ def right(model: torch.nn.Module, rows: np.ndarray, question: int) -> np.ndarray
     return np.concatenate(found)
 
 
-def answer(model: torch.nn.Module, text: str) -> str:
+def answer(c: Config, model: torch.nn.Module, text: str) -> str:
     """What the model says to 55+45 (or to 210210, for sorting), token by token."""
-    if task == "add":
+    if c.task == "add":
         found = re.fullmatch(r"\s*(\d+)\s*\+\s*(\d+)\s*", text, re.ASCII)
-        if not found or max(len(n) for n in found.groups()) > digits:
-            raise UserError(f"ask={text!r}: ask for a sum of numbers of {digits} digits, as 55+45")
-        question = "".join(n.zfill(digits) for n in found.groups())
-        n = digits + 1
+        if not found or max(len(n) for n in found.groups()) > c.digits:
+            raise UserError(
+                f"ask={text!r}: ask for a sum of numbers of {c.digits} digits, as 55+45"
+            )
+        question = "".join(n.zfill(c.digits) for n in found.groups())
+        n = c.digits + 1
     else:
-        allowed = "0123456789"[:symbols]
-        if len(text) != length or set(text) - set(allowed):
-            raise UserError(f"ask={text!r}: give {length} digits out of {allowed} to be sorted")
-        question, n = text, length
+        allowed = "0123456789"[: c.symbols]
+        if len(text) != c.length or set(text) - set(allowed):
+            raise UserError(f"ask={text!r}: give {c.length} digits out of {allowed} to be sorted")
+        question, n = text, c.length
     params = SamplingParams(max_new_tokens=n, temperature=0)
-    ids = [row[0] for row in generate(model, [int(c) for c in question], params)]
+    ids = [row[0] for row in generate(model, [int(digit) for digit in question], params)]
     said = "".join(map(str, ids))
-    return f"{text} = {int(said[::-1])}" if task == "add" else f"{text} -> {said}"
+    return f"{text} = {int(said[::-1])}" if c.task == "add" else f"{text} -> {said}"
 
 
-def draw(maps: dict[int, np.ndarray], held: np.ndarray, path: Path) -> None:
+def draw(c: Config, maps: dict[int, np.ndarray], held: np.ndarray, path: Path) -> None:
     """Error maps, {step: which are right}: a point for a case, at the halves of its question."""
     count = len(held)
-    side = symbols ** (length // 2) if task == "sort" else 10**digits
-    half = "half" if task == "sort" else "number"
+    side = c.symbols ** (c.length // 2) if c.task == "sort" else 10**c.digits
+    half = "half" if c.task == "sort" else "number"
     colors = np.array([[0.91, 0.94, 0.97], [0.6, 0.74, 0.88], [0.82, 0.29, 0.36], [0.3, 0, 0.05]])
     figure = new_figure(2.6 * len(maps) + 0.5, 3.7)  # of maps, their titles and the legend
     grid = figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)[0]
@@ -142,30 +144,34 @@ def draw(maps: dict[int, np.ndarray], held: np.ndarray, path: Path) -> None:
         axes.set_xlabel(f"second {half}")
         axes.grid(False)
     names = ("right", "right, held out", "wrong", "wrong, held out")
-    marks = [grid[0].plot([], [], "s", color=c, label=n)[0] for c, n in zip(colors, names)]
+    marks = [
+        grid[0].plot([], [], "s", color=color, label=name)[0] for color, name in zip(colors, names)
+    ]
     figure.legend(handles=marks, loc="outside lower center", ncols=4)
     grid[0].set_ylabel(f"first {half}")
     save_figure(figure, path)
 
 
-def main() -> None:
-    configure(globals())
-    if length * math.log10(symbols) > 6:
-        raise UserError(f"symbols={symbols}, length={length}: that is more than a million cases")
-    name = f"add{digits}" if task == "add" else f"sort{length}of{symbols}"
-    out = Path(out_dir or f"out-adder-{name}")
-    if not ask:
-        rows, question = cases()
-        held = hold_out(len(rows))
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    if c.length * math.log10(c.symbols) > 6:
+        raise UserError(
+            f"symbols={c.symbols}, length={c.length}: that is more than a million cases"
+        )
+    name = f"add{c.digits}" if c.task == "add" else f"sort{c.length}of{c.symbols}"
+    out = Path(c.out_dir or f"out-adder-{name}")
+    if not c.ask:
+        rows, question = cases(c)
+        held = hold_out(c, len(rows))
         prepare(out / "data", rows, question, held)
-        count = steps or (300 if task == "sort" else {1: 300, 2: 500, 3: 2000}[digits])
+        count = c.steps or (300 if c.task == "sort" else {1: 300, 2: 500, 3: 2000}[c.digits])
         options = [f"--dataset={out.resolve() / 'data'}", f"--block_size={rows.shape[1] - 1}"]
-        options += [f"--batch_size={batch_size}", f"--seed={seed}"]
+        options += [f"--batch_size={c.batch_size}", f"--seed={c.seed}"]
         options += [f"--save_interval={max(1, count // 10)}"]
         train(HERE / "config.py", out / "run", count, *options)
     model = load_model("best", out / "run").model
-    if ask:
-        print(answer(model, ask))
+    if c.ask:
+        print(answer(c, model, c.ask))
         return
     kept = {int(p.stem[5:]): p for p in sorted((out / "run").glob("step_*.pt"))}
     maps = {}
@@ -178,12 +184,14 @@ def main() -> None:
         print(f"{kind}: {ok[which].sum():,} of {which.sum():,} right ({ok[which].mean():.2%})")
     for row in rows[~ok][:20]:
         asked = "".join(map(str, row[:question]))
-        asked = f"{asked[:digits]}+{asked[digits:]}" if task == "add" else asked
-        print(f"wrong: {answer(model, asked)}")
-    if task == "add" and digits > 1:
-        print(f"the sum that minGPT got wrong: {answer(model, '55+45')}")
+        asked = f"{asked[: c.digits]}+{asked[c.digits :]}" if c.task == "add" else asked
+        print(f"wrong: {answer(c, model, asked)}")
+    if c.task == "add" and c.digits > 1:
+        print(f"the sum that minGPT got wrong: {answer(c, model, '55+45')}")
     learning = [step for step, ok in maps.items() if not ok.all()][-4:]
-    draw({step: maps[step] for step in sorted({*learning, max(maps)})}, held, out / f"{name}.png")
+    draw(
+        c, {step: maps[step] for step in sorted({*learning, max(maps)})}, held, out / f"{name}.png"
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from bonsai.system.tables import table
 from bonsai.training.schedule import learning_rate_at, set_rates
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
-from configurator import configure
+from configurator import Config, configure
 from model import GPT, GPTConfig
 from projects.common import COLORS, loss_by_position, new_figure, save_figure
 
@@ -100,20 +100,20 @@ def attend(attention: torch.nn.Module, what: WhatIf, x: torch.Tensor, *rest) -> 
     return attention.c_proj(y)
 
 
-def build(what: WhatIf, vocab_size: int) -> GPT:
+def build(c: Config, what: WhatIf, vocab_size: int) -> GPT:
     """The GPT of model.py with the forward passes of its blocks replaced."""
-    heads = what.fields.get("n_head", n_head)
+    heads = what.fields.get("n_head", c.n_head)
     if size := what.fields.get("head_size"):
-        heads = max(1, n_embd // size)
+        heads = max(1, c.n_embd // size)
     scale = what.fields.get("scale", 0.0)
-    torch.manual_seed(seed)
+    torch.manual_seed(c.seed)
     model = GPT(
         GPTConfig(
-            block_size=block_size,
+            block_size=c.block_size,
             vocab_size=vocab_size,
-            n_layer=n_layer,
+            n_layer=c.n_layer,
             n_head=heads,
-            n_embd=n_embd,
+            n_embd=c.n_embd,
             bias=False,
             attention_scale=scale,
         )
@@ -130,16 +130,16 @@ def straight(block: torch.nn.Module, x: torch.Tensor, *rest) -> torch.Tensor:
     return block.mlp(block.ln_2(block.attn(block.ln_1(x))))
 
 
-def train(what: WhatIf, data: Mixture) -> tuple[GPT, list[float]]:
+def train(c: Config, what: WhatIf, data: Mixture) -> tuple[GPT, list[float]]:
     """A run of `steps` steps; returns the model and the loss of each."""
-    model = build(what, data.model_vocab_size)
+    model = build(c, what, data.model_vocab_size)
     runtime = setup("cpu", "float32", False)
-    schedule = {"warmup_iters": min(50, steps // 10), "lr_decay_iters": steps, "min_lr": 0.0}
-    settings = StepSettings(learning_rate=learning_rate, seed=seed, **schedule)
-    batches = Batches(data, block_size, batch_size, seed, "epoch")
-    stream = prefetch(batches, 0, batch_size, check_below=model.config.vocab_size)
+    schedule = {"warmup_iters": min(50, c.steps // 10), "lr_decay_iters": c.steps, "min_lr": 0.0}
+    settings = StepSettings(learning_rate=c.learning_rate, seed=c.seed, **schedule)
+    batches = Batches(data, c.block_size, c.batch_size, c.seed, "epoch")
+    stream = prefetch(batches, 0, c.batch_size, check_below=model.config.vocab_size)
     training, losses = TrainingStep(model, settings, runtime), []
-    for i in range(steps):
+    for i in range(c.steps):
         set_rates(training.optimizer, learning_rate_at(i, settings), i, settings)
         losses.append(training(i, stream).item())
     stream.close()
@@ -164,30 +164,30 @@ def draw(curves: dict[str, list[float]], rows: list[dict], path: Path) -> None:
     save_figure(figure, path)
 
 
-def main() -> None:
-    configure(globals())
-    chosen = [name.strip() for name in only.split(",") if name.strip()] or list(QUESTIONS)
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    chosen = [name.strip() for name in c.only.split(",") if name.strip()] or list(QUESTIONS)
     for name in chosen:
         if name not in QUESTIONS:
             raise UserError(f"only={name!r} is not one of {', '.join(QUESTIONS)}")
-    if n_embd % n_head or n_embd % 8:
+    if c.n_embd % c.n_head or c.n_embd % 8:
         raise UserError("steps, batch_size, block_size and windows must be at least 1, and n_embd "
-                        f"(now {n_embd}) divisible by n_head ({n_head}) and by 8")  # fmt: skip
-    data = Mixture.open(dataset)
-    data.check(block_size, data.model_vocab_size)
+                        f"(now {c.n_embd}) divisible by n_head ({c.n_head}) and by 8")  # fmt: skip
+    data = Mixture.open(c.dataset)
+    data.check(c.block_size, data.model_vocab_size)
     curves, rows = {}, []
     for name in chosen:
         what, begin = QUESTIONS[name], time.perf_counter()
-        model, curves[name] = train(what, data)
-        losses = loss_by_position(model, data.parts[0].split("val"), block_size, windows)
+        model, curves[name] = train(c, what, data)
+        losses = loss_by_position(model, data.parts[0].split("val"), c.block_size, c.windows)
         row = {"name": name, "question": what.question, "loss": losses.mean().item()}
         rows.append(row | {"last": losses[-1].item(), "seconds": time.perf_counter() - begin})
         print(f"{name}: validation loss {row['loss']:.4f}, {rows[-1]['seconds']:.0f} s", flush=True)
     columns = [("what if", "name", ""), ("changed", "question", ""), ("val loss", "loss", ".3f")]
     columns += [("at the last position", "last", ".3f"), ("seconds", "seconds", ".0f")]
     print(f"\n{table(rows, columns)}\n")
-    write_json(Path(out_dir) / "whatif.json", {"steps": steps, "rows": rows, "curves": curves})
-    draw(curves, rows, Path(out_dir) / "whatif.png")
+    write_json(Path(c.out_dir) / "whatif.json", {"steps": c.steps, "rows": rows, "curves": curves})
+    draw(curves, rows, Path(c.out_dir) / "whatif.png")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from bonsai.files.access import write_whole
 from bonsai.system.errors import UserError, run
 from bonsai.system.tables import table
 from bonsai.tokenizers import CharTokenizer
-from configurator import configure
+from configurator import Config, configure
 from model import GPT, GPTConfig
 
 # what it learns
@@ -101,26 +101,28 @@ def chain(model: GPT, tokenizer: CharTokenizer, length: int, step: int, loss: fl
     return Chain(step, loss, probs)
 
 
-def train(tokenizer: CharTokenizer) -> tuple[GPT, list[Chain]]:
+def train(c: Config, tokenizer: CharTokenizer) -> tuple[GPT, list[Chain]]:
     """Train on all windows at once; returns the model and the chain at every step."""
-    x, y = windows(sequence, tokenizer, context)
+    x, y = windows(c.sequence, tokenizer, c.context)
     config = GPTConfig(
-        block_size=context,
+        block_size=c.context,
         vocab_size=tokenizer.vocab_size,
-        n_layer=n_layer,
-        n_head=n_head,
-        n_embd=n_embd,
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+        n_embd=c.n_embd,
         bias=False,
         norm_bias=True,
     )
-    torch.manual_seed(seed)
+    torch.manual_seed(c.seed)
     model = GPT(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay
+    )
     chains = []
-    for step in range(steps + 1):
+    for step in range(c.steps + 1):
         _, loss = model(x, y)
-        chains.append(chain(model, tokenizer, context, step, loss.item()))
-        if step < steps:
+        chains.append(chain(model, tokenizer, c.context, step, loss.item()))
+        if step < c.steps:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -158,36 +160,36 @@ def quoted(step: int, state: str) -> str:
     return json.dumps(f"{step}:{state}", ensure_ascii=False)
 
 
-def page(chains: list[Chain], model: GPT) -> str:
+def page(c: Config, chains: list[Chain], model: GPT) -> str:
     """page.html with the chains of all steps put into its script: one file, nothing else needed."""
     data = {
-        "sequence": sequence,
-        "symbols": vocabulary,
-        "context": context,
+        "sequence": c.sequence,
+        "symbols": c.vocabulary,
+        "context": c.context,
         "parameters": model.num_params(non_embedding=False),
         "colors": COLORS,
         "states": list(chains[0].probs),
         "chains": [
             {
-                "step": c.step,
-                "loss": round(c.loss, 4),
-                "probs": [[round(p, 4) for p in ps] for ps in c.probs.values()],
+                "step": at.step,
+                "loss": round(at.loss, 4),
+                "probs": [[round(p, 4) for p in ps] for ps in at.probs.values()],
             }
-            for c in chains
+            for at in chains
         ],
     }
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
     return (HERE / "page.html").read_text(encoding="utf-8").replace("null /* data */", text)
 
 
-def draw(chains: list[Chain], model: GPT) -> None:
+def draw(c: Config, chains: list[Chain], model: GPT) -> None:
     """Write states.dot, the page, and with Graphviz's help states.svg."""
-    folder = Path(out_dir)
+    folder = Path(c.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    steps_shown = sorted({0, steps // 2, steps})
-    source = dot([chains[s] for s in steps_shown], vocabulary, context, shorter)
+    steps_shown = sorted({0, c.steps // 2, c.steps})
+    source = dot([chains[s] for s in steps_shown], c.vocabulary, c.context, c.shorter)
     write_whole(folder / "states.dot", source)
-    write_whole(folder / "baby_gpt.html", page(chains, model))
+    write_whole(folder / "baby_gpt.html", page(c, chains, model))
     print(f"\nwrote {folder / 'baby_gpt.html'}: open it in a browser")
     if shutil.which("dot") is None:
         print(f"no states.svg, because Graphviz (dot) is not installed; {folder / 'states.dot'} is")
@@ -202,15 +204,15 @@ def draw(chains: list[Chain], model: GPT) -> None:
 # ---- tables ----
 
 
-def transitions(c: Chain, symbols: str, length: int) -> str:
+def transitions(at: Chain, symbols: str, length: int, shorter: bool) -> str:
     """The probabilities of one step as a table."""
     rows = [
-        {"state": s, **{f"p{k}": p for k, p in enumerate(c.probs[s])}}
+        {"state": s, **{f"p{k}": p for k, p in enumerate(at.probs[s])}}
         for s in states(symbols, length, shorter)
     ]
     columns = [("state", "state", "")]
     columns += [(f"P({s})", f"p{k}", ".4f") for k, s in enumerate(symbols)]
-    return f"step {c.step}, loss {c.loss:.4f}\n{table(rows, columns)}"
+    return f"step {at.step}, loss {at.loss:.4f}\n{table(rows, columns)}"
 
 
 def state_spaces(length: int, symbols: str) -> str:
@@ -236,24 +238,25 @@ def state_spaces(length: int, symbols: str) -> str:
     return table(rows, columns)
 
 
-def main() -> None:
-    configure(globals())
-    if len(vocabulary) < 2:
-        raise UserError(f"vocabulary={vocabulary!r}: give at least two symbols, as in 01 or abc")
-    if len(vocabulary) ** context > MOST_STATES:
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    if len(c.vocabulary) < 2:
+        raise UserError(f"vocabulary={c.vocabulary!r}: give at least two symbols, as in 01 or abc")
+    if len(c.vocabulary) ** c.context > MOST_STATES:
         raise UserError(
-            f"{len(vocabulary)} symbols and a context of {context} make "
-            f"{len(vocabulary) ** context:,} states, more than the {MOST_STATES} that can be drawn"
+            f"{len(c.vocabulary)} symbols and a context of {c.context} make "
+            f"{len(c.vocabulary) ** c.context:,} states, more than the {MOST_STATES} that can be "
+            "drawn"
         )
     try:
-        model, chains = train(CharTokenizer(vocabulary))
+        model, chains = train(c, CharTokenizer(c.vocabulary))
     except ValueError as e:  # of GPTConfig
         raise UserError(e) from None
     print(f"{model.num_params(non_embedding=False):,} parameters\n")
-    for step in sorted({0, steps}):
-        print(transitions(chains[step], vocabulary, context) + "\n")
-    print("The state of larger models:\n" + state_spaces(context, vocabulary))
-    draw(chains, model)
+    for step in sorted({0, c.steps}):
+        print(transitions(chains[step], c.vocabulary, c.context, c.shorter) + "\n")
+    print("The state of larger models:\n" + state_spaces(c.context, c.vocabulary))
+    draw(c, chains, model)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 
 from bonsai.files.access import save_picture
 from bonsai.system.errors import UserError, run
-from configurator import configure, resolve_path
+from configurator import Config, configure, resolve_path
 
 # data
 mnist = ""  # a folder with MNIST's files; without, the 1,797 digits of 8 x 8 of scikit-learn [path]
@@ -106,15 +106,15 @@ def accuracy(w: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> float:
     return float((forward(w, x)[1].argmax(axis=1) == y).mean())
 
 
-def train(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray):
+def train(c: Config, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray):
     """Train a new network; returns its weights and the held-out accuracy after every epoch."""
-    rng = np.random.default_rng(seed)
-    w, curve = init_weights((x.shape[1], hidden, 10), rng), []
-    for epoch in range(epochs):
+    rng = np.random.default_rng(c.seed)
+    w, curve = init_weights((x.shape[1], c.hidden, 10), rng), []
+    for epoch in range(c.epochs):
         order, losses = rng.permutation(len(x)), []
-        for start in range(0, len(x), batch_size):
-            rows = order[start : start + batch_size]
-            losses.append(update_mini_batch(w, x[rows], y[rows], learning_rate))
+        for start in range(0, len(x), c.batch_size):
+            rows = order[start : start + c.batch_size]
+            losses.append(update_mini_batch(w, x[rows], y[rows], c.learning_rate))
         curve.append(accuracy(w, x_test, y_test))
         print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}, held out {curve[-1]:.2%}")
     return w, curve
@@ -123,10 +123,10 @@ def train(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray):
 # ---- data ----
 
 
-def load_digits() -> tuple[np.ndarray, ...]:
+def load_digits(c: Config) -> tuple[np.ndarray, ...]:
     """x (N, P) in 0..1 and y (N,) for training, then for the test."""
-    if mnist:
-        folder = resolve_path(mnist)
+    if c.mnist:
+        folder = resolve_path(c.mnist)
         parts = []
         for name in ("train", "t10k"):
             images = read_idx(folder, f"{name}-images-idx3-ubyte")
@@ -142,7 +142,7 @@ def load_digits() -> tuple[np.ndarray, ...]:
     digits = datasets.load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))  # the same split for all seeds
     x, y = digits.data[order] / 16, digits.target[order]
-    n = round(len(x) * held_out)
+    n = round(len(x) * c.held_out)
     return x[n:], y[n:], x[:n], y[:n]
 
 
@@ -168,10 +168,10 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
 # ---- what is shown ----
 
 
-def describe_shapes(x: np.ndarray, y: np.ndarray) -> str:
+def describe_shapes(c: Config, x: np.ndarray, y: np.ndarray) -> str:
     """Every array of one training step, with its shape."""
-    w = init_weights((x.shape[1], hidden, 10), np.random.default_rng(seed))
-    x, y = x[:batch_size], y[:batch_size]
+    w = init_weights((x.shape[1], c.hidden, 10), np.random.default_rng(c.seed))
+    x, y = x[: c.batch_size], y[: c.batch_size]
     h, probs = forward(w, x)
     _, gradients = backprop(w, x, y)
     arrays = {"x": x, "y": y, **w, "h": h, "probs": probs}
@@ -179,7 +179,9 @@ def describe_shapes(x: np.ndarray, y: np.ndarray) -> str:
     return "\n".join(f"{name:6} {a.shape!s:10} {a.dtype}" for name, a in arrays.items())
 
 
-def draw(w: dict[str, np.ndarray], curve: list[float], x: np.ndarray, y: np.ndarray) -> Path:
+def draw(
+    c: Config, w: dict[str, np.ndarray], curve: list[float], x: np.ndarray, y: np.ndarray
+) -> Path:
     """The accuracy by epoch, and the held-out digits that the network is most wrong about."""
     from matplotlib.figure import Figure
 
@@ -199,22 +201,22 @@ def draw(w: dict[str, np.ndarray], curve: list[float], x: np.ndarray, y: np.ndar
         read = probs[i].argmax()
         cell.set_title(f"{y[i]}, {read}", fontsize=9, color="#d1495b" if read != y[i] else "black")
         cell.axis("off")
-    path = Path(out_dir) / "digits.png"
+    path = Path(c.out_dir) / "digits.png"
     save_picture(figure, path, dpi=110)
     return path
 
 
-def main() -> None:
-    configure(globals())
-    x, y, x_test, y_test = load_digits()
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    x, y, x_test, y_test = load_digits(c)
     print(f"{len(x):,} digits to learn from, {len(x_test):,} held out, {x.shape[1]} pixels each")
-    if shapes:
-        print(describe_shapes(x, y))
+    if c.shapes:
+        print(describe_shapes(c, x, y))
     start = time.perf_counter()
-    w, curve = train(x, y, x_test, y_test)
+    w, curve = train(c, x, y, x_test, y_test)
     seconds = time.perf_counter() - start
     print(f"{sum(a.size for a in w.values()):,} weights, {seconds:.1f} s of training")
-    print(f"wrote {draw(w, curve, x_test, y_test)}")
+    print(f"wrote {draw(c, w, curve, x_test, y_test)}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
-from configurator import configure, resolve_path
+from configurator import Config, configure, resolve_path
 from projects.common import new_figure, save_figure, train
 
 # the pictures
@@ -61,7 +61,7 @@ CHUNK = 1024  # pictures that are held in memory at once
 Pictures = Iterator[tuple[str, np.ndarray]]  # split, (n, size, size, channels) uint8
 
 
-def digits(side: int) -> Pictures:
+def digits(c: Config, side: int) -> Pictures:
     """1,797 handwritten digits of the UCI repository, (1797, 8, 8), 17 shades."""
     try:
         from sklearn.datasets import load_digits
@@ -71,18 +71,18 @@ def digits(side: int) -> Pictures:
         ) from None
     pixels = (load_digits().images * 255 / 16).round().astype(np.uint8)
     pictures = np.stack([fit(p[:, :, None], side) for p in pixels])
-    yield from by_hash(pictures)
+    yield from by_hash(c, pictures)
 
 
-def photo(side: int, count: int = 6000) -> Pictures:
+def photo(c: Config, side: int, count: int = 6000) -> Pictures:
     """Random cuts of matplotlib's sample photograph; those held out are of its lower fifth."""
     import matplotlib.cbook
     from PIL import Image
 
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as f:
-        whole = np.asarray(Image.open(f).convert("L" if gray else "RGB"))
+        whole = np.asarray(Image.open(f).convert("L" if c.gray else "RGB"))
     border = whole.shape[0] * 4 // 5
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(c.seed)
     for split, part, n in (("train", whole[:border], count), ("val", whole[border:], count // 20)):
         cuts = []
         for _ in range(n):
@@ -93,7 +93,7 @@ def photo(side: int, count: int = 6000) -> Pictures:
         yield split, np.stack(cuts)
 
 
-def folder_of_pictures(folder: Path, side: int) -> Pictures:
+def folder_of_pictures(c: Config, folder: Path, side: int) -> Pictures:
     """All pictures below a folder, split by folders train/ and val/, or by a hash of the path."""
     from PIL import Image, UnidentifiedImageError
 
@@ -101,13 +101,13 @@ def folder_of_pictures(folder: Path, side: int) -> Pictures:
     if not files:
         raise UserError(f"no picture ({', '.join(ENDINGS)}) and no .npz file in {folder}")
     keys = {p: document_key(p.relative_to(folder).as_posix().encode()) for p in files}
-    limit = max(val_fraction, min(keys.values()))  # one at least
+    limit = max(c.val_fraction, min(keys.values()))  # one at least
     parts: dict[str, list[np.ndarray]] = {"train": [], "val": []}
     odd = 0
     for path in files:
         try:
             with Image.open(path) as image:
-                pixels = np.asarray(image.convert("L" if gray else "RGB"))
+                pixels = np.asarray(image.convert("L" if c.gray else "RGB"))
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
             raise UserError(f"cannot read the picture {path}: {e}") from None
         pixels = pixels.reshape(*pixels.shape[:2], -1)
@@ -125,7 +125,7 @@ def folder_of_pictures(folder: Path, side: int) -> Pictures:
         print(f"{odd:,} of {len(files):,} pictures are not {side} x {side}: cut and resized")
 
 
-def imagenet64(files: list[Path], side: int) -> Pictures:
+def imagenet64(files: list[Path], side: int, gray: bool = False) -> Pictures:
     """Downsampled ImageNet (Chrabaszcz et al. 2017): `data` (N, 3 s s), red before green before
     blue, in .npz files; those named val* are held out."""
     held = [p for p in files if p.name.startswith("val")]
@@ -149,9 +149,9 @@ def imagenet64(files: list[Path], side: int) -> Pictures:
             yield "val" if path in held else "train", pictures
 
 
-def by_hash(pictures: np.ndarray) -> Pictures:
+def by_hash(c: Config, pictures: np.ndarray) -> Pictures:
     """Pictures that have no name are split by their content."""
-    held = np.array([document_key(p.tobytes()) < val_fraction for p in pictures])
+    held = np.array([document_key(p.tobytes()) < c.val_fraction for p in pictures])
     yield "train", pictures[~held]
     yield "val", pictures[held]
 
@@ -172,12 +172,13 @@ def fit(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 class Layout:
-    """Where a picture's bytes stand in its row: pictures (n, S, S, C) <-> bytes (n, S S C)."""
+    """Where a picture's bytes stand in its row: pictures (n, S, S, C) <-> bytes (n, S S C).
 
-    def __init__(self, side: int, channels: int):
+    width: pixels in a patch; with squares, in a side of one.
+    """
+
+    def __init__(self, side: int, channels: int, squares: bool, width: int):
         self.shape = (side, side, channels)
-        squares = order == "squares"
-        width = patch or (2 if squares else side if source == "digits" else min(4, side))
         if not 0 < width <= side or side % width:
             raise UserError(f"patch={width} does not divide the {side} pixels of a side")
         self.patch_size = channels * (width * width if squares else width)
@@ -195,20 +196,24 @@ class Layout:
         return rows[:, self.back].reshape(-1, *self.shape)
 
 
-def open_source() -> tuple[Pictures, Layout]:
+def open_source(c: Config) -> tuple[Pictures, Layout]:
     """The pictures, not read yet, and their layout."""
-    side = size or (8 if source == "digits" else 32)
+    side = c.size or (8 if c.source == "digits" else 32)
     if side < 2:
-        raise UserError(f"size={size} must be at least 2")
-    channels = 1 if gray or source == "digits" else 3
-    layout = Layout(side, channels)
-    if source in ("digits", "photo"):
-        return (digits if source == "digits" else photo)(side), layout
-    folder = resolve_path(source)
+        raise UserError(f"size={c.size} must be at least 2")
+    channels = 1 if c.gray or c.source == "digits" else 3
+    squares = c.order == "squares"
+    width = c.patch or (2 if squares else side if c.source == "digits" else min(4, side))
+    layout = Layout(side, channels, squares, width)
+    if c.source in ("digits", "photo"):
+        return (digits if c.source == "digits" else photo)(c, side), layout
+    folder = resolve_path(c.source)
     if not folder.is_dir():
-        raise UserError(f"source={source} is not digits, photo or a folder of pictures")
+        raise UserError(f"source={c.source} is not digits, photo or a folder of pictures")
     archives = sorted(folder.glob("*.npz"))
-    return imagenet64(archives, side) if archives else folder_of_pictures(folder, side), layout
+    if archives:
+        return imagenet64(archives, side, c.gray), layout
+    return folder_of_pictures(c, folder, side), layout
 
 
 def prepare(folder: Path, pictures: Pictures, layout: Layout) -> None:
@@ -227,13 +232,13 @@ def prepare(folder: Path, pictures: Pictures, layout: Layout) -> None:
     )
 
 
-def complete(model: torch.nn.Module, rows: np.ndarray, begin: int) -> np.ndarray:
+def complete(c: Config, model: torch.nn.Module, rows: np.ndarray, begin: int) -> np.ndarray:
     """rows (n, N) with `begin` bytes given -> completions (n, samples, N)."""
-    params = SamplingParams(rows.shape[1] - begin, temperature, seed=seed, vocab_limit=256)
-    found = np.repeat(rows[:, None], samples, axis=1)
+    params = SamplingParams(rows.shape[1] - begin, c.temperature, seed=c.seed, vocab_limit=256)
+    found = np.repeat(rows[:, None], c.samples, axis=1)
     for row in found:
         prompt = [ByteTokenizer.eot, *row[0, :begin].tolist()]
-        row[:, begin:] = np.array(list(generate(model, prompt, params, samples))).T
+        row[:, begin:] = np.array(list(generate(model, prompt, params, c.samples))).T
     return found
 
 
@@ -261,14 +266,14 @@ def model_options(layout: Layout) -> list[str]:
     return [*options, f"--n_embd={width}", f"--n_head={heads}"]
 
 
-def main() -> None:
-    configure(globals())
-    pictures, layout = open_source()
-    name = source if source in ("digits", "photo") else Path(source).name
-    out = Path(out_dir or f"out-image-{name}")
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    pictures, layout = open_source(c)
+    name = c.source if c.source in ("digits", "photo") else Path(c.source).name
+    out = Path(c.out_dir or f"out-image-{name}")
     prepare(out / "data", pictures, layout)
-    options = [f"--dataset={out.resolve() / 'data'}", f"--seed={seed}", *model_options(layout)]
-    train(HERE / "config.py", out / "run", steps, *options)
+    options = [f"--dataset={out.resolve() / 'data'}", f"--seed={c.seed}", *model_options(layout)]
+    train(HERE / "config.py", out / "run", c.steps, *options)
 
     loaded = load_model("best", out / "run", {"dropout": 0.0})
     loaded.checkpoint = None
@@ -279,14 +284,14 @@ def main() -> None:
     val = open_dataset(str(out / "data")).split("val")
     loss, count = split_loss(model, val, runtime, N, 32)
     print(f"{loss / math.log(2):.4f} bits per byte on {count // N:,} pictures held out")
-    starts = val.eval_starts(N, shown)
+    starts = val.eval_starts(N, c.shown)
     rows = val.windows(starts, N)[1].astype(np.uint8)  # targets: the picture's bytes
-    begin = max(1, round(given * N / layout.patch_size) * layout.patch_size)
-    made = complete(model, rows, min(begin, N - 1))
+    begin = max(1, round(c.given * N / layout.patch_size) * layout.patch_size)
+    made = complete(c, model, rows, min(begin, N - 1))
     halves = rows.copy()
     halves[:, begin:] = 128
     flat = layout.pictures(made.reshape(-1, N))
-    pictures_made = flat.reshape(len(rows), samples, *layout.shape)
+    pictures_made = flat.reshape(len(rows), c.samples, *layout.shape)
     draw(layout.pictures(rows), layout.pictures(halves), pictures_made, out / "completions.png")
 
 

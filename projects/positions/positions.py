@@ -24,7 +24,7 @@ from bonsai.files.jsonfile import write_json
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.tables import table
-from configurator import configure
+from configurator import Config, configure
 from model import GPT, sinusoids
 from projects.common import COLORS, loss_by_position, new_figure, save_figure, train
 
@@ -70,7 +70,7 @@ def similarity(vectors: torch.Tensor) -> torch.Tensor:
     return unit @ unit.T
 
 
-def draw(losses: dict[str, torch.Tensor], models: dict[str, GPT], path: Path) -> None:
+def draw(c: Config, losses: dict[str, torch.Tensor], models: dict[str, GPT], path: Path) -> None:
     """The loss by position for each kind; how alike the vectors of two positions are."""
     T = len(next(iter(losses.values())))
     figure = new_figure(10, 3.9)
@@ -80,13 +80,13 @@ def draw(losses: dict[str, torch.Tensor], models: dict[str, GPT], path: Path) ->
         means = loss.unfold(0, width, width).mean(dim=1)
         at = [width * (i + 0.5) for i in range(len(means))]
         left.plot(at, means, color=color, label=kind)
-    left.axvline(block_size, color="black", lw=0.8, ls=":")
-    left.text(block_size, left.get_ylim()[1], " trained up to here", fontsize=8, va="top")
+    left.axvline(c.block_size, color="black", lw=0.8, ls=":")
+    left.text(c.block_size, left.get_ylim()[1], " trained up to here", fontsize=8, va="top")
     left.set(xlabel="position", ylabel="validation loss (nats per token)", xlim=(0, T))
     left.legend()
-    vectors = {"sinusoidal: by the formula": sinusoids(torch.arange(block_size), 128)}
+    vectors = {"sinusoidal: by the formula": sinusoids(torch.arange(c.block_size), 128)}
     if "learned" in models:
-        wpe = models["learned"].transformer.wpe.weight.detach()[:block_size]
+        wpe = models["learned"].transformer.wpe.weight.detach()[: c.block_size]
         vectors = {"learned: after training": wpe, **vectors}
     for axes, (name, v) in zip(maps, vectors.items()):
         axes.imshow(similarity(v), cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
@@ -98,34 +98,38 @@ def draw(losses: dict[str, torch.Tensor], models: dict[str, GPT], path: Path) ->
     save_figure(figure, path)
 
 
-def main() -> None:
-    configure(globals())
-    chosen = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    chosen = [kind.strip() for kind in c.kinds.split(",") if kind.strip()]
     if not chosen or set(chosen) - {"learned", "sinusoidal", "rope", "none"}:
-        raise UserError(f"kinds={kinds!r}: some of learned, sinusoidal, rope, none, with commas")
-    data = Mixture.open(dataset)
-    T = times * block_size
+        raise UserError(f"kinds={c.kinds!r}: some of learned, sinusoidal, rope, none, with commas")
+    data = Mixture.open(c.dataset)
+    T = c.times * c.block_size
     data.check(T, data.model_vocab_size, ["val"])
     losses, models, rows = {}, {}, []
     for kind in chosen:
-        more = [f"--dataset={dataset}", f"--block_size={block_size}", f"--position={kind}"]
-        train(HERE / "config.py", Path(out_dir) / kind, steps, *more, *options.split())
-        models[kind] = lengthened(load_model("best", Path(out_dir) / kind).model, T)
-        loss = losses[kind] = loss_by_position(models[kind], data.parts[0].split("val"), T, windows)
-        half = block_size // 2
+        more = [f"--dataset={c.dataset}", f"--block_size={c.block_size}", f"--position={kind}"]
+        train(HERE / "config.py", Path(c.out_dir) / kind, c.steps, *more, *c.options.split())
+        models[kind] = lengthened(load_model("best", Path(c.out_dir) / kind).model, T)
+        loss = losses[kind] = loss_by_position(
+            models[kind], data.parts[0].split("val"), T, c.windows
+        )
+        half = c.block_size // 2
         row = {"kind": kind, "first": loss[:8].mean().item()}
-        row |= {"late": loss[half:block_size].mean().item()}
-        row |= {"twice": loss[block_size : 2 * block_size].mean().item() if times > 1 else None}
-        rows.append(row | {"end": loss[-block_size:].mean().item() if times > 2 else None})
+        row |= {"late": loss[half : c.block_size].mean().item()}
+        row |= {
+            "twice": loss[c.block_size : 2 * c.block_size].mean().item() if c.times > 1 else None
+        }
+        rows.append(row | {"end": loss[-c.block_size :].mean().item() if c.times > 2 else None})
     columns = [("positions", "kind", ""), ("first 8", "first", ".3f")]
-    columns += [(f"{block_size // 2} to {block_size}", "late", ".3f")]
-    columns += [(f"{block_size} to {2 * block_size}", "twice", ".3f")]
-    columns += [(f"{T - block_size} to {T}", "end", ".3f")]
-    print(f"\nValidation loss by position, trained on windows of {block_size}:")
+    columns += [(f"{c.block_size // 2} to {c.block_size}", "late", ".3f")]
+    columns += [(f"{c.block_size} to {2 * c.block_size}", "twice", ".3f")]
+    columns += [(f"{T - c.block_size} to {T}", "end", ".3f")]
+    print(f"\nValidation loss by position, trained on windows of {c.block_size}:")
     print(table(rows, columns) + "\n")
-    result = {"block_size": block_size, "losses": {k: v.tolist() for k, v in losses.items()}}
-    write_json(Path(out_dir) / "positions.json", result)
-    draw(losses, models, Path(out_dir) / "positions.png")
+    result = {"block_size": c.block_size, "losses": {k: v.tolist() for k, v in losses.items()}}
+    write_json(Path(c.out_dir) / "positions.json", result)
+    draw(c, losses, models, Path(c.out_dir) / "positions.png")
 
 
 if __name__ == "__main__":

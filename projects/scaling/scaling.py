@@ -31,7 +31,7 @@ from bonsai.planning.scaling import (
 from bonsai.runs.metrics import read_metrics
 from bonsai.system.errors import UserError, run
 from bonsai.system.tables import table
-from configurator import configure
+from configurator import Config, configure
 from projects.common import COLORS, new_figure, save_figure, train
 
 # the sweep: every size with every budget
@@ -47,19 +47,20 @@ out_dir = "out-scaling"  # a folder for each run, scaling.json, scaling.png [pat
 TOKENS_PER_STEP = 16 * 128  # of config.py
 
 
-def parse_sweep() -> list[tuple[int, int, int]]:
+def parse_sweep(c: Config) -> list[tuple[int, int, int]]:
     """(layers, channels, steps) of every run, the cheapest first."""
     try:
-        shapes = [tuple(map(int, s.split("x"))) for s in sizes.split(",")]
+        shapes = [tuple(map(int, s.split("x"))) for s in c.sizes.split(",")]
         if not all(len(s) == 2 and min(s) > 0 and s[1] % 16 == 0 for s in shapes):
             raise ValueError
     except ValueError:
         raise UserError(
-            f"sizes={sizes}: give layers x channels (a multiple of 16), as in 2x64,4x128"
+            f"sizes={c.sizes}: give layers x channels (a multiple of 16), as in 2x64,4x128"
         ) from None
-    steps = [max(1, round(1e6 * float(b) / TOKENS_PER_STEP)) for b in budgets.split(",")]
+    steps = [max(1, round(1e6 * float(b) / TOKENS_PER_STEP)) for b in c.budgets.split(",")]
     return sorted(
-        ((n, c, s) for n, c in shapes for s in steps), key=lambda r: r[0] * r[1] ** 2 * r[2]
+        ((layers, width, s) for layers, width in shapes for s in steps),
+        key=lambda r: r[0] * r[1] ** 2 * r[2],
     )
 
 
@@ -67,24 +68,24 @@ def shape(n_layer: int, n_embd: int) -> dict:
     return {"n_layer": n_layer, "n_embd": n_embd, "n_head": max(1, n_embd // 32)}
 
 
-def count_parameters(n_layer: int, n_embd: int) -> int:
+def count_parameters(c: Config, n_layer: int, n_embd: int) -> int:
     """Those that are multiplied; the shared embedding is also the head and counts once."""
-    fields = {"vocab_size": vocab_size, "position": "rope", "norm_gain": False, "bias": False}
+    fields = {"vocab_size": c.vocab_size, "position": "rope", "norm_gain": False, "bias": False}
     return meta_model("gpt", {**fields, **shape(n_layer, n_embd)}).num_params()
 
 
-def sweep() -> list[dict]:
+def sweep(c: Config) -> list[dict]:
     """Run what has not been run; returns a row per run: N, D, C, loss."""
-    rows, runs = [], parse_sweep()
+    rows, runs = [], parse_sweep(c)
     for i, (n_layer, n_embd, steps) in enumerate(runs):
-        folder = Path(out_dir) / f"{n_layer}x{n_embd}_{steps}"
+        folder = Path(c.out_dir) / f"{n_layer}x{n_embd}_{steps}"
         given = [f"--{k}={v}" for k, v in shape(n_layer, n_embd).items()]
         print(f"run {i + 1} of {len(runs)}: {folder.name}", flush=True)
-        train(HERE / "config.py", folder, steps, *given, *options.split())
+        train(HERE / "config.py", folder, steps, *given, *c.options.split())
         losses = [r["val_loss"] for r in read_metrics(folder) if r.get("iter") == steps]
         if not losses:
             raise UserError(f"{folder} has no final evaluation: delete it and run again")
-        N, D = count_parameters(n_layer, n_embd), steps * TOKENS_PER_STEP
+        N, D = count_parameters(c, n_layer, n_embd), steps * TOKENS_PER_STEP
         rows.append({"N": N, "D": D, "C": 6 * N * D, "loss": losses[-1]})
     return sorted(rows, key=lambda r: (r["N"], r["D"]))
 
@@ -199,12 +200,12 @@ def draw(law: ScalingLaw, rows: list[dict], path: Path) -> None:
     save_figure(figure, path)
 
 
-def main() -> None:
-    configure(globals())
-    if chinchilla:
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    if c.chinchilla:
         print(chinchilla_tables())
         return
-    rows = sweep()
+    rows = sweep(c)
     columns = [("parameters", "N", ",d"), ("tokens", "D", ",d"), ("FLOPs", "C", ".2e")]
     print(f"\n{table(rows, [*columns, ('val loss', 'loss', '.4f')])}\n")
     try:
@@ -212,8 +213,8 @@ def main() -> None:
     except ValueError as e:
         raise UserError(f"{e}: more sizes or budgets") from None
     print(describe_fit(law, rows) + "\n\n" + chinchilla_tables())
-    write_json(Path(out_dir) / "scaling.json", {"runs": rows, "law": vars(law)})
-    draw(law, rows, Path(out_dir) / "scaling.png")
+    write_json(Path(c.out_dir) / "scaling.json", {"runs": rows, "law": vars(law)})
+    draw(law, rows, Path(c.out_dir) / "scaling.png")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
-from configurator import configure, resolve_path
+from configurator import Config, configure, resolve_path
 from projects.common import COLORS, new_figure, save_figure, train
 
 # the sound
@@ -61,7 +61,7 @@ def to_bytes(x: np.ndarray) -> np.ndarray:
     return np.clip(np.round(SILENCE + 127 * x), 0, 255).astype(np.uint8)
 
 
-def tune(rng: np.random.Generator) -> np.ndarray:
+def tune(rng: np.random.Generator, rate: int) -> np.ndarray:
     """Eight seconds of plucked notes over a bass, at one of a few tempos: (8 rate,) in [-1, 1]."""
     x = np.zeros(8 * rate)
     beat = float(rng.choice((0.2, 0.25, 0.3)))
@@ -85,7 +85,7 @@ def tune(rng: np.random.Generator) -> np.ndarray:
     return 0.9 * x / np.abs(x).max()
 
 
-def read_wav(path: Path) -> np.ndarray:
+def read_wav(path: Path, rate: int) -> np.ndarray:
     """A WAV file as one channel of bytes at `rate`. Raises UserError for what is no PCM."""
     try:
         with wave.open(str(path), "rb") as f:
@@ -105,10 +105,10 @@ def read_wav(path: Path) -> np.ndarray:
         wide = np.zeros((len(raw), 4), np.uint8)
         wide[:, 4 - width :] = raw
         x = wide.view("<i4")[:, 0] / 2**31
-    return to_bytes(resample(x.reshape(-1, channels).mean(axis=1), found))
+    return to_bytes(resample(x.reshape(-1, channels).mean(axis=1), found, rate))
 
 
-def resample(x: np.ndarray, found: int) -> np.ndarray:
+def resample(x: np.ndarray, found: int, rate: int) -> np.ndarray:
     """x at `found` samples a second -> at `rate`: averaged where there are more, else between."""
     if found == rate:
         return x
@@ -120,29 +120,29 @@ def resample(x: np.ndarray, found: int) -> np.ndarray:
     return np.interp(np.arange(count) * (found / rate), np.arange(len(x)), x)
 
 
-def sounds() -> Iterator[tuple[str, np.ndarray]]:
+def sounds(c: Config) -> Iterator[tuple[str, np.ndarray]]:
     """(name, bytes) of each sound."""
-    if not source:
-        for i in range(tunes):
-            yield f"tune {i}", to_bytes(tune(np.random.default_rng((seed, i))))
+    if not c.source:
+        for i in range(c.tunes):
+            yield f"tune {i}", to_bytes(tune(np.random.default_rng((c.seed, i)), c.rate))
         return
-    folder = resolve_path(source)
+    folder = resolve_path(c.source)
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.[wW][aA][vV]"))
     if not files:
-        raise UserError(f"source={source}: there is no WAV file")
+        raise UserError(f"source={c.source}: there is no WAV file")
     for path in files:
-        yield path.name, read_wav(path)
+        yield path.name, read_wav(path, c.rate)
 
 
-def prepare(folder: Path) -> None:
+def prepare(c: Config, folder: Path) -> None:
     """Write the data set: the sounds one after the other, each followed by the end of text."""
     tokenizer, count = ByteTokenizer(), 0
     end = np.array([tokenizer.eot], "<u2")
     with Writer(folder, tokenizer) as writer:
-        for name, data in sounds():
-            held = document_key(name.encode()) < val_fraction
+        for name, data in sounds(c):
+            held = document_key(name.encode()) < c.val_fraction
             if count == 0 and len(data) > 10:  # of the first something is always held out
-                cut = int(len(data) * (1 - val_fraction))
+                cut = int(len(data) * (1 - c.val_fraction))
                 parts = (("train", data[:cut]), ("val", data[cut:]))
             else:
                 parts = (("val" if held else "train", data),)
@@ -150,11 +150,11 @@ def prepare(folder: Path) -> None:
                 writer.add(split, np.concatenate((part, end)), text_bytes=len(part))
             count += 1
         meta = writer.finish()
-    length = sum(part["bytes"] for part in meta["splits"].values()) / rate
-    print(f"{count} sounds, {length / 60:.1f} minutes at {rate} samples a second")
+    length = sum(part["bytes"] for part in meta["splits"].values()) / c.rate
+    print(f"{count} sounds, {length / 60:.1f} minutes at {c.rate} samples a second")
 
 
-def write_wav(path: Path, data: np.ndarray) -> None:
+def write_wav(path: Path, data: np.ndarray, rate: int) -> None:
     with wave.open(str(path), "wb") as f:
         f.setnchannels(1)
         f.setsampwidth(1)
@@ -163,26 +163,26 @@ def write_wav(path: Path, data: np.ndarray) -> None:
     print(f"wrote {path}")
 
 
-def excerpts(val: np.ndarray, length: int) -> list[np.ndarray]:
+def excerpts(c: Config, val: np.ndarray, length: int) -> list[np.ndarray]:
     """`shown` excerpts of the held-out sounds, none across the end of a sound: bytes."""
     found = []
     for part in np.split(val, np.flatnonzero(val > 255)):
         part = part[part < 256].astype(np.uint8)
         found += [part[i : i + length] for i in range(0, len(part) - length + 1, 2 * length)]
     if not found:
-        raise UserError(f"no held-out sound has {length / rate:g} s: lower given or seconds")
-    chosen = np.linspace(0, len(found) - 1, min(shown, len(found))).astype(int)
+        raise UserError(f"no held-out sound has {length / c.rate:g} s: lower given or seconds")
+    chosen = np.linspace(0, len(found) - 1, min(c.shown, len(found))).astype(int)
     return [found[i] for i in chosen]
 
 
-def go_on(model: torch.nn.Module, start: np.ndarray) -> np.ndarray:
+def go_on(c: Config, model: torch.nn.Module, start: np.ndarray) -> np.ndarray:
     """What the model makes of a beginning, `seconds` of it; patches stay where they are."""
-    params = SamplingParams(int(seconds * rate), temperature, seed=seed, vocab_limit=256)
+    params = SamplingParams(int(c.seconds * c.rate), c.temperature, seed=c.seed, vocab_limit=256)
     rows = generate(model, start.tolist(), params, on_full="refill")
     return np.array([*start, *(row[0] for row in rows)], dtype=np.uint8)
 
 
-def draw(pairs: list[tuple[np.ndarray, np.ndarray]], begin: int, path: Path) -> None:
+def draw(c: Config, pairs: list[tuple[np.ndarray, np.ndarray]], begin: int, path: Path) -> None:
     """Waves and spectrograms, original above, the model's below, for each excerpt."""
     figure = new_figure(9, 1.5 * 2 * len(pairs))
     grid = figure.subplots(2 * len(pairs), 2, squeeze=False, sharex=True)
@@ -190,24 +190,24 @@ def draw(pairs: list[tuple[np.ndarray, np.ndarray]], begin: int, path: Path) -> 
         for j, (title, data) in enumerate(zip(("original", "continued"), pair)):
             left, right = grid[2 * i + j]
             x = (data.astype(np.float64) - SILENCE) / 127
-            t = np.arange(len(x)) / rate
+            t = np.arange(len(x)) / c.rate
             left.plot(t[:begin], x[:begin], color=COLORS[7], linewidth=0.4)
             left.plot(t[begin:], x[begin:], color=COLORS[j], linewidth=0.4)
             left.set(ylim=(-1, 1), ylabel=title)
-            right.specgram(x + 1e-6, NFFT=256, Fs=rate, noverlap=128, vmin=-120)
-            right.axvline(begin / rate, color="white", linewidth=0.8)
+            right.specgram(x + 1e-6, NFFT=256, Fs=c.rate, noverlap=128, vmin=-120)
+            right.axvline(begin / c.rate, color="white", linewidth=0.8)
             right.grid(False)
     grid[-1][0].set_xlabel("seconds")
     grid[-1][1].set_xlabel("seconds")
     save_figure(figure, path)
 
 
-def main() -> None:
-    configure(globals())
-    out = Path(out_dir or "out-sound")
-    prepare(out / "data")
-    options = [f"--dataset={out.resolve() / 'data'}", f"--seed={seed}"]
-    train(HERE / "config.py", out / "run", steps, *options)
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    out = Path(c.out_dir or "out-sound")
+    prepare(c, out / "data")
+    options = [f"--dataset={out.resolve() / 'data'}", f"--seed={c.seed}"]
+    train(HERE / "config.py", out / "run", c.steps, *options)
 
     loaded = load_model("best", out / "run")
     loaded.checkpoint = None
@@ -215,15 +215,16 @@ def main() -> None:
     model = to_device(loaded.model, runtime.device)
     val = open_dataset(str(out / "data")).split("val")
     loss, count = split_loss(model, val, runtime, model.config.block_size, 8)
-    print(f"{loss / math.log(2):.4f} bits per byte on {count / rate:.1f} s of held-out sound")
-    begin = int(given * rate)
+    print(f"{loss / math.log(2):.4f} bits per byte on {count / c.rate:.1f} s of held-out sound")
+    begin = int(c.given * c.rate)
     pairs = []
-    for i, original in enumerate(excerpts(val.read(0, len(val)), begin + int(seconds * rate))):
-        made = go_on(model, original[:begin])
-        write_wav(out / f"{i}_original.wav", original)
-        write_wav(out / f"{i}_continued.wav", made)
+    length = begin + int(c.seconds * c.rate)
+    for i, original in enumerate(excerpts(c, val.read(0, len(val)), length)):
+        made = go_on(c, model, original[:begin])
+        write_wav(out / f"{i}_original.wav", original, c.rate)
+        write_wav(out / f"{i}_continued.wav", made, c.rate)
         pairs.append((original, made))
-    draw(pairs, begin, out / "waves.png")
+    draw(c, pairs, begin, out / "waves.png")
 
 
 if __name__ == "__main__":

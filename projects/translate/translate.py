@@ -12,7 +12,7 @@ the parts that train.py uses. It saves after every epoch and goes on where it st
 import gzip
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -40,7 +40,7 @@ from bonsai.system.tables import table
 from bonsai.training.optimizers import load_optimizer_state
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
-from configurator import configure
+from configurator import Config, configure, model_fields
 from projects.common import new_figure, save_figure, train
 
 # data
@@ -103,17 +103,17 @@ def read_pairs(data: Dataset, split: str) -> list[Pair]:
     return pairs
 
 
-def batches(pairs: list[Pair], epoch: int | None) -> list[np.ndarray]:
+def batches(c: Config, pairs: list[Pair], epoch: int | None) -> list[np.ndarray]:
     """Rows of each batch: pairs of similar length together, at most batch_tokens with padding.
 
     A pure function of (seed, epoch); None: the order of an evaluation.
     """
-    rng = np.random.default_rng((seed, epoch or 0))
+    rng = np.random.default_rng((c.seed, epoch or 0))
     length = np.array([max(len(a), len(b)) + 1 for a, b in pairs])
     order = np.argsort(length + (rng.random(len(pairs)) * 2 if epoch is not None else 0))
     found, begin = [], 0
     for i in range(1, len(order) + 1):
-        if i == len(order) or (i + 1 - begin) * length[order[begin : i + 1]].max() > batch_tokens:
+        if i == len(order) or (i + 1 - begin) * length[order[begin : i + 1]].max() > c.batch_tokens:
             found.append(order[begin:i])
             begin = i
     return [found[i] for i in rng.permutation(len(found))] if epoch is not None else found
@@ -136,11 +136,11 @@ def tensors(pairs: list[Pair], c: Seq2SeqConfig, where: torch.device) -> tuple[t
 
 
 @torch.no_grad()
-def validation_loss(model: Seq2Seq, pairs: list[Pair], runtime: Runtime) -> float:
+def validation_loss(c: Config, model: Seq2Seq, pairs: list[Pair], runtime: Runtime) -> float:
     """Mean cross-entropy in nats per target token, the end included, without smoothing."""
     model.eval()
     total = count = 0.0
-    for rows in batches(pairs, None):
+    for rows in batches(c, pairs, None):
         x, y_in, y_out = tensors([pairs[i] for i in rows], model.config, runtime.device)
         n = (y_out != model.config.pad).sum().item()
         with runtime.autocast():
@@ -149,64 +149,64 @@ def validation_loss(model: Seq2Seq, pairs: list[Pair], runtime: Runtime) -> floa
     return total / count
 
 
-def train_model(data: Dataset, runtime: Runtime) -> tuple[Seq2Seq, float]:
+def train_model(c: Config, data: Dataset, runtime: Runtime) -> tuple[Seq2Seq, float]:
     """Train from where the last run stopped; returns the model and the seconds of training."""
     pairs, val = read_pairs(data, "train"), read_pairs(data, "val")
-    given = {f.name: globals()[f.name] for f in fields(Seq2SeqConfig) if f.name in globals()}
     try:
-        config = Seq2SeqConfig(data.vocab_size, **special_ids(data), **given)
+        shape = model_fields(c, Seq2SeqConfig)
+        config = Seq2SeqConfig(data.vocab_size, **special_ids(data), **shape)
     except ValueError as e:
         raise UserError(e) from None
-    torch.manual_seed(seed)
+    torch.manual_seed(c.seed)
     model = Seq2Seq(config)
-    settings = StepSettings(weight_decay=0.0, beta2=0.98, adam_eps=1e-9, seed=seed)
+    settings = StepSettings(weight_decay=0.0, beta2=0.98, adam_eps=1e-9, seed=c.seed)
     training = TrainingStep(model, settings, runtime)
     optimizer = training.optimizer
     first, step, seconds = 0, 0, 0.0
-    if (Path(out_dir) / "ckpt.pt").exists():
-        state = load_checkpoint(Path(out_dir) / "ckpt.pt")
+    if (Path(c.out_dir) / "ckpt.pt").exists():
+        state = load_checkpoint(Path(c.out_dir) / "ckpt.pt")
         if state["model_args"] != asdict(config):
-            raise UserError(f"{out_dir} holds a model of another shape: set another --out_dir")
+            raise UserError(f"{c.out_dir} holds a model of another shape: set another --out_dir")
         model.load_state_dict(state["model"])
         load_optimizer_state(optimizer, state["optimizer"])
         first, step, seconds = state["epoch"], state["iter_num"], state["seconds"]
     print(f"{model.num_params() / 1e6:.2f}M parameters, {len(pairs):,} pairs, {runtime.summary}")
-    for epoch in range(first, epochs):
+    for epoch in range(first, c.epochs):
         begin, losses = time.perf_counter(), []
         model.train()
-        for rows in batches(pairs, epoch):
+        for rows in batches(c, pairs, epoch):
             for group in optimizer.param_groups:
-                group["lr"] = warmup_rate(step, n_embd, warmup, rate_factor)
+                group["lr"] = warmup_rate(step, c.n_embd, c.warmup, c.rate_factor)
             batch = tensors([pairs[i] for i in rows], config, runtime.device)
             losses.append(training(step, [batch]).item())
             step += 1
         seconds += time.perf_counter() - begin
         print(
-            f"epoch {epoch + 1} of {epochs}, step {step}: train loss {np.mean(losses):.4f}, "
-            f"val loss {validation_loss(model, val, runtime):.4f}, {seconds:.0f} s",
+            f"epoch {epoch + 1} of {c.epochs}, step {step}: train loss {np.mean(losses):.4f}, "
+            f"val loss {validation_loss(c, model, val, runtime):.4f}, {seconds:.0f} s",
             flush=True,
         )
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         state |= {"model_args": asdict(config), "tokenizer": data.tokenizer}
         state |= {"iter_num": step, "epoch": epoch + 1, "seconds": seconds}
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-        save_checkpoint(Path(out_dir), state)
+        Path(c.out_dir).mkdir(parents=True, exist_ok=True)
+        save_checkpoint(Path(c.out_dir), state)
     return model, seconds
 
 
 # ---- translating ----
 
 
-def translate(model: Seq2Seq, coder, texts: list[str], runtime: Runtime) -> list[str]:
+def translate(c: Config, model: Seq2Seq, coder, texts: list[str], runtime: Runtime) -> list[str]:
     """The translations, in the order of the texts; batches of similar length."""
-    c = model.config
-    rows = [coder.encode(t)[: c.max_length - 60] or [c.eos] for t in texts]
+    most, eos, pad = model.config.max_length - 60, model.config.eos, model.config.pad
+    rows = [coder.encode(t)[:most] or [eos] for t in texts]
     order, found = sorted(range(len(rows)), key=lambda i: len(rows[i])), {}
     for i in range(0, len(order), 32):
         chosen = order[i : i + 32]
-        x = padded([rows[k] for k in chosen], c.pad).to(runtime.device)
+        x = padded([rows[k] for k in chosen], pad).to(runtime.device)
         with runtime.autocast():
-            found |= zip(chosen, beam_search(model, x, beams, alpha))
+            found |= zip(chosen, beam_search(model, x, c.beams, c.alpha))
     return [coder.decode(found[i]) for i in range(len(texts))]
 
 
@@ -221,13 +221,13 @@ def translate_with_gpt(model, coder, texts: list[str], ids: dict[str, int], T: i
     return found
 
 
-def test_sentences(data: Dataset, language: str) -> list[str]:
+def test_sentences(c: Config, data: Dataset, language: str) -> list[str]:
     """The sentences of test_2016_flickr, as prepare.py kept them."""
     path = data.folder / "downloads" / f"test_2016_flickr.{language}.gz"
     if not path.exists():
         raise UserError(f"{path} is missing: run data/multi30k/prepare.py")
     with gzip.open(path, "rt", encoding="utf-8") as f:
-        return [line.strip() for line in f][: sentences or None]
+        return [line.strip() for line in f][: c.sentences or None]
 
 
 def bleu(said: list[str], wanted: list[str]) -> float:
@@ -243,20 +243,20 @@ def bleu(said: list[str], wanted: list[str]) -> float:
 
 
 @torch.no_grad()
-def attention_maps(model: Seq2Seq, coder) -> tuple:
+def attention_maps(c: Config, model: Seq2Seq, coder) -> tuple:
     """What the last layers look at while the model reads the two sentences of the picture.
 
     Returns the tokens of source and target, and three tensors of attention weights: of target
     positions to the source (nh, T, S), of target positions to the target so far (nh, T, T), and of
     the source to itself, in the encoder (nh, S, S).
     """
-    c, where = model.config, next(model.parameters()).device
-    a, b = coder.encode(picture_source), coder.encode(picture_target)
+    bos, where = model.config.bos, next(model.parameters()).device
+    a, b = coder.encode(c.picture_source), coder.encode(c.picture_target)
     parts = (model.decoder[-1].cross, model.decoder[-1].attention, model.encoder[-1].attention)
     for part in parts:
         part.keep_weights = True
     model.eval()
-    model(torch.tensor([a], device=where), torch.tensor([[c.bos, *b]], device=where))
+    model(torch.tensor([a], device=where), torch.tensor([[bos, *b]], device=where))
     weights = []
     for part in parts:
         weights.append(part.weights[0].float().cpu())
@@ -264,11 +264,11 @@ def attention_maps(model: Seq2Seq, coder) -> tuple:
     return [coder.decode([i]) for i in a], ["<sep>", *(coder.decode([i]) for i in b)], *weights
 
 
-def draw(model: Seq2Seq, coder, path: Path) -> None:
+def draw(c: Config, model: Seq2Seq, coder, path: Path) -> None:
     """Cross-attention of the whole sentence, and where one word of each language looks."""
-    words, said, cross, own, encoder = attention_maps(model, coder)
-    at = said.index(look_at) if look_at in said else len(said) - 1
-    there = words.index(look_at_source) if look_at_source in words else len(words) - 1
+    words, said, cross, own, encoder = attention_maps(c, model, coder)
+    at = said.index(c.look_at) if c.look_at in said else len(said) - 1
+    there = words.index(c.look_at_source) if c.look_at_source in words else len(words) - 1
     figure = new_figure(11, 5.6)
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.25))
     left, *right = (figure.add_subplot(grid[g]) for g in (np.s_[:, 0], np.s_[0, 1], np.s_[1, 1]))
@@ -290,32 +290,32 @@ def draw(model: Seq2Seq, coder, path: Path) -> None:
     save_figure(figure, path)
 
 
-def main() -> None:
-    configure(globals())
-    runtime = setup(device, dtype, False)
-    out = Path(out_dir)
-    if text:
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    runtime = setup(c.device, c.dtype, False)
+    out = Path(c.out_dir)
+    if c.text:
         state = load_checkpoint(out / "ckpt.pt", optimizer=False)
         check_fit(Seq2Seq, Seq2SeqConfig, state["model_args"], state["model"], out / "ckpt.pt")
         model = Seq2Seq(Seq2SeqConfig(**state["model_args"])).to(runtime.device)
         model.load_state_dict(state["model"])
-        print(translate(model, tokenizers.from_dict(state["tokenizer"]), [text], runtime)[0])
+        print(translate(c, model, tokenizers.from_dict(state["tokenizer"]), [c.text], runtime)[0])
         return
-    data = open_dataset(dataset)
+    data = open_dataset(c.dataset)
     ids = special_ids(data)
-    questions, wanted = test_sentences(data, source), test_sentences(data, target)
+    questions, wanted = test_sentences(c, data, c.source), test_sentences(c, data, c.target)
     bleu(wanted[:1], wanted[:1])  # what can fail should fail before the training
     coder = tokenizers.from_dict(data.tokenizer)
-    model, seconds = train_model(data, runtime)
+    model, seconds = train_model(c, data, runtime)
     begin = time.perf_counter()
-    said = translate(model, coder, questions, runtime)
+    said = translate(c, model, coder, questions, runtime)
     row = {"model": "encoder-decoder", "parameters": model.num_params(), "minutes": seconds / 60}
     row |= {"bleu": bleu(said, wanted), "decoding": time.perf_counter() - begin}
-    rows = [row | {"search": f"{beams} beams" if beams > 1 else "greedy"}]
-    if compare:
+    rows = [row | {"search": f"{c.beams} beams" if c.beams > 1 else "greedy"}]
+    if c.compare:
         begin = time.perf_counter()
-        options = [f"--dataset={dataset}", f"--device={device}", f"--dtype={dtype}"]
-        train(HERE / "gpt.py", out / "gpt", gpt_steps, *options, *gpt_options.split())
+        options = [f"--dataset={c.dataset}", f"--device={c.device}", f"--dtype={c.dtype}"]
+        train(HERE / "gpt.py", out / "gpt", c.gpt_steps, *options, *c.gpt_options.split())
         minutes = (time.perf_counter() - begin) / 60
         gpt = to_device(load_model("best", out / "gpt").model, runtime.device)
         begin = time.perf_counter()
@@ -332,7 +332,7 @@ def main() -> None:
         print(f"{question}\n  = {mine}\n  ~ {true}")
     write_whole(out / "test.txt", "\n".join(said) + "\n")
     write_json(out / "translate.json", {"rows": rows})
-    draw(model, coder, out / "attention.png")
+    draw(c, model, coder, out / "attention.png")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from bonsai.data.meta import open_meta
 from bonsai.data.readers import read_pieces
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, SentencePieceTokenizer, get
-from configurator import configure
 
 READERS = {  # the setting that takes the file, its name, further settings
     "data/bytes/prepare.py": [("input", "a.txt", [])],
@@ -59,8 +58,6 @@ def call(monkeypatch, program: str, *arguments: str) -> None:
     """The program's main, after it has read these arguments."""
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     main = runpy.run_path(str(ROOT / program), run_name="not main")["main"]
-    if program.startswith("data/"):
-        configure(main.__globals__)
     main()
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from helpers.html_text import TextOf
 from helpers.programs import run_command
+from helpers.settings import settings as settings_of
 from helpers.shared_data import ROOT, need_vocabulary
 
 from bonsai.system.errors import UserError
@@ -146,13 +147,12 @@ def test_without_the_library_nothing_asks_for_it(monkeypatch, capsys):
     monkeypatch.setattr(patterns, "LONG_BLANK", 50)
     texts = ["some text, " * 9 + " " * 60 + "and more " * 9] * 2
     program = runpy.run_path(str(ROOT / "train_tokenizer.py"), run_name="not main")
-    print_report, names = program["print_report"], program["print_report"].__globals__
-    names.update(compare="", stats=True, fast=True)
+    print_report, c = program["print_report"], settings_of("train_tokenizer.py", ["--compare="])
     own = BPETokenizer.train(texts, 300, fast=False)
     with pytest.raises(UserError, match="--fast=False"):
-        print_report(own, texts)
-    names["fast"] = False
-    print_report(own, texts)
+        print_report(c, own, texts)
+    c["fast"] = False
+    print_report(c, own, texts)
     assert "tokens per byte" in capsys.readouterr().out
 
 
