@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bonsai import ROOT, __version__
-from bonsai.files.access import resolve_path
+from bonsai.system.paths import resolve_path
 from bonsai.system.values import (
     BOOL_WORDS,
     COMMAND_LINE,

@@ -73,6 +73,7 @@ def test_the_configurator_needs_nothing():
     standard = set(sys.stdlib_module_names)
     assert imports(ROOT / "configurator.py") <= standard | {"bonsai"}
     assert imports(ROOT / "bonsai" / "system" / "values.py") <= standard
+    assert imports(ROOT / "bonsai" / "system" / "paths.py") <= standard | {"bonsai"}
 
 
 def test_preparing_data_does_not_import_torch():

@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from bonsai import ROOT
 from bonsai.files.atomic import replace_text, whole_file
 from bonsai.system.errors import FULL, UserError, reason
-from bonsai.system.values import expand_path
 
 # Bytes of a meta.json or of a tokenizer: JSON takes up to 35 times its size in memory, and the
 # largest vocabularies there are have 5 MB.
@@ -29,12 +27,6 @@ KINDS = {
 }
 PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # somebody writes to these
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-def resolve_path(path: str | os.PathLike[str]) -> Path:
-    """`path` from the working directory, or from the repository root if it only exists there."""
-    path = Path(expand_path(path))
-    return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
 @contextlib.contextmanager

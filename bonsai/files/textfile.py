@@ -9,8 +9,9 @@ import io
 import os
 from pathlib import Path
 
-from bonsai.files.access import UTF16, read_bytes, resolve_path
+from bonsai.files.access import UTF16, read_bytes
 from bonsai.system.errors import UserError, reason
+from bonsai.system.paths import resolve_path
 
 LARGEST = 256 << 20  # bytes
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch.nn as nn
 
-from bonsai.files.access import exists, resolve_path
+from bonsai.files.access import exists
 from bonsai.files.jsonfile import read_json_object
 from bonsai.models.fit import WithoutDraws, check_fit, without_masks
 from bonsai.models.hugging_face import CONFIG_BYTES, read_gpt2
@@ -13,6 +13,7 @@ from bonsai.models.table import MODELS, build_model
 from bonsai.runs.names import checkpoints
 from bonsai.runs.restore import load_checkpoint, newer_weights, run_checkpoint
 from bonsai.system.errors import UserError, short_of_memory
+from bonsai.system.paths import resolve_path
 from bonsai.tokenizers.hugging_face import read_folder
 
 # what a run may change about a model whose weights it loads; all else is fixed by the weights

@@ -16,6 +16,7 @@ import pytest
 
 import configurator
 from bonsai import __version__
+from bonsai.system import paths
 from configurator import Config, configure, describe, model_fields, resolve_path
 
 ROOT = Path(configurator.__file__).resolve().parent
@@ -736,7 +737,7 @@ def test_resolve_path(folder, monkeypatch):
     root = folder / "root"
     (root / "config").mkdir(parents=True)
     (root / "config" / "a.py").write_text("")
-    monkeypatch.setattr(configurator, "ROOT", root)
+    monkeypatch.setattr(paths, "ROOT", root)
     assert resolve_path("config/a.py") == root / "config" / "a.py"
     assert resolve_path("config/b.py") == Path("config/b.py")
     write("config/a.py", "")
@@ -767,6 +768,7 @@ def test_program_from_any_folder(folder):
         "configurator.py",
         "bonsai/__init__.py",
         "bonsai/system/__init__.py",
+        "bonsai/system/paths.py",
         "bonsai/system/values.py",
     ):
         shutil.copy(ROOT / name, root / name)
