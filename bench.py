@@ -108,8 +108,15 @@ def measure(c: Config, runtime: Runtime) -> dict:
         batches = Batches(data, T, c.batch_size * runtime.world_size, c.seed)
         check = 0 if data.stated else vocab_size
         pin = runtime.device.type == "cuda"
-        where = (runtime.rank, runtime.world_size)
-        stream = prefetch(batches, 0, c.batch_size, *where, check_below=check, pin=pin)
+        stream = prefetch(
+            batches,
+            0,
+            c.batch_size,
+            runtime.rank,
+            runtime.world_size,
+            check_below=check,
+            pin=pin,
+        )
     training = TrainingStep(model, StepSettings(**model_fields(c, StepSettings)), runtime)
     step = TimedSteps(training, stream)
 

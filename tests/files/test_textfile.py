@@ -8,7 +8,7 @@ import pytest
 from bonsai import tokenizers
 from bonsai.data.meta import open_meta
 from bonsai.evaluation.choices import read_questions
-from bonsai.files.textfile import check_writable, decode_text, read_text
+from bonsai.files.textfile import check_writable, decode_text, read_text, text_or_file
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.ranks import read_vocab_bpe
 
@@ -97,3 +97,11 @@ def test_a_tokenizer_is_where_it_is_said_to_be(tmp_path):
     assert isinstance(found, tokenizers.tokenizer_class("byte"))
     with pytest.raises(UserError, match="a data set's folder"):
         tokenizers.get("char")
+
+
+def test_a_text_or_the_file_that_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("of the file")
+    assert text_or_file("FILE is a word", "the start") == "FILE is a word"
+    assert text_or_file(f"FILE:{tmp_path / 'a.txt'}", "the start") == "of the file"
+    with pytest.raises(UserError, match="the start"):
+        text_or_file(f"FILE:{tmp_path / 'b.txt'}", "the start")

@@ -8,7 +8,7 @@ import torch
 from helpers.checkpoints import needs_resource, tiny
 from helpers.programs import ROOT, differences, environment
 
-from bonsai.models.loading import load_model
+from bonsai.models.loading import find_source, load_model
 from bonsai.system.errors import UserError
 
 
@@ -43,6 +43,21 @@ def test_a_head_that_is_no_longer_tied_is_refused(tmp_path):
     torch.save(state, tmp_path / "ckpt.pt")
     with pytest.raises(UserError, match=r"lm_head\.weight should be the same"):
         load_model("resume", tmp_path)
+
+
+def test_what_programs_that_use_a_model_mean(tmp_path, monkeypatch):
+    """'resume' is the run in out_dir, at its last evaluation; what else is given stands alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    _, state = tiny()
+    for name, step in (("ckpt.pt", 5), ("last.pt", 6)):
+        torch.save({**state, "iter_num": step}, tmp_path / "out" / name)
+    loaded = load_model(find_source("resume", "out"))
+    assert loaded.checkpoint["iter_num"] == 5 and "step 6" in loaded.newer
+    assert load_model(find_source("out/last.pt", "nowhere")).checkpoint["iter_num"] == 6
+    assert find_source("gpt2", "out") == "gpt2"
+    with pytest.raises(UserError, match="no checkpoint in nowhere: there are runs in out"):
+        find_source("resume", "nowhere")
 
 
 def test_without_the_optimizer(tmp_path):

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from bonsai.planning.memory import LOWER, describe_memory, out_of_memory, training_bytes
+from bonsai.planning.memory import (
+    LOWER,
+    describe_memory,
+    memory_errors,
+    out_of_memory,
+    training_bytes,
+)
+from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
 from model import GPT, GPTConfig
 
@@ -38,3 +45,13 @@ def test_which_exceptions_mean_out_of_memory():
         torch.empty(2**50, dtype=torch.float64)
     assert out_of_memory(e.value)
     assert not out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_program_says_what_was_too_large():
+    with (
+        pytest.raises(UserError, match=r"^out of memory with 3 rows$"),
+        memory_errors(lambda: " with 3 rows"),
+    ):
+        raise MemoryError
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors(lambda: ""):
+        raise RuntimeError("shapes do not match")

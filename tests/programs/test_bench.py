@@ -13,7 +13,7 @@ from bonsai.models.table import build_model
 from bonsai.system.runtime import setup
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
-from bonsai.training.timing import TimedSteps, synthetic, time_steps
+from bonsai.training.timing import TimedSteps
 
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=4"]
 TINY += ["--device=cpu", "--dtype=float32", "--warmup=1"]
@@ -103,24 +103,3 @@ def test_a_step_is_that_of_train_py(workplace, tmp_path):
     found = [step.log(step())[0] for _ in range(4)]
     stream.close()
     assert found == pytest.approx([loss for _, loss in losses(tmp_path / "run")], abs=1e-5)
-
-
-def test_steps_are_timed_from_idle_to_idle():
-    calls = []
-
-    class Step:
-        def __call__(self):
-            calls.append("step")
-
-        def log(self, loss):
-            calls.append("log")
-
-    seconds = time_steps(Step(), 5, lambda: calls.append("wait"), log_every=2)
-    assert calls == ["wait", "step", "step", "log", "step", "step", "log", "step", "wait"]
-    assert 0 < seconds < 1
-
-
-def test_synthetic_batches_are_in_the_vocabulary():
-    x, y = next(synthetic(7, 3, 50, torch.device("cpu")))
-    assert x.shape == y.shape == (3, 50) and x.dtype == torch.int64
-    assert x.min() >= 0 and set(torch.cat((x, y)).unique().tolist()) == set(range(7))

@@ -16,8 +16,7 @@ import pytest
 
 import configurator
 from bonsai import __version__
-from bonsai.system import paths
-from configurator import Config, configure, describe, model_fields, resolve_path
+from configurator import Config, configure, describe, model_fields
 
 ROOT = Path(configurator.__file__).resolve().parent
 
@@ -731,19 +730,6 @@ def test_help_describes_inherited_fields(capsys):
         "--vocab_size=50304",
     ]
     assert lines.count("--bias=False") == 1, "the program's own setting is listed once"
-
-
-def test_resolve_path(folder, monkeypatch):
-    root = folder / "root"
-    (root / "config").mkdir(parents=True)
-    (root / "config" / "a.py").write_text("")
-    monkeypatch.setattr(paths, "ROOT", root)
-    assert resolve_path("config/a.py") == root / "config" / "a.py"
-    assert resolve_path("config/b.py") == Path("config/b.py")
-    write("config/a.py", "")
-    assert resolve_path("config/a.py") == Path("config/a.py")
-    assert resolve_path(root) == root
-    assert resolve_path("~/nowhere") == Path.home() / "nowhere"
 
 
 # --- as a program ---
