@@ -1,7 +1,7 @@
 """Config files and --key=value become a program's checked settings; standard library only.
 
 A program names its settings at its top, each with a default and a comment on one line, and then
-calls `config = configure(globals())`. Its user writes
+calls `c = configure(globals())`, whose attributes they are: `c.batch_size`. Its user writes
 
     python train.py config/train_shakespeare_char.py --batch_size=32 --compile=False
 
@@ -79,9 +79,8 @@ def configure(
     argv: Iterable[str] | None = None,
     presets: dict[str, dict[str, Any]] | None = None,
     settings: dict[str, Any] | None = None,
-    bind: bool = True,
 ) -> Config:
-    """Read the arguments, write the program's settings back into `namespace`, return all of them.
+    """Read the arguments and return all settings of a program; `namespace` stays as it is.
 
     namespace: globals() of the program. Its settings are the bool, int, float and str assigned in
         its source at module level above the call, except `_private` and UPPER_CASE names. An
@@ -91,11 +90,9 @@ def configure(
     argv: the arguments, by default the program's own.
     presets: name -> settings. `--preset=NAME` gives them all, where it stands among the arguments.
     settings: values given from Python instead of on the command line, checked as a config file's.
-    bind: False leaves `namespace` as it is, so that no call sees the settings of an earlier one.
 
     Prints in one line what differs from the defaults (rank 0 only). Exits with status 0 after
-    --help and --version, and with 2 on a usage error. Called again in the same process, it begins
-    with the program's own defaults, not with what the call before wrote back.
+    --help and --version, and with 2 on a usage error.
     """
     program = _program_settings(namespace)
     arguments = _Arguments(
@@ -109,9 +106,6 @@ def configure(
     if arguments.wants_help:
         print(arguments.help(namespace.get("__doc__")), flush=True)
         sys.exit(0)
-    if bind:
-        namespace.update((name, config[name]) for name in program)
-        namespace["_written_back"] = {n: (s.default, config[n]) for n, s in program.items()}
     if (os.environ.get("RANK") or "0") == "0":
         print(describe(config), flush=True)
     return config
@@ -163,13 +157,11 @@ def _fail(message: str) -> NoReturn:
 def _program_settings(namespace: dict[str, Any]) -> dict[str, Setting]:
     with tokenize.open(namespace["__file__"]) as file:
         source = file.read()
-    settings, before = {}, namespace.get("_written_back", {})
+    settings = {}
     for name, annotation, comment, section in _declarations(source, ast.parse(source).body):
         if name.startswith("_") or name.isupper() or name not in namespace:
             continue
-        default, written = before.get(name, (None, None))
-        if name not in before or namespace[name] is not written:
-            default = namespace[name]  # the program's own, or one that was assigned since
+        default = namespace[name]
         hint = eval(annotation, namespace) if annotation else type(default)
         hint = eval(hint, namespace) if isinstance(hint, str) else hint  # it stood in quotes
         if accepted := _simple_types(hint):

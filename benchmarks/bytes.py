@@ -420,7 +420,7 @@ def context(c: Config) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None, bind=False)
+    c = configure(globals(), settings=settings or None)
     {"arms": compare, "generation": generation, "context": context}[c.part](c)
 
 

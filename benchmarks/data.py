@@ -223,4 +223,4 @@ def main(c: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(configure(globals(), bind=False)))
+    run(lambda: main(configure(globals())))

@@ -301,7 +301,7 @@ def guess(c: Config) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None, bind=False)
+    c = configure(globals(), settings=settings or None)
     (guess if c.out_dir else compare)(c)
 
 

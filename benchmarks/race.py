@@ -252,7 +252,7 @@ def draw(runs: list[dict], target: float, path: Path) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None, bind=False)
+    c = configure(globals(), settings=settings or None)
     known("race", [c.race], RACES)
     spec = RACES[c.race]
     dataset, T = c.dataset or spec.dataset, c.block_size or spec.block_size

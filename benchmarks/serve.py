@@ -243,7 +243,7 @@ def compare(c: Config, port: int, served, asked: list[Ask]) -> dict:
 
 
 def main(**settings) -> int:
-    c = configure(globals(), settings=settings or None, bind=False)
+    c = configure(globals(), settings=settings or None)
     runtime = setup(c.device, c.dtype, c.compile)
     row = {"threads": leave_a_core(c.threads), "clients": c.clients, "seconds": c.seconds}
     source = str(resolve_path(c.out_dir))

@@ -149,7 +149,7 @@ def installed(name: str) -> str:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None, bind=False)
+    c = configure(globals(), settings=settings or None)
     packages = {name: installed(name) for name in PACKAGES}
     results = Results("tokenizer", c.out, torch.device("cpu"), again=True, packages=packages)
     print(", ".join(f"{name} {number}" for name, number in packages.items()), flush=True)

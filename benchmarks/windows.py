@@ -102,7 +102,7 @@ def measure(c: Config, T: int, runtime: Runtime) -> list[dict]:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None, bind=False)
+    c = configure(globals(), settings=settings or None)
     runtime = setup(c.device, c.dtype, False)
     print(runtime.summary)
     results = Results("windows", c.out, runtime.device, again=True, window=c.window)

@@ -93,7 +93,7 @@ def test_a_program_starts_through_run(name):
 
 
 CONFIGURED = [p for p in CODE if "configure(globals()" in p.read_text(encoding="utf-8")]
-CONFIGURED = [p for p in CONFIGURED if "benchmarks" not in p.parts and p.name != "configurator.py"]
+CONFIGURED = [p for p in CONFIGURED if p.name != "configurator.py"]
 
 
 @pytest.mark.parametrize("path", CONFIGURED, ids=short)

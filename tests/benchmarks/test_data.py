@@ -18,7 +18,7 @@ def place(tmp_path, monkeypatch):
 
 
 def start(*options: str) -> None:
-    data.main(configure(vars(data), argv=["--input=corpus.txt", *options], bind=False))
+    data.main(configure(vars(data), argv=["--input=corpus.txt", *options]))
 
 
 def test_a_way_is_timed_and_its_ids_checked(place):

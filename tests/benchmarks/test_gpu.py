@@ -224,7 +224,7 @@ def test_engine_decodes(device):
 
 def main(**settings) -> int:
     """Run the tests above, in order."""
-    c = configure(globals(), settings=settings or None, bind=False)
+    c = configure(globals(), settings=settings or None)
     dev = setup(c.device, "float32", False).device
     said, ended = {}, {"passed": 0, "failed": 0, "skipped": 0}
     for name, check in [(n, f) for n, f in globals().items() if n.startswith("test_")]:

@@ -37,7 +37,7 @@ def test_how_close_a_choice_was(made_run, monkeypatch):
     """By the scores of the draw itself; the end of text is None."""
     runtime = setup("cpu", "float32", False)
     served = load_served("m", str(made_run / "out-byte"), runtime, 1)
-    c = configure(vars(serve), argv=[], bind=False)
+    c = configure(vars(serve), argv=[])
     ask = serve.Ask(list(TEXT.encode()[:7]), c.seed + 3, c.tokens)
     common = list(TEXT.encode()[7:12])
     row = Row(ask.prompt, ask.params(served), 0, common)

@@ -204,12 +204,13 @@ def test_annotations_of_the_future():
     assert train("--compile", source=source)["compile"] is True
 
 
-def test_values_are_written_back():
+def test_nothing_is_written_back():
     ns = namespace(TRAIN)
+    before = dict(ns)
     config = configure(ns, argv=["--batch_size=4", "--dropout=1"])
-    assert ns["batch_size"] == config["batch_size"] == 4
-    assert ns["dropout"] == 1.0 and type(ns["dropout"]) is float
-    assert "config" not in ns
+    assert config.batch_size == config["batch_size"] == 4
+    assert config.dropout == 1.0 and type(config.dropout) is float
+    assert ns == before
 
 
 # --- values on the command line ---
@@ -758,7 +759,7 @@ def test_program_from_any_folder(folder):
         "bonsai/system/values.py",
     ):
         shutil.copy(ROOT / name, root / name)
-    (root / "train.py").write_text(TRAIN + CALL + "print(batch_size, config['n_layer'])\n")
+    (root / "train.py").write_text(TRAIN + CALL + "print(config.batch_size, config['n_layer'])\n")
     write("repository/config/x.py", "batch_size = 3\n")
     write("y.py", "n_layer = batch_size\n")
     done = run(folder, "repository/train.py", "config/x.py", "y.py", PYTHONPATH="")
@@ -798,8 +799,8 @@ def test_settings_from_python_and_nothing_stays(folder):
     write("train.py", TRAIN)
     ns = namespace(TRAIN)
     before = dict(ns)
-    first = configure(ns, MODELS, settings={"batch_size": 4, "n_layer": 2}, bind=False)
-    second = configure(ns, MODELS, settings={"learning_rate": 1}, bind=False)
+    first = configure(ns, MODELS, settings={"batch_size": 4, "n_layer": 2})
+    second = configure(ns, MODELS, settings={"learning_rate": 1})
     assert (first.batch_size, first.n_layer, first.given) == (4, 2, {"batch_size", "n_layer"})
     assert second.batch_size == before["batch_size"] and second.learning_rate == 1.0
     assert ns == before
@@ -815,7 +816,7 @@ def test_settings_from_python_and_nothing_stays(folder):
 def test_mistakes_from_python(folder, capsys, wrong, message):
     write("train.py", TRAIN)
     with pytest.raises(SystemExit):
-        configure(namespace(TRAIN), MODELS, settings=wrong, bind=False)
+        configure(namespace(TRAIN), MODELS, settings=wrong)
     assert message in capsys.readouterr().err
 
 
