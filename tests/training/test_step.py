@@ -2,12 +2,10 @@
 
 import ast
 import math
-from dataclasses import asdict
 
 import pytest
 import torch
 from helpers.programs import ROOT
-from helpers.settings import settings
 
 from bonsai.system.runtime import setup
 from bonsai.training import optimizers
@@ -36,18 +34,6 @@ def weights(training: TrainingStep) -> list[torch.Tensor]:
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b))
-
-
-def test_the_defaults_are_those_of_train_py():
-    declared = settings("train.py", [])
-    assert asdict(StepSettings()) == {name: declared[name] for name in asdict(StepSettings())}
-
-
-def test_bench_py_has_the_same_defaults():
-    declared = settings("bench.py", [])
-    shared = asdict(StepSettings()).keys() & declared.keys()
-    assert {"learning_rate", "weight_decay", "grad_clip", "seed"} <= shared
-    assert all(declared[name] == getattr(StepSettings(), name) for name in shared)
 
 
 def test_micro_batches_are_parts_of_one_batch():
