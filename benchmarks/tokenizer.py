@@ -36,7 +36,7 @@ out = ""  # folder for tokenizer.json and .txt [path]
 
 PACKAGES = ("rustbpe", "tiktoken", "regex", "tokenizers")
 COLUMNS = (
-    ("", "what", ""), ("median", "seconds.median", ".2f"), ("min", "seconds.low", ".2f"),
+    ("", "what", ""), ("median, s", "seconds.median", ".2f"), ("min", "seconds.low", ".2f"),
     ("max", "seconds.high", ".2f"), ("", "note", ""),
 )  # fmt: skip
 
