@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.phases import CompiledStep, power_of_two
+from bonsai.models.contract import LanguageModel
 from bonsai.system.errors import UserError
 
 
@@ -121,8 +122,8 @@ def test_cancelling_a_waiting_request(model):
     assert len(one.tokens) == 3
 
 
-class NoCache(nn.Module):
-    """An architecture that has no cache."""
+class NoCache(LanguageModel):
+    """An architecture that has no cache of its own: the contract's remembers the tokens."""
 
     def __init__(self, inner):
         super().__init__()
