@@ -163,7 +163,7 @@ def measure(c: Config, size: str, count: int, runtime: Runtime, peer: Peer | Non
         contestants["ours"].stream.close()
     T = fields(size)["block_size"]
     peak = peak_flops(runtime.device, runtime.dtype)
-    flops = contestants["ours"].model.flops_per_token(T)
+    flops = contestants["ours"].training.model.flops_per_token(T)
     for part in found.values():
         part["tokens_per_s"] = spread([count * rows * T / t for t in part["seconds"]])
         part["mfu"] = part["tokens_per_s"]["median"] * flops / peak if peak else None
