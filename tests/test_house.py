@@ -161,11 +161,6 @@ def test_no_import_runs_down(path):
 # ---- the rooms of tests/ ----
 
 TESTS = ROOT / "tests"
-WITHOUT_TESTS = {
-    "bonsai/training/schedule.py": "tests/training/test_optimizers.py has its tests",
-    "bonsai/training/settings.py": "tests/programs/test_settings.py holds them to train.py's",
-    "bonsai/training/step.py": "tests/programs/test_bench.py has its tests",
-}
 WITHOUT_MODULE = {  # tests in a room that are of no module of it
     "tests/models/test_model.py": "model.py stands beside bonsai/",
     "tests/models/test_parity.py": "against nanoGPT: weights, steps, checkpoints both ways",
@@ -177,8 +172,6 @@ WITHOUT_MODULE = {  # tests in a room that are of no module of it
 @pytest.mark.parametrize("path", [p for p in PARTS if p.name != "__init__.py"], ids=short)
 def test_every_module_has_a_file_of_tests(path):
     """tests/<room>/test_<module>.py; an __init__.py only names what the room gives."""
-    if short(path) in WITHOUT_TESTS:
-        return
     place = path.relative_to(ROOT / "bonsai").parent
     own = TESTS / place / f"test_{path.name}"
     assert own.is_file(), f"{short(own)} is missing: the tests of {short(path)}"

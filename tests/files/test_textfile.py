@@ -88,17 +88,6 @@ def test_bytes_keep_their_line_ends():
         decode_text(b"a\xff", "standard input")
 
 
-def test_a_tokenizer_is_where_it_is_said_to_be(tmp_path):
-    (tmp_path / "config.json").write_text('{"n_layer": 1}')
-    with pytest.raises(UserError, match=r"config.json holds no tokenizer"):
-        tokenizers.get(tmp_path / "config.json")
-    (tmp_path / "meta.json").write_text('{"tokenizer": {"type": "byte"}}')
-    found = tokenizers.get(tmp_path)  # a data set's folder
-    assert isinstance(found, tokenizers.tokenizer_class("byte"))
-    with pytest.raises(UserError, match="a data set's folder"):
-        tokenizers.get("char")
-
-
 def test_a_text_or_the_file_that_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("of the file")
     assert text_or_file("FILE is a word", "the start") == "FILE is a word"

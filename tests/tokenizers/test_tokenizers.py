@@ -20,6 +20,7 @@ from helpers.toy_tokenizer import ToyTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bonsai import tokenizers
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import (
     EOT_TEXT,
@@ -272,3 +273,14 @@ def test_heavy_libraries_are_imported_where_they_are_used():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_a_tokenizer_is_where_it_is_said_to_be(tmp_path):
+    (tmp_path / "config.json").write_text('{"n_layer": 1}')
+    with pytest.raises(UserError, match=r"config.json holds no tokenizer"):
+        tokenizers.get(tmp_path / "config.json")
+    (tmp_path / "meta.json").write_text('{"tokenizer": {"type": "byte"}}')
+    found = tokenizers.get(tmp_path)  # a data set's folder
+    assert isinstance(found, tokenizers.tokenizer_class("byte"))
+    with pytest.raises(UserError, match="a data set's folder"):
+        tokenizers.get("char")

@@ -1,0 +1,52 @@
+"""bonsai/training/schedule.py: the rates against closed forms."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from helpers.settings import SETTINGS
+
+from bonsai.training.schedule import learning_rate_at
+
+
+def rate(step: int, **changes) -> float:
+    return learning_rate_at(step, replace(SETTINGS, **changes))
+
+
+def test_cosine_is_nanogpts():
+    assert rate(0) == pytest.approx(6e-4 / 101)  # never 0
+    assert rate(99) == pytest.approx(6e-4 * 100 / 101)
+    assert rate(100) == pytest.approx(6e-4)
+    assert rate(550) == pytest.approx((6e-4 + 6e-5) / 2)
+    assert rate(325) == pytest.approx(6e-5 + 0.5 * (1 + math.cos(math.pi / 4)) * 5.4e-4)
+    assert rate(1000) == pytest.approx(6e-5)
+    assert rate(1001) == rate(10**9) == 6e-5
+    rates = [rate(s) for s in range(1100)]
+    assert all(a < b for a, b in pairwise(rates[:101]))
+    assert all(a >= b for a, b in pairwise(rates[100:]))
+
+
+def test_constant_without_decay():
+    assert {rate(s, decay_lr=False) for s in (0, 50, 100, 5000)} == {6e-4}
+
+
+def test_trapezoid():
+    def at(step):
+        return rate(step, lr_schedule="trapezoid")
+
+    assert at(0) == pytest.approx(6e-4 / 101)
+    assert at(100) == at(350) == at(600) == pytest.approx(6e-4)
+    assert at(601) < 6e-4
+    assert at(800) == pytest.approx((6e-4 + 6e-5) / 2)  # linear: half way
+    assert at(1000) == pytest.approx(6e-5) and at(1001) == 6e-5
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "trapezoid"])
+def test_odd_lengths_divide_by_nothing(schedule):
+    for warmup, length in ((0, 0), (10, 10), (10, 5), (0, 1)):
+        for step in range(12):
+            value = rate(
+                step, lr_schedule=schedule, warmup_iters=warmup, lr_decay_iters=length, cooldown=0.0
+            )
+            assert 0 < value <= 6e-4 + 1e-12
