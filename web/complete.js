@@ -28,7 +28,9 @@ export function start() {
   $("go").addEventListener("click", begin);
   const ready = () => {
     $("go").disabled = $("model").disabled;
-    if (!versions[shown]) draw(); // what there is to press depends on the model
+    // what there is to press depends on the model, which may have come late
+    if (versions[shown]) refresh([versions[shown]]);
+    else draw();
   };
   $("model").addEventListener("change", ready);
   $("stop").addEventListener("click", stop);

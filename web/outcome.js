@@ -43,8 +43,9 @@ function outcome(version, { again, start, on }) {
       state === "stopped" ? "Stopped before the first token." : "The model ended the text at once.",
     );
   if (version.finish === "stop") return null;
-  const left = contextOf(version.model) - version.length;
-  const [label, handler] = version.dropping || left > 0 ? ["Go on", () => on(version, false)] : drop;
+  const context = contextOf(version.model);
+  const fits = version.dropping || !context || version.length < context;
+  const [label, handler] = fits ? ["Go on", () => on(version, false)] : drop;
   return el(
     "div",
     { class: "actions" },

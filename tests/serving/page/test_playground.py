@@ -516,6 +516,24 @@ def run_python(program: str, folder: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
+def test_models_that_come_late(server, visit):
+    """What a reload finds kept is drawn before the page knows of any model."""
+    page = visit(server.url)
+    complete(page, temperature=0, max_tokens=6)
+    before = page.locator("#stats").inner_text()
+    assert "context" in before
+    held = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    go_on = page.get_by_role("button", name="Go on", exact=True)
+    expect(go_on).to_be_visible()
+    assert "context" not in page.locator("#stats").inner_text()  # it is not known yet
+    held[0].continue_()
+    expect(page.locator("#stats")).to_contain_text("context")
+    go_on.click()
+    expect(page.locator("#output .token")).to_have_count(12)
+
+
 def test_a_reload_keeps_what_was_written(server, visit):
     page = visit(server.url)
     complete(page, temperature=0, max_tokens=12)
