@@ -8,12 +8,12 @@ Read in this order:
       plans.py      from a request to what the engine is asked
       answers.py    the engine's events as pieces of text; forms.py: those as OpenAI's JSON
       textstream.py token ids become text that is safe to send: whole characters, no stop string
-      errors.py     what a client is told of a fault
+      faults.py     what a client is told of a fault
     worker.py       the thread that steps the engines, and its bridge to the event loop
     registry.py     the models by name, and the tokenizers
     http.py         the socket and its connections; guard.py: what is refused before a route
     page/           what the playground's page asks for:
       playground.py its routes; inside.py: attention, predictions by layer; runs.py: curves
     background.py   threads for what takes long
-    metrics.py      counters
+    counters.py     what Prometheus reads at /metrics
 """

@@ -16,12 +16,12 @@ from starlette.types import ASGIApp
 from bonsai import __version__
 from bonsai.serving.api.answers import Answer, failed, unless_gone, until_gone
 from bonsai.serving.api.bodies import read_body, takes
-from bonsai.serving.api.errors import ApiError, error_body
+from bonsai.serving.api.faults import ApiError, error_body
 from bonsai.serving.api.forms import ChatForm, CompletionForm, Writer
 from bonsai.serving.api.plans import Limits, Plan, plan_chat, plan_completion
 from bonsai.serving.api.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
+from bonsai.serving.counters import Metrics, Stopwatch
 from bonsai.serving.guard import Guard, GuardLimits
-from bonsai.serving.metrics import Metrics, Stopwatch
 from bonsai.serving.page.playground import playground_routes
 from bonsai.serving.registry import Served
 from bonsai.serving.worker import Stopped, Worker

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from bonsai.serving.api.errors import ApiError
+from bonsai.serving.api.faults import ApiError
 from bonsai.system.errors import UserError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

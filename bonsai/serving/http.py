@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from bonsai.serving.api.errors import error_body
+from bonsai.serving.api.faults import error_body
 from bonsai.serving.worker import Worker
 from bonsai.system.errors import UserError, reason
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from helpers.server_in_process import model_server
 
-from bonsai.serving.api.errors import ApiError
+from bonsai.serving.api.faults import ApiError
 from bonsai.serving.app import PAGE_HEADERS, create_app, open_path
 from bonsai.serving.worker import Worker
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 
-from bonsai.serving.api.errors import ApiError, bad_request
+from bonsai.serving.api.faults import ApiError, bad_request
 from bonsai.serving.api.schemas import Body
 from bonsai.serving.background import in_background
 

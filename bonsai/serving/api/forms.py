@@ -7,9 +7,9 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 
 from bonsai.serving.api.answers import Answer, Piece, TokenInfo, merged
-from bonsai.serving.api.errors import ApiError
+from bonsai.serving.api.faults import ApiError
 from bonsai.serving.api.plans import Plan
-from bonsai.serving.metrics import Stopwatch
+from bonsai.serving.counters import Stopwatch
 
 LOWEST = -9999.0  # what stands for a log-probability of minus infinity, which JSON does not have
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bonsai.engine import SamplingParams
-from bonsai.serving.api.errors import ApiError, bad_request
+from bonsai.serving.api.faults import ApiError, bad_request
 from bonsai.serving.api.schemas import ChatRequest, CompletionRequest, Sampling
 from bonsai.serving.background import in_background
 from bonsai.serving.registry import Served

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from bonsai.serving.api.bodies import read_body, takes
-from bonsai.serving.api.errors import ApiError, bad_request
+from bonsai.serving.api.faults import ApiError, bad_request
 from bonsai.serving.api.schemas import DetokenizeRequest, InspectRequest, TokenizeRequest
 from bonsai.serving.background import in_background
 from bonsai.serving.page.inside import LONGEST, inspect_prompt

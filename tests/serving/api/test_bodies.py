@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bonsai.serving.api.bodies import MOST_PARTS, MOST_VALUES, field_name, parse, takes
-from bonsai.serving.api.errors import ApiError
+from bonsai.serving.api.faults import ApiError
 from bonsai.serving.api.schemas import ChatRequest, CompletionRequest
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 from bonsai.engine import SamplingParams
 from bonsai.serving.api.answers import Piece, TokenInfo
-from bonsai.serving.api.errors import ApiError
+from bonsai.serving.api.faults import ApiError
 from bonsai.serving.api.forms import LOWEST, ChatForm, CompletionForm, Writer, clamp
-from bonsai.serving.metrics import Metrics, Stopwatch
+from bonsai.serving.counters import Metrics, Stopwatch
 
 
 class Answer:

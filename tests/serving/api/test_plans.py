@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from helpers.server_in_process import model_server
 
-from bonsai.serving.api.errors import ApiError
+from bonsai.serving.api.faults import ApiError
 from bonsai.serving.api.plans import INLINE, Cut, Limits, plan_chat, plan_completion
 from bonsai.serving.api.schemas import ChatRequest, CompletionRequest
 from bonsai.tokenizers.chat import ChatTemplate

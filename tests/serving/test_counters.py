@@ -1,9 +1,9 @@
-"""bonsai/serving/metrics.py: Prometheus' text format, and when a time is counted."""
+"""bonsai/serving/counters.py: Prometheus' text format, and when a time is counted."""
 
 import re
 from types import SimpleNamespace
 
-from bonsai.serving.metrics import Histogram, Metrics, Stopwatch, escape
+from bonsai.serving.counters import Histogram, Metrics, Stopwatch, escape
 
 
 def test_buckets_are_cumulative_and_their_bounds_belong_to_them():

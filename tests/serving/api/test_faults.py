@@ -1,10 +1,10 @@
-"""bonsai/serving/api/errors.py: the JSON of an error is OpenAI's, whatever went wrong."""
+"""bonsai/serving/api/faults.py: the JSON of an error is OpenAI's, whatever went wrong."""
 
 import json
 
 import pytest
 
-from bonsai.serving.api.errors import ApiError, bad_request, error_body
+from bonsai.serving.api.faults import ApiError, bad_request, error_body
 
 
 @pytest.mark.parametrize(
