@@ -46,11 +46,11 @@ class Served:
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token adds to a text. (Alone it may have others: SentencePiece drops the
         blank that a text begins with.)"""
-        found = self._bytes.get(token)
-        if found is None:
-            found = self.tokenizer.decode_bytes([0, token])[len(self._anchor) :]
-            self._bytes[token] = found
-        return found
+        data = self._bytes.get(token)
+        if data is None:
+            data = self.tokenizer.decode_bytes([0, token])[len(self._anchor) :]
+            self._bytes[token] = data
+        return data
 
     def token_text(self, token: int) -> str:
         """A token by itself; one that is not whole characters as OpenAI writes it: bytes:\\xf0."""
@@ -116,12 +116,12 @@ def parse_models(text: str) -> dict[str, str]:
 
 def usable_tokenizers(names: Iterable[str] | None = None) -> dict[str, Tokenizer]:
     """Those of the general tokenizers that work here; GPT-2's and GPT-4's are downloaded once."""
-    found = {}
+    usable = {}
     for name in tokenizers.names() if names is None else names:
         try:
             tokenizer = tokenizers.get(name)
             tokenizer.encode("a")
         except UserError:
             continue
-        found[name] = tokenizer
-    return found
+        usable[name] = tokenizer
+    return usable

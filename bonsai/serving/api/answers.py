@@ -25,7 +25,7 @@ class TokenInfo:
 
 
 @dataclass
-class Piece:
+class AnswerPiece:
     """What is new of one choice."""
 
     index: int
@@ -49,9 +49,9 @@ class Choice:
         before = b"" if plan.echo else b"".join(map(served.token_bytes, self.prompt[-8:]))
         self.text = TextStream(served.token_bytes, plan.stops, before)
 
-    def feed(self, event: Event) -> Piece:
+    def feed(self, event: Event) -> AnswerPiece:
         """The piece that an event gives; it may be empty."""
-        piece = Piece(self.index)
+        piece = AnswerPiece(self.index)
         if not self.begun:
             self.begun = True
             if self.plan.echo:
@@ -72,7 +72,7 @@ class Choice:
         self.shown = max(self.shown, self.text.released)
         return piece
 
-    def repeat_prompt(self, piece: Piece, logprobs: list | None) -> None:
+    def repeat_prompt(self, piece: AnswerPiece, logprobs: list | None) -> None:
         scores = logprobs if logprobs is not None else [(None, None)] * len(self.prompt)
         for i, (token, score) in enumerate(zip(self.prompt, scores)):
             if i < self.plan.hidden[self.index // self.plan.n]:
@@ -88,18 +88,18 @@ def failed(e: Failed) -> ApiError:
     return ApiError(e.status, str(e))
 
 
-def merged(pieces: Sequence[Piece]) -> list[Piece]:
+def merged(pieces: Sequence[AnswerPiece]) -> list[AnswerPiece]:
     """One piece per choice, in the order in which they first occur."""
-    found: dict[int, Piece] = {}
+    by_choice: dict[int, AnswerPiece] = {}
     for piece in pieces:
-        if piece.index not in found:
-            found[piece.index] = piece
+        if piece.index not in by_choice:
+            by_choice[piece.index] = piece
         else:
-            whole = found[piece.index]
+            whole = by_choice[piece.index]
             whole.text += piece.text
             whole.tokens += piece.tokens
             whole.finish = piece.finish
-    return list(found.values())
+    return list(by_choice.values())
 
 
 class Answer:
@@ -118,7 +118,7 @@ class Answer:
         except Stopped as e:
             raise failed(e) from None
 
-    async def pieces(self) -> AsyncIterator[list[Piece]]:
+    async def pieces(self) -> AsyncIterator[list[AnswerPiece]]:
         """Lists of pieces, at most one per choice, none of them empty; raises ApiError."""
         left = len(self.choices)
         while left:

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 
-from bonsai.serving.api.answers import Answer, Piece, TokenInfo, merged
+from bonsai.serving.api.answers import Answer, AnswerPiece, TokenInfo, merged
 from bonsai.serving.api.faults import ApiError
 from bonsai.serving.api.plans import Plan
 from bonsai.serving.counters import Stopwatch
@@ -25,13 +25,13 @@ class CompletionForm:
 
     def __init__(self, plan: Plan):
         self.plan, self.served = plan, plan.served
-        self.told: set[int] = set()  # choices that were told the ids of their prompt
+        self.prompt_sent: set[int] = set()  # choices that were told the ids of their prompt
 
     def first(self) -> list[dict]:
         """What a stream begins with."""
         return []
 
-    def choice(self, piece: Piece, chunk: bool) -> dict:
+    def choice(self, piece: AnswerPiece, chunk: bool) -> dict:
         logprobs = None
         if self.plan.params.logprobs is not None:
             logprobs = self.logprobs(piece.tokens)
@@ -45,15 +45,15 @@ class CompletionForm:
             choice |= self.ids(piece)
         return choice
 
-    def ids(self, piece: Piece) -> dict:
+    def ids(self, piece: AnswerPiece) -> dict:
         """What return_token_ids adds: the tokens of a choice, and once those of its prompt. With
         both as the next prompt the text goes on exactly there, however its letters may be cut into
         tokens."""
-        found = {"token_ids": [token.id for token in piece.tokens]}
-        if piece.index not in self.told:
-            self.told.add(piece.index)
-            found["prompt_token_ids"] = self.plan.prompts[piece.index // self.plan.n]
-        return found
+        fields = {"token_ids": [token.id for token in piece.tokens]}
+        if piece.index not in self.prompt_sent:
+            self.prompt_sent.add(piece.index)
+            fields["prompt_token_ids"] = self.plan.prompts[piece.index // self.plan.n]
+        return fields
 
     def logprobs(self, tokens: Sequence[TokenInfo]) -> dict:
         """Four parallel lists; top_token_ids, on request, has the keys of top_logprobs."""
@@ -72,15 +72,15 @@ class CompletionForm:
             else:
                 top_ids.append(None)
             tops.append(top)
-        found = {
+        fields = {
             "tokens": [name(token.id) for token in tokens],
             "token_logprobs": [clamp(token.logprob) for token in tokens],
             "top_logprobs": tops,
             "text_offset": [token.offset for token in tokens],
         }
         if self.plan.want_ids:
-            found["top_token_ids"] = top_ids
-        return found
+            fields["top_token_ids"] = top_ids
+        return fields
 
 
 class ChatForm(CompletionForm):
@@ -95,7 +95,7 @@ class ChatForm(CompletionForm):
             for i in range(self.plan.rows)
         ]
 
-    def choice(self, piece: Piece, chunk: bool) -> dict:
+    def choice(self, piece: AnswerPiece, chunk: bool) -> dict:
         logprobs = None
         if self.plan.params.logprobs is not None:
             logprobs = {"content": [self.token(t) for t in piece.tokens], "refusal": None}
@@ -167,17 +167,17 @@ class Writer:
 
     async def whole(self, stopwatch: Stopwatch) -> bytes:
         """The one JSON object of an answer that is not streamed."""
-        found: list[Piece] = [Piece(i) for i in range(self.answer.plan.rows)]
+        answers: list[AnswerPiece] = [AnswerPiece(i) for i in range(self.answer.plan.rows)]
         try:
             async for pieces in self.answer.pieces():
                 stopwatch.piece()
                 for piece in pieces:
-                    found[piece.index] = merged([found[piece.index], piece])[0]
+                    answers[piece.index] = merged([answers[piece.index], piece])[0]
         finally:
             self.answer.close()
         stopwatch.done()
         choices = []
-        for piece in found:
+        for piece in answers:
             choices.append(dumped(self.form.choice(piece, chunk=False)))
             await asyncio.sleep(0)  # with log-probabilities they are large: others have their turn
         head = dumped({**self.head, "object": self.form.kind, "usage": self.answer.usage()})

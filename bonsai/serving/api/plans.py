@@ -236,9 +236,9 @@ def check_prompts(served: Served, prompts: list[list[int]], param: str) -> None:
 
 
 def too_long(served: Served, tokens: int | None = None, param: str = "prompt") -> ApiError:
-    found = "more" if tokens is None else f"{tokens}"
+    count = "more" if tokens is None else f"{tokens}"
     return bad_request(
-        f"the model {served.name} has a context of {served.context} tokens, the prompt has {found}",
+        f"the model {served.name} has a context of {served.context} tokens, the prompt has {count}",
         param,
         "context_length_exceeded",
     )

@@ -46,7 +46,7 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
     """A summary of each run, the one last written to first."""
     folders = [Path(folder).resolve() for folder in folders]
     now = time.time() if now is None else now
-    found = []
+    runs = []
     for name, folder in find_runs(folders).items():
         try:
             status = (folder / METRICS).stat()
@@ -55,7 +55,7 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
             continue
         settings = read_settings(folder)
         base = next((f for f in folders if folder.is_relative_to(f)), folder.parent)
-        found.append(
+        runs.append(
             {
                 "name": name,
                 "path": folder.relative_to(base).as_posix(),
@@ -67,7 +67,7 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
                 "changed": status.st_mtime,
             }
         )
-    return sorted(found, key=lambda run: -run["changed"])
+    return sorted(runs, key=lambda run: -run["changed"])
 
 
 @lru_cache(maxsize=4096)  # runs: with less than there are, each look would read all of them

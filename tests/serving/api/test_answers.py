@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from bonsai.engine import Event
-from bonsai.serving.api.answers import Choice, Piece, failed, merged, unless_gone
+from bonsai.serving.api.answers import AnswerPiece, Choice, failed, merged, unless_gone
 from bonsai.serving.worker import Failed, Stopped
 
 
@@ -17,7 +17,7 @@ def choice(prompt=(), **options) -> Choice:
     return Choice(SimpleNamespace(**{**plan, "hidden": [0], **options}), 0)
 
 
-def fed(made: Choice, data: bytes, finish: str | None = "length", **first) -> list[Piece]:
+def fed(made: Choice, data: bytes, finish: str | None = "length", **first) -> list[AnswerPiece]:
     """The pieces of one event per byte; the last has `finish`, the first what else is given."""
     pieces = []
     for i, token in enumerate(data):
@@ -74,7 +74,11 @@ def test_a_prompt_may_end_within_a_character():
 
 
 def test_pieces_of_one_choice_become_one():
-    pieces = [Piece(1, "a"), Piece(0, "x", finish="stop"), Piece(1, "b", finish="length")]
+    pieces = [
+        AnswerPiece(1, "a"),
+        AnswerPiece(0, "x", finish="stop"),
+        AnswerPiece(1, "b", finish="length"),
+    ]
     assert [(p.index, p.text, p.finish) for p in merged(pieces)] == [
         (1, "ab", "length"),
         (0, "x", "stop"),

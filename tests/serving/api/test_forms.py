@@ -6,7 +6,7 @@ import math
 from types import SimpleNamespace
 
 from bonsai.engine import SamplingParams
-from bonsai.serving.api.answers import Piece, TokenInfo
+from bonsai.serving.api.answers import AnswerPiece, TokenInfo
 from bonsai.serving.api.faults import ApiError
 from bonsai.serving.api.forms import LOWEST, ChatForm, CompletionForm, Writer, clamp
 from bonsai.serving.counters import Metrics, Stopwatch
@@ -81,7 +81,7 @@ TOKENS = [
 def test_logprobs_of_a_completion_are_four_lists():
     """Of two tokens that look alike the likelier one stands; the drawn one always does."""
     form = CompletionForm(plan(logprobs=3))
-    found = form.choice(Piece(0, "BC", TOKENS, "stop"), chunk=False)["logprobs"]
+    found = form.choice(AnswerPiece(0, "BC", TOKENS, "stop"), chunk=False)["logprobs"]
     assert found["tokens"] == ["B", "C"] and found["text_offset"] == [0, 1]
     assert found["token_logprobs"] == [None, -0.5]
     assert found["top_logprobs"] == [None, {"D": -0.1, "C": -0.5, "bytes:?": -2.0}]
@@ -90,7 +90,7 @@ def test_logprobs_of_a_completion_are_four_lists():
 
 
 def test_logprobs_of_a_chat_are_one_list():
-    choice = ChatForm(plan(logprobs=2)).choice(Piece(0, "C", TOKENS[1:]), chunk=False)
+    choice = ChatForm(plan(logprobs=2)).choice(AnswerPiece(0, "C", TOKENS[1:]), chunk=False)
     (token,) = choice["logprobs"]["content"]
     assert (token["token"], token["logprob"], token["bytes"]) == ("C", -0.5, [67])
     assert [t["logprob"] for t in token["top_logprobs"]] == [-0.1, -0.5, -2.0, LOWEST]
@@ -99,18 +99,18 @@ def test_logprobs_of_a_chat_are_one_list():
 
 def test_ids_on_request_those_of_the_prompt_once():
     form = CompletionForm(plan(logprobs=3, want_ids=True, rows=2))
-    first = form.choice(Piece(1, "C", TOKENS[1:]), chunk=True)
+    first = form.choice(AnswerPiece(1, "C", TOKENS[1:]), chunk=True)
     assert (first["token_ids"], first["prompt_token_ids"]) == ([67], [65])
     assert first["logprobs"]["top_token_ids"] == [{"D": 68, "C": 67, "bytes:?": 200}]
-    again = form.choice(Piece(1, "C", TOKENS[1:]), chunk=True)
+    again = form.choice(AnswerPiece(1, "C", TOKENS[1:]), chunk=True)
     assert "prompt_token_ids" not in again and again["token_ids"] == [67]
 
 
 def test_a_whole_answer_is_all_of_its_pieces():
     pieces = (
-        [Piece(1, "x"), Piece(0, "a")],
-        [Piece(0, "b", finish="stop")],
-        [Piece(1, "", [], "length")],
+        [AnswerPiece(1, "x"), AnswerPiece(0, "a")],
+        [AnswerPiece(0, "b", finish="stop")],
+        [AnswerPiece(1, "", [], "length")],
     )
     found = whole(CompletionForm(plan(rows=2)), *pieces)
     texts = [(c["index"], c["text"], c["finish_reason"]) for c in found["choices"]]
@@ -121,7 +121,7 @@ def test_a_whole_answer_is_all_of_its_pieces():
 
 def test_a_stream_of_a_chat():
     """A role for each choice, what is new, the counts if asked for, and an end."""
-    pieces = [Piece(0, "a")], [Piece(0, "", [], "stop")]
+    pieces = [AnswerPiece(0, "a")], [AnswerPiece(0, "", [], "stop")]
     found, answer, metrics = written(ChatForm(plan()), *pieces, include_usage=True)
     *chunks, done = found
     assert done == b"[DONE]" and answer.closed and metrics.duration.counts[0] == 1
@@ -135,15 +135,15 @@ def test_a_stream_of_a_chat():
 
 def test_counts_so_far_in_every_chunk():
     found, *_ = written(
-        CompletionForm(plan()), [Piece(0, "a")], include_usage=True, continuous=True
+        CompletionForm(plan()), [AnswerPiece(0, "a")], include_usage=True, continuous=True
     )
     assert [c["usage"] for c in found[:-1]] == [{"total_tokens": 7}] * 2
-    found, *_ = written(CompletionForm(plan()), [Piece(0, "a")])
+    found, *_ = written(CompletionForm(plan()), [AnswerPiece(0, "a")])
     assert "usage" not in found[0] and len(found) == 2
 
 
 def test_an_error_in_a_stream_is_its_last_event():
     error = ApiError(503, "the server is stopping", code="stopped")
-    found, answer, metrics = written(CompletionForm(plan()), [Piece(0, "a")], error)
+    found, answer, metrics = written(CompletionForm(plan()), [AnswerPiece(0, "a")], error)
     assert found[1]["error"]["code"] == "stopped" and found[2] == b"[DONE]"
     assert answer.closed and sum(metrics.duration.counts) == 0
