@@ -218,12 +218,12 @@ def read_jobs(name: str, params: SamplingParams) -> list[dict]:
 
 def job_params(job: dict, params: SamplingParams) -> SamplingParams:
     """The settings for a job: its own, else the program's."""
-    own = {key: job[key] for key in JOB_SETTINGS if key in job}
-    for key, value in {"n": job.get("n", 1), **own}.items():
+    given = {key: job[key] for key in JOB_SETTINGS if key in job}
+    for key, value in {"n": job.get("n", 1), **given}.items():
         kinds = int if key in ("n", "max_new_tokens", "top_k", "seed") else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise UserError(f"{key}={value!r} is not a number")
-    return replace(params, **own)
+    return replace(params, **given)
 
 
 def batch_job(

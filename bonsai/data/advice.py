@@ -25,8 +25,8 @@ def training_command(dataset: str, meta: dict, gpu: bool | None = None) -> str:
     """
     splits = [split["tokens"] for split in meta["splits"].values()]
     gpu = has_gpu() if gpu is None else gpu
-    own = f"train_{dataset}_cpu.py"  # made for these data
-    small = own if (ROOT / "config" / own).exists() else CPU
+    special = f"train_{dataset}_cpu.py"  # made for these data
+    small = special if (ROOT / "config" / special).exists() else CPU
     config = (LARGE if sum(splits) > MANY else GPU) if gpu else small
     text = (ROOT / "config" / config).read_text(encoding="utf-8")
     words = [f"config/{config}"]
@@ -46,8 +46,8 @@ def command(program: str, arguments: Sequence[str] = ()) -> str:
 
 def python() -> str:
     """`python`, where that is what runs this; else its path."""
-    found = shutil.which("python")
-    if found and os.path.dirname(found) == os.path.dirname(sys.executable):
+    on_path = shutil.which("python")
+    if on_path and os.path.dirname(on_path) == os.path.dirname(sys.executable):
         return "python"
     return short(sys.executable)
 

@@ -119,9 +119,9 @@ class Batches:
         for the device or for another process.
         """
         n = self.rows_at(step) // batch_size
-        mine = range(rank, n, world_size)
+        share = range(rank, n, world_size)
         if not self.masked:
-            return [len(mine)] * len(mine)
+            return [len(share)] * len(share)
         which, starts = self.starts(step)
         targets = np.zeros(n, dtype=np.int64)
         for m in range(n):
@@ -130,7 +130,7 @@ class Batches:
                 here = starts[rows][which[rows] == p]
                 targets[m] += self.parts[p].targets(here, self.T)
         total = int(targets.sum()) / world_size
-        return [total / int(targets[m]) if targets[m] else math.inf for m in mine]
+        return [total / int(targets[m]) if targets[m] else math.inf for m in share]
 
 
 def shuffled(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:

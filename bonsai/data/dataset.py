@@ -310,18 +310,18 @@ class Mixture:
         exact = size < 1000 or (source is not None and source.suffix == ".pkl")
         return size if exact else -(-size // 64) * 64
 
-    def check_tokenizer(self, own: dict | None, source: str, insist: bool = False) -> None:
+    def check_tokenizer(self, expected: dict | None, source: str, insist: bool = False) -> None:
         """Raise UserError if a model reads other tokens than these; insist: go on all the same.
 
-        own: the model's Tokenizer.to_dict(), None where it does not say. source: where it is from.
+        expected: the model's Tokenizer.to_dict(), None where it does not say; it is from `source`.
         """
         assumed = None if self.parts[0].source else {"type": "gpt2"}  # without a meta file
         theirs = self.tokenizer or assumed
-        if insist or not own or not theirs or own == theirs:
+        if insist or not expected or not theirs or expected == theirs:
             return
         names = [
             f"{t['type']}, {len(t['chars'])} characters" if t["type"] == "char" else t["type"]
-            for t in (own, theirs)
+            for t in (expected, theirs)
         ]
         raise UserError(
             f"{source} has another tokenizer ({names[0]}) than data set {self.parts[0].name} "
@@ -331,12 +331,13 @@ class Mixture:
 
     def fingerprints(self) -> dict[str, str]:
         """What tells these data from others: `name/split` -> checksums, or the size."""
-        found = {}
+        fingerprints = {}
         for part in self.parts:
             for name, split in part.splits.items():
                 sums = part.meta.get("splits", {}).get(name, {}).get("sha256")
-                found[f"{part.name}/{name}"] = " ".join(sums) if sums else f"{len(split)} tokens"
-        return found
+                text = " ".join(sums) if sums else f"{len(split)} tokens"
+                fingerprints[f"{part.name}/{name}"] = text
+        return fingerprints
 
     def changed_since(self, before: dict) -> list[str]:
         """Which of the splits with earlier fingerprints are not as they were."""

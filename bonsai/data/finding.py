@@ -18,12 +18,12 @@ def find_files(
     if not spec:
         raise UserError("no input: name a file, a folder or a pattern with --input=PATH")
     known = (*READERS, *endings)
-    found: dict[Path, None] = {}  # a set that keeps its order
+    files: dict[Path, None] = {}  # a set that keeps its order
     one = any(os.path.exists(base / spec) for base in bases)  # of that name, commas and all
     parts = [spec] if one else spec.split(",")
     for part in filter(None, map(str.strip, parts)):
-        found.update(dict.fromkeys(_find(part, bases, known)))
-    return list(found)
+        files.update(dict.fromkeys(_find(part, bases, known)))
+    return list(files)
 
 
 def as_endings(text: str) -> tuple[str, ...]:
@@ -86,10 +86,10 @@ def _find(part: str, bases: Sequence[Path], known: tuple[str, ...]) -> list[Path
 
 def _below(folder: Path, known: tuple[str, ...]) -> list[Path]:
     """The known files below a folder, in the order of their paths' parts."""
-    found = [
+    paths = [
         os.path.join(at, name)
         for at, names in walk(folder)
         for name in names
         if name.lower().endswith(known)
     ]
-    return [Path(file) for file in sorted(found, key=lambda file: file.split(os.sep))]
+    return [Path(file) for file in sorted(paths, key=lambda file: file.split(os.sep))]

@@ -59,7 +59,7 @@ class Draft:
         """What may follow the tokens of `row`, at most `room`; cache: of all but the last."""
         guess, lengths = [], list(cache.lengths)
         while len(guess) < min(self.length, room):
-            so_far = row.behind(guess)
+            so_far = row.extended(guess)
             last = (so_far.tokens or row.prompt)[-1]
             idx = torch.tensor([[last]], device=cache.k.device)
             (token,) = sample_next(decode_one_token(self.model, idx, cache), [so_far]).tolist()

@@ -46,10 +46,10 @@ class Prefixes:
         """Remember a filled row. keep: whatever the budget, until the next call."""
         self.held = prompt if keep else None
         if prompt not in self.rows and (keep or len(prompt) <= self.budget):
-            own = row.clone(len(prompt))
+            kept = row.clone(len(prompt))
             for known in [p for p in self.rows if p == prompt[: len(p)]]:
                 del self.rows[known]  # what they know is in the new one
-            self.rows[prompt] = (np.array(prompt), own, logits.clone())
+            self.rows[prompt] = (np.array(prompt), kept, logits.clone())
         total = sum(map(len, self.rows))
         for known in list(self.rows):
             if total > self.budget and known != self.held:

@@ -83,7 +83,7 @@ class Row:
         # by seed and row together: seed + row would give row 1 of seed 1 the noise of row 0 of 2
         self.key = random.Random(f"{self.params.seed} {self.row}").getrandbits(64)
 
-    def behind(self, tokens: Sequence[int]) -> "Row":
+    def extended(self, tokens: Sequence[int]) -> "Row":
         """The row as it would be with more tokens."""
         row = copy.copy(self)
         row.tokens = [*self.tokens, *tokens]
@@ -229,6 +229,6 @@ def scores(logits: torch.Tensor, tokens: Sequence[int], k: int, limit: int | Non
     limit: ids from here on are not among the likeliest.
     """
     logp = F.log_softmax(logits.float(), dim=-1)
-    own = logp.gather(-1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].tolist()
+    token_logp = logp.gather(-1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].tolist()
     top, ids = torch.topk(logp[:, :limit], min(k, logp[:, :limit].size(-1)))
-    return [(p, list(zip(i, t))) for p, i, t in zip(own, ids.tolist(), top.tolist())]
+    return [(p, list(zip(i, t))) for p, i, t in zip(token_logp, ids.tolist(), top.tolist())]

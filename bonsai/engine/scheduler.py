@@ -218,7 +218,7 @@ class Engine:
         """The prompt's logits at its end, and the scores of its tokens."""
         params, prompt = request.params, request.prompt
         idx = torch.tensor([prompt], device=self.device)
-        found: list[Score] = [(None, None)]
+        prompt_scores: list[Score] = [(None, None)]
         CHUNK = 256  # positions whose logits are held at once
         for begin in range(0, len(prompt), CHUNK):
             part = idx[:, begin : begin + CHUNK]
@@ -226,8 +226,8 @@ class Engine:
             targets = prompt[begin + 1 : begin + 1 + CHUNK]
             got = logits[: len(targets)]
             if targets:
-                found += scores(got, targets, params.logprobs or 0, params.vocab_limit)
-        return logits[-1:], found
+                prompt_scores += scores(got, targets, params.logprobs or 0, params.vocab_limit)
+        return logits[-1:], prompt_scores
 
     def decode(self) -> torch.Tensor:
         """One more token into the cache of each running row: logits (n, V) of what follows."""
@@ -260,7 +260,7 @@ class Engine:
         idx = torch.tensor([tokens[-1:] + guess], device=self.device)
         logits = all_logits(self.model, idx, row)[0]  # (1 + len(guess), V)
         events, right = [], 0
-        drawn = sample_next(logits, [request.behind(guess[:i]) for i in range(len(logits))])
+        drawn = sample_next(logits, [request.extended(guess[:i]) for i in range(len(logits))])
         for i, token in enumerate(drawn.tolist()):
             events.append(self.take(request, token, logits[i : i + 1]))
             if request.finish or i == len(guess) or token != guess[i]:

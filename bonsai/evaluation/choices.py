@@ -149,13 +149,13 @@ def multiple_choice(
     `questions`, how many; `chance`, the accuracy of guessing; `error`, the standard error of
     accuracy. The processes share the questions; all return the same.
     """
-    mine = questions[runtime.rank :: runtime.world_size]
+    share = questions[runtime.rank :: runtime.world_size]
     block_size = model.config.block_size
-    encoded = [encode_endings(question, tokenizer, block_size) for question in mine]
+    encoded = [encode_endings(question, tokenizer, block_size) for question in share]
     rows = [row for group in encoded for row in group]
     scores = iter(ending_scores(model, rows, runtime, batch_size, track))
     right = torch.zeros(4, dtype=torch.float64)
-    for question, group in zip(mine, encoded):
+    for question, group in zip(share, encoded):
         total = np.array([next(scores) for _ in group])
         tokens = np.array([n for _, n in group])
         size = np.array([len(e.encode("utf-8", "replace")) for e in question.endings])

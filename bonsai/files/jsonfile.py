@@ -22,21 +22,21 @@ def read_json_object(path: str | Path, limit: int = SETTINGS) -> dict:
 def parse_json_object(text: str, name: str) -> dict:
     """UserError, which begins with `name`, for what is not a JSON object, or nested too deep."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise UserError(f"{name} is nested too deep") from None
     except ValueError as e:
         raise UserError(f"{name} is not valid JSON: {e}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{name} is not a JSON object")
-    left = [(found, 1)]
+    left = [(value, 1)]
     while left:
         item, depth = left.pop()
         if depth > DEPTH:
             raise UserError(f"{name} is nested too deep")
         inner = item.values() if isinstance(item, dict) else item
         left += [(x, depth + 1) for x in inner if isinstance(x, dict | list)]
-    return found
+    return value
 
 
 def finite(value: Any) -> Any:

@@ -56,14 +56,14 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
             at = end
         if 8 + length + at != size:
             raise UserError(f"{path} is damaged: it has {size} bytes, not {8 + length + at}")
-        found = {}
+        tensors = {}
         for begin, end, dtype, shape, name in parts:
             try:
                 data = read_bytes_of_tensor(f, end - begin)
             except Damaged as e:
                 raise UserError(f"{path}: {e}") from None
-            found[name] = data.view(dtype).view(shape)
-        return found
+            tensors[name] = data.view(dtype).view(shape)
+        return tensors
 
 
 def placed(entry: object, name: str) -> tuple[int, int, torch.dtype, tuple[int, ...]]:

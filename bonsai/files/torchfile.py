@@ -81,7 +81,7 @@ class Archive:
     def __init__(self, f: BinaryIO):
         self.file = f
         try:
-            found = zipfile.ZipFile(f).infolist()
+            infos = zipfile.ZipFile(f).infolist()
         except (zipfile.BadZipFile, *ODD):
             f.seek(0)
             if f.read(len(LEGACY)) == LEGACY:
@@ -89,19 +89,19 @@ class Archive:
                     "it is in the format of torch before 1.6: load and save it with a newer torch"
                 ) from None
             raise Damaged("or it is no checkpoint") from None  # one cut short has no directory
-        self.members = {i.filename.partition("/")[2]: i for i in found}
-        if any(i.compress_type != zipfile.ZIP_STORED or i.flag_bits & 1 for i in found):
+        self.members = {i.filename.partition("/")[2]: i for i in infos}
+        if any(i.compress_type != zipfile.ZIP_STORED or i.flag_bits & 1 for i in infos):
             raise Refused("members of it are compressed, which torch never does")
-        if len(self.members) < len(found):
+        if len(self.members) < len(infos):
             raise Refused("members of it have the same name")
         f.seek(0, 2)
         size = f.tell()
         # a member's local header of 30 bytes and a name, then its bytes, then the next member
-        starts = sorted((i.header_offset, i.file_size) for i in found)
-        for (start, length), (behind, _) in zip(starts, [*starts[1:], (size, 0)]):
-            if start < 0 or start + 30 + length > behind:
+        starts = sorted((i.header_offset, i.file_size) for i in infos)
+        for (start, length), (next_start, _) in zip(starts, [*starts[1:], (size, 0)]):
+            if start < 0 or start + 30 + length > next_start:
                 raise Refused("members of it overlap, which torch never writes")
-        self.behind = {a: b for (a, _), (b, _) in zip(starts, [*starts[1:], (size, 0)])}
+        self.next_start = {a: b for (a, _), (b, _) in zip(starts, [*starts[1:], (size, 0)])}
         self.checked: set[str] = set()
         self.storages: dict[str, tuple[torch.dtype, torch.Tensor]] = {}
         order = self.read("byteorder").decode("ascii", "replace") if "byteorder" in self else ""
@@ -121,7 +121,7 @@ class Archive:
         if head[:4] != b"PK\3\4" or len(head) < 30:
             raise Damaged(f"wrong header of {name}")
         start = info.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
-        if start + info.file_size > self.behind[info.header_offset]:
+        if start + info.file_size > self.next_start[info.header_offset]:
             raise Damaged(f"wrong header of {name}")
         self.file.seek(start)
         return info

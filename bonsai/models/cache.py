@@ -53,8 +53,8 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of all rows."""
-        own = sum(getattr(self, name).nbytes for name, *_ in self.buffers)
-        return own + sum(getattr(self, name).nbytes for name in self.parts)
+        total = sum(getattr(self, name).nbytes for name, *_ in self.buffers)
+        return total + sum(getattr(self, name).nbytes for name in self.parts)
 
     def reset(self) -> None:
         """Forget all tokens."""
@@ -102,8 +102,8 @@ class Cache:
         for name, *_ in self.buffers:
             setattr(part, name, getattr(part, name).clone())
         for name in self.parts:
-            own = getattr(part, name)
-            setattr(part, name, own.clone(own.length))
+            inner = getattr(part, name)
+            setattr(part, name, inner.clone(inner.length))
         return part
 
 

@@ -66,8 +66,8 @@ def read_gpt2(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     folder = Path(source) if Path(source).is_dir() else download(str(source))
     config = read_json_object(folder / "config.json", CONFIG_BYTES)
     settings = gpt2_settings(config, folder)
-    found = without_masks(read_weights(folder))
-    weights = {k.removeprefix("transformer."): v for k, v in found.items()}
+    weights = without_masks(read_weights(folder))
+    weights = {k.removeprefix("transformer."): v for k, v in weights.items()}
     weights = {k if k == "lm_head.weight" else f"transformer.{k}": v for k, v in weights.items()}
     wte, head = (weights.get(k) for k in ("transformer.wte.weight", "lm_head.weight"))
     if settings["tie_head"] and wte is not None:
@@ -176,13 +176,13 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
-        found = read_torch_file(path)
+        weights = read_torch_file(path)
     except (Damaged, Refused) as e:
         what = "is damaged" if isinstance(e, Damaged) else "was refused"
         raise UserError(f"{path} {what}: {e}") from None
-    if not is_dict(found) or not all(map(is_tensor, found.values())):
+    if not is_dict(weights) or not all(map(is_tensor, weights.values())):
         raise UserError(f"{path} holds more than tensors by their names")
-    return found
+    return weights
 
 
 def download(name: str) -> Path:

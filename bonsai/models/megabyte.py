@@ -241,7 +241,7 @@ class Megabyte(ByteModel):
             cache.local.lengths = [begin - (k - 1) * P if begin else 0] * len(idx)
         if last:
             at = max(at, (K - 1 - self.reach) * P)
-        found = []
+        hidden = []
         while at < end:
             k, place = divmod(at, P)
             if place == 0:
@@ -251,10 +251,10 @@ class Megabyte(ByteModel):
             if place == 0:
                 x = torch.cat((self.local_pad.expand(len(idx), 1, -1).type_as(x), x[:, 1:]), dim=1)
             told = cache.told[:, k, place : place + stop - at].type_as(x)
-            found.append(self.local(x + told, cache.local))
+            hidden.append(self.local(x + told, cache.local))
             at = stop
         cache.lengths, cache.at[:] = [end] * len(idx), end
-        return found[-1][:, -1:] if last else torch.cat(found, dim=1)[:, -T:]
+        return hidden[-1][:, -1:] if last else torch.cat(hidden, dim=1)[:, -T:]
 
     def next_patches(self, ids: torch.Tensor, k: int, K: int) -> torch.Tensor:
         """Inputs (B, K - k, D) of the global model's positions k ... K - 1."""

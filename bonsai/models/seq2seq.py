@@ -273,4 +273,4 @@ def beam_search(
         if not ended[b]:  # none came to its end: the likeliest beginning
             ended[b].append((scores[b, 0].item() / penalty, ids[b * beams, 1:].tolist()))
     model.train(was_training)
-    return [max(found)[1] for found in ended]
+    return [max(candidates)[1] for candidates in ended]

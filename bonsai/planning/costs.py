@@ -31,11 +31,11 @@ def meta_model(name: str, settings: dict) -> torch.nn.Module:
 
 def parameters_by_part(model: torch.nn.Module) -> dict[str, int]:
     """How many parameters each kind of part has; those of no kind are 'norms and others'."""
-    found = {}
+    counts = {}
     for name, p in model.named_parameters():  # a tied tensor once
         kind = next((PARTS[w] for w in name.split(".") if w in PARTS), "norms and others")
-        found[kind] = found.get(kind, 0) + p.numel()
-    return found
+        counts[kind] = counts.get(kind, 0) + p.numel()
+    return counts
 
 
 def cache_bytes(model: torch.nn.Module, T: int, width: int = 2) -> int:

@@ -51,7 +51,7 @@ class RunLock:
 
         patience: seconds to wait for that process to end.
         """
-        deadline, told = time.monotonic() + patience, False
+        deadline, said_so = time.monotonic() + patience, False
         while not self._try():
             other = describe(owner(self.path))
             if time.monotonic() >= deadline:
@@ -59,9 +59,9 @@ class RunLock:
                     f"{self.folder} is the folder of a run that goes on ({other}): stop that one "
                     "first, or set another --out_dir"
                 )
-            if not told:
+            if not said_so:
                 self.say(f"waiting for {other}, whose run in {self.folder} goes on")
-            told = True
+            said_so = True
             time.sleep(0.5)
         self.done = threading.Event()
         threading.Thread(target=self._beat, args=(self.done,), daemon=True).start()
@@ -85,7 +85,7 @@ class RunLock:
             os.write(fd, json.dumps(self.me).encode())
             return True
         except OSError as e:
-            self.release(mine=self.fd is not None)
+            self.release(ours=self.fd is not None)
             raise UserError(no_writing(self.folder, e)) from None
 
     def _is_foreign(self, locked: bool | None) -> bool:
@@ -133,16 +133,16 @@ class RunLock:
         self.acquire()
         return gone
 
-    def release(self, mine: bool = False) -> None:
+    def release(self, ours: bool = False) -> None:
         """Give the folder back; one that we made and where nothing came to be goes again.
 
-        mine: the file is ours, though it does not say so yet.
+        ours: the file is ours, though it does not say so yet.
         """
         self.done.set()
         if self.fd is None:
             return
         with suppress(OSError):
-            if mine or self.is_held():
+            if ours or self.is_held():
                 self.path.unlink()
         with suppress(OSError):
             os.close(self.fd)
@@ -205,9 +205,9 @@ def touched(path: Path) -> float:
 def owner(path: Path) -> dict[str, object]:
     """What the lock file says of its owner; nothing where it is empty, or not one of ours."""
     with suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes()[:2000])
-        if isinstance(found, dict):
-            return {key: found.get(key) for key in FIELDS}
+        content = json.loads(path.read_bytes()[:2000])
+        if isinstance(content, dict):
+            return {key: content.get(key) for key in FIELDS}
     return {}
 
 

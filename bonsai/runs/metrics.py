@@ -39,10 +39,10 @@ def read_rows(path: Path) -> tuple[list[dict], int]:
 def parse_object(line: str | bytes) -> dict | None:
     """The JSON object in a line, nan and inf as null; None where there is none."""
     try:
-        found = finite(json.loads(line))
+        value = finite(json.loads(line))
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def is_row(row: dict | None) -> bool:

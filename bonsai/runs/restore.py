@@ -73,9 +73,9 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
     keep_last or best.pt. Raises UserError when the run has none.
     """
     names = [Path(out_dir) / CKPT, Path(out_dir) / LAST]
-    found = [p if exists(p) else previous(p) for p in names if exists(p) or exists(previous(p))]
-    found = found or spare(Path(out_dir))[:1]
-    if not found:
+    paths = [p if exists(p) else previous(p) for p in names if exists(p) or exists(previous(p))]
+    paths = paths or spare(Path(out_dir))[:1]
+    if not paths:
         steps = sorted(Path(out_dir).glob("checkpoint-*/config.json"))  # of Hugging Face's trainer
         if steps:
             inner = ", ".join(str(path.parent) for path in steps[-3:])
@@ -83,24 +83,24 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
         if Path(out_dir).is_file():
             raise UserError(f"{out_dir} is a file: a checkpoint is given as --init_from={out_dir}")
         raise UserError(f"no checkpoint in {out_dir}: {runs_there_are(Path(out_dir))}")
-    return max(found, key=steps_done) if newest and len(found) > 1 else found[0]
+    return max(paths, key=steps_done) if newest and len(paths) > 1 else paths[0]
 
 
 def runs_there_are(out_dir: Path) -> str:
     """What to give instead of a folder without a run: those in it, beside it and around here."""
-    found: dict[Path, float] = {}
+    folders: dict[Path, float] = {}
     for base in (out_dir, out_dir.parent, Path(), ROOT):
         for name in (CKPT, LAST):
             for path in base.glob(f"*/{name}"):
                 with suppress(OSError):
                     folder, time = path.parent.resolve(), path.stat().st_mtime
-                    found[folder] = max(time, found.get(folder, 0))
-    if not found:
+                    folders[folder] = max(time, folders.get(folder, 0))
+    if not folders:
         return "set --out_dir to a run's folder, or train first"
     here = Path().resolve()
-    newest = sorted(found, key=found.get, reverse=True)
+    newest = sorted(folders, key=folders.get, reverse=True)
     names = [str(f.relative_to(here) if f.is_relative_to(here) else f) for f in newest[:5]]
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
     return f"there are runs in {', '.join(names)}{more}; choose one with --out_dir"
 
 

@@ -24,11 +24,11 @@ def environment() -> str:
     """How one gets to the Python that `make setup` prepares, or completes it."""
     if not (ROOT / "Makefile").exists():  # no clone, but a package that was installed
         return "install bonsai again, with the packages that it needs"
-    own = ROOT / ".venv"
-    if Path(sys.prefix).resolve() == own.resolve():
+    venv = ROOT / ".venv"
+    if Path(sys.prefix).resolve() == venv.resolve():
         return f"run: pip install -r {ROOT / 'requirements-all.txt'}"
-    if (own / "bin/activate").exists():
-        return f"run: source {own / 'bin/activate'}"
+    if (venv / "bin/activate").exists():
+        return f"run: source {venv / 'bin/activate'}"
     return f"run `make setup` in {ROOT}, then: source .venv/bin/activate"
 
 

@@ -62,8 +62,8 @@ class Setting:
     @property
     def takes(self) -> str:
         """What stands in the brackets at the end of the comment."""
-        found = re.search(r"\[([^\[\]]*)\]$", self.comment)
-        return found[1].strip() if found else ""
+        bracket = re.search(r"\[([^\[\]]*)\]$", self.comment)
+        return bracket[1].strip() if bracket else ""
 
     @property
     def kind(self) -> str:

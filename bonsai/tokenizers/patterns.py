@@ -93,10 +93,10 @@ def checked_pattern(pattern: str) -> str:
     if compiled.groups:
         raise UserError(f"the pattern {pattern!r:.80} has a group: write (?:...) instead of (...)")
     for probe in PROBES:
-        found = _in_time(compiled, compiled.findall, probe, PROBE_SECONDS)
-        if "" in found:
+        chunks = _in_time(compiled, compiled.findall, probe, PROBE_SECONDS)
+        if "" in chunks:
             raise UserError(f"the pattern {pattern!r:.80} matches empty text: use + instead of *")
-        if "".join(found) != probe:
+        if "".join(chunks) != probe:
             raise UserError(f"the pattern {pattern!r:.80} loses text, or turns it round")
     return complete
 
@@ -146,10 +146,10 @@ def splitter(pattern: str | None) -> Callable[[str], list[str]]:
     import regex  # the standard library's re has no \p{L}
 
     chunks, young = regex.compile(pattern), _young_letters()
-    own = pattern not in (GPT2, GPT4)
+    is_custom = pattern not in (GPT2, GPT4)
 
     def split(text: str) -> list[str]:
-        seconds = SECONDS + len(text) / LEAST_RATE if own else None
+        seconds = SECONDS + len(text) / LEAST_RATE if is_custom else None
         if text.isascii() or not young.search(text):
             return _in_time(chunks, chunks.findall, text, seconds)
         seen = young.sub(_UNASSIGNED, text)  # other characters at the same places

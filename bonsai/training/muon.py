@@ -56,7 +56,7 @@ class Share:
         else:  # padded, so that all shares are equal
             self.buffer = items.new_zeros(size * world, *items.shape[1:])
             self.buffer[: len(items)] = items
-        self.own = self.buffer[rank * size : (rank + 1) * size]
+        self.local = self.buffer[rank * size : (rank + 1) * size]
         self.rank, self.size = rank, size
 
     def reduce(self, grad: torch.Tensor):
@@ -69,16 +69,18 @@ class Share:
         if dist.get_backend() == "gloo":  # has no reduce-scatter
             handle = dist.all_reduce(full, async_op=True)
             return full[self.rank * self.size :][: self.size], handle
-        mine = torch.empty_like(self.own)
-        return mine, dist.reduce_scatter_tensor(mine, full, async_op=True)
+        local = torch.empty_like(self.local)
+        return local, dist.reduce_scatter_tensor(local, full, async_op=True)
 
-    def gather(self, own: torch.Tensor | None = None):
+    def gather(self, local: torch.Tensor | None = None):
         """Start to collect the shares: into the buffer, or of another tensor into a new one."""
         if self.world == 1:
-            return (self.buffer if own is None else own), None
-        full = self.buffer if own is None else own.new_empty(self.world * len(own), *own.shape[1:])
-        mine = (self.own if own is None else own).clone()
-        return full, dist.all_gather_into_tensor(full, mine, async_op=True)
+            return (self.buffer if local is None else local), None
+        full = self.buffer
+        if local is not None:
+            full = local.new_empty(self.world * len(local), *local.shape[1:])
+        local = (self.local if local is None else local).clone()
+        return full, dist.all_gather_into_tensor(full, local, async_op=True)
 
     def of(self, whole: torch.Tensor) -> torch.Tensor:
         """Our share of a tensor (items, ...) of the same number of items."""
@@ -128,11 +130,11 @@ class Muon(torch.optim.Optimizer):
                     share = Share(p.detach().flatten(), rank, world)
                     p.data = share.buffer[: p.numel()].view(p.shape)
                     self.flats.append((p, share))
-                    shares.append(torch.nn.Parameter(share.own))
+                    shares.append(torch.nn.Parameter(share.local))
                 names = ("lr", "weight_decay", "betas", "eps")
                 inner.append({"params": shares, **{k: group[k] for k in names}})
         self.adam = torch.optim.AdamW(inner or [{"params": []}], fused=True)
-        self.momenta = [torch.zeros_like(share.own) for _, _, share in self.stacks]
+        self.momenta = [torch.zeros_like(share.local) for _, _, share in self.stacks]
         self.grads: list[torch.Tensor] | None = None
 
     @torch.no_grad()
@@ -167,8 +169,8 @@ class Muon(torch.optim.Optimizer):
         on = 1.0 if bad is None else 1.0 - bad  # 0: change nothing
         matrices, flats = self.grads[: len(self.stacks)], self.grads[len(self.stacks) :]
         adam_groups = [g for g in self.param_groups if g["kind"] == "adamw"]
-        for own, group in zip(self.adam.param_groups, adam_groups):
-            own.update({k: group[k] for k in ("lr", "weight_decay", "betas", "eps")})
+        for inner, group in zip(self.adam.param_groups, adam_groups):
+            inner.update({k: group[k] for k in ("lr", "weight_decay", "betas", "eps")})
         for p, grad in zip((p for g in self.adam.param_groups for p in g["params"]), flats):
             p.grad = grad
         self.adam.grad_scale, self.adam.found_inf = None, bad
@@ -177,7 +179,7 @@ class Muon(torch.optim.Optimizer):
         for (group, _, share), momentum, grad in zip(self.stacks, self.momenta, matrices):
             if bad is not None:
                 grad = grad.masked_fill(bad > 0, 0.0)
-            self.update(share.own, grad, momentum, group, on)
+            self.update(share.local, grad, momentum, group, on)
         pending = [share.gather() for *_, share in [*self.stacks, *self.flats]]
         for _, handle in pending:
             if handle is not None:
@@ -207,9 +209,9 @@ class Muon(torch.optim.Optimizer):
             full = wait(share.gather(momentum))
             for p, whole in zip(params, unstack(full, params)):
                 state[index[p]] = {"momentum": whole.clone()}
-        own = [p for g in self.adam.param_groups for p in g["params"]]
-        for (p, share), mine in zip(self.flats, own):
-            moments = self.adam.state.get(mine)
+        inner = [p for g in self.adam.param_groups for p in g["params"]]
+        for (p, share), local in zip(self.flats, inner):
+            moments = self.adam.state.get(local)
             if moments:
                 state[index[p]] = {
                     k: v.clone()
@@ -234,10 +236,10 @@ class Muon(torch.optim.Optimizer):
         for (_, params, share), momentum in zip(self.stacks, self.momenta):
             saved = [state[index[p]]["momentum"].to(p) for p in params]
             momentum.copy_(share.of(stack(saved, params)))
-        own = [p for g in self.adam.param_groups for p in g["params"]]
-        for (p, share), mine in zip(self.flats, own):
+        inner = [p for g in self.adam.param_groups for p in g["params"]]
+        for (p, share), local in zip(self.flats, inner):
             if index[p] in state:
-                self.adam.state[mine] = {
+                self.adam.state[local] = {
                     k: v.to(torch.float32).clone() if k == "step" else share.of(v.to(p).flatten())
                     for k, v in state[index[p]].items()
                 }

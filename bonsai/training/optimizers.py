@@ -109,8 +109,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
             "start from its weights alone, --init_from=FILE"
         )
     groups = [
-        {**own, "params": saved["params"]}
-        for saved, own in zip(state["param_groups"], optimizer.param_groups)
+        {**group, "params": saved["params"]}
+        for saved, group in zip(state["param_groups"], optimizer.param_groups)
     ]
     try:
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

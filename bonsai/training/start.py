@@ -99,7 +99,7 @@ def begin(c, folder, world_size: int) -> Start:
     c: a configurator.Config. folder: the run's. Raises UserError for settings that clash with one
     another, with the data, or with the weights.
     """
-    before, loaded, asked = None, None, dict(c)
+    before, loaded, requested = None, None, dict(c)
     if not is_fresh(c.init_from, folder):
         resuming = c.init_from in ("resume", "auto")
         overrides = {name: c[name] for name in RUN_FIELDS if name in c.given}
@@ -121,7 +121,7 @@ def begin(c, folder, world_size: int) -> Start:
         start = new_model(c, data)
     else:
         start = loaded_model(c, data, loaded, before)
-        taken = {k: v for k, v in c.items() if k not in c.given and asked.get(k) != v}
+        taken = {k: v for k, v in c.items() if k not in c.given and requested.get(k) != v}
         if taken.get("vocab_size") in (data.vocab_size, data.model_vocab_size):
             taken.pop("vocab_size", None)  # the data say it: nobody leaves it out
         if taken:
@@ -239,35 +239,39 @@ def take_settings(c, before: dict, source: str) -> None:
 
 def fit_model(c, loaded: Loaded) -> None:
     """Make the settings say which model this is; UserError for one that was given and differs."""
-    model, own = loaded.model, vars(loaded.model.config)
+    model, config = loaded.model, vars(loaded.model.config)
     given = [name for name in c if name in c.given]  # in the order of their declaration
     if "model" in given and c.model != loaded.name:
         raise UserError(
             f"{loaded.source} is a {loaded.name}, not a {c.model}: leave --model={c.model} out"
         )
-    others = {f.name for f in fields(CONFIGS[c.model])} - own.keys() if c.model in CONFIGS else ()
+    others = set()  # what the model that was asked for has, and this one has not
+    if c.model in CONFIGS:
+        others = {f.name for f in fields(CONFIGS[c.model])} - config.keys()
     for name in given:
         if name in others:
             raise UserError(
                 f"{loaded.source} is a {loaded.name}, which has no {name}: leave it out"
             )
-        if name not in own or name in RUN_FIELDS or c[name] == own[name]:
+        if name not in config or name in RUN_FIELDS or c[name] == config[name]:
             continue
-        if name == "block_size" and c.block_size < own[name]:
+        if name == "block_size" and c.block_size < config[name]:
             try:
                 model.crop_block_size(c.block_size)
             except ValueError as e:
                 raise UserError(e) from None
             continue
-        can = f"has a context of {own[name]}" if name == "block_size" else f"has {name}={own[name]}"
+        has = f"has {name}={config[name]}"
+        if name == "block_size":
+            has = f"has a context of {config[name]}"
         raise UserError(
-            f"{loaded.source} {can}, so {name}={c[name]} cannot be: leave it out, or train a new "
+            f"{loaded.source} {has}, so {name}={c[name]} cannot be: leave it out, or train a new "
             "model with --init_from=scratch"
         )
     for name in others:
         c.pop(name, None)
     c["model"] = loaded.name
-    for name, value in own.items():
+    for name, value in config.items():
         c[name] = value
         c.defaults.setdefault(name, value)
 

@@ -151,6 +151,6 @@ def test_rows_with_different_filters_are_drawn_as_each_alone():
 
 def test_a_row_behind_more_tokens_is_another_row():
     row = Row((1, 2), SamplingParams(seed=4), 3, [7])
-    later = row.behind([8, 9])
+    later = row.extended([8, 9])
     assert later.tokens == [7, 8, 9] and row.tokens == [7]
     assert (later.key, later.prompt) == (row.key, row.prompt)

@@ -25,11 +25,11 @@ def attend(q, k, v, mask, window: int, scale: float, dropout: float):
         and k.stride() == v.stride()
         and q.stride(3) == k.stride(3) == 1
         and (mask is None or (mask.dtype, mask.stride(-1)) == (torch.bool, 1))
-        and (own := kernels().get(q.dtype))
+        and (kernel := kernels().get(q.dtype))
     ):
         y = torch.empty((B, nh, 1, hs), dtype=q.dtype)
         seen = (None, 0) if mask is None else (mask.data_ptr(), mask.expand(B, 1, 1, S).stride(0))
-        own(
+        kernel(
             *(q.data_ptr(), k.data_ptr(), v.data_ptr(), seen[0], y.data_ptr()),
             *(B, nh, nkv, S, hs, q.stride(0), *k.stride()[:3], seen[1]),
             *(scale, torch.get_num_threads()),

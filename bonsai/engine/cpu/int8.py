@@ -15,7 +15,7 @@ from bonsai.engine.cpu.pages import LargePages
 class Int8Linear(FastLinear):
     """y = x W^T + b with W as int8 and a scale per output channel (symmetric, to nearest).
 
-    own: use linear.cpp where it can be built, not for torch.compile. pages: where to put weights.
+    native: use linear.cpp where it can be built, not for torch.compile. pages: where weights go.
     """
 
     FEW, FEW_TORCH = 32, 16  # rows up to which each beats a product with converted weights
@@ -24,7 +24,7 @@ class Int8Linear(FastLinear):
         self,
         linear: nn.Linear,
         dtype: torch.dtype,
-        own: bool = True,
+        native: bool = True,
         pages: LargePages | None = None,
     ):
         super().__init__()
@@ -40,7 +40,7 @@ class Int8Linear(FastLinear):
         # which each product is taken; torch's knows whole vectors of inputs and bfloat16 alone
         self.shape, self.few, self.few_torch = (n, k), 0, 0
         if q.device.type == "cpu":
-            self.products = products() if own else {}
+            self.products = products() if native else {}
             if self.products:
                 self.few = 2**62 if has_tiles() and k % 64 == 0 else self.FEW * k
             self.few_torch = self.FEW_TORCH * k if k % 32 == 0 else 0

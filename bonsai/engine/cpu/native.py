@@ -72,8 +72,8 @@ def cache_folder() -> Path | None:
     except (OSError, RuntimeError):  # no home, or a read-only one
         return None
     others_may_write = about.st_mode & 0o022
-    mine = about.st_uid == os.getuid() and not others_may_write
-    return folder if mine and os.access(folder, os.W_OK) else None
+    is_ours = about.st_uid == os.getuid() and not others_may_write
+    return folder if is_ours and os.access(folder, os.W_OK) else None
 
 
 @functools.cache
@@ -104,8 +104,8 @@ def functions(source: str, name: str, *arguments) -> dict:
     arguments: their ctypes.
     """
     library = build(source)
-    found = {}
+    by_dtype = {}
     for dtype in (torch.float32, torch.bfloat16) if library else ():
-        found[dtype] = library[f"{name}_{str(dtype).removeprefix('torch.')}"]
-        found[dtype].restype, found[dtype].argtypes = None, arguments
-    return found
+        by_dtype[dtype] = library[f"{name}_{str(dtype).removeprefix('torch.')}"]
+        by_dtype[dtype].restype, by_dtype[dtype].argtypes = None, arguments
+    return by_dtype

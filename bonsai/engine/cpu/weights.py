@@ -40,7 +40,7 @@ def prepare(
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
     weight = next(model.parameters())
     dtype = dtype or weight.dtype
-    own, pack = pack, pack and packs(weight.device)
+    native, pack = pack, pack and packs(weight.device)
     if not (pack or quantize) and dtype == weight.dtype:
         return model.eval()
 
@@ -48,7 +48,7 @@ def prepare(
 
     def make(linear: nn.Linear) -> nn.Module | None:
         if quantize == "int8":
-            return Int8Linear(linear, dtype, own, pages)
+            return Int8Linear(linear, dtype, native, pages)
         return PackedLinear(linear, dtype, pages) if pack else None
 
     # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
