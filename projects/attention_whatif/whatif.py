@@ -1,7 +1,7 @@
 """What if attention were otherwise? The questions a learner asks, answered by training runs.
 
     python data/python_stdlib/prepare.py
-    python projects/attention_whatif/whatif.py               # ten runs, 11 minutes on one core
+    python projects/attention_whatif/whatif.py     # ten runs, 11 to 20 minutes on one core
     python projects/attention_whatif/whatif.py --only=squared,negated --steps=1000
 
 Every run starts from the same weights and sees the same batches; one thing is changed.
