@@ -144,7 +144,7 @@ def measure(c: Config, runtime: Runtime) -> dict:
     rate = tokens / ms["median"] * 1000
     peak = peak_flops(runtime.device, runtime.dtype)
     flops = model.flops_per_token(T)
-    found = {
+    results = {
         "tokens_per_s": rate,
         "ms_per_step": ms,
         "ms_optimizer": spread(updates),
@@ -164,7 +164,7 @@ def measure(c: Config, runtime: Runtime) -> dict:
     }
     if c.profile:
         profile_steps(step, Path(c.out_dir) / "trace.json", runtime)
-    return found
+    return results
 
 
 def profile_steps(step: TimedSteps, path: Path, runtime: Runtime) -> None:
@@ -183,28 +183,28 @@ def profile_steps(step: TimedSteps, path: Path, runtime: Runtime) -> None:
         print(f"a trace of 5 steps is in {path}: open it in https://ui.perfetto.dev")
 
 
-def describe(found: dict, runtime: Runtime) -> str:
+def describe(results: dict, runtime: Runtime) -> str:
     """The results, a line each; nanoGPT's line last."""
-    ms, mfu = found["ms_per_step"], "n/a"
-    update = found["ms_optimizer"]["median"]
+    ms, mfu = results["ms_per_step"], "n/a"
+    update = results["ms_optimizer"]["median"]
     use = f"n/a (the peak of {device_name(runtime.device)} in {runtime.dtype} is not known)"
-    if found["mfu"] is not None:
-        mfu = f"{100 * found['mfu']:.2f}%"
+    if results["mfu"] is not None:
+        mfu = f"{100 * results['mfu']:.2f}%"
         use = f"{mfu} of {device_name(runtime.device)} in {runtime.dtype}"
     kind = "of the process" if runtime.device.type == "cpu" else "on the device"
     data = "n/a (random tokens)"
-    if found["waiting_for_data"] is not None:
-        data = f"{100 * found['waiting_for_data']:.1f}% of the time"
+    if results["waiting_for_data"] is not None:
+        data = f"{100 * results['waiting_for_data']:.1f}% of the time"
     lines = [
-        f"tokens/s          {found['tokens_per_s']:,.0f}",
+        f"tokens/s          {results['tokens_per_s']:,.0f}",
         f"ms/step           {ms['median']:.2f} (median of {ms['n']}; "
         f"{ms['low']:.2f} to {ms['high']:.2f})",
         f"optimizer         {update:.2f} ms of them, {100 * update / ms['median']:.1f}%",
         f"MFU               {use}",
-        f"peak memory       {found['peak_memory_bytes'] / GIB:.2f} GiB {kind}",
+        f"peak memory       {results['peak_memory_bytes'] / GIB:.2f} GiB {kind}",
         f"waiting for data  {data}",
-        f"loss              {found['loss']:.4f} in the last step",
-        f"time per iteration: {found['ms_mean']:.4f}ms, MFU: {mfu}",
+        f"loss              {results['loss']:.4f} in the last step",
+        f"time per iteration: {results['ms_mean']:.4f}ms, MFU: {mfu}",
     ]
     return "\n".join(lines)
 
@@ -236,10 +236,10 @@ def main(**settings) -> None:
 
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
     with closing(runtime), memory_errors(too_large):
-        found = measure(c, runtime)
-    say(describe(found, runtime), runtime)
+        results = measure(c, runtime)
+    say(describe(results, runtime), runtime)
     if c.json and runtime.master:
-        write_json(c.json, {**provenance(runtime.device), **found})
+        write_json(c.json, {**provenance(runtime.device), **results})
 
 
 if __name__ == "__main__":

@@ -84,14 +84,14 @@ SCORES = (
 
 def sources(c: Config) -> list[str]:
     """What load_model takes for each of the models."""
-    found = []
+    sources = []
     for name in filter(None, map(str.strip, c.init_from.split(","))):
         folders = c.out_dir.split(",") if name == "resume" else ["out"]
         for folder in filter(None, map(str.strip, folders)):
-            found.append(find_source(name, folder))
-    if not found:
+            sources.append(find_source(name, folder))
+    if not sources:
         raise UserError("nothing to evaluate: give --out_dir or --init_from")
-    return found
+    return sources
 
 
 def check_data(c: Config, loaded: Loaded, data: Mixture, block: int) -> None:
@@ -145,7 +145,7 @@ def progress(runtime: Runtime, what: str):
 
 def evaluate_all(c: Config, questions: list[Question], runtime: Runtime) -> dict[str, list[dict]]:
     """Every model on every data set and on the questions."""
-    found = {"losses": [], "choices": []}
+    results = {"losses": [], "choices": []}
     for source in sources(c):
         loaded = load_model(source)
         if loaded.newer and runtime.master:
@@ -163,15 +163,15 @@ def evaluate_all(c: Config, questions: list[Question], runtime: Runtime) -> dict
         spec = c.dataset or ("" if questions else loaded.config.get("dataset", ""))
         if spec:
             rows = evaluate(c, loaded, model, spec, runtime)
-            found["losses"] += [{**head, **row} for row in rows]
+            results["losses"] += [{**head, **row} for row in rows]
         elif not questions:
             raise UserError(f"{loaded.source} does not say what it was trained on: set --dataset")
         if questions:
             track = progress(runtime, f"{loaded.source} on {c.choices}")
             tokenizer = find_tokenizer(loaded)[0]
             scores = multiple_choice(raw_model, tokenizer, questions, runtime, c.batch_size, track)
-            found["choices"].append({**head, "file": c.choices, **scores})
-    return found
+            results["choices"].append({**head, "file": c.choices, **scores})
+    return results
 
 
 def main(**settings) -> None:
@@ -187,14 +187,14 @@ def main(**settings) -> None:
     with closing(runtime), memory_errors(too_large):
         if runtime.master:
             print(runtime.summary, flush=True)
-        found = evaluate_all(c, questions, runtime)
+        results = evaluate_all(c, questions, runtime)
         if not runtime.master:
             return
         for key, columns in (("losses", LOSSES), ("choices", SCORES)):
-            if found[key]:
-                print(f"\n{table(found[key], columns)}")
+            if results[key]:
+                print(f"\n{table(results[key], columns)}")
         if c.json:
-            write_json(c.json, {**provenance(runtime.device), "dtype": runtime.dtype, **found})
+            write_json(c.json, {**provenance(runtime.device), "dtype": runtime.dtype, **results})
 
 
 if __name__ == "__main__":

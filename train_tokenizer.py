@@ -103,15 +103,15 @@ def from_ranks(c: Config) -> BPETokenizer:
 
 def others(c: Config) -> dict[str, Tokenizer]:
     """The tokenizers to compare with, less those that cannot be loaded here."""
-    found = {}
+    usable = {}
     for name in filter(None, map(str.strip, c.compare.split(","))):
         try:
-            found[name] = get(name)
-            found[name].encode("")
+            usable[name] = get(name)
+            usable[name].encode("")
         except UserError as e:
-            found.pop(name, None)
+            usable.pop(name, None)
             print(f"not compared with {name}: {e}")
-    return found
+    return usable
 
 
 def print_report(c: Config, tokenizer: Tokenizer, texts: list[str]) -> None:

@@ -214,14 +214,14 @@ def train_arm(c: Config, model, lr: float, seed: int, count: int, data: Mixture,
 def validate(model, data: Mixture, runtime: Runtime, quick: bool) -> dict:
     """Bits per byte of the validation split, plain and by strided inference where there is one."""
     split, T = data.parts[0].split("val"), model.config.block_size
-    found, windows = {"strided": None}, 131072 // T if quick else 0
+    bits, windows = {"strided": None}, 131072 // T if quick else 0
     can_stride = isinstance(model, Megabyte)
     for name in ("bpb", "strided") if can_stride else ("bpb",):
         model.strided = name == "strided"
         loss, _ = split_loss(model, split, runtime, T, max(1, 8192 // T), windows)
-        found[name] = loss / math.log(2) / split.bytes_per_token
+        bits[name] = loss / math.log(2) / split.bytes_per_token
     model.strided = False
-    return found
+    return bits
 
 
 def generation_rate(model, data: Mixture, runtime: Runtime, generated: int) -> float:
@@ -279,13 +279,13 @@ def compare(c: Config) -> None:
         def one_run() -> dict:
             print(f"{arm}, rate {lr:g}, seed {seed}: {count} steps", flush=True)
             model = make(settings, seed).to(runtime.device)
-            found = {"T": model.config.block_size, "params": model.num_params() / 1e6}
-            found |= {**costs(model), **train_arm(c, model, lr, seed, count, data, runtime)}
-            found |= validate(model, data, runtime, c.quick)
-            found["generate_rate"] = generation_rate(model, data, runtime, c.generated)
-            told = f"{found['bpb']:.4f} bits per byte, {found['train_rate']:,.0f} bytes/s"
-            print(f"  {told}", flush=True)
-            return found
+            row = {"T": model.config.block_size, "params": model.num_params() / 1e6}
+            row |= {**costs(model), **train_arm(c, model, lr, seed, count, data, runtime)}
+            row |= validate(model, data, runtime, c.quick)
+            row["generate_rate"] = generation_rate(model, data, runtime, c.generated)
+            line = f"{row['bpb']:.4f} bits per byte, {row['train_rate']:,.0f} bytes/s"
+            print(f"  {line}", flush=True)
+            return row
 
         key = {"arm": arm, "rate": lr, "seed": seed, "steps": count, "quick": c.quick}
         key |= {"optimizer": c.optimizer, "dataset": c.dataset, "settings": settings}
@@ -307,9 +307,9 @@ def compare(c: Config) -> None:
     for arm, lr in best.items():
         if len(tried) > 1 and lr in (min(tried), max(tried)):
             print(f"{arm}: its best rate, {lr:g}, is at the edge of those tried")
-    found = [summary(of_one) for of_one in runs.values()]
-    results.finish(table(found, ARM_COLUMNS), steps=count, summary=found)
-    draw(found, c.scale, Path(c.out) / "bytes.png")
+    summaries = [summary(of_one) for of_one in runs.values()]
+    results.finish(table(summaries, ARM_COLUMNS), steps=count, summary=summaries)
+    draw(summaries, c.scale, Path(c.out) / "bytes.png")
 
 
 def draw(rows: list[dict], scale: str, path: Path) -> None:

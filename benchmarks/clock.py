@@ -30,8 +30,8 @@ def opened(event: str, args: tuple) -> None:
 
 def stepped(optimizer, args, kwargs) -> None:
     global outer
-    own = getattr(optimizer, "adam", None)  # an optimizer that has another one inside
-    if own is not None and outer is None:
+    inner = getattr(optimizer, "adam", None)  # an optimizer that has another one inside
+    if inner is not None and outer is None:
         ends.clear()
         outer = optimizer
     if outer not in (None, optimizer) or len(ends) == steps:

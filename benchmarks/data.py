@@ -139,16 +139,16 @@ def ids_are_tiktokens(row: str, text: Path, target: Path, characters: int) -> bo
     bins = [np.memmap(target / f"{name}.bin", dtype="<u2", mode="r") for name in ("train", "val")]
     bpe = get("gpt2")._bpe
     if row not in ("text", "tokenizer"):
-        found = collections.Counter()
+        ours = collections.Counter()
         for ids in bins:
             ends = np.flatnonzero(ids == EOT)
             for start, end in zip([0, *(ends[:-1] + 1)], ends):
-                found[ids[start:end].tobytes()] += 1
-        wanted = collections.Counter(
+                ours[ids[start:end].tobytes()] += 1
+        theirs = collections.Counter(
             np.array(bpe.encode_ordinary(text), "<u2").tobytes()
             for text in documents(text, characters)
         )
-        return found == wanted
+        return ours == theirs
     # One text, cut in two where no token crosses or at a line end: the two texts are encoded.
     meta = json.loads((target / "meta.json").read_text())
     border, at = meta["splits"]["train"]["bytes"], 0
@@ -177,9 +177,9 @@ def measure(c: Config, names: list[str], text: Path, place: Path) -> list[dict]:
         timed(call("make_table", str(jsonl), f"{jsonl}.table"), place / "log.txt")
         if "jsonl" not in names:  # nanoGPT's way needs ten times the text on the disk as it is
             jsonl.unlink()
-    found = {n: {"way": n, "times": [], "memory": 0.0, "same": "not checked"} for n in names}
+    rows = {n: {"way": n, "times": [], "memory": 0.0, "same": "not checked"} for n in names}
     for repeat in range(c.repeats):
-        for name, row in found.items():
+        for name, row in rows.items():
             target = place / "out"
             target.mkdir()
             program = command(name, text, jsonl, target, c.workers)
@@ -194,7 +194,7 @@ def measure(c: Config, names: list[str], text: Path, place: Path) -> list[dict]:
                     raise UserError(f"the check of {name} itself failed: see above")
                 row["same"] = "NO" if status else "yes"
             shutil.rmtree(target)
-    return list(found.values())
+    return list(rows.values())
 
 
 def main(c: Config) -> None:
@@ -205,18 +205,18 @@ def main(c: Config) -> None:
     size = text.stat().st_size / 1e6
     print(f"{text.name}: {size:,.1f} MB; {c.workers} workers, {c.repeats} runs in turn")
     with tempfile.TemporaryDirectory(dir=c.folder or None) as place:
-        found = measure(c, names, text, Path(place))
+        rows = measure(c, names, text, Path(place))
 
     import torch  # not before: a program starts with its parent's memory in its account
 
     from benchmarks.harness import Results, spread, table
 
     results = Results("data", c.out, torch.device("cpu"), again=True, input=text.name, MB=size)
-    for row in found:
+    for row in rows:
         row["seconds"] = spread(row["times"])
         row["rate"] = size / row["seconds"]["median"]
         if "nanogpt" in names:
-            theirs = spread(found[names.index("nanogpt")]["times"])["median"]
+            theirs = spread(rows[names.index("nanogpt")]["times"])["median"]
             row["ratio"] = theirs / row["seconds"]["median"]
         results.add(row)
     results.finish(table(results.rows, COLUMNS))

@@ -111,8 +111,8 @@ def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> 
     written = [request.tokens for request in requests]
     later = sum(map(len, written)) - len(written)
     rate = later / (total - first) if steps else None
-    found = {"seconds": total, "first": first, "decode_rate": rate}
-    return {**found, "steps": steps, "later": later, "tokens": written}
+    times = {"seconds": total, "first": first, "decode_rate": rate}
+    return {**times, "steps": steps, "later": later, "tokens": written}
 
 
 # ---- models with random weights, beside what the memory allows and a peer ----
@@ -128,8 +128,8 @@ def read_bandwidth(runtime: Runtime) -> float:
     reads = [lambda: matrix.sum(), lambda: matrix @ vector]
     if runtime.device.type == "cpu":
         matrix = LargePages().copy(matrix)
-        if own := products().get(torch.float32):
-            reads.append(lambda: call(own, vector, matrix, None, None))
+        if product := products().get(torch.float32):
+            reads.append(lambda: call(product, vector, matrix, None, None))
     return matrix.nbytes / min(seconds_of(r, runtime.synchronize) for _ in range(5) for r in reads)
 
 
@@ -170,9 +170,9 @@ def peer_model(peer: Peer, model, runtime: Runtime) -> torch.nn.Module:
 
 def peer_seconds(theirs, prompt: list[int], params: SamplingParams, runtime: Runtime) -> float:
     idx = torch.tensor([prompt], device=runtime.device)
-    asked = (idx, params.max_new_tokens, params.temperature, params.top_k)
+    arguments = (idx, params.max_new_tokens, params.temperature, params.top_k)
     with runtime.autocast():  # as its sample.py
-        return seconds_of(lambda: theirs.generate(*asked), runtime.synchronize)
+        return seconds_of(lambda: theirs.generate(*arguments), runtime.synchronize)
 
 
 @torch.no_grad()
@@ -192,22 +192,22 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime) -> dict:
         dtype, settings = KINDS[kind]
         engines[kind] = Engine(model, max(counts), dtype=DTYPES[dtype], **settings)
     theirs = peer_model(peer, model, runtime) if peer else None
-    found, first, peer_times, bandwidth = {}, {kind: [] for kind in engines}, [], []
+    answers, first, peer_times, bandwidth = {}, {kind: [] for kind in engines}, [], []
     for repeat in range(c.repeats + 1):
         if repeat == 1:  # the first warmed up, and compiled
-            found, first, peer_times = {}, {kind: [] for kind in engines}, []
+            answers, first, peer_times = {}, {kind: [] for kind in engines}, []
         if repeat:
             bandwidth.append(read_bandwidth(runtime))
         for kind, engine in engines.items():
             for batch in counts if not engine.draft else [1]:
                 result = answer(engine, prompts[repeat : repeat + batch], params)
-                found.setdefault((kind, batch), []).append(result)
+                answers.setdefault((kind, batch), []).append(result)
             first[kind].append(answer(engine, [long], SamplingParams(1, 0))["first"])
         if theirs:
             short = SamplingParams(count if repeat else 2, 0.8, 200)
             peer_times.append(peer_seconds(theirs, prompts[repeat], short, runtime))
     rows, length = [], prompt_length + count / 2
-    for (kind, batch), results in found.items():
+    for (kind, batch), results in answers.items():
         rates = spread([batch * count / r["seconds"] for r in results])
         decode = spread([r["decode_rate"] for r in results])
         alone = next((r for r in rows if r["kind"] == kind), {"decode_rates": decode})
@@ -253,9 +253,9 @@ def compare(c: Config) -> None:
     results, rows = Results("decode", c.out, runtime.device, again=True, **about), []
     for name in c.sizes.split(","):
         print(f"{name}: {c.repeats} repeats ...", flush=True)
-        found = results.add({"size": name, **measure(c, name, peer, runtime)})
-        rows += found["rows"]
-        speed, long = found["bandwidth"], found["first_token_prompt"]
+        result = results.add({"size": name, **measure(c, name, peer, runtime)})
+        rows += result["rows"]
+        speed, long = result["bandwidth"], result["first_token_prompt"]
         print(f"{name}: reads {speed['high'] / 1e9:.1f} GB/s, at worst {speed['low'] / 1e9:.1f}")
         print(f"{name}: first token of a prompt of {long} tokens", flush=True)
     results.finish(table(rows, COLUMNS))
@@ -283,18 +283,18 @@ def guess(c: Config) -> None:
     exact = runtime.dtype == "float32" and not c.quantize
     for temperature in map(float, c.temperatures.split(",")):
         params = SamplingParams(count, temperature, seed=c.seed)
-        found = {n: [] for n in ways}
+        answers = {n: [] for n in ways}
         for repeat, text in [(r, text) for r in range(c.repeats + 1) for text in texts]:
             given = {n: answer(engine, [text], params) for n, engine in engines.items()}
             for n, result in given.items():
-                found[n] += [result] if repeat else []  # the first warms up
+                answers[n] += [result] if repeat else []  # the first warms up
                 if exact and result["tokens"] != given[0]["tokens"]:
                     print(f"lookup={n} wrote another text, temperature {temperature}")
-        for n, answers in found.items():
-            pairs = zip(answers, found[0])
+        for n, of_one in answers.items():
+            pairs = zip(of_one, answers[0])
             gains = [a["decode_rate"] / plain["decode_rate"] for a, plain in pairs]
-            row = {"rate": statistics.median(a["decode_rate"] for a in answers)}
-            row["per_step"] = sum(a["later"] for a in answers) / sum(a["steps"] for a in answers)
+            row = {"rate": statistics.median(a["decode_rate"] for a in of_one)}
+            row["per_step"] = sum(a["later"] for a in of_one) / sum(a["steps"] for a in of_one)
             row["gain"] = spread(gains)
             results.add({"temperature": temperature, "lookup": n, **row})
     results.finish(table(results.rows, LOOKUP_COLUMNS))

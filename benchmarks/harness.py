@@ -94,8 +94,8 @@ class Results:
 
     def find(self, key: dict) -> dict | None:
         """The row that has all of `key`, if it has been measured."""
-        found = (r for r in self.rows if all(r.get(k) == v for k, v in key.items()))
-        return next(found, None)
+        rows = (r for r in self.rows if all(r.get(k) == v for k, v in key.items()))
+        return next(rows, None)
 
     def measure(self, key: dict, call: Callable[[], dict]) -> dict:
         """The row of `key`: the earlier one, or what `call` finds now, which is written at once."""

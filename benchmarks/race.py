@@ -202,25 +202,25 @@ def summary(runs: list[dict]) -> dict:
     return {**same, "n": len(runs), "loss": loss, "seconds": spread([r["seconds"] for r in runs])}
 
 
-def verdict(spec: Race, target: float, found: list[dict]) -> str:
+def verdict(spec: Race, target: float, summaries: list[dict]) -> str:
     """What has come out, a line for each arm and for what the others took beside ours."""
     lines = [
         "{name}: val loss {loss[mean]:.4f} ({loss[low]:.4f} to {loss[high]:.4f}, n={n}) after "
         "{tokens:,} tokens and {seconds[median]:.1f} s ({seconds[low]:.1f} to {seconds[high]:.1f})"
         "".format(**s)
-        for s in found
+        for s in summaries
     ]
-    mine = found[0]
-    reached = "reached" if mine["loss"]["mean"] <= target else "NOT reached"
+    ours = summaries[0]
+    reached = "reached" if ours["loss"]["mean"] <= target else "NOT reached"
     lines.append(f"target {target:.4f}: {reached}")
-    for s in found[1:]:
+    for s in summaries[1:]:
         seconds = s["seconds"]["median"]
         if not spec.peer_full:
             hours = seconds / s["steps"] * spec.peer_steps / 3600
             lines.append(f"{s['name']}'s own {spec.peer_steps} steps would take {hours:.1f} hours")
             continue
-        ratio, tokens = seconds / mine["seconds"]["median"], s["tokens"] / mine["tokens"]
-        apart = mine["loss"]["mean"] - s["loss"]["mean"]
+        ratio, tokens = seconds / ours["seconds"]["median"], s["tokens"] / ours["tokens"]
+        apart = ours["loss"]["mean"] - s["loss"]["mean"]
         lines.append(f"{s['name']}: {ratio:.1f} times the seconds, {tokens:.1f} times the tokens")
         lines.append(f"ours to it: {1 / ratio:.3f} of the time, loss {apart:+.4f}")
     return "\n".join(lines)
@@ -263,17 +263,17 @@ def main(**settings) -> None:
     runs = {name: [] for name in arms}
     for k, name in in_turn(arms, c.seeds):
         runs[name].append(track.run(arms[name], SEED + k))
-    found = [summary(of_one) for of_one in runs.values()]
-    for s in found:
-        s["difference"] = s["loss"]["mean"] - found[0]["loss"]["mean"]
-    target = spec.target or (found[1]["loss"]["mean"] if c.peer else 0.0)  # as it ships
+    summaries = [summary(of_one) for of_one in runs.values()]
+    for s in summaries:
+        s["difference"] = s["loss"]["mean"] - summaries[0]["loss"]["mean"]
+    target = spec.target or (summaries[1]["loss"]["mean"] if c.peer else 0.0)  # as it ships
     every = [r for of_one in runs.values() for r in of_one]
     if c.race == "ablation":
-        text = f"{table(found, CHANGES)}\n\n{c.seeds} seeds each; losses are means and ranges"
+        text = f"{table(summaries, CHANGES)}\n\n{c.seeds} seeds each; losses are means and ranges"
     else:
         columns = WHOLE_RUNS if c.race == "recipe" else RUNS
-        text = f"{table(every, columns)}\n\n{verdict(spec, target, found)}"
-    track.results.finish(text, name=c.race, summary=found, target=target)
+        text = f"{table(every, columns)}\n\n{verdict(spec, target, summaries)}"
+    track.results.finish(text, name=c.race, summary=summaries, target=target)
     if c.plot:
         draw(every, target, Path(c.plot))
 

@@ -146,8 +146,8 @@ def start_server(c: Config, source: str) -> tuple[subprocess.Popen, int]:
     command += [f"--max_queue={2 * c.clients + 16}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if found := re.search(r"serving on http://127.0.0.1:(\d+)", line):
-            return process, int(found[1])
+        if match := re.search(r"serving on http://127.0.0.1:(\d+)", line):
+            return process, int(match[1])
     raise UserError(f"the server did not start: {' '.join(command)}")
 
 

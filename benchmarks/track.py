@@ -80,14 +80,14 @@ class Track:
         line = next(line for line in text.splitlines() if "tokens per iteration" in line)
         tokens = count * int(line.split(":")[-1].replace(",", ""))
         seconds = seconds if arm.whole else ends[-1]
-        found = {"seconds": seconds, "first": ends[0], "ends": [round(t, 3) for t in ends]}
-        found |= {"tokens": tokens, "rate": tokens / seconds, **self.evaluate(folder / target)}
+        result = {"seconds": seconds, "first": ends[0], "ends": [round(t, 3) for t in ends]}
+        result |= {"tokens": tokens, "rate": tokens / seconds, **self.evaluate(folder / target)}
         losses = re.findall(r"^iter .*?loss ([-\w.]+)", text, re.M)
-        found["curve"] = [float(loss) for loss in losses[:count]]
+        result["curve"] = [float(loss) for loss in losses[:count]]
         shutil.rmtree(folder / target)
         say = f"{arm.name}, seed {seed}, {count} steps: {seconds:.1f} s"
-        print(f"{say}, val loss {found['loss']:.4f}", flush=True)
-        return found
+        print(f"{say}, val loss {result['loss']:.4f}", flush=True)
+        return result
 
     def evaluate(self, folder: Path) -> dict:
         """Loss on the whole validation split, by eval.py, and the step of the checkpoint."""

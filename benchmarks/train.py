@@ -140,7 +140,7 @@ def our_step(size: str, tokens: Path, runtime: Runtime, seed: int) -> TimedSteps
 def measure(c: Config, size: str, count: int, runtime: Runtime, peer: Peer | None) -> dict:
     """Rates, MFU and peak memory, ours and the peer's: {"ours": ..., "peer": ..., "ratio": ...}."""
     on_gpu, (_, rows, _, warmup) = runtime.device.type == "cuda", SIZES[size]
-    contestants, found = {}, {}
+    contestants, measured = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         tokens, rng = Path(folder) / "train.bin", np.random.default_rng(c.seed)
         rng.integers(0, fields(size)["vocab_size"], 4_000_000, dtype=np.uint16).tofile(tokens)
@@ -156,23 +156,23 @@ def measure(c: Config, size: str, count: int, runtime: Runtime, peer: Peer | Non
             time_steps(contestants[name], warmup, runtime.synchronize)
             # what a process that did nothing else would need; not to be told apart on a CPU
             peak = torch.cuda.max_memory_allocated(runtime.device) - before if on_gpu else None
-            found[name] = {"seconds": [], "peak_gib": peak and peak / GIB}
+            measured[name] = {"seconds": [], "peak_gib": peak and peak / GIB}
         for _, name in in_turn(contestants, c.repeats):
             t = time_steps(contestants[name], count, runtime.synchronize, c.log_interval)
-            found[name]["seconds"].append(t)
+            measured[name]["seconds"].append(t)
         contestants["ours"].stream.close()
     T = fields(size)["block_size"]
     peak = peak_flops(runtime.device, runtime.dtype)
     flops = contestants["ours"].training.model.flops_per_token(T)
-    for part in found.values():
+    for part in measured.values():
         part["tokens_per_s"] = spread([count * rows * T / t for t in part["seconds"]])
         part["mfu"] = part["tokens_per_s"]["median"] * flops / peak if peak else None
     if peer:
-        found["peer"]["dtype"] = contestants["peer"].dtype
-        pairs = zip(found["ours"]["seconds"], found["peer"]["seconds"])
-        medians = [found[name]["tokens_per_s"]["median"] for name in ("ours", "peer")]
-        found["ratio"] = {**spread([b / a for a, b in pairs]), "median": medians[0] / medians[1]}
-    return {"batch": f"{rows} x {T}", **found}
+        measured["peer"]["dtype"] = contestants["peer"].dtype
+        pairs = zip(measured["ours"]["seconds"], measured["peer"]["seconds"])
+        medians = [measured[name]["tokens_per_s"]["median"] for name in ("ours", "peer")]
+        measured["ratio"] = {**spread([b / a for a, b in pairs]), "median": medians[0] / medians[1]}
+    return {"batch": f"{rows} x {T}", **measured}
 
 
 def rows_to_measure(c: Config, device: torch.device) -> list[tuple[str, str, str]]:

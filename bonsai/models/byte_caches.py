@@ -85,13 +85,13 @@ class LocalCache(KVCache):
 class MegabyteCache(Cache):
     """What both levels remember.
 
-    ids (B, length): the bytes. globl: a KVCache with an entry per patch. told (B, K, P, DL): what
-    the global model said about each patch. local: of the patch in progress alone; `at` says after
-    how many bytes of each row it stands, -1 if it has to be computed anew. Rows that are equally
-    long are computed together, others one by one.
+    ids (B, length): the bytes. globl: a KVCache with an entry per patch. from_global (B, K, P, DL):
+    what the local model gets from the global one, patch by patch. local: of the patch in progress
+    alone; `at` says after how many bytes of each row it stands, -1 if it has to be computed anew.
+    Rows that are equally long are computed together, others one by one.
     """
 
-    buffers = (("ids", 0, 1), ("told", 0, 1), ("at", 0, None))
+    buffers = (("ids", 0, 1), ("from_global", 0, 1), ("at", 0, None))
     parts = ("globl", "local")
     unit, rewinds = "bytes", False
 
@@ -99,10 +99,10 @@ class MegabyteCache(Cache):
         super().__init__(batch, length)
         self.patch_size = config.patch_size
         outer, patches = config.decoder_configs()[0], self.entries("globl", length)
-        told = (batch, patches, config.patch_size, config.local_embd)
+        shape = (batch, patches, config.patch_size, config.local_embd)
         self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
         self.globl = KVCache(outer, batch, patches, dtype, device)
-        self.told = torch.zeros(told, dtype=dtype, device=device)
+        self.from_global = torch.zeros(shape, dtype=dtype, device=device)
         self.local = LocalCache(config, batch, dtype, device)
         self.at = torch.zeros(batch, dtype=torch.int64)
 
@@ -123,7 +123,8 @@ class SpacebyteCache(Cache):
     """What all blocks remember.
 
     ids (B, length): the bytes; patches (B, length + 1): how many patches have begun within the
-    first n bytes. before, behind: of the local blocks; globl: has an entry per patch.
+    first n bytes. before, behind: of the local blocks before and after the global ones; globl: of
+    those, with an entry per patch.
     """
 
     buffers = (("ids", 0, 1), ("patches", 0, 1))

@@ -143,9 +143,9 @@ class Megabyte(ByteModel):
         """idx (B, T) -> what the head reads, (B, T, DL); last: of the last position, (B, 1, DL)."""
         c, (B, T) = self.config, idx.shape
         K = -(-T // c.patch_size)
-        told = self.tell(self.globl(self.patches(idx)))  # (B, K, P, DL)
+        from_global = self.to_local(self.globl(self.patches(idx)))  # (B, K, P, DL)
         first = max(0, K - 1 - self.reach) if last else 0
-        x = told[:, first:] + self.local_inputs(idx, first)  # (B, k, P, DL)
+        x = from_global[:, first:] + self.local_inputs(idx, first)  # (B, k, P, DL)
         parts = x.split(max(1, MAX_ROWS // x.size(1)))  # neighbours stay together
         x = torch.cat([self.inside(part) for part in parts])
         x = x.view(B, -1, c.local_embd)[:, : T - first * c.patch_size]
@@ -179,14 +179,14 @@ class Megabyte(ByteModel):
         h = F.pad(h, (0, 0, P - 1, 0)) + F.pad(self.global_pad, (0, 0, 0, (K - 1) * P))
         return h.view(-1, K, self.config.n_embd)
 
-    def tell(self, h: torch.Tensor) -> torch.Tensor:
-        """The global model's output (B, K, D) -> what it tells the local one, (B, K, P, DL)."""
+    def to_local(self, h: torch.Tensor) -> torch.Tensor:
+        """The global model's output (B, K, D) -> what the local one gets of it, (B, K, P, DL)."""
         return self.bridge(h.unflatten(2, (self.config.patch_size, -1)))
 
     def local_inputs(self, idx: torch.Tensor, first: int = 0) -> torch.Tensor:
         """idx (B, T) -> (B, k, P, DL) for the patches from `first` on.
 
-        Place 0 has the pad: what came before is the global model's to tell. Place p has byte
+        Place 0 has the pad: what came before it knows from the global model. Place p has byte
         kP + p. The places after a ragged end hold id 0 and are cut off later.
         """
         P, (B, T) = self.config.patch_size, idx.shape
@@ -230,7 +230,7 @@ class Megabyte(ByteModel):
         k, K = -(-begin // P), -(-end // P)  # patches begun before, and now
         if k < K:
             cache.globl.lengths = [k] * len(idx)
-            cache.told[:, k:K] = self.tell(
+            cache.from_global[:, k:K] = self.to_local(
                 self.globl(self.next_patches(cache.ids, k, K), cache.globl)
             )
         at = begin
@@ -250,8 +250,8 @@ class Megabyte(ByteModel):
             x = self.local_wte(cache.ids[:, at:stop])  # (B, stop - at, DL)
             if place == 0:
                 x = torch.cat((self.local_pad.expand(len(idx), 1, -1).type_as(x), x[:, 1:]), dim=1)
-            told = cache.told[:, k, place : place + stop - at].type_as(x)
-            hidden.append(self.local(x + told, cache.local))
+            from_global = cache.from_global[:, k, place : place + stop - at].type_as(x)
+            hidden.append(self.local(x + from_global, cache.local))
             at = stop
         cache.lengths, cache.at[:] = [end] * len(idx), end
         return hidden[-1][:, -1:] if last else torch.cat(hidden, dim=1)[:, -T:]

@@ -433,8 +433,8 @@ class _Reporter(logging.Handler):
         self.progress = progress
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.progress and (found := re.search(r"\((\d+)/\d+ merges\)", record.getMessage())):
-            self.progress(int(found[1]))
+        if self.progress and (count := re.search(r"\((\d+)/\d+ merges\)", record.getMessage())):
+            self.progress(int(count[1]))
 
 
 def _for_rust(text: str) -> str:

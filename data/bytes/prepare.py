@@ -41,23 +41,23 @@ PIECE = 1 << 20  # bytes that are read at a time
 def find_files(c: Config) -> list[tuple[str, Path]]:
     """(name that decides the split, path) of all files, in sorted order."""
     ends = as_endings(c.endings)
-    found: dict[Path, str] = {}
+    name_of: dict[Path, str] = {}
     for part in filter(None, map(str.strip, c.input.split(","))):
         path = resolve_path(os.path.expanduser(part))
         if path.is_file():
-            found[path] = path.name
+            name_of[path] = path.name
         elif not path.is_dir():
             raise UserError(f"no such file or folder: {part}")
         for at, names in walk(path) if path.is_dir() else ():
             for file in (Path(at) / name for name in names):
                 if file.is_file() and (not ends or file.name.lower().endswith(ends)):
-                    found[file] = file.relative_to(path).as_posix()
+                    name_of[file] = file.relative_to(path).as_posix()
     if not c.input:
         raise UserError("no input: name files or folders with --input=PATH")
-    if not found:
+    if not name_of:
         kind = f" that ends with {c.endings}" if ends else ""
         raise UserError(f"no file{kind} in {c.input!r}: name files or folders with --input=PATH")
-    return sorted((name, path) for path, name in found.items())
+    return sorted((name, path) for path, name in name_of.items())
 
 
 def choose_val(c: Config, files: list[tuple[str, Path]]) -> set[Path]:
@@ -82,13 +82,13 @@ def main(**settings) -> None:
     if c.name and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", c.name):
         raise UserError(f"name is {c.name!r}: use letters, digits, _ - and .")
     folder = Path(c.out) if c.out else ROOT / "data" / c.name if c.name else HERE
-    found = find_files(c)
-    sizes = {path: path.stat().st_size for _, path in found}
-    files = [(key, path) for key, path in found if sizes[path]]
+    listed = find_files(c)
+    sizes = {path: path.stat().st_size for _, path in listed}
+    files = [(key, path) for key, path in listed if sizes[path]]
     if not files:
-        raise UserError(f"{found[0][1]} is empty" if len(found) == 1 else "all files are empty")
+        raise UserError(f"{listed[0][1]} is empty" if len(listed) == 1 else "all files are empty")
     total = sum(sizes.values())
-    empty = f", {len(found) - len(files)} empty ones left out" if len(files) < len(found) else ""
+    empty = f", {len(listed) - len(files)} empty ones left out" if len(files) < len(listed) else ""
     print(f"{len(files)} files, {total:,} bytes{empty}")
     if total < 2:
         raise UserError(f"{files[0][1]} has 1 byte: too few to train on and to validate with")

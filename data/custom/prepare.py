@@ -68,13 +68,13 @@ def hub_paths(c: Config) -> list[tuple[str, int]]:
     """(path, bytes) of the files to take."""
     from bonsai.data.fetch import hub_files
 
-    found = hub_files(c.hub, c.revision)
-    taken = [(p, n) for p, n in found if fnmatch.fnmatch(p, c.files)]
+    files = hub_files(c.hub, c.revision)
+    taken = [(p, n) for p, n in files if fnmatch.fnmatch(p, c.files)]
     if c.files == "*":
-        taken = [(p, n) for p, n in found if "train" in p.lower()] or taken
+        taken = [(p, n) for p, n in files if "train" in p.lower()] or taken
     if not taken:
-        raise UserError(f"no file of {c.hub} matches {c.files}: there are {found[0][0]} and others")
-    print(f"{len(taken)} of the {len(found)} files of {c.hub}, {taken[0][0]} first")
+        raise UserError(f"no file of {c.hub} matches {c.files}: there are {files[0][0]} and others")
+    print(f"{len(taken)} of the {len(files)} files of {c.hub}, {taken[0][0]} first")
     return taken
 
 
@@ -93,8 +93,8 @@ def source(c: Config, folder: Path, options: Options, seen: Seen) -> tuple[funct
             return read_pieces(local, options, seen=seen, **how)
 
         return read, sum(sizes)
-    found = find_files(c.input, (Path(), ROOT), as_endings(c.endings))
-    return functools.partial(read_pieces, found, options, seen=seen), total_size(found)
+    files = find_files(c.input, (Path(), ROOT), as_endings(c.endings))
+    return functools.partial(read_pieces, files, options, seen=seen), total_size(files)
 
 
 def main(**settings) -> None:

@@ -45,23 +45,23 @@ HEAD = 500  # bytes of a file in which it says so
 
 def source_files(root: Path) -> Iterator[str]:
     """Paths of the .py files below `root`, relative, with /, in sorted order."""
-    found = []
+    paths = []
     for folder, names in walk(root, SKIPPED | TABLES):
         for name in names:
             if name.endswith(".py") and name not in TABLES and not name.startswith(MACHINE):
-                found.append((Path(folder) / name).relative_to(root).as_posix())
-    yield from sorted(found)
+                paths.append((Path(folder) / name).relative_to(root).as_posix())
+    yield from sorted(paths)
 
 
 def documents(c: Config, root: Path, names: list[str]) -> list[Part]:
     """The files, each whole, sent to train or val by a hash of its path."""
-    found = []
+    parts = []
     for name in names:
         data = read_bytes(root / name)
         if data and not GENERATED.search(data[:HEAD]):
             split = "val" if document_key(name.encode()) < c.val_fraction else "train"
-            found.append((split, data, True))
-    return found
+            parts.append((split, data, True))
+    return parts
 
 
 def write(folder: Path, parts: list[Part], tokenizer: Tokenizer) -> None:

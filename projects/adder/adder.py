@@ -99,24 +99,24 @@ def right(model: torch.nn.Module, rows: np.ndarray, question: int) -> np.ndarray
     after the right digits before it.
     """
     model.eval()
-    found = []
+    right_rows = []
     for part in np.array_split(rows, -(-len(rows) // 4096)):
         ids = torch.from_numpy(part).long()
         logits, _ = model(ids[:, :-1], ids[:, 1:])  # (B, W - 1, V)
         said = logits[:, question - 1 :].argmax(dim=-1)
-        found.append((said == ids[:, question:]).all(dim=1).numpy())
-    return np.concatenate(found)
+        right_rows.append((said == ids[:, question:]).all(dim=1).numpy())
+    return np.concatenate(right_rows)
 
 
 def answer(c: Config, model: torch.nn.Module, text: str) -> str:
     """What the model says to 55+45 (or to 210210, for sorting), token by token."""
     if c.task == "add":
-        found = re.fullmatch(r"\s*(\d+)\s*\+\s*(\d+)\s*", text, re.ASCII)
-        if not found or max(len(n) for n in found.groups()) > c.digits:
+        match = re.fullmatch(r"\s*(\d+)\s*\+\s*(\d+)\s*", text, re.ASCII)
+        if not match or max(len(n) for n in match.groups()) > c.digits:
             raise UserError(
                 f"ask={text!r}: ask for a sum of numbers of {c.digits} digits, as 55+45"
             )
-        question = "".join(n.zfill(c.digits) for n in found.groups())
+        question = "".join(n.zfill(c.digits) for n in match.groups())
         n = c.digits + 1
     else:
         allowed = "0123456789"[: c.symbols]
@@ -183,9 +183,9 @@ def main(**settings) -> None:
     for kind, which in (("trained on", ~held), ("held out", held)):
         print(f"{kind}: {ok[which].sum():,} of {which.sum():,} right ({ok[which].mean():.2%})")
     for row in rows[~ok][:20]:
-        asked = "".join(map(str, row[:question]))
-        asked = f"{asked[: c.digits]}+{asked[c.digits :]}" if c.task == "add" else asked
-        print(f"wrong: {answer(c, model, asked)}")
+        text = "".join(map(str, row[:question]))
+        text = f"{text[: c.digits]}+{text[c.digits :]}" if c.task == "add" else text
+        print(f"wrong: {answer(c, model, text)}")
     if c.task == "add" and c.digits > 1:
         print(f"the sum that minGPT got wrong: {answer(c, model, '55+45')}")
     learning = [step for step, ok in maps.items() if not ok.all()][-4:]

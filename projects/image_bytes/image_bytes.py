@@ -235,11 +235,11 @@ def prepare(folder: Path, pictures: Pictures, layout: Layout) -> None:
 def complete(c: Config, model: torch.nn.Module, rows: np.ndarray, begin: int) -> np.ndarray:
     """rows (n, N) with `begin` bytes given -> completions (n, samples, N)."""
     params = SamplingParams(rows.shape[1] - begin, c.temperature, seed=c.seed, vocab_limit=256)
-    found = np.repeat(rows[:, None], c.samples, axis=1)
-    for row in found:
+    completed = np.repeat(rows[:, None], c.samples, axis=1)
+    for row in completed:
         prompt = [ByteTokenizer.eot, *row[0, :begin].tolist()]
         row[:, begin:] = np.array(list(generate(model, prompt, params, c.samples))).T
-    return found
+    return completed
 
 
 def draw(originals: np.ndarray, halves: np.ndarray, made: np.ndarray, path: Path) -> None:

@@ -126,13 +126,13 @@ def chinchilla_tables() -> str:
     columns = [("Hoffmann et al. 2022", "name", ""), ("a: N ~ C^a", "a", ".3f")]
     columns += [("paper's a", "paper", ".2f"), ("b: D ~ C^b", "b", ".3f")]
     columns += [("tokens per parameter at 67B", "per", ".1f")]
-    found = [table(chinchilla_rows(), columns), "", "Our fit on points of the paper's L(N, D):"]
+    lines = [table(chinchilla_rows(), columns), "", "Our fit on points of the paper's L(N, D):"]
     constants = ("E", "A", "B", "alpha", "beta")
     laws = {"paper": CHINCHILLA, "found": chinchilla_fit()}
     rows = [{"law": k, **{c: getattr(v, c) for c in constants}} for k, v in laws.items()]
     spec = [(c, c, ".1f" if c in "AB" else ".3f") for c in constants]
-    found.append(table(rows, [("law", "law", ""), *spec]))
-    found += ["", "What the three approaches would give the GPT family, in tokens:"]
+    lines.append(table(rows, [("law", "law", ""), *spec]))
+    lines += ["", "What the three approaches would give the GPT family, in tokens:"]
     rows = []
     laws = [fit_power_law([p[0] for p in t], [p[2] for p in t]) for t in (APPROACH_1, APPROACH_2)]
     for name in ("gpt2", "gpt2-xl", "gpt3-13b", "gpt3-175b"):
@@ -140,7 +140,7 @@ def chinchilla_tables() -> str:
         row = {"model": name, **{f"t{i}": k * N**p for i, (k, p) in enumerate(laws, 1)}}
         rows.append(row | {"t3": CHINCHILLA.optimal_tokens(N)})
     spec = [(f"approach {i}", f"t{i}", ".2e") for i in (1, 2, 3)]
-    return "\n".join([*found, table(rows, [("model", "model", ""), *spec])])
+    return "\n".join([*lines, table(rows, [("model", "model", ""), *spec])])
 
 
 # ---- our own sweep ----

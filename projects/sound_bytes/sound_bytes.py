@@ -89,7 +89,7 @@ def read_wav(path: Path, rate: int) -> np.ndarray:
     """A WAV file as one channel of bytes at `rate`. Raises UserError for what is no PCM."""
     try:
         with wave.open(str(path), "rb") as f:
-            channels, width, found = f.getnchannels(), f.getsampwidth(), f.getframerate()
+            channels, width, source_rate = f.getnchannels(), f.getsampwidth(), f.getframerate()
             data = f.readframes(f.getnframes())
     except (wave.Error, EOFError, OSError) as e:
         raise UserError(f"cannot read {path} as a WAV file of PCM samples: {e}") from None
@@ -97,7 +97,7 @@ def read_wav(path: Path, rate: int) -> np.ndarray:
     if not data:
         raise UserError(f"{path} holds no sound")
     if width == 1:
-        if channels == 1 and found == rate:
+        if channels == 1 and source_rate == rate:
             return np.frombuffer(data, np.uint8)  # as it is
         x = (np.frombuffer(data, np.uint8).astype(np.float64) - SILENCE) / 127
     else:  # signed, little-endian: the bytes go to the upper end of 32 bits
@@ -105,19 +105,19 @@ def read_wav(path: Path, rate: int) -> np.ndarray:
         wide = np.zeros((len(raw), 4), np.uint8)
         wide[:, 4 - width :] = raw
         x = wide.view("<i4")[:, 0] / 2**31
-    return to_bytes(resample(x.reshape(-1, channels).mean(axis=1), found, rate))
+    return to_bytes(resample(x.reshape(-1, channels).mean(axis=1), source_rate, rate))
 
 
-def resample(x: np.ndarray, found: int, rate: int) -> np.ndarray:
-    """x at `found` samples a second -> at `rate`: averaged where there are more, else between."""
-    if found == rate:
+def resample(x: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
+    """x from `source_rate` to `rate` samples a second: averaged to fewer, interpolated to more."""
+    if source_rate == rate:
         return x
-    count = max(1, round(len(x) * rate / found))
-    if found > rate:  # the mean over each new sample's time, which also removes what is too high
+    count = max(1, round(len(x) * rate / source_rate))
+    if source_rate > rate:  # the mean over each new sample's time: takes away what is too high
         total = np.concatenate(([0.0], np.cumsum(x)))
         edges = np.interp(np.linspace(0, len(x), count + 1), np.arange(len(x) + 1), total)
         return np.diff(edges) * count / len(x)
-    return np.interp(np.arange(count) * (found / rate), np.arange(len(x)), x)
+    return np.interp(np.arange(count) * (source_rate / rate), np.arange(len(x)), x)
 
 
 def sounds(c: Config) -> Iterator[tuple[str, np.ndarray]]:
@@ -165,14 +165,14 @@ def write_wav(path: Path, data: np.ndarray, rate: int) -> None:
 
 def excerpts(c: Config, val: np.ndarray, length: int) -> list[np.ndarray]:
     """`shown` excerpts of the held-out sounds, none across the end of a sound: bytes."""
-    found = []
+    clips = []
     for part in np.split(val, np.flatnonzero(val > 255)):
         part = part[part < 256].astype(np.uint8)
-        found += [part[i : i + length] for i in range(0, len(part) - length + 1, 2 * length)]
-    if not found:
+        clips += [part[i : i + length] for i in range(0, len(part) - length + 1, 2 * length)]
+    if not clips:
         raise UserError(f"no held-out sound has {length / c.rate:g} s: lower given or seconds")
-    chosen = np.linspace(0, len(found) - 1, min(c.shown, len(found))).astype(int)
-    return [found[i] for i in chosen]
+    chosen = np.linspace(0, len(clips) - 1, min(c.shown, len(clips))).astype(int)
+    return [clips[i] for i in chosen]
 
 
 def go_on(c: Config, model: torch.nn.Module, start: np.ndarray) -> np.ndarray:

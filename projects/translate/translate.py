@@ -111,12 +111,12 @@ def batches(c: Config, pairs: list[Pair], epoch: int | None) -> list[np.ndarray]
     rng = np.random.default_rng((c.seed, epoch or 0))
     length = np.array([max(len(a), len(b)) + 1 for a, b in pairs])
     order = np.argsort(length + (rng.random(len(pairs)) * 2 if epoch is not None else 0))
-    found, begin = [], 0
+    batches, begin = [], 0
     for i in range(1, len(order) + 1):
         if i == len(order) or (i + 1 - begin) * length[order[begin : i + 1]].max() > c.batch_tokens:
-            found.append(order[begin:i])
+            batches.append(order[begin:i])
             begin = i
-    return [found[i] for i in rng.permutation(len(found))] if epoch is not None else found
+    return [batches[i] for i in rng.permutation(len(batches))] if epoch is not None else batches
 
 
 def padded(rows: list[list[int]], pad: int) -> torch.Tensor:
@@ -201,24 +201,24 @@ def translate(c: Config, model: Seq2Seq, coder, texts: list[str], runtime: Runti
     """The translations, in the order of the texts; batches of similar length."""
     most, eos, pad = model.config.max_length - 60, model.config.eos, model.config.pad
     rows = [coder.encode(t)[:most] or [eos] for t in texts]
-    order, found = sorted(range(len(rows)), key=lambda i: len(rows[i])), {}
+    order, targets = sorted(range(len(rows)), key=lambda i: len(rows[i])), {}
     for i in range(0, len(order), 32):
         chosen = order[i : i + 32]
         x = padded([rows[k] for k in chosen], pad).to(runtime.device)
         with runtime.autocast():
-            found |= zip(chosen, beam_search(model, x, c.beams, c.alpha))
-    return [coder.decode(found[i]) for i in range(len(texts))]
+            targets |= zip(chosen, beam_search(model, x, c.beams, c.alpha))
+    return [coder.decode(targets[i]) for i in range(len(texts))]
 
 
 def translate_with_gpt(model, coder, texts: list[str], ids: dict[str, int], T: int) -> list[str]:
     """The same by a decoder-only model: source, separator, then greedily up to the end."""
-    found = []
+    translations = []
     for t in texts:
         prompt = [*coder.encode(t)[: T // 2], ids["bos"]]
         params = SamplingParams(T - len(prompt), temperature=0, stop_tokens=(ids["eos"],))
         said = [row[0] for row in generate(model, prompt, params)]
-        found.append(coder.decode([i for i in said if i is not None and i != ids["pad"]]))
-    return found
+        translations.append(coder.decode([i for i in said if i is not None and i != ids["pad"]]))
+    return translations
 
 
 def test_sentences(c: Config, data: Dataset, language: str) -> list[str]:
@@ -266,7 +266,7 @@ def attention_maps(c: Config, model: Seq2Seq, coder) -> tuple:
 
 def draw(c: Config, model: Seq2Seq, coder, path: Path) -> None:
     """Cross-attention of the whole sentence, and where one word of each language looks."""
-    words, said, cross, own, encoder = attention_maps(c, model, coder)
+    words, said, cross, itself, encoder = attention_maps(c, model, coder)
     at = said.index(c.look_at) if c.look_at in said else len(said) - 1
     there = words.index(c.look_at_source) if c.look_at_source in words else len(words) - 1
     figure = new_figure(11, 5.6)
@@ -276,7 +276,7 @@ def draw(c: Config, model: Seq2Seq, coder, path: Path) -> None:
     left.set_xticks(range(len(words)), words, rotation=60, ha="right")
     left.set_yticks(range(len(said)), said)
     left.set_title("attention to the source, mean of the heads")
-    both = torch.cat((cross[:, at], own[:, at, : at + 1]), dim=1)  # (nh, S + at + 1)
+    both = torch.cat((cross[:, at], itself[:, at, : at + 1]), dim=1)  # (nh, S + at + 1)
     right[0].axvline(len(words) - 0.5, color="black", lw=0.8)
     panels = [(both, words + said[: at + 1]), (encoder[:, there], words)]
     for axes, (weights, names) in zip(right, panels):
@@ -328,8 +328,8 @@ def main(**settings) -> None:
     columns += [("BLEU", "bleu", ".2f"), ("minutes of training", "minutes", ".1f")]
     columns += [("seconds of translating", "decoding", ".0f")]
     print(f"\n{len(wanted):,} sentences of test_2016_flickr:\n{table(rows, columns)}\n")
-    for question, mine, true in list(zip(questions, said, wanted))[:3]:
-        print(f"{question}\n  = {mine}\n  ~ {true}")
+    for question, ours, true in list(zip(questions, said, wanted))[:3]:
+        print(f"{question}\n  = {ours}\n  ~ {true}")
     write_whole(out / "test.txt", "\n".join(said) + "\n")
     write_json(out / "translate.json", {"rows": rows})
     draw(c, model, coder, out / "attention.png")
