@@ -43,7 +43,7 @@ init_from = "resume"  # resume: the run in out_dir; gpt2*; checkpoints or folder
 out_dir = "out"  # the run to evaluate; a,b: several; ignored if init_from is not resume [paths]
 # the data
 dataset = ""  # a folder in data/, or a,b: several; default: what the model was trained on [paths]
-other_tokenizer = False  # also data whose tokenizer is not the model's
+other_tokenizer = False  # go on where the data's tokenizer is not the model's
 split = "val"  # [val | train]
 windows = 0  # how many, spread evenly over the split; 0: all [>= 0]
 block_size = 0  # tokens in a window; 0: as many as the model can take [>= 0]

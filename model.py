@@ -193,8 +193,9 @@ def causal_mask(T: int, S: int, window: int, device) -> torch.Tensor:
 def attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
     """softmax(scale q k^T) v: q (B, nh, T, hs), k and v (B, nkv, S, hs) -> like q.
 
-    mask (T, S) or (B, 1, T, S) bool: where a query sees a key. None: a single query sees all, of
-    T = S each sees the positions up to its own, with a window > 0 the last so many of those.
+    mask (T, S) or (B, 1, T, S) bool: where a query sees a key. None: a single query sees all keys,
+    T = S queries each see the positions up to their own, with a window > 0 the last `window` of
+    those.
     """
     T, S = q.size(2), k.size(2)
     if mask is None and 0 < window < T:
@@ -425,7 +426,7 @@ class GPT(nn.Module):
     context_step = 1  # a full context is moved on by multiples of this many tokens
 
     def num_params(self, non_embedding: bool = True) -> int:
-        """Parameters; without those that are only looked up, never multiplied, by default.
+        """How many parameters; by default without those that are only looked up, not multiplied.
 
         The token embedding counts when it is also the head.
         """

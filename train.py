@@ -64,10 +64,10 @@ wandb_project = "owt"  # name of the project there
 wandb_run_name = "gpt2"  # name of the run there
 # data
 dataset = "openwebtext"  # a folder in data/, or several by weight: a:0.7,b:0.3 [paths]
-other_tokenizer = False  # also data whose tokenizer is not that of the weights
+other_tokenizer = False  # go on where the data's tokenizer is not that of the weights
 gradient_accumulation_steps = 5 * 8  # micro-batches per step, over all processes together [>= 1]
 batch_size = 12  # rows per micro-batch [>= 1]
-batch_ramp = 0  # steps with fewer micro-batches: half of them with a quarter, then with half [>= 0]
+batch_ramp = 0  # so many first steps have fewer micro-batches: a quarter, then half [>= 0]
 batch_order = "random"  # epoch: each window once per pass, shuffled [random | epoch]
 token_noise = 0.0  # share of random inputs, for many passes over little text [>= 0, < 1]
 seed = 1337  # of the initial weights, the batches and dropout [>= 0]
@@ -115,7 +115,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         lock.acquire(patience=20 if c.init_from == "auto" else 0)
         if c.init_from in ("resume", "auto"):
             take_back(folder)
-    runtime.barrier()  # the folder is as it will be read
+    runtime.barrier()  # from here on all processes read the folder
 
     # ---- data, model and optimizer: new, or where they stood ----
     start = begin(c, folder, world)
@@ -169,7 +169,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     clock, mfu, status = Clock(), None, 0
     logged_step, logged_tokens = progress.step, progress.tokens
     while True:
-        step = progress.step  # so many are done, this is the number of the next one
+        step = progress.step  # the number of the next one, as they count from 0
 
         # evaluate and save
         lr = learning_rate_at(step, c)
@@ -178,7 +178,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
             runtime.synchronize()
             with clock.paused():
                 losses = evaluate(training.compiled, data, c, runtime, report, interrupts)
-                if status := interrupts.status():  # it may be a part of an evaluation
+                if status := interrupts.status():  # then these may be losses of a part only
                     break
                 row = {"iter": step, **losses, "lr": lr, "mfu": mfu}
                 row |= {"tokens": progress.tokens, "seconds": progress.seconds}
@@ -252,7 +252,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         report.summary(progress.step, progress.tokens, progress.seconds)
         if runtime.master and (note := newer_weights(folder / CKPT)):
             report.say(note)
-    if status > 128:
+    if status > 128:  # a signal
         go_on = "; to go on: the same command, --init_from=resume" if not c.eval_only else ""
         report.say(f"stopped at step {progress.step}{go_on}")
     return status
@@ -266,8 +266,8 @@ def evaluate(
     report: Report,
     interrupts: Interrupts,
 ) -> dict[str, float | None]:
-    """Losses on fixed windows of both splits, shared by the processes; of a part of them where a
-    signal interrupts it."""
+    """Losses on fixed windows of both splits, which the processes share; on a part of the windows
+    where a signal comes in between."""
     losses, windows = {}, c.eval_iters * c.batch_size
     for split in ("train", "val"):
 

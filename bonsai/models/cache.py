@@ -16,7 +16,7 @@ from model import GPTConfig, causal_mask
 
 
 class Cache:
-    """Rows of tokens, of row i the first lengths[i]: all that the engine asks of a cache.
+    """Rows of tokens, of which row i holds lengths[i]: all that the engine asks of a cache.
 
     A subclass says which of its attributes are buffers (their names, with the axis of the rows and
     that of the tokens, None where a row is one entry) and which are caches of parts of the model.
@@ -69,7 +69,7 @@ class Cache:
         self.lengths = self.lengths * n
 
     def view(self, begin: int, end: int, length: int = 0) -> "Cache":
-        """Rows begin to end (and only `length` tokens) in the same memory, own lengths."""
+        """Rows begin ... end - 1 (and only `length` tokens) in the same memory; counts its own."""
         part = copy.copy(self)
         for name, rows, tokens in self.buffers:
             x = getattr(self, name).narrow(rows, begin, end - begin)
@@ -111,9 +111,9 @@ class KVCache(Cache):
     """Keys and values of each layer: k, v (n_layer, B, nkv, length, hs).
 
     In a forward pass `place` says where the next tokens stand, each layer's attention puts theirs
-    after the others by `update`, and `advance` counts them. With `pos` (B,), a tensor, positions
-    come from there and all of the buffers is read: fixed addresses and shapes, for a compiled step;
-    the caller then keeps the lengths.
+    after the others by `update`, and `advance` counts them. With `pos`, a tensor (B,), positions
+    come from there and the whole buffers are read: fixed addresses and shapes, for a compiled step.
+    The caller then keeps the lengths.
     """
 
     buffers = (("k", 1, 3), ("v", 1, 3))

@@ -41,7 +41,7 @@ class LanguageModel(nn.Module):
         return self.cache_type.of(self, batch, length, dtype, device)
 
     def num_params(self, non_embedding: bool = True) -> int:
-        """Parameters; without those that are only looked up, never multiplied, by default."""
+        """How many parameters; by default without those that are only looked up, not multiplied."""
         n = sum(p.numel() for p in self.parameters())
         looked_up = sum(p.numel() for p in self.param_groups()["embeddings"])
         return n - looked_up if non_embedding else n

@@ -37,14 +37,14 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
-    """With a window in blocks."""
+    """Attention to a window in blocks, all else as model.py does it."""
     if mask is None and 0 < window < q.size(2):
         return local_attention(attention, q, k, v, window, scale, dropout)
     return attention(q, k, v, mask, window, scale, dropout)
 
 
 def cpu_attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
-    """In bfloat16 and with few keys by plain products, which a cache is too seldom read for."""
+    """In bfloat16 with few keys, and without the mask of a cache, by plain products."""
     T = q.size(2)
     if mask is None and T > 1 and q.dtype == torch.bfloat16:
         if T <= SHORT:
@@ -75,8 +75,8 @@ def local_attention(kernel, q, k, v, window: int, scale: float, dropout: float) 
 
 
 def product_attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
-    """By plain products, and with a mask; the backward of torch's fused kernel takes 1.7 (S = 256)
-    to 4.8 (S = 64) times as long in bfloat16 on CPUs."""
+    """Attention by plain products, always with a mask. The backward of torch's fused kernel takes
+    1.7 (S = 256) to 4.8 (S = 64) times as long in bfloat16 on CPUs."""
     (B, nh, T, hs), (nkv, S) = q.shape, k.shape[1:3]
     if nkv != nh:
         k, v = (x.repeat_interleave(nh // nkv, dim=1) for x in (k, v))
@@ -120,7 +120,7 @@ def drop(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 class ByteDropout(nn.Dropout):
-    """nn.Dropout by `drop`, and as it was should the model be moved to another device."""
+    """nn.Dropout by `drop` on a CPU; should the model be moved to another device, torch's there."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type != "cpu":

@@ -53,14 +53,15 @@ class Forecast:
         self.done, self.looks, self.begin = 0, 0, None
 
     def count(self, rows: int) -> None:
-        """After a micro-batch. On a CPU, which has done it by now, a step can take minutes."""
+        """To be called after each micro-batch. On a CPU it is done by then: no need to wait for the
+        end of the step, which can be minutes away."""
         self.done += rows
         if self.device == "cpu":
             self.look()
 
     def look(self) -> None:
-        """Whenever the device has done what was counted. The first time does not count: there
-        memory is found and kernels are compiled."""
+        """To be called whenever the device has done what was counted. Time counts from the first
+        call on: before it memory is allocated and kernels are compiled."""
         now = time.perf_counter()
         if self.begin is None:
             self.begin, self.first = now, self.done
@@ -90,7 +91,7 @@ class Forecast:
 def describe_cost(
     depth: int, parameters: int, tokens: int, flops: float, rate: float | None
 ) -> str:
-    """What a run of the dial costs. flops: of the whole run; rate: FLOP/s of all devices at their
+    """What a run by --depth costs. flops: of the whole run; rate: FLOP/s of all devices at their
     peak, None where it is not known.
 
     >>> describe_cost(12, 190_000_000, 1_700_000_000, 1.7e18, None)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from bonsai.system.runtime import Runtime
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-REPEATED = 1.0  # seconds within which the same signal is no second one
+REPEATED = 1.0  # seconds within which the same signal again is not a second request
 BROKEN_PIPE = 13  # the number of SIGPIPE, also where there is no such signal
 
 

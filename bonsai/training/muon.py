@@ -47,7 +47,8 @@ def orthogonalize(g: torch.Tensor, coefficients, dtype: torch.dtype) -> torch.Te
 
 
 class Share:
-    """This process's share of a buffer (items, ...): the rows from r c on, c = ceil(items / W)."""
+    """This process's share of a buffer (items, ...): of rank r the c items from r c on, where
+    c = ceil(items / world). `local` is a view of them."""
 
     def __init__(self, items: torch.Tensor, rank: int, world: int):
         self.world, self.count, size = world, len(items), -(-len(items) // world)
@@ -60,7 +61,8 @@ class Share:
         self.rank, self.size = rank, size
 
     def reduce(self, grad: torch.Tensor):
-        """Start to average grad (items, ...) over the processes: our share of it, and a handle."""
+        """Start to average grad (items, ...) over the processes. Returns our share of the average
+        and a handle to wait for; None: it is there."""
         if self.world == 1:
             return grad, None
         full = torch.zeros_like(self.buffer)
@@ -73,7 +75,8 @@ class Share:
         return local, dist.reduce_scatter_tensor(local, full, async_op=True)
 
     def gather(self, local: torch.Tensor | None = None):
-        """Start to collect the shares: into the buffer, or of another tensor into a new one."""
+        """Start to collect the shares of all processes: those of the buffer into it, or those of
+        another tensor, of which `local` is ours, into a new one. Returns it and a handle."""
         if self.world == 1:
             return (self.buffer if local is None else local), None
         full = self.buffer
@@ -139,10 +142,8 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
-        """Average the gradients over the processes and return their norm, of at most max_norm then.
-
-        max_norm 0: no clipping.
-        """
+        """Average the gradients over the processes and scale them down to a norm of max_norm (0:
+        don't); returns the norm before."""
         pending = []
         for _, params, share in self.stacks:
             pending.append(share.reduce(stack([p.grad for p in params], params)))

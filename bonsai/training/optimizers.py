@@ -1,10 +1,11 @@
 """Optimizers by name.
 
 An optimizer is one function and one line in OPTIMIZERS: (model, c, runtime) -> any
-torch.optim.Optimizer, built from the settings `c` of train.py, or a StepSettings. Its groups keep
-their rates' share of learning_rate; bonsai/training/step.py clips, and leaves out steps without a
-finite gradient. One with `sharded = True` averages the gradients over the processes itself, in a
-method clip_gradients(max_norm); for the others DistributedDataParallel does.
+torch.optim.Optimizer, built from the settings `c` of train.py, or a StepSettings. Each of its
+groups has a rate, which the schedule moves in proportion to learning_rate; clipping, and leaving
+out a step without a finite gradient, is bonsai/training/step.py's. One with `sharded = True`
+averages the gradients over the processes itself, in a method clip_gradients(max_norm); for the
+others DistributedDataParallel does.
 """
 
 import math
@@ -89,6 +90,7 @@ def build_optimizer(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimi
         known = "learning_rate, weight_decay, beta1, beta2, adam_eps"
         raise UserError(f"{name}: {e}; look at {known}") from None
     for group in built.param_groups:
+        # of learning_rate, which the schedule changes from step to step
         group["share"] = group["lr"] / top if (top := c.learning_rate) else 0.0
     return built
 

@@ -29,7 +29,7 @@ PLOT_SECONDS = 60  # loss.png is drawn anew at most this often while training go
 class Report:
     """The voice of a training run. On processes other than the first every call does nothing.
 
-    That a line cannot be printed or logged ends no run: it is said where it still can be.
+    A line that cannot be printed or logged ends no run: it is said wherever it still can be.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Report:
 
     def _close_console(self) -> None:
         self.closed, self.bar = True, None
-        flush()  # what was on its way goes nowhere, now and where Python exits
+        flush()  # drops what was on its way: Python would fail with it at its exit
         self.stdout_closed()
 
     def _write(self, file: TextIO, text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class StepSettings:
-    """train.py says what each is. The defaults are its own, which a test holds together."""
+    """train.py's comments say what each is. The defaults are the same as there: a test checks."""
 
     optimizer: str = "adamw"
     learning_rate: float = 6e-4

@@ -30,7 +30,7 @@ from bonsai.training.progress import Progress
 OF_THE_COMMAND = ("out_dir", "init_from", "eval_only", "other_tokenizer", "wandb_run_name")
 OF_THE_COMMAND += ("device", "dtype", "compile", "backend")
 
-# what decides which windows a pass over the data has had by a step
+# what decides which windows of a pass over the data have had their turn by a step
 PASS = ("batch_size", "gradient_accumulation_steps", "block_size", "batch_ramp", "seed")
 PASS += ("batch_order",)
 
@@ -51,7 +51,7 @@ class Start:
     chat_template: dict | None
     notes: list[str]  # lines to print
     resuming: bool = False  # a run goes on
-    checkpoint: dict | None = None  # its, until restore() has taken from it
+    checkpoint: dict | None = None  # of that run, until restore() has taken from it
     wandb_id: str | None = None
     progress: Progress = field(default_factory=Progress)
 
@@ -123,7 +123,7 @@ def begin(c, folder, world_size: int) -> Start:
         start = loaded_model(c, data, loaded, before)
         taken = {k: v for k, v in c.items() if k not in c.given and requested.get(k) != v}
         if taken.get("vocab_size") in (data.vocab_size, data.model_vocab_size):
-            taken.pop("vocab_size", None)  # the data say it: nobody leaves it out
+            taken.pop("vocab_size", None)  # it is of the data: no setting that was left out
         if taken:
             listed = " ".join(f"{k}={v}" for k, v in taken.items())
             start.notes.insert(1, f"settings that were left out: {listed}")

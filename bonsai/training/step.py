@@ -18,10 +18,10 @@ class TrainingStep:
             step.backward(x, y, divisor=len(micro_batches))
         step.update()
 
-    or all of that as `step(number, micro_batches, divisors)`. Nothing here waits for the device,
-    but that an optimizer without a fused kernel does. Afterwards `loss`, `norm` (of the gradient,
-    before clipping) and `skipped` (steps in a row whose gradient was not finite, up to this one)
-    are tensors without dimensions on it.
+    or all of that as `step(number, micro_batches, divisors)`. Afterwards `loss`, `norm` (of the
+    gradient, before clipping) and `skipped` (steps in a row whose gradient was not finite, up to
+    this one) are tensors without dimensions on the device. Nothing here waits for the device but
+    the update of an optimizer without fused kernels.
     """
 
     def __init__(self, model: torch.nn.Module, c, runtime: Runtime):
@@ -58,8 +58,9 @@ class TrainingStep:
     def backward(self, *batch: torch.Tensor, divisor: float = 1) -> None:
         """Forward and backward of one micro-batch: adds to the gradients and to `loss`.
 
-        batch: what the model takes, x and y (B, T) int64. divisor: of its mean loss, the number of
-        micro-batches of the step, or what masks make of it (Batches.divisors).
+        batch: what the model takes, x and y (B, T) int64. divisor: by what the micro-batch's mean
+        loss is divided: the number of micro-batches of the step, or where targets are masked what
+        Batches.divisors says.
         """
         self.left -= 1
         if self.averages:  # over the processes, once, after the last micro-batch
@@ -92,7 +93,7 @@ class TrainingStep:
     ) -> torch.Tensor:
         """A whole step with as many micro-batches as there are divisors; returns `loss`."""
         self.begin(number, len(divisors))
-        for divisor, batch in zip(divisors, micro_batches):  # so that none is taken too many
+        for divisor, batch in zip(divisors, micro_batches):  # in this order: takes none too many
             self.backward(*batch, divisor=divisor)
         self.update()
         return self.loss

@@ -32,15 +32,15 @@ def attention_weights(
     q = q.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
     k = k.view(B, T, nkv, hs).transpose(1, 2)  # (B, nkv, T, hs)
     if attention.qk_norm:
-        normed = F.rms_norm if getattr(attention, "rms", True) else F.layer_norm
+        normed = F.rms_norm if attention.rms else F.layer_norm
         q, k = normed(q, (hs,)), normed(k, (hs,))
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
     k = k.repeat_interleave(nh // nkv, dim=1)  # each group of queries has its keys
     scores = q @ k.transpose(2, 3) * attention.scale  # (B, nh, T, T)
     seen = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
-    if window := getattr(attention, "window", 0):  # a local layer
-        seen = seen.triu(1 - window)
+    if attention.window:  # a local layer
+        seen = seen.triu(1 - attention.window)
     return F.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1)
 
 
