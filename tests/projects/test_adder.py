@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.programs import ROOT, assert_one_line_error, run_command
+from helpers.settings import settings
 
 from bonsai.data.dataset import open_dataset
 from bonsai.engine import SamplingParams, generate
@@ -110,7 +111,7 @@ def test_mistakes_are_one_line(tmp_path, options, hint):
 
 
 @pytest.mark.parametrize("task, text", [("add", "5+x"), ("add", "555+1"), ("sort", "219210")])
-def test_a_question_outside_the_task(monkeypatch, task, text):
-    monkeypatch.setattr(adder, "task", task)
+def test_a_question_outside_the_task(task, text):
+    c = settings("projects/adder/adder.py", [f"--task={task}"])
     with pytest.raises(adder.UserError, match=r"ask="):
-        adder.answer(torch.nn.Linear(1, 1), text)
+        adder.answer(c, torch.nn.Linear(1, 1), text)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from helpers.programs import ROOT, assert_one_line_error, run_command
+from helpers.settings import settings
 
 from bonsai.data.dataset import open_dataset
 from bonsai.tokenizers import from_dict
@@ -67,19 +68,19 @@ def test_rows_of_pairs(place):
         assert counted[-1] == ids["eos"]
 
 
-def test_batches_are_every_pair_once(monkeypatch):
+def test_batches_are_every_pair_once():
     pairs = [([1] * (1 + i % 7), [2] * (1 + i % 5)) for i in range(100)]
-    monkeypatch.setattr(translate, "batch_tokens", 40)
+    c = settings("projects/translate/translate.py", ["--batch_tokens=40"])
     for epoch in (None, 0, 1):
-        found = translate.batches(pairs, epoch)
+        found = translate.batches(c, pairs, epoch)
         assert sorted(i for rows in found for i in rows) == list(range(100))
         for rows in found:
             assert len(rows) * max(max(map(len, pairs[i])) + 1 for i in rows) <= 40
-    assert [r.tolist() for r in translate.batches(pairs, 0)] == [
-        r.tolist() for r in translate.batches(pairs, 0)
+    assert [r.tolist() for r in translate.batches(c, pairs, 0)] == [
+        r.tolist() for r in translate.batches(c, pairs, 0)
     ]
-    assert [r.tolist() for r in translate.batches(pairs, 0)] != [
-        r.tolist() for r in translate.batches(pairs, 1)
+    assert [r.tolist() for r in translate.batches(c, pairs, 0)] != [
+        r.tolist() for r in translate.batches(c, pairs, 1)
     ]
 
 
