@@ -11,6 +11,8 @@ import pytest
 from helpers.programs import GOLDEN, ROOT, TINY, Result, environment, load, run_program
 from helpers.settings import PROGRAMS, settings
 
+from configurator import Config
+
 PARTS = sorted((ROOT / "bonsai").rglob("*.py"))
 FOLDERS = ("bonsai", "benchmarks", "data", "projects", "config")
 CODE = sorted([*ROOT.glob("*.py"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.py"))])
@@ -96,20 +98,34 @@ CONFIGURED = [p for p in CODE if "configure(globals()" in p.read_text(encoding="
 CONFIGURED = [p for p in CONFIGURED if p.name != "configurator.py"]
 
 
+def declared_settings(tree: ast.Module) -> set[str]:
+    plain = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
+    noted = [[node.target] for node in tree.body if isinstance(node, ast.AnnAssign)]
+    names = [node for targets in plain + noted for target in targets for node in ast.walk(target)]
+    return {n.id for n in names if isinstance(n, ast.Name) and n.id.islower()}
+
+
 @pytest.mark.parametrize("path", CONFIGURED, ids=short)
 def test_settings_are_read_from_one_object(path):
     """`c.learning_rate`, never the module's name: that is the default, in every call."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    plain = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
-    noted = [[node.target] for node in tree.body if isinstance(node, ast.AnnAssign)]
-    names = [node for targets in plain + noted for target in targets for node in ast.walk(target)]
-    declared = {n.id for n in names if isinstance(n, ast.Name) and n.id.islower()}
+    declared = declared_settings(tree)
     for part in (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)):
         nodes = [node for node in ast.walk(part) if isinstance(node, ast.Name)]
         own = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
         own |= {node.arg for node in ast.walk(part) if isinstance(node, ast.arg)}
         read = {node.id for node in nodes} & declared - own
         assert not read, f"{short(path)}:{part.lineno}: {', '.join(sorted(read))}"
+
+
+@pytest.mark.parametrize("path", CONFIGURED, ids=short)
+def test_no_setting_is_read_by_a_name_that_config_has_itself(path):
+    """`c.given` are the names that were given; a setting called so is c["given"]."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    taken = declared_settings(tree) & {*Config.__annotations__, *dir(Config)}
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    read = {node.attr for node in nodes if getattr(node.value, "id", "") == "c"}
+    assert not read & taken
 
 
 def test_every_program_reads_its_settings_through_the_configurator():

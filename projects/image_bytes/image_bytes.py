@@ -286,7 +286,8 @@ def main(**settings) -> None:
     print(f"{loss / math.log(2):.4f} bits per byte on {count // N:,} pictures held out")
     starts = val.eval_starts(N, c.shown)
     rows = val.windows(starts, N)[1].astype(np.uint8)  # targets: the picture's bytes
-    begin = max(1, round(c.given * N / layout.patch_size) * layout.patch_size)
+    given = c["given"] * N  # c.given are the names that were given
+    begin = max(1, round(given / layout.patch_size) * layout.patch_size)
     made = complete(c, model, rows, min(begin, N - 1))
     halves = rows.copy()
     halves[:, begin:] = 128

@@ -216,7 +216,7 @@ def main(**settings) -> None:
     val = open_dataset(str(out / "data")).split("val")
     loss, count = split_loss(model, val, runtime, model.config.block_size, 8)
     print(f"{loss / math.log(2):.4f} bits per byte on {count / c.rate:.1f} s of held-out sound")
-    begin = int(c.given * c.rate)
+    begin = int(c["given"] * c.rate)  # c.given are the names that were given
     pairs = []
     length = begin + int(c.seconds * c.rate)
     for i, original in enumerate(excerpts(c, val.read(0, len(val)), length)):

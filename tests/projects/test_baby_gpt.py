@@ -8,11 +8,13 @@ import sys
 
 import pytest
 from helpers.programs import ROOT, assert_one_line_error, run_command
+from helpers.settings import settings
 
 from bonsai.tokenizers import CharTokenizer
 from projects.baby_gpt import baby_gpt
 
 SCRIPT = str(ROOT / "projects" / "baby_gpt" / "baby_gpt.py")
+DEFAULTS = settings("projects/baby_gpt/baby_gpt.py", [])
 
 
 def script(cwd, *options, env=None):
@@ -21,7 +23,7 @@ def script(cwd, *options, env=None):
 
 @pytest.fixture(scope="module")
 def trained():
-    return baby_gpt.train(CharTokenizer("01"))
+    return baby_gpt.train(DEFAULTS, CharTokenizer("01"))
 
 
 def test_the_numbers_of_the_original(trained):
@@ -61,7 +63,7 @@ def test_the_size_of_the_state_of_larger_models():
 
 def test_the_page_holds_every_step(trained):
     model, chains = trained
-    text = baby_gpt.page(chains, model)
+    text = baby_gpt.page(DEFAULTS, chains, model)
     assert not re.search(r'(src|href)="|url\(h|import ', text)  # nothing from elsewhere
     data = json.loads(re.search(r"^const data = (.*);$", text, re.M)[1])
     assert [c["step"] for c in data["chains"]] == list(range(51))

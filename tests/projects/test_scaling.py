@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from helpers.programs import ROOT, assert_one_line_error, run_command
+from helpers.settings import settings
 
 from projects.scaling import scaling
 
@@ -13,7 +14,8 @@ SCRIPT = str(ROOT / "projects" / "scaling" / "scaling.py")
 
 def test_parameters_of_a_size():
     """12 L d^2 and the embedding, which is the head too."""
-    assert scaling.count_parameters(4, 128) == 12 * 4 * 128**2 + 257 * 128
+    c = settings("projects/scaling/scaling.py", [])
+    assert scaling.count_parameters(c, 4, 128) == 12 * 4 * 128**2 + 257 * 128
 
 
 def test_a_sweep_and_its_resumption(workplace, tmp_path):

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from helpers.programs import ROOT, assert_one_line_error, run_command
+from helpers.settings import settings
 
 from model import GPT, GPTConfig
 from projects.attention_whatif import whatif
@@ -14,16 +15,11 @@ SCRIPT = str(ROOT / "projects" / "attention_whatif" / "whatif.py")
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=16"]
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    sizes = dict(n_layer=2, n_head=2, n_embd=32, block_size=16)
-    for name, value in sizes.items():
-        monkeypatch.setattr(whatif, name, value)
-    return sizes
+C = settings("projects/attention_whatif/whatif.py", TINY)
 
 
 def output(name: str, idx: torch.Tensor) -> torch.Tensor:
-    model = whatif.build(whatif.QUESTIONS[name], 11)
+    model = whatif.build(C, whatif.QUESTIONS[name], 11)
     for p in model.parameters():  # away from the small initial weights
         torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(p.numel()))
     return model(idx, idx)[0]
@@ -32,10 +28,11 @@ def output(name: str, idx: torch.Tensor) -> torch.Tensor:
 IDX = torch.randint(11, (2, 16), generator=torch.Generator().manual_seed(1))
 
 
-def test_unchanged_it_is_the_model(small):
-    torch.manual_seed(whatif.seed)
-    plain = GPT(GPTConfig(vocab_size=11, bias=False, **small))
-    built = whatif.build(whatif.QUESTIONS["as it is"], 11)
+def test_unchanged_it_is_the_model():
+    torch.manual_seed(C.seed)
+    sizes = {name: C[name] for name in ("n_layer", "n_head", "n_embd", "block_size")}
+    plain = GPT(GPTConfig(vocab_size=11, bias=False, **sizes))
+    built = whatif.build(C, whatif.QUESTIONS["as it is"], 11)
     for (name, a), (other, b) in zip(plain.named_parameters(), built.named_parameters()):
         assert name == other and torch.equal(a, b)
     assert torch.allclose(plain(IDX, IDX)[0], built(IDX, IDX)[0], atol=1e-5)
