@@ -29,7 +29,8 @@ import traceback
 import types
 import typing
 from collections import UserDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -79,6 +80,7 @@ def configure(
     argv: Iterable[str] | None = None,
     presets: dict[str, dict[str, Any]] | None = None,
     settings: dict[str, Any] | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> Config:
     """Read the arguments and return all settings of a program; `namespace` stays as it is.
 
@@ -90,6 +92,7 @@ def configure(
     argv: the arguments, by default the program's own.
     presets: name -> settings. `--preset=NAME` gives them all, where it stands among the arguments.
     settings: values given from Python instead of on the command line, checked as a config file's.
+    say: is given the line of settings where stdout is for something else.
 
     Prints in one line what differs from the defaults (rank 0 only). Exits with status 0 after
     --help and --version, and with 2 on a usage error.
@@ -107,7 +110,7 @@ def configure(
         print(arguments.help(namespace.get("__doc__")), flush=True)
         sys.exit(0)
     if (os.environ.get("RANK") or "0") == "0":
-        print(describe(config), flush=True)
+        (say or partial(print, flush=True))(describe(config))
     return config
 
 
@@ -130,7 +133,9 @@ def model_fields(config: dict[str, Any], model: type) -> dict[str, Any]:
 
 
 def _command() -> str:
-    return shlex.join(["python", sys.argv[0]])
+    """How the program was called: python FILE, or the command of an installed package."""
+    name = Path(sys.orig_argv[1]).name if len(sys.orig_argv) > 1 else ""
+    return name if name.startswith("bonsai-") else shlex.join(["python", sys.argv[0]])
 
 
 def _version() -> str:

@@ -200,7 +200,8 @@ def attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch
     T, S = q.size(2), k.size(2)
     if mask is None and 0 < window < T:
         mask = causal_mask(T, S, window, q.device)
-    causal, grouped = mask is None and T > 1, k.size(1) != q.size(1)
+    causal = True if mask is None and T > 1 else False  # noqa: SIM210 - compiled, T is a symbol
+    grouped = k.size(1) != q.size(1)
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
     )

@@ -121,8 +121,7 @@ def say(message: str) -> None:
 
 
 def main(**settings) -> None:
-    with redirect_stdout(sys.stderr):  # stdout is for the samples
-        c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings or None, say=say)  # stdout is for the samples
     # the user's mistakes first: loading takes a while
     params = SamplingParams(
         c.max_new_tokens,

@@ -18,6 +18,8 @@ import torch
 import torch._dynamo  # imported by the first optimizer, before or after the data are opened
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+if len(sys.argv) < 5:
+    sys.exit(__doc__)
 target, steps, offset = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 begin, ends, outer = None, [], None
 

@@ -5,7 +5,7 @@
     python benchmarks/race.py --peer=../nanoGPT --sweep=True    # also tune the peer's AdamW first
     python benchmarks/race.py --race=cpu256                     # nanoGPT's GPU result on a CPU
     python benchmarks/race.py --race=recipe --peer=../nanoGPT   # its CPU recipe, whole programs
-    python benchmarks/race.py --race=ablation --only=rope       # what a part of the recipe buys
+    python benchmarks/race.py --race=ablation --only=head       # what a part of the recipe buys
 
 Both programs train on the same .bin, in turn, with the same seeds, each as a process of its own.
 The clock (benchmarks/clock.py) runs from the opening of the data to the end of the last step, with
@@ -139,7 +139,7 @@ def arms_of(c: Config, spec: Race, track: Track) -> list[Arm]:
         options = f"{ROOT / spec.config} --lr_decay_iters={c.steps or 160} "
         names = [n for n in ABLATIONS if n.startswith(c.only) or n == "the recipe"]
         if len(names) < 2:
-            raise UserError(f"only={c.only} names no row")
+            raise UserError(f"only={c.only} begins none of: {', '.join(ABLATIONS)}")
         return [Arm(n, "ours", c.steps or 160, options + ABLATIONS[n]) for n in names]
     if c.race == "recipe":
         options, count = spec.peer, c.steps or spec.peer_steps

@@ -219,6 +219,8 @@ def find_folder(dataset: str) -> Path:
     known = {f.parent.name for f in files if f.name in ("prepare.py", "train.bin", "meta.json")}
     near = did_you_mean(dataset, known)
     there = f": there are {', '.join(sorted(known))}"
+    if not known:  # an installed package in a folder of one's own
+        there = ": prepare one with the scripts in data/ of the repository, or give dataset=FOLDER"
     raise UserError(f"no data set {dataset} in data/{near or there}")
 
 

@@ -398,3 +398,20 @@ def test_value_embeddings_gate_each_head():
 def test_squared_relu():
     x = torch.randn(50)
     assert torch.equal(ACTIVATIONS["relu2"](x), x.relu() ** 2)
+
+
+@pytest.mark.parametrize("name", ["classic", "one key head", "window", "modern"])
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_without_a_break_at_any_length(name, dynamic):
+    """From the second length on torch.compile takes the length for a symbol."""
+    torch._dynamo.reset()
+    model = shaken(make(**VARIANTS[name]))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for length in (T, T - 3, 4):
+        idx = batch()[:, :length]
+        compiled(idx, idx)[1].backward()
+        torch.testing.assert_close(compiled(idx, idx)[0], model(idx, idx)[0])
+    model.eval()
+    for length in (1, 5, T):
+        idx = batch()[:, :length]
+        torch.testing.assert_close(compiled(idx)[0], model(idx)[0])

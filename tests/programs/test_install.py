@@ -62,6 +62,8 @@ def test_two_steps_from_another_folder(wheel, workplace, tmp_path):
     command = [sys.executable, str(target / "bin" / "bonsai-train"), "config/quickstart.py"]
     if os.name == "nt":
         command = [str(target / "bin" / "bonsai-train.exe"), command[-1]]
+    helped = run_command([command[0], command[1], "--help"], tmp_path, {"PYTHONPATH": str(target)})
+    assert "usage: bonsai-train [" in helped.stdout, helped
     done = run_command([*command, *options], workplace, {"PYTHONPATH": str(target)})
     assert done.rc == 0, done
     assert load(out / "last.pt")["iter_num"] == 2

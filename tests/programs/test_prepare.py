@@ -11,7 +11,6 @@ import pickle
 import shutil
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +59,8 @@ def prepare(house, tmp_path):
 
 
 def test_python_stdlib(prepare, house, out):
-    start = time.time()
     result = prepare("python_stdlib")
     assert result.rc == 0, result
-    assert time.time() - start < 10
     assert "train has" in result.stdout and f"--dataset={out}" in result.stdout
     meta, ids = read(out)
     assert (meta["vocab_size"], meta["eot"], meta["dtype"]) == (257, 256, "uint16")
@@ -320,10 +317,8 @@ def test_download_of_a_text(prepare, house, out, hub):
 
 @pytest.mark.parametrize("name", ["shakespeare_char", "shakespeare", "openwebtext", "fineweb"])
 def test_without_a_network(prepare, out, name):
-    start = time.time()
-    result = prepare(name, env={**OFFLINE, "no_proxy": "", "NO_PROXY": ""})
+    result = prepare(name, env={**OFFLINE, "no_proxy": "", "NO_PROXY": ""}, timeout=60)
     assert_one_line_error(result, "--input=", "cannot download")
-    assert time.time() - start < 20
     assert not out.exists()
 
 

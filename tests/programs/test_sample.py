@@ -335,7 +335,7 @@ def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
     [
         (["--out_dir=nowhere"], "no checkpoint in nowhere"),
         (["--init_from=nothing"], "init_from=nothing"),
-        (["--out_dir=one.jsonl"], "a file: a checkpoint is given as --init_from=one.jsonl"),
+        (["--out_dir=one.jsonl"], "one.jsonl is damaged (or it is no checkpoint)"),
         (["--prompts=empty.jsonl"], "empty.jsonl holds no prompts: each line is an object"),
         (["--out=answers.jsonl"], "--out is a file for the answers to --prompts"),
         (["--start=FILE:gone.txt"], "cannot read the start from gone.txt"),
@@ -362,3 +362,9 @@ def test_a_mistake_is_one_line(run, tmp_path, args, says):
     assert lines[-1].startswith("error: ") and says in lines[-1]
     assert sum(line.startswith("error") for line in lines) == 1 and "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_help_is_on_stdout(tmp_path):
+    """For `| less`; what stdout is else for, the samples, have it to themselves."""
+    done = sample("--help", cwd=tmp_path)
+    assert "usage: python" in done.stdout and not done.stderr

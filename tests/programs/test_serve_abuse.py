@@ -214,7 +214,7 @@ def test_large_bodies_of_the_right_kind(served):
         refused(served.post("/v1/completions", {**ASK, **change}), 400)
     messages = [{"role": "user", "content": 5}] * 80_000
     refused(served.post("/v1/chat/completions", {"model": "m", "messages": messages}), 400)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 120  # each would take minutes if it were looked at whole
 
 
 def test_others_do_not_wait_for_large_bodies(served):
