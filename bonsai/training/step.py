@@ -6,6 +6,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.models.kernels import to_device
+from bonsai.system.allocator import keep_freed_memory
 from bonsai.system.runtime import Runtime, seed_everything
 from bonsai.training.optimizers import build_optimizer, clip_gradients, guards_itself
 
@@ -26,6 +27,8 @@ class TrainingStep:
 
     def __init__(self, model: torch.nn.Module, c, runtime: Runtime):
         """model: is put on its device. c: train.py's settings, or a StepSettings."""
+        if runtime.device.type == "cpu":
+            keep_freed_memory()
         self.model = model = to_device(model, runtime.device)
         self.runtime = runtime
         self.seed, self.grad_clip = c.seed, c.grad_clip
