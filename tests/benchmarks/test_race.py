@@ -119,7 +119,7 @@ def test_ablations_at_toy_size(place):
     found = json.loads((place / "out-race" / "ablation.json").read_text())["summary"]
     assert [r["name"] for r in found] == ["the recipe", "head: tied to the embedding"]
     assert found[0]["difference"] == 0 != found[1]["difference"]
-    with pytest.raises(UserError, match="only=nothing names no row"):
+    with pytest.raises(UserError, match="only=nothing begins none of: the recipe, AdamW"):
         race.main(race="ablation", only="nothing")
 
 

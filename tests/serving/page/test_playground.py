@@ -183,6 +183,7 @@ def test_a_text_streams_in(server, visit):
 @pytest.mark.parametrize("way", ["button", "key"])
 def test_stop(server, visit, way):
     page = visit(server.url)
+    page.get_by_text("More", exact=True).click()
     settings(page, max_tokens=900, n=8)  # so that the page cannot have got all of it at once
     page.locator("#prompt").fill(PROMPT)
     # from inside the page: on a busy machine a driver may come too late
