@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bonsai import ROOT, __version__
+from bonsai.system.errors import fail
 from bonsai.system.paths import resolve_path
 from bonsai.system.values import (
     BOOL_WORDS,
@@ -152,8 +153,7 @@ def _version() -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    fail(message, 2)
 
 
 # --- where settings are declared: the program's source and the models' dataclasses ---

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 PROGRAM = os.getpid()
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -65,7 +66,7 @@ def one_line(message: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def fail(message: object, status: int = 1) -> None:
+def fail(message: object, status: int = 1) -> NoReturn:
     """Print one line on stderr and end this process with `status`."""
     flush()
     with contextlib.suppress(OSError, ValueError):
