@@ -1034,10 +1034,8 @@ def test_many_runs(server, visit, scheme):
     page.get_by_role("button", name="None", exact=True).click()
     expect(page.locator("#runs-view")).to_contain_text("Tick a run to see its curve.")
     page.locator("[data-run=out-17]").check()
-    stroke = "line => getComputedStyle(line).stroke"
-    assert lines.first.evaluate(stroke) == page.evaluate(
-        "getComputedStyle(document.querySelector('.brand .mark')).stroke"
-    )  # the first colour is free again
+    mark = page.evaluate("getComputedStyle(document.querySelector('.brand .mark')).stroke")
+    expect(lines).to_have_css("stroke", mark)  # the first colour is free again
 
 
 def test_runs_are_filtered_and_sorted(server, visit):
