@@ -32,13 +32,13 @@ from bonsai.runs.lock import RunLock
 from bonsai.runs.names import CKPT, LAST, remove_unfinished
 from bonsai.runs.restore import newer_weights
 from bonsai.system.errors import run
-from bonsai.system.runtime import Runtime, peak_flops, setup
+from bonsai.system.runtime import Runtime, setup
 from bonsai.training.forecast import Forecast, tracked
 from bonsai.training.interrupts import Interrupts
-from bonsai.training.progress import Clock
+from bonsai.training.progress import Meter
 from bonsai.training.report import Report
 from bonsai.training.saving import Saving
-from bonsai.training.schedule import learning_rate_at, set_rates
+from bonsai.training.schedule import evaluation_due, learning_rate_at, set_rates
 from bonsai.training.start import begin, describe_run
 from bonsai.training.step import TrainingStep
 from configurator import Config, configure, resolve_path
@@ -152,7 +152,6 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     saving = Saving(folder, c, runtime, lock, report, start, training)
     rows_left = batches.rows_before(c.max_iters) - batches.rows_before(progress.step)
     forecast = Forecast(rows_left, block_size, device.type, c.dataset, report.say)
-    peak, flops_per_token = peak_flops(device, runtime.dtype), model.flops_per_token(block_size)
 
     # ---- the loop ----
     stream = prefetch(
@@ -166,36 +165,31 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     )
     interrupts.watch()
     at_end.push(saving.rescue)
-    clock, mfu, status = Clock(), None, 0
-    logged_step, logged_tokens = progress.step, progress.tokens
+    meter, status = Meter(progress, training), 0
     while True:
         step = progress.step  # the number of the next one, as they count from 0
-
-        # evaluate and save
         lr = learning_rate_at(step, c)
-        due = step % c.eval_interval == 0 or step >= c.max_iters
-        if c.eval_only or (due and step != progress.evaluated):
+
+        # evaluate, and save what is due then
+        if c.eval_only or (evaluation_due(step, c) and step != progress.evaluated):
             runtime.synchronize()
-            with clock.paused():
+            with meter.paused():
                 losses = evaluate(training.compiled, data, c, runtime, report, interrupts)
                 if status := interrupts.status():  # then these may be losses of a part only
                     break
-                row = {"iter": step, **losses, "lr": lr, "mfu": mfu}
-                row |= {"tokens": progress.tokens, "seconds": progress.seconds}
-                report.evaluation(row)
+                report.evaluation(meter.evaluation_row(lr, losses))
                 if c.eval_only:
                     break
-                improved = progress.evaluate(row["val_loss"])
+                improved = progress.evaluate(losses["val_loss"])
                 out_of_patience = bool(c.patience) and progress.bad_evals >= c.patience
-                stops = out_of_patience or step >= c.max_iters
-                saving.after_evaluation(row, improved, stops)
+                saving.after_evaluation(losses, improved, out_of_patience or step >= c.max_iters)
             if out_of_patience:
                 report.say(f"no improvement in {c.patience} evaluations: stopping early")
                 break
         if step >= c.max_iters:
             break
         if c.sample_interval and step % c.sample_interval == 0 and step > 0 and runtime.master:
-            with clock.paused():
+            with meter.paused():
                 report.say(sample_text(model, start.tokenizer, runtime, seed=step))
 
         # one step: forward and backward of each micro-batch, then clip and update
@@ -212,40 +206,23 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
 
         # log
         if step % c.log_interval == 0:
-            loss = runtime.sum(training.loss).item() / world  # waits for the device
+            row = meter.step_row(lr)  # waits for the device
             forecast.look()
-            seconds, tokens = clock.lap(), progress.tokens - logged_tokens
-            progress.seconds += seconds
-            mfu = flops_per_token * tokens / seconds / world / peak if peak else None
-            row = {
-                "iter": step,
-                "loss": loss,
-                "lr": lr,
-                "grad_norm": training.norm.item(),
-                "ms": 1000 * seconds / (progress.step - logged_step),
-                "tokens_per_s": tokens / seconds,
-            }
-            if training.scaler.is_enabled():
-                row["loss_scale"] = training.scaler.get_scale()
-            if skipped := int(training.skipped):
-                row["skipped"] = skipped
-                report.say(f"iter {step} skipped: gradient not finite ({skipped} in a row)")
-            report.step(row, mfu)
-            logged_step, logged_tokens = progress.step, progress.tokens
-            if skipped >= c.max_skipped:
-                report.say(f"{skipped} steps in a row had no finite gradient: stopping")
+            report.step(row, meter.mfu)
+            if row.get("skipped", 0) >= c.max_skipped:
+                report.say(f"{row['skipped']} steps in a row had no finite gradient: stopping")
                 status = 1
                 break
-        evaluated_next = progress.step % c.eval_interval == 0 or progress.step >= c.max_iters
-        if saving.due(progress.step) and not evaluated_next:
-            with clock.paused():
+
+        # save, unless the evaluation that comes next does
+        if saving.due(progress.step) and not evaluation_due(progress.step, c):
+            with meter.paused():
                 saving.save(LAST)
         if status := interrupts.status():
             break
 
     # ---- the end ----
-    if progress.step != logged_step:
-        progress.seconds += clock.lap()
+    meter.stop()
     if not c.eval_only:
         if saving.saved != progress.step:
             saving.save(LAST)

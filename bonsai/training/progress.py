@@ -1,10 +1,13 @@
-"""How far a run is, which its checkpoints carry, and the clock that counts its seconds."""
+"""How far a run is, which its checkpoints carry, and what is measured of it on the way."""
 
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+
+from bonsai.system.runtime import peak_flops
+from bonsai.training.step import TrainingStep
 
 
 @dataclass
@@ -46,29 +49,70 @@ class Progress:
         self.best_val_loss, self.evaluated, self.bad_evals = math.inf, -1, 0
 
 
-class Clock:
-    """Seconds of training. It stands still while a run is evaluated or saved.
+class Meter:
+    """Measures a run: the rows of metrics.jsonl, and the seconds of its progress.
 
-    >>> clock = Clock()
-    >>> with clock.paused():
-    ...     time.sleep(0.2)
-    >>> clock.lap() < 0.2
-    True
+    Its clock stands still while a run is evaluated or saved. mfu: the share of the hardware's peak
+    that the model's FLOPs took between the last two logged steps (PaLM, Chowdhery et al. 2022,
+    appendix B); None before them, or where the peak is not known.
     """
 
-    def __init__(self):
-        self.begin = time.perf_counter()
+    def __init__(self, progress: Progress, training: TrainingStep):
+        self.progress, self.training, self.runtime = progress, training, training.runtime
+        self.peak = peak_flops(self.runtime.device, self.runtime.dtype)
+        self.flops_per_token = training.model.flops_per_token(training.model.config.block_size)
+        self.mfu: float | None = None
+        self.logged_step, self.logged_tokens = progress.step, progress.tokens
+        self.begin = time.perf_counter()  # of what is not yet among the seconds of the progress
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        """What is done within is not training."""
         start = time.perf_counter()
         try:
             yield
         finally:
             self.begin += time.perf_counter() - start
 
-    def lap(self) -> float:
-        """Seconds since the last lap, or since the beginning."""
+    def step_row(self, lr: float) -> dict:
+        """Of a step that is done, with its speed since the one logged before; lr: its rate.
+
+        All processes call it: the loss is the mean over them. Waits for the device.
+        """
+        training, progress, world = self.training, self.progress, self.runtime.world_size
+        loss = self.runtime.sum(training.loss).item() / world
+        steps, tokens = progress.step - self.logged_step, progress.tokens - self.logged_tokens
+        seconds = self._count_seconds()
+        if self.peak:
+            self.mfu = self.flops_per_token * tokens / seconds / world / self.peak
+        row = {
+            "iter": progress.step - 1,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": training.norm.item(),
+            "ms": 1000 * seconds / steps,
+            "tokens_per_s": tokens / seconds,
+        }
+        if training.scaler.is_enabled():
+            row["loss_scale"] = training.scaler.get_scale()
+        if skipped := int(training.skipped):
+            row["skipped"] = skipped
+        return row
+
+    def evaluation_row(self, lr: float, losses: dict[str, float | None]) -> dict:
+        """Of an evaluation; lr: the rate of the step that comes next."""
+        progress = self.progress
+        row = {"iter": progress.step, **losses, "lr": lr, "mfu": self.mfu}
+        return {**row, "tokens": progress.tokens, "seconds": progress.seconds}
+
+    def stop(self) -> None:
+        """At the end of a run: count the seconds of the steps that were not logged."""
+        if self.progress.step != self.logged_step:
+            self._count_seconds()
+
+    def _count_seconds(self) -> float:
         now = time.perf_counter()
         seconds, self.begin = now - self.begin, now
+        self.progress.seconds += seconds
+        self.logged_step, self.logged_tokens = self.progress.step, self.progress.tokens
         return seconds

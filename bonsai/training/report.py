@@ -135,9 +135,12 @@ class Report:
                 self._print(f"cannot write {file.name} ({reason}): going on without")
 
     def step(self, row: dict, mfu: float | None) -> None:
-        """A logged training step: row has iter, loss, lr, grad_norm, ms, tokens_per_s."""
+        """A logged training step: row is Meter.step_row's."""
         if not self.on:
             return
+        if "skipped" in row:
+            in_a_row = f"({row['skipped']} in a row)"
+            self.say(f"iter {row['iter']} skipped: gradient not finite {in_a_row}")
         self.record(row)
         mfu_text = f"{100 * mfu:.2f}%" if mfu is not None else "n/a"
         line = f"iter {row['iter']}: loss {row['loss']:.4f}, time {row['ms']:.2f}ms, mfu {mfu_text}"
@@ -152,7 +155,7 @@ class Report:
                 self._close_console()
 
     def evaluation(self, row: dict) -> None:
-        """An evaluation: row has iter, train_loss, val_loss, val_bpb, lr, mfu."""
+        """An evaluation: row is Meter.evaluation_row's."""
         if not self.on:
             return
         self.record(row)

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, and what else follows the schedule."""
+"""What follows from the number of a step alone: its learning rate, when to evaluate."""
 
 import math
 
@@ -27,6 +27,11 @@ def learning_rate_at(step: int, c) -> float:
         return low + min(1.0, left) * (top - low)
     ratio = (step - c.warmup_iters) / max(1, c.lr_decay_iters - c.warmup_iters)
     return low + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (top - low)
+
+
+def evaluation_due(step: int, c) -> bool:
+    """Whether a run is evaluated when `step` steps are done: at eval_interval, and at its end."""
+    return step % c.eval_interval == 0 or step >= c.max_iters
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, step: int, c) -> None:

@@ -38,6 +38,15 @@ def test_the_lines_and_the_files(tmp_path, capsys, runtime):
     assert "iter 1: loss" in (tmp_path / "log.txt").read_text()
 
 
+def test_a_step_that_was_skipped_is_said(tmp_path, capsys, runtime):
+    report = Report(tmp_path, SETTINGS, runtime, 0, -1)
+    report.step({"iter": 4, **STEP, "skipped": 2}, None)
+    report.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "iter 4 skipped: gradient not finite (2 in a row)"
+    assert lines[1].startswith("iter 4: loss") and metrics(tmp_path)[0]["skipped"] == 2
+
+
 def test_other_ranks_are_silent(tmp_path, capsys, runtime):
     report = Report(tmp_path / "out", SETTINGS, replace(runtime, rank=1), 0, -1)
     report.say("hello")

@@ -3,11 +3,12 @@
 import math
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from helpers.settings import SETTINGS
 
-from bonsai.training.schedule import learning_rate_at
+from bonsai.training.schedule import evaluation_due, learning_rate_at
 
 
 def rate(step: int, **changes) -> float:
@@ -25,6 +26,11 @@ def test_cosine_is_nanogpts():
     rates = [rate(s) for s in range(1100)]
     assert all(a < b for a, b in pairwise(rates[:101]))
     assert all(a >= b for a, b in pairwise(rates[100:]))
+
+
+def test_evaluations_are_due_at_the_interval_and_at_the_end():
+    c = SimpleNamespace(eval_interval=4, max_iters=10)
+    assert [step for step in range(12) if evaluation_due(step, c)] == [0, 4, 8, 10, 11]
 
 
 def test_constant_without_decay():
