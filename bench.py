@@ -2,7 +2,7 @@
 
     python bench.py                                              # GPT-2 (124M), as on a GPU
     python bench.py --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=16
-    python bench.py --profile                                    # also the longest operations
+    python bench.py --profile                                    # also where a step's time goes
     python bench.py --size=gpt3-13b --gpu=H100 --gpus=64         # what a model would cost
     torchrun --standalone --nproc_per_node=8 bench.py            # eight GPUs together
 
@@ -28,10 +28,12 @@ from bonsai.models.table import CONFIGS, build_model
 from bonsai.planning.costs import describe_size, meta_model
 from bonsai.planning.memory import GIB, LOWER, describe_memory, memory_errors
 from bonsai.planning.presets import FIELDS, find_preset
+from bonsai.planning.published import beside_published
 from bonsai.system.errors import UserError, run
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
 from bonsai.system.tables import spread
+from bonsai.training import breakdown
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
 from bonsai.training.timing import TimedSteps, synthetic, time_steps
@@ -41,7 +43,7 @@ from configurator import Config, configure, model_fields
 # what is measured
 steps = 20  # steps that count [>= 1]
 warmup = 10  # steps before them that do not [>= 0]
-profile = False  # then profile 5 more: a table of operations, and a trace in out_dir
+profile = False  # then profile 3 more: shares, the longest kernels, and a trace in out_dir
 out_dir = "out-bench"  # where that goes [path]
 json = ""  # a file for the results; -: the last line of stdout [path]
 # instead: what a model of the family (bonsai/planning/presets.py) would cost; nothing is run
@@ -163,24 +165,20 @@ def measure(c: Config, runtime: Runtime) -> dict:
         "settings": dict(c),
     }
     if c.profile:
-        profile_steps(step, Path(c.out_dir) / "trace.json", runtime)
+        results["shares"] = profile_steps(step, Path(c.out_dir) / "trace.json", runtime)
     return results
 
 
-def profile_steps(step: TimedSteps, path: Path, runtime: Runtime) -> None:
-    """Print the operations in which 5 steps spend their time; write a trace of them to `path`."""
-    from torch.profiler import ProfilerActivity
-
-    kinds, key = [ProfilerActivity.CPU], "self_cpu_time_total"
-    if runtime.device.type == "cuda":
-        kinds, key = [*kinds, ProfilerActivity.CUDA], "self_device_time_total"
-    with torch.profiler.profile(activities=kinds) as prof:
-        time_steps(step, 5, runtime.synchronize)
+def profile_steps(step: TimedSteps, path: Path, runtime: Runtime, count: int = 3) -> dict:
+    """Print where the time of some steps goes and write a trace of them; the share of each part."""
+    recorded = breakdown.record(step, count, runtime)
+    rows = breakdown.timed(recorded.events(), runtime.device.type == "cuda")
     if runtime.master:
-        print(prof.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=45))
+        print(f"\n{breakdown.describe(rows, count)}\n")
         path.parent.mkdir(parents=True, exist_ok=True)
-        prof.export_chrome_trace(str(path))
-        print(f"a trace of 5 steps is in {path}: open it in https://ui.perfetto.dev")
+        recorded.export_chrome_trace(str(path))
+        print(f"a trace of {count} steps is in {path}: open it in https://ui.perfetto.dev")
+    return breakdown.shares(rows)
 
 
 def describe(results: dict, runtime: Runtime) -> str:
@@ -238,6 +236,9 @@ def main(**settings) -> None:
     with closing(runtime), memory_errors(too_large):
         results = measure(c, runtime)
     say(describe(results, runtime), runtime)
+    if runtime.device.type == "cuda" and (c.n_layer, c.n_embd, c.block_size) == (12, 768, 1024):
+        rate = results["tokens_per_s"] / runtime.world_size
+        say(f"\n{beside_published(rate, device_name(runtime.device))}", runtime)
     if c.json and runtime.master:
         write_json(c.json, {**provenance(runtime.device), **results})
 

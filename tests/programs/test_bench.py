@@ -65,7 +65,8 @@ def test_without_data_it_measures_random_tokens_and_profiles(tmp_path):
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["waiting_for_data"] is None and found["data"] == "random tokens"
     assert found["settings"]["vocab_size"] == 99
-    assert "Self CPU time total" in done.stdout  # the table of operations
+    assert "\nshare of time " in done.stdout and "| kernel or operation " in done.stdout
+    assert sum(found["shares"].values()) == pytest.approx(1)
     trace = json.loads((tmp_path / "here" / "trace.json").read_text())
     assert trace["traceEvents"]
 

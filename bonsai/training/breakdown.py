@@ -1,0 +1,113 @@
+"""Where a training step's time goes: matrix products, attention, loss, optimizer and the rest.
+
+What torch's profiler has recorded is sorted by name: of kernels on a GPU, of operations on a CPU.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from bonsai.system.runtime import Runtime
+from bonsai.system.tables import table
+from bonsai.training.timing import TimedSteps
+
+UPDATE = "clipping and update"  # the part of a step whose products, too, are the optimizer's
+
+# part -> its names, of which the first that fits decides. A kernel that triton has fused is called
+# after all that is in it: with softmax of the loss it is the loss's, and with `mm` it only goes on
+# with a product, unless it is a template (tem) that makes one.
+PARTS = {
+    "loss": r"log_?softmax|logsoftmax|softmax_online|nll_loss|cross_entropy|logsumexp",
+    "attention": r"flash|fmha|sdpa|attention|softmax",
+    "matrix products": r"gemm|gemv|nvjet|cutlass|xmma|splitk|cublas|triton_tem_"
+    r"|^(aten|mkldnn|onednn)::_?(mkldnn_)?(linear|linear_pointwise|addmm|addmv|baddbmm|bmm|mm|mv)\b",
+    "optimizer": r"multi_tensor_apply|adam|lpnorm|_foreach_|muon",
+}
+REST = "the rest"
+
+
+def part_of(name: str) -> str:
+    """Which part of a step a kernel or operation of this name belongs to.
+
+    >>> part_of("nvjet_sm90_tst_128x256_64x4_1x2_h_bz_coopA_TNN")
+    'matrix products'
+    """
+    found = (part for part, names in PARTS.items() if re.search(names, name, re.IGNORECASE))
+    return next(found, REST)
+
+
+def record(step: TimedSteps, count: int, runtime: Runtime) -> profile:
+    """What the profiler sees of `count` steps, whose updates are marked; the device is waited for
+    at the marks, so that its kernels lie within them."""
+    kinds = [ProfilerActivity.CPU]
+    if runtime.device.type == "cuda":
+        kinds.append(ProfilerActivity.CUDA)
+    runtime.synchronize()
+    with profile(activities=kinds) as recorded:
+        for _ in range(count):
+            step.backward()
+            runtime.synchronize()
+            with record_function(UPDATE):
+                step.training.update()
+                runtime.synchronize()
+    return recorded
+
+
+def timed(events: Iterable, on_gpu: bool) -> list[tuple[str, str, float]]:
+    """(part, name, microseconds) of every kernel, or on a CPU of every operation without those that
+    it calls.
+
+    events: of a profiler. What begins within a mark of UPDATE is the optimizer's.
+    """
+    events = list(events)
+    marks = [e.time_range for e in events if e.name == UPDATE and e.device_type == DeviceType.CPU]
+
+    def updates(e) -> bool:
+        return any(mark.start <= e.time_range.start < mark.end for mark in marks)
+
+    rows = []
+    for e in events:
+        if on_gpu != (e.device_type == DeviceType.CUDA) or e.name == UPDATE:
+            continue
+        if getattr(e, "is_user_annotation", False):  # a mark, which is no work
+            continue
+        time = e.time_range.elapsed_us() if on_gpu else e.self_cpu_time_total
+        rows.append(("optimizer" if updates(e) else part_of(e.name), e.name, time))
+    return rows
+
+
+def shares(rows: list[tuple[str, str, float]]) -> dict[str, float]:
+    """The share of each part in the time of all, the largest first; they sum to 1."""
+    times = Counter(dict.fromkeys((*PARTS, REST), 0.0))
+    for part, _, time in rows:
+        times[part] += time
+    return {part: time / times.total() for part, time in times.most_common()}
+
+
+def describe(rows: list[tuple[str, str, float]], count: int, longest: int = 15) -> str:
+    """The shares in a line, and a table of the longest kernels or operations of a step.
+
+    count: how many steps were recorded.
+    """
+    said = ", ".join(f"{part} {share:.1%}" for part, share in shares(rows).items())
+    times, calls = Counter(), Counter()
+    for part, name, time in rows:
+        times[part, name] += time
+        calls[part, name] += 1
+    listed = [
+        {"part": key[0], "name": shorten(key[1]), "ms": time / count / 1000}
+        | {"share": time / times.total(), "calls": calls[key] / count}
+        for key, time in times.most_common(longest)
+    ]
+    columns = (
+        ("part", "part", ""), ("kernel or operation", "name", ""), ("ms/step", "ms", ".3f"),
+        ("share", "share", ".1%"), ("calls/step", "calls", ".0f"),
+    )  # fmt: skip
+    return f"share of time     {said}\n\n{table(listed, columns)}"
+
+
+def shorten(name: str, most: int = 64) -> str:
+    return name if len(name) <= most else f"{name[: most - 3]}..."
