@@ -2,9 +2,8 @@
 
     python data/python_stdlib/prepare.py
     python benchmarks/bytes.py --quick                 # one seed and rate per arm: < 30 minutes
-    python benchmarks/bytes.py --full                  # rates, then seeds; says how many hours
+    python benchmarks/bytes.py --full                  # rates, then seeds: some 10 hours
     python benchmarks/bytes.py --quick --scale=gpu     # the sizes for one H100
-    python benchmarks/bytes.py --full --only_table     # what has been measured so far
     python benchmarks/bytes.py --part=generation       # some 3 minutes, as is the next
     python benchmarks/bytes.py --part=context --dense_limit=65536
 
@@ -71,7 +70,6 @@ seeds = 3  # of --full [>= 1]
 steps = 0  # optimizer steps; 0: one pass over the data for --full; --quick: 200 (gpu: 400) [>= 0]
 dataset = "python_stdlib"  # a folder in data/, of bytes [paths]
 generated = 512  # bytes to generate, for their rate [>= 0]
-only_table = False  # measure nothing, show what is there
 # long contexts
 rows = "1,8"  # texts at a time, for generation [list of int >= 1]
 length = 8192  # bytes to generate, and the context [>= 1]
@@ -215,8 +213,7 @@ def validate(model, data: Mixture, runtime: Runtime, quick: bool) -> dict:
     """Bits per byte of the validation split, plain and by strided inference where there is one."""
     split, T = data.parts[0].split("val"), model.config.block_size
     bits, windows = {"strided": None}, 131072 // T if quick else 0
-    can_stride = isinstance(model, Megabyte)
-    for name in ("bpb", "strided") if can_stride else ("bpb",):
+    for name in ("bpb", "strided") if isinstance(model, Megabyte) else ("bpb",):
         model.strided = name == "strided"
         loss, _ = split_loss(model, split, runtime, T, max(1, 8192 // T), windows)
         bits[name] = loss / math.log(2) / split.bytes_per_token
@@ -236,7 +233,7 @@ def generation_rate(model, data: Mixture, runtime: Runtime, generated: int) -> f
         return n / (time.perf_counter() - begin)
 
 
-def summary(runs: list[dict]) -> dict:
+def over_seeds(runs: list[dict]) -> dict:
     """Several seeds of an arm at one rate, as a row of the table."""
     row = dict(runs[0])
     for key in ("bpb", "strided", "train_rate", "generate_rate"):
@@ -245,20 +242,6 @@ def summary(runs: list[dict]) -> dict:
     row["seeds"], values = len(runs), [r["bpb"] for r in runs]
     row["range"] = max(values) - min(values) if len(values) > 1 else None
     return row
-
-
-def plan(c: Config, names: list[str], data: Mixture) -> int:
-    """Steps of a run; says how much there is to do."""
-    one_pass = len(data.parts[0].split("train")) // BYTES_PER_STEP[c.scale]
-    count = c.steps or (one_pass if c.full else QUICK_STEPS[c.scale])
-    runs = len(names) * (len(c.rates.split(",")) + c.seeds - 1 if c.full else 1)
-    total = runs * count * BYTES_PER_STEP[c.scale]
-    print(
-        f"{runs} runs of {count} steps, {total / 1e6:.0f} MB to train on in all: at 15,000 bytes/s "
-        f"(two CPU cores) {total / 15000 / 3600:.1f} hours, at 1,000,000 (H100) "
-        f"{total / 1e6 / 60:.0f} minutes, and validation"
-    )
-    return count
 
 
 def compare(c: Config) -> None:
@@ -271,9 +254,14 @@ def compare(c: Config) -> None:
     data.check(max(SCALES[c.scale][a][2] for a in names), 257)
     runtime = setup(c.device, c.dtype, False)
     print(runtime.summary)
-    count, results = plan(c, names, data), Results("bytes", c.out, runtime.device, same=())
+    tried = [float(r) for r in c.rates.split(",")] if c.full else [c.rate]
+    one_pass = len(data.parts[0].split("train")) // BYTES_PER_STEP[c.scale]
+    count = c.steps or (one_pass if c.full else QUICK_STEPS[c.scale])
+    number = len(names) * (len(tried) + c.seeds - 1 if c.full else 1)
+    print(f"{number} runs of {count} steps of {BYTES_PER_STEP[c.scale]:,} bytes", flush=True)
+    results = Results("bytes", c.out, runtime.device, same=())
 
-    def measure(arm: str, lr: float, seed: int) -> dict | None:
+    def measure(arm: str, lr: float, seed: int) -> dict:
         settings = settings_of(*SCALES[c.scale][arm])
 
         def one_run() -> dict:
@@ -283,31 +271,24 @@ def compare(c: Config) -> None:
             row |= {**costs(model), **train_arm(c, model, lr, seed, count, data, runtime)}
             row |= validate(model, data, runtime, c.quick)
             row["generate_rate"] = generation_rate(model, data, runtime, c.generated)
-            line = f"{row['bpb']:.4f} bits per byte, {row['train_rate']:,.0f} bytes/s"
-            print(f"  {line}", flush=True)
+            print(f"  {row['bpb']:.4f} bits per byte, {row['train_rate']:,.0f} bytes/s", flush=True)
             return row
 
         key = {"arm": arm, "rate": lr, "seed": seed, "steps": count, "quick": c.quick}
         key |= {"optimizer": c.optimizer, "dataset": c.dataset, "settings": settings}
-        return results.find(key) if c.only_table else results.measure(key, one_run)
+        return results.measure(key, one_run)
 
-    tried = [float(r) for r in c.rates.split(",")] if c.full else [c.rate]
     # seed by seed and rate by rate, so that an interrupted call has something of every arm
     first = {(arm, lr): measure(arm, lr, SEED) for lr, arm in itertools.product(tried, names)}
-    best, runs = {}, {}
-    for arm in names:
-        if there := [lr for lr in tried if first[arm, lr]]:
-            best[arm] = min(there, key=lambda lr: first[arm, lr]["bpb"])
-            runs[arm] = [first[arm, best[arm]]]
+    best = {arm: min(tried, key=lambda lr: first[arm, lr]["bpb"]) for arm in names}
+    runs = {arm: [first[arm, lr]] for arm, lr in best.items()}
     for seed in range(SEED + 1, SEED + c.seeds) if c.full else ():
         for arm, lr in best.items():
-            runs[arm] += filter(None, [measure(arm, lr, seed)])
-    if not runs:
-        raise UserError(f"nothing has been measured into {c.out} with these settings yet")
+            runs[arm].append(measure(arm, lr, seed))
     for arm, lr in best.items():
         if len(tried) > 1 and lr in (min(tried), max(tried)):
             print(f"{arm}: its best rate, {lr:g}, is at the edge of those tried")
-    summaries = [summary(of_one) for of_one in runs.values()]
+    summaries = [over_seeds(of_one) for of_one in runs.values()]
     results.finish(table(summaries, ARM_COLUMNS), steps=count, summary=summaries)
     draw(summaries, c.scale, Path(c.out) / "bytes.png")
 
@@ -348,8 +329,7 @@ def generation(c: Config) -> None:
     runtime = setup(c.device, "float32", False)
     results, T = Results("generation", c.out, runtime.device, again=True), c.length
 
-    def add(name: str, caches: str, n: int, count: int, begin: float, cost: dict) -> None:
-        seconds = time.perf_counter() - begin
+    def add(name: str, caches: str, n: int, count: int, seconds: float, cost: dict) -> None:
         row = {"model": name, "caches": caches, "rows": n, "T": T, **cost}
         row |= {"seconds": seconds, "rate": n * count / seconds}
         dense = results.find({"model": "dense", "rows": n}) or row
@@ -363,11 +343,10 @@ def generation(c: Config) -> None:
             list(generate(model, [1], SamplingParams(20), n))
             begin = time.perf_counter()
             count = sum(1 for _ in generate(model, [1], SamplingParams(T), n))
-            add(name, "yes", n, count, begin, cost)
+            add(name, "yes", n, count, time.perf_counter() - begin, cost)
             if n == 1 and name == "MEGABYTE":
                 ids = torch.randint(256, (1, T), device=runtime.device)
-                seconds = uncached_seconds(model, ids, runtime.synchronize)
-                add(name, "no", n, T, time.perf_counter() - seconds, cost)
+                add(name, "no", n, T, uncached_seconds(model, ids, runtime.synchronize), cost)
     results.finish(table(results.rows, GENERATION_COLUMNS))
 
 

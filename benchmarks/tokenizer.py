@@ -45,9 +45,8 @@ def library_source() -> list[str]:
     """The files that make the data set python_stdlib."""
     prepare = runpy.run_path(str(ROOT / "data" / "python_stdlib" / "prepare.py"))
     root = Path(sysconfig.get_paths()["stdlib"])
-    return [
-        (root / f).read_bytes().decode("utf-8", "replace") for f in prepare["source_files"](root)
-    ]
+    files = [root / name for name in prepare["source_files"](root)]
+    return [file.read_bytes().decode("utf-8", "replace") for file in files]
 
 
 def timed(calls: dict[str, Callable[[], object]], runs: int) -> tuple[dict[str, dict], dict]:
@@ -129,16 +128,12 @@ def encoding(texts: list[str], size: int, runs: int) -> list[dict]:
     through = "encode, through tiktoken"
     calls = {through: lambda: [fast.encode(t) for t in texts], "encode, readable": by_itself}
     seconds, ids = timed(calls, runs)
-    note = "the same ids" if ids[through] == ids["encode, readable"] else "OTHER IDS"
-    size = megabytes(texts)
-    return [
-        {
-            "what": f"{n}, {size:.1f} MB",
-            "seconds": s,
-            "note": f"{size / s['median']:.1f} MB/s, {note}",
-        }
-        for n, s in seconds.items()
-    ]
+    same = "the same ids" if ids[through] == ids["encode, readable"] else "OTHER IDS"
+    rows, size = [], megabytes(texts)
+    for name, times in seconds.items():
+        note = f"{size / times['median']:.1f} MB/s, {same}"
+        rows.append({"what": f"{name}, {size:.1f} MB", "seconds": times, "note": note})
+    return rows
 
 
 def installed(name: str) -> str:
@@ -153,11 +148,10 @@ def main(**settings) -> None:
     packages = {name: installed(name) for name in PACKAGES}
     results = Results("tokenizer", c.out, torch.device("cpu"), again=True, packages=packages)
     print(", ".join(f"{name} {number}" for name, number in packages.items()), flush=True)
-    rows = []
+    texts, rows = library_source(), []
     if c.shakespeare:
         text = resolve_path(c.shakespeare).read_text(encoding="utf-8")
         rows += training([text], 4096, c.runs)
-    texts = library_source()
     rows += training(texts, c.vocab_size, c.runs) + encoding(texts[:100], c.vocab_size, c.runs)
     for row in rows:
         results.add(row)
