@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bonsai.data.readers import READERS, read_text
+from bonsai.data.readers import READERS, read_whole
 from bonsai.files.access import SETTINGS, writing
 from bonsai.files.atomic import whole_file
 from bonsai.system.errors import UserError
@@ -23,7 +23,7 @@ def fetch_text(url: str, path: Path) -> str:
     if not path.exists():
         print(f"downloading {url}")
         download(url, path)
-    return read_text(path)
+    return read_whole(path)
 
 
 def download(url: str, path: Path) -> None:

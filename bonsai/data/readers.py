@@ -286,7 +286,7 @@ def _any_cut(data: bytes) -> int:
     return cut
 
 
-def read_text(path: Path) -> str:
+def read_whole(path: Path) -> str:
     """All of one text file, whatever its name. Raises UserError if there is nothing to read, or
     more than WHOLE bytes."""
     size = file_size(path)

@@ -363,7 +363,7 @@ def _exit_on_sigterm(signum: int, frame: object) -> None:
     raise SystemExit(128 + signum)
 
 
-def summary(meta: dict, folder: str | Path, seconds: float) -> str:
+def describe_prepared(meta: dict, folder: str | Path, seconds: float) -> str:
     """What a prepare script prints at its end: counts, place, time, and what to run next."""
     lines = []
     for name, split in meta["splits"].items():

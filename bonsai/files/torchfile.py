@@ -61,7 +61,7 @@ def read_torch_file(path: str | Path, skip: tuple[str, ...] = (), values_only: b
     with opened(path) as f:
         archive = Archive(f)
         value = Machine(archive, archive.read("data.pkl")).run()
-        check_size(value)
+        check_nesting(value)
         if values_only:
             return value
         for key in skip:
@@ -386,7 +386,7 @@ def set_items(target: Any, items: list) -> None:
 # ---- after it ----
 
 
-def check_size(value: Any) -> None:
+def check_nesting(value: Any) -> None:
     """Refused where values are nested too deep, or are too many when each is written out."""
     left, seen = [(value, 0)], 0
     while left:

@@ -16,7 +16,7 @@ from bonsai.files.jsonfile import read_json_object
 from bonsai.files.safetensors import read_safetensors
 from bonsai.files.torchfile import Damaged, Refused, read_torch_file
 from bonsai.models.fit import WithoutDraws, check_fit, without_masks
-from bonsai.runs.schema import is_dict, is_tensor, is_whole, shown
+from bonsai.runs.schema import brief, is_dict, is_tensor, is_whole
 from bonsai.system.errors import UserError
 from model import GPT, GPTConfig
 
@@ -101,7 +101,7 @@ def gpt2_settings(config: dict, folder: Path) -> dict:
     """The fields of GPTConfig that a config.json says; UserError for what the GPT cannot be."""
     kind = config.get("model_type")
     if kind != "gpt2":
-        raise UserError(f"{folder} holds a {shown(kind).strip(QUOTES)} model, not a gpt2")
+        raise UserError(f"{folder} holds a {brief(kind).strip(QUOTES)} model, not a gpt2")
     if config.get("auto_map"):
         raise UserError(
             f"{folder}: config.json names code of its own for the model (auto_map). It is never "
@@ -111,19 +111,19 @@ def gpt2_settings(config: dict, folder: Path) -> dict:
     for ours, (names, default) in SIZES.items():
         value = next((config[name] for name in names if name in config), default)
         if not is_whole(value, 1, 2**31):
-            raise UserError(f"{folder}: config.json has {names[0]}={shown(value)}")
+            raise UserError(f"{folder}: config.json has {names[0]}={brief(value)}")
         settings[ours] = value
     inner = config.get("n_inner")
     if inner is not None and inner != 4 * settings["n_embd"]:
-        raise UserError(f"{folder}: n_inner={shown(inner)} of its config.json is not supported")
+        raise UserError(f"{folder}: n_inner={brief(inner)} of its config.json is not supported")
     for key, only in FIXED.items():
         value = config.get(key, only)
         if value != only and value is not None:
-            raise UserError(f"{folder}: {key}={shown(value)} of its config.json is not supported")
+            raise UserError(f"{folder}: {key}={brief(value)} of its config.json is not supported")
     activation = config.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UserError(
-            f"{folder}: activation_function={shown(activation)} of its config.json is not "
+            f"{folder}: activation_function={brief(activation)} of its config.json is not "
             f"supported, only {', '.join(ACTIVATIONS)}"
         )
     settings["activation"] = ACTIVATIONS[activation]
@@ -138,7 +138,7 @@ QUOTES = "'\""
 def flag(config: dict, name: str, folder: Path) -> bool:
     value = config.get(name, FLAGS[name])
     if not isinstance(value, bool):
-        raise UserError(f"{folder}: config.json has {name}={shown(value)}, not true or false")
+        raise UserError(f"{folder}: config.json has {name}={brief(value)}, not true or false")
     return value
 
 

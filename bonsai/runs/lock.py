@@ -53,7 +53,7 @@ class RunLock:
         """
         deadline, said_so = time.monotonic() + patience, False
         while not self._try():
-            other = describe(owner(self.path))
+            other = describe_owner(owner(self.path))
             if time.monotonic() >= deadline:
                 raise UserError(
                     f"{self.folder} is the folder of a run that goes on ({other}): stop that one "
@@ -99,7 +99,9 @@ class RunLock:
         rest = STALE - (clock(self.folder) - first)
         if rest <= 0:
             return False
-        self.say(f"waiting up to {rest:.0f} s to see whether {describe(owner(self.path))} goes on")
+        self.say(
+            f"waiting up to {rest:.0f} s to see whether {describe_owner(owner(self.path))} goes on"
+        )
         end = time.monotonic() + rest
         while time.monotonic() < end:
             time.sleep(min(1.0, BEAT / 2))
@@ -126,7 +128,7 @@ class RunLock:
         if self.is_held():
             return False
         if self.path.exists():
-            other = describe(owner(self.path))
+            other = describe_owner(owner(self.path))
             raise UserError(f"{self.folder} was taken over by another run ({other}): stopping")
         gone = not self.folder.is_dir()
         self.release()
@@ -211,9 +213,9 @@ def owner(path: Path) -> dict[str, object]:
     return {}
 
 
-def describe(who: dict[str, object]) -> str:
+def describe_owner(who: dict[str, object]) -> str:
     """
-    >>> describe({"pid": 12, "host": "node1", "since": "2026-11-26 13:00:00 UTC"})
+    >>> describe_owner({"pid": 12, "host": "node1", "since": "2026-11-26 13:00:00 UTC"})
     'process 12 on node1, since 2026-11-26 13:00:00 UTC'
     """
     if not who.get("pid"):

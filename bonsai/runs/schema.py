@@ -133,7 +133,7 @@ def check_checkpoint(checkpoint: dict, path: Path) -> None:
     for key, (good, words) in RULES.items():
         if key in checkpoint and not good(checkpoint[key]):
             raise UserError(
-                f"{path} is no usable checkpoint: its {key} is {shown(checkpoint[key])}, where "
+                f"{path} is no usable checkpoint: its {key} is {brief(checkpoint[key])}, where "
                 f"{words} should be"
             )
 
@@ -145,7 +145,7 @@ def check_fields(make_config: type, settings: dict, path: Path) -> None:
     for key, value in settings.items():
         if key not in known:
             raise UserError(
-                f"{path} describes a model with {key}={shown(value)}, which this version does not "
+                f"{path} describes a model with {key}={brief(value)}, which this version does not "
                 "know: it would compute something else"
             )
         allowed = known[key]
@@ -158,12 +158,12 @@ def check_fields(make_config: type, settings: dict, path: Path) -> None:
             good = False
         if not good:
             raise UserError(
-                f"{path} describes a model with {key}={shown(value)}, where "
+                f"{path} describes a model with {key}={brief(value)}, where "
                 f"{getattr(allowed, '__name__', allowed)} should be"
             )
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     if isinstance(value, dict | list | tuple):
         return f"a {type(value).__name__} of other things"
     if is_tensor(value):

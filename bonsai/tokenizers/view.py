@@ -40,7 +40,7 @@ def colours(ids: Iterable[int], n: int) -> list[int]:
     return chosen
 
 
-def summary(name: str, tokenizer: Tokenizer, text: str, ids: list[int]) -> str:
+def describe_encoding(name: str, text: str, ids: list[int]) -> str:
     """`gpt2: 5 tokens for 12 bytes, 2.40 bytes per token`."""
     size = len(text.encode("utf-8", "replace"))
     ratio = f", {size / len(ids):.2f} bytes per token" if ids else ""
@@ -69,7 +69,7 @@ def terminal(
         else:
             line = "|".join(show(data).replace("|", "\\|") for _, data in tokens)
             line = line.replace("↵|", "↵|\n")
-        lines = [summary(name, tokenizer, text, encoded), line.removesuffix("\n")]
+        lines = [describe_encoding(name, text, encoded), line.removesuffix("\n")]
         if ids:
             lines.append(" ".join(map(str, encoded)))
         blocks.append("\n".join(lines))
@@ -119,7 +119,7 @@ def _column(name: str, tokenizer: Tokenizer, text: str, allow_special: bool) -> 
         spans.append(
             f'<span{special} style="background:{PAGE[c]}" title="{title}">{_marked(data)}</span>'
         )
-    head = html.escape(summary(name, tokenizer, text, encoded))
+    head = html.escape(describe_encoding(name, text, encoded))
     return f'<div><h2>{head}</h2><div class="tokens">{"".join(spans)}</div></div>'
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from bonsai.data.corpus import document_key
 from bonsai.data.finding import as_endings, walk
-from bonsai.data.writer import Writer, summary
+from bonsai.data.writer import Writer, describe_prepared
 from bonsai.files.access import reading
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
@@ -112,7 +112,7 @@ def main(**settings) -> None:
                 progress.advance(len(data))
             writer.add(split, np.array([tokenizer.eot], "<u2"))
         meta = writer.finish()
-    print(summary(meta, folder, time.time() - begin))
+    print(describe_prepared(meta, folder, time.time() - begin))
 
 
 if __name__ == "__main__":

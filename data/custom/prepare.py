@@ -23,7 +23,7 @@ if __name__ == "__main__":
 from bonsai.data.corpus import char_tokenizer, split_documents, write_documents
 from bonsai.data.finding import as_endings, find_files, total_size
 from bonsai.data.readers import Options, Piece, Seen, read_pieces
-from bonsai.data.writer import Writer, summary
+from bonsai.data.writer import Writer, describe_prepared
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
@@ -123,7 +123,7 @@ def main(**settings) -> None:
     if c.hub and not c.keep:
         shutil.rmtree(folder / "downloads", ignore_errors=True)
     print("\n".join([f"encoded by {encode.name}", *seen.lines(options)]))
-    print(summary(meta, folder, time.time() - start))
+    print(describe_prepared(meta, folder, time.time() - start))
 
 
 if __name__ == "__main__":

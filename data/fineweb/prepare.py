@@ -21,7 +21,7 @@ from bonsai.data.corpus import split_documents, write_documents
 from bonsai.data.fetch import hub_downloads, hub_files
 from bonsai.data.finding import find_files, total_size
 from bonsai.data.readers import Options, Piece, Seen, read_pieces
-from bonsai.data.writer import Writer, summary
+from bonsai.data.writer import Writer, describe_prepared
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
@@ -80,7 +80,7 @@ def main(**settings) -> None:
         meta = writer.finish()
     if not c.input and not c.keep:
         shutil.rmtree(downloads, ignore_errors=True)
-    print("\n".join([*seen.left_out(), summary(meta, target, time.time() - start)]))
+    print("\n".join([*seen.left_out(), describe_prepared(meta, target, time.time() - start)]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from bonsai.data.corpus import Part, whole_documents, write_documents
 from bonsai.data.fetch import hub_downloads, hub_files
 from bonsai.data.finding import find_files, total_size
 from bonsai.data.readers import Options, Piece, read_pieces
-from bonsai.data.writer import Writer, disk_errors, summary
+from bonsai.data.writer import Writer, describe_prepared, disk_errors
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
@@ -126,7 +126,7 @@ def main(**settings) -> None:
         meta = writer.finish()
     if not c.input and not c.keep:
         shutil.rmtree(downloads, ignore_errors=True)
-    print(summary(meta, folder, time.time() - start))
+    print(describe_prepared(meta, folder, time.time() - start))
     if sum(counts.values()) == DOCUMENTS:
         tokens = {split: meta["splits"][split]["tokens"] for split in NANOGPT}
         print("these are the counts of nanoGPT" if tokens == NANOGPT else "nanoGPT counts differ")

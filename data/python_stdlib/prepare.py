@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 from bonsai.data.corpus import Part, document_key, write_documents
 from bonsai.data.finding import walk
-from bonsai.data.writer import Writer, summary
+from bonsai.data.writer import Writer, describe_prepared
 from bonsai.files.access import read_bytes
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, Tokenizer
@@ -69,7 +69,7 @@ def write(folder: Path, parts: list[Part], tokenizer: Tokenizer) -> None:
     with Writer(folder, tokenizer) as writer:
         write_documents(writer, parts, tokenizer)
         meta = writer.finish()
-    print(summary(meta, writer.folder, time.time() - start))
+    print(describe_prepared(meta, writer.folder, time.time() - start))
 
 
 def main(**settings) -> None:

@@ -16,8 +16,8 @@ if __name__ == "__main__":
 
 from bonsai.data.corpus import split_text, write_documents
 from bonsai.data.fetch import fetch_text
-from bonsai.data.readers import read_text
-from bonsai.data.writer import Writer, summary
+from bonsai.data.readers import read_whole
+from bonsai.data.writer import Writer, describe_prepared
 from bonsai.system.errors import run
 from bonsai.tokenizers import CharTokenizer
 from configurator import configure, resolve_path
@@ -30,14 +30,14 @@ url = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     start = time.time()
-    text = read_text(resolve_path(c.input)) if c.input else fetch_text(c.url, HERE / "input.txt")
+    text = read_whole(resolve_path(c.input)) if c.input else fetch_text(c.url, HERE / "input.txt")
     tokenizer = CharTokenizer.from_text(text)
     print(f"{len(text):,} characters, {tokenizer.vocab_size} different: ", end="")
     print(repr("".join(tokenizer.chars[:200])))
     with Writer(Path(c.out or HERE), tokenizer) as writer:
         write_documents(writer, split_text(text, 0.9), tokenizer, eot=False)
         meta = writer.finish()
-    print(summary(meta, writer.folder, time.time() - start))
+    print(describe_prepared(meta, writer.folder, time.time() - start))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from helpers.settings import settings
 from bonsai.data import advice
 from bonsai.data.advice import has_gpu, training_command
 from bonsai.data.dataset import Mixture
-from bonsai.data.writer import Writer, summary
+from bonsai.data.writer import Writer, describe_prepared
 from bonsai.tokenizers import ByteTokenizer
 
 
@@ -77,6 +77,6 @@ def test_from_another_folder(tmp_path, monkeypatch):
 
 
 def test_a_prepare_ends_with_it(tmp_path):
-    said = summary(prepared(tmp_path / "d"), tmp_path / "d", 1.0).splitlines()[-1]
+    said = describe_prepared(prepared(tmp_path / "d"), tmp_path / "d", 1.0).splitlines()[-1]
     config = "train_shakespeare_char.py" if has_gpu() else "quickstart.py"
     assert said.startswith("next: ") and f"config/{config} " in said

@@ -12,7 +12,7 @@ from helpers.prepared import leftovers, read
 from helpers.programs import ROOT, run_command
 
 from bonsai.data.meta import open_meta
-from bonsai.data.writer import Writer, summary
+from bonsai.data.writer import Writer, describe_prepared
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import CharTokenizer, tokenizer_class
 
@@ -225,7 +225,7 @@ def test_what_the_user_has_added_stays(out):
     (out / "meta.json").write_text(json.dumps({**meta, "chat_template": template}), "utf-8-sig")
     write(out, 2)
     assert read(out)[0]["chat_template"] == template
-    assert "kept what the old meta.json had besides: chat_template" in summary(
+    assert "kept what the old meta.json had besides: chat_template" in describe_prepared(
         read(out)[0], out, 1.0
     )
     with pytest.raises(ZeroDivisionError), Writer(out, vocab_size=9) as writer:
@@ -248,4 +248,4 @@ def test_a_validation_split_larger_than_the_training_split_is_said(tmp_path, tra
         for name, n in (("train", train), ("val", val))
     }
     meta = {"splits": splits, "vocab_size": 5}
-    assert ("val is larger than train" in summary(meta, tmp_path, 1.0)) is said
+    assert ("val is larger than train" in describe_prepared(meta, tmp_path, 1.0)) is said

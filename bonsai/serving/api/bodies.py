@@ -37,7 +37,7 @@ def parse(body: bytes, model: type[B]) -> B:
     """Raises ApiError."""
     try:
         text = body.decode("utf-8-sig")
-        check_size(body)
+        check_count(body)
         values = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError):
         raise bad_request("the body is not valid JSON", code="invalid_json") from None
@@ -47,7 +47,7 @@ def parse(body: bytes, model: type[B]) -> B:
         raise invalid(e) from None
 
 
-def check_size(body: bytes) -> None:
+def check_count(body: bytes) -> None:
     """Raises ApiError for more values or parts than any good request has."""
     plain = body.translate(None, b" \t\r\n").replace(b"\\\\", b"").replace(b'\\"', b"")
     keys = plain.count(b'":')

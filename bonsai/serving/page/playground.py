@@ -11,7 +11,7 @@ from bonsai.serving.api.faults import ApiError, bad_request
 from bonsai.serving.api.schemas import DetokenizeRequest, InspectRequest, TokenizeRequest
 from bonsai.serving.background import in_background
 from bonsai.serving.page.inside import LONGEST, inspect_prompt
-from bonsai.serving.page.runs import find_runs, list_runs, read_rows
+from bonsai.serving.page.runs import find_runs, list_runs, rows_from
 from bonsai.serving.registry import Served, usable_tokenizers
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, Tokenizer
@@ -162,7 +162,7 @@ def playground_routes(server) -> APIRouter:
             try:
                 if folder is None:
                     raise FileNotFoundError
-                rows, end = read_rows(folder, start)
+                rows, end = rows_from(folder, start)
             except OSError:
                 message = f"there is no run {name[:100]!a}, or it cannot be read"
                 raise ApiError(404, message, "name", "run_not_found") from None

@@ -119,7 +119,7 @@ def read_settings(folder: Path) -> dict:
     return settings if isinstance(settings, dict) else {}
 
 
-def read_rows(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list[dict], int]:
+def rows_from(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list[dict], int]:
     """Rows of metrics.jsonl from line `start` on, and the number of the line after the last.
 
     Of more than `most` lines every second, third, ... is given, and the last one; so are rows of

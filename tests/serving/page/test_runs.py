@@ -4,7 +4,7 @@ import json
 import os
 import tracemalloc
 
-from bonsai.serving.page.runs import find_runs, list_runs, read_rows
+from bonsai.serving.page.runs import find_runs, list_runs, rows_from
 
 
 def make_run(folder, rows, settings=None):
@@ -39,21 +39,21 @@ def test_the_first_of_two_folders_wins(tmp_path):
 
 def test_rows_from_a_line_on(tmp_path):
     make_run(tmp_path / "out", [{"iter": i} for i in range(5)])
-    assert read_rows(tmp_path / "out", 3) == ([{"iter": 3}, {"iter": 4}], 5)
-    assert read_rows(tmp_path / "out", 5) == ([], 5)
-    assert read_rows(tmp_path / "out", 1, most=2) == ([{"iter": 1}, {"iter": 3}, {"iter": 4}], 5)
-    assert len(read_rows(tmp_path / "out", 99)[0]) == 5  # the run was begun anew
+    assert rows_from(tmp_path / "out", 3) == ([{"iter": 3}, {"iter": 4}], 5)
+    assert rows_from(tmp_path / "out", 5) == ([], 5)
+    assert rows_from(tmp_path / "out", 1, most=2) == ([{"iter": 1}, {"iter": 3}, {"iter": 4}], 5)
+    assert len(rows_from(tmp_path / "out", 99)[0]) == 5  # the run was begun anew
 
 
 def test_lines_in_the_making_and_damaged_ones(tmp_path):
     path = make_run(tmp_path / "out", [{"iter": 0}])
     with open(path, "a") as f:
         f.write('{"iter"\n5\n{"iter": 1, "loss": NaN, "norm": Infinity}\n{"iter": 2')
-    rows, end = read_rows(tmp_path / "out")
+    rows, end = rows_from(tmp_path / "out")
     assert rows == [{"iter": 0}, {"iter": 1, "loss": None, "norm": None}] and end == 4
     with open(path, "a") as f:
         f.write("}\n")
-    assert read_rows(tmp_path / "out", end) == ([{"iter": 2}], 5)
+    assert rows_from(tmp_path / "out", end) == ([{"iter": 2}], 5)
 
 
 def test_long_runs_are_thinned(tmp_path):
@@ -67,14 +67,14 @@ def test_long_runs_are_thinned(tmp_path):
             f.write(b'{"iter": %d, "val_loss": %d.5}\n' % (1000 * i, i))
     tracemalloc.start()
     (run,) = list_runs([tmp_path])
-    rows, end = read_rows(tmp_path / "out", most=500)
+    rows, end = rows_from(tmp_path / "out", most=500)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert run["val_loss"] == 99.5 and run["step"] == 99000
     assert end == 100 * 1001 and 500 <= len(rows) <= 620
     assert [r["val_loss"] for r in rows if "val_loss" in r] == [i + 0.5 for i in range(100)]
     assert peak < path.stat().st_size / 2
-    assert read_rows(tmp_path / "out", end) == ([], end)
+    assert rows_from(tmp_path / "out", end) == ([], end)
 
 
 ODD = {
@@ -113,5 +113,5 @@ def test_odd_folders_cost_themselves_alone(tmp_path):
     assert found["out-good"]["val_loss"] == 1.5
     assert found["out-settings"]["settings"]["deep"] == {"lr": [None]}
     for name in found:
-        json.dumps(read_rows(tmp_path / name), allow_nan=False).encode()
-    assert read_rows(tmp_path / "out-fifo") == ([], 0)
+        json.dumps(rows_from(tmp_path / name), allow_nan=False).encode()
+    assert rows_from(tmp_path / "out-fifo") == ([], 0)
