@@ -433,10 +433,8 @@ class GPT(nn.Module):
         """
         n = sum(p.numel() for p in self.parameters())
         if non_embedding:
-            if self.config.position == "learned":
-                n -= self.transformer.wpe.weight.numel()
-            if not self.config.tie_head:
-                n -= self.transformer.wte.weight.numel()
+            tables, head = self.param_groups()["embeddings"], self.lm_head.weight
+            n -= sum(p.numel() for p in tables if p is not head)
         return n
 
     get_num_params = num_params  # nanoGPT's name

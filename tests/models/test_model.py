@@ -322,6 +322,8 @@ def test_sizes_and_flops(fields):
         looked_up += 16 * 32
     if not c.tie_head:
         looked_up += V * 32
+    if c.value_embeddings:  # of the second of two layers
+        looked_up += V * c.kv_heads * c.head_dim
     assert model.num_params(non_embedding=False) == total
     assert model.num_params() == model.get_num_params() == total - looked_up
     width = c.n_head * (c.head_size or c.n_embd // c.n_head)
