@@ -216,6 +216,7 @@ class CausalSelfAttention(nn.Module):
         self.scale = config.attention_scale or 1 / math.sqrt(self.hs)
         self.attend = attention  # bonsai/models/kernels.py and bonsai/engine/cpu have faster ones
         self.window = config.window(layer)
+        self.narrowed = 1  # by what the window is divided in training: schedule.set_windows
         # queries, keys and values in one product
         width = (self.nh + 2 * self.nkv) * self.hs
         self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
@@ -243,8 +244,12 @@ class CausalSelfAttention(nn.Module):
         mask = None
         if cache is not None:  # keys and values of all tokens so far, and which of them are seen
             k, v, mask = cache.update(self.layer, k, v, self.window)
-        dropout = self.dropout if self.training else 0.0
-        y = self.attend(q, k, v, mask, self.window, self.scale, dropout)  # (B, nh, T, hs)
+        window, dropout = self.window, 0.0
+        if self.training:
+            dropout = self.dropout
+            if self.narrowed > 1:
+                window = max(1, (window or T) // self.narrowed)
+        y = self.attend(q, k, v, mask, window, self.scale, dropout)  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, self.nh * self.hs)  # heads side by side
         return self.resid_dropout(self.c_proj(y))
 

@@ -1,8 +1,11 @@
-"""What follows from the number of a step alone: its learning rate, when to evaluate."""
+"""What follows from the number of a step alone: its learning rate, when to evaluate, how far
+attention sees."""
 
 import math
 
 import torch
+
+from model import CausalSelfAttention
 
 SCHEDULES = ("cosine", "trapezoid")
 
@@ -45,3 +48,14 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, step: int, c) -> None
             share = min(1.0, step / max(1, c.momentum_warmup))
             low = min(0.85, c.momentum)
             group["momentum"] = low + share * (c.momentum - low)
+
+
+def set_windows(model: torch.nn.Module, step: int, c) -> None:
+    """Let attention see less of a text at first: every layer a quarter of its window (a dense one
+    of the context) in the first half of window_ramp steps, half of it in the second, as in
+    modded-nanogpt. From then on, and always in evaluations, it sees all.
+    """
+    narrowed = 4 if 2 * step < c.window_ramp else 2 if step < c.window_ramp else 1
+    for module in model.modules():
+        if isinstance(module, CausalSelfAttention):
+            module.narrowed = narrowed

@@ -28,12 +28,12 @@ FAST += ["--norm_embedding=True", "--init=fan_in", "--zero_init=True", "--qk_nor
 FAST += ["--value_embeddings=True", "--residual_lambdas=True", "--attention_window=4"]
 FAST += ["--window_pattern=LD", "--cautious_decay=True", "--batch_order=epoch"]
 FAST += ["--momentum_warmup=10", "--gradient_accumulation_steps=4", "--batch_ramp=12"]
-FAST += ["--token_noise=0.05"]
+FAST += ["--token_noise=0.05", "--window_ramp=14"]
 FAST += ["--eval_interval=10", "--dropout=0.1"]
 
 
 def test_10_steps_and_10_more_are_20_steps(workplace, tmp_path):
-    """With Muon, a schedule with a cooldown, and a ramp that ends after the resume."""
+    """With Muon, a schedule with a cooldown, and ramps that end after the resume."""
     whole = train(workplace, tmp_path / "whole", *FAST)
     assert whole.rc == 0, whole
     for options in (["--max_iters=10"], ["--init_from=resume"]):

@@ -1,4 +1,4 @@
-"""bonsai/training/schedule.py: the rates against closed forms."""
+"""bonsai/training/schedule.py: the rates against closed forms, and windows that grow."""
 
 import math
 from dataclasses import replace
@@ -6,9 +6,11 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.settings import SETTINGS
 
-from bonsai.training.schedule import evaluation_due, learning_rate_at
+from bonsai.training.schedule import evaluation_due, learning_rate_at, set_windows
+from model import GPT, GPTConfig
 
 
 def rate(step: int, **changes) -> float:
@@ -56,3 +58,29 @@ def test_odd_lengths_divide_by_nothing(schedule):
                 step, lr_schedule=schedule, warmup_iters=warmup, lr_decay_iters=length, cooldown=0.0
             )
             assert 0 < value <= 6e-4 + 1e-12
+
+
+@pytest.mark.parametrize("step, part", [(0, 4), (4, 4), (5, 2), (8, 2), (9, 1), (100, 1)])
+def test_windows_grow_over_the_ramp(step, part):
+    """A local layer sees its last 8 positions at the end, a dense one all 16; until then of both a
+    part, as if their windows were smaller. Evaluations see all at every step."""
+    shape = dict(block_size=16, vocab_size=11, n_layer=2, n_head=2, n_embd=16, position="rope")
+    torch.manual_seed(0)
+    grown = GPT(GPTConfig(**shape, attention_window=8, window_pattern="LD"))
+    narrow = GPT(GPTConfig(**shape))
+    narrow.load_state_dict(grown.state_dict())
+    for block, window in zip(narrow.transformer.h, (8, 16)):
+        block.attn.window = window // part
+    idx = torch.randint(11, (2, 16))
+    set_windows(grown, step, SimpleNamespace(window_ramp=9))
+    torch.testing.assert_close(grown(idx, idx)[0], narrow(idx, idx)[0])
+    fixed = GPT(GPTConfig(**shape, attention_window=8, window_pattern="LD"))
+    fixed.load_state_dict(grown.state_dict())
+    assert torch.equal(grown.eval()(idx, idx)[0], fixed.eval()(idx, idx)[0])
+
+
+def test_windows_without_a_ramp_are_whole():
+    model = GPT(GPTConfig(block_size=16, vocab_size=11, n_layer=1, n_head=2, n_embd=16))
+    before = model(torch.arange(11)[None])[0]
+    set_windows(model, 0, SimpleNamespace(window_ramp=0))
+    assert torch.equal(model(torch.arange(11)[None])[0], before)
