@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from bonsai.engine.cuda.steps import CapturedSteps
 from bonsai.engine.phases import check_request, decode_one_token, new_cache, prefill
 from bonsai.engine.sampling import Row, SamplingParams, sample_next
 from bonsai.system.errors import UserError
@@ -25,6 +26,7 @@ def generate(
     on_full: str = "slide",
     first_row: int = 0,
     dtype: torch.dtype | None = None,
+    captured: CapturedSteps | None = None,
 ) -> Iterator[list[int | None]]:
     """Continue `prompt` n times; yields the new token of each of the n rows, step by step.
 
@@ -36,6 +38,9 @@ def generate(
     on_full: a key of ON_FULL.
     first_row: number of the first row. Row 7 is the same drawn by (n=8) and by (n=1, first_row=7).
     dtype: of the cache; default: autocast's where it is on, else the weights'.
+    captured: of this model, for n rows or more of that many tokens: their one-token steps are
+    queued on the device, some before their tokens are read. Its cache is used, and only by one
+    iterator at a time.
 
     The model computes in eval mode without gradients and has its mode back when the iterator ends.
     Raises UserError for an empty prompt, ids outside the vocabulary and unknown values.
@@ -44,11 +49,11 @@ def generate(
     if on_full not in ON_FULL:
         raise UserError(f"on_full={on_full!r} is not one of {', '.join(ON_FULL)}")
     # the checks above run now, what follows with the first token
-    return steps(model, prompt, params, n, use_cache, on_full, first_row, dtype)
+    return steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captured)
 
 
 @torch.no_grad()  # not inference_mode: there autocast converts every weight anew for each token
-def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype):
+def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captured):
     """The loop behind `generate`; all arguments checked."""
     device = next(model.parameters()).device
     block_size = model.config.block_size
@@ -57,7 +62,8 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype):
     ids = torch.empty((n, end), dtype=torch.int64, device=device)  # prompt and answer of each row
     ids[:, :begin] = torch.tensor(prompt, device=device)
     context = max(0, begin - block_size)  # at step t the model sees ids[:, context:t]
-    cache = None
+    captured = captured if use_cache else None
+    cache = ahead = None  # ahead: gives the tokens of steps that are queued
     alive = [True] * n
     was_training = model.training
     model.eval()
@@ -71,18 +77,35 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype):
                 context += min(-(-(t - keep - context) // step) * step, t - 1 - context)
                 if cache is not None:
                     cache.reset()  # every token has a new position
+                if ahead is not None:  # whose tokens are not in ids yet
+                    ahead, answers = None, [row.tokens for row in rows]
+                    ids[:, begin:t] = torch.tensor(answers, device=device)
+            logits = None
             if t == begin:  # the rows are still equal: compute one
-                if use_cache:
+                if captured is not None:
+                    captured.cache.reset()
+                    cache = captured.cache.view(0, 1)
+                elif use_cache:
                     cache = new_cache(model, 1, min(block_size, end), dtype)
                 logits = prefill(model, ids[:1, context:t], cache).expand(n, -1)
-                if cache is not None:
+                if captured is not None:
+                    for row in range(n):
+                        captured.cache.copy_row(row, cache, 0, t - context)
+                    cache = captured.cache.view(0, n)
+                elif cache is not None:
                     cache.expand(n)
             elif cache is None or cache.used == 0:
                 logits = prefill(model, ids[:, context:t], cache)
-            else:
+            elif captured is None:
                 logits = decode_one_token(model, ids[:, t - 1 : t], cache)
-            ids[:, t] = sample_next(logits, rows)
-            tokens = ids[:, t].tolist()  # the only wait for the device
+            if logits is not None:
+                ids[:, t] = sample_next(logits, rows)
+                tokens = ids[:, t].tolist()  # the only wait for the device
+            else:
+                if ahead is None:
+                    steps_left = min(end, context + block_size + 1) - t
+                    ahead = captured.run(rows, t - 1 - context, steps_left)
+                tokens = next(ahead)
             for row, token in zip(rows, tokens):
                 row.tokens.append(token)
             alive = [a and token not in params.stop_tokens for a, token in zip(alive, tokens)]

@@ -33,12 +33,9 @@ def decode_one_token(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.
 class CompiledStep:
     """decode_one_token through torch.compile; on CUDA every step is the replay of one CUDA graph.
 
-    A compiled step has fixed shapes and addresses: rows and positions are rounded up to a power of
-    two, each such bucket is compiled when it is first needed (which takes a while), positions come
-    from a tensor, and what lies after a row's position is masked.
+    A compiled step has fixed shapes and addresses, see `bucket`; each bucket is compiled when it is
+    first needed, which takes a while.
     """
-
-    SHORTEST = 128  # positions of the smallest bucket
 
     def __init__(self, model: torch.nn.Module, cache):
         if not isinstance(cache, KVCache):
@@ -59,22 +56,42 @@ class CompiledStep:
     def __call__(self, tokens: list[int], lengths: list[int]) -> torch.Tensor:
         """The last token of the first rows, and their lengths -> logits (B, V)."""
         n = len(tokens)
-        rows = power_of_two(n, 1, len(self.pos))
+        rows, positions = bucket(self.cache, lengths)
         idle = [0] * (rows - n)  # rows of free slots: they compute something, at position 0
         inputs = torch.tensor([tokens + idle, lengths + idle])
         inputs = inputs.to(self.idx.device, non_blocking=True)
         self.idx[:rows, 0], self.pos[:rows] = inputs[0], inputs[1]
-        positions = power_of_two(max(lengths) + 1, self.SHORTEST, self.cache.length)
         if (rows, positions) not in self.buckets:
-            part = self.cache.view(0, rows, positions)
-            part.lengths, part.pos = [0] * rows, self.pos[:rows]
-            bucket = (self.idx[:rows], part)
-            for buffer in (part.k, part.v, part.pos, bucket[0]):
+            idx, part = self.idx[:rows], fixed_view(self.cache, rows, positions)
+            part.pos = self.pos[:rows]
+            for buffer in (part.k, part.v, part.pos, idx):
                 torch._dynamo.mark_static_address(buffer)  # else no graph: steps write to them
-            self.buckets[rows, positions] = bucket
+            self.buckets[rows, positions] = idx, part
         torch.compiler.cudagraph_mark_step_begin()
         with torch._dynamo.config.patch(recompile_limit=64):  # one per bucket
             return self.step(*self.buckets[rows, positions])[:n]
+
+
+# ---- steps of fixed shapes ----
+
+SHORTEST = 128  # positions of the smallest bucket
+
+
+def bucket(cache: KVCache, lengths: Sequence[int]) -> tuple[int, int]:
+    """How many rows and positions a step computes when the first rows hold `lengths` tokens.
+
+    Each is rounded up to a power of two, so that there are few shapes. Rows of free slots compute
+    something; positions come from a tensor, and what lies after a row's position is masked.
+    """
+    rows = power_of_two(len(lengths), 1, len(cache.lengths))
+    return rows, power_of_two(max(lengths) + 1, SHORTEST, cache.length)
+
+
+def fixed_view(cache: KVCache, rows: int, positions: int) -> KVCache:
+    """The part of a cache that such a step reads and writes; its `pos` is to be set."""
+    part = cache.view(0, rows, positions)
+    part.lengths = [0] * rows
+    return part
 
 
 def power_of_two(n: int, least: int, most: int) -> int:

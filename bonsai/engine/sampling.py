@@ -177,8 +177,8 @@ def noise(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     24 bits at place `ids` of the stream that a key begins make a uniform number u in (0, 1), and
     -log(-log(1 - u)) is Gumbel's.
     """
-    u = splitmix_bits(keys, ids).float().mul_(2**-24).add_(2**-25)
-    return u.neg_().log1p_().neg_().log_().neg_()
+    minus_u = splitmix_bits(keys, ids).float().mul_(-(2**-24)).sub_(2**-25)
+    return minus_u.log1p_().neg_().log_().neg_()
 
 
 def step_key(key: int, step: int) -> int:

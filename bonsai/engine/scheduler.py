@@ -13,6 +13,7 @@ import torch
 
 from bonsai.engine.ahead import Draft, Lookup
 from bonsai.engine.cpu.weights import prepare
+from bonsai.engine.cuda.steps import AT_ONCE, CapturedSteps, Flight
 from bonsai.engine.phases import (
     CompiledStep,
     all_logits,
@@ -60,9 +61,12 @@ class Engine:
     max_batch: requests that run at once; others wait. length: context in tokens, of prompt and
     answer together (one more token can be drawn from a full context); 0: the model's block_size.
     dtype, quantize: as `prepare`, for a copy of the weights. compile: the one-token steps, see
-    CompiledStep. prefix_cache: how many tokens of prompts to keep keys and values of, for prompts
-    that begin alike. lookup, draft: how many tokens to guess ahead while one request runs alone,
-    from the text so far or by the same model in int8, see bonsai/engine/ahead.py; 0: none.
+    CompiledStep. capture: queue them as captured graphs, several before their tokens are read, see
+    bonsai/engine/cuda/steps.py; not for models without a cache of keys and values, nor together
+    with compile, lookup or draft, which go before it. prefix_cache: how many tokens of prompts to
+    keep keys and values of, for prompts that begin alike. lookup, draft: how many tokens to guess
+    ahead while one request runs alone, from the text so far or by the same model in int8, see
+    bonsai/engine/ahead.py; 0: none.
     Raises UserError for impossible values.
     """
 
@@ -77,6 +81,7 @@ class Engine:
         prefix_cache: int = 0,
         lookup: int = 0,
         draft: int = 0,
+        capture: bool = False,
     ):
         block_size = model.config.block_size
         if max_batch < 1:
@@ -104,6 +109,10 @@ class Engine:
         self.draft = draft if isinstance(self.cache, KVCache) else 0
         if self.draft:  # it reads and writes the same cache
             self.drafter = prepare(model, self.cache.k.dtype, "int8")
+        self.captured: CapturedSteps | None = None
+        self.flight: Flight | None = None  # steps that were queued, their tokens not yet read
+        if capture and isinstance(self.cache, KVCache) and not (compile or lookup or draft):
+            self.captured = CapturedSteps(self.model, self.cache)
         self.prefixes = Prefixes(prefix_cache)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request in slot i is running[i]
@@ -126,6 +135,12 @@ class Engine:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens, the context {self.length}: shorten it"
             )
+
+    def clear(self) -> None:
+        """Forget all requests, whatever state a step that failed has left them in."""
+        self.waiting.clear()
+        self.running.clear()
+        self.flight = None
 
     def cancel(self, request: Request) -> None:
         """End a request at the next step, which reports it with finish 'cancelled'."""
@@ -156,9 +171,12 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Admit waiting requests, advance the running ones by one token; what happened."""
+        """Admit waiting requests, advance the running ones by one token (captured: by what was
+        queued in the step before); what happened."""
         events = self.drop_cancelled()
-        if (self.lookup or self.draft) and len(self.running) == 1:
+        if self.captured:
+            events += self.decode_captured()
+        elif (self.lookup or self.draft) and len(self.running) == 1:
             events += self.decode_ahead()
         elif self.running:
             events += self.draw(self.decode(), list(self.running))
@@ -184,8 +202,13 @@ class Engine:
     def free(self, slot: int) -> None:
         """End the request in a slot: the last one moves there."""
         last = len(self.running) - 1
+        if self.flight:
+            self.flight.drop(self.running[slot])
         if slot != last:
-            self.cache.copy_row(slot, self.cache, last, self.cache.lengths[last])
+            if self.captured:
+                self.captured.move(last, slot)
+            else:
+                self.cache.copy_row(slot, self.cache, last, self.cache.lengths[last])
             self.running[slot] = self.running[last]
         self.running.pop()
 
@@ -212,6 +235,8 @@ class Engine:
             return [Event(request, prompt_logprobs=about_prompt, finish="length")]
         (event,) = self.draw(logits, [request])
         event.prompt_logprobs = about_prompt
+        if self.captured and not request.finish:
+            self.captured.put(slot, request, len(prompt))
         return [event]
 
     def score_prompt(self, request: Request, row) -> tuple[torch.Tensor, list[Score]]:
@@ -241,6 +266,26 @@ class Engine:
         logits = decode_one_token(self.model, idx, rows)
         self.cache.lengths[: len(last)] = rows.lengths
         return logits
+
+    def decode_captured(self) -> list[Event]:
+        """Queue the next steps of the running rows; the events of those that were queued before."""
+        flight, self.flight = self.flight, None
+        left = [n for n in map(self.tokens_left, range(len(self.running))) if n > 0]
+        if left:  # who waits gets a place as soon as one is free
+            steps = min(AT_ONCE, min(left) if self.waiting else max(left))
+            self.flight = self.captured.launch(self.running, steps)
+        events = []
+        for request, token, score in flight.read() if flight else ():
+            if not request.finish:  # else what comes after it is surplus
+                events.append(self.note(request, token, score))
+        return events
+
+    def tokens_left(self, slot: int) -> int:
+        """How many tokens a request may still draw after those that are queued."""
+        request = self.running[slot]
+        drawn = self.cache.lengths[slot] + 1 - len(request.prompt)
+        room = self.length + 1 - len(request.prompt)  # one can be drawn from a full context
+        return min(request.params.max_new_tokens, room) - drawn
 
     def decode_ahead(self) -> list[Event]:
         """For the one running request: its next token, and those after it as far as guessed."""
@@ -279,6 +324,13 @@ class Engine:
 
     def take(self, request: Request, token: int, logits: torch.Tensor) -> Event:
         """Note a request's next token, drawn from logits (1, V)."""
+        params, score = request.params, None
+        if params.logprobs is not None:
+            (score,) = scores(logits, [token], params.logprobs, params.vocab_limit)
+        return self.note(request, token, score)
+
+    def note(self, request: Request, token: int, score: Score | None) -> Event:
+        """Note a request's next token, and whether it was the last; score: if it was asked for."""
         params = request.params
         if token in params.stop_tokens:
             request.finish = "stop"
@@ -287,8 +339,5 @@ class Engine:
         total = len(request.prompt) + len(request.tokens)
         if len(request.tokens) == params.max_new_tokens or total > self.length:
             request.finish = "length"
-        event = Event(request, token, finish=request.finish)
-        if params.logprobs is not None:
-            (score,) = scores(logits, [token], params.logprobs, params.vocab_limit)
-            event.logprob, event.top = score
-        return event
+        logprob, top = score or (None, None)
+        return Event(request, token, logprob, top, finish=request.finish)

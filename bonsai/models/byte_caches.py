@@ -78,7 +78,9 @@ class LocalCache(KVCache):
         """Places of the next T bytes in the patch; the rows are equally long."""
         first = self.lengths[0]
         self.at, self.end = None, self.before + first + T
-        self.mask = see_before(T, self.end - T, self.k.device) if 1 < T < self.end else None
+        self.mask, self.masks = None, {}
+        if 1 < T < self.end:
+            self.mask = see_before(T, self.end - T, self.k.device)
         return torch.arange(first, first + T, device=self.k.device)
 
 

@@ -9,6 +9,7 @@ values, TokenCache the tokens alone. byte_caches.py has those of the byte models
 """
 
 import copy
+import math
 
 import torch
 
@@ -112,8 +113,8 @@ class KVCache(Cache):
 
     In a forward pass `place` says where the next tokens stand, each layer's attention puts theirs
     after the others by `update`, and `advance` counts them. With `pos`, a tensor (B,), positions
-    come from there and the whole buffers are read: fixed addresses and shapes, for a compiled step.
-    The caller then keeps the lengths.
+    come from there and the whole buffers are read: fixed addresses and shapes, for a step that is
+    compiled or captured as a graph. The caller then keeps the lengths.
     """
 
     buffers = (("k", 1, 3), ("v", 1, 3))
@@ -127,7 +128,7 @@ class KVCache(Cache):
 
     def place(self, T: int) -> torch.Tensor:
         """Positions of the next T tokens: (T,), or (B, 1, T) where the rows differ."""
-        self.mask, first = None, self.lengths[0]
+        self.mask, self.masks, first = None, {}, self.lengths[0]
         if self.pos is None and self.lengths.count(first) == len(self.lengths):
             self.at, self.end = None, first + T
             if 1 < T < self.end:  # several tokens after others see those, and one another
@@ -153,6 +154,10 @@ class KVCache(Cache):
         if self.at is None:  # narrow: a slice takes twice as long, and a step has dozens
             K.narrow(2, self.end - T, T).copy_(k)
             V.narrow(2, self.end - T, T).copy_(v)
+        elif self.pos is not None:  # a kernel each, where an index takes several
+            at = self.at[:, None, :, None].expand(k.shape)
+            K.scatter_(2, at, k.type_as(K))
+            V.scatter_(2, at, v.type_as(V))
         else:
             rows = torch.arange(k.size(0), device=k.device)[:, None]
             K.transpose(1, 2)[rows, self.at] = k.transpose(1, 2).type_as(K)
@@ -160,12 +165,27 @@ class KVCache(Cache):
         K, V, mask = K.narrow(2, 0, self.end), V.narrow(2, 0, self.end), self.mask
         if K.dtype != k.dtype:
             K, V = K.to(k.dtype), V.to(v.dtype)
-        if window and mask is not None:
-            keys = torch.arange(self.end, device=K.device)
-            mask = mask & (keys > self.queries - window)
+        if mask is not None:
+            mask = self.window_mask(window, k.dtype)
         elif window and T == 1:
             K, V = K[:, :, -window:], V[:, :, -window:]
         return K, V, mask
+
+    def window_mask(self, window: int, dtype: torch.dtype) -> torch.Tensor:
+        """The mask of a window (0: of all), made once for all layers of a pass.
+
+        With `pos` it is what is added to the scores, 0 or -inf: on CUDA torch would turn a bool
+        mask into that anew in every layer.
+        """
+        if window not in self.masks:
+            mask = self.mask
+            if window:
+                keys = torch.arange(self.end, device=mask.device)
+                mask = mask & (keys > self.queries - window)
+            if self.pos is not None:
+                mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf)
+            self.masks[window] = mask
+        return self.masks[window]
 
     def advance(self, T: int) -> None:
         """Count T more tokens in each row."""

@@ -319,8 +319,7 @@ class Worker:
                 print("error: out of memory: choose a smaller --max_batch", file=sys.stderr)
             else:
                 traceback.print_exception(e, file=sys.stderr)
-        engine.waiting.clear()  # whatever state the step left it in
-        engine.running.clear()
+        engine.clear()
         for stream in {stream for stream, _ in self._owner.values() if stream.engine is engine}:
             self._drop(stream)
             self._post(self._fail, stream, failed)

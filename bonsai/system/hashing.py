@@ -30,10 +30,18 @@ GAMMA64, MIX1_64, MIX2_64 = map(signed, (GAMMA, MIX1, MIX2))
 def splitmix_bits(keys: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """The upper 24 bits of `splitmix(keys, places - 1)`; both int64, broadcast together.
 
-    int64 wraps around; in place, as there are a dozen small operations. The last step of `splitmix`
-    changes the lower 33 bits alone.
+    The last step of `splitmix` changes the lower 33 bits alone.
     """
-    z = keys + places * GAMMA64
+    return (mixed(keys + places * GAMMA64) >> 40).bitwise_and_(2**24 - 1)
+
+
+def splitmix_tensor(keys: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """`splitmix` of int64 tensors, broadcast together, as int64."""
+    z = mixed(keys + (places + 1) * GAMMA64)
+    return z.bitwise_xor_((z >> 31).bitwise_and_(2**33 - 1))
+
+
+def mixed(z: torch.Tensor) -> torch.Tensor:
+    """`splitmix` but for its last step, in place: int64 wraps around, and its >> keeps the sign."""
     z = z.bitwise_xor_((z >> 30).bitwise_and_(2**34 - 1)).mul_(MIX1_64)
-    z = z.bitwise_xor_((z >> 27).bitwise_and_(2**37 - 1)).mul_(MIX2_64)
-    return (z >> 40).bitwise_and_(2**24 - 1)
+    return z.bitwise_xor_((z >> 27).bitwise_and_(2**37 - 1)).mul_(MIX2_64)

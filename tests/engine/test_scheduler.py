@@ -5,13 +5,13 @@ import random
 
 import pytest
 import torch
-from helpers.engine import alone, finish
+from helpers.engine import alone, finish, random_requests
 from helpers.tiny_model import VOCAB, texts, tiny
 from torch import nn
 from torch.nn import functional as F
 
-from bonsai.engine import Engine, SamplingParams
-from bonsai.engine.phases import CompiledStep, power_of_two
+from bonsai.engine import Engine, SamplingParams, phases
+from bonsai.engine.phases import power_of_two
 from bonsai.models.contract import LanguageModel
 from bonsai.system.errors import UserError
 
@@ -24,34 +24,18 @@ def model():
 # ---- requests beside others ----
 
 
-def random_requests(engine, rng, count):
-    """Requests of all kinds, some of which begin alike."""
-    requests = []
-    for _ in range(count):
-        begin = rng.choice([[], [3, 1, 4, 1, 5, 9, 2, 6], [3, 1, 4, 1]])
-        prompt = begin + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 20))]
-        params = SamplingParams(
-            max_new_tokens=rng.randrange(0, 50),
-            temperature=rng.choice([0, 0.7, 1.5]),
-            top_k=rng.choice([0, 5]),
-            top_p=rng.choice([1.0, 0.9]),
-            min_p=rng.choice([0.0, 0.05]),
-            repetition_penalty=rng.choice([1.0, 1.3]),
-            frequency_penalty=rng.choice([0.0, 0.4]),
-            logit_bias=rng.choice([{}, {7: 2.0}]),
-            stop_tokens=rng.choice([(), (0, 1)]),
-            seed=rng.randrange(100),
-        )
-        requests += engine.submit(prompt, params, n=rng.choice([1, 1, 3]))
-    return requests
-
-
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
-    "options", [{}, dict(prefix_cache=60), dict(prefix_cache=60, lookup=5), dict(draft=4)], ids=str
+    "options",
+    [
+        *({}, dict(prefix_cache=60), dict(prefix_cache=60, lookup=5), dict(draft=4)),
+        dict(prefix_cache=60, capture=True),
+    ],
+    ids=str,
 )
-def test_a_request_gets_the_tokens_it_gets_alone(model, seed, options):
+def test_a_request_gets_the_tokens_it_gets_alone(model, seed, options, monkeypatch):
     """Arriving at random times, beside others, after others were cancelled or set aside."""
+    monkeypatch.setattr(phases, "SHORTEST", 8)
     rng = random.Random(seed)
     max_batch = rng.choice([1, 3, 8])
     engine = Engine(model, max_batch, **options)
@@ -150,7 +134,7 @@ def test_buckets_of_the_compiled_step_change_nothing(model, monkeypatch):
     """The same tokens with rows and positions rounded up; what torch.compile makes of it is left
     to tests/benchmarks/test_gpu.py."""
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)
-    monkeypatch.setattr(CompiledStep, "SHORTEST", 8)
+    monkeypatch.setattr(phases, "SHORTEST", 8)
     engine = Engine(model, max_batch=6, compile=True)
     requests = random_requests(engine, random.Random(3), 9)
     finish(engine)

@@ -2,7 +2,7 @@
 
 import torch
 
-from bonsai.system.hashing import MASK, signed, splitmix, splitmix_bits
+from bonsai.system.hashing import MASK, signed, splitmix, splitmix_bits, splitmix_tensor
 from bonsai.system.runtime import seed_everything
 
 
@@ -20,7 +20,14 @@ def test_signed_keeps_the_bits():
         assert -(2**63) <= signed(x) < 2**63 and signed(x) & MASK == x & MASK
 
 
-def test_the_vector_form_is_the_upper_bits_of_the_other():
+def test_the_vector_form_is_the_other():
+    keys = torch.tensor([[0], [1], [-1], [signed(2**63)], [1234567]])
+    places = torch.tensor([0, 1, 2, 1000, 50304])
+    for (key,), row in zip(keys.tolist(), splitmix_tensor(keys, places).tolist()):
+        assert row == [signed(splitmix(key, place)) for place in places.tolist()]
+
+
+def test_the_short_vector_form_is_the_upper_bits_of_the_other():
     keys = torch.tensor([[0], [1], [-1], [signed(2**63)], [1234567]])
     places = torch.tensor([1, 2, 3, 1000, 50304])
     bits = splitmix_bits(keys, places).tolist()

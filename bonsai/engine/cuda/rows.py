@@ -1,0 +1,244 @@
+"""The next tokens of rows whose settings are on the device: sampling.py without the host.
+
+sampling.py draws rows with the same settings together and knows each row's tokens as a list. Here
+every setting is a number per row, the tokens so far are counted on the device, and rows with
+different settings are drawn side by side, so that a captured graph can do it. What stays fixed in a
+graph is a `Draw`: which filters there are, and how many tokens they look at.
+"""
+
+from collections.abc import Sequence
+from math import inf, log
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from bonsai.engine.sampling import Row, SamplingParams, Score, noise
+from bonsai.system.hashing import signed, splitmix_tensor
+
+INTS = ("pos", "step", "key", "top_k", "limit", "greedy")
+FLOATS = ("temperature", "top_p", "log_min_p", "repetition", "presence", "frequency")
+NEUTRAL = SamplingParams(temperature=0)  # of a row that nobody waits for
+
+
+class Draw(NamedTuple):
+    """What a step does to choose tokens, the same for all of its rows."""
+
+    greedy: bool  # some rows take the likeliest token
+    random: bool  # some draw
+    top_k: int  # tokens to look at; 0: all
+    ranked: bool  # rows look at different numbers of them
+    limit: int  # ids from here on are never chosen
+    limited: bool  # rows have different limits
+    top_p: bool
+    min_p: bool
+    adjusted: bool  # penalties or a bias
+    logprobs: int | None  # likeliest tokens to report; None: no log-probabilities either
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], vocab_size: int) -> "Draw":
+        """What these rows need."""
+        settings = [row.params for row in rows]
+        limits = {limit_of(p, vocab_size) for p in settings}
+        hot = [p for p in settings if p.temperature > 0]
+        kept = {top_k_of(p, vocab_size) for p in hot}
+        reported = [p.logprobs for p in settings if p.logprobs is not None]
+        return cls(
+            greedy=len(hot) < len(settings),
+            random=bool(hot),
+            top_k=0 if 0 in kept else max(kept, default=0),
+            ranked=len(kept) > 1,
+            limit=max(limits),
+            limited=len(limits) > 1,
+            top_p=any(p.top_p < 1 for p in hot),
+            min_p=any(p.min_p > 0 for p in hot),
+            adjusted=any(map(adjusts, settings)),
+            logprobs=min(max(reported), max(limits)) if reported else None,
+        )
+
+
+def limit_of(params: SamplingParams, vocab_size: int) -> int:
+    return min(params.vocab_limit or vocab_size, vocab_size)
+
+
+def top_k_of(params: SamplingParams, vocab_size: int) -> int:
+    """How many tokens top_k keeps; 0: all."""
+    k = params.top_k or 0
+    return k if k < limit_of(params, vocab_size) else 0
+
+
+def adjusts(params: SamplingParams) -> bool:
+    """Whether a row changes its logits before it draws."""
+    penalties = params.presence_penalty or params.frequency_penalty
+    return params.repetition_penalty != 1 or bool(penalties or params.logit_bias)
+
+
+class Rows:
+    """Rows on a device: their last tokens, positions and settings, by slot.
+
+    token (B, 1), and of each name in INTS and FLOATS a column: B numbers.
+    """
+
+    def __init__(self, batch: int, vocab_size: int, device: torch.device):
+        self.vocab_size, self.device = vocab_size, device
+        self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
+        self.ints = torch.zeros((batch, len(INTS)), dtype=torch.int64, device=device)
+        self.floats = torch.zeros((batch, len(FLOATS)), device=device)
+        self.texts: Texts | None = None  # made for the first row that needs it
+        for slot in range(batch):
+            self.put(slot, Row((), NEUTRAL, tokens=[0]), 0)
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name in INTS:
+            return self.ints[:, INTS.index(name)]
+        if name in FLOATS:
+            return self.floats[:, FLOATS.index(name)]
+        raise AttributeError(name)
+
+    def put(self, slot: int, row: Row, pos: int) -> None:
+        """A row goes on in this slot: its last token is the next to be read, at position pos."""
+        p, V = row.params, self.vocab_size
+        hot = p.temperature > 0
+        ints = [pos, len(row.tokens), signed(row.key), top_k_of(p, V), limit_of(p, V), not hot]
+        # what is neutral where others have the setting
+        floats = [max(p.temperature, 1e-6) if hot else 1.0, p.top_p if p.top_p < 1 else inf]
+        floats += [log(p.min_p) if p.min_p > 0 else -inf, p.repetition_penalty]
+        floats += [p.presence_penalty, p.frequency_penalty]
+        self.token[slot].fill_(row.tokens[-1])
+        self.ints[slot].copy_(torch.tensor(ints), non_blocking=True)
+        self.floats[slot].copy_(torch.tensor(floats), non_blocking=True)
+        if self.texts is None and adjusts(p):
+            with torch.inference_mode(False):  # a row may move outside of it
+                self.texts = Texts(len(self.token), V, self.device)
+        if self.texts is not None:
+            self.texts.put(slot, row)
+
+    def move(self, source: int, target: int) -> None:
+        """Make one slot what another is."""
+        texts = self.texts.all if self.texts is not None else ()
+        for x in (self.token, self.ints, self.floats, *texts):
+            x[target].copy_(x[source])
+
+    def take(self, tokens: torch.Tensor, draw: Draw) -> None:
+        """The next tokens (n,) of the first rows, each one step and one position further."""
+        n = len(tokens)
+        self.token[:n, 0].copy_(tokens)
+        self.ints[:n, :2].add_(1)
+        if draw.adjusted:
+            self.texts.take(tokens)
+
+
+class Texts:
+    """What penalties and biases need to know: which tokens a row has, and how often."""
+
+    def __init__(self, batch: int, vocab_size: int, device: torch.device):
+        self.prompt = torch.zeros((batch, vocab_size), dtype=torch.bool, device=device)
+        self.counts = torch.zeros((batch, vocab_size), device=device)  # in the answer
+        self.bias = torch.zeros((batch, vocab_size), device=device)
+        self.one = torch.ones((batch, 1), device=device)
+        self.all = self.prompt, self.counts, self.bias
+
+    def put(self, slot: int, row: Row) -> None:
+        for x in self.all:
+            x[slot].zero_()
+        if not adjusts(row.params):
+            return
+        device = self.counts.device
+        answer = torch.tensor(row.tokens, device=device)
+        self.prompt[slot, torch.tensor(row.prompt, dtype=torch.int64, device=device)] = True
+        self.counts[slot].scatter_add_(0, answer, torch.ones(len(answer), device=device))
+        if bias := dict(row.params.logit_bias):
+            ids = torch.tensor([*bias], device=device)
+            self.bias[slot, ids] = torch.tensor([*map(float, bias.values())], device=device)
+
+    def take(self, tokens: torch.Tensor) -> None:
+        n = len(tokens)
+        self.counts[:n].scatter_add_(1, tokens[:, None], self.one[:n])
+
+
+# ---- the next tokens ----
+
+
+def next_tokens(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
+    """Logits (n, V) of the first rows -> their next tokens (n,), as `sample_next` has them."""
+    n = len(logits)
+    if draw.adjusted:
+        logits = adjust(logits, rows)
+    logits = within_limit(logits, rows, draw)
+    if not draw.random:
+        return logits.argmax(dim=-1)
+    kept, ids = candidates(logits, rows, draw)
+    keys = splitmix_tensor(rows.key[:n], rows.step[:n])[:, None]
+    places = torch.arange(kept.size(1), device=kept.device) if ids is None else ids
+    best = (kept + noise(keys, places)).argmax(-1, keepdim=True)
+    drawn = (best if ids is None else ids.gather(-1, best)).squeeze(-1)
+    if draw.greedy:
+        drawn = torch.where(rows.greedy[:n] == 1, logits.argmax(dim=-1), drawn)
+    return drawn
+
+
+def adjust(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Logits (n, V) with each row's penalties and bias, as sampling.py's `adjust`."""
+    n, texts = len(logits), rows.texts
+    counts, penalty = texts.counts[:n], rows.repetition[:n, None]
+    answered = counts > 0
+    less = torch.where(logits > 0, logits / penalty, logits * penalty)
+    logits = torch.where(texts.prompt[:n] | answered, less, logits)
+    logits = logits - (rows.presence[:n, None] * answered + rows.frequency[:n, None] * counts)
+    return logits + texts.bias[:n]
+
+
+def within_limit(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
+    """Logits (n, V) -> logits (n, limit) of the tokens that may be chosen, -inf for others."""
+    logits = logits[:, : draw.limit]
+    if draw.limited:
+        places = torch.arange(draw.limit, device=logits.device)
+        logits = logits.masked_fill(places >= rows.limit[: len(logits), None], -inf)
+    return logits
+
+
+def candidates(logits: torch.Tensor, rows: Rows, draw: Draw):
+    """Logits (n, V) -> logits (n, m) over the temperature, -inf where filtered out; ids or None.
+
+    As sampling.py's `candidates`, which looks at a part of the vocabulary for top_p where that is
+    enough; that would be a look at a number on the device.
+    """
+    n, ids = len(logits), None
+    if draw.top_k:
+        logits, ids = torch.topk(logits, draw.top_k)  # descending
+    elif draw.ranked or draw.top_p:
+        logits, ids = logits.sort(dim=-1, descending=True, stable=True)
+    if draw.ranked:
+        k = rows.top_k[:n, None]
+        rank = torch.arange(logits.size(1), device=logits.device)
+        logits = logits.masked_fill((rank >= k) & (k > 0), -inf)
+    logits = logits / rows.temperature[:n, None]
+    if draw.top_p:
+        probs = (logits - logits.logsumexp(dim=-1, keepdim=True)).exp()
+        before = probs.cumsum(dim=-1) - probs  # probability of the likelier tokens
+        before[:, 0] = 0  # never the likeliest
+        logits = logits.masked_fill(before >= rows.top_p[:n, None], -inf)
+    if draw.min_p:
+        least = logits.amax(dim=-1, keepdim=True) + rows.log_min_p[:n, None]
+        logits = logits.masked_fill(logits < least, -inf)
+    return logits, ids
+
+
+# ---- log-probabilities ----
+
+
+def packed_scores(
+    logits: torch.Tensor, tokens: torch.Tensor, rows: Rows, draw: Draw
+) -> torch.Tensor:
+    """Logits (n, V), tokens (n,) -> (n, 1 + 2 k) fp32: log p of each token; the k likeliest ids and
+    their log p. As sampling.py's `scores`."""
+    logp = F.log_softmax(logits, dim=-1)
+    top, ids = torch.topk(within_limit(logp, rows, draw), draw.logprobs)
+    return torch.cat((logp.gather(-1, tokens[:, None]), ids.float(), top), dim=1)  # ids below 2^24
+
+
+def unpacked(numbers: list[float], params: SamplingParams) -> Score:
+    """The score of one row of `packed_scores`, for a row with these settings."""
+    k = len(numbers) // 2
+    ids, top = numbers[1 : 1 + k], numbers[1 + k :]
+    return numbers[0], [(int(i), p) for i, p in zip(ids[: params.logprobs], top)]

@@ -1,0 +1,142 @@
+"""One-token steps of many rows as captured graphs, queued several at a time.
+
+A step is two graphs: the model's (decode_one_token on a bucket of rows and positions) and that of
+the draw (rows.py), each made when it is first needed. The token of a row never leaves the device
+between steps, so the host queues the next steps while it reads the tokens of those before. Whether
+a row stops at a token is seen behind: what was queued for it by then is surplus, and left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bonsai.engine.cuda.graphs import Graphs
+from bonsai.engine.cuda.rows import Draw, Rows, next_tokens, packed_scores, unpacked
+from bonsai.engine.phases import bucket, decode_one_token, fixed_view, new_cache
+from bonsai.engine.sampling import Row, Score
+from bonsai.models.cache import KVCache
+
+AT_ONCE = 8  # steps that are queued before the tokens of those before are read
+
+
+@dataclass
+class Flight:
+    """Steps that were queued together."""
+
+    rows: list[Row | None]  # by slot; None: nobody waits for its tokens any more
+    tokens: torch.Tensor  # (steps, B), on the host once `done`
+    scores: torch.Tensor | None  # (steps, B, 1 + 2 k), see packed_scores
+    done: torch.cuda.Event | None  # None: they are there
+
+    def drop(self, row: Row) -> None:
+        """Nobody waits for the tokens of this row."""
+        self.rows = [None if r is row else r for r in self.rows]
+
+    def read(self) -> Iterator[tuple[Row, int, Score | None]]:
+        """Wait for the steps; each row's token, step by step, with its score where asked for."""
+        if self.done is not None:
+            self.done.synchronize()
+        tokens = self.tokens.tolist()
+        scores = None if self.scores is None else self.scores.tolist()
+        for step, of_step in enumerate(tokens):
+            for slot, row in enumerate(self.rows):
+                if row is not None:
+                    score = None
+                    if row.params.logprobs is not None:
+                        score = unpacked(scores[step][slot], row.params)
+                    yield row, of_step[slot], score
+
+
+class CapturedSteps:
+    """Steps of the first rows of a cache of keys and values.
+
+    On a CPU the same functions are called again instead of replayed, to test all but the capture.
+    """
+
+    def __init__(self, model: torch.nn.Module, cache: KVCache):
+        self.model, self.cache, device = model, cache, cache.k.device
+        batch, vocab_size = len(cache.lengths), model.config.vocab_size
+        self.rows = Rows(batch, vocab_size, device)
+        self.logits = torch.zeros((batch, vocab_size), device=device)
+        self.written = torch.zeros((AT_ONCE, batch), dtype=torch.int64, device=device)
+        self.scores: dict[int, torch.Tensor] = {}  # of a step, by how many likeliest tokens
+        self.graphs = Graphs(device)
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, batch: int, length: int) -> "CapturedSteps | None":
+        """With a cache of their own; None for a model whose cache knows no steps of fixed shapes:
+        it is decoded without."""
+        cache = new_cache(model, batch, length)
+        return cls(model, cache) if isinstance(cache, KVCache) else None
+
+    # ---- which rows ----
+
+    def put(self, slot: int, row: Row, length: int) -> None:
+        """A row goes on in this slot: `length` tokens are in the cache, its last is not yet."""
+        self.cache.lengths[slot] = length
+        self.rows.put(slot, row, length)
+
+    def move(self, source: int, target: int) -> None:
+        """A row goes on in another slot."""
+        self.cache.copy_row(target, self.cache, source, self.cache.lengths[source])
+        self.rows.move(source, target)
+
+    # ---- steps ----
+
+    def launch(self, rows: Sequence[Row], steps: int) -> Flight:
+        """Queue up to AT_ONCE steps of the rows in the first slots."""
+        lengths, device, n = self.cache.lengths, self.cache.k.device, len(rows)
+        draw, scores = Draw.of(rows, self.rows.vocab_size), []
+        if (k := draw.logprobs) is not None and k not in self.scores:
+            with torch.inference_mode(False):
+                self.scores[k] = torch.zeros((len(self.logits), 1 + 2 * k), device=device)
+        for step in range(steps):
+            size, positions = bucket(self.cache, lengths[:n])
+            self.graphs.run((size, positions), lambda s=size, p=positions: self.compute(s, p))
+            self.graphs.run((size, draw), lambda s=size: self.choose(s, draw))
+            self.written[step].copy_(self.rows.token[:, 0])
+            if k is not None:
+                scores.append(self.scores[k].clone())
+            # a row that is full goes on at its last position; its tokens are surplus
+            lengths[:n] = [min(length + 1, self.cache.length) for length in lengths[:n]]
+        arrived = [to_host(self.written[:steps])]
+        arrived.append(to_host(torch.stack(scores)) if scores else None)
+        done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        return Flight(list(rows), *arrived, done)
+
+    def compute(self, size: int, positions: int) -> None:
+        """The last tokens of the first rows go through the model: their logits."""
+        part = fixed_view(self.cache, size, positions)
+        part.pos = self.rows.pos[:size].clamp(max=positions - 1)  # of free slots, and full rows
+        token = self.rows.token[:size]
+        self.logits[:size].copy_(decode_one_token(self.model, token, part))
+
+    def choose(self, size: int, draw: Draw) -> None:
+        """The next tokens of the first rows."""
+        logits = self.logits[:size]
+        tokens = next_tokens(logits, self.rows, draw)
+        if draw.logprobs is not None:
+            scores = packed_scores(logits, tokens, self.rows, draw)
+            self.scores[draw.logprobs][:size].copy_(scores)
+        self.rows.take(tokens, draw)
+
+    def run(self, rows: Sequence[Row], length: int, steps: int) -> Iterator[list[int]]:
+        """The next tokens of rows of which each has `length` tokens in the cache, step by step."""
+        for slot, row in enumerate(rows):
+            self.put(slot, row, length)
+        flight = None
+        while steps or flight:
+            before, flight = flight, None
+            if steps:
+                flight = self.launch(rows, min(steps, AT_ONCE))
+                steps -= len(flight.tokens)
+            if before:
+                tokens = [token for _, token, _ in before.read()]
+                yield from (tokens[i : i + len(rows)] for i in range(0, len(tokens), len(rows)))
+
+
+def to_host(x: torch.Tensor) -> torch.Tensor:
+    """A copy of x on the host, there when the device has done what it was given so far."""
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
+    return host.copy_(x, non_blocking=True)

@@ -1,0 +1,268 @@
+"""bonsai/engine/cuda/steps.py: the engine's tokens and events are those of steps one by one.
+
+Without CUDA the functions are called where a graph would be replayed: shapes, slots, positions,
+draws and what is read behind are the same. tests/benchmarks/test_gpu.py captures them.
+"""
+
+import copy
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.byte_models import MEGABYTE
+from helpers.engine import alone, finish, random_requests
+from helpers.tiny_model import VARIANTS, VOCAB, texts, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bonsai.engine import Engine, SamplingParams, generate, phases
+from bonsai.engine.cuda.rows import Draw
+from bonsai.engine.cuda.steps import AT_ONCE, CapturedSteps
+from bonsai.engine.sampling import Row
+from bonsai.models.megabyte import Megabyte, MegabyteConfig
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny(block_size=48)
+
+
+@pytest.fixture(autouse=True)
+def short_buckets(monkeypatch):
+    monkeypatch.setattr(phases, "SHORTEST", 8)
+
+
+# ---- the engine ----
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope", "none"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_block_and_position(variant, position):
+    model = tiny(block_size=48, position=position, **VARIANTS[variant])
+    engine = Engine(model, max_batch=3, capture=True)
+    for length in (1, 9, 30):
+        engine.submit([5] * length, SamplingParams(20, 0.8, top_k=9), n=2)
+    for request in finish(engine):
+        assert request.tokens == alone(model, request)
+    assert len(engine.captured.graphs.kept) > 3  # of rows and positions; and draws
+
+
+def told(events) -> list[tuple]:
+    """What a program sees of a request: tokens, endings, and which tokens were the likeliest."""
+    return [(e.token, e.finish, e.top and [token for token, _ in e.top]) for e in events]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_of_all_kinds_see_what_they_see_without_graphs(model, seed):
+    seen = []
+    for capture in (False, True):
+        engine = Engine(model, max_batch=4, capture=capture)
+        requests = random_requests(engine, random.Random(seed), 8)
+        for place, request in enumerate(requests):
+            k = [None, 0, 3, 5][place % 4]
+            request.params = replace(request.params, logprobs=k, prompt_logprobs=place % 5 == 0)
+        events = finish(engine)
+        seen.append([events[request] for request in requests])
+    for plain, captured in zip(*seen):
+        assert told(captured) == told(plain)
+        for a, b in zip(plain, captured):
+            assert b.logprob == pytest.approx(a.logprob, abs=1e-4)
+            assert (a.prompt_logprobs is None) == (b.prompt_logprobs is None)
+
+
+def test_what_comes_after_a_stop_token_is_left_out(model):
+    """The stop is seen behind, in the middle of steps that were queued with it."""
+    params = SamplingParams(40, temperature=1.0)
+    free = texts(model, [2, 4], params, n=4)
+    stops = {free[0][3], free[1][AT_ONCE + 2]}
+    engine = Engine(model, max_batch=4, capture=True)
+    requests = engine.submit([2, 4], replace(params, stop_tokens=tuple(stops)), n=4)
+    later = engine.submit([7], params, n=2)  # take the places of those that stop
+    events = finish(engine)
+    for request, row in zip(requests, free):
+        end = next((i for i, token in enumerate(row) if token in stops), len(row))
+        assert (
+            request.tokens == row[:end] == [e.token for e in events[request] if e.token is not None]
+        )
+        assert events[request][-1].finish == ("stop" if end < len(row) else "length")
+    assert [r.tokens for r in later] == texts(model, [7], params, n=2)
+
+
+def test_full_contexts_beside_rows_that_go_on(model):
+    """Queued steps of a row that is full write nowhere else."""
+    engine = Engine(model, max_batch=3, length=20, capture=True)
+    full = engine.submit([1] * 17, SamplingParams(30), n=1)
+    full += engine.submit([2] * 20, SamplingParams(30), n=1)
+    (long,) = engine.submit([3], SamplingParams(30))
+    finish(engine)
+    assert [len(r.tokens) for r in full] == [4, 1] and {r.finish for r in full} == {"length"}
+    assert len(long.tokens) == 20
+    for request in (*full, long):
+        assert request.tokens == alone(model, request)[: len(request.tokens)]
+
+
+def test_no_step_is_queued_for_tokens_that_nobody_asked_for(model):
+    engine = Engine(model, max_batch=2, capture=True)
+    counted = []
+    compute = engine.captured.compute
+    engine.captured.compute = lambda *size: (counted.append(size), compute(*size))
+    engine.submit([1, 2], SamplingParams(12))
+    engine.submit([3], SamplingParams(5))
+    finish(engine)
+    assert len(counted) == 11  # the first token is the prefill's
+
+
+def test_set_aside_and_cancelled_while_steps_are_queued(model):
+    params = SamplingParams(30, 0.9)
+    engine = Engine(model, max_batch=3, capture=True)
+    first, second, third = engine.submit([4, 2], params, n=3)
+    events = [*engine.step(), *engine.step()]
+    assert engine.flight is not None and len(events) == 3
+    engine.hold(first)
+    engine.cancel(second)
+    events += engine.step()
+    assert [e.finish for e in events if e.request is second][-1] == "cancelled"
+    engine.resume(first)
+    assert len(first.tokens) == len(second.tokens) == 1  # what was queued for them is gone
+    finish(engine)
+    assert [first.tokens, third.tokens] == [texts(model, [4, 2], params, 3)[i] for i in (0, 2)]
+    engine.submit([1], params)
+    engine.step(), engine.step()
+    engine.clear()
+    assert not engine.busy and engine.step() == []
+
+
+@pytest.mark.parametrize("options", [dict(lookup=4), dict(draft=4)], ids=str)
+def test_steps_of_changing_lengths_are_not_captured(model, options):
+    engine = Engine(model, capture=True, **options)
+    (request,) = engine.submit([1, 2, 1, 2], SamplingParams(20))
+    finish(engine)
+    assert engine.captured is None and request.tokens == alone(model, request)
+
+
+# ---- generate ----
+
+SETTINGS = [
+    dict(temperature=0),
+    dict(temperature=0.8, top_k=5),
+    dict(top_p=0.8, min_p=0.01, stop_tokens=(3, 4)),
+    dict(repetition_penalty=1.3, frequency_penalty=0.2),
+]
+
+
+@pytest.mark.parametrize("on_full", ["slide", "refill", "stop"])
+def test_generate_gives_the_same_texts(model, on_full):
+    """One after another with the same graphs, beyond the context too."""
+    captured = CapturedSteps.of(model, 4, 48)
+    for settings in SETTINGS:
+        for prompt, n in (([3, 1, 4], 4), ([5] * 60, 2), ([1], 1)):
+            params = SamplingParams(70, **settings)
+            want = texts(model, prompt, params, n, on_full=on_full)
+            assert texts(model, prompt, params, n, on_full=on_full, captured=captured) == want
+
+
+def test_an_iterator_that_is_given_up_leaves_nothing_behind(model):
+    captured, params = CapturedSteps.of(model, 2, 48), SamplingParams(30)
+    tokens = iter(generate(model, [1, 2], params, 2, captured=captured))
+    for _ in range(4):
+        next(tokens)
+    tokens.close()
+    want = texts(model, [7], params, first_row=1)
+    assert texts(model, [7], params, first_row=1, captured=captured) == want
+
+
+def test_a_model_without_keys_and_values_is_decoded_without():
+    model = Megabyte(MegabyteConfig(**MEGABYTE)).eval()
+    assert CapturedSteps.of(model, 1, 16) is None
+    engine = Engine(model, capture=True)
+    (request,) = engine.submit([1, 2, 3], SamplingParams(9))
+    finish(engine)
+    assert engine.captured is None and request.tokens == alone(model, request)
+
+
+# ---- what a graph can capture ----
+
+DRAWS = {
+    "plain": [SamplingParams()],
+    "greedy": [SamplingParams(temperature=0)],
+    "top_k": [SamplingParams(temperature=0.8, top_k=9)],
+    "top_p": [SamplingParams(top_p=0.9)],
+    "different": [
+        *(SamplingParams(top_k=9, min_p=0.1), SamplingParams(temperature=0, vocab_limit=9)),
+    ],
+    "penalties": [SamplingParams(repetition_penalty=1.3, logit_bias={3: 1.0}), SamplingParams()],
+    "logprobs": [SamplingParams(logprobs=2)],
+}
+
+
+class Log(TorchDispatchMode):
+    """Notes each operation with its shapes, and that no tensor is on the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        found = operation(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, found)) if isinstance(x, torch.Tensor)]
+        self.operations.append((str(operation), [tuple(x.shape) for x in tensors]))
+        assert {x.device.type for x in tensors} <= {"meta"}, operation
+        return found
+
+
+def made_on_meta(model, params: list[SamplingParams]) -> CapturedSteps:
+    """Steps on a device where tensors have no numbers: to look at one is an error there."""
+    model = copy.deepcopy(model).to("meta")
+    captured = CapturedSteps(model, model.new_cache(4, 48))
+    for slot, p in enumerate(params):
+        captured.put(slot, Row((1, 2), p, slot, [3]), 2)
+    return captured
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@torch.inference_mode()
+def test_what_is_captured_looks_at_no_number(model, name):
+    params = DRAWS[name]
+    captured = made_on_meta(model, params)
+    draw = Draw.of([Row((1,), p) for p in params], VOCAB)
+    if draw.logprobs is not None:
+        captured.scores[draw.logprobs] = torch.zeros((4, 1 + 2 * draw.logprobs), device="meta")
+    with Log() as log:
+        captured.compute(2, 16)
+        captured.choose(2, draw)
+    assert len(log.operations) > 30
+    # nor does what it does depend on the tokens and lengths that the host knows
+    for slot in range(2):
+        captured.put(slot, Row((1, 2, 5), params[-1], slot, [3, 8]), 4)
+    with Log() as again:
+        captured.compute(2, 16)
+        captured.choose(2, draw)
+    assert again.operations == log.operations
+
+
+@pytest.mark.parametrize("look", [lambda x: x.sum().item(), torch.nonzero, lambda x: x[x > 0]])
+def test_a_look_at_a_number_would_be_seen(look):
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        look(torch.zeros(3, device="meta"))
+
+
+@torch.inference_mode()
+def test_results_stay_where_they_are(model):
+    """A replay writes to addresses: no step may give a buffer another."""
+    captured = CapturedSteps.of(model, 4, 48)
+    rows = [Row((1, 2), SamplingParams(logit_bias={1: 1.0}, logprobs=1), i, [3]) for i in range(3)]
+
+    def buffers() -> list[int]:
+        own = [captured.cache.k, captured.cache.v, captured.logits, *captured.scores.values()]
+        own += [captured.rows.token, captured.rows.ints, captured.rows.floats]
+        return [x.data_ptr() for x in (*own, *captured.rows.texts.all)]
+
+    for slot, row in enumerate(rows):
+        captured.put(slot, row, 2)
+    list(captured.launch(rows, 2).read())
+    before = buffers()
+    captured.move(2, 0)
+    captured.put(1, rows[0], 2)
+    list(captured.launch(rows[:2], AT_ONCE).read())
+    assert buffers() == before
