@@ -31,7 +31,15 @@ from bonsai.planning.presets import FIELDS, find_preset
 from bonsai.planning.published import beside_published
 from bonsai.system.errors import UserError, run
 from bonsai.system.provenance import provenance
-from bonsai.system.runtime import Runtime, device_name, memory_in_use, peak_flops, setup
+from bonsai.system.runtime import (
+    Runtime,
+    device_name,
+    loading_compiler,
+    memory_in_use,
+    peak_flops,
+    setup,
+)
+from bonsai.system.stopwatch import Stopwatch
 from bonsai.system.tables import spread
 from bonsai.training import breakdown
 from bonsai.training.settings import StepSettings
@@ -92,13 +100,16 @@ def open_data(c: Config, runtime: Runtime) -> Mixture | None:
         return None
 
 
-def measure(c: Config, runtime: Runtime) -> dict:
+def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
     """Train some steps; returns what they took."""
+    watch.lap("imports")
     data = open_data(c, runtime)
     if data is not None and "vocab_size" not in c.given:
         c["vocab_size"] = data.model_vocab_size
+    watch.lap("data")
     torch.manual_seed(c.seed)
-    model = build_model(c.model, c).to(runtime.device)
+    with loading_compiler(runtime):
+        model = build_model(c.model, c).to(runtime.device)
     T, vocab_size = model.config.block_size, model.config.vocab_size
     say(f"number of parameters: {model.num_params() / 1e6:.2f}M", runtime)
     say(runtime.summary, runtime)
@@ -121,10 +132,13 @@ def measure(c: Config, runtime: Runtime) -> dict:
         )
     training = TrainingStep(model, StepSettings(**model_fields(c, StepSettings)), runtime)
     step = TimedSteps(training, stream)
+    watch.lap("model")
 
     if c.warmup:
         say(f"{c.warmup} steps to warm up{', compiling' if runtime.compile else ''}", runtime)
-        time_steps(step, c.warmup, runtime.synchronize)
+        time_steps(step, 1, runtime.synchronize)
+        watch.lap("compile and first step" if runtime.compile else "first step")
+        time_steps(step, c.warmup - 1, runtime.synchronize)
     seconds, losses, step.waited = [], [], 0.0
     for k in range(c.steps):
         runtime.synchronize()
@@ -133,6 +147,7 @@ def measure(c: Config, runtime: Runtime) -> dict:
         runtime.synchronize()
         seconds.append(time.perf_counter() - begin)
         say(f"{k}/{c.steps} loss: {losses[-1]:.4f}, time {1000 * seconds[-1]:.2f}ms", runtime)
+    waited = step.waited / sum(seconds)
     updates = []  # apart from the others: the device is waited for in mid-step
     for _ in range(min(c.steps, 5)):
         step.backward()
@@ -154,7 +169,8 @@ def measure(c: Config, runtime: Runtime) -> dict:
         "mfu": rate * flops / peak / runtime.world_size if peak else None,
         "flops_per_token": flops,
         "peak_memory_bytes": memory_in_use(runtime.device),
-        "waiting_for_data": step.waited / sum(seconds) if data else None,
+        "waiting_for_data": waited if data else None,
+        "seconds_to_start": watch.laps,
         "loss": losses[-1],
         "tokens_per_step": tokens,
         "parameters": model.num_params(),
@@ -181,7 +197,7 @@ def profile_steps(step: TimedSteps, path: Path, runtime: Runtime, count: int = 3
     return breakdown.shares(rows)
 
 
-def describe(results: dict, runtime: Runtime) -> str:
+def describe(results: dict, runtime: Runtime, watch: Stopwatch) -> str:
     """The results, a line each; nanoGPT's line last."""
     ms, mfu = results["ms_per_step"], "n/a"
     update = results["ms_optimizer"]["median"]
@@ -202,6 +218,7 @@ def describe(results: dict, runtime: Runtime) -> str:
         f"peak memory       {results['peak_memory_bytes'] / GIB:.2f} GiB {kind}",
         f"waiting for data  {data}",
         f"loss              {results['loss']:.4f} in the last step",
+        f"first step after  {watch}",
         f"time per iteration: {results['ms_mean']:.4f}ms, MFU: {mfu}",
     ]
     return "\n".join(lines)
@@ -222,6 +239,7 @@ def size_of(c: Config) -> str:
 
 
 def main(**settings) -> None:
+    watch = Stopwatch(since_the_command=not settings)
     c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=settings or None)
     if c.size:
         print(size_of(c))
@@ -234,8 +252,8 @@ def main(**settings) -> None:
 
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
     with closing(runtime), memory_errors(too_large):
-        results = measure(c, runtime)
-    say(describe(results, runtime), runtime)
+        results = measure(c, runtime, watch)
+    say(describe(results, runtime, watch), runtime)
     if runtime.device.type == "cuda" and (c.n_layer, c.n_embd, c.block_size) == (12, 768, 1024):
         rate = results["tokens_per_s"] / runtime.world_size
         say(f"\n{beside_published(rate, device_name(runtime.device))}", runtime)

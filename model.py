@@ -244,11 +244,12 @@ class CausalSelfAttention(nn.Module):
         mask = None
         if cache is not None:  # keys and values of all tokens so far, and which of them are seen
             k, v, mask = cache.update(self.layer, k, v, self.window)
+        # without either, a compiled model needs one graph to be trained and to be evaluated
         window, dropout = self.window, 0.0
-        if self.training:
+        if self.dropout and self.training:
             dropout = self.dropout
-            if self.narrowed > 1:
-                window = max(1, (window or T) // self.narrowed)
+        if self.narrowed > 1 and self.training:
+            window = max(1, (window or T) // self.narrowed)
         y = self.attend(q, k, v, mask, window, self.scale, dropout)  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, self.nh * self.hs)  # heads side by side
         return self.resid_dropout(self.c_proj(y))

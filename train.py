@@ -32,7 +32,8 @@ from bonsai.runs.lock import RunLock
 from bonsai.runs.names import CKPT, LAST, remove_unfinished
 from bonsai.runs.restore import newer_weights
 from bonsai.system.errors import run
-from bonsai.system.runtime import Runtime, setup
+from bonsai.system.runtime import Runtime, loading_compiler, setup
+from bonsai.system.stopwatch import Stopwatch
 from bonsai.training.forecast import Forecast, tracked
 from bonsai.training.interrupts import Interrupts
 from bonsai.training.progress import Meter
@@ -107,7 +108,7 @@ compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
 # -----------------------------------------------------------------------------
 
 
-def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
+def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> int:
     """The whole run; returns the exit status. at_end: takes what is to be done when it is over."""
     world, device = runtime.world_size, runtime.device
     folder = resolve_path(c.out_dir) if c.init_from in ("resume", "auto") else Path(c.out_dir)
@@ -119,7 +120,9 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     runtime.barrier()  # from here on all processes read the folder
 
     # ---- data, model and optimizer: new, or where they stood ----
-    start = begin(c, folder, world)
+    watch.lap("imports")
+    with loading_compiler(runtime):
+        start = begin(c, folder, world, watch.lap)
     data, model, progress = start.data, start.model, start.progress
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     batches = Batches(
@@ -136,6 +139,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     start.restore(training.optimizer, training.scaler)
     if progress.tokens is None:
         progress.tokens = batches.rows_before(progress.step) * block_size
+    watch.lap("model")
 
     # ---- say what will be done ----
     runtime.barrier()  # all have read what they start from
@@ -166,7 +170,7 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
     )
     interrupts.watch()
     at_end.push(saving.rescue)
-    meter, status = Meter(progress, training), 0
+    meter, status = Meter(progress, training, watch), 0
     while True:
         step = progress.step  # the number of the next one, as they count from 0
         lr = learning_rate_at(step, c)
@@ -207,6 +211,8 @@ def train(c: Config, runtime: Runtime, at_end: ExitStack) -> int:
         progress.tokens += batches.rows_at(step) * block_size
 
         # log
+        if line := meter.first_step():
+            report.say(line)
         if step % c.log_interval == 0:
             row = meter.step_row(lr)  # waits for the device
             forecast.look()
@@ -267,6 +273,7 @@ def main(**settings) -> int:
     >>> train.main(dataset="shakespeare_char", n_layer=2, max_iters=100)  # doctest: +SKIP
     """
     given = settings or None  # without any, the command line's
+    watch = Stopwatch(since_the_command=not settings)
     c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=given)
 
     def too_large() -> str:
@@ -274,7 +281,7 @@ def main(**settings) -> int:
 
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
     with closing(runtime), memory_errors(too_large), ExitStack() as at_end:
-        return train(c, runtime, at_end)
+        return train(c, runtime, watch, at_end)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
 
 
-@torch.no_grad()  # not inference_mode: there autocast converts the weights anew at every use
 def split_loss(
     model,
     split: Split,
@@ -29,6 +28,15 @@ def split_loss(
     vocabulary where meta.json, which is checked beforehand, does not state the largest.
     """
     device, was_training = runtime.device, model.training
+    # then its graph, which has gradients, serves here too; DDP's is another
+    compiled_to_train = runtime.compile and was_training and runtime.world_size == 1
+
+    # not inference_mode: there autocast converts the weights anew at every use
+    @torch.set_grad_enabled(compiled_to_train)
+    def loss_of(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
+        with runtime.autocast():
+            return model(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))[1].detach()
+
     model.eval()
     all_starts = split.eval_starts(block_size, windows)
     starts = all_starts[runtime.rank :: runtime.world_size]
@@ -45,15 +53,14 @@ def split_loss(
                 f"{split.files[0]} holds the id {top}, the model's vocabulary ends at "
                 f"{model.config.vocab_size - 1}: wrong data set for this model?"
             )
-        if runtime.compile and i > 0 and len(x) < batch_size:  # one shape: no second compilation
-            fill = ((0, batch_size - len(x)), (0, 0))
+        if runtime.compile:  # one shape, one layout of memory: no second compilation
+            rows = batch_size if i > 0 or compiled_to_train else len(x)
+            fill = ((0, rows - len(x)), (0, 0))
             x, y = np.pad(x, fill), np.pad(y, fill, constant_values=-1)
         count = int((y >= 0).sum())
         if not count:
             continue
-        with runtime.autocast():
-            _, loss = model(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
-        total[0] += loss.to(total.device).double() * count
+        total[0] += loss_of(x, y).to(total.device).double() * count
         total[1] += count
     model.train(was_training)
     loss, count = runtime.sum(total).tolist()

@@ -19,7 +19,8 @@ SHORT = 256  # keys up to which plain products measured faster
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """The model on a device, with the kernels that are fastest there, to train it or to run it.
 
-    On a CPU every nn.Dropout in it draws a byte per element from then on, see ByteDropout.
+    On a CPU every nn.Dropout in it draws a byte per element from then on, see ByteDropout. One of
+    p = 0 is gone, so that a compiled model needs one graph to be trained and to be evaluated.
     """
     model, on_cpu = model.to(device), device.type == "cpu"
     for module in list(model.modules()):
@@ -28,7 +29,9 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
         if isinstance(module, MLP) and module.activation == "relu2" and on_cpu:
             module.activate = ReluSquared.apply
         for name, child in module.named_children():
-            if type(child) is nn.Dropout and on_cpu:
+            if type(child) is nn.Dropout and child.p == 0:
+                setattr(module, name, nn.Identity())
+            elif type(child) is nn.Dropout and on_cpu:
                 setattr(module, name, ByteDropout(child.p).train(child.training))
     return model
 

@@ -7,13 +7,16 @@ environment into one `Runtime`, and says what was picked and why in one line.
 import os
 import platform
 import re
-from contextlib import nullcontext, suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from bonsai.system.caches import keep_compiled_graphs
 from bonsai.system.errors import UserError
 from bonsai.system.hashing import signed, splitmix
 
@@ -130,6 +133,8 @@ def setup(
         backend = "gloo"  # nanoGPT's default in a user's config; nccl has no CPU
     if dev.type == "cuda":
         torch.cuda.set_device(dev)
+    if compile or dev.type == "cuda":  # where some kernels are compiled whatever is set
+        keep_compiled_graphs()
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     summary = f"device: {dev}{why_device}, dtype {dtype}{why_dtype}, "
@@ -139,6 +144,26 @@ def setup(
         summary += f", {world_size} processes ({backend})"
     agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
     return Runtime(dev, dtype, bool(compile), backend, rank, local_rank, world_size, summary, agent)
+
+
+@contextmanager
+def loading_compiler(runtime: Runtime) -> Iterator[None]:
+    """Load what compiles, some seconds of imports, beside what is done within; at its end both are
+    through. Where nothing is compiled this does nothing."""
+
+    def load() -> None:
+        with suppress(ImportError):  # a torch that has it elsewhere loads it when it compiles
+            import torch._dynamo
+            import torch._inductor.compile_fx  # noqa: F401
+
+    thread = threading.Thread(target=load, name="loading the compiler")
+    if runtime.compile:
+        thread.start()
+    try:
+        yield
+    finally:
+        if runtime.compile:
+            thread.join()
 
 
 def setup_inference(

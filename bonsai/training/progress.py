@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
 from bonsai.system.runtime import peak_flops
+from bonsai.system.stopwatch import Stopwatch
 from bonsai.training.step import TrainingStep
 
 
@@ -57,7 +58,9 @@ class Meter:
     appendix B); None before them, or where the peak is not known.
     """
 
-    def __init__(self, progress: Progress, training: TrainingStep):
+    def __init__(self, progress: Progress, training: TrainingStep, start: Stopwatch | None = None):
+        """start: has the parts before the first step so far; first_step is the last of them."""
+        self.start = start
         self.progress, self.training, self.runtime = progress, training, training.runtime
         self.peak = peak_flops(self.runtime.device, self.runtime.dtype)
         self.flops_per_token = training.model.flops_per_token(training.model.config.block_size)
@@ -73,6 +76,20 @@ class Meter:
             yield
         finally:
             self.begin += time.perf_counter() - start
+            self._lap("evaluation")
+
+    def first_step(self) -> str:
+        """Once, after the first step: a line with the seconds since the command; then nothing."""
+        if self.start is None:
+            return ""
+        self.runtime.synchronize()
+        self._lap("first step")
+        line, self.start = f"first step done after {self.start}", None
+        return line
+
+    def _lap(self, part: str) -> None:
+        if self.start:
+            self.start.lap(f"compile and {part}" if self.runtime.compile else part)
 
     def step_row(self, lr: float) -> dict:
         """Of a step that is done, with its speed since the one logged before; lr: its rate.

@@ -6,7 +6,7 @@ weights cannot follow is an error.
 """
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -93,11 +93,11 @@ def is_fresh(init_from: str, folder) -> bool:
     return init_from == "scratch"
 
 
-def begin(c, folder, world_size: int) -> Start:
+def begin(c, folder, world_size: int, lap: Callable[[str], object] = str) -> Start:
     """The data and the model of a run; changes the settings `c` to those that hold.
 
-    c: a configurator.Config. folder: the run's. Raises UserError for settings that clash with one
-    another, with the data, or with the weights.
+    c: a configurator.Config. folder: the run's. lap: is told when a part is through. Raises
+    UserError for settings that clash with one another, with the data, or with the weights.
     """
     before, loaded, requested = None, None, dict(c)
     if not is_fresh(c.init_from, folder):
@@ -116,7 +116,9 @@ def begin(c, folder, world_size: int) -> Start:
     if "lr_decay_iters" not in c.given and follows:
         c["lr_decay_iters"] = c.max_iters
     check_settings(c, world_size)
+    lap("model")  # where it is loaded
     data = Mixture.open(c.dataset)
+    lap("data")
     if loaded is None:
         start = new_model(c, data)
     else:

@@ -64,15 +64,27 @@ def test_processes_share_the_windows(data, world_size):
     assert (loss / count, count) == (pytest.approx(whole[0], abs=1e-6), whole[1])
 
 
-def test_a_compiled_model_sees_one_shape(data):
-    split, model, shapes = data("meta").split("val"), tiny(), set()
-    model.register_forward_pre_hook(lambda _, args: shapes.add(tuple(args[0].shape)))
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiled_model_sees_one_kind_of_batch(data, training):
+    """One shape and layout, with gradients where it is being trained: nothing is compiled twice."""
+    split, model, seen = data("meta").split("val"), tiny().train(training), set()
+
+    def note(_, args):
+        kinds = [(tuple(t.shape), t.stride(), torch.is_grad_enabled()) for t in args]
+        seen.update(kinds)
+
+    model.register_forward_pre_hook(note)
     plain = split_loss(model, split, runtime(), BLOCK, 7)
-    assert len(shapes) == 2  # the last batch is smaller
-    shapes.clear()
+    assert len({shape for shape, *_ in seen}) == 2  # the last batch is smaller
+    assert not any(grad for *_, grad in seen)
+    seen.clear()
     padded = split_loss(model, split, runtime(compile=True), BLOCK, 7)
-    assert shapes == {(7, BLOCK)}
+    assert seen == {((7, BLOCK), (BLOCK, 1), training)}
     assert padded == (pytest.approx(plain[0], abs=1e-6), plain[1])
+    seen.clear()
+    split_loss(model, split, runtime(compile=True), BLOCK, 7, windows=2)
+    assert seen == {((7 if training else 2, BLOCK), (BLOCK, 1), training)}
+    assert model.training == training
 
 
 def test_some_windows_are_always_the_same_ones(data):

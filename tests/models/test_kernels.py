@@ -64,6 +64,17 @@ def test_every_dropout_of_a_model_is_by_bytes(name):
     assert names == list(model.state_dict())
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_without_dropout_training_and_evaluation_are_one_graph(device):
+    """Nothing in the model tells them apart."""
+    with torch.device(device):
+        model = build_model("gpt", dict(n_layer=1, dropout=0.0))
+    names = list(model.state_dict())
+    model = to_device(model, torch.device(device))
+    assert not any(isinstance(m, nn.Dropout) for m in model.modules())
+    assert list(model.state_dict()) == names
+
+
 def test_what_is_evaluated_stays_so():
     model = to_device(Seq2Seq(Seq2SeqConfig(vocab_size=20, n_layer=1)).eval(), CPU)
     found = [m for m in model.modules() if isinstance(m, nn.Dropout)]

@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers.tiny_model import tiny
 
+from bonsai.system import stopwatch
 from bonsai.system.runtime import setup
+from bonsai.system.stopwatch import Stopwatch
 from bonsai.training import progress as module
 from bonsai.training.progress import Meter, Progress
 
@@ -49,6 +51,7 @@ class Seconds:
 def seconds(monkeypatch):
     clock = Seconds()
     monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(stopwatch, "time", clock)
     return clock
 
 
@@ -111,3 +114,18 @@ def test_at_the_end_the_steps_that_were_not_logged_count(seconds):
     progress.step = 1
     meter.stop()
     assert progress.seconds == 1.0
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_parts_before_the_first_step_are_said_once(seconds, compile):
+    start = Stopwatch()
+    meter = Meter(Progress(step=0, tokens=0), a_step(), start)
+    meter.runtime = SimpleNamespace(compile=compile, synchronize=lambda: None)
+    with meter.paused():
+        seconds.now += 1.0
+    seconds.now += 2.0
+    more = "compile and " if compile else ""
+    want = f"first step done after 3.0 s ({more}evaluation 1.0, {more}first step 2.0)"
+    assert [meter.first_step(), meter.first_step()] == [want, ""]
+    with meter.paused():
+        pass  # a later evaluation

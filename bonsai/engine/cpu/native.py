@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from bonsai.files.atomic import whole_file
+from bonsai.system.caches import cache_folder
 
 OPTIONS = ["-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
 if platform.machine() == "x86_64":
@@ -60,20 +61,6 @@ def compiled(compiler: str, source: Path, library: Path) -> ctypes.CDLL | None:
             f"{source.name} could not be built, torch computes instead: {reason}", file=sys.stderr
         )
         return None
-
-
-def cache_folder() -> Path | None:
-    """Where libraries are kept, this user's alone; None where there can be no such folder."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = base / "bonsai"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        about = folder.stat()
-    except (OSError, RuntimeError):  # no home, or a read-only one
-        return None
-    others_may_write = about.st_mode & 0o022
-    is_ours = about.st_uid == os.getuid() and not others_may_write
-    return folder if is_ours and os.access(folder, os.W_OK) else None
 
 
 @functools.cache

@@ -1,0 +1,45 @@
+"""Where what takes long to build is kept for the next process: libraries, and compiled graphs."""
+
+import os
+from pathlib import Path
+
+TORCHS = "TORCHINDUCTOR_CACHE_DIR"  # where torch.compile keeps what it has made
+
+
+def cache_folder() -> Path | None:
+    """This user's own, ~/.cache/bonsai; None where there can be no such folder."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "bonsai"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = folder.stat()
+    except (OSError, RuntimeError):  # no home, or a read-only one
+        return None
+    others_may_write = about.st_mode & 0o022
+    is_ours = about.st_uid == os.getuid() and not others_may_write
+    return folder if is_ours and os.access(folder, os.W_OK) else None
+
+
+def keep_compiled_graphs() -> None:
+    """Have torch.compile keep what it makes in the user's cache, not in the system's /tmp.
+
+    A later run of the same model then finds it, after a restart of the machine too. Processes that
+    run side by side share it under torch's own locks. Where the environment names a folder, or the
+    user's cannot be locked (some file systems of networks), all stays as torch has it.
+    """
+    if TORCHS in os.environ or os.name != "posix":
+        return
+    folder = cache_folder()
+    if folder and can_be_locked(folder):
+        os.environ[TORCHS] = str(folder / "torch")
+
+
+def can_be_locked(folder: Path) -> bool:
+    import fcntl  # not on Windows
+
+    try:
+        with open(folder / "lock", "ab") as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,101 @@
+"""How programs start: which libraries they load, how often they compile, what train.py says."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.programs import ROOT, environment, train
+
+import train as train_program
+
+# what a program loads only when it is used
+OPTIONAL = "transformers datasets wandb tiktoken pandas pyarrow scipy sklearn huggingface_hub "
+OPTIONAL += "sentencepiece rustbpe gigatoken safetensors IPython"
+SERVER = "fastapi starlette uvicorn pydantic jinja2"
+DRAWING = "matplotlib PIL"
+
+# Runs the programs one after another, as that takes one start of torch; prints what each has loaded
+# beside those before it.
+LOAD = """
+import contextlib, json, os, sys
+sys.path.insert(0, sys.argv[1])
+tiny = dict(n_layer=1, n_head=1, n_embd=16, block_size=16, device="cpu", dtype="float32")
+run = dict(**tiny, dataset="meta", batch_size=2, gradient_accumulation_steps=1, max_iters=2)
+there = dict(init_from="out/ckpt.pt", device="cpu")
+loaded, known = {}, set()
+
+def note(name):
+    loaded[name] = sorted({m.partition(".")[0] for m in sys.modules} - known)
+    known.update(loaded[name])
+
+with contextlib.redirect_stdout(sys.stderr):
+    import bench
+    bench.main(**tiny, dataset="meta", steps=1, warmup=0)
+    note("bench")
+    import train
+    from bonsai.training.report import Report
+    Report.plot = lambda report: note("train")  # the picture of the run comes last
+    train.main(**run, eval_iters=1, out_dir="out")
+    import eval
+    eval.main(**there, dataset="meta")
+    note("eval")
+    import sample
+    sample.main(**there, num_samples=1, max_new_tokens=2, start="a")
+    note("sample")
+    import serve
+    serve.serve = lambda app, worker, sock, most: sock.close()
+    serve.main(**there, port=0)
+    note("serve")
+print(json.dumps(loaded))
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded(workplace, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loaded")
+    (folder / "data").symlink_to(workplace / "data")
+    command = [sys.executable, "-c", LOAD, str(ROOT)]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("program", ["bench", "train", "eval", "sample", "serve"])
+def test_a_program_loads_no_library_that_it_does_not_use(loaded, program):
+    idle = f"{OPTIONAL} {DRAWING} {'' if program == 'serve' else SERVER}".split()
+    assert set(loaded[program]) & set(idle) == set()
+    assert program in loaded[program]  # it has run here
+
+
+# ---- train.py ----
+
+
+def test_train_says_how_long_it_took_to_the_first_step(workplace, out):
+    done = train(workplace, out, "--max_iters=2")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("first step done after")]
+    assert len(lines) == 1, done
+    parts = r"imports [\d.]+, model [\d.]+, data [\d.]+, evaluation [\d.]+, first step [\d.]+"
+    assert re.fullmatch(rf"first step done after [\d.]+ s \({parts}\)", lines[0])
+
+
+@pytest.mark.parametrize("eval_iters", [0, 2])
+def test_a_compiled_run_compiles_its_model_once(workplace, out, monkeypatch, eval_iters):
+    """Evaluation goes through the graph of training, whole splits with a shorter last batch too."""
+    graphs, compile_as_told = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(torch, "compile", lambda model: compile_as_told(model, backend=backend))
+    torch.compiler.reset()
+    tiny = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, batch_size=3, eval_interval=2)
+    tiny |= dict(device="cpu", dtype="float32", compile=True, gradient_accumulation_steps=2)
+    settings = dict(dataset="meta", max_iters=3, eval_iters=eval_iters, out_dir=str(out))
+    assert train_program.main(**tiny, **settings) == 0
+    assert len(graphs) == 1
