@@ -30,6 +30,7 @@ from dataclasses import replace
 from itertools import chain
 
 from bonsai.engine import Engine, SamplingParams, generate, prepare
+from bonsai.engine.cuda.steps import CapturedSteps
 from bonsai.engine.text import find_tokenizer, start_tokens
 from bonsai.files.textfile import check_writable, read_text, text_or_file
 from bonsai.models.kernels import to_device
@@ -63,7 +64,8 @@ device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu tha
 dtype = "auto"  # auto: float32; bfloat16 on CUDA and for int8 [auto | float32 | bfloat16 | float16]
 quantize = ""  # int8: weights of a quarter of the size, faster, a little less exact [int8]
 batch_size = 16  # prompts of --prompts continued at once [>= 1]
-compile = False  # torch.compile the model: slow to start, worth it for long texts on a GPU
+cuda_graphs = True  # on a GPU replay one-token steps from CUDA graphs; False: launch each kernel
+compile = False  # torch.compile the model instead: slow to start, for long texts on a GPU
 kv_cache = True  # remember keys and values; False: recompute them for every token, same text
 # -----------------------------------------------------------------------------
 
@@ -149,19 +151,29 @@ def main(**settings) -> None:
         say(loaded.newer)
     say(f"model: {loaded.source}, {model.num_params() / 1e6:.2f}M parameters; tokenizer: {where}")
     params = replace(params, vocab_limit=tokenizer.vocab_size)  # no padding rows
+    graphs = c.cuda_graphs and runtime.captures
     if c.prompts:
         dtype = DTYPES[runtime.dtype]
-        engine = Engine(model, c.batch_size, 0, dtype, c.quantize, runtime.compile, PREFIX_TOKENS)
+        engine = Engine(
+            *(model, c.batch_size, 0, dtype, c.quantize, runtime.compile, PREFIX_TOKENS),
+            capture=graphs,
+        )
         return batch_job(engine, tokenizer, jobs, params, c.out)
     model = prepare(model, DTYPES[runtime.dtype], c.quantize, pack=not runtime.compile)
     if runtime.compile:
         model.compile()
 
+    def captured_steps(n: int, length: int) -> CapturedSteps | None:
+        """Graphs for n texts of so many tokens, where they are wanted and can be had."""
+        return CapturedSteps.of(model, n, length) if graphs and c.kv_cache else None
+
     def continuations(prompt: list[int], params: SamplingParams, first: int = 0, n: int = 1):
         """Texts first ... first + n - 1 of a prompt, token by token."""
-        return generate(model, prompt, params, n, c.kv_cache, c.on_full, first_row=first)
+        options = {"use_cache": c.kv_cache, "on_full": c.on_full, "captured": captured}
+        return generate(model, prompt, params, n, first_row=first, **options)
 
     if c.interactive:
+        captured = captured_steps(1, model.config.block_size)
         return prompt_loop(tokenizer, params, continuations)
 
     if "start" not in c.given:
@@ -171,13 +183,15 @@ def main(**settings) -> None:
     length = min(model.config.block_size, len(prompt) + c.max_new_tokens)
     if c.on_full == "slide" and c.kv_cache and length < len(prompt) + c.max_new_tokens:
         say(f"beyond the context of {length} tokens each is slow: --on_full=refill is fast")
+    at_once = min(c.num_samples, rows_at_once(model, length))
     if sys.stdout.isatty():
+        captured = captured_steps(1, length)
         for sample in range(c.num_samples):
             steps = continuations(prompt, params, sample)
             stream(tokenizer, chain(shown, (token for (token,) in steps)))
             print("-" * 15)
         return
-    at_once = rows_at_once(model, length)
+    captured = captured_steps(at_once, length)
     for first in range(0, c.num_samples, at_once):
         rows = [[*shown] for _ in range(first, min(first + at_once, c.num_samples))]
         for tokens in continuations(prompt, params, first, len(rows)):

@@ -55,7 +55,8 @@ quantize = ""  # int8: weights in 8 bits, faster at small batches; empty: as the
 prefix_cache = 2048  # tokens of prompts to remember, for those that begin alike [>= 0]
 lookup = 0  # guess this many tokens ahead from the text so far while one text is written [>= 0]
 draft = 0  # guess this many tokens ahead by the model in int8 while one text is written [>= 0]
-compile = False  # torch.compile the one-token step: slow to start
+cuda_graphs = True  # on a GPU replay one-token steps from CUDA graphs; False: launch each kernel
+compile = False  # torch.compile the one-token step instead: slow to start
 threads = 0  # of a model on the CPU; 0: one less than there are cores [>= 0]
 # -----------------------------------------------------------------------------
 
@@ -94,6 +95,7 @@ def main(**settings) -> int:
     served = {}
     options = {"quantize": c.quantize, "prefix_cache": c.prefix_cache}
     options |= {"lookup": c.lookup, "draft": c.draft}
+    options |= {"capture": c.cuda_graphs and runtime.captures}
     smaller = f"choose a smaller --max_batch (now {c.max_batch}) or --quantize=int8"
     for name, source in chosen.items():
         with memory_errors(lambda name=name: f" with model {name}: {smaller}"):

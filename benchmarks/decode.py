@@ -77,6 +77,8 @@ KINDS = {
     "bfloat16": ("bfloat16", {}),
     "int8": ("bfloat16", {"quantize": "int8"}),
     "int8, float32": ("float32", {"quantize": "int8"}),  # for CPUs that do not compute in bfloat16
+    "bfloat16, graphs": ("bfloat16", {"capture": True}),
+    "int8, graphs": ("bfloat16", {"quantize": "int8", "capture": True}),
     "bfloat16 compiled": ("bfloat16", {"compile": True}),
     "int8 compiled": ("bfloat16", {"quantize": "int8", "compile": True}),
 }
@@ -147,17 +149,19 @@ def kernels_per_step(engine: Engine, prompt: list[int]) -> int | None:
     """GPU kernels that run in a one-token step, those of a replayed graph included."""
     if engine.device.type != "cuda":
         return None
-    (request,) = engine.submit(prompt, SamplingParams(max_new_tokens=8, temperature=0))
+    (request,) = engine.submit(prompt, SamplingParams(max_new_tokens=64, temperature=0))
     for _ in range(3):
         engine.step()
+    torch.cuda.synchronize()
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=kinds) as profile:
         engine.step()
         torch.cuda.synchronize()
+    steps = len(engine.flight.tokens) if engine.flight else 1  # that were queued
     engine.cancel(request)
     engine.step()
     events = profile.events()
-    return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
+    return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events) // steps
 
 
 def peer_model(peer: Peer, model, runtime: Runtime) -> torch.nn.Module:
@@ -235,7 +239,7 @@ def pick_kinds(c: Config, runtime: Runtime) -> list[str]:
         known("kinds", c.kinds.split(";"), KINDS, "; ")
         return c.kinds.split(";")
     if runtime.device.type == "cuda":
-        return ["bfloat16", "bfloat16 compiled", "int8 compiled"]
+        return ["bfloat16", "bfloat16, graphs", "int8, graphs", "bfloat16 compiled"]
     half = cpu_computes_bfloat16()
     plain = ["float32", "float32, drafted"]
     return [*plain, "bfloat16", "int8"] if half else [*plain, "int8, float32"]

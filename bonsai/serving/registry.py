@@ -70,8 +70,10 @@ def load_served(
 ) -> Served:
     """Load a model and its tokenizer to be served. Raises UserError.
 
-    source: as load_model's init_from; options: of Engine, such as quantize.
+    source: as load_model's init_from; options: of Engine, such as quantize. Steps are captured
+    graphs where the runtime can have them, unless `capture` is False.
     """
+    options.setdefault("capture", runtime.captures)
     loaded = load_model(source, "", {"dropout": 0.0})
     if loaded.newer:
         print(loaded.newer, flush=True)

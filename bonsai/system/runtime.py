@@ -62,6 +62,11 @@ class Runtime:
         """Whether this process prints and saves."""
         return self.rank == 0
 
+    @property
+    def captures(self) -> bool:
+        """Whether steps of the engine are captured as graphs: on CUDA, unless it compiles them."""
+        return self.device.type == "cuda" and not self.compile
+
     def autocast(self):
         """Context in which matrix products run in `dtype`."""
         if self.dtype == "float32":

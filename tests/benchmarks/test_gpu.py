@@ -222,6 +222,71 @@ def test_engine_decodes(device):
     print(", ".join(found))
 
 
+def drawn(engine: Engine, prompts: list, params: SamplingParams) -> tuple[list, list[float]]:
+    """The tokens of all answers, and the seconds of each step after the one that begins them."""
+    requests = [engine.submit(prompt, params)[0] for prompt in prompts]
+    engine.step()
+    waits = []
+    while engine.busy:
+        begin = time.perf_counter()
+        engine.step()
+        waits.append(time.perf_counter() - begin)
+    return [request.tokens for request in requests], waits
+
+
+def test_captured_steps(device):
+    """Replayed graphs give what their kernels give when they are launched one by one, to the last
+    token, and what the engine without graphs gives; no graph keeps a text waiting for long."""
+    on_gpu, said = device.startswith("cuda"), []
+    shape = dict(block_size=1024, vocab_size=50304) if on_gpu else {**FIELDS, "block_size": 256}
+    torch.manual_seed(0)
+    model = build_model("gpt", shape).to(device).eval()
+    params = SamplingParams(100 if on_gpu else 40, 0.8, top_k=50, repetition_penalty=1.1)
+    many = 64 if on_gpu else 5
+    for dtype, quantize, rows in (
+        (torch.float32, "", many),
+        *((torch.bfloat16, quantize, n) for quantize in ("", "int8") for n in (1, many)),
+    ):
+        name = f"{str(dtype)[6:]} {quantize} x {rows}"
+        prompts = [[(7 * i + j) % 257 for j in range(3 + i)] for i in range(rows)]
+        options = dict(dtype=dtype, quantize=quantize)
+        plain, _ = drawn(Engine(model, rows, **options), prompts, params)
+        engine = Engine(model, rows, capture=True, **options)
+        engine.captured.graphs.captures = False
+        launched, _ = drawn(engine, prompts, params)
+        engine = Engine(model, rows, capture=True, **options)
+        graphs, seconds = engine.captured.graphs, []
+        graphs.capture = timed(graphs.capture, seconds)
+        replayed, waits = drawn(engine, prompts, params)
+        assert replayed == launched, f"{name}: a replay gives other tokens than its kernels"
+        same = sum(a == b for x, y in zip(plain, replayed) for a, b in zip(x, y))
+        total = sum(map(len, plain))
+        # texts part where two tokens are within rounding; a wrong step parts all of them at once
+        enough = 0.7 if dtype == torch.float32 else 0.2
+        assert same > enough * total, f"{name}: {same} of {total} tokens are the same"
+        if on_gpu:
+            assert graphs.captures, f"{name}: no graph was captured"
+            assert max(waits) < 0.5, f"{name}: waited {max(waits):.2f} s"
+        said.append(
+            f"{name}: {same / total:.0%} of the engine's tokens, {len(seconds)} graphs, a capture "
+            f"{1e3 * max(seconds):.0f} ms at most, a wait {1e3 * max(waits):.0f} ms"
+        )
+    print("; ".join(said))
+
+
+def timed(function, seconds: list[float]):
+    """The function, which notes how long each call takes."""
+
+    def call(*args):
+        begin = time.perf_counter()
+        try:
+            return function(*args)
+        finally:
+            seconds.append(time.perf_counter() - begin)
+
+    return call
+
+
 def main(**settings) -> int:
     """Run the tests above, in order."""
     c = configure(globals(), settings=settings or None)

@@ -1,6 +1,7 @@
 """sample.py as its users run it: a process, piped or on a terminal, with a tiny checkpoint."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import pickle
@@ -17,7 +18,9 @@ import torch
 from helpers.made_model import save
 from helpers.programs import ROOT
 
+from bonsai.engine.cuda.steps import CapturedSteps
 from bonsai.models.table import describe_model
+from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig
 
@@ -133,6 +136,36 @@ def test_samples_piped_on_a_terminal_and_without_cache_are_the_same(run, tmp_pat
     other_way = (f"--init_from={run}", "--num_samples=1", "--kv_cache=False")
     assert texts(*args, *other_way, cwd=tmp_path) == piped[:1]
     assert texts(*args, "--seed=7", cwd=tmp_path) != piped
+
+
+def test_texts_by_graphs_are_the_same(run, tmp_path, monkeypatch, capsys):
+    """As on a GPU, with calls where a graph would be replayed: side by side, and many prompts."""
+    spec = importlib.util.spec_from_file_location("sample_in_process", SAMPLE)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    jobs = [{"prompt": "ab", "n": 3}, {"prompt": "jé🙂", "temperature": 0}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, jobs)), encoding="utf-8")
+    launched, launch = [], CapturedSteps.launch
+    monkeypatch.setattr(
+        CapturedSteps, "launch", lambda *args: (launched.append(args), launch(*args))[1]
+    )
+
+    def written(**settings) -> str:
+        launched.clear()
+        program.main(out_dir=str(run), device="cpu", max_new_tokens=40, num_samples=3, **settings)
+        return re.sub(r"^settings: .*\n", "", capsys.readouterr().out)
+
+    for way in (
+        dict(start="abc"),
+        dict(start="abc", on_full="refill"),
+        dict(prompts=str(tmp_path / "in.jsonl")),
+    ):
+        want = written(**way)
+        monkeypatch.setattr(Runtime, "captures", True)
+        assert not launched
+        assert written(**way) == want and launched
+        assert written(**way, cuda_graphs=False) == want and not launched
+        monkeypatch.setattr(Runtime, "captures", False)
 
 
 def greedy(model: GPT, start: str, count: int) -> str:

@@ -8,7 +8,7 @@ from helpers.server_in_process import model_server
 
 from bonsai.serving.registry import load_served, parse_models, usable_tokenizers, written
 from bonsai.system.errors import UserError
-from bonsai.system.runtime import setup
+from bonsai.system.runtime import Runtime, setup
 
 
 def test_names_of_models():
@@ -48,6 +48,15 @@ def test_when_a_model_was_written(tmp_path):
 
 def test_tokenizers_that_do_not_work_here_are_left_out():
     assert list(usable_tokenizers(["byte", "no such one"])) == ["byte"]
+
+
+def test_steps_are_captured_where_they_can_be(tmp_path, monkeypatch):
+    folder, runtime = str(knows_text(tmp_path / "out")), setup("cpu", "float32", False)
+    assert load_served("memo", folder, runtime, 2).engine.captured is None
+    monkeypatch.setattr(Runtime, "captures", True)
+    assert load_served("memo", folder, runtime, 2).engine.captured is not None
+    assert load_served("memo", folder, runtime, 2, capture=False).engine.captured is None
+    assert load_served("memo", folder, runtime, 2, lookup=3).engine.captured is None
 
 
 def test_a_model_is_loaded_with_all_that_it_needs(tmp_path, capsys):
