@@ -138,10 +138,10 @@ def test_files_are_written_whole():
     through = ("atomic.py", "access.py", "report.py", "writer.py")
     for path in (p for p in CODE if p.name not in through):
         text = path.read_text(encoding="utf-8").split('"""', 2)[-1]
-        found = re.findall(r"\.(?:write_text|write_bytes|savefig)\(|os\.replace\(", text)
+        writes = re.findall(r"\.(?:write_text|write_bytes|savefig)\(|os\.replace\(", text)
         allowed = {"native.py": 1, "earlier.py": 4, "checkpoint.py": 3, "multi30k/prepare.py": 1}
         named = [n for name, n in allowed.items() if short(path).endswith(name)]
-        assert len(found) <= sum(named), f"{short(path)}: {found}"
+        assert len(writes) <= sum(named), f"{short(path)}: {writes}"
 
 
 # ---- the rooms of bonsai/ ----
@@ -165,8 +165,8 @@ def rooms_imported(path: Path) -> set[str]:
 
 def test_bonsai_holds_rooms_only():
     folder = ROOT / "bonsai"
-    found = {p.name for p in folder.iterdir() if p.name != "__pycache__"}
-    assert found == {"__init__.py", *ROOMS}
+    rooms = {p.name for p in folder.iterdir() if p.name != "__pycache__"}
+    assert rooms == {"__init__.py", *ROOMS}
 
 
 @pytest.mark.parametrize("path", [p for p in PARTS if p.parent.name != "bonsai"], ids=short)

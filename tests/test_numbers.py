@@ -199,13 +199,13 @@ MADE_OF = {"{}": 1, "{min}": 1 / 60, "{nats}": math.log(2)}  # of what stands wh
 
 def rows() -> list[tuple[str, list[str]]]:
     """Where each number was measured, and where it is quoted."""
-    found = []
+    tables = []
     for line in NUMBERS.strip().splitlines():
         if line.startswith(" "):
-            found[-1][1].append(line.strip())
+            tables[-1][1].append(line.strip())
         else:
-            found.append((line, []))
-    return found
+            tables.append((line, []))
+    return tables
 
 
 @cache
@@ -222,9 +222,9 @@ def look_up(place: str) -> tuple[str, float]:
     before, after = (re.escape(part) for part in words.split(mark))
     anything = re.escape("...")
     pattern = rf"{before}{NUMBER}(?![\d,.]*\d){after}".replace(anything, r".{0,90}?")
-    found = re.findall(pattern, words_of(page))
-    assert len(found) == 1, f"{page} has {len(found)} times: {words}"
-    return found[0].replace(",", ""), MADE_OF[mark]
+    numbers = re.findall(pattern, words_of(page))
+    assert len(numbers) == 1, f"{page} has {len(numbers)} times: {words}"
+    return numbers[0].replace(",", ""), MADE_OF[mark]
 
 
 @pytest.mark.parametrize("measured, quotes", rows(), ids=lambda v: v if isinstance(v, str) else "")

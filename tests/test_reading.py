@@ -39,9 +39,9 @@ EXAMPLES = {"config/small.py", "config/FILE.py", "docs/race.png"}  # of what a u
 def code() -> list[Path]:
     """Python, C++ and shell of the repository, its tests apart."""
     folders = [ROOT / name for name in (*FOLDERS.split("|"), "data") if name != "tests"]
-    found = [*ROOT.glob("*.py"), ROOT / "Makefile"]
+    files = [*ROOT.glob("*.py"), ROOT / "Makefile"]
     kinds = (".py", ".cpp", ".h", ".js", ".sh")
-    return found + [p for f in folders for p in f.rglob("*") if p.suffix in kinds]
+    return files + [p for f in folders for p in f.rglob("*") if p.suffix in kinds]
 
 
 def test_files_that_are_named_are_there():

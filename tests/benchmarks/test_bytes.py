@@ -17,24 +17,24 @@ from bonsai.tokenizers import ByteTokenizer
 @pytest.mark.parametrize("scale, count", [("cpu", 9), ("gpu", 7)])
 def test_the_arms_cost_the_same(scale, count):
     """FLOPs per byte of every arm, by its own formula, against those of the first."""
-    found = {}
+    costs = {}
     for arm, (name, sizes, T) in bench.SCALES[scale].items():
         settings = bench.settings_of(name, sizes, T)
         assert {*settings} - {"model"} <= {*CONFIGS[name].__dataclass_fields__}, arm
         with torch.device("meta"):
-            found[arm] = build_model(name, settings).flops_per_token()
-    assert len(found) == count
-    for arm, flops in found.items():
-        assert flops == pytest.approx(found["dense, short"], rel=0.06), (arm, found)
+            costs[arm] = build_model(name, settings).flops_per_token()
+    assert len(costs) == count
+    for arm, flops in costs.items():
+        assert flops == pytest.approx(costs["dense, short"], rel=0.06), (arm, costs)
 
 
 def test_the_shapes_are_those_that_were_measured():
     """Millions of parameters, as in the tables of docs/bytes.md."""
-    found = {}
+    millions = {}
     for arm, kind in bench.CPU_ARMS.items():
         with torch.device("meta"):
-            found[arm] = round(bench.make(bench.settings_of(*kind)).num_params() / 1e6, 2)
-    assert list(found.values()) == [0.82, 0.38, 0.82, 3.20, 5.94, 3.58, 3.58, 3.58, 3.58]
+            millions[arm] = round(bench.make(bench.settings_of(*kind)).num_params() / 1e6, 2)
+    assert list(millions.values()) == [0.82, 0.38, 0.82, 3.20, 5.94, 3.58, 3.58, 3.58, 3.58]
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def test_the_benchmark_runs_and_goes_on(place):
     results = place / "out-bytes" / "bytes.json"
     (first,) = json.loads(results.read_text())["rows"]
     bench.main(**TOY, quick=True)
-    found = json.loads(results.read_text())
-    assert len(found["rows"]) == 3 and found["rows"][0] == first  # not measured again
-    rows = found["summary"]
+    again = json.loads(results.read_text())
+    assert len(again["rows"]) == 3 and again["rows"][0] == first  # not measured again
+    rows = again["summary"]
     assert [r["arm"] for r in rows] == ["dense, short", "MEGABYTE 4", "SpaceByte"]
     assert all(2 < r["bpb"] < 9 and r["train_rate"] > 0 for r in rows)
     assert rows[1]["strided"] and rows[0]["strided"] is None

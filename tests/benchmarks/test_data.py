@@ -24,10 +24,10 @@ def start(*options: str) -> None:
 def test_a_way_is_timed_and_its_ids_checked(place):
     need_vocabulary()
     start("--rows=text", "--repeats=1", "--workers=1", "--out=results")
-    found = json.loads((place / "results" / "data.json").read_text())
-    (row,) = found["rows"]
+    results = json.loads((place / "results" / "data.json").read_text())
+    (row,) = results["rows"]
     assert row["way"] == "text" and row["same"] == "yes" and row["seconds"]["n"] == 1
-    assert row["rate"] == pytest.approx(found["MB"] / row["seconds"]["median"])
+    assert row["rate"] == pytest.approx(results["MB"] / row["seconds"]["median"])
     titles = ["way", "seconds", "spread", "MB/s", "times nanoGPT's way", "peak memory, MB"]
     table = (place / "results" / "data.txt").read_text().splitlines()
     assert [t.strip() for t in table[0].strip("| ").split("|")] == [*titles, "ids are tiktoken's"]
@@ -35,8 +35,8 @@ def test_a_way_is_timed_and_its_ids_checked(place):
 
 def test_documents_are_whole(place):
     text = (place / "corpus.txt").read_text()
-    found = list(data.documents(place / "corpus.txt", 1000))
-    assert "".join(found) == text and {len(d) for d in found[:-1]} == {1000}
+    documents = list(data.documents(place / "corpus.txt", 1000))
+    assert "".join(documents) == text and {len(d) for d in documents[:-1]} == {1000}
 
 
 def test_mistakes_are_one_line(place):

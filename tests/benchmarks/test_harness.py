@@ -51,10 +51,10 @@ def test_results_go_on_where_they_were_cut(tmp_path, capsys):
     again.finish("a table", steps=3)
     assert "toy: measured before" in capsys.readouterr().out
     assert (tmp_path / "speed.txt").read_text() == "a table\n"
-    found = json.loads((tmp_path / "speed.json").read_text())
-    assert [r["rate"] for r in found["rows"]] == [5.0, 6.0] and found["steps"] == 3
+    written = json.loads((tmp_path / "speed.json").read_text())
+    assert [r["rate"] for r in written["rows"]] == [5.0, 6.0] and written["steps"] == 3
     for name in ("command", "commit", "versions", "hardware", "peer"):
-        assert found[name] and found["rows"][0]["about"][name]
+        assert written[name] and written["rows"][0]["about"][name]
     # another peer, or force: from the beginning
     assert start(peer="2").rows == start(again=True).rows == [] != start().rows
 

@@ -65,9 +65,9 @@ def test_ranks_share_the_rows_of_a_step(counting, order, world):
     ]
     for s in range(steps):
         x, y = batches.rows_of(5 + s, np.arange(total * batch_size))
-        found = [by_rank[r][s * micro_steps + m] for m in range(micro_steps) for r in range(world)]
-        assert np.array_equal(x, np.concatenate([pair[0].numpy() for pair in found]))
-        assert np.array_equal(y, np.concatenate([pair[1].numpy() for pair in found]))
+        pairs = [by_rank[r][s * micro_steps + m] for m in range(micro_steps) for r in range(world)]
+        assert np.array_equal(x, np.concatenate([pair[0].numpy() for pair in pairs]))
+        assert np.array_equal(y, np.concatenate([pair[1].numpy() for pair in pairs]))
 
 
 def test_random_starts_are_uniform_up_to_the_last_one(tmp_path):
@@ -242,9 +242,9 @@ def test_masked_micro_batches_weigh_by_their_targets_over_all_processes(workplac
     for step in range(3):
         _, y = batches.rows_of(step, np.arange(16))
         counts = (y.reshape(8, -1) >= 0).sum(axis=1)  # of 8 micro-batches of two rows
-        found = np.zeros(8)
+        shares = np.zeros(8)
         for rank in range(world):
-            found[rank::world] = [1 / d / world for d in batches.divisors(step, 2, rank, world)]
-        assert np.allclose(found, counts / counts.sum())
+            shares[rank::world] = [1 / d / world for d in batches.divisors(step, 2, rank, world)]
+        assert np.allclose(shares, counts / counts.sum())
     plain = Batches(Mixture.open(str(workplace / "data" / "meta")), 16, 16, 1)
     assert plain.divisors(0, 2, world - 1, world) == [8 // world] * (8 // world)

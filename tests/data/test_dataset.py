@@ -100,8 +100,8 @@ def test_kinds_of_folders(here):
     assert meta.splits["val"].bytes_per_token == nanogpt.splits["val"].bytes_per_token == 1
     assert bare.splits["val"].bytes_per_token is None
     for kind, unknown in (("meta", None), ("nanogpt", None), ("bare", "data/bare"), ("rows", None)):
-        found = Mixture.open(kind).without_bytes("val")
-        assert (found and found.as_posix()) == unknown
+        folder = Mixture.open(kind).without_bytes("val")
+        assert (folder and folder.as_posix()) == unknown
     rows = open_dataset("rows")
     _, y = rows.splits["train"].windows(np.array([0, 8]), 7)
     assert (y[:, :3] == -1).all() and (y[:, 3:] >= 0).all()

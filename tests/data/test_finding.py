@@ -24,8 +24,8 @@ def test_linked_folders_are_followed_and_none_comes_twice(tmp_path):
     (tmp_path / "in" / "first").symlink_to("real")  # what is really there is taken from there
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
     assert len(find_files(str(tmp_path))) == 5
-    found = [f.relative_to(tmp_path / "in").as_posix() for f in find_files(str(tmp_path / "in"))]
-    assert found == ["a_link/b.txt", "a_link/deep/a.txt", "d.txt", "out/f.txt", "real/c.txt"]
+    names = [f.relative_to(tmp_path / "in").as_posix() for f in find_files(str(tmp_path / "in"))]
+    assert names == ["a_link/b.txt", "a_link/deep/a.txt", "d.txt", "out/f.txt", "real/c.txt"]
     names = sorted(name for _, names in walk(tmp_path / "in", {"out"}) for name in names)
     assert names == ["a.txt", "b.txt", "c.txt", "d.txt"]
 

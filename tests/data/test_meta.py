@@ -43,12 +43,12 @@ WRONG = ("text", "", [1], [], {"a": 1}, {}, float("nan"), None, 1e12, 10**12, -1
 
 def fields(meta: dict, where: tuple = ()) -> list[tuple]:
     """The place of every value in nested dicts, the dicts themselves too."""
-    found = []
+    paths = []
     for key, value in meta.items():
-        found.append((*where, key))
+        paths.append((*where, key))
         if isinstance(value, dict):
-            found += fields(value, (*where, key))
-    return found
+            paths += fields(value, (*where, key))
+    return paths
 
 
 def changed(meta: dict, where: tuple, value) -> dict:

@@ -25,8 +25,8 @@ def test_every_format_gives_the_same_documents(tmp_path):
     for path in write_inputs(tmp_path / "in", TEXTS).values():
         told: list[int] = []
         files = find_files(str(path))
-        found = whole_documents(read_pieces(files, progress=told.append))
-        assert [data.decode() for data in found] == TEXTS
+        documents = whole_documents(read_pieces(files, progress=told.append))
+        assert [data.decode() for data in documents] == TEXTS
         assert sum(told) == sum(file.stat().st_size for file in files)
 
 
@@ -36,13 +36,13 @@ def test_find_files(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
 
-    def found(spec):
+    def names(spec):
         return [path.as_posix() for path in find_files(spec)]
 
-    assert found("b") == ["b/1.jsonl", "b/2.txt", "b/deep/3.parquet"]
-    assert found("b/*.txt, b") == ["b/2.txt", "b/1.jsonl", "b/deep/3.parquet"]
-    assert found("b/**/*.parquet") == ["b/deep/3.parquet"]
-    assert found("a, b.txt") == ["a, b.txt"]
+    assert names("b") == ["b/1.jsonl", "b/2.txt", "b/deep/3.parquet"]
+    assert names("b/*.txt, b") == ["b/2.txt", "b/1.jsonl", "b/deep/3.parquet"]
+    assert names("b/**/*.parquet") == ["b/deep/3.parquet"]
+    assert names("a, b.txt") == ["a, b.txt"]
     assert find_files("2.txt", (Path(), tmp_path / "b")) == [tmp_path / "b" / "2.txt"]
     for spec in ("", "c", "c/*", "b/5.md", "b/*.md", "b/.git/x"):
         with pytest.raises(UserError):
@@ -78,8 +78,8 @@ def test_documents_of_one_file_behind_separators(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(readers, "BLOCK", 5)
     texts = [f"text {i}\nof é😀 " + "a b\nc" * (i % 5) for i in range(40)]
     (tmp_path / "all.txt").write_text("<|endoftext|>".join([*texts, ""]), encoding="utf-8")
-    found = read_pieces([tmp_path / "all.txt"], Options(split_on="<|endoftext|>"))
-    assert [data.decode() for data in whole_documents(found)] == texts
+    pieces = read_pieces([tmp_path / "all.txt"], Options(split_on="<|endoftext|>"))
+    assert [data.decode() for data in whole_documents(pieces)] == texts
 
 
 def test_only_the_beginnings(tmp_path):
@@ -118,8 +118,8 @@ def test_a_byte_order_mark_before_json(tmp_path):
 def test_nulls_and_empty_texts_are_left_out(tmp_path):
     path = tmp_path / "some.jsonl"
     path.write_text('{"text": ""}\n\n{"text": null}\n{"text": "a\\ud83d"}\n')
-    found = [piece.data.decode() for piece in read_pieces([path], keep_empty=True)]
-    assert found == ["", "", "a\ufffd"]
+    texts = [piece.data.decode() for piece in read_pieces([path], keep_empty=True)]
+    assert texts == ["", "", "a\ufffd"]
     assert [piece.data.decode() for piece in read_pieces([path])] == ["a\ufffd"]
 
 
@@ -131,8 +131,8 @@ def read(folder, spec="in", **options) -> tuple[list[str], list[str]]:
     chosen, seen = Options(**options), Seen()
     pieces = functools.partial(read_pieces, find_files(spec, (folder,)), chosen, seen=seen)
     list(pieces(heads=True))  # as a prepare does: what was seen then counts once
-    found = [data.decode() for data in whole_documents(pieces())]
-    return found, seen.lines(chosen)
+    texts = [data.decode() for data in whole_documents(pieces())]
+    return texts, seen.lines(chosen)
 
 
 def test_empty_files_are_left_out_and_said(tmp_path):
@@ -168,9 +168,9 @@ def test_what_cannot_be_read_stops_or_is_left_out(tmp_path, name):
     (tmp_path / "in" / "z.txt").write_text("good")
     with pytest.raises(UserError, match=name.split(".")[0]):
         read(tmp_path)
-    found, (said,) = read(tmp_path, on_error="skip")
+    texts, (said,) = read(tmp_path, on_error="skip")
     rows = ["one", "two"] if "jsonl" in name else []
-    assert found == [*rows, "good"]
+    assert texts == [*rows, "good"]
     assert said.startswith("left out 1 row" if rows else "left out 1 file") and name in said
     (tmp_path / "in" / "z.txt").unlink()
     if not rows:
@@ -197,8 +197,8 @@ def test_what_cannot_be_read_stops_or_is_left_out(tmp_path, name):
 )
 def test_what_stands_between_documents(tmp_path, text, split_on, count, said):
     (tmp_path / "a.txt").write_bytes(text.encode())
-    found, lines = read(tmp_path, "a.txt", split_on=unescape(split_on))
-    assert len(found) == count and len(lines) == (said is not None)
+    texts, lines = read(tmp_path, "a.txt", split_on=unescape(split_on))
+    assert len(texts) == count and len(lines) == (said is not None)
     assert said is None or said in lines[0]
 
 

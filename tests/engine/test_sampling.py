@@ -132,9 +132,9 @@ def test_top_p_of_a_large_vocabulary(top_p):
 def test_scores_are_the_models_own_probabilities():
     """Padding has its share of them, but is never shown among the likeliest."""
     logits = torch.tensor([[0.0, 1.0, 5.0], [2.0, 0.0, -1.0]])
-    found = scores(logits, [0, 2], k=2, limit=2)
+    rows = scores(logits, [0, 2], k=2, limit=2)
     want = logits.log_softmax(-1)
-    for row, (score, top) in enumerate(found):
+    for row, (score, top) in enumerate(rows):
         assert score == pytest.approx(want[row, [0, 2][row]].item())
         assert [token for token, _ in top] == [[1, 0], [0, 1]][row]
         assert [lp for _, lp in top] == pytest.approx(sorted(want[row, :2].tolist(), reverse=True))

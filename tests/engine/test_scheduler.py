@@ -194,8 +194,8 @@ def test_logprobs_are_the_models_own(model):
     first = events[0].prompt_logprobs
     assert first[0] == (None, None) and len(first) == 9
     assert all(e.prompt_logprobs is None for e in events[1:])
-    found = first[1:] + [(e.logprob, e.top) for e in events]
-    for place, (own, top) in enumerate(found):
+    scored = first[1:] + [(e.logprob, e.top) for e in events]
+    for place, (own, top) in enumerate(scored):
         want = logp[place]
         assert own == pytest.approx(want[ids[0, place + 1]].item(), abs=1e-4)
         values, tokens = want[:25].topk(4)

@@ -70,8 +70,8 @@ def test_three_ways_to_choose():
     model, coder = Unigram({" ": 0.2, "a": 0.4, "b": 0.1, "é"[0]: 0.0001}), ByteTokenizer()
 
     def right(label: int, *endings: str) -> tuple[float, float, float]:
-        found = multiple_choice(model, coder, [Question("x", endings, label, "")], runtime(), 8)
-        return found["accuracy"], found["accuracy_per_token"], found["accuracy_per_byte"]
+        scores = multiple_choice(model, coder, [Question("x", endings, label, "")], runtime(), 8)
+        return scores["accuracy"], scores["accuracy_per_token"], scores["accuracy_per_byte"]
 
     # log-likelihoods with the space: "b" -3.9, "aaaa" -5.3; per token -1.96 and -1.06
     assert right(0, "b", "aaaa") == (1, 0, 0)

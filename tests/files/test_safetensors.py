@@ -31,10 +31,10 @@ def test_tensors_of_every_kind(tmp_path):
         raw = t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         header[name] = lies(len(data), len(data) + len(raw), [*t.shape], names[t.dtype])
         data += raw
-    found = read_safetensors(written(tmp_path / "a", dict(reversed(header.items())), data))
-    assert found.keys() == tensors.keys()
+    read = read_safetensors(written(tmp_path / "a", dict(reversed(header.items())), data))
+    assert read.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+        assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor), name
 
 
 DATA = bytes(8)

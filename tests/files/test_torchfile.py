@@ -134,11 +134,11 @@ def test_what_torch_saves_comes_back(tmp_path):
         **{name: torch.ones(3).to(dtype) for name, dtype in torchfile.DTYPES.items()},
     }
     torch.save(saved, tmp_path / "a.pt")
-    found = read_torch_file(tmp_path / "a.pt")
-    assert differences(found, saved) == [] and found["plain"] == saved["plain"]
-    assert list(found["ordered"]) == ["b", "a"]
-    assert {n: found[n].dtype for n in torchfile.DTYPES} == torchfile.DTYPES
-    assert found["views"][0].data_ptr() == found["views"][1].data_ptr()
+    read = read_torch_file(tmp_path / "a.pt")
+    assert differences(read, saved) == [] and read["plain"] == saved["plain"]
+    assert list(read["ordered"]) == ["b", "a"]
+    assert {n: read[n].dtype for n in torchfile.DTYPES} == torchfile.DTYPES
+    assert read["views"][0].data_ptr() == read["views"][1].data_ptr()
 
 
 def test_what_is_skipped_is_checked_all_the_same(tmp_path):
@@ -154,5 +154,5 @@ def test_what_is_skipped_is_checked_all_the_same(tmp_path):
 def test_shapes_without_the_tensors(tmp_path, monkeypatch):
     torch.save({"w": torch.zeros(3, 5), "n": 2}, tmp_path / "a.pt")
     monkeypatch.setattr(torch, "empty", None)  # nothing is read into a tensor
-    found = read_torch_file(tmp_path / "a.pt", values_only=True)
-    assert (found["w"].shape, found["n"]) == ((3, 5), 2)
+    read = read_torch_file(tmp_path / "a.pt", values_only=True)
+    assert (read["w"].shape, read["n"]) == ((3, 5), 2)

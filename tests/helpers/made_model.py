@@ -23,13 +23,13 @@ LOGIT = 12.0  # of the token that follows; all others have about 0: p = 0.998 of
 
 def codes(vocab_size: int) -> torch.Tensor:
     """(V, CODE) of +1 and -1, as many of each: every token's own pattern."""
-    generator, found = torch.Generator().manual_seed(0), torch.empty(0, CODE)
-    while len(found) < vocab_size:
+    generator, patterns = torch.Generator().manual_seed(0), torch.empty(0, CODE)
+    while len(patterns) < vocab_size:
         code = torch.ones(CODE)
         code[torch.randperm(CODE, generator=generator)[: CODE // 2]] = -1
-        if not len(found) or (found @ code).max() <= NEAREST:
-            found = torch.cat((found, code[None]))
-    return found
+        if not len(patterns) or (patterns @ code).max() <= NEAREST:
+            patterns = torch.cat((patterns, code[None]))
+    return patterns
 
 
 def endings(texts: Iterable[Sequence[int]], most: int) -> dict[tuple[int, ...], int]:
@@ -38,12 +38,12 @@ def endings(texts: Iterable[Sequence[int]], most: int) -> dict[tuple[int, ...], 
     >>> endings([[1, 2, 1, 3]], 2)
     {(2,): 1, (1, 2): 2, (2, 1): 3}
     """
-    found: dict[tuple[int, ...], set[int]] = {}
+    followers: dict[tuple[int, ...], set[int]] = {}
     for text in texts:
         for end in range(1, len(text)):
             for size in range(1, min(most, end) + 1):
-                found.setdefault(tuple(text[end - size : end]), set()).add(text[end])
-    sure = {ending: min(after) for ending, after in found.items() if len(after) == 1}
+                followers.setdefault(tuple(text[end - size : end]), set()).add(text[end])
+    sure = {ending: min(after) for ending, after in followers.items() if len(after) == 1}
     return {ending: token for ending, token in sure.items() if ending[1:] not in sure}
 
 

@@ -1,10 +1,11 @@
 """bonsai/models/byte_caches.py: a model of bytes with its cache is the model without."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from helpers.byte_models import ALL, MEGABYTES, B, P, batch, chosen, logits_of, make
+from helpers.byte_models import ALL, B, P, batch, chosen, every, logits_of, make
 
 STARTS = {"megabyte": (1, 2, 3, 5, 8, 11), "spacebyte": (1, 2, 6, 11)}  # lengths of the prompt
 CASES = [
@@ -14,36 +15,34 @@ CASES = [
 ]
 
 
+def read(model, cache, idx: torch.Tensor, ends: list[int]) -> None:
+    """Read idx up to each of `ends` in turn; holds the logits to those of all bytes at once."""
+    for a, b in pairwise([0, *ends]):
+        cached, _ = model(idx[:, a:b], cache=cache)
+        whole = logits_of(model, idx[:, :b])[:, -1:]
+        torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(idx[:, :b])[0], whole, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name, fields, start", CASES)
+@torch.no_grad()
 def test_cached_equals_whole_at_every_length(name, fields, start):
     """A prompt that ends anywhere in a patch, then byte by byte, and several at once; rows whose
     patches begin at different places, in one cache."""
     model, T = make(name, **fields), {"megabyte": 3 * P + 9, "spacebyte": 36}[name]
-    idx = batch(name, T)
     singles = T if name == "megabyte" else 30
-    chunks = [(0, start), *((t, t + 1) for t in range(start, singles)), (singles, T)]
-    with torch.no_grad():
-        cache = model.new_cache(B, T)
-        for a, b in (chunk for chunk in chunks if chunk[0] < chunk[1]):
-            cached, _ = model(idx[:, a:b], cache=cache)
-            whole = logits_of(model, idx[:, :b])[:, -1:]
-            torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(model(idx[:, :b])[0], whole, atol=1e-5, rtol=1e-5)
+    ends = [*range(start, singles + 1), *([T] if singles < T else [])]
+    read(model, model.new_cache(B, T), batch(name, T), ends)
 
 
-@pytest.mark.parametrize("fields", MEGABYTES.values(), ids=MEGABYTES)
-def test_several_bytes_at_a_time_behind_others(fields):
-    model, idx = make("megabyte", **fields), batch("megabyte", 24)
-    with torch.no_grad():
-        cache = model.new_cache(B, 24)
-        for a, b in ((0, 3), (3, 7), (7, 8), (8, 12), (12, 13), (13, 24)):
-            cached, _ = model(idx[:, a:b], cache=cache)
-            whole = logits_of(model, idx[:, :b])[:, -1:]
-            torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
-        cache.reset()  # and anew
-        cached, _ = model(idx[:, 5:12], cache=cache)
-        whole = logits_of(model, idx[:, 5:12])[:, -1:]
-        torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
+@every
+@torch.no_grad()
+def test_several_bytes_at_a_time_behind_others(name, fields):
+    model, idx = make(name, **fields), batch(name, 24)
+    cache = model.new_cache(B, 24)
+    read(model, cache, idx, [3, 7, 8, 12, 13, 24])
+    cache.reset()  # and anew
+    read(model, cache, idx[:, 5:], [7])
 
 
 @pytest.mark.parametrize("fields", [{}, dict(cross_patch=2)], ids=str)
@@ -59,19 +58,6 @@ def test_the_global_model_steps_once_per_patch(fields):
             assert sum(calls) == cache.globl.used == math.ceil((t + 1) / P)
             assert cache.local.used == t % P + 1 <= P
     assert cache.local.k.size(3) == P + model.config.cross_patch
-
-
-def test_one_prompt_becomes_several_rows():
-    model, idx = make("megabyte", cross_patch=2, conv_encoder=True), batch("megabyte", 16, rows=3)
-    idx[:, :7] = idx[0, :7]
-    with torch.no_grad():
-        cache = model.new_cache(1, 16)
-        model(idx[:1, :7], cache=cache)
-        cache.expand(3)
-        for t in range(7, 16):
-            cached, _ = model(idx[:, t : t + 1], cache=cache)
-            whole = logits_of(model, idx[:, : t + 1])[:, -1:]
-            torch.testing.assert_close(cached, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_global_blocks_run_where_patches_begin():

@@ -134,10 +134,10 @@ def test_the_engine_gives_the_same_bytes_cached_or_not(name, fields, on_full, n)
     model = make(name, **fields).float()
     prompt = [5, 7, 1, 2, 3, 4, 2] if name == "megabyte" else list(b"two b")
     params = SamplingParams(60 if name == "megabyte" else 70, temperature=1.0, seed=3)
-    found = [list(generate(model, prompt, params, n, on, on_full)) for on in (True, False)]
+    texts = [list(generate(model, prompt, params, n, on, on_full)) for on in (True, False)]
     left = model.config.block_size - len(prompt) + 1
-    assert found[0] == found[1]
-    assert len(found[0]) == (params.max_new_tokens if on_full != "stop" else left)
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == (params.max_new_tokens if on_full != "stop" else left)
 
 
 SIDE_BY_SIDE = [
@@ -169,10 +169,10 @@ def test_requests_side_by_side_get_what_they_get_alone(name, fields, prefix_cach
     for request in requests:
         rows = generate(model, request.prompt, request.params, 1, False, first_row=request.row)
         assert request.tokens == [row[0] for row in rows], request.prompt
-    (found,) = scored.values()
+    (scores,) = scored.values()
     idx = torch.tensor([list(prompts[2])])
     logp = F.log_softmax(logits_of(model, idx)[0], dim=-1)[:-1].gather(1, idx[0, 1:, None])
-    torch.testing.assert_close(torch.tensor(found), logp[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(scores), logp[:, 0], atol=1e-4, rtol=1e-4)
 
 
 # ---- a decoder alone ----

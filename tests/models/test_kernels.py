@@ -56,9 +56,9 @@ def test_the_model_computes_what_it_did(fields, dtype, monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_dropout_of_a_model_is_by_bytes(name):
     model = to_device(build_model(name, dict(n_layer=2, dropout=0.3)), CPU)
-    found = [m for m in model.modules() if isinstance(m, nn.Dropout)]
-    assert len(found) >= 5 and all(type(m) is ByteDropout and m.p == 0.3 for m in found)
-    assert all(m.training for m in found)
+    dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    assert len(dropouts) >= 5 and all(type(m) is ByteDropout and m.p == 0.3 for m in dropouts)
+    assert all(m.training for m in dropouts)
     names, modules = list(model.state_dict()), list(model.modules())
     assert all(a is b for a, b in zip(to_device(model, CPU).modules(), modules))  # again: the same
     assert names == list(model.state_dict())
@@ -77,10 +77,10 @@ def test_without_dropout_training_and_evaluation_are_one_graph(device):
 
 def test_what_is_evaluated_stays_so():
     model = to_device(Seq2Seq(Seq2SeqConfig(vocab_size=20, n_layer=1)).eval(), CPU)
-    found = [m for m in model.modules() if isinstance(m, nn.Dropout)]
-    assert found and not any(m.training for m in found)
+    dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    assert dropouts and not any(m.training for m in dropouts)
     x = torch.ones(100)
-    assert found[0](x) is x
+    assert dropouts[0](x) is x
 
 
 def test_another_device_has_torchs_own():

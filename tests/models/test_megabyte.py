@@ -204,21 +204,6 @@ def test_flops_are_the_papers():
     assert model.serial_layers() == 3 / 8 + 3
 
 
-# ---- the contract of models ----
-
-
-@pytest.mark.parametrize("name", ["paper", "all"])
-def test_activation_checkpointing_changes_nothing(name):
-    found = []
-    for on in (False, True):
-        model = make(**MEGABYTES[name], activation_checkpointing=on).train()
-        loss = model(batch(), batch(seed=2))[1]
-        loss.backward()
-        found.append([loss.detach(), *(p.grad for p in model.parameters())])
-    for a, b in zip(*found):
-        torch.testing.assert_close(a, b)
-
-
 def test_rows_are_independent_however_many(monkeypatch):
     """More rows than a CUDA kernel takes are computed in parts."""
     model, idx = make(cross_patch=2), batch(20, rows=5)

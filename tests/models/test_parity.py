@@ -57,15 +57,15 @@ def ten_steps(make, make_config, bias: bool) -> tuple[dict, list[float]]:
     o = FILES["optimizer"]
     args = (o["weight_decay"], o["learning_rate"], tuple(o["betas"]), "cpu")
     optimizer = model.configure_optimizers(*args)
-    found = []
+    losses = []
     for batch in torch.tensor(FILES["batches"]):
         _, loss = model(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), FILES["grad_clip"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        found.append(loss.item())
-    return weights, found
+        losses.append(loss.item())
+    return weights, losses
 
 
 @pytest.mark.parametrize("run", FILES["runs"])
@@ -76,7 +76,7 @@ def test_weights_and_ten_losses_equal_nanogpts(run):
     first of the weights below says so by more than rounding.
     """
     golden = FILES["runs"][run]
-    weights, found = ten_steps(GPT, GPTConfig, golden["bias"])
+    weights, losses = ten_steps(GPT, GPTConfig, golden["bias"])
     assert set(weights) == set(golden["weights"])
     same_arithmetic = torch.__version__.split("+")[0] == FILES["torch"].split("+")[0]
     same_arithmetic &= torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -88,7 +88,7 @@ def test_weights_and_ten_losses_equal_nanogpts(run):
         if digest != expected["sha256"]:  # other loops may round the last bit elsewhere
             assert float(w.double().sum()) == pytest.approx(expected["sum"], abs=1e-5), name
             assert not same_arithmetic, name
-    assert found == pytest.approx(golden["losses"], abs=1e-5)
+    assert losses == pytest.approx(golden["losses"], abs=1e-5)
 
 
 @needs_nanogpt

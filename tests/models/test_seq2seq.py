@@ -74,24 +74,24 @@ def test_cached_decoding_is_that_of_the_whole():
 
 def greedy(model, source, most) -> list[int]:
     """The oracle of beams = 1: everything computed anew for each token."""
-    c, found = model.config, []
+    c, tokens = model.config, []
     for _ in range(most):
-        logits, _ = model(source, torch.tensor([[c.bos, *found]]))
+        logits, _ = model(source, torch.tensor([[c.bos, *tokens]]))
         logits[..., [c.pad, c.bos]] = -math.inf
         token = logits[0, -1].argmax().item()
         if token == c.eos:
             break
-        found.append(token)
-    return found
+        tokens.append(token)
+    return tokens
 
 
 def test_one_beam_is_greedy():
     model = make()
     source = ids(4, 6)
-    found = beam_search(model, source, beams=1, extra=6)
-    assert found == [greedy(model, row[None], 12) for row in source]
+    answers = beam_search(model, source, beams=1, extra=6)
+    assert answers == [greedy(model, row[None], 12) for row in source]
     padded = torch.nn.functional.pad(source, (0, 3))
-    assert beam_search(model, padded, beams=1, extra=3) == found  # as far as both may go
+    assert beam_search(model, padded, beams=1, extra=3) == answers  # as far as both may go
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
@@ -102,8 +102,8 @@ def test_many_beams_find_the_best_of_all(alpha):
         model.embedding.weight[2] *= 0.5  # an end that is neither always nor never likely
     source = ids(3, 2) % 3 + 3
     most = 4
-    found = beam_search(model, source, beams=4**most, alpha=alpha, extra=most - 2)
-    for row, answer in zip(source, found):
+    answers = beam_search(model, source, beams=4**most, alpha=alpha, extra=most - 2)
+    for row, answer in zip(source, answers):
         best, best_score = None, -math.inf
         for length in range(most):
             for words in itertools.product((3, 4, 5), repeat=length):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import byte_models
 from helpers.byte_models import SPACEBYTE, SPACEBYTES, TEXT, chosen, logits_of
-from torch.nn import functional as F
 
 from bonsai.models.spacebyte import SpacebyteConfig, space_like
 
@@ -104,20 +103,6 @@ def test_the_blocks_row_by_row(fields):
                 x[t] = out[k, 16:]
             expected = model.head(model.behind(x[None]))[0]
             torch.testing.assert_close(logits[b], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_every_byte_counts():
-    model, idx = make(), torch.zeros(2, 20, dtype=torch.int64)
-    logits, loss = model(idx, idx)
-    assert loss.item() == pytest.approx(F.cross_entropy(logits.flatten(0, 1), idx.flatten()).item())
-    targets = idx.clone()
-    targets[:, 5:] = -1
-    logits, loss = model(idx, targets)
-    expected = F.cross_entropy(logits[:, :5].flatten(0, 1), idx[:, :5].flatten())
-    assert loss.item() == pytest.approx(expected.item())
-
-
-# ---- the contract of models ----
 
 
 @pytest.mark.parametrize(

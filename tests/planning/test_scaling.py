@@ -42,12 +42,12 @@ def test_the_optimum_is_the_minimum():
 @pytest.mark.parametrize("law", [CHINCHILLA, ScalingLaw(0.8, 30, 90, 0.35, 0.4)])
 def test_the_fit_finds_the_constants(law):
     if law is CHINCHILLA:
-        found = scaling.chinchilla_fit()
+        fitted = scaling.chinchilla_fit()
     else:
         points = [(n, d) for n in (1e4, 3e4, 1e5, 1e6) for d in (1e5, 1e6, 1e7)]
-        found = fit_scaling_law(*zip(*points), [law.loss(n, d) for n, d in points])
+        fitted = fit_scaling_law(*zip(*points), [law.loss(n, d) for n, d in points])
     for name, value in vars(law).items():
-        assert getattr(found, name) == pytest.approx(value, rel=0.02), name
+        assert getattr(fitted, name) == pytest.approx(value, rel=0.02), name
 
 
 def test_one_bad_run_does_not_move_the_fit():
@@ -57,9 +57,9 @@ def test_one_bad_run_does_not_move_the_fit():
     draw = random.Random(0)
     losses = [law.loss(n, d) * (1 + draw.gauss(0, 1e-4)) for n, d in points]
     losses[7] *= 1.3
-    found = fit_scaling_law(*zip(*points), losses)
+    fitted = fit_scaling_law(*zip(*points), losses)
     for C in (1e12, 1e14):
-        assert found.optimal(C)[0] == pytest.approx(law.optimal(C)[0], rel=0.15)
+        assert fitted.optimal(C)[0] == pytest.approx(law.optimal(C)[0], rel=0.15)
 
 
 def test_too_few_runs():

@@ -29,18 +29,18 @@ def bench(*options, cwd, **keywords):
 def test_the_numbers_agree_with_one_another(workplace):
     done = bench("--dataset=meta", "--steps=5", "--json=-", cwd=workplace)
     assert done.rc == 0 and not done.stderr, done
-    found = json.loads(done.stdout.splitlines()[-1])
-    ms = found["ms_per_step"]
+    results = json.loads(done.stdout.splitlines()[-1])
+    ms = results["ms_per_step"]
     assert ms["n"] == 5 and 0 < ms["low"] <= ms["median"] <= ms["high"]
-    assert found["tokens_per_step"] == 4 * 16
-    assert found["tokens_per_s"] == pytest.approx(64 / ms["median"] * 1000)
-    assert found["mfu"] is None  # no peak is known for a CPU
-    assert 0 <= found["waiting_for_data"] <= 1
-    assert 2**26 < found["peak_memory_bytes"] < 2**33
-    assert 2 < found["loss"] < 5 and found["settings"]["vocab_size"] == 30
+    assert results["tokens_per_step"] == 4 * 16
+    assert results["tokens_per_s"] == pytest.approx(64 / ms["median"] * 1000)
+    assert results["mfu"] is None  # no peak is known for a CPU
+    assert 0 <= results["waiting_for_data"] <= 1
+    assert 2**26 < results["peak_memory_bytes"] < 2**33
+    assert 2 < results["loss"] < 5 and results["settings"]["vocab_size"] == 30
     for name in ("command", "commit", "versions", "hardware"):
-        assert found[name]
-    line = f"time per iteration: {found['ms_mean']:.4f}ms, MFU: n/a"  # nanoGPT's
+        assert results[name]
+    line = f"time per iteration: {results['ms_mean']:.4f}ms, MFU: n/a"  # nanoGPT's
     assert line in done.stdout.splitlines()
     for k in range(5):
         assert f"\n{k}/5 loss: " in done.stdout
@@ -62,11 +62,11 @@ def test_without_data_it_measures_random_tokens_and_profiles(tmp_path):
     assert done.rc == 0, done
     told = [line for line in done.stdout.splitlines() if "random tokens instead" in line]
     assert len(told) == 1 and "nosuch" in told[0]
-    found = json.loads((tmp_path / "b.json").read_text())
-    assert found["waiting_for_data"] is None and found["data"] == "random tokens"
-    assert found["settings"]["vocab_size"] == 99
+    results = json.loads((tmp_path / "b.json").read_text())
+    assert results["waiting_for_data"] is None and results["data"] == "random tokens"
+    assert results["settings"]["vocab_size"] == 99
     assert "\nshare of time " in done.stdout and "| kernel or operation " in done.stdout
-    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert sum(results["shares"].values()) == pytest.approx(1)
     trace = json.loads((tmp_path / "here" / "trace.json").read_text())
     assert trace["traceEvents"]
 
@@ -76,8 +76,8 @@ def test_two_processes_share_the_work(workplace, tmp_path):
     options = ["--dataset=meta", "--steps=2", f"--json={tmp_path / 'b.json'}"]
     done = run_command([*command, str(ROOT / "bench.py"), *TINY, *options], workplace)
     assert done.rc == 0, done
-    found = json.loads((tmp_path / "b.json").read_text())
-    assert (found["processes"], found["tokens_per_step"]) == (2, 2 * 4 * 16)
+    results = json.loads((tmp_path / "b.json").read_text())
+    assert (results["processes"], results["tokens_per_step"]) == (2, 2 * 4 * 16)
     assert done.stdout.count("time per iteration") == 1
 
 
@@ -101,6 +101,6 @@ def test_a_step_is_that_of_train_py(workplace, tmp_path):
     stream = prefetch(Batches(data, 16, 4, 1337), 0, 4)
     settings = StepSettings(learning_rate=3e-3)
     step = TimedSteps(TrainingStep(model, settings, setup("cpu", "float32", False)), stream)
-    found = [step.log(step())[0] for _ in range(4)]
+    trained = [step.log(step())[0] for _ in range(4)]
     stream.close()
-    assert found == pytest.approx([loss for _, loss in losses(tmp_path / "run")], abs=1e-5)
+    assert trained == pytest.approx([loss for _, loss in losses(tmp_path / "run")], abs=1e-5)

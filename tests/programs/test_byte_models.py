@@ -85,7 +85,7 @@ def test_samples_are_the_same_with_and_without_caches(name, runs, workplace):
 
 @arms
 def test_eval_reports_bits_per_byte(name, runs, workplace, tmp_path):
-    found = {}
+    rows = {}
     for strided in (False, True):
         target = tmp_path / f"{strided}.json"
         options = [f"--out_dir={runs[name]}", f"--json={target}", f"--strided={strided}"]
@@ -96,9 +96,9 @@ def test_eval_reports_bits_per_byte(name, runs, workplace, tmp_path):
         assert result.rc == 0, result
         (row,) = json.loads(target.read_text())["losses"]
         assert row["bits_per_byte"] == pytest.approx(row["loss"] / np.log(2))
-        found[strided] = row
-    assert found[True]["tokens"] == found[False]["tokens"]
-    assert found[True]["loss"] != found[False]["loss"]
+        rows[strided] = row
+    assert rows[True]["tokens"] == rows[False]["tokens"]
+    assert rows[True]["loss"] != rows[False]["loss"]
 
 
 @arms
@@ -107,8 +107,8 @@ def test_bench_takes_steps(name, workplace, tmp_path):
     options += ["--steps=2", "--warmup=1", "--dataset=meta", "--device=cpu", "--json=-"]
     result = run_program(options, workplace, program="bench.py")
     assert result.rc == 0, result
-    found = json.loads(result.stdout.splitlines()[-1])
-    assert found["flops_per_token"] > 0 and found["tokens_per_s"] > 0
+    results = json.loads(result.stdout.splitlines()[-1])
+    assert results["flops_per_token"] > 0 and results["tokens_per_s"] > 0
 
 
 @pytest.mark.parametrize(
@@ -166,13 +166,13 @@ def test_a_folder_of_any_files(tmp_path):
     assert result.rc == 0 and "1 empty ones left out" in result.stdout, result
     meta, splits = read(tmp_path / "out")
     assert meta["vocab_size"] == 257 and meta["tokenizer"] == {"type": "byte"}
-    found = []
+    documents = []
     for name, ids in splits.items():
         files = np.split(ids, np.flatnonzero(ids == 256) + 1)[:-1]
-        found += [bytes(f[:-1].astype(np.uint8)) for f in files]
+        documents += [bytes(f[:-1].astype(np.uint8)) for f in files]
         info = meta["splits"][name]
         assert info["documents"] == len(files) and info["bytes"] == len(ids) - len(files)
-    assert sorted(found) == sorted(contents.values())
+    assert sorted(documents) == sorted(contents.values())
     assert 1 <= meta["splits"]["val"]["documents"] < 15
     again = prepare(tmp_path, "--input=in/sub0,in/sub1", "--endings=dat")
     assert again.rc == 0 and "20 files" in again.stdout

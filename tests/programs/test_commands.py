@@ -39,18 +39,18 @@ def commands_of(page: Path) -> list[str]:
 
     Of a block without a language, those lines that begin as a command does.
     """
-    found, fence = [], None
+    commands, fence = [], None
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in text.splitlines():
         if opening := re.match(r"\s*```(.*)", line):
             fence = opening[1] if fence is None else None
         elif fence is None:
-            found += re.findall(r"`((?:python|torchrun|make) [^`]+)`", line)
+            commands += re.findall(r"`((?:python|torchrun|make) [^`]+)`", line)
         elif fence in SHELL:
             words = line.strip().removeprefix("$ ")
             if words and (fence or re.match(START, words)) and not words.startswith("#"):
-                found.append(words)
-    return found
+                commands.append(words)
+    return commands
 
 
 def commands_of_make(target: str) -> list[str]:
@@ -72,10 +72,10 @@ COMMANDS = [(short(page), command) for page in PAGES for command in commands_of(
 
 def test_the_readme_has_every_program():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = " ".join(words for path, words in COMMANDS if path == "README.md")
+    shown = " ".join(words for path, words in COMMANDS if path == "README.md")
     for name in PROGRAMS:
-        assert name in text and name in found, name
-    assert "make quickstart" in found and "make test" in found
+        assert name in text and name in shown, name
+    assert "make quickstart" in shown and "make test" in shown
 
 
 @pytest.mark.parametrize("path, command", COMMANDS, ids=lambda v: v[:60])
@@ -106,9 +106,9 @@ def test_every_command_parses(path, command, monkeypatch, capsys):
                 arguments = arguments[: rest.index(">") - 1]
             if "configure(" in (ROOT / rest[0]).read_text(encoding="utf-8"):
                 try:
-                    found = settings(rest[0], arguments)
-                    if found.get("decay_lr"):  # else there is no warm-up
-                        assert found["warmup_iters"] < found["max_iters"], command
+                    config = settings(rest[0], arguments)
+                    if config.get("decay_lr"):  # else there is no warm-up
+                        assert config["warmup_iters"] < config["max_iters"], command
                 except SystemExit as e:
                     assert e.code == 0, f"{path}: {command}\n{capsys.readouterr().err}"
         else:

@@ -43,11 +43,11 @@ def test_checkpoints_side_by_side_alone_and_with_two_processes(runs, workplace, 
     options += ["--device=cpu", "--batch_size=9"]
     done = run_program([*options, "--json=-"], workplace, program="eval.py")
     assert done.rc == 0 and not done.stderr, done
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert "eval.py --out_dir=eval-a,eval-b" in found["command"]
-    where = [(row["checkpoint"], row["dataset"]) for row in found["losses"]]
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert "eval.py --out_dir=eval-a,eval-b" in results["command"]
+    where = [(row["checkpoint"], row["dataset"]) for row in results["losses"]]
     assert where == [(f"{a}/ckpt.pt", b) for a in ("eval-a", "eval-b") for b in ("meta", "more")]
-    for row in found["losses"]:
+    for row in results["losses"]:
         model = runs[row["checkpoint"].split("/")[0]]
         split = open_dataset(str(workplace / "data" / row["dataset"])).split("val")
         loss, tokens = split_loss(model, split, runtime(), BLOCK, 9)
@@ -57,7 +57,7 @@ def test_checkpoints_side_by_side_alone_and_with_two_processes(runs, workplace, 
         assert row["bits_per_byte"] == pytest.approx(loss / math.log(2))  # one byte each
         assert f"{loss:.4f} | {math.exp(loss):10,.2f} | {loss / math.log(2):13.4f} |" in done.stdout
     coder = CharTokenizer(CHARS)
-    for row, model in zip(found["choices"], runs.values()):
+    for row, model in zip(results["choices"], runs.values()):
         asked = read_questions(workplace / "questions.jsonl")
         want = multiple_choice(model, coder, asked, runtime(), 9)
         assert {k: row[k] for k in want} == pytest.approx(want)
@@ -69,7 +69,7 @@ def test_checkpoints_side_by_side_alone_and_with_two_processes(runs, workplace, 
     assert two.rc == 0, two
     both = json.loads(target.read_text())
     for key in ("losses", "choices"):
-        for one, other in zip(found[key], both[key]):
+        for one, other in zip(results[key], both[key]):
             assert one == pytest.approx(other, abs=1e-4)
 
 

@@ -110,12 +110,12 @@ def test_python_stdlib_of_a_folder(prepare, tmp_path, out):
     result = prepare("python_stdlib", f"--input={library}", "--val_fraction=0.2")
     assert result.rc == 0, result
     _, ids = read(out)
-    found = [
+    contents = [
         bytes(part[:-1].tolist())
         for split in ids.values()
         for part in np.split(split, np.flatnonzero(split == 256)[:-1] + 1)
     ]
-    assert sorted(found) == sorted(data for data in files.values() if data)
+    assert sorted(contents) == sorted(data for data in files.values() if data)
 
 
 def test_shakespeare_char_on_any_text(prepare, tmp_path, out):

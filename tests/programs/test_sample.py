@@ -77,9 +77,9 @@ def sample(*args, cwd, status=0, stdin="") -> subprocess.CompletedProcess:
 
 
 def texts(*args, cwd) -> list[str]:
-    *found, rest = sample(*args, cwd=cwd).stdout.split(DASHES)
+    *answers, rest = sample(*args, cwd=cwd).stdout.split(DASHES)
     assert rest == ""
-    return found
+    return answers
 
 
 def read_until(fd: int, mark: str, timeout: float = 30.0) -> str:
@@ -285,16 +285,16 @@ def test_a_file_of_prompts_is_continued_side_by_side(run, char_model, tmp_path):
     args = (f"--out_dir={run}", "--prompts=in.jsonl", "--batch_size=2", "--max_new_tokens=9")
     piped = sample(*args, cwd=tmp_path).stdout
     assert sample(*args, "--out=out.jsonl", "--batch_size=5", cwd=tmp_path).stdout == ""
-    found = jsonl(tmp_path / "out.jsonl")
-    assert [json.loads(line) for line in piped.splitlines()] == found  # however many at once
-    assert [(a["prompt"], a["row"]) for a in found] == [
+    answers = jsonl(tmp_path / "out.jsonl")
+    assert [json.loads(line) for line in piped.splitlines()] == answers  # however many at once
+    assert [(a["prompt"], a["row"]) for a in answers] == [
         ("jé🙂", 0), ("ab", 0), ("ab", 1), ("ab", 2), ("", 0), ("a", 0),
     ]  # fmt: skip
-    assert found[0]["id"] == 7 and found[0]["text"] == greedy(char_model, "jé🙂", 15)[3:]
-    assert [a["tokens"] for a in found] == [15, 5, 5, 5, 0, BLOCK]  # the context is full
-    assert {a["finish"] for a in found} == {"length"}
+    assert answers[0]["id"] == 7 and answers[0]["text"] == greedy(char_model, "jé🙂", 15)[3:]
+    assert [a["tokens"] for a in answers] == [15, 5, 5, 5, 0, BLOCK]  # the context is full
+    assert {a["finish"] for a in answers} == {"length"}
     one = ("--start=ab", "--num_samples=3", "--max_new_tokens=5")
-    assert ["ab" + a["text"] for a in found[1:4]] == texts(f"--out_dir={run}", *one, cwd=tmp_path)
+    assert ["ab" + a["text"] for a in answers[1:4]] == texts(f"--out_dir={run}", *one, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -280,8 +280,8 @@ def test_penalties(client):
 
 def test_filters(client):
     for options in ({"top_p": 1e-6}, {"min_p": 1.0}, {"top_k": 1}):
-        found = complete(client, temperature=2.0, seed=1, **options).choices[0].text
-        assert found == complete(client).choices[0].text, options
+        text = complete(client, temperature=2.0, seed=1, **options).choices[0].text
+        assert text == complete(client).choices[0].text, options
 
 
 # ---- log-probabilities ----

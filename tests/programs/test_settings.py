@@ -87,18 +87,18 @@ def test_every_path_knows_the_home_folder():
 
 
 def test_the_words_are_those_of_the_code():
-    found = settings()
-    for where, setting in found.items():
+    every = settings()
+    for where, setting in every.items():
         if where[1] == "dtype":
             assert setting.words == ["auto", *runtime.DTYPES], where
         if where[0] in CONFIGS and where[1] in model.CHOICES:
             choices = [c for c in model.CHOICES[where[1]] if isinstance(c, str)]
             assert setting.words == choices, where
-    assert sorted(found["sample.py", "on_full"].words) == sorted(ON_FULL)
-    assert sorted(found["train.py", "lr_schedule"].words) == sorted(SCHEDULES)
-    assert sorted(found["spacebyte", "boundary"].words) == sorted(BOUNDARIES)
+    assert sorted(every["sample.py", "on_full"].words) == sorted(ON_FULL)
+    assert sorted(every["train.py", "lr_schedule"].words) == sorted(SCHEDULES)
+    assert sorted(every["spacebyte", "boundary"].words) == sorted(BOUNDARIES)
     scales = namespace("benchmarks/bytes.py")["SCALES"]
-    assert found["benchmarks/bytes.py", "scale"].words == list(scales)
+    assert every["benchmarks/bytes.py", "scale"].words == list(scales)
 
 
 NUMBERS = (-1e18, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 1e18, math.nan, math.inf)
@@ -123,11 +123,11 @@ def configured(program: str, *arguments: str) -> configurator.Config:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_what_is_not_taken_is_one_line(program, capsys):
-    found = declared(program)
+    known = declared(program)
     if program == "train.py":
-        found |= {name: s for (owner, name), s in fields().items() if owner == "gpt"}
+        known |= {name: s for (owner, name), s in fields().items() if owner == "gpt"}
     argument = ""
-    for name, setting in found.items():
+    for name, setting in known.items():
         wrong = wrong_values(setting)
         for value in wrong:
             with pytest.raises(ValueError, match=f"^--{name}"):
@@ -150,10 +150,10 @@ def test_paths_and_lists_of_every_program(program, monkeypatch, tmp_path, capsys
     typed["numbers"] = "2, 4"
     read = {"path": str(tmp_path / "r"), "paths": f"a,b={tmp_path / 'r'}", "list": "a,b"}
     read |= {"escapes": "\n", "numbers": "2,4"}
-    found = {name: s.kind for name, s in declared(program).items() if s.kind}
-    found |= {n: "numbers" for n, s in declared(program).items() if s.takes.startswith("list of")}
-    config = configured(program, *(f"--{name}={typed[kind]}" for name, kind in found.items()))
-    assert {name: config[name] for name in found} == {n: read[kind] for n, kind in found.items()}
+    kinds = {name: s.kind for name, s in declared(program).items() if s.kind}
+    kinds |= {n: "numbers" for n, s in declared(program).items() if s.takes.startswith("list of")}
+    config = configured(program, *(f"--{name}={typed[kind]}" for name, kind in kinds.items()))
+    assert {name: config[name] for name in kinds} == {n: read[kind] for n, kind in kinds.items()}
     capsys.readouterr()
 
 
@@ -175,16 +175,16 @@ def test_help_and_version(program, capsys):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_second_call_has_the_defaults_again(program, capsys):
     """As in a notebook, where main is called more than once in one process."""
-    found = {name: s for name, s in declared(program).items() if bool in s.types}
-    found |= {n: s for n, s in declared(program).items() if s.types == (int,) or s.kind == "path"}
+    plain = {name: s for name, s in declared(program).items() if bool in s.types}
+    plain |= {n: s for n, s in declared(program).items() if s.types == (int,) or s.kind == "path"}
     other = {
         name: "never-used" if s.kind == "path" else not s.default if bool in s.types else 300
-        for name, s in found.items()
+        for name, s in plain.items()
         if s.kind == "path" or bool in s.types or in_range(300, s.range)
     }
     names = dict(namespace(program))
     first = configurator.configure(names, None, [f"--{n}={v}" for n, v in other.items()])
     assert {n: first[n] for n in other} == other and other
     assert configurator.configure(names, None, []).diff() == {}
-    assert all(names[n] == found[n].default for n in other)
+    assert all(names[n] == plain[n].default for n in other)
     capsys.readouterr()

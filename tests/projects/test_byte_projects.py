@@ -51,8 +51,8 @@ def test_imagenet64s_planes_become_pixels(tmp_path):
     np.savez(tmp_path / "train_data_batch_1.npz", data=planes, labels=np.arange(7))
     np.savez(tmp_path / "val_data.npz", data=planes[:2], labels=np.arange(2))
     files = sorted(tmp_path.glob("*.npz"))
-    found = dict(images.imagenet64(files, 8))
-    assert np.array_equal(found["train"], pixels) and np.array_equal(found["val"], pixels[:2])
+    splits = dict(images.imagenet64(files, 8))
+    assert np.array_equal(splits["train"], pixels) and np.array_equal(splits["val"], pixels[:2])
     halves = dict(images.imagenet64(files, 4))["train"]
     means = pixels.reshape(7, 4, 2, 4, 2, 3).mean(axis=(2, 4))
     assert np.abs(halves - means).max() <= 1
@@ -141,12 +141,12 @@ def test_any_wav_becomes_the_same_bytes(tmp_path, width, channels, rate):
     t = np.arange(rate) / rate
     x = (0.8 * np.sin(2 * np.pi * 100 * t))[:, None].repeat(channels, 1)
     save_wav(tmp_path / "x.wav", x, width, rate)
-    found = sound.read_wav(tmp_path / "x.wav", sound.rate).astype(float)
-    assert len(found) == 4000 and found.dtype == float
+    samples = sound.read_wav(tmp_path / "x.wav", sound.rate).astype(float)
+    assert len(samples) == 4000 and samples.dtype == float
     # the mean over a sample's time delays by half a sample less its own
     delay = 0 if rate <= 4000 else 0.5 / 4000 - 0.5 / rate
     want = 128 + 127 * 0.8 * np.sin(2 * np.pi * 100 * (np.arange(4000) / 4000 + delay))
-    assert np.abs(found - want)[20:-20].max() < (1.1 if rate == 4000 else 5)
+    assert np.abs(samples - want)[20:-20].max() < (1.1 if rate == 4000 else 5)
 
 
 def test_bytes_stay_as_they_are(tmp_path):

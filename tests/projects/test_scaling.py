@@ -24,14 +24,14 @@ def test_a_sweep_and_its_resumption(workplace, tmp_path):
     command += [f"--out_dir={tmp_path}", f"--options={options}"]
     done = run_command(command, workplace, timeout=600)
     assert done.rc == 0, done
-    found = json.loads((tmp_path / "scaling.json").read_text())
-    assert len(found["runs"]) == 6 and set(found["law"]) == {"E", "A", "B", "alpha", "beta"}
-    assert all(2 < run["loss"] < 4 for run in found["runs"])
+    results = json.loads((tmp_path / "scaling.json").read_text())
+    assert len(results["runs"]) == 6 and set(results["law"]) == {"E", "A", "B", "alpha", "beta"}
+    assert all(2 < run["loss"] < 4 for run in results["runs"])
     assert (tmp_path / "scaling.png").stat().st_size > 5000
     assert "N_opt ~ C^" in done.stdout and "approach 2" in done.stdout
     again = run_command(command, workplace, timeout=600)
     assert again.rc == 0 and again.stdout.count("not trained again") == 6, again
-    assert json.loads((tmp_path / "scaling.json").read_text()) == found
+    assert json.loads((tmp_path / "scaling.json").read_text()) == results
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,9 @@ def test_batches_are_every_pair_once():
     pairs = [([1] * (1 + i % 7), [2] * (1 + i % 5)) for i in range(100)]
     c = settings("projects/translate/translate.py", ["--batch_tokens=40"])
     for epoch in (None, 0, 1):
-        found = translate.batches(c, pairs, epoch)
-        assert sorted(i for rows in found for i in rows) == list(range(100))
-        for rows in found:
+        batches = translate.batches(c, pairs, epoch)
+        assert sorted(i for rows in batches for i in rows) == list(range(100))
+        for rows in batches:
             assert len(rows) * max(max(map(len, pairs[i])) + 1 for i in rows) <= 40
     assert [r.tolist() for r in translate.batches(c, pairs, 0)] == [
         r.tolist() for r in translate.batches(c, pairs, 0)

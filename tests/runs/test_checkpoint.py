@@ -40,9 +40,9 @@ def test_the_previous_file_stays(tmp_path):
 def test_one_state_under_several_names(tmp_path):
     save_checkpoint(tmp_path, state(1), ("ckpt.pt", "best.pt", "last.pt"))
     save_checkpoint(tmp_path, state(2), ("ckpt.pt", "last.pt"))
-    found = {p.name: steps(p) for p in tmp_path.iterdir()}
+    saved = {p.name: steps(p) for p in tmp_path.iterdir()}
     expected = {"ckpt.pt": 2, "last.pt": 2, "best.pt": 1, "ckpt.prev.pt": 1, "last.prev.pt": 1}
-    assert found == expected
+    assert saved == expected
 
 
 def test_keep_last(tmp_path):

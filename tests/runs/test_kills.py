@@ -168,9 +168,9 @@ def test_random_kills_of_two_processes_in_one_folder(workplace, tmp_path):
             said = log.read_text(encoding="utf-8") if log.exists() else ""
             assert "Traceback" not in said, said
             counts["kept out by the other"] += "is the folder of a run that goes on" in said
-        found = saved_steps(out)
-        assert max(found.values()) >= steps, (steps, found)
-        steps = max(found.values())
+        saved = saved_steps(out)
+        assert max(saved.values()) >= steps, (steps, saved)
+        steps = max(saved.values())
     for child in filter(None, running):
         os.kill(child, signal.SIGKILL)
     for nursery in pair:

@@ -27,7 +27,7 @@ def test_a_flipped_byte_is_found_wherever_it_matters(tmp_path):
     whole, expected = path.read_bytes(), load_checkpoint(path)
     middle = len(whole) // 2
     places = np.linspace(0, len(whole) - 1, 120).astype(int).tolist()
-    found = 0
+    noticed = 0
     for place in [middle, *places]:
         content = bytearray(whole)
         content[place] ^= 0x10
@@ -35,10 +35,10 @@ def test_a_flipped_byte_is_found_wherever_it_matters(tmp_path):
         try:
             assert differences(load_checkpoint(path), expected) == []
         except UserError as e:
-            found += 1
+            noticed += 1
             assert str(path) in str(e), e
-        assert place != middle or found, "a byte in the middle of the weights"
-    assert found > 60
+        assert place != middle or noticed, "a byte in the middle of the weights"
+    assert noticed > 60
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     with pytest.raises(UserError) as e:
         load_checkpoint(path)
@@ -147,16 +147,16 @@ def test_crop_moments():
     """Of a parameter that became shorter; the others, and the step counters, stay."""
     short, same = torch.zeros(4, 6), torch.zeros(5)
     moments = torch.arange(48.0).view(8, 6)
-    found = {
+    optimizer = {
         "state": {
             0: {"step": torch.tensor(3.0), "exp_avg": moments, "exp_avg_sq": moments * 2},
             1: {"step": torch.tensor(3.0), "exp_avg": torch.ones(5), "exp_avg_sq": torch.ones(5)},
         }
     }
-    crop_moments(found, [short, same, torch.zeros(2)])  # the last one has no state yet
-    assert torch.equal(found["state"][0]["exp_avg"], moments[:4])
-    assert torch.equal(found["state"][0]["exp_avg_sq"], moments[:4] * 2)
-    assert found["state"][0]["step"] == 3 and found["state"][1]["exp_avg"].shape == (5,)
+    crop_moments(optimizer, [short, same, torch.zeros(2)])  # the last one has no state yet
+    assert torch.equal(optimizer["state"][0]["exp_avg"], moments[:4])
+    assert torch.equal(optimizer["state"][0]["exp_avg_sq"], moments[:4] * 2)
+    assert optimizer["state"][0]["step"] == 3 and optimizer["state"][1]["exp_avg"].shape == (5,)
 
 
 def test_a_folder_without_a_run_names_those_that_there_are(tmp_path, monkeypatch):

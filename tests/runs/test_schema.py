@@ -58,7 +58,7 @@ def resume_as_train_does(folder: Path) -> None:
 def test_a_value_of_the_wrong_kind_is_one_line(tmp_path, field):
     """Or does no harm: the model takes a step and stays of the size that it was."""
     _, state = tiny()
-    found = 0
+    refused = 0
     for wrong in WRONG:
         changed = replaced(state, field.split("."), wrong)
         if field.startswith("model_args"):  # as nanoGPT's, which has no model_config
@@ -67,9 +67,9 @@ def test_a_value_of_the_wrong_kind_is_one_line(tmp_path, field):
         try:
             resume_as_train_does(tmp_path)
         except UserError as e:
-            found += 1
+            refused += 1
             assert "\n" not in str(e) and len(str(e)) < 500, e
-    assert found or field == "config.dataset", "nothing of this was refused"
+    assert refused or field == "config.dataset", "nothing of this was refused"
 
 
 def test_what_a_resume_needs_fits_the_model_and_is_there(tmp_path):

@@ -45,10 +45,10 @@ def server():
 
 
 def test_models_are_described(server):
-    (found,) = ask(server, "GET", "/v1/models").json()["data"]
-    assert found["id"] == "m" and found["context_length"] == 160 and found["chat"] is False
-    assert found["parameters"] == server.models["m"].model.num_params()
-    assert ask(server, "GET", "/v1/models/m").json() == found
+    (model,) = ask(server, "GET", "/v1/models").json()["data"]
+    assert model["id"] == "m" and model["context_length"] == 160 and model["chat"] is False
+    assert model["parameters"] == server.models["m"].model.num_params()
+    assert ask(server, "GET", "/v1/models/m").json() == model
     missing = ask(server, "GET", "/v1/models/org/other")
     assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"
 

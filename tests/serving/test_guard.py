@@ -91,5 +91,5 @@ def test_an_endless_body():
 
 
 def test_names_of_hosts():
-    found = [host_name(h) for h in ("a.b:80", "A", "[::1]:80", "[::1", "", ":80", "1.2.3.4")]
-    assert found == ["a.b", "a", "::1", "::1", "", "", "1.2.3.4"]
+    names = [host_name(h) for h in ("a.b:80", "A", "[::1]:80", "[::1", "", ":80", "1.2.3.4")]
+    assert names == ["a.b", "a", "::1", "::1", "", "", "1.2.3.4"]

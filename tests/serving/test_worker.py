@@ -80,7 +80,7 @@ def test_the_engine_does_not_write_for_a_client_that_is_behind(monkeypatch):
         worker = Worker([Engine(model, max_batch=4)], 100)
         worker.start()
         stream = worker.submit(worker.engines[0], [list(b"One day")] * 2, params, 2)
-        found: list[list[int]] = [[] for _ in range(4)]
+        rows: list[list[int]] = [[] for _ in range(4)]
         while stream.open or stream._events:
             before = -1
             while after and before != len(stream._events):  # until nothing more comes
@@ -88,10 +88,10 @@ def test_the_engine_does_not_write_for_a_client_that_is_behind(monkeypatch):
                 await asyncio.sleep(0.3)
             assert before < 900
             for row, event in await stream.take():
-                found[row].append(event.token)
+                rows[row].append(event.token)
         assert worker.finished == 4 and worker.running == worker.waiting == 0
         await asyncio.to_thread(worker.stop)
-        return found
+        return rows
 
     assert asyncio.run(texts(True)) == asyncio.run(texts(False))
 

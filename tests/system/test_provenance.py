@@ -21,8 +21,8 @@ def test_the_command_can_be_pasted(monkeypatch):
 
 def test_plain_values_only():
     """Checkpoints hold plain values, and tables are JSON."""
-    found = provenance(CPU)
-    assert json.loads(json.dumps(found)) == found
+    about = provenance(CPU)
+    assert json.loads(json.dumps(about)) == about
     assert all(type(value) is str for value in versions().values())
     assert {"bonsai", "torch", "python"} == set(versions())
     assert [line.split(":")[0] for line in header(CPU)] == ["command", "commit", "hardware"]

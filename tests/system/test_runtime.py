@@ -92,7 +92,7 @@ PLAIN = (0, 0, 1, False)
 
 
 @pytest.mark.parametrize(
-    "env, found",
+    "env, expected",
     [
         ({}, PLAIN),
         (dict(RANK="", LOCAL_RANK="", WORLD_SIZE="", MASTER_ADDR=""), PLAIN),
@@ -113,17 +113,17 @@ PLAIN = (0, 0, 1, False)
         (dict(WORLD_SIZE="0"), "WORLD_SIZE=0"),
     ],
 )
-def test_what_a_launcher_left_in_the_environment(monkeypatch, env, found):
+def test_what_a_launcher_left_in_the_environment(monkeypatch, env, expected):
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    if isinstance(found, str):
-        with pytest.raises(UserError, match=found):
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
             processes()
     else:
-        assert processes() == found
-        if not found[3]:
+        assert processes() == expected
+        if not expected[3]:
             assert setup("cpu").world_size == 1  # joins nothing
 
 

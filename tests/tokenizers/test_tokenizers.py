@@ -280,7 +280,7 @@ def test_a_tokenizer_is_where_it_is_said_to_be(tmp_path):
     with pytest.raises(UserError, match=r"config.json holds no tokenizer"):
         tokenizers.get(tmp_path / "config.json")
     (tmp_path / "meta.json").write_text('{"tokenizer": {"type": "byte"}}')
-    found = tokenizers.get(tmp_path)  # a data set's folder
-    assert isinstance(found, tokenizers.tokenizer_class("byte"))
+    of_data = tokenizers.get(tmp_path)  # a data set's folder
+    assert isinstance(of_data, tokenizers.tokenizer_class("byte"))
     with pytest.raises(UserError, match="a data set's folder"):
         tokenizers.get("char")

@@ -21,9 +21,9 @@ def runtime():
 
 @pytest.fixture
 def watched(runtime):
-    with Interrupts(runtime) as found:
-        found.watch()
-        yield found
+    with Interrupts(runtime) as signals:
+        signals.watch()
+        yield signals
 
 
 def send(number: int) -> None:
@@ -71,9 +71,9 @@ def test_a_second_one_later_ends_the_program(watched, monkeypatch):
 def test_the_signals_are_given_back(runtime):
     numbers = [getattr(signal, name) for name in interrupts.SIGNALS]
     before = [signal.getsignal(number) for number in numbers]
-    with Interrupts(runtime) as found:
-        found.watch()
-        assert all(signal.getsignal(n) == found._note for n in numbers)
+    with Interrupts(runtime) as signals:
+        signals.watch()
+        assert all(signal.getsignal(n) == signals._note for n in numbers)
     assert [signal.getsignal(number) for number in numbers] == before
 
 
@@ -81,50 +81,50 @@ def test_the_signals_are_given_back(runtime):
 def test_what_nohup_ignores_stays_ignored(runtime):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Interrupts(runtime) as found:
-            found.watch()
+        with Interrupts(runtime) as signals:
+            signals.watch()
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             send(signal.SIGHUP)
-            assert found.status() == 0
+            assert signals.status() == 0
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_in_another_thread_no_signal_is_taken_over(runtime):
-    found, before = Interrupts(runtime), signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=found.watch)
+    signals, before = Interrupts(runtime), signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=signals.watch)
     thread.start()
     thread.join()
-    assert signal.getsignal(signal.SIGINT) is before and not found.before
+    assert signal.getsignal(signal.SIGINT) is before and not signals.before
 
 
 def test_a_reader_that_has_gone_is_a_broken_pipe(runtime, capfd):
-    found = Interrupts(runtime)
-    found.stdout_closed()
-    assert found.status() == 128 + BROKEN_PIPE
+    signals = Interrupts(runtime)
+    signals.stdout_closed()
+    assert signals.status() == 128 + BROKEN_PIPE
     assert "stdout is closed: finishing this step" in capfd.readouterr().err
 
 
 def test_the_end_of_torchrun_is_noticed(runtime, capfd):
     """Its workers are left behind with another parent."""
-    found = Interrupts(replace(runtime, agent=os.getppid()))
-    assert found.status() == 0
-    found = Interrupts(replace(runtime, agent=os.getppid() + 1))
-    assert found.status() == 128 + signal.SIGTERM
+    signals = Interrupts(replace(runtime, agent=os.getppid()))
+    assert signals.status() == 0
+    signals = Interrupts(replace(runtime, agent=os.getppid() + 1))
+    assert signals.status() == 128 + signal.SIGTERM
     assert "torchrun has ended" in capfd.readouterr().err
 
 
 def test_only_one_process_speaks(runtime, capfd):
-    found = Interrupts(runtime)
-    found.runtime = replace(runtime, rank=1)
-    found.stdout_closed()
-    assert found.status() == 128 + BROKEN_PIPE and capfd.readouterr().err == ""
+    signals = Interrupts(runtime)
+    signals.runtime = replace(runtime, rank=1)
+    signals.stdout_closed()
+    assert signals.status() == 128 + BROKEN_PIPE and capfd.readouterr().err == ""
 
 
 def test_batches_end_where_the_run_is_to_stop(runtime):
-    found, seen = Interrupts(runtime), []
-    for batch in found.until_stopped(range(9)):
+    signals, seen = Interrupts(runtime), []
+    for batch in signals.until_stopped(range(9)):
         seen.append(batch)
         if batch == 2:
-            found.stdout_closed()
+            signals.stdout_closed()
     assert seen == [0, 1, 2]

@@ -72,10 +72,10 @@ def test_singular_values_come_near_1(shape):
     wanted = torch.linalg.svd(g, full_matrices=False)
     wanted = wanted.U @ wanted.Vh
     for coefficients, low, high in ((NEWTON_SCHULZ, 0.3, 1.3), (POLAR_EXPRESS, 0.75, 1.2)):
-        found = orthogonalize(g, coefficients, torch.float32)
-        values = torch.linalg.svdvals(found)
+        orthogonal = orthogonalize(g, coefficients, torch.float32)
+        values = torch.linalg.svdvals(orthogonal)
         assert low < values.min() and values.max() < high
-        assert (found - wanted).norm() / wanted.norm() < 0.3
+        assert (orthogonal - wanted).norm() / wanted.norm() < 0.3
 
 
 def test_a_gradient_of_nothing_moves_nothing():

@@ -43,15 +43,15 @@ def test_every_optimizer_lowers_the_loss(name):
     model = tiny()
     optimizer = build_optimizer(model, replace(SETTINGS, optimizer=name, learning_rate=1e-2), CPU)
     idx = torch.arange(9).repeat(4, 1)
-    found = []
+    losses = []
     for _ in range(20):
         _, loss = model(idx[:, :-1], idx[:, 1:])
         loss.backward()
         clip_gradients(optimizer, 0.0)
         optimizer.step()
         optimizer.zero_grad()
-        found.append(loss.item())
-    assert found[-1] < found[0] / 2
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
 
 
 def test_settings_reach_adamw():

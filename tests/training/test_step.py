@@ -61,10 +61,10 @@ def test_the_parts_of_a_step_are_the_step():
 
 
 def test_dropout_is_a_function_of_seed_and_step():
-    found = []
+    losses = []
     for number in (3, 3, 4):
-        found.append(TrainingStep(tiny(0.5), SLOW, CPU)(number, [batch(2)]).item())
-    assert found[0] == found[1] != found[2]
+        losses.append(TrainingStep(tiny(0.5), SLOW, CPU)(number, [batch(2)]).item())
+    assert losses[0] == losses[1] != losses[2]
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -37,12 +37,12 @@ def ours(q, k, v, mask=None, scale=None) -> torch.Tensor:
 @pytest.fixture
 def calls(monkeypatch) -> list:
     """The dtypes of calls of attention.cpp, in turn."""
-    seen, found = [], attention.kernels()
+    seen, kernels = [], attention.kernels()
 
     def spy(dtype):
-        return lambda *arguments: (seen.append(dtype), found[dtype](*arguments))
+        return lambda *arguments: (seen.append(dtype), kernels[dtype](*arguments))
 
-    monkeypatch.setattr(attention, "kernels", lambda: {dtype: spy(dtype) for dtype in found})
+    monkeypatch.setattr(attention, "kernels", lambda: {dtype: spy(dtype) for dtype in kernels})
     return seen
 
 

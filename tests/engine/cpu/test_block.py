@@ -43,12 +43,12 @@ def make(**choices):
 @pytest.fixture
 def calls(monkeypatch) -> list:
     """The dtypes of calls of block.cpp, in turn, by models prepared from here on."""
-    seen, found = [], block.kernels()
+    seen, kernels = [], block.kernels()
 
     def spy(dtype):
-        return lambda *arguments: (seen.append(dtype), found[dtype](*arguments))
+        return lambda *arguments: (seen.append(dtype), kernels[dtype](*arguments))
 
-    monkeypatch.setattr(block, "kernels", lambda: {dtype: spy(dtype) for dtype in found})
+    monkeypatch.setattr(block, "kernels", lambda: {dtype: spy(dtype) for dtype in kernels})
     return seen
 
 
@@ -108,14 +108,14 @@ def test_a_step_of_all_blocks_is_that_of_the_model(choice, quantize, dtype, call
 def test_the_number_of_threads_changes_nothing(calls):
     prepared, ids = prepare(make(), torch.float32, "int8"), torch.randint(101, (1, 8))
     before = torch.get_num_threads()
-    found = []
+    logits = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(one_by_one(prepared, ids, torch.float32))
+            logits.append(one_by_one(prepared, ids, torch.float32))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
 
 
 @own_kernel

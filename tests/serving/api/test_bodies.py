@@ -19,8 +19,8 @@ def refused(body: bytes, model=CompletionRequest) -> ApiError:
 def test_a_body_is_read():
     body = {"model": "m", "prompt": ["a,[{", '"\\"'], "temperature": 0}
     for data in (json.dumps(body).encode(), b"\xef\xbb\xbf" + json.dumps(body).encode()):
-        found = parse(data, CompletionRequest)
-        assert (found.prompt, found.temperature, found.n) == (body["prompt"], 0, None)
+        request = parse(data, CompletionRequest)
+        assert (request.prompt, request.temperature, request.n) == (body["prompt"], 0, None)
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,9 @@ def written(form, *pieces, **options) -> tuple[list, Answer, Metrics]:
 
 def whole(form, *pieces) -> dict:
     answer = Answer(form.plan, *pieces)
-    found = json.loads(asyncio.run(Writer(answer, form).whole(Stopwatch(Metrics()))))
+    body = json.loads(asyncio.run(Writer(answer, form).whole(Stopwatch(Metrics()))))
     assert answer.closed
-    return found
+    return body
 
 
 def test_json_has_no_infinities():
@@ -81,10 +81,10 @@ TOKENS = [
 def test_logprobs_of_a_completion_are_four_lists():
     """Of two tokens that look alike the likelier one stands; the drawn one always does."""
     form = CompletionForm(plan(logprobs=3))
-    found = form.choice(AnswerPiece(0, "BC", TOKENS, "stop"), chunk=False)["logprobs"]
-    assert found["tokens"] == ["B", "C"] and found["text_offset"] == [0, 1]
-    assert found["token_logprobs"] == [None, -0.5]
-    assert found["top_logprobs"] == [None, {"D": -0.1, "C": -0.5, "bytes:?": -2.0}]
+    logprobs = form.choice(AnswerPiece(0, "BC", TOKENS, "stop"), chunk=False)["logprobs"]
+    assert logprobs["tokens"] == ["B", "C"] and logprobs["text_offset"] == [0, 1]
+    assert logprobs["token_logprobs"] == [None, -0.5]
+    assert logprobs["top_logprobs"] == [None, {"D": -0.1, "C": -0.5, "bytes:?": -2.0}]
     below = form.logprobs([TokenInfo(69, -9.0, [(68, -0.1)])])
     assert below["top_logprobs"] == [{"D": -0.1, "E": -9.0}]
 
@@ -112,18 +112,18 @@ def test_a_whole_answer_is_all_of_its_pieces():
         [AnswerPiece(0, "b", finish="stop")],
         [AnswerPiece(1, "", [], "length")],
     )
-    found = whole(CompletionForm(plan(rows=2)), *pieces)
-    texts = [(c["index"], c["text"], c["finish_reason"]) for c in found["choices"]]
+    body = whole(CompletionForm(plan(rows=2)), *pieces)
+    texts = [(c["index"], c["text"], c["finish_reason"]) for c in body["choices"]]
     assert texts == [(0, "ab", "stop"), (1, "x", "length")]
-    assert found["object"] == "text_completion" and found["id"].startswith("cmpl-")
-    assert (found["model"], found["usage"]) == ("m", {"total_tokens": 7})
+    assert body["object"] == "text_completion" and body["id"].startswith("cmpl-")
+    assert (body["model"], body["usage"]) == ("m", {"total_tokens": 7})
 
 
 def test_a_stream_of_a_chat():
     """A role for each choice, what is new, the counts if asked for, and an end."""
     pieces = [AnswerPiece(0, "a")], [AnswerPiece(0, "", [], "stop")]
-    found, answer, metrics = written(ChatForm(plan()), *pieces, include_usage=True)
-    *chunks, done = found
+    events, answer, metrics = written(ChatForm(plan()), *pieces, include_usage=True)
+    *chunks, done = events
     assert done == b"[DONE]" and answer.closed and metrics.duration.counts[0] == 1
     assert {c["object"] for c in chunks} == {"chat.completion.chunk"}
     assert len({c["id"] for c in chunks}) == 1
@@ -134,16 +134,16 @@ def test_a_stream_of_a_chat():
 
 
 def test_counts_so_far_in_every_chunk():
-    found, *_ = written(
+    events, *_ = written(
         CompletionForm(plan()), [AnswerPiece(0, "a")], include_usage=True, continuous=True
     )
-    assert [c["usage"] for c in found[:-1]] == [{"total_tokens": 7}] * 2
-    found, *_ = written(CompletionForm(plan()), [AnswerPiece(0, "a")])
-    assert "usage" not in found[0] and len(found) == 2
+    assert [c["usage"] for c in events[:-1]] == [{"total_tokens": 7}] * 2
+    events, *_ = written(CompletionForm(plan()), [AnswerPiece(0, "a")])
+    assert "usage" not in events[0] and len(events) == 2
 
 
 def test_an_error_in_a_stream_is_its_last_event():
     error = ApiError(503, "the server is stopping", code="stopped")
-    found, answer, metrics = written(CompletionForm(plan()), [AnswerPiece(0, "a")], error)
-    assert found[1]["error"]["code"] == "stopped" and found[2] == b"[DONE]"
+    events, answer, metrics = written(CompletionForm(plan()), [AnswerPiece(0, "a")], error)
+    assert events[1]["error"]["code"] == "stopped" and events[2] == b"[DONE]"
     assert answer.closed and sum(metrics.duration.counts) == 0

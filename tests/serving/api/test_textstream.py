@@ -21,9 +21,9 @@ def cuts(data: st.DataObject, whole):
 def expected(text: str, stops: list[str]) -> tuple[str, bool]:
     """By trying every end: the text before the stop string that ends first; whether any does."""
     for end in range(len(text) + 1):
-        found = [s for s in stops if text[:end].endswith(s)]
-        if found:
-            return text[: end - len(max(found, key=len))], True
+        ends = [s for s in stops if text[:end].endswith(s)]
+        if ends:
+            return text[: end - len(max(ends, key=len))], True
     return text, False
 
 
@@ -100,16 +100,16 @@ def test_offsets_say_where_tokens_begin(text, data):
 
 def places(data: bytes) -> list[int]:
     """For each byte, which character of the text it is in, by where decoding all at once fails."""
-    found, done = [], 0
+    numbers, done = [], 0
     spans = []
     codecs.register_error("note", lambda e: (spans.append((e.start, e.end)), ("\ufffd", e.end))[1])
     data.decode("utf-8", "note")
     for start, end in [*spans, (len(data), len(data))]:
         for char in data[done:start].decode():
-            found += [found[-1] + 1 if found else 0] * len(char.encode())
-        found += [found[-1] + 1 if found else 0] * (end - start)
+            numbers += [numbers[-1] + 1 if numbers else 0] * len(char.encode())
+        numbers += [numbers[-1] + 1 if numbers else 0] * (end - start)
         done = end
-    return found
+    return numbers
 
 
 PARTS = b"a|\xe6|\xe6\xbc|\xa2|\xf0\x9f|\x98\x80|\xff|\xef\xbf|\xbd|\xf0|\x80|\xc3\xa9".split(b"|")

@@ -446,12 +446,12 @@ def test_all_settings_are_asked_for(server, visit):
     assert {name: body.get(name) for name in wanted} == wanted
     expect(page.locator("#stats")).to_contain_text("continuation 1 of 3")
     expect(page.locator("#stop")).to_be_hidden()
-    found = []
+    texts = []
     for _ in range(3):
-        found.append(continuation(page))
+        texts.append(continuation(page))
         page.get_by_role("button", name="Next version").dispatch_event("click")
     answers = server.ask("/v1/completions", {**wanted, "model": "long", "prompt": PROMPT})
-    assert found == [choice["text"] for choice in answers["choices"]]
+    assert texts == [choice["text"] for choice in answers["choices"]]
     page.reload()
     expect(page.locator("#more-count")).to_have_text(" (6 set)")
     expect(page.locator("#set-stop")).to_have_value("zz\n\\n\\n\na\\\\n")
@@ -736,16 +736,16 @@ def test_a_slow_link_shows_something_at_once(server, visit):
 
 def test_all_modules_are_preloaded():
     """Else the browser learns of one only from another: a journey for each step."""
-    found, todo = set(), ["app.js"]
+    modules, todo = set(), ["app.js"]
     while todo:
         text = (WEB / todo.pop()).read_text(encoding="utf-8")
-        new = set(re.findall(r'from "\./([\w.]+)"', text)) - found
-        found |= new
+        new = set(re.findall(r'from "\./([\w.]+)"', text)) - modules
+        modules |= new
         todo += new
     page = (WEB / "index.html").read_text(encoding="utf-8")
     preloaded = re.findall(r'rel="modulepreload" href="([\w.]+)"', page)
-    assert sorted(preloaded) == sorted(found)
-    assert {p.name for p in WEB.glob("*.js")} == found | {"app.js", "first.js"}
+    assert sorted(preloaded) == sorted(modules)
+    assert {p.name for p in WEB.glob("*.js")} == modules | {"app.js", "first.js"}
 
 
 def test_tabs_by_keyboard(server, visit):
@@ -898,20 +898,20 @@ def test_attention_and_the_next_token_by_layer(server, visit):
     page.locator("#inside-prompt").fill("so tall")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".head")).to_have_count(4 * 8)
-    found = server.ask("/inspect", {"model": "long", "prompt": "so tall"})
+    seen = server.ask("/inspect", {"model": "long", "prompt": "so tall"})
     page.get_by_role("button", name="Layer 3, head 2").click()
     expect(page.locator("#map-title")).to_have_text("Layer 3, head 2")
     page.locator("#map").focus()
     page.keyboard.press("ArrowUp")  # from the last row, first column
     page.keyboard.press("ArrowRight")
-    weight = found["attention"][2][1][5][1]
+    weight = seen["attention"][2][1][5][1]
     expect(page.locator("#map-readout")).to_have_text(f"l (6) looks at o (2): {weight:.4f}")
     box = page.locator("#map").bounding_box()
     page.mouse.move(box["x"] + 2, box["y"] + 2)
     expect(page.locator("#map-readout")).to_contain_text("Point at a cell")
     rows = page.locator(".lens tbody tr")
     expect(rows).to_have_count(5)
-    best = found["layers"][4][0]
+    best = seen["layers"][4][0]
     expect(rows.nth(4).locator("td").first).to_contain_text(f"{100 * best['p']:.1f}"[:3])
     expect(rows.nth(4).locator("td").first).to_have_class("winner")
 
@@ -965,8 +965,8 @@ def answer_runs(page, count: int, rows=None, **changes) -> None:
 
     def own(i: int) -> list[dict]:
         losses = [5 - i / 20 - step / 20 for step in range(40)]
-        found = [{"iter": s, "loss": loss, "ms": 500.0} for s, loss in enumerate(losses)]
-        return [{**row, "tokens_per_s": 8000.0 * (i + 1)} for row in found]
+        rows = [{"iter": s, "loss": loss, "ms": 500.0} for s, loss in enumerate(losses)]
+        return [{**row, "tokens_per_s": 8000.0 * (i + 1)} for row in rows]
 
     listed = [
         {
@@ -986,8 +986,8 @@ def answer_runs(page, count: int, rows=None, **changes) -> None:
     def answer(route) -> None:
         i = int(route.request.url.split("/out-")[1].split("?")[0])
         start = int(route.request.url.split("from=")[1])
-        found = rows or own(i)
-        route.fulfill(json={"rows": found[start:], "next": len(found)})
+        lines = rows or own(i)
+        route.fulfill(json={"rows": lines[start:], "next": len(lines)})
 
     page.route("**/runs", lambda route: route.fulfill(json=listed))
     page.route("**/runs/out-*", answer)

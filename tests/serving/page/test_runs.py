@@ -33,8 +33,8 @@ def test_the_first_of_two_folders_wins(tmp_path):
     make_run(tmp_path / "x" / "out", [])
     make_run(tmp_path / "y" / "out", [])
     make_run(tmp_path / "y" / "out-2", [])
-    found = find_runs([tmp_path / "x", tmp_path / "y"])
-    assert found == {"out": tmp_path / "x" / "out", "out-2": tmp_path / "y" / "out-2"}
+    runs = find_runs([tmp_path / "x", tmp_path / "y"])
+    assert runs == {"out": tmp_path / "x" / "out", "out-2": tmp_path / "y" / "out-2"}
 
 
 def test_rows_from_a_line_on(tmp_path):
@@ -105,13 +105,13 @@ def test_odd_folders_cost_themselves_alone(tmp_path):
     os.makedirs(os.fsencode(tmp_path) + b"/out-\xff")
     with open(os.fsencode(tmp_path) + b"/out-\xff/metrics.jsonl", "wb"):
         pass
-    found = {run["name"]: run for run in list_runs([tmp_path, tmp_path / "nowhere"])}
-    json.dumps(list(found.values()), allow_nan=False).encode()
+    runs = {run["name"]: run for run in list_runs([tmp_path, tmp_path / "nowhere"])}
+    json.dumps(list(runs.values()), allow_nan=False).encode()
     assert {"out-good", "out-settings", "out-fifo2"} | {f"out-{i}" for i in range(len(ODD))} == (
-        set(found)
+        set(runs)
     )
-    assert found["out-good"]["val_loss"] == 1.5
-    assert found["out-settings"]["settings"]["deep"] == {"lr": [None]}
-    for name in found:
+    assert runs["out-good"]["val_loss"] == 1.5
+    assert runs["out-settings"]["settings"]["deep"] == {"lr": [None]}
+    for name in runs:
         json.dumps(rows_from(tmp_path / name), allow_nan=False).encode()
     assert rows_from(tmp_path / "out-fifo") == ([], 0)
