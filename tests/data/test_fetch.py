@@ -1,10 +1,7 @@
 """bonsai/data/fetch.py: what comes whole is kept, what does not is one line and no file."""
 
-import http.server
-import json
-import threading
-
 import pytest
+from helpers.site import site_with
 
 from bonsai.data import fetch
 from bonsai.data.fetch import download, fetch_text, hub_files
@@ -24,34 +21,11 @@ LISTS = {  # of a data set: what the hub answers
 LISTS["both"] = [*LISTS["rows"], {"type": "file", "path": "c.parquet", "size": 7}]
 
 
-class Site(http.server.BaseHTTPRequestHandler):
-    """A few files, one of which is cut short, and lists of a hub's files."""
-
-    def do_GET(self):
-        name, headers = self.path.split("?")[0].strip("/"), {}
-        if "/tree/" in name:
-            body = json.dumps(LISTS[name.split("/")[2]]).encode()
-        elif name in ("whole", "short"):
-            body, headers = "né\n".encode(), {"Content-Length": "1000"} if name == "short" else {}
-        else:
-            return self.send_error(404)
-        self.send_response(200)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture(scope="module")
 def site():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with site_with({"whole": "né\n", "short": "né\n"}) as site:
+        site.lists = LISTS
+        yield site.url
 
 
 @pytest.fixture(autouse=True)

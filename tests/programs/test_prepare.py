@@ -4,13 +4,10 @@ Scripts run from a copy of the repository's data side, so that no test writes in
 """
 
 import gzip
-import hashlib
-import http.server
 import json
 import pickle
 import shutil
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from helpers.inputs import TEXTS, split_of, write_inputs
 from helpers.prepared import documents, leftovers, read
 from helpers.programs import ROOT, Result, assert_one_line_error, run_command
 from helpers.shared_data import need_vocabulary, shared
+from helpers.site import site_with
 
 from bonsai.data.readers import Options, read_pieces
 from bonsai.system.errors import UserError
@@ -210,49 +208,16 @@ def test_fineweb_from_local_shards(prepare, tmp_path, out):
     assert sum(len(part) for part in documents(out).values()) == 40
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a download needs: a list of files, and the files."""
-
-    protocol_version = "HTTP/1.1"
-    files: dict[str, bytes] = {}  # noqa: RUF012 - set by the test
-    served: list[str] = []  # noqa: RUF012 - the files that were sent
-
-    def do_GET(self):
-        path, status, headers = self.path.split("?")[0], 200, {}
-        name = path.split("/main/")[-1]
-        if path.startswith("/api/") and "/tree/main" in path:
-            rows = [{"type": "file", "path": p, "size": len(d)} for p, d in self.files.items()]
-            body = json.dumps([*rows, {"type": "directory", "path": "sample", "size": 0}]).encode()
-        elif "/resolve/" in path and name in self.files:
-            body = self.files[name]
-            headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": "c" * 40}
-        elif path == "/short.txt":
-            body, headers = b"cut", {"Content-Length": "1000", "Connection": "close"}
-        elif path == "/text.txt":
-            body = "".join(TEXTS).encode()
-        else:
-            body, status = b"", 404
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-            self.served += [name] if name in self.files else []
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def hub():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with site_with({"text.txt": "".join(TEXTS), "short.txt": "cut"}) as site:
+        yield site
+
+
+def from_hub(hub, tmp_path: Path) -> dict[str, str]:
+    """The environment in which a program takes it for the hub."""
+    env = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    return {**env, "no_proxy": "127.0.0.1"}
 
 
 def test_downloads_from_the_hub(prepare, tmp_path, out, hub):
@@ -261,9 +226,8 @@ def test_downloads_from_the_hub(prepare, tmp_path, out, hub):
     paths = ("sample/10BT/001.parquet", "sample/10BT/000.parquet")
     for path, texts in zip(paths, (TEXTS[40:], TEXTS[:40])):
         file = write_inputs(tmp_path / path[-11:-8], texts)["docs.parquet"]
-        Hub.files[path] = file.read_bytes()
-    env = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
-    env["no_proxy"] = "127.0.0.1"
+        hub.files[path] = file.read_bytes()
+    env = from_hub(hub, tmp_path)
     result = prepare("fineweb", "--tokenizer=byte", env=env)
     assert result.rc == 0, result
     texts = documents(out)
@@ -281,18 +245,16 @@ def test_downloads_from_the_hub(prepare, tmp_path, out, hub):
     assert leftovers(out) == ["meta.json", "train.bin", "val.bin"]
 
 
-def test_custom_from_the_hub(prepare, tmp_path, out, hub, monkeypatch):
+def test_custom_from_the_hub(prepare, tmp_path, out, hub):
     pytest.importorskip("huggingface_hub")
     path = write_inputs(tmp_path / "in", TEXTS)["docs.jsonl"]
     rows = path.read_bytes().splitlines(keepends=True)
     files = {"data/train-0.jsonl": rows[:40], "data/train-1.jsonl": rows[40:], "test.jsonl": rows}
-    monkeypatch.setattr(Hub, "files", {name: b"".join(data) for name, data in files.items()})
-    env = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
-    env["no_proxy"] = "127.0.0.1"
-    monkeypatch.setattr(Hub, "served", [])
+    hub.files = {name: b"".join(data) for name, data in files.items()}
+    env = from_hub(hub, tmp_path)
     result = prepare("custom", "--hub=some/texts", "--tokenizer=byte", env=env)
     assert result.rc == 0 and "2 of the 3 files" in result.stdout, result
-    assert sorted(Hub.served) == ["data/train-0.jsonl", "data/train-1.jsonl"]  # each once
+    assert sorted(hub.served) == ["data/train-0.jsonl", "data/train-1.jsonl"]  # each once
     texts = documents(out)
     assert sorted(texts["train"] + texts["val"]) == sorted(TEXTS)
     assert leftovers(out) == ["meta.json", "train.bin", "val.bin"]
@@ -303,12 +265,12 @@ def test_custom_from_the_hub(prepare, tmp_path, out, hub, monkeypatch):
 
 def test_download_of_a_text(prepare, house, out, hub):
     env = {"no_proxy": "127.0.0.1"}
-    result = prepare("shakespeare_char", f"--url={hub}/short.txt", env=env)
+    result = prepare("shakespeare_char", f"--url={hub.url}/short.txt", env=env)
     assert_one_line_error(result, "3 of 1000 bytes", "--input=")
-    result = prepare("shakespeare_char", f"--url={hub}/none.txt", env=env)
+    result = prepare("shakespeare_char", f"--url={hub.url}/none.txt", env=env)
     assert_one_line_error(result, "404", "--input=")
     assert leftovers(house / "data/shakespeare_char") == ["prepare.py", "readme.md"]
-    result = prepare("shakespeare_char", f"--url={hub}/text.txt", env=env)
+    result = prepare("shakespeare_char", f"--url={hub.url}/text.txt", env=env)
     assert result.rc == 0, result
     assert (house / "data/shakespeare_char/input.txt").read_text("utf-8") == "".join(TEXTS)
     assert prepare("shakespeare_char", env=OFFLINE).rc == 0  # the second time from there
