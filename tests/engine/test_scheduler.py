@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from helpers.engine import alone, finish, random_requests
+from helpers.engine import alone, finish, finish_as_plain, random_requests
 from helpers.tiny_model import VOCAB, texts, tiny
 from torch import nn
 from torch.nn import functional as F
@@ -163,16 +163,8 @@ def test_repetition_takes_fewer_steps_and_the_same_tokens(temperature, cached):
         model.lm_head.weight = nn.Parameter(head)
     engine = Engine(model if cached else NoCache(model), lookup=6)
     params = SamplingParams(max_new_tokens=70, temperature=temperature, top_k=3, logprobs=2)
-    (request,) = engine.submit([0, 1, 2, 3], params)
-    steps, events = 0, []
-    while engine.busy:
-        events += engine.step()
-        steps += 1
-    assert request.tokens == alone(model, request) == [event.token for event in events]
+    request, steps = finish_as_plain(engine, model, [0, 1, 2, 3], params)
     assert len(request.tokens) == 70 and steps < 45
-    (other,) = (plain := Engine(model)).submit([0, 1, 2, 3], params)
-    want = [event.logprob for event in finish(plain)[other]]
-    assert [event.logprob for event in events] == pytest.approx(want, abs=1e-4)
 
 
 # ---- log-probabilities ----

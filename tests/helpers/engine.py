@@ -1,8 +1,9 @@
 """What the tests of the engine share."""
 
+import pytest
 from helpers.tiny_model import VOCAB
 
-from bonsai.engine import SamplingParams, generate
+from bonsai.engine import Engine, Request, SamplingParams, generate
 
 
 def finish(engine) -> dict:
@@ -40,3 +41,20 @@ def random_requests(engine, rng, count):
         )
         requests += engine.submit(prompt, params, n=rng.choice([1, 1, 3]))
     return requests
+
+
+def finish_as_plain(
+    engine, model, prompt: list[int], params: SamplingParams
+) -> tuple[Request, int]:
+    """A request of an engine that guesses, done, and its steps; holds tokens and log-probabilities
+    to those without guesses."""
+    (request,) = engine.submit(prompt, params)
+    steps, events = 0, []
+    while engine.busy:
+        events += engine.step()
+        steps += 1
+    assert request.tokens == alone(model, request) == [event.token for event in events]
+    (other,) = (plain := Engine(model)).submit(prompt, params)
+    want = [event.logprob for event in finish(plain)[other]]
+    assert [event.logprob for event in events] == pytest.approx(want, abs=1e-4)
+    return request, steps
