@@ -50,6 +50,9 @@ class GPTConfig:
     window_pattern: str = "L"  # layer by layer, repeated: L local, D dense ('DL' as in GPT-3)
     residual_lambdas: bool = False  # learned weights, per layer, of the stream and its first state
     value_embeddings: bool = False  # tokens' own values, gated, in every other layer
+    bigram_rows: int = (
+        0  # of a table of hashed pairs of tokens, beside the embedding; 0: none [>= 0]
+    )
     activation_checkpointing: bool = False  # recompute in backward: less memory
 
     def __post_init__(self) -> None:
@@ -123,7 +126,7 @@ CHOICES = {
     "activation": ("gelu", "gelu_tanh", "relu", "relu2", "swiglu"),
 }
 LEAST = dict.fromkeys(("block_size", "vocab_size", "n_layer", "n_head", "n_embd"), 1)
-LEAST |= dict.fromkeys(("n_kv_head", "head_size", "logit_softcap"), 0)
+LEAST |= dict.fromkeys(("n_kv_head", "head_size", "logit_softcap", "bigram_rows"), 0)
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -258,6 +261,14 @@ class CausalSelfAttention(nn.Module):
 # ---- the rest of a block, and the model ----
 
 
+def bigram_hash(before: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
+    """The row of each pair of tokens (before, idx), both int64; pairs share rows at random.
+
+    As in modded-nanogpt; n-grams of bytes have such tables in BLT (Pagnoni et al. 2024).
+    """
+    return (27191 * before ^ 36313 * idx) % rows
+
+
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -314,6 +325,8 @@ class GPT(nn.Module):
             self.values = nn.ModuleDict(
                 {str(i): nn.Embedding(config.vocab_size, width) for i in layers}
             )
+        if config.bigram_rows:
+            self.bigrams = nn.Embedding(config.bigram_rows, config.n_embd)
         if config.residual_lambdas:  # modded-nanogpt, 2024
             self.residual_lambdas = nn.Parameter(torch.empty(config.n_layer))
             self.x0_lambdas = nn.Parameter(torch.empty(config.n_layer))
@@ -338,7 +351,7 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight") and c.init == "gpt2":
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * c.n_layer))
             zeros = ("c_proj.weight", "lm_head.weight") if c.zero_init else ()
-            if name.endswith((*zeros, "gate.weight")) or name.startswith("values."):
+            if name.endswith((*zeros, "gate.weight")) or name.startswith(("values.", "bigrams.")):
                 nn.init.zeros_(p)
         if c.residual_lambdas:
             down = torch.linspace(1, 0, c.n_layer)
@@ -359,6 +372,9 @@ class GPT(nn.Module):
         assert start + T <= limit, f"{start + T} tokens do not fit a context of {limit}"
         pos = torch.arange(T, device=idx.device) if cache is None else cache.place(T)  # (T,)
         x = self.transformer.wte(idx)  # (B, T, C)
+        if self.config.bigram_rows:
+            before = F.pad(idx[:, :-1], (1, 0)) if cache is None else cache.before(idx)
+            x = x + self.bigrams(bigram_hash(before, idx, self.config.bigram_rows))
         if self.config.position == "learned":
             x = x + self.transformer.wpe(pos).view(-1, T, x.size(2))
         elif self.config.position == "sinusoidal":
@@ -474,7 +490,7 @@ class GPT(nn.Module):
         """Which parameters are what, for optimizers that treat them apart; each in one group."""
         groups = {k: [] for k in ("matrices", "embeddings", "head", "scalars", "residual")}
         for name, p in self.named_parameters():  # names a tied tensor once, as the embedding
-            if name.startswith(("transformer.wte", "transformer.wpe", "values")):
+            if name.startswith(("transformer.wte", "transformer.wpe", "values", "bigrams")):
                 groups["embeddings"].append(p)
             elif name.startswith("lm_head"):
                 groups["head"].append(p)

@@ -109,7 +109,8 @@ class Cache:
 
 
 class KVCache(Cache):
-    """Keys and values of each layer: k, v (n_layer, B, nkv, length, hs).
+    """Keys and values of each layer: k, v (n_layer, B, nkv, length, hs); of a model with embeddings
+    of bigrams also the tokens, ids (B, length).
 
     In a forward pass `place` says where the next tokens stand, each layer's attention puts theirs
     after the others by `update`, and `advance` counts them. With `pos`, a tensor (B,), positions
@@ -124,6 +125,9 @@ class KVCache(Cache):
         shape = (config.n_layer, batch, config.kv_heads, length, config.head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
+        if config.bigram_rows:
+            self.buffers += (("ids", 0, 1),)
+            self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
         self.pos = None
 
     def place(self, T: int) -> torch.Tensor:
@@ -142,6 +146,14 @@ class KVCache(Cache):
         self.queries = self.at[:, None, :, None]  # (B, 1, T, 1)
         self.mask = torch.arange(self.end, device=self.k.device) <= self.queries
         return self.at[:, None]
+
+    def before(self, idx: torch.Tensor) -> torch.Tensor:
+        """Keep the placed tokens idx (B, T); returns the token before each, 0 before the first."""
+        rows, at = torch.arange(len(idx), device=idx.device)[:, None], self.at
+        if at is None:
+            at = torch.arange(self.end - idx.size(1), self.end, device=idx.device).expand_as(idx)
+        self.ids[rows, at] = idx
+        return self.ids[rows, (at - 1).clamp(min=0)] * (at > 0)
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor, window: int = 0):
         """Put k, v (B, nkv, T, hs) of the placed tokens after the others -> keys, values, mask.

@@ -20,6 +20,8 @@ PARTS = {  # by the module's name
     "attn": "attention",
     "mlp": "MLP",
     "lm_head": "output head",
+    "values": "value embeddings",
+    "bigrams": "bigram embeddings",
 }
 
 
