@@ -64,7 +64,8 @@ class CompiledStep:
         if (rows, positions) not in self.buckets:
             idx, part = self.idx[:rows], fixed_view(self.cache, rows, positions)
             part.pos = self.pos[:rows]
-            for buffer in (part.k, part.v, part.pos, idx):
+            written = [getattr(part, name) for name, *_ in part.buffers]
+            for buffer in (*written, part.pos, idx):
                 torch._dynamo.mark_static_address(buffer)  # else no graph: steps write to them
             self.buckets[rows, positions] = idx, part
         torch.compiler.cudagraph_mark_step_begin()

@@ -149,11 +149,11 @@ class KVCache(Cache):
 
     def before(self, idx: torch.Tensor) -> torch.Tensor:
         """Keep the placed tokens idx (B, T); returns the token before each, 0 before the first."""
-        rows, at = torch.arange(len(idx), device=idx.device)[:, None], self.at
+        at = self.at  # (B, T), or the same for all rows
         if at is None:
             at = torch.arange(self.end - idx.size(1), self.end, device=idx.device).expand_as(idx)
-        self.ids[rows, at] = idx
-        return self.ids[rows, (at - 1).clamp(min=0)] * (at > 0)
+        self.ids.scatter_(1, at, idx)
+        return self.ids.gather(1, (at - 1).clamp(min=0)) * (at > 0)
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor, window: int = 0):
         """Put k, v (B, nkv, T, hs) of the placed tokens after the others -> keys, values, mask.
