@@ -258,6 +258,20 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
 
+# ---- the loss ----
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean in nats over the targets (B, T) that are not -1, of logits (B, T, V)."""
+    return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+
+
+def head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """cross_entropy of model.head(x): where nobody else reads them, a compiler needs to write no
+    logits in fp32. x (B, T, C), targets (B, T)."""
+    return cross_entropy(model.head(x), targets)
+
+
 # ---- the rest of a block, and the model ----
 
 
@@ -360,12 +374,17 @@ class GPT(nn.Module):
                 self.x0_lambdas.copy_(0.05 + 0.15 * down)
 
     def forward(
-        self, idx: torch.Tensor, targets: torch.Tensor | None = None, cache=None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self,
+        idx: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        cache=None,
+        return_logits: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         Targets of -1 are ignored. Without targets the loss is None and the logits are those of the
         last position, (B, 1, V). With a cache of `new_cache`, idx are the tokens after those in it.
+        return_logits: False where the loss alone is wanted: logits are None, and never all there.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
@@ -398,12 +417,18 @@ class GPT(nn.Module):
         x = self.transformer.ln_f(x)
         if cache is not None:
             cache.advance(T)
+        return self.logits_and_loss(x, targets, return_logits)
+
+    head_loss = staticmethod(head_loss)  # or, of a model, one in chunks: bonsai/models/head_loss.py
+
+    def logits_and_loss(self, x: torch.Tensor, targets: torch.Tensor | None, return_logits: bool):
+        """What forward returns, of the stream's last state x (B, T, C)."""
         if targets is None:
             return self.head(x[:, [-1], :]), None
+        if not return_logits:
+            return None, self.head_loss(self, x, targets)
         logits = self.head(x)
-        return logits, F.cross_entropy(
-            logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1
-        )
+        return logits, cross_entropy(logits, targets)
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., C) -> logits (..., V) in fp32."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from bonsai.data.dataset import Mixture, Split
+from bonsai.models.contract import loss_alone
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
 
@@ -27,15 +28,16 @@ def split_loss(
     many in each process, to show progress or to stop it. Raises UserError for an id outside the
     vocabulary where meta.json, which is checked beforehand, does not state the largest.
     """
-    device, was_training = runtime.device, model.training
+    device, was_training, alone = runtime.device, model.training, loss_alone(model)
     # then its graph, which has gradients, serves here too; DDP's is another
     compiled_to_train = runtime.compile and was_training and runtime.world_size == 1
 
     # not inference_mode: there autocast converts the weights anew at every use
     @torch.set_grad_enabled(compiled_to_train)
     def loss_of(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
+        x, y = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
         with runtime.autocast():
-            return model(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))[1].detach()
+            return model(x, y, **alone)[1].detach()
 
     model.eval()
     all_starts = split.eval_starts(block_size, windows)

@@ -11,6 +11,7 @@ bonsai/models/table.py. It must have
 
 A model that remembers names its kind of Cache as `cache_type` and takes a third argument, `cache`:
 idx are then the tokens after those in it. Without one every token is computed from all before it.
+One whose logits are large takes `return_logits`, see `loss_alone`.
 
     training      param_groups, configure_optimizers, crop_block_size
     planning      num_params, flops_per_token, channels_per_token
@@ -21,10 +22,20 @@ On a CPU the engine replaces linear layers and the blocks of model.py wherever i
 GPT, which needs bonsai/ for a cache alone, has all of this by itself; tests hold every model to it.
 """
 
+import inspect
+
 import torch.nn as nn
 
 from bonsai.models.cache import Cache, TokenCache
 from model import GPT
+
+
+def loss_alone(model: nn.Module) -> dict[str, bool]:
+    """Arguments for a forward pass whose logits nobody reads: {'return_logits': False} of a model
+    (or a compiled one) that takes it, which then need not have them all in memory."""
+    model = getattr(model, "_orig_mod", model)
+    takes = "return_logits" in inspect.signature(model.forward).parameters
+    return {"return_logits": False} if takes else {}
 
 
 class LanguageModel(nn.Module):

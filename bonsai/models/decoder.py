@@ -78,6 +78,8 @@ class ByteModel(LanguageModel):
 
     generate = GPT.generate
     head = GPT.head
+    head_loss = staticmethod(GPT.head_loss)
+    logits_and_loss = GPT.logits_and_loss
     estimate_mfu = GPT.estimate_mfu
 
     def init_weights(self) -> None:

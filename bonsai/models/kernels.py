@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bonsai.models.head_loss import chunked_head_loss
 from model import MLP, CausalSelfAttention, attention, causal_mask
 
 SHORT = 256  # keys up to which plain products measured faster
@@ -23,11 +24,13 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     p = 0 is gone, so that a compiled model needs one graph to be trained and to be evaluated.
     """
     model, on_cpu = model.to(device), device.type == "cpu"
+    if hasattr(model, "head_loss"):
+        model.head_loss = chunked_head_loss
     for module in list(model.modules()):
         if isinstance(module, CausalSelfAttention):
             module.attend = cpu_attend if on_cpu else attend
         if isinstance(module, MLP) and module.activation == "relu2" and on_cpu:
-            module.activate = ReluSquared.apply
+            module.activate = relu_squared
         for name, child in module.named_children():
             if type(child) is nn.Dropout and child.p == 0:
                 setattr(module, name, nn.Identity())
@@ -94,6 +97,11 @@ def product_attention(q, k, v, mask, window: int, scale: float, dropout: float) 
 # ---- squared ReLU and dropout on a CPU ----
 
 
+def relu_squared(x: torch.Tensor) -> torch.Tensor:
+    """max(x, 0)^2. A compiler traces a function, not a bound `apply` (torch 2.11)."""
+    return ReluSquared.apply(x)
+
+
 class ReluSquared(torch.autograd.Function):
     """max(x, 0)^2; autograd's own backward takes three times as long."""
 
@@ -112,10 +120,13 @@ def drop(x: torch.Tensor, p: float) -> torch.Tensor:
     """Dropout (Srivastava et al. 2014) at training time on a CPU.
 
     A byte of noise decides for each element, so that p counts in steps of 1/256; torch draws a
-    number for each and takes three times as long.
+    number for each and takes three times as long. A compiler, which fuses torch's with what is
+    around it, gets that.
     """
     if p == 0:
         return x
+    if torch.compiler.is_compiling():
+        return F.dropout(x, p)
     level = min(255, max(1, round(256 * p)))
     noise = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
     keep = noise.view(torch.uint8)[: x.numel()].view(x.shape) >= level

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from bonsai.models.byte_caches import MegabyteCache, PatchBefore
 from bonsai.models.decoder import ByteModel, Decoder, decoder_config
-from model import GPTConfig, sinusoids
+from model import GPTConfig, cross_entropy, sinusoids
 
 FILTERS = (3, 5, 7)  # bytes that the filters of the convolutional patch encoder see
 MAX_ROWS = 32768  # rows of the local model at a time: CUDA's attention kernels end at 65,535
@@ -117,12 +117,13 @@ class Megabyte(ByteModel):
         idx: torch.Tensor,
         targets: torch.Tensor | None = None,
         cache: MegabyteCache | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return_logits: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         As GPT.forward: targets of -1 are ignored; without targets the logits are those of the last
-        position, (B, 1, V); with a cache, idx are the bytes after those already in it. T need not
-        be a multiple of the patch size.
+        position, (B, 1, V); with a cache, idx are the bytes after those already in it;
+        return_logits=False: None instead of logits. T need not be a multiple of the patch size.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
@@ -130,14 +131,9 @@ class Megabyte(ByteModel):
         last = targets is None
         if self.strided and not self.training and not last and cache is None:
             logits = self.strided_logits(idx)
-        else:
-            x = self.hidden(idx, last) if cache is None else self.step(idx, cache, last)
-            logits = self.head(x)
-        if last:
-            return logits, None
-        return logits, F.cross_entropy(
-            logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1
-        )
+            return logits if return_logits else None, cross_entropy(logits, targets)
+        x = self.hidden(idx, last) if cache is None else self.step(idx, cache, last)
+        return self.logits_and_loss(x, targets, return_logits)
 
     def hidden(self, idx: torch.Tensor, last: bool = False) -> torch.Tensor:
         """idx (B, T) -> what the head reads, (B, T, DL); last: of the last position, (B, 1, DL)."""

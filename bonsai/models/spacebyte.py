@@ -110,11 +110,13 @@ class Spacebyte(ByteModel):
         idx: torch.Tensor,
         targets: torch.Tensor | None = None,
         cache: SpacebyteCache | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return_logits: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         As GPT.forward: targets of -1 are ignored; without targets the logits are those of the last
-        position, (B, 1, V); with a cache, idx are the bytes after those already in it.
+        position, (B, 1, V); with a cache, idx are the bytes after those already in it;
+        return_logits=False: None instead of logits.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
@@ -133,12 +135,7 @@ class Spacebyte(ByteModel):
         x = self.behind(x, cache and cache.behind)
         if cache is not None:
             cache.advance(chosen.cpu())
-        if targets is None:
-            return self.head(x[:, [-1]]), None
-        logits = self.head(x)
-        return logits, F.cross_entropy(
-            logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1
-        )
+        return self.logits_and_loss(x, targets, return_logits)
 
     def boundaries(self, idx: torch.Tensor, last: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
         """Positions with global blocks, (B, T): a space-like byte after one that is not.

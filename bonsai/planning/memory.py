@@ -6,18 +6,22 @@ from contextlib import contextmanager
 
 import torch
 
+from bonsai.models.head_loss import most_logits
 from bonsai.system.errors import UserError, short_of_memory
 from bonsai.system.runtime import DTYPES, Runtime
 
 GIB = 2**30
 
 
-def training_bytes(model: torch.nn.Module, batch_size: int, T: int, dtype: str) -> tuple[int, int]:
+def training_bytes(
+    model: torch.nn.Module, batch_size: int, T: int, dtype: str, device_type="cuda", compiled=True
+) -> tuple[int, int]:
     """Estimated bytes of (weights, gradients and AdamW's moments; activations of a micro-batch).
 
     Activations by what autograd keeps: per token and layer some 10 residual-wide tensors of the
-    block, 2 hidden-wide ones of the MLP, and the logits with their softmax in fp32. Attention
-    keeps no T x T matrix. A model says how wide its layers are together: channels_per_token().
+    block, 2 hidden-wide ones of the MLP, and of the logits those that are there at once, with their
+    softmax in fp32; compiled, they and their gradient in dtype. Attention keeps no T x T matrix. A
+    model says how wide its layers are together: channels_per_token().
     """
     c = model.config
     state = 16 * sum(p.numel() for p in model.parameters())
@@ -27,8 +31,9 @@ def training_bytes(model: torch.nn.Module, batch_size: int, T: int, dtype: str) 
     layers = channels * per_channel
     if getattr(c, "activation_checkpointing", False):
         layers = channels * (4 + 2 * per_channel / c.n_layer)
-    logits = c.vocab_size * (width + 3 * 4)
-    return state, int(batch_size * T * (layers + logits))
+    logits = min(batch_size * T * c.vocab_size, most_logits(device_type, compiled))
+    logits *= 2 * width if compiled and device_type == "cuda" else width + 3 * 4
+    return state, int(batch_size * T * layers + logits)
 
 
 def free_bytes(runtime: Runtime) -> int | None:
@@ -48,7 +53,9 @@ def free_bytes(runtime: Runtime) -> int | None:
 
 def describe_memory(model, batch_size: int, T: int, runtime: Runtime) -> str:
     """One line: what the run will need per process, what is free, and a warning if it is more."""
-    state, activations = training_bytes(model, batch_size, T, runtime.dtype)
+    state, activations = training_bytes(
+        model, batch_size, T, runtime.dtype, runtime.device.type, runtime.compile
+    )
     need, free = state + activations, free_bytes(runtime)
     line = f"memory: about {need / GIB:.2f} GiB needed (weights and optimizer {state / GIB:.2f}, "
     line += f"activations {activations / GIB:.2f})"

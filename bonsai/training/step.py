@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from bonsai.models.contract import loss_alone
 from bonsai.models.kernels import to_device
 from bonsai.system.allocator import keep_freed_memory
 from bonsai.system.runtime import Runtime, seed_everything
@@ -30,6 +31,7 @@ class TrainingStep:
         if runtime.device.type == "cpu":
             keep_freed_memory()
         self.model = model = to_device(model, runtime.device)
+        self.loss_alone = loss_alone(model)
         self.runtime = runtime
         self.seed, self.grad_clip = c.seed, c.grad_clip
         device = runtime.device
@@ -70,7 +72,7 @@ class TrainingStep:
             self.network.require_backward_grad_sync = self.left == 0
         batch = [part.to(self.runtime.device, non_blocking=True) for part in batch]
         with self.runtime.autocast():
-            _, loss = self.network(*batch)
+            _, loss = self.network(*batch, **self.loss_alone)
         loss = loss / divisor
         self.loss += loss.detach()
         self.scaler.scale(loss).backward()

@@ -1,0 +1,65 @@
+"""A training step is one compiled graph, of every config: what breaks a graph costs a quarter of
+the speed on a GPU, and breaks silently."""
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from helpers.programs import ROOT
+from torch._dynamo.backends.common import aot_autograd
+
+from bonsai.models.contract import loss_alone
+from bonsai.models.kernels import to_device
+from bonsai.models.table import build_model
+
+TINY = dict(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=97)
+TINY_BYTES = dict(local_layer=2, local_head=2, local_embd=16, patch_size=4)
+CONFIG_FILES = sorted(p.name for p in (ROOT / "config").glob("*.py") if "eval" not in p.name)
+
+
+class Counter:
+    """A compiler backend that counts the graphs it is given, forward and backward."""
+
+    def __init__(self):
+        self.forward = self.backward = 0
+
+    def __call__(self, module, inputs):
+        def count(kind):
+            def compile(graph, inputs):
+                setattr(self, kind, getattr(self, kind) + 1)
+                return make_boxed_func(graph.forward)
+
+            return compile
+
+        compiler = aot_autograd(fw_compiler=count("forward"), bw_compiler=count("backward"))
+        return compiler(module, inputs)
+
+
+def settings_of(file: str) -> dict:
+    values = {"model": "gpt", "bias": False}  # train.py's
+    exec((ROOT / "config" / file).read_text(), values)
+    return {k: v for k, v in values.items() if not k.startswith("__")}
+
+
+@pytest.mark.parametrize("kernels", ["model.py's", "a CPU's"])
+@pytest.mark.parametrize("file", CONFIG_FILES)
+def test_a_step_is_one_graph_forward_and_one_backward(file, kernels):
+    torch._dynamo.reset()
+    settings = settings_of(file)
+    tiny = TINY if settings["model"] == "gpt" else TINY | TINY_BYTES
+    if settings.get("attention_window"):
+        tiny = tiny | {"attention_window": 6}
+    model = build_model(settings["model"], settings | tiny)
+    if kernels == "a CPU's":
+        model = to_device(model, torch.device("cpu"))
+    counter = Counter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for seed in range(3):  # the same shapes again: nothing is compiled again
+        idx = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(seed))
+        with torch.autocast("cpu", torch.bfloat16):
+            _, loss = compiled(idx, idx, **loss_alone(model))
+        loss.backward()
+    assert (counter.forward, counter.backward) == (1, 1)
+    if not model.config.dropout:
+        with torch.autocast("cpu", torch.bfloat16):
+            want = model(idx, idx, **loss_alone(model))[1].item()
+        assert loss.item() == pytest.approx(want, rel=0.02)
