@@ -180,6 +180,7 @@ def test_no_import_runs_down(path):
 TESTS = ROOT / "tests"
 WITHOUT_MODULE = {  # tests in a room that are of no module of it
     "tests/models/test_model.py": "model.py stands beside bonsai/",
+    "tests/models/test_one_graph.py": "what a compiler makes of a training step of every config",
     "tests/models/test_parity.py": "against nanoGPT: weights, steps, checkpoints both ways",
     "tests/runs/test_kills.py": "whole runs killed at random moments",
     "tests/tokenizers/test_tokenizers.py": "the table of tokenizers, in the room's __init__.py",
