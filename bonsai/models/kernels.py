@@ -10,6 +10,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from bonsai.models.head_loss import chunked_head_loss
 from model import MLP, CausalSelfAttention, attention, causal_mask
@@ -45,6 +46,8 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 def attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
     """Attention to a window in blocks, all else as model.py does it."""
     if mask is None and 0 < window < q.size(2):
+        if q.device.type == "cuda" and torch.compiler.is_compiling() and not dropout:
+            return flex_local_attention(q, k, v, window, scale)
         return local_attention(attention, q, k, v, window, scale, dropout)
     return attention(q, k, v, mask, window, scale, dropout)
 
@@ -78,6 +81,41 @@ def local_attention(kernel, q, k, v, window: int, scale: float, dropout: float) 
     seen[0, ..., :w] = False  # nothing before the first block
     y = kernel(q, k, v, seen.repeat(B, 1, 1, 1), 0, scale, dropout)
     return y.view(B, n, nh, w, hs).transpose(1, 2).reshape(B, nh, n * w, hs)[:, :, :T]
+
+
+def flex_local_attention(q, k, v, window: int, scale: float) -> torch.Tensor:
+    """local_attention without a mask in memory, by one kernel made for the pattern: FlexAttention
+    (Dong et al. 2024), which is one only where a compiler makes it. It has no dropout."""
+    blocks, grouped = window_blocks(q.size(2), window, q.device), k.size(1) != q.size(1)
+    return flex_attention(q, k, v, block_mask=blocks, scale=scale, enable_gqa=grouped)
+
+
+def window_blocks(T: int, window: int, device: torch.device, size: int = 128) -> BlockMask:
+    """Which blocks of `size` queries see which blocks of keys, in part or whole, when T queries
+    each see the last `window` positions up to their own.
+
+    Counted from the distance of the blocks; torch's create_block_mask would look at all T x T.
+    """
+    n = -(-T // size)
+    i = torch.arange(n, device=device)
+    first = (i - (window + size - 2) // size).clamp(min=0)  # block of keys that is seen at all
+    whole = (i + 1 - window // size).clamp(min=0)  # ... by every query of block i
+    # its own block is seen in part, and so is all by a last block that is not full of queries
+    whole = torch.where((i + 1) * size <= T, torch.minimum(whole, i), i)
+    near = torch.arange(n, device=device)[None, :]
+
+    def table(*spans):  # numbers of the blocks in begin ... end - 1 of each row, then any
+        inside = sum((near >= begin[:, None]) & (near < end[:, None]) for begin, end in spans) > 0
+        order = torch.argsort(inside.int(), dim=1, descending=True, stable=True)
+        return inside.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+    def seen(b, h, query, key):
+        return (key <= query) & (key > query - window)
+
+    part, full = table((first, whole), (i, i + 1)), table((whole, i))
+    return BlockMask.from_kv_blocks(
+        *part, *full, BLOCK_SIZE=size, mask_mod=seen, seq_lengths=(T, T)
+    )
 
 
 def product_attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:

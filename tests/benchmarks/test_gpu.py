@@ -33,7 +33,8 @@ from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
-from bonsai.models.kernels import to_device
+from bonsai.models import head_loss
+from bonsai.models.kernels import attend, to_device
 from bonsai.models.table import build_model
 from bonsai.system.errors import run
 from bonsai.system.provenance import provenance
@@ -44,6 +45,7 @@ from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
 from bonsai.training.timing import TimedSteps, synthetic
 from configurator import configure
+from model import attention
 
 with contextlib.suppress(ImportError):  # a machine that is lent may lack it
     import pytest
@@ -112,6 +114,60 @@ def test_compiled_equals_eager(device):
         apart[dtype] = max(abs(x - y) for x, y in zip(a, b))
         assert apart[dtype] < limit, f"{dtype}: {a} and {b}"
     print(", ".join(f"{dtype}: at most {value:.1e} apart" for dtype, value in apart.items()))
+
+
+def test_attention_to_a_window(device):
+    """Of a compiled model by FlexAttention: as with a mask, gradients too, of odd lengths too."""
+    if not device.startswith("cuda"):
+        raise SkipTest("needs CUDA")
+    torch.manual_seed(0)
+    apart, compiled = 0.0, torch.compile(attend)
+    for T, window, nkv in ((300, 70, 4), (1024, 256, 2), (130, 129, 4)):
+        q, k, v = (
+            torch.randn(2, n, T, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+            for n in (4, nkv, nkv)
+        )
+        results = []
+        for f in (attention, compiled):
+            y = f(q, k, v, None, window, 0.125, 0.0)
+            results.append([y.float(), *torch.autograd.grad(y.float().square().sum(), (q, k, v))])
+        for a, b in zip(*results):
+            apart = max(apart, ((a - b).norm() / a.norm()).item())
+    assert apart < 0.02, f"{apart} of the whole apart"
+    print(f"at most {100 * apart:.2f}% apart from attention with a mask")
+
+
+def test_no_logits_in_memory(device):
+    """A compiled step writes none in fp32; in chunks it needs less still; the loss is the same."""
+    if not device.startswith("cuda"):
+        raise SkipTest("needs CUDA")
+    runtime, V, B, T = setup(device, "bfloat16", True), 50304, 16, 1024
+    torch.manual_seed(0)
+    fields = dict(n_layer=1, n_head=2, n_embd=256, block_size=T, vocab_size=V, logit_softcap=15.0)
+    model = to_device(build_model("gpt", fields), runtime.device)
+    idx = torch.randint(V, (B, T), device=device)
+    whole = head_loss.MOST_COMPILED
+    losses_of, peaks = {}, {}
+    try:
+        for name, most in (("whole", whole), ("chunks", 2**27)):
+            head_loss.MOST_COMPILED = most
+            torch._dynamo.reset()
+            compiled = torch.compile(model)
+            for _ in range(2):
+                model.zero_grad()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                with runtime.autocast():
+                    loss = compiled(idx, idx, return_logits=False)[1]
+                loss.backward()
+            peaks[name] = (torch.cuda.max_memory_allocated() - before) / (B * T * V)
+            losses_of[name] = loss.item(), model.lm_head.weight.grad.clone()
+    finally:
+        head_loss.MOST_COMPILED = whole
+    (a, da), (b, db) = losses_of["whole"], losses_of["chunks"]
+    assert abs(a - b) < 1e-3 and (da - db).norm() < 0.02 * da.norm(), (a, b)
+    assert peaks["whole"] < 6, f"{peaks} bytes per logit: some are in fp32"
+    print(", ".join(f"{name}: {peak:.1f} bytes per logit" for name, peak in peaks.items()))
 
 
 def test_steps_that_are_not_finite_are_left_out(device):

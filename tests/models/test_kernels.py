@@ -1,9 +1,12 @@
 """Kernels in place of model.py's: the same numbers up to rounding, and where they are put."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask
 
 from bonsai.models import kernels
 from bonsai.models.kernels import (
@@ -12,9 +15,11 @@ from bonsai.models.kernels import (
     attend,
     cpu_attend,
     drop,
+    flex_local_attention,
     local_attention,
     product_attention,
     to_device,
+    window_blocks,
 )
 from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from bonsai.models.table import MODELS, build_model
@@ -124,6 +129,54 @@ def test_local_attention_equals_a_mask(window, kv, dtype, error):
         for at in (0, 9, t - 1):  # and nothing comes from what is not seen
             gradient = torch.autograd.grad(y[:, :, at].sum(), v, retain_graph=True)[0]
             assert torch.equal(gradient.abs().sum((0, 1, 3)) > 0, seen[at])
+
+
+@pytest.mark.parametrize("T", [100, 128, 300, 700, 1024])
+@pytest.mark.parametrize("window", [1, 2, 127, 128, 129, 255, 256, 257, 500, 640, 1000])
+def test_blocks_of_a_window_are_those_that_torch_finds(T, window):
+    """Theirs are found by looking at all T x T."""
+    want = create_block_mask(
+        lambda b, h, i, j: (j <= i) & (j > i - window), None, None, T, T, device="cpu"
+    )
+    ours = window_blocks(T, window, CPU)
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        counts, indices = f"{kind}_num_blocks", f"{kind}_indices"
+        assert torch.equal(getattr(ours, counts), getattr(want, counts)), kind
+        for n, a, b in zip(
+            *(getattr(m, x)[0, 0] for m, x in ((want, counts), (ours, indices), (want, indices)))
+        ):
+            assert torch.equal(a[:n], b[:n]), kind
+    assert ours.seq_lengths == want.seq_lengths
+
+
+@pytest.mark.parametrize("T, window", [(300, 70), (256, 128), (130, 200)])
+@pytest.mark.parametrize("kv", [4, 2])
+def test_flex_attention_to_a_window_equals_that_in_blocks(T, window, kv):
+    """Forward, which is all that it can do on a CPU; and a compiler takes it in one graph."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    q, k, v = (torch.randn(2, n, T, 16) for n in (4, kv, kv))
+    want = local_attention(attention, q, k, v, window, 0.3, 0.0)
+    compiled = torch.compile(flex_local_attention, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(q, k, v, window, 0.3), want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_compiled_model_on_a_gpu_takes_the_kernel_for_windows(monkeypatch):
+    """Only there: elsewhere, and with dropout, it is no kernel or wrong."""
+    taken = []
+    monkeypatch.setattr(kernels, "flex_local_attention", lambda *_: taken.append(1))
+    monkeypatch.setattr(kernels, "local_attention", lambda *_: None)
+    for device in ("cpu", "cuda"):
+        for compiling in (False, True):
+            monkeypatch.setattr(
+                torch.compiler, "is_compiling", lambda compiling=compiling: compiling
+            )
+            for dropout in (0.0, 0.1):
+                q = SimpleNamespace(size=lambda _: 40, device=torch.device(device))
+                attend(q, None, None, None, 6, 0.3, dropout)
+                assert bool(taken) == (device == "cuda" and compiling and not dropout)
+                taken.clear()
 
 
 def test_relu_squared_and_its_gradient():
