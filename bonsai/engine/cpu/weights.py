@@ -14,6 +14,7 @@ from bonsai.engine.cpu.block import join
 from bonsai.engine.cpu.int8 import Int8Linear
 from bonsai.engine.cpu.linear import FastLinear, call, has_tiles, products
 from bonsai.engine.cpu.pages import LargePages
+from bonsai.engine.cuda.int8 import CudaInt8Linear
 from bonsai.system.errors import UserError
 from model import CausalSelfAttention
 
@@ -34,7 +35,7 @@ def prepare(
 
     dtype: of weights and activations; None: the weights' own. quantize: a key of QUANTIZE. An
     output head that shares the embedding's weights gets a copy. pack: call kernels of oneDNN and
-    our own on CPUs, which torch.compile does not take. Raises UserError.
+    our own, which torch.compile does not take. Raises UserError.
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
@@ -47,6 +48,8 @@ def prepare(
     pages = LargePages()
 
     def make(linear: nn.Linear) -> nn.Module | None:
+        if quantize == "int8" and native and linear.weight.is_cuda:
+            return CudaInt8Linear(linear, dtype)
         if quantize == "int8":
             return Int8Linear(linear, dtype, native, pages)
         return PackedLinear(linear, dtype, pages) if pack else None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from bonsai.engine.cuda.kernels import kernels
 from bonsai.engine.sampling import Row, SamplingParams, Score, noise
 from bonsai.system.hashing import signed, splitmix_tensor
 
@@ -168,10 +169,7 @@ def next_tokens(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
     if not draw.random:
         return logits.argmax(dim=-1)
     kept, ids = candidates(logits, rows, draw)
-    keys = splitmix_tensor(rows.key[:n], rows.step[:n])[:, None]
-    places = torch.arange(kept.size(1), device=kept.device) if ids is None else ids
-    best = (kept + noise(keys, places)).argmax(-1, keepdim=True)
-    drawn = (best if ids is None else ids.gather(-1, best)).squeeze(-1)
+    drawn = drawn_from(kept, ids, rows.key[:n], rows.step[:n])
     if draw.greedy:
         drawn = torch.where(rows.greedy[:n] == 1, logits.argmax(dim=-1), drawn)
     return drawn
@@ -222,6 +220,18 @@ def candidates(logits: torch.Tensor, rows: Rows, draw: Draw):
         least = logits.amax(dim=-1, keepdim=True) + rows.log_min_p[:n, None]
         logits = logits.masked_fill(logits < least, -inf)
     return logits, ids
+
+
+def drawn_from(kept: torch.Tensor, ids, keys: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """What `candidates` gives, keys and steps (n,) of the rows -> tokens (n,), as sampling.py's
+    `draw`: argmax of the logits and the noise of (key, step, id)."""
+    found = kernels() if kept.is_cuda else None
+    if found and kept.size(1) <= found.MOST:
+        return found.draw(kept, ids, keys, steps)
+    places = torch.arange(kept.size(1), device=kept.device) if ids is None else ids
+    best = kept + noise(splitmix_tensor(keys, steps)[:, None], places)
+    best = best.argmax(-1, keepdim=True)
+    return (best if ids is None else ids.gather(-1, best)).squeeze(-1)
 
 
 # ---- log-probabilities ----

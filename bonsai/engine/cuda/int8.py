@@ -1,0 +1,35 @@
+"""Weights in 8 bits on a GPU."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bonsai.engine.cpu.int8 import to_int8
+from bonsai.engine.cpu.linear import FastLinear
+from bonsai.engine.cuda.kernels import kernels
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class CudaInt8Linear(FastLinear):
+    """y = x W^T + b with W as int8 and a scale per output channel, as Int8Linear.
+
+    Few rows go through a kernel that reads the weights as they are. Of many rows, and without
+    Triton, they are converted first, which for a few rows takes longer than weights in bfloat16.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+        super().__init__()
+        # no buffers: the scale stays in float32 whatever the model is converted to
+        self.q, self.scale = to_int8(linear.weight)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        found = kernels() if self.q.is_cuda and dtype in HALF else None
+        self.product, self.few = (found.product, found.FEW) if found else (None, 0)
+        for rows in (1, self.few) if found else ():  # compiled now, not in the first step
+            self.forward(self.scale.new_zeros((rows, self.q.size(1)), dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.product and x.numel() <= self.few * x.size(-1):
+            return self.product(x, self.q, self.scale, self.bias)
+        y = F.linear(x, self.q.to(x.dtype)) * self.scale.to(x.dtype)
+        return y if self.bias is None else y + self.bias

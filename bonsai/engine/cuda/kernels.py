@@ -1,0 +1,49 @@
+"""The kernels of triton_kernels.py, where they can be had and give what plain torch gives."""
+
+import functools
+import sys
+from types import ModuleType
+
+import torch
+from torch.nn import functional as F
+
+from bonsai.engine.sampling import noise
+from bonsai.system.hashing import splitmix_tensor
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """The module; None, after one line that says why, where there is no Triton, or no compiler for
+    it, or where a kernel computes something else. The first call compiles, for a second or so."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        from bonsai.engine.cuda import triton_kernels
+
+        check(triton_kernels, torch.device("cuda", torch.cuda.current_device()))
+        return triton_kernels
+    except Exception as e:  # Triton has many ways to fail, and plain torch does the same
+        reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
+        print(f"no Triton kernels, torch computes instead, slower: {reason}", file=sys.stderr)
+        return None
+
+
+def check(module: ModuleType, device: torch.device) -> None:
+    """Raise RuntimeError where a kernel does not give what plain torch gives."""
+    generator = torch.Generator().manual_seed(0)  # the global one is not touched
+    for rows, K in ((3, 96), (3, 3000), (40, 96)):  # the blocks that there are
+        x = torch.randn(rows, K, generator=generator).half().to(device)
+        weight = torch.randint(-9, 10, (40, K), generator=generator).to(device, torch.int8)
+        scale, bias = torch.rand(40, generator=generator).to(device), 99 * x[0, :40]
+        want = F.linear(x.float(), weight.float()) * scale + bias.float()
+        error = (module.product(x, weight, scale, bias).float() - want).abs().max()
+        if not error < 1e-2 * want.abs().max():
+            raise RuntimeError(f"the product of weights in int8 is off by {error:.1e}")
+    keys, steps = torch.tensor([[1, 5], [-7, 6]], device=device).T  # (2,) each, strided
+    for m in module.SIZES:
+        logits = torch.randn(2, m - 56, generator=generator).to(device)
+        ids = torch.randint(50304, logits.shape, generator=generator).to(device)
+        best = logits + noise(splitmix_tensor(keys, steps)[:, None], ids)
+        want = ids.gather(1, best.argmax(1, keepdim=True))[:, 0]
+        if module.draw(logits, ids, keys, steps).tolist() != want.tolist():
+            raise RuntimeError("a draw is not what it should be")

@@ -1,0 +1,105 @@
+"""Kernels in Triton, for what takes plain torch many small ones in a step of few rows.
+
+This module needs the package triton, which torch's CUDA builds bring: kernels.py imports it, and
+does without where it cannot be had.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from bonsai.system.hashing import GAMMA
+
+# ---- y = x W^T + b with W in int8 ----
+
+FEW = 64  # rows up to which weights are read as they are; of more, converting them once is cheap
+
+
+@triton.jit(do_not_specialize=["M"])  # else a row alone is compiled anew
+def product_kernel(
+    x, weight, scale, bias, y, M, N,
+    K: tl.constexpr, BIAS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """A block of BN outputs of BM rows."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    for begin in range(0, K, BK):
+        k = begin + tl.arange(0, BK)
+        there = (m[:, None] < M) & (k[None, :] < K)
+        a = tl.load(x + m[:, None] * K + k[None, :], mask=there, other=0.0)
+        there = (n[:, None] < N) & (k[None, :] < K)
+        b = tl.load(weight + n[:, None].to(tl.int64) * K + k[None, :], mask=there, other=0)
+        total += tl.dot(a, tl.trans(b.to(a.dtype)))
+    total *= tl.load(scale + n, mask=n < N, other=0.0)[None, :]
+    if BIAS:
+        total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    there = (m[:, None] < M) & (n[None, :] < N)
+    tl.store(y + m[:, None] * N + n[None, :], total.to(y.dtype.element_ty), mask=there)
+
+
+def product(x, weight, scale, bias):
+    """x (..., K) in half precision, weight (N, K) int8, scale (N) fp32, bias (N) or None -> y
+    (..., N) as x."""
+    N, K = weight.shape
+    x = x.contiguous()
+    M = x.numel() // K
+    y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
+    # few shapes, as each is compiled; blocks that fit 48 KiB or so of shared memory, three times
+    rows, outputs = 16 if M <= 16 else 64, 16 if N <= 4096 else 32
+    inputs = 128 if M > 16 else 256 if K <= 1024 else 512
+    grid = (triton.cdiv(N, outputs), triton.cdiv(M, rows))
+    product_kernel[grid](
+        *(x, weight, scale, bias if bias is not None else scale, y, M, N),
+        K=K, BIAS=bias is not None, BM=rows, BN=outputs, BK=inputs,
+    )  # fmt: skip
+    return y
+
+
+# ---- a draw ----
+
+SIZES = (256, 1024)  # tokens among which one program draws: few sizes, as each is compiled
+MOST = SIZES[-1]
+
+
+@triton.jit
+def mixed(z):
+    """splitmix but for its last step, as in bonsai/system/hashing.py."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    return (z ^ (z >> 27)) * 0x94D049BB133111EB
+
+
+@triton.jit
+def draw_kernel(
+    logits, ids, keys, steps, drawn, m, row_stride,
+    IDS: tl.constexpr, BLOCK: tl.constexpr, GAMMA: tl.constexpr,
+):  # fmt: skip
+    """The token of one row: argmax(logits + noise), the first of the best."""
+    row = tl.program_id(0)
+    key = tl.load(keys + row * row_stride).to(tl.uint64)
+    z = mixed(key + (tl.load(steps + row * row_stride).to(tl.uint64) + 1) * GAMMA)
+    key = z ^ (z >> 31)
+    at = tl.arange(0, BLOCK)
+    x = tl.load(logits + row * m + at, mask=at < m, other=float("-inf"))
+    token = at.to(tl.int64)
+    if IDS:
+        token = tl.load(ids + row * m + at, mask=at < m, other=0)
+    bits = mixed(key + token.to(tl.uint64) * GAMMA) >> 40
+    u = bits.to(tl.int32).to(tl.float32) * (1 / 2**24) + (1 / 2**25)
+    # in fp64, as 1 - u loses most of a small u, and Triton's fp32 logarithm what is near log 1
+    exponential = -tl.log(1.0 - u.to(tl.float64))
+    best = tl.argmax(x - tl.log(exponential.to(tl.float32)), axis=0)
+    tl.store(drawn + row, tl.sum(tl.where(at == best, token, 0), axis=0))
+
+
+def draw(logits, ids, keys, steps):
+    """Logits (n, m) of tokens ids (n, m), None: 0 ... m - 1; keys and steps (n,) of the rows ->
+    tokens (n,) drawn as by sampling.py: argmax of logits + noise(step_key(key, step), id)."""
+    n, m = logits.shape
+    logits = logits.contiguous()
+    drawn = torch.empty(n, dtype=torch.int64, device=logits.device)
+    draw_kernel[(n,)](
+        *(logits, ids if ids is not None else drawn, keys, steps, drawn, m, keys.stride(0)),
+        IDS=ids is not None, BLOCK=next(s for s in SIZES if m <= s), GAMMA=GAMMA,
+    )  # fmt: skip
+    return drawn
