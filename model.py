@@ -50,9 +50,7 @@ class GPTConfig:
     window_pattern: str = "L"  # layer by layer, repeated: L local, D dense ('DL' as in GPT-3)
     residual_lambdas: bool = False  # learned weights, per layer, of the stream and its first state
     value_embeddings: bool = False  # tokens' own values, gated, in every other layer
-    bigram_rows: int = (
-        0  # of a table of hashed pairs of tokens, beside the embedding; 0: none [>= 0]
-    )
+    bigram_embeddings: int = 0  # a table of hashed pairs of tokens: rows per token id [>= 0]
     activation_checkpointing: bool = False  # recompute in backward: less memory
 
     def __post_init__(self) -> None:
@@ -126,7 +124,7 @@ CHOICES = {
     "activation": ("gelu", "gelu_tanh", "relu", "relu2", "swiglu"),
 }
 LEAST = dict.fromkeys(("block_size", "vocab_size", "n_layer", "n_head", "n_embd"), 1)
-LEAST |= dict.fromkeys(("n_kv_head", "head_size", "logit_softcap", "bigram_rows"), 0)
+LEAST |= dict.fromkeys(("n_kv_head", "head_size", "logit_softcap", "bigram_embeddings"), 0)
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -339,8 +337,9 @@ class GPT(nn.Module):
             self.values = nn.ModuleDict(
                 {str(i): nn.Embedding(config.vocab_size, width) for i in layers}
             )
-        if config.bigram_rows:
-            self.bigrams = nn.Embedding(config.bigram_rows, config.n_embd)
+        if config.bigram_embeddings:
+            rows = config.bigram_embeddings * config.vocab_size
+            self.bigrams = nn.Embedding(rows, config.n_embd)
         if config.residual_lambdas:  # modded-nanogpt, 2024
             self.residual_lambdas = nn.Parameter(torch.empty(config.n_layer))
             self.x0_lambdas = nn.Parameter(torch.empty(config.n_layer))
@@ -391,9 +390,9 @@ class GPT(nn.Module):
         assert start + T <= limit, f"{start + T} tokens do not fit a context of {limit}"
         pos = torch.arange(T, device=idx.device) if cache is None else cache.place(T)  # (T,)
         x = self.transformer.wte(idx)  # (B, T, C)
-        if self.config.bigram_rows:
+        if self.config.bigram_embeddings:
             before = F.pad(idx[:, :-1], (1, 0)) if cache is None else cache.before(idx)
-            x = x + self.bigrams(bigram_hash(before, idx, self.config.bigram_rows))
+            x = x + self.bigrams(bigram_hash(before, idx, self.bigrams.num_embeddings))
         if self.config.position == "learned":
             x = x + self.transformer.wpe(pos).view(-1, T, x.size(2))
         elif self.config.position == "sinusoidal":

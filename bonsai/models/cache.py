@@ -125,7 +125,7 @@ class KVCache(Cache):
         shape = (config.n_layer, batch, config.kv_heads, length, config.head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        if config.bigram_rows:
+        if config.bigram_embeddings:
             self.buffers += (("ids", 0, 1),)
             self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
         self.pos = None

@@ -21,7 +21,7 @@ def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
     Byte-level tables of positions belong to the model; inside a decoder only RoPE remains. Raises
     ValueError for what a decoder over vectors cannot do.
     """
-    for name in ("value_embeddings", "residual_lambdas", "bigram_rows"):
+    for name in ("value_embeddings", "residual_lambdas", "bigram_embeddings"):
         if getattr(config, name):
             raise ValueError(f"{name} is the GPT's alone: leave it out")
     shared = {f.name: getattr(config, f.name) for f in fields(GPTConfig)}

@@ -42,7 +42,7 @@ VARIANTS = {
     "values, lambdas, windows of all layers": dict(
         value_embeddings=True, residual_lambdas=True, attention_window=3, n_kv_head=2
     ),
-    "bigrams": dict(bigram_rows=50, attention_window=4, window_pattern="LD"),
+    "bigrams": dict(bigram_embeddings=2, attention_window=4, window_pattern="LD"),
 }
 
 

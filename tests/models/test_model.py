@@ -45,7 +45,7 @@ VARIANTS = {
     "residual lambdas": dict(residual_lambdas=True),
     "value embeddings": dict(value_embeddings=True),
     "value embeddings, grouped": dict(value_embeddings=True, n_kv_head=2, head_size=12),
-    "bigrams": dict(bigram_rows=40),
+    "bigrams": dict(bigram_embeddings=2),
     "window": dict(attention_window=4),
     "window of one": dict(attention_window=1),
     "alternating window, grouped": dict(attention_window=3, window_pattern="DL", n_kv_head=2),
@@ -63,7 +63,7 @@ VARIANTS = {
         zero_init=True,
         residual_lambdas=True,
         value_embeddings=True,
-        bigram_rows=7,
+        bigram_embeddings=1,
         attention_window=5,
         window_pattern="LD",
     ),
@@ -326,7 +326,7 @@ def test_sizes_and_flops(fields):
         looked_up += V * 32
     if c.value_embeddings:  # of the second of two layers
         looked_up += V * c.kv_heads * c.head_dim
-    looked_up += c.bigram_rows * 32
+    looked_up += c.bigram_embeddings * V * 32
     assert model.num_params(non_embedding=False) == total
     assert model.num_params() == model.get_num_params() == total - looked_up
     width = c.n_head * (c.head_size or c.n_embd // c.n_head)
@@ -402,7 +402,7 @@ def test_value_embeddings_gate_each_head():
 
 def test_a_bigram_is_a_token_and_the_one_before_it():
     """What is added to the stream depends on both and on their order; 0 stands before the first."""
-    model, added = make(bigram_rows=10**6), []
+    model, added = make(bigram_embeddings=10**3), []
     model.bigrams.register_forward_hook(lambda module, args, output: added.append(args[0]))
     model(torch.tensor([[3, 5, 3, 5, 0, 3]]))
     first, a, b, again, _, last = added[0][0].tolist()

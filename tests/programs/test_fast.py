@@ -26,7 +26,7 @@ FAST = ["--optimizer=muon", "--learning_rate=0.02", "--embedding_lr=0.05", "--mi
 FAST += ["--lr_schedule=trapezoid", "--cooldown=0.6", "--tie_head=False", "--position=rope"]
 FAST += ["--norm_embedding=True", "--init=fan_in", "--zero_init=True", "--qk_norm=True"]
 FAST += ["--value_embeddings=True", "--residual_lambdas=True", "--attention_window=4"]
-FAST += ["--bigram_rows=60"]
+FAST += ["--bigram_embeddings=2"]
 FAST += ["--window_pattern=LD", "--cautious_decay=True", "--batch_order=epoch"]
 FAST += ["--momentum_warmup=10", "--gradient_accumulation_steps=4", "--batch_ramp=12"]
 FAST += ["--token_noise=0.05", "--window_ramp=14"]
