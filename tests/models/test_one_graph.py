@@ -3,9 +3,10 @@ the speed on a GPU, and breaks silently."""
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from helpers.programs import ROOT
 from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 
 from bonsai.models.contract import loss_alone
 from bonsai.models.kernels import to_device
@@ -17,20 +18,34 @@ CONFIG_FILES = sorted(p.name for p in (ROOT / "config").glob("*.py") if "eval" n
 
 
 class Counter:
-    """A compiler backend that counts the graphs it is given, forward and backward."""
+    """A compiler backend that counts the graphs it is given, forward and backward, and looks at
+    what the forward one leaves in memory."""
 
     def __init__(self):
         self.forward = self.backward = 0
+        self.kept = []  # (elements, dtype) of what the forward graph writes
 
     def __call__(self, module, inputs):
         def count(kind):
             def compile(graph, inputs):
                 setattr(self, kind, getattr(self, kind) + 1)
+                if kind == "forward":
+                    outputs = [
+                        n.meta["val"] for n in graph.graph.find_nodes(op="output")[0].args[0]
+                    ]
+                    self.kept = [
+                        (x.numel(), x.dtype) for x in outputs if isinstance(x, torch.Tensor)
+                    ]
                 return make_boxed_func(graph.forward)
 
             return compile
 
-        compiler = aot_autograd(fw_compiler=count("forward"), bw_compiler=count("backward"))
+        compiler = aot_autograd(
+            fw_compiler=count("forward"),
+            bw_compiler=count("backward"),
+            partition_fn=min_cut_rematerialization_partition,  # as inductor does
+            decompositions=select_decomp_table(),
+        )
         return compiler(module, inputs)
 
 
@@ -59,6 +74,8 @@ def test_a_step_is_one_graph_forward_and_one_backward(file, kernels):
             _, loss = compiled(idx, idx, **loss_alone(model))
         loss.backward()
     assert (counter.forward, counter.backward) == (1, 1)
+    logits = [dtype for n, dtype in counter.kept if n == idx.numel() * 97]
+    assert torch.float32 not in logits, counter.kept
     if not model.config.dropout:
         with torch.autocast("cpu", torch.bfloat16):
             want = model(idx, idx, **loss_alone(model))[1].item()
