@@ -259,15 +259,29 @@ class CausalSelfAttention(nn.Module):
 # ---- the loss ----
 
 
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean in nats over the targets (B, T) that are not -1, of logits (B, T, V)."""
-    return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, further: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean in nats over the targets (B, T) that are not -1, of logits (B, T, V).
+
+    further: the weight, a tensor, of a second loss: that the same logits foretell the token after
+    next. It adds to the gradients alone, not to what is returned. Gloeckle et al. 2024 give each
+    further token a head of its own; one head for all, and a weight that falls to 0, as in
+    modded-nanogpt.
+    """
+    loss = F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+    if further is not None:
+        after, ahead = targets[:, 1:].flatten(), logits[:, :-1].flatten(0, 1)
+        second = F.cross_entropy(ahead, after, ignore_index=-1, reduction="sum")
+        second = further * second / (targets >= 0).sum()
+        loss = loss + second - second.detach()
+    return loss
 
 
 def head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """cross_entropy of model.head(x): where nobody else reads them, a compiler needs to write no
     logits in fp32. x (B, T, C), targets (B, T)."""
-    return cross_entropy(model.head(x), targets)
+    return cross_entropy(model.head(x), targets, model.further if model.training else None)
 
 
 # ---- the rest of a block, and the model ----
@@ -418,6 +432,7 @@ class GPT(nn.Module):
             cache.advance(T)
         return self.logits_and_loss(x, targets, return_logits)
 
+    further = None  # weight of a second loss in training: schedule.set_further
     head_loss = staticmethod(head_loss)  # or, of a model, one in chunks: bonsai/models/head_loss.py
 
     def logits_and_loss(self, x: torch.Tensor, targets: torch.Tensor | None, return_logits: bool):

@@ -39,7 +39,13 @@ from bonsai.training.interrupts import Interrupts
 from bonsai.training.progress import Meter
 from bonsai.training.report import Report
 from bonsai.training.saving import Saving
-from bonsai.training.schedule import evaluation_due, learning_rate_at, set_rates, set_windows
+from bonsai.training.schedule import (
+    evaluation_due,
+    learning_rate_at,
+    set_further,
+    set_rates,
+    set_windows,
+)
 from bonsai.training.start import begin, describe_run
 from bonsai.training.step import TrainingStep
 from configurator import Config, configure, resolve_path
@@ -76,6 +82,7 @@ seed = 1337  # of the initial weights, the batches and dropout [>= 0]
 model = "gpt"  # the architecture; its fields are settings too
 depth = 0  # layers of a compute-optimal run: all else follows (bonsai/planning/depth.py) [>= 0]
 bias = False  # biases in the linear layers and norms (GPT-2: True)
+further_weight = 0.0  # at first, of a second loss: the token after next; falls to 0 [>= 0]
 window_ramp = 0  # in so many first steps attention sees a quarter, then half as far [>= 0]
 # optimizer
 optimizer = "adamw"  # adamw, or muon: Muon for the matrices, AdamW for the rest
@@ -200,6 +207,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
         # one step: forward and backward of each micro-batch, then clip and update
         set_rates(training.optimizer, lr, step, c)
         set_windows(model, step, c)
+        set_further(model, step, c)
         divisors = batches.divisors(step, c.batch_size, runtime.rank, world)
         training.begin(step, len(divisors))
         for divisor in divisors:

@@ -78,7 +78,7 @@ class ByteModel(LanguageModel):
 
     generate = GPT.generate
     head = GPT.head
-    head_loss = staticmethod(GPT.head_loss)
+    head_loss, further = staticmethod(GPT.head_loss), None
     logits_and_loss = GPT.logits_and_loss
     estimate_mfu = GPT.estimate_mfu
 

@@ -1,5 +1,5 @@
 """What follows from the number of a step alone: its learning rate, when to evaluate, how far
-attention sees."""
+attention and loss look."""
 
 import math
 
@@ -48,6 +48,16 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, step: int, c) -> None
             share = min(1.0, step / max(1, c.momentum_warmup))
             low = min(0.85, c.momentum)
             group["momentum"] = low + share * (c.momentum - low)
+
+
+def set_further(model: torch.nn.Module, step: int, c) -> None:
+    """Give a GPT the weight of the loss of the token after next: from further_weight linearly to 0
+    at two thirds of lr_decay_iters. A tensor, so that a compiled graph stays as it is."""
+    if c.further_weight:
+        if model.further is None:
+            model.further = torch.zeros((), device=next(model.parameters()).device)
+        left = 1 - 1.5 * step / max(1, c.lr_decay_iters)
+        model.further.fill_(c.further_weight * max(0.0, left))
 
 
 def set_windows(model: torch.nn.Module, step: int, c) -> None:

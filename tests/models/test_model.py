@@ -362,6 +362,33 @@ def test_a_cache_continues_where_it_stopped():
                 torch.testing.assert_close(logits, model(idx[:, :b])[0], atol=1e-5, rtol=1e-4)
 
 
+def test_a_second_loss_is_of_the_token_after_next():
+    """In training it adds its gradient to that of the loss, and nothing to the loss itself."""
+    model, idx, targets = shaken(make(tie_head=False)), batch(), batch(2)
+    targets[0, 4:7] = -1
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, model.transformer.h[0].mlp.c_fc.weight)[0]
+
+    logits, loss = model(idx, targets)
+    second = [
+        F.cross_entropy(logits[b, t], targets[b, t + 1])
+        for b in range(B)
+        for t in range(T - 1)
+        if targets[b, t + 1] >= 0
+    ]
+    want = gradient(loss + 0.3 * sum(second) / (targets >= 0).sum())
+    model.further = torch.tensor(0.3)
+    _, got = model(idx, targets, return_logits=False)
+    assert got.item() == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(gradient(got), want, rtol=1e-4, atol=1e-6)
+    _, got = model.eval()(idx, targets, return_logits=False)
+    torch.testing.assert_close(gradient(got), gradient(model(idx, targets)[1]))
+    targets[:, 1:] = -1  # no second target is left: the first alone counts
+    alone = gradient(model.train()(idx, targets)[1])
+    torch.testing.assert_close(gradient(model(idx, targets, return_logits=False)[1]), alone)
+
+
 # ---- attention windows ----
 
 

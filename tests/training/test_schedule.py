@@ -9,7 +9,12 @@ import pytest
 import torch
 from helpers.settings import SETTINGS
 
-from bonsai.training.schedule import evaluation_due, learning_rate_at, set_windows
+from bonsai.training.schedule import (
+    evaluation_due,
+    learning_rate_at,
+    set_further,
+    set_windows,
+)
 from model import GPT, GPTConfig
 
 
@@ -84,3 +89,16 @@ def test_windows_without_a_ramp_are_whole():
     before = model(torch.arange(11)[None])[0]
     set_windows(model, 0, SimpleNamespace(window_ramp=0))
     assert torch.equal(model(torch.arange(11)[None])[0], before)
+
+
+def test_the_second_loss_falls_to_nothing():
+    model = GPT(GPTConfig(block_size=16, vocab_size=11, n_layer=1, n_head=2, n_embd=16))
+    set_further(model, 0, SimpleNamespace(further_weight=0.0))
+    assert model.further is None
+    c, weights = SimpleNamespace(further_weight=0.6, lr_decay_iters=12), []
+    for step in range(12):
+        set_further(model, step, c)
+        weights.append(model.further.item())
+    assert weights[:3] == pytest.approx([0.6, 0.525, 0.45])
+    assert weights[7] > 0 and weights[8:] == [0.0] * 4
+    assert "further" not in model.state_dict()
