@@ -11,6 +11,9 @@ communication. state_dict() is of whole tensors, so a run goes on with another n
 """
 
 import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -28,22 +31,97 @@ POLAR_EXPRESS = (  # Amsel et al. 2025: the best polynomial of each iteration, n
 )
 
 
-def orthogonalize(g: torch.Tensor, coefficients, dtype: torch.dtype) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrix of each in g (K, m, n), approximately, in `dtype`.
+def plain_product(x: torch.Tensor, alpha: float = 1.0, beta: float = 0.0) -> torch.Tensor:
+    """x x^T of each matrix in x (K, m, n); with beta, for symmetric ones, alpha x x + beta x."""
+    return torch.baddbmm(x, x, x, beta=beta, alpha=alpha) if beta else torch.bmm(x, x.mT)
 
-    With g = U S V^T this is U V^T, by an iteration of matrix products that brings every singular
-    value near 1 and needs no decomposition.
+
+def fastest_product(device: torch.device, dtype: torch.dtype) -> Callable:
+    """plain_product, or what computes the same by half the work where there is such a kernel."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        if torch.cuda.get_device_capability(device) < (8, 0):  # bfloat16 in name only
+            return plain_product
+        with suppress(ImportError):  # torch for Windows comes without triton
+            from bonsai.training.symmetric import symmetric_product
+
+            return symmetric_product
+    return plain_product
+
+
+def orthogonalize(
+    stacks: list[torch.Tensor], coefficients, dtype: torch.dtype, product: Callable = plain_product
+) -> list[torch.Tensor]:
+    """The nearest (semi-)orthogonal matrix of each in stacks, approximately, computed in `dtype`.
+
+    stacks: each (K, m, n) or (K, n, m), with K of its own: tall ones lie down, so that all are one
+    stack. With g = U S V^T the result is U V^T, by an iteration of matrix products that brings
+    every singular value near 1 and needs no decomposition. product: as plain_product.
     """
-    x = g.to(dtype)
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT
+    tall = [g.size(-2) > g.size(-1) for g in stacks]
+    lying = [(g.mT if up else g).to(dtype) for g, up in zip(stacks, tall)]
+    x = torch.cat(lying) if len(lying) > 1 else lying[0]  # (K, m, n), m <= n
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # singular values at most 1
     for a, b, c in coefficients:
-        gram = torch.bmm(x, x.mT)
-        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        gram = product(x)
+        gram = product(gram, c, b)
         x = torch.baddbmm(x, gram, x, beta=a)
-    return (x.mT if tall else x).type_as(g)
+    parts = x.split([len(g) for g in stacks])
+    return [(u.mT if up else u).type_as(g) for u, g, up in zip(parts, stacks, tall)]
+
+
+class Rates(NamedTuple):
+    """What moves from step to step, as tensors without dimensions: a compiled update reads their
+    values on the device, where the program's own numbers would be compiled anew."""
+
+    lr: torch.Tensor
+    decay: torch.Tensor  # the part of lr by which weights shrink
+    momentum: torch.Tensor
+    fresh: torch.Tensor  # 1 - momentum: the part of the gradient in the new momentum
+    on: torch.Tensor  # 1; 0 where the gradient is not finite: nothing is to change
+
+
+class Fixed(NamedTuple):
+    """What an update is compiled for."""
+
+    coefficients: tuple
+    dtype: torch.dtype  # of the products
+    decays: bool
+    cautious: bool  # decay a weight only where its update, too, moves towards 0
+    product: Callable = plain_product
+
+
+def muon_update(
+    weights: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    momenta: list[torch.Tensor],
+    rates: Rates,
+    fixed: Fixed,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Muon's step as a pure function: the weights and the momenta after it.
+
+    weights, grads, momenta: stacks of matrices as orthogonalize takes them, a whole model's or one
+    process's share: no matrix needs to know of another.
+    """
+    finite = [g.nan_to_num(0.0, 0.0, 0.0) * rates.on for g in grads]
+    momenta = [old.lerp(g, rates.fresh * rates.on) for old, g in zip(momenta, finite)]
+    ahead = [g.lerp(new, rates.momentum) for g, new in zip(finite, momenta)]
+    updates = orthogonalize(ahead, fixed.coefficients, fixed.dtype, fixed.product)
+    rate, moved = rates.lr * rates.on, []
+    for w, u in zip(weights, updates):
+        longer = math.sqrt(max(1.0, w.size(1) / w.size(2)))
+        if fixed.decays:  # cautious: times 1 or 0, on CPUs in half the time of a comparison
+            shrinks = w * (u * w).sign().clamp(min=0.0) if fixed.cautious else w
+            w = w - shrinks * (rate * rates.decay)
+        moved.append(w - u * (rate * longer))
+    return moved, momenta
+
+
+def update_in_place(families: list[tuple], rates: Rates, fixed: Fixed) -> None:
+    """muon_update of every (weights, grads, momenta), in place: one graph for all shapes."""
+    for weights, grads, momenta in families:
+        moved, new = muon_update(weights, grads, momenta, rates, fixed)
+        for old, after in zip([*weights, *momenta], [*moved, *new]):
+            old.copy_(after)
 
 
 class Share:
@@ -107,7 +185,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, groups: list[dict], dtype: torch.dtype, compile: bool = False):
         super().__init__(groups, {})
         self.dtype = dtype
-        self.orthogonalize = torch.compile(orthogonalize) if compile else orthogonalize
+        self.update_in_place = torch.compile(update_in_place) if compile else update_in_place
         world = dist.get_world_size() if dist.is_initialized() else 1
         rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = world
@@ -115,18 +193,25 @@ class Muon(torch.optim.Optimizer):
         self.stacks: list[tuple[dict, list, Share]] = []
         # Of the others each process updates a share, as a parameter of an AdamW of its own.
         self.flats: list[tuple[torch.Tensor, Share]] = []
+        # Indices of the stacks that are orthogonalized as one, by group.
+        self.families: list[tuple[dict, list[list[int]]]] = []
         inner = []
         for group in self.param_groups:
             if group["kind"] == "muon":
+                alike: dict[tuple, list[int]] = {}
                 shapes: dict[tuple, list] = {}
                 for p in group["params"]:
                     shape = getattr(p, "row_block", len(p)), p.size(1)
                     shapes.setdefault(shape, []).append(p)
-                for params in shapes.values():
+                for shape, params in shapes.items():
                     share = Share(stack([p.detach() for p in params], params), rank, world)
                     for p, whole in zip(params, unstack(share.buffer, params)):
                         p.data = whole
+                    on_cpu = share.local.device.type == "cpu"  # to lay tall ones down costs more
+                    key = shape if on_cpu else tuple(sorted(shape))
+                    alike.setdefault(key, []).append(len(self.stacks))
                     self.stacks.append((group, params, share))
+                self.families.append((group, list(alike.values())))
             else:
                 shares = []
                 for p in group["params"]:
@@ -167,8 +252,7 @@ class Muon(torch.optim.Optimizer):
         """One update with the gradients of the last clip_gradients()."""
         assert self.grads is not None, "clip_gradients() comes before step()"
         bad = getattr(self, "found_inf", None)  # GradScaler deletes it after each step
-        on = 1.0 if bad is None else 1.0 - bad  # 0: change nothing
-        matrices, flats = self.grads[: len(self.stacks)], self.grads[len(self.stacks) :]
+        flats = self.grads[len(self.stacks) :]
         adam_groups = [g for g in self.param_groups if g["kind"] == "adamw"]
         for inner, group in zip(self.adam.param_groups, adam_groups):
             inner.update({k: group[k] for k in ("lr", "weight_decay", "betas", "eps")})
@@ -177,26 +261,26 @@ class Muon(torch.optim.Optimizer):
         self.adam.grad_scale, self.adam.found_inf = None, bad
         self.adam.step()
         self.adam.zero_grad()
-        for (group, _, share), momentum, grad in zip(self.stacks, self.momenta, matrices):
-            if bad is not None:
-                grad = grad.masked_fill(bad > 0, 0.0)
-            self.update(share.local, grad, momentum, group, on)
+        for group, families in self.families:
+            self.update(group, families, bad)
         pending = [share.gather() for *_, share in [*self.stacks, *self.flats]]
         for _, handle in pending:
             if handle is not None:
                 handle.wait()
         self.grads = None
 
-    def update(self, w, grad, momentum, group: dict, on) -> None:
-        """Muon's step for matrices w (K, m, n), in place."""
-        mu = group["momentum"]
-        momentum.lerp_(grad, (1 - mu) * on)
-        u = self.orthogonalize(grad.lerp(momentum, mu), group["coefficients"], self.dtype)
-        rate = group["lr"] * on
-        if decay := group["weight_decay"]:
-            shrink = w * (u * w > 0) if group["cautious"] else w
-            w.sub_(shrink * (rate * decay))
-        w.sub_(u * (rate * math.sqrt(max(1.0, w.size(1) / w.size(2)))))
+    def update(self, group: dict, families: list[list[int]], bad: torch.Tensor | None) -> None:
+        """Muon's part of the step, for the stacks of one group."""
+        weights = [share.local for *_, share in self.stacks]
+        tensors = weights, self.grads, self.momenta
+        device, mu, decay = weights[0].device, group["momentum"], group["weight_decay"]
+        # Filled in by kernels that are told the numbers: a copy might wait for the device.
+        moving = [torch.full((), v, device=device) for v in (group["lr"], decay, mu, 1 - mu)]
+        on = torch.ones((), device=device) if bad is None else 1.0 - bad
+        product = fastest_product(device, self.dtype)
+        fixed = Fixed(group["coefficients"], self.dtype, decay > 0, group["cautious"], product)
+        taken = [tuple([every[i] for i in family] for every in tensors) for family in families]
+        self.update_in_place(taken, Rates(*moving, on), fixed)
 
     # ---- state, whole tensors whatever the number of processes ----
 

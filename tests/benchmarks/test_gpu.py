@@ -11,12 +11,14 @@ import contextlib
 import inspect
 import io
 import json
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from unittest import SkipTest  # on which pytest skips too
 
@@ -40,7 +42,9 @@ from bonsai.system.errors import run
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
+from bonsai.training.muon import POLAR_EXPRESS, fastest_product, orthogonalize, plain_product
 from bonsai.training.optimizers import build_optimizer
+from bonsai.training.schedule import set_rates
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
 from bonsai.training.timing import TimedSteps, synthetic
@@ -194,6 +198,77 @@ def test_steps_that_are_not_finite_are_left_out(device):
     assert all(torch.equal(a, b) for a, b in zip(first, spoilt)), "a bad step changed something"
     assert not any(torch.equal(a, b) for a, b in zip(first[:2], next_one[:2]))
     print(f"{len(first)} tensors unchanged")
+
+
+def test_muon_by_symmetric_products(device):
+    """The kernel's products are torch's for the shapes of GPT-2 (124M), and so are its updates."""
+    if not device.startswith("cuda") or not torch.cuda.is_bf16_supported(False):
+        raise SkipTest("needs CUDA with bfloat16")
+    dev, said = torch.device(device), []
+    kernel = fastest_product(dev, torch.bfloat16)
+    if kernel is plain_product:
+        raise SkipTest("triton is not installed")
+    for shape in ((48, 768, 768), (24, 768, 3072)):
+        x = torch.randn(shape, device=dev, dtype=torch.bfloat16)
+        x /= math.sqrt(shape[2])
+        square = plain_product(x)
+        for given in ((x,), (square, 0.7, -0.3)):
+            torch.testing.assert_close(kernel(*given), plain_product(*given), atol=2e-2, rtol=2e-2)
+            took = [milliseconds(partial(f, *given)) for f in (kernel, plain_product)]
+            said.append("{:.3f} ms, torch's {:.3f}".format(*took))
+        ours, plain = (
+            orthogonalize([x], POLAR_EXPRESS, torch.bfloat16, f)[0] for f in (kernel, plain_product)
+        )
+        apart = float((ours - plain).norm() / plain.norm())
+        assert apart < 0.05, f"orthogonalized matrices are {apart} apart"
+    from bonsai.training.symmetric import refused  # there is triton
+
+    assert not refused, "the kernel was refused"
+    print("; ".join(said))
+
+
+def milliseconds(function) -> float:
+    """Of the device for a call, the median of 20."""
+    times = []
+    for _ in range(25):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return sorted(times[5:])[10]
+
+
+def test_muons_update_compiled(device):
+    """Muon's compiled update moves weights as the eager one; milliseconds for GPT-2 (124M)."""
+    if not device.startswith("cuda"):
+        raise SkipTest("needs CUDA")
+    weights = []
+    small = dict(n_layer=2, n_head=4, n_embd=512, block_size=64, vocab_size=257)
+    large = dict(n_layer=12, n_head=6, n_embd=768, block_size=64, vocab_size=50304)
+    for fields, compiled in ((small, False), (small, True), (large, True)):
+        runtime = setup(device, "auto", compiled)
+        torch.manual_seed(0)
+        model = build_model("gpt", fields).to(runtime.device)
+        settings = StepSettings(optimizer="muon", learning_rate=0.02, cautious_decay=True)
+        optimizer = build_optimizer(model, settings, runtime)
+
+        def update(model=model, optimizer=optimizer):
+            norm = optimizer.clip_gradients(1.0)
+            optimizer.found_inf = (~torch.isfinite(norm)).float()
+            optimizer.step()
+
+        for step in range(3):
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)
+            set_rates(optimizer, 0.02 / (step + 1), step, settings)
+            update()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    apart = float((weights[0] - weights[1]).norm() / weights[0].norm())
+    assert apart < 0.02, f"compiled and eager updates are {apart} apart"
+    took = milliseconds(update)
+    print(f"{apart:.1e} apart; an update of 124M, clipping included, takes {took:.2f} ms")
 
 
 def prepare(folder: Path) -> None:

@@ -4,17 +4,33 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.programs import ROOT
 from helpers.settings import SETTINGS
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bonsai.system.runtime import setup
-from bonsai.training.muon import NEWTON_SCHULZ, POLAR_EXPRESS, Muon, orthogonalize
+from bonsai.training import muon
+from bonsai.training.muon import (
+    NEWTON_SCHULZ,
+    POLAR_EXPRESS,
+    Fixed,
+    Muon,
+    Rates,
+    fastest_product,
+    muon_update,
+    orthogonalize,
+    plain_product,
+)
 from bonsai.training.optimizers import build_optimizer
+from bonsai.training.schedule import learning_rate_at, set_rates
 from model import GPT, GPTConfig
 
 MUON = dict(kind="muon", lr=0.02, weight_decay=0.1, cautious=False, momentum=0.95)
@@ -72,10 +88,161 @@ def test_singular_values_come_near_1(shape):
     wanted = torch.linalg.svd(g, full_matrices=False)
     wanted = wanted.U @ wanted.Vh
     for coefficients, low, high in ((NEWTON_SCHULZ, 0.3, 1.3), (POLAR_EXPRESS, 0.75, 1.2)):
-        orthogonal = orthogonalize(g, coefficients, torch.float32)
+        (orthogonal,) = orthogonalize([g], coefficients, torch.float32)
         values = torch.linalg.svdvals(orthogonal)
         assert low < values.min() and values.max() < high
         assert (orthogonal - wanted).norm() / wanted.norm() < 0.3
+
+
+def test_tall_ones_lie_down_beside_wide_ones():
+    """Stacks of one shape, turned, are orthogonalized as one, each as it would be alone."""
+    torch.manual_seed(0)
+    stacks, products = [torch.randn(2, 16, 48), torch.randn(3, 48, 16)], []
+
+    def counted(x, *given):
+        products.append(x)
+        return plain_product(x, *given)
+
+    together = orthogonalize(stacks, POLAR_EXPRESS, torch.float32, counted)
+    assert len(products) == 2 * len(POLAR_EXPRESS)
+    for g, orthogonal in zip(stacks, together):
+        (alone,) = orthogonalize([g], POLAR_EXPRESS, torch.float32)
+        torch.testing.assert_close(orthogonal, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_products_by_half_the_work_are_for_cuda_with_triton(monkeypatch):
+    """And for bfloat16 on a GPU that multiplies it."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert fastest_product(cpu, torch.bfloat16) is plain_product
+    assert fastest_product(cuda, torch.float32) is plain_product
+    capability, kernel = (7, 5), object()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    name = "bonsai.training.symmetric"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(symmetric_product=kernel))
+    assert fastest_product(cuda, torch.bfloat16) is plain_product
+    capability = (9, 0)
+    assert fastest_product(cuda, torch.bfloat16) is kernel
+    monkeypatch.setitem(sys.modules, name, None)  # as where importing it fails
+    assert fastest_product(cuda, torch.bfloat16) is plain_product
+
+
+# ---- the update as a function of tensors ----
+
+
+def update_of(kinds: list[torch.Tensor], **changed):
+    """Weights, gradients, momenta as muon_update takes them, from one stack of each shape."""
+    given = dict(lr=0.02, decay=0.1, momentum=0.9, fresh=0.1, on=1.0) | changed
+    rates = Rates(*(torch.tensor(v) for v in given.values()))
+    return muon_update(*kinds, rates, Fixed(POLAR_EXPRESS, torch.float32, True, True))
+
+
+def stacks_of(*shapes) -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    return [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
+
+
+def test_the_update_changes_nothing_that_it_was_given():
+    kinds = stacks_of((2, 8, 24), (3, 24, 8))
+    before = [[t.clone() for t in tensors] for tensors in kinds]
+    weights, momenta = update_of(kinds)
+    for tensors, same in zip(kinds, before):
+        assert all(torch.equal(a, b) for a, b in zip(tensors, same))
+    for new, old in ((weights, kinds[0]), (momenta, kinds[2])):
+        assert [t.shape for t in new] == [t.shape for t in old]
+        assert not any(torch.equal(a, b) for a, b in zip(new, old))
+
+
+def test_a_share_of_the_matrices_moves_as_in_the_whole():
+    """What makes sharding right: matrix by matrix, those of zeros that fill a share up included."""
+    kinds = stacks_of((5, 8, 24), (3, 24, 8))
+    whole = update_of(kinds)
+    padded = [[torch.cat([t, torch.zeros(1, *t.shape[1:])]) for t in tensors] for tensors in kinds]
+    share = update_of([[t[len(t) // 2 :] for t in tensors] for tensors in padded])
+    for new, part in zip(whole, share):
+        for a, b in zip(new, part):
+            torch.testing.assert_close(a[(len(a) + 1) // 2 :], b[:-1], atol=1e-6, rtol=1e-5)
+            assert not b[-1].any()
+
+
+@pytest.mark.parametrize("spoilt", [torch.nan, torch.inf, 3e38])
+def test_with_on_0_the_update_is_what_was_there(spoilt):
+    kinds = stacks_of((2, 8, 24), (3, 24, 8))
+    kinds[1][0][0] = spoilt
+    kinds[1][1][1, 2, 3] = -spoilt
+    for new, old in zip(update_of(kinds, on=0.0), (kinds[0], kinds[2])):
+        assert all(torch.equal(a, b) for a, b in zip(new, old))
+
+
+class Waiting(TorchDispatchMode):
+    """Fails at what would have to wait for a GPU: a tensor's values as numbers of the program, or
+    as the shape of another tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+        assert not tags & set(function.tags), f"{function} waits for the device"
+        self.calls.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def model_and_optimizer(**fields):
+    runtime = setup("cpu", "bfloat16", False)
+    torch.manual_seed(0)
+    shape = dict(block_size=8, vocab_size=11, n_layer=2, n_head=4, n_kv_head=2, n_embd=16)
+    model = GPT(GPTConfig(**shape, tie_head=False))
+    settings = replace(SETTINGS, optimizer="muon", cautious_decay=True, momentum_warmup=5)
+    return model, build_optimizer(model, settings, replace(runtime, **fields)), settings
+
+
+def one_step(model, optimizer, settings, step: int) -> None:
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    set_rates(optimizer, learning_rate_at(step, settings), step, settings)
+    norm = optimizer.clip_gradients(1.0)
+    optimizer.found_inf = (~torch.isfinite(norm)).float()
+    optimizer.step()
+
+
+def test_the_guard_against_waiting_sees_it():
+    x = torch.ones(3)
+    for wait in (torch.Tensor.item, torch.Tensor.sum, lambda x: bool(x[0]), torch.nonzero):
+        waits = wait is not torch.Tensor.sum
+        with Waiting(), pytest.raises(AssertionError) if waits else nullcontext():
+            wait(x[:1])
+
+
+def test_a_step_waits_for_nothing():
+    """And AdamW is one fused call for each rate."""
+    given = model_and_optimizer()
+    one_step(*given, 0)  # makes AdamW's moments
+    with Waiting() as seen:
+        one_step(*given, 1)
+    kinds = [group["kind"] for group in given[1].param_groups]
+    assert seen.calls.count("aten::_fused_adamw_") == kinds.count("adamw") == 3
+    assert "aten::bmm" in seen.calls
+
+
+def test_all_shapes_and_rates_are_one_compilation(monkeypatch):
+    """Five shapes, and steps whose rates and momentum differ; the weights are the eager ones."""
+    graphs, real = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiler = partial(real, backend=backend, fullgraph=True)
+    monkeypatch.setattr(muon.torch, "compile", compiler)
+    compiled, eager = model_and_optimizer(compile=True), model_and_optimizer()
+    for step in range(6):
+        for given in (compiled, eager):
+            torch.manual_seed(step)
+            one_step(*given, step)
+    assert len(compiled[1].stacks) == 4 and len(graphs) == 1
+    for a, b in zip(compiled[0].parameters(), eager[0].parameters()):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
 def test_a_gradient_of_nothing_moves_nothing():
