@@ -32,6 +32,8 @@ from bonsai import ROOT
 from bonsai.data.dataset import open_dataset
 from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams, generate
+from bonsai.engine.cuda.int8 import CudaInt8Linear
+from bonsai.engine.cuda.kernels import kernels
 from bonsai.evaluation.loss import split_loss
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
@@ -351,6 +353,43 @@ def test_engine_decodes(device):
             assert error < (0.3 if quantize else 0.1), f"{dtype} {quantize}: off by {error:.3f}"
             found.append(f"{quantize or 'bfloat16'} off by {error:.3f}")
     print(", ".join(found))
+
+
+def test_kernels_of_decoding(device):
+    """Triton's kernels compile here and compute what plain torch does, in bfloat16 too."""
+    if not device.startswith("cuda"):
+        raise SkipTest("needs CUDA")
+    found = kernels()
+    assert found, "no Triton kernels: the line on stderr says why"
+    said = []
+    for rows in (1, 16, 64):
+        linear = torch.nn.Linear(768, 3072, device=device)
+        layer, half = CudaInt8Linear(linear, torch.bfloat16), linear.bfloat16()
+        x = torch.randn(rows, 1, 768, device=device, dtype=torch.bfloat16)
+        with torch.no_grad():
+            want, got = half(x).float(), layer(x).float()
+            error = float((got - want).std() / want.std())
+            assert error < 0.05, f"{rows} rows: off by {error:.3f}"
+            times = [seconds_of_many(lambda m=m, x=x: m(x)) for m in (half, layer)]
+        said.append(f"{rows} rows {1e6 * times[1]:.1f} us, in bfloat16 {1e6 * times[0]:.1f}")
+    print(f"768 x 3072 in int8: {'; '.join(said)}")
+
+
+def seconds_of_many(function, count: int = 200) -> float:
+    """Of one call, when it is replayed as a graph with `count` of them."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(count):
+            function()
+    graph.replay()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    graph.replay()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / count
 
 
 def drawn(engine: Engine, prompts: list, params: SamplingParams) -> tuple[list, list[float]]:

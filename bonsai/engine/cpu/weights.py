@@ -14,6 +14,7 @@ from bonsai.engine.cpu.block import join
 from bonsai.engine.cpu.int8 import Int8Linear
 from bonsai.engine.cpu.linear import FastLinear, call, has_tiles, products
 from bonsai.engine.cpu.pages import LargePages
+from bonsai.engine.cuda.attention import attend_one_query
 from bonsai.engine.cuda.int8 import CudaInt8Linear
 from bonsai.system.errors import UserError
 from model import CausalSelfAttention
@@ -64,6 +65,10 @@ def prepare(
         for module in model.modules():
             if isinstance(module, CausalSelfAttention):
                 module.attend = attend
+    if native and weight.is_cuda:
+        for module in model.modules():
+            if isinstance(module, CausalSelfAttention):
+                module.attend = attend_one_query(module.attend)
     return model
 
 

@@ -39,9 +39,20 @@ def check(module: ModuleType, device: torch.device) -> None:
         error = (module.product(x, weight, scale, bias).float() - want).abs().max()
         if not error < 1e-2 * want.abs().max():
             raise RuntimeError(f"the product of weights in int8 is off by {error:.1e}")
-    keys, steps = torch.tensor([[1, 5], [-7, 6]], device=device).T  # (2,) each, strided
+    q = torch.randn(2, 4, 1, 48, generator=generator).half().to(device)
+    k, v = torch.randn(2, 2, 2, 300, 48, generator=generator).half().to(device)
+    places, ends = torch.arange(300, device=device), torch.tensor([7, 280], device=device)
+    behind = ends[:, None, None, None] - places  # (B, 1, 1, S); a window of 200 ends at each
+    seen = (behind >= 0) & (behind < 200)
+    mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, -torch.inf).half()
+    want = F.scaled_dot_product_attention(q, k, v, mask, scale=0.2, enable_gqa=True)
+    error = (module.attend(q, k, v, mask, 0.2) - want).abs().max()
+    if not error < 1e-2:
+        raise RuntimeError(f"attention is off by {error:.1e}")
+    numbers = torch.randint(-(2**62), 2**62, (16, 2), generator=generator).to(device)
+    keys, steps = numbers.T  # (16,) each, strided
     for m in module.SIZES:
-        logits = torch.randn(2, m - 56, generator=generator).to(device)
+        logits = torch.randn(16, m - 56, generator=generator).to(device)
         ids = torch.randint(50304, logits.shape, generator=generator).to(device)
         best = logits + noise(splitmix_tensor(keys, steps)[:, None], ids)
         want = ids.gather(1, best.argmax(1, keepdim=True))[:, 0]

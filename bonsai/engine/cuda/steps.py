@@ -62,6 +62,9 @@ class CapturedSteps:
         self.written = torch.zeros((AT_ONCE, batch), dtype=torch.int64, device=device)
         self.scores: dict[int, torch.Tensor] = {}  # of a step, by how many likeliest tokens
         self.graphs = Graphs(device)
+        if device.type == "cuda":  # kernels are loaded and compiled now: nobody waits for a token
+            with torch.no_grad():
+                self.compute(*bucket(cache, [0]))
 
     @classmethod
     def of(cls, model: torch.nn.Module, batch: int, length: int) -> "CapturedSteps | None":

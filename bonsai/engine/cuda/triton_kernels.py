@@ -69,7 +69,7 @@ def mixed(z):
     return (z ^ (z >> 27)) * 0x94D049BB133111EB
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def draw_kernel(
     logits, ids, keys, steps, drawn, m, row_stride,
     IDS: tl.constexpr, BLOCK: tl.constexpr, GAMMA: tl.constexpr,
@@ -103,3 +103,49 @@ def draw(logits, ids, keys, steps):
         IDS=ids is not None, BLOCK=next(s for s in SIZES if m <= s), GAMMA=GAMMA,
     )  # fmt: skip
     return drawn
+
+
+# ---- attention of one query to a cache ----
+
+
+@triton.jit
+def attend_kernel(
+    q, k, v, mask, y, S, scale, nh, group, q_row, q_head, row, head, place, mask_row,
+    HS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One head of one row, in blocks of BLOCK keys, with a running maximum (Milakov & Gimelshein
+    2018). Blocks that the mask leaves out are not read."""
+    b, h = tl.program_id(0) // nh, tl.program_id(0) % nh
+    c = tl.arange(0, CHANNELS)  # HS rounded up to a power of two
+    query = tl.load(q + b * q_row + h * q_head + c, mask=c < HS, other=0.0).to(tl.float32) * scale
+    keys = b.to(tl.int64) * row + (h // group) * head + c[None, :]
+    best, total = float("-inf"), 0.0
+    out = tl.zeros((CHANNELS,), dtype=tl.float32)
+    for begin in range(0, S, BLOCK):
+        s = begin + tl.arange(0, BLOCK)
+        seen = tl.load(mask + b * mask_row + s, mask=s < S, other=float("-inf")).to(tl.float32)
+        if tl.max(seen, axis=0) > float("-inf"):
+            there = (s[:, None] < S) & (c[None, :] < HS)
+            x = tl.load(k + keys + s[:, None] * place, mask=there, other=0.0).to(tl.float32)
+            values = tl.load(v + keys + s[:, None] * place, mask=there, other=0.0).to(tl.float32)
+            scores = tl.sum(x * query[None, :], axis=1) + seen
+            highest = tl.maximum(best, tl.max(scores, axis=0))
+            p, shrink = tl.exp(scores - highest), tl.exp(best - highest)
+            out = out * shrink + tl.sum(p[:, None] * values, axis=0)
+            total = total * shrink + tl.sum(p, axis=0)
+            best = highest
+    tl.store(y + tl.program_id(0) * HS + c, (out / total).to(y.dtype.element_ty), mask=c < HS)
+
+
+def attend(q, k, v, mask, scale: float):
+    """q (B, nh, 1, hs); k, v (B, nkv, S, hs) of equal strides; mask (B or 1, 1, 1, S), added to the
+    scores and somewhere finite -> like q."""
+    (B, nh, _, hs), (nkv, S) = q.shape, k.shape[1:3]
+    y = torch.empty((B, nh, 1, hs), dtype=q.dtype, device=q.device)
+    channels = triton.next_power_of_2(hs)
+    attend_kernel[(B * nh,)](
+        *(q, k, v, mask, y, S, scale, nh, nh // nkv, q.stride(0), q.stride(1), *k.stride()[:3]),
+        mask.stride(0) if mask.size(0) > 1 else 0,
+        HS=hs, CHANNELS=channels, BLOCK=max(16, 8192 // channels),
+    )  # fmt: skip
+    return y

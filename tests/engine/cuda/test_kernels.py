@@ -20,7 +20,11 @@ def draw(logits, ids, keys, steps):
     return ids.gather(1, best.argmax(1, keepdim=True))[:, 0]
 
 
-RIGHT = dict(product=product, draw=draw, SIZES=(256, 1024))
+def attend(q, k, v, mask, scale):
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+
+
+RIGHT = dict(product=product, draw=draw, attend=attend, SIZES=(256, 1024))
 
 
 def test_kernels_that_compute_the_same_pass():
@@ -32,6 +36,8 @@ def test_kernels_that_compute_the_same_pass():
     [
         (dict(product=lambda x, w, s, b: product(x, w, s, 0 * b)), "int8 is off by"),
         (dict(product=lambda *all: product(*all) * torch.nan), "int8 is off by nan"),
+        (dict(attend=lambda q, k, v, m, scale: attend(q, k, v, m, 0.3)), "attention is off by"),
+        (dict(attend=lambda q, k, v, m, scale: attend(q, k, v, 0 * m, scale)), "attention is off"),
         (dict(draw=lambda x, ids, k, s: draw(x, ids, k, s + 1)), "a draw is not"),
         (dict(draw=lambda x, ids, k, s: draw(x[:, :99], ids[:, :99], k, s)), "a draw is not"),
     ],
