@@ -11,7 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import torch
 import torch.distributed as dist
@@ -130,8 +132,7 @@ def setup(
     rank, local_rank, world_size, distributed = processes()
     dev, why_device = pick_device(device, local_rank)
     dtype, why_dtype = pick_dtype(dtype, dev)
-    if compile == "auto":
-        compile = dev.type == "cuda"
+    compile, why_not = pick_compile(compile, dev)
     if backend == "auto":
         backend = "nccl" if dev.type == "cuda" else "gloo"
     if backend == "nccl" and dev.type != "cuda":
@@ -143,12 +144,32 @@ def setup(
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     summary = f"device: {dev}{why_device}, dtype {dtype}{why_dtype}, "
-    summary += "compiled" if compile else "not compiled"
+    summary += "compiled" if compile else f"not compiled{why_not}"
     if distributed:
         dist.init_process_group(backend)
         summary += f", {world_size} processes ({backend})"
     agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
-    return Runtime(dev, dtype, bool(compile), backend, rank, local_rank, world_size, summary, agent)
+    return Runtime(dev, dtype, compile, backend, rank, local_rank, world_size, summary, agent)
+
+
+def pick_compile(compile: bool | str, device: torch.device) -> tuple[bool, str]:
+    """Whether models are compiled, and why not where it was asked for: the same work is done
+    without, only slower."""
+    if compile == "auto":
+        compile = device.type == "cuda"
+    missing = ""
+    if compile and device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (7, 0):
+            missing = "a GPU before Volta cannot run what it makes"
+        elif find_spec("triton") is None:
+            missing = "there is no triton"
+    if compile and not missing and not any(map(which, C_COMPILERS)):
+        missing = "there is no C compiler: install gcc, or name one in CC"
+    return bool(compile) and not missing, f" ({missing})" if missing else ""
+
+
+# which torch.compile and triton look for, of C or C++
+C_COMPILERS = (os.environ.get("CC", ""), os.environ.get("CXX", ""), *"gcc g++ cc clang cl".split())
 
 
 @contextmanager

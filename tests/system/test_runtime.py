@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from bonsai.system import runtime as runtime_module
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import (
     LAUNCHED,
@@ -15,6 +16,7 @@ from bonsai.system.runtime import (
     memory_in_use,
     peak_flops,
     peak_flops_by_name,
+    pick_compile,
     pick_device,
     pick_dtype,
     processes,
@@ -79,6 +81,30 @@ def test_devices():
     for name in ("gpu0", "meta", "xla", *([] if torch.cuda.is_available() else ["cuda", "cuda:3"])):
         with pytest.raises(UserError):
             pick_device(name)
+
+
+@pytest.mark.parametrize("asked", ["auto", True])
+@pytest.mark.parametrize(
+    "capability, triton, compiler, said",
+    [
+        ((9, 0), True, True, ""),
+        ((7, 5), True, True, ""),
+        ((6, 1), True, True, "before Volta"),
+        ((9, 0), False, True, "no triton"),
+        ((9, 0), True, False, "no C compiler"),
+    ],
+)
+def test_without_a_compiler_all_is_done_uncompiled(
+    monkeypatch, asked, capability, triton, compiler, said
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(runtime_module, "find_spec", lambda name: triton or None)
+    monkeypatch.setattr(runtime_module, "which", lambda name: "/usr/bin/cc" if compiler else None)
+    compiled, why = pick_compile(asked, torch.device("cuda"))
+    assert compiled == (not said) and said in why
+    compiled, why = pick_compile(asked, torch.device("cpu"))  # which needs no triton
+    assert compiled == (asked is True and compiler) and (asked == "auto" or bool(why) != compiler)
+    assert pick_compile(False, torch.device("cuda")) == (False, "")
 
 
 def test_setup_says_what_was_picked():
