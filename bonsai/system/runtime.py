@@ -169,7 +169,7 @@ def pick_compile(compile: bool | str, device: torch.device) -> tuple[bool, str]:
 
 
 # which torch.compile and triton look for, of C or C++
-C_COMPILERS = (os.environ.get("CC", ""), os.environ.get("CXX", ""), *"gcc g++ cc clang cl".split())
+C_COMPILERS = [*map(os.environ.get, ("CC", "CXX"), ("", "")), "gcc", "g++", "cc", "clang", "cl"]
 
 
 @contextmanager
