@@ -3,6 +3,7 @@
     python bench.py                                              # GPT-2 (124M), as on a GPU
     python bench.py --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=16
     python bench.py --profile                                    # also where a step's time goes
+    python bench.py config/fast_gpt2.py                          # the model of a run
     python bench.py --size=gpt3-13b --gpu=H100 --gpus=64         # what a model would cost
     torchrun --standalone --nproc_per_node=8 bench.py            # eight GPUs together
 
@@ -240,7 +241,8 @@ def size_of(c: Config) -> str:
 
 def main(**settings) -> None:
     watch = Stopwatch(since_the_command=not settings)
-    c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=settings or None)
+    given = settings or None
+    c = configure(globals(), CONFIGS, presets=FIELDS, settings=given, files_of="train.py")
     if c.size:
         print(size_of(c))
         return

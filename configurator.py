@@ -82,6 +82,7 @@ def configure(
     presets: dict[str, dict[str, Any]] | None = None,
     settings: dict[str, Any] | None = None,
     say: Callable[[str], object] | None = None,
+    files_of: str = "",
 ) -> Config:
     """Read the arguments and return all settings of a program; `namespace` stays as it is.
 
@@ -94,6 +95,8 @@ def configure(
     presets: name -> settings. `--preset=NAME` gives them all, where it stands among the arguments.
     settings: values given from Python instead of on the command line, checked as a config file's.
     say: is given the line of settings where stdout is for something else.
+    files_of: another program, such as train.py, whose config files are taken too; what they set of
+        its settings alone is left out.
 
     Prints in one line what differs from the defaults (rank 0 only). Exits with status 0 after
     --help and --version, and with 2 on a usage error.
@@ -102,6 +105,7 @@ def configure(
     arguments = _Arguments(
         program, {name: _fields(model) for name, model in (models or {}).items()}, presets or {}
     )
+    arguments.left_out = _names_set_by(ROOT / files_of) if files_of else set()
     if settings is not None:
         arguments.read_settings(settings)
     else:
@@ -249,6 +253,7 @@ class _Arguments:
         }
         self.given: dict[str, tuple[Any, str]] = {}  # name -> value (or text), source
         self.sources: list[str] = []
+        self.left_out: set[str] = set()  # of a config file: settings of another program
         self.wants_help = False
 
     def read(self, rest: list[str]) -> None:
@@ -310,7 +315,7 @@ class _Arguments:
             is_code = callable(value) or isinstance(value, types.ModuleType)
             if name in known:
                 self.give(name, value, argument)
-            elif not (name.startswith("_") or name in helpers or is_code):
+            elif not (name.startswith("_") or name in helpers | self.left_out or is_code):
                 lines = [node.lineno for node in names if node.id == name]
                 where = f"{argument}:{min(lines)}" if lines else argument
                 hint = did_you_mean(name, known)
@@ -407,6 +412,14 @@ class _Recorder(UserDict):
     def __setitem__(self, name: str, value: Any) -> None:
         self.bound.add(name)
         self.data[name] = value
+
+
+def _names_set_by(program: Path) -> set[str]:
+    """What a program assigns at module level."""
+    body = ast.parse(program.read_bytes()).body
+    plain = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    noted = [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return {target.id for target in plain + noted if isinstance(target, ast.Name)}
 
 
 def _parse_file(path: Path, name: str) -> ast.Module:

@@ -12,13 +12,15 @@ limit. "tokens/s" is of whole answers, prefill included (what nanoGPT's generate
 guess 8 tokens, which a step checks; such steps have no limit here. Weights are random, which
 changes no timing but the drafted one; how much of a guess is right depends on the text, so every
 repeat has prompts of its own. Repeats alternate between all contestants, in one process on one
-machine.
+machine. "cold" is the first token of a row's first answer, with what is built for it, "longest
+wait" what at most passed between two steps after it; with n = 0 a row has warmed up only.
 
 With the model of a run, one text at a time, with and without tokens guessed from the text so far:
 prompts are pieces of the run's validation data, on each of which the ways take turns. "per step" is
 how many tokens a step gave; in float32 the texts are the same, which is checked.
 """
 
+import itertools
 import statistics
 import sys
 import time
@@ -30,7 +32,7 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.harness import Peer, Results, known, seconds_of, spread, table
+from benchmarks.harness import Peer, Results, known, seconds_of, spread
 from bonsai.data.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.cpu.linear import call, products
@@ -88,7 +90,8 @@ COLUMNS = (
     ("tokens/s", "rates.median", ",.1f"), ("decode/s", "decode_rates.median", ",.1f"),
     ("spread", "rates.spread", ".1%"), ("limit/s", "limit", ",.0f"), ("share", "share", ".1%"),
     ("to peer", "ratio", ".2f"), ("to batch 1", "batching", ".2f"),
-    ("first token, ms", "first_ms", ",.0f"), ("kernels/step", "kernels", "d"),
+    ("first token, ms", "first_ms", ",.0f"), ("cold, s", "cold", ".2f"),
+    ("longest wait, s", "wait", ".3f"), ("kernels/step", "kernels", "d"),
     ("n", "rates.n", "d"),
 )  # fmt: skip
 LOOKUP_COLUMNS = (
@@ -100,20 +103,22 @@ LOOKUP_COLUMNS = (
 
 def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> dict:
     """The tokens of all answers, and the seconds: of everything, to the first token of the first
-    prompt, and by how many steps after it the others came, at which rate."""
+    prompt, and by how many steps after it the others came, at which rate, at most how long apart.
+    """
     begin = time.perf_counter()
     requests = [engine.submit(prompt, params)[0] for prompt in prompts]
     engine.step()  # the prefills
     first = time.perf_counter() - begin
-    steps = 0
+    ends = [time.perf_counter()]
     while engine.busy:
         engine.step()
-        steps += 1
-    total = time.perf_counter() - begin
+        ends.append(time.perf_counter())
+    total, steps = ends[-1] - begin, len(ends) - 1
+    wait = max((b - a for a, b in itertools.pairwise(ends)), default=0.0)
     written = [request.tokens for request in requests]
     later = sum(map(len, written)) - len(written)
     rate = later / (total - first) if steps else None
-    times = {"seconds": total, "first": first, "decode_rate": rate}
+    times = {"seconds": total, "first": first, "decode_rate": rate, "wait": wait}
     return {**times, "steps": steps, "later": later, "tokens": written}
 
 
@@ -180,8 +185,8 @@ def peer_seconds(theirs, prompt: list[int], params: SamplingParams, runtime: Run
 
 
 @torch.no_grad()
-def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime) -> dict:
-    """Rows of the table for one model, and what was measured beside them."""
+def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: Results) -> None:
+    """Rows of the table for one model, written anew whenever one of them knows more."""
     settings, prompt_length, count, long_length = SIZES[name]
     torch.manual_seed(c.seed)
     model = build_model("gpt", settings).to(runtime.device).eval()
@@ -195,42 +200,62 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime) -> dict:
     for kind in pick_kinds(c, runtime):
         dtype, settings = KINDS[kind]
         engines[kind] = Engine(model, max(counts), dtype=DTYPES[dtype], **settings)
+    keys = [(k, n) for k, e in engines.items() for n in (counts if not e.draft else [1])]
     theirs = peer_model(peer, model, runtime) if peer else None
-    answers, first, peer_times, bandwidth = {}, {kind: [] for kind in engines}, [], []
-    for repeat in range(c.repeats + 1):
-        if repeat == 1:  # the first warmed up, and compiled
-            answers, first, peer_times = {}, {kind: [] for kind in engines}, []
-        if repeat:
-            bandwidth.append(read_bandwidth(runtime))
-        for kind, engine in engines.items():
-            for batch in counts if not engine.draft else [1]:
-                result = answer(engine, prompts[repeat : repeat + batch], params)
-                answers.setdefault((kind, batch), []).append(result)
-            first[kind].append(answer(engine, [long], SamplingParams(1, 0))["first"])
-        if theirs:
-            short = SamplingParams(count if repeat else 2, 0.8, 200)
-            peer_times.append(peer_seconds(theirs, prompts[repeat], short, runtime))
-    rows, length = [], prompt_length + count / 2
-    for (kind, batch), results in answers.items():
-        rates = spread([batch * count / r["seconds"] for r in results])
-        decode = spread([r["decode_rate"] for r in results])
-        alone = next((r for r in rows if r["kind"] == kind), {"decode_rates": decode})
-        row = {"size": name, "kind": kind, "batch": batch, "rates": rates, "decode_rates": decode}
-        row["batching"] = decode["median"] / alone["decode_rates"]["median"]
+    others, length = list(results.rows), prompt_length + count / 2
+    rows = {key: {"size": name, "kind": key[0], "batch": key[1], "wait": 0.0} for key in keys}
+    answers, first, peer_times, bandwidth = {}, {}, [], []
+
+    def note(key: tuple[str, int], found: dict, repeat: int) -> None:
+        kind, batch = key
+        row, before = rows[key], answers.get(key, [])
+        if not repeat:
+            row["cold"] = found["first"]  # the first of all, with what is built for it
+        answers[key] = given = [*before, found] if repeat > 1 else [found]  # one warms up
+        row["wait"] = max(row["wait"], found["wait"])
+        row["rates"] = spread([batch * count / r["seconds"] for r in given])
+        row["rates"]["n"] = repeat
+        row["decode_rates"] = decode = spread([r["decode_rate"] for r in given])
+        alone = rows[kind, counts[0]].get("decode_rates", decode)
+        row["batching"] = decode["median"] / alone["median"]
+        row["bandwidth"] = spread(bandwidth)
         if not engines[kind].draft:
             row["limit"] = batch * max(bandwidth) / bytes_per_step(model, kind, batch, length)
             row["share"] = decode["median"] / row["limit"]
-        if batch == counts[0]:
-            row["first_ms"] = 1e3 * statistics.median(first[kind])
-            row["kernels"] = kernels_per_step(engines[kind], prompts[0])
-        if theirs and batch == 1:
-            pairs = zip(peer_times, results)
-            row["ratio"] = statistics.median(p / r["seconds"] for p, r in pairs)
-        rows.append(row)
-    if theirs:
-        row = {"size": name, "kind": f"nanoGPT's generate, {runtime.dtype}", "batch": 1}
-        rows.append({**row, "rates": spread([count / s for s in peer_times])})
-    return {"rows": rows, "bandwidth": spread(bandwidth), "first_token_prompt": long_length}
+
+    def write() -> None:
+        results.put([*others, *(row for row in rows.values() if "rates" in row)])
+
+    for repeat in range(c.repeats + 1):
+        bandwidth.append(read_bandwidth(runtime))
+        for key in keys:
+            kind, batch = key
+            engine = engines[kind]
+            note(key, answer(engine, prompts[repeat : repeat + batch], params), repeat)
+            if batch == counts[0]:
+                alone = answer(engine, [long], SamplingParams(1, 0))["first"]
+                first[kind] = [*first.get(kind, []), alone] if repeat > 1 else [alone]
+                rows[key]["first_ms"] = 1e3 * statistics.median(first[kind])
+            write()
+        if theirs and not repeat:
+            peer_seconds(theirs, prompts[0], SamplingParams(2, 0.8, 200), runtime)
+        elif theirs:
+            peer_times.append(
+                peer_seconds(theirs, prompts[repeat], SamplingParams(count, 0.8, 200), runtime)
+            )
+            for key in (key for key in keys if key[1] == 1):
+                pairs = zip(peer_times, answers[key])
+                rows[key]["ratio"] = statistics.median(p / r["seconds"] for p, r in pairs)
+            kind = f"nanoGPT's generate, {runtime.dtype}"
+            rates = spread([count / s for s in peer_times])
+            rows["peer"] = {"size": name, "kind": kind, "batch": 1, "rates": rates}
+            write()
+    for kind, engine in engines.items():
+        rows[kind, counts[0]]["kernels"] = kernels_per_step(engine, prompts[0])
+    write()
+    speed = spread(bandwidth)
+    print(f"{name}: reads {speed['high'] / 1e9:.1f} GB/s, at worst {speed['low'] / 1e9:.1f}")
+    print(f"{name}: first token of a prompt of {long_length} tokens", flush=True)
 
 
 def pick_kinds(c: Config, runtime: Runtime) -> list[str]:
@@ -254,15 +279,11 @@ def compare(c: Config) -> None:
         runtime = setup(c.device, "float32")
     pick_kinds(c, runtime)  # a wrong one is said before anything is measured
     about = {"threads": torch.get_num_threads(), "peer_commit": peer.commit if peer else None}
-    results, rows = Results("decode", c.out, runtime.device, again=True, **about), []
+    results = Results("decode", c.out, runtime.device, COLUMNS, again=True, **about)
     for name in c.sizes.split(","):
         print(f"{name}: {c.repeats} repeats ...", flush=True)
-        result = results.add({"size": name, **measure(c, name, peer, runtime)})
-        rows += result["rows"]
-        speed, long = result["bandwidth"], result["first_token_prompt"]
-        print(f"{name}: reads {speed['high'] / 1e9:.1f} GB/s, at worst {speed['low'] / 1e9:.1f}")
-        print(f"{name}: first token of a prompt of {long} tokens", flush=True)
-    results.finish(table(rows, COLUMNS))
+        measure(c, name, peer, runtime, results)
+    results.finish()
 
 
 # ---- the model of a run, with and without guesses ----
@@ -281,7 +302,7 @@ def guess(c: Config) -> None:
     begins = [i * (len(val) - length) // c.prompts for i in range(c.prompts)]
     texts = [val.read(b, length).tolist() for b in begins]
     about = {"dtype": runtime.dtype, "quantize": c.quantize}
-    results = Results("lookup", c.out, runtime.device, again=True, **about)
+    results = Results("lookup", c.out, runtime.device, LOOKUP_COLUMNS, again=True, **about)
     ways, weights = [0, *(int(n) for n in c.most.split(","))], DTYPES[runtime.dtype]
     engines = {n: Engine(model, 1, dtype=weights, quantize=c.quantize, lookup=n) for n in ways}
     exact = runtime.dtype == "float32" and not c.quantize
@@ -301,7 +322,7 @@ def guess(c: Config) -> None:
             row["per_step"] = sum(a["later"] for a in of_one) / sum(a["steps"] for a in of_one)
             row["gain"] = spread(gains)
             results.add({"temperature": temperature, "lookup": n, **row})
-    results.finish(table(results.rows, LOOKUP_COLUMNS))
+    results.finish()
 
 
 def main(**settings) -> None:

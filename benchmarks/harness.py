@@ -68,11 +68,12 @@ def table(rows: Iterable[dict], columns: Columns) -> str:
 
 
 class Results:
-    """What a benchmark has measured, row by row, in OUT/NAME.json; at its end also a table, in
-    OUT/NAME.txt. Rows that are there are not measured again.
+    """What a benchmark has measured, row by row, in OUT/NAME.json and as a table in OUT/NAME.txt,
+    which both are written with every row. Rows that are there are not measured again.
 
-    out: a folder; none, no files. same: names of `about`, what is noted beside a row, in which an
-    earlier row must agree to be taken. again: take none.
+    out: a folder; none, no files. columns: of the table; none, it is written at the end. same:
+    names of `about`, what is noted beside a row, in which an earlier row must agree to be taken.
+    again: take none.
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class Results:
         name: str,
         out: str | Path,
         device: torch.device,
+        columns: Columns = (),
         same: Sequence[str] = ("commit", "hardware"),
         again: bool = False,
         **about,
     ):
         print("\n".join(header(device)), flush=True)
         self.name, self.folder = name, Path(out).resolve() if out else None
+        self.columns = columns
         self.about, self.rows = {**provenance(device), **about}, []
         path = self.folder and self.folder / f"{name}.json"
         if path and path.exists() and not again:
@@ -110,17 +113,25 @@ class Results:
         self.write()
         return self.rows[-1]
 
-    def write(self, **more) -> None:
+    def put(self, rows: Iterable[dict]) -> None:
+        """What is known by now, in place of the rows so far."""
+        self.rows = [{**row, "about": self.about} for row in rows]
+        self.write()
+
+    def write(self, text: str = "", **more) -> None:
         if self.folder:
             target = self.folder / f"{self.name}.json"
             write_json(target, {**self.about, **more, "rows": self.rows})
+            if text or self.columns:
+                text = text or table(self.rows, self.columns)
+                write_whole(self.folder / f"{self.name}.txt", text + "\n")
 
-    def finish(self, text: str, **more) -> None:
-        """Print what has come out and write it; more: for the .json."""
+    def finish(self, text: str = "", **more) -> None:
+        """Print what has come out, the table where there is no other text, and write it; more: for
+        the .json."""
+        text = text or table(self.rows, self.columns)
         print(f"\n{text}", flush=True)
-        self.write(**more)
-        if self.folder:
-            write_whole(self.folder / f"{self.name}.txt", text + "\n")
+        self.write(text, **more)
 
 
 class Peer:

@@ -28,7 +28,7 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 from benchmarks.harness import in_turn, known, table
-from benchmarks.track import SEED, Arm, Track
+from benchmarks.track import SEED, Arm, Track, scaled
 from bonsai import ROOT
 from bonsai.files.access import save_picture
 from bonsai.system.errors import UserError, run
@@ -52,7 +52,6 @@ plot = ""  # a picture of the curves, as docs/race.png [path]
 
 SHIPPED = "config/train_shakespeare_char.py --device=cpu --compile=False "
 SMALL = "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0 "
-GPT2 = "config/train_gpt2.py --wandb_log=False --dtype=bfloat16"
 
 
 @dataclass
@@ -67,8 +66,6 @@ class Race:
     rate: float = 1e-3  # the peer's rate as it ships
     rates: list[float] = field(default_factory=list)  # of the sweep
     lengths: list[int] = field(default_factory=list)  # of the sweep, rising
-    ours: str = ""  # our options beside the config's
-    our_lengths: list[int] = field(default_factory=list)  # rising; empty: the config's max_iters
 
 
 CPU = ("shakespeare_char", 64, 1.898, "config/fast_shakespeare_char_cpu.py")
@@ -81,12 +78,6 @@ RACES = {
     # nanoGPT's recipe for a GPU, and the loss it reports, on a CPU
     "cpu256": Race(
         "shakespeare_char", 256, 1.4697, "config/fast_shakespeare_char.py", SHIPPED, 5000, False,
-    ),
-    # GPT-2 (124M) on one GPU: the loss that nanoGPT reaches at the end of its run is the target
-    "gpu": Race(
-        "race_text", 1024, 0.0, "config/fast_gpt2.py", GPT2, 250, True, 6e-4,
-        [1.2e-3, 2.4e-3], [250],
-        "--gradient_accumulation_steps=4 --momentum_warmup=50", [150, 200, 300, 400],
     ),
     "recipe": Race(*CPU, f"{SHIPPED}{SMALL}--eval_iters=20 --lr_decay_iters=2000", 2000),
     "ablation": Race(*CPU, "", 0),
@@ -148,21 +139,14 @@ def arms_of(c: Config, spec: Race, track: Track) -> list[Arm]:
             options += f" --eval_interval={min(250, count)} --always_save_checkpoint=True"
         ours = Arm("ours", "ours", count, f"{options} --dtype=float32", True)
         return [ours, Arm("nanoGPT", "peer", count, options, True)][: 2 if c.peer else 1]
-    options = f"{ROOT / spec.config} {spec.ours} {c.ours}".strip()
+    options = f"{ROOT / spec.config} {c.ours}".strip()
     arms = [Arm("ours", "ours", c.steps or our_steps(c, spec), options)]
     if c.peer:
         count = c.steps or (spec.peer_steps if spec.peer_full else 20)
-        arms.append(Arm("nanoGPT", "peer", count, peer_options(spec, spec.rate, count)))
+        arms.append(Arm("nanoGPT", "peer", count, f"{spec.peer} {scaled(spec.rate, count)}"))
         if c.sweep and spec.lengths:
             rate, count = tune(track, spec, c.steps)
-            arms.append(Arm("nanoGPT, tuned", "peer", count, peer_options(spec, rate, count)))
-    if spec.our_lengths and not c.steps:  # the goal may be the loss of the peer as it ships
-        goal = spec.target or (track.run(arms[1], SEED)["loss"] if c.peer else 0.0)
-        for count in spec.our_lengths:  # the fewest steps that reach it with one seed
-            arms[0] = Arm("ours", "ours", count, options)
-            tried = Arm("ours", "ours", count, f"{options} --lr_decay_iters={count}")
-            if track.run(tried, SEED)["loss"] <= goal:
-                break
+            arms.append(Arm("nanoGPT, tuned", "peer", count, f"{spec.peer} {scaled(rate, count)}"))
     return arms
 
 
@@ -172,21 +156,12 @@ def our_steps(c: Config, spec: Race) -> int:
     return int(given[-1]) if given else runpy.run_path(str(ROOT / spec.config))["max_iters"]
 
 
-def peer_options(spec: Race, rate: float, count: int) -> str:
-    """The peer's settings at a rate and a length: warm-up and decay are scaled with the run."""
-    warmup = min(100, max(1, count // 20))
-    return (
-        f"{spec.peer} --learning_rate={rate} --min_lr={rate / 10} --lr_decay_iters={count} "
-        f"--warmup_iters={warmup}"
-    )
-
-
 def tune(track: Track, spec: Race, steps: int) -> tuple[float, int]:
     """The peer's best: the fewest steps that reach the target with one seed, and their rate."""
     for count in [steps] if steps else spec.lengths:
         losses = {}
         for rate in spec.rates:
-            arm = Arm(f"sweep {rate:g}", "peer", count, peer_options(spec, rate, count))
+            arm = Arm(f"sweep {rate:g}", "peer", count, f"{spec.peer} {scaled(rate, count)}")
             losses[rate] = track.run(arm, SEED)["loss"]
         best = min(losses, key=losses.get)
         if losses[best] <= spec.target:
@@ -202,7 +177,7 @@ def summary(runs: list[dict]) -> dict:
     return {**same, "n": len(runs), "loss": loss, "seconds": spread([r["seconds"] for r in runs])}
 
 
-def verdict(spec: Race, target: float, summaries: list[dict]) -> str:
+def verdict(spec: Race, summaries: list[dict]) -> str:
     """What has come out, a line for each arm and for what the others took beside ours."""
     lines = [
         "{name}: val loss {loss[mean]:.4f} ({loss[low]:.4f} to {loss[high]:.4f}, n={n}) after "
@@ -211,8 +186,8 @@ def verdict(spec: Race, target: float, summaries: list[dict]) -> str:
         for s in summaries
     ]
     ours = summaries[0]
-    reached = "reached" if ours["loss"]["mean"] <= target else "NOT reached"
-    lines.append(f"target {target:.4f}: {reached}")
+    reached = "reached" if ours["loss"]["mean"] <= spec.target else "NOT reached"
+    lines.append(f"target {spec.target:.4f}: {reached}")
     for s in summaries[1:]:
         seconds = s["seconds"]["median"]
         if not spec.peer_full:
@@ -266,16 +241,15 @@ def main(**settings) -> None:
     summaries = [summary(of_one) for of_one in runs.values()]
     for s in summaries:
         s["difference"] = s["loss"]["mean"] - summaries[0]["loss"]["mean"]
-    target = spec.target or (summaries[1]["loss"]["mean"] if c.peer else 0.0)  # as it ships
     every = [r for of_one in runs.values() for r in of_one]
     if c.race == "ablation":
         text = f"{table(summaries, CHANGES)}\n\n{c.seeds} seeds each; losses are means and ranges"
     else:
         columns = WHOLE_RUNS if c.race == "recipe" else RUNS
-        text = f"{table(every, columns)}\n\n{verdict(spec, target, summaries)}"
-    track.results.finish(text, name=c.race, summary=summaries, target=target)
+        text = f"{table(every, columns)}\n\n{verdict(spec, summaries)}"
+    track.results.finish(text, name=c.race, summary=summaries, target=spec.target)
     if c.plot:
-        draw(every, target, Path(c.plot))
+        draw(every, spec.target, Path(c.plot))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import Peer, Results
+from benchmarks.harness import Columns, Peer, Results
 from bonsai import ROOT
 from bonsai.data.dataset import find_folder
 from bonsai.system.errors import UserError
@@ -29,16 +30,32 @@ class Arm:
     steps: int
     options: str  # beside those that Track gives
     whole: bool = False  # its own evaluations too, and the checkpoint that it keeps by them
+    probe: bool = False  # judged by its last training losses alone: nothing is saved or evaluated
+
+
+def scaled(rate: float, count: int) -> str:
+    """The peer's schedule for a run of `count` steps: its warm-up and decay shrink with the run."""
+    schedule = f"--lr_decay_iters={count} --warmup_iters={min(100, count // 20)}"
+    return f"--learning_rate={rate} --min_lr={rate / 10} {schedule}"
 
 
 class Track:
     """A folder in which both programs run, and the results so far."""
 
-    def __init__(self, name: str, out: str, dataset: str, block_size: int, minutes: float = 0.0):
-        """block_size: of the windows in which the runs are evaluated. minutes: see Track.run."""
+    def __init__(
+        self,
+        name: str,
+        out: str,
+        dataset: str,
+        block_size: int,
+        minutes: float = 0.0,
+        columns: Columns = (),
+    ):
+        """block_size: of the windows in which the runs are evaluated. minutes: see Track.run.
+        columns: of the table of all runs so far."""
         data = find_folder(dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.results = Results(name, out, device, same=())
+        self.results = Results(name, out, device, columns, same=())
         self.dataset, self.block_size = data.name, block_size
         self.minutes, self.begin, self.place = minutes, time.monotonic(), {}
         for project in ("ours", "peer"):
@@ -70,7 +87,8 @@ class Track:
         words = [*arm.options.split(), f"--out_dir={target}", f"--dataset={self.dataset}"]
         words += [f"--max_iters={count}", "--log_interval=1"]
         if not arm.whole:
-            words += [f"--eval_interval={count}", "--eval_iters=1", "--always_save_checkpoint=True"]
+            words += [f"--eval_interval={count * (10 if arm.probe else 1)}", "--eval_iters=1"]
+            words += ["--always_save_checkpoint=True"]
         program, offset = ["train.py"], seed - SEED
         if arm.project == "ours":
             program, offset = [str(ROOT / "train.py"), f"--seed={seed}"], 0
@@ -79,14 +97,20 @@ class Track:
         text, ends = log.read_text(encoding="utf-8"), json.loads(times.read_text())
         line = next(line for line in text.splitlines() if "tokens per iteration" in line)
         tokens = count * int(line.split(":")[-1].replace(",", ""))
+        if said := re.search(r"^\d+ steps, ([\d,]+) tokens", text, re.M):  # ours: with a ramp fewer
+            tokens = int(said[1].replace(",", ""))
         seconds = seconds if arm.whole else ends[-1]
         result = {"seconds": seconds, "first": ends[0], "ends": [round(t, 3) for t in ends]}
-        result |= {"tokens": tokens, "rate": tokens / seconds, **self.evaluate(folder / target)}
+        result |= {"tokens": tokens, "rate": tokens / seconds}
         losses = re.findall(r"^iter .*?loss ([-\w.]+)", text, re.M)
-        result["curve"] = [float(loss) for loss in losses[:count]]
+        result["curve"] = curve = [float(loss) for loss in losses[:count]]
+        if arm.probe:
+            result["loss"] = statistics.mean(curve[-max(1, count // 10) :])
+        else:
+            result |= self.evaluate(folder / target)
         shutil.rmtree(folder / target)
         say = f"{arm.name}, seed {seed}, {count} steps: {seconds:.1f} s"
-        print(f"{say}, val loss {result['loss']:.4f}", flush=True)
+        print(f"{say}, {'last' if arm.probe else 'val'} loss {result['loss']:.4f}", flush=True)
         return result
 
     def evaluate(self, folder: Path) -> dict:

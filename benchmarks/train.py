@@ -191,7 +191,8 @@ def main(**settings) -> None:
     todo, peer = rows_to_measure(c, device), Peer(resolve_path(c.peer)) if c.peer else None
     commit = peer.commit if peer else None
     same = ("commit", "hardware", "peer_commit")
-    results = Results("train", c.out, device, same, c.force, peer_commit=commit)
+    columns = (*ROW, *OURS, *(THEIRS if peer else ()), ("n", "ours.tokens_per_s.n", "d"))
+    results = Results("train", c.out, device, columns, same, c.force, peer_commit=commit)
     rows = []
     for size, dtype, mode in todo:
         count = c.steps or SIZES[size][2]
@@ -210,8 +211,7 @@ def main(**settings) -> None:
             torch.compiler.reset()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    n = ("n", "ours.tokens_per_s.n", "d")
-    results.finish(table(rows, (*ROW, *OURS, *(THEIRS if peer else ()), n)))
+    results.finish(table(rows, columns))
 
 
 if __name__ == "__main__":

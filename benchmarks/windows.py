@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.harness import Results, in_turn, seconds_of, spread, table
+from benchmarks.harness import Results, in_turn, seconds_of, spread
 from bonsai.models.kernels import to_device
 from bonsai.planning.memory import GIB
 from bonsai.system.errors import UserError, run
@@ -105,11 +105,11 @@ def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     runtime = setup(c.device, c.dtype, False)
     print(runtime.summary)
-    results = Results("windows", c.out, runtime.device, again=True, window=c.window)
+    results = Results("windows", c.out, runtime.device, COLUMNS, again=True, window=c.window)
     for T in map(int, c.lengths.split(",")):
         for row in measure(c, T, runtime):
             results.add(row)
-    results.finish(table(results.rows, COLUMNS))
+    results.finish()
 
 
 if __name__ == "__main__":

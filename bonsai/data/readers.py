@@ -403,9 +403,11 @@ Reader = Callable[[Path, int, Options, Seen], Iterator[Piece]]
 READERS: dict[str, Reader] = {
     ".txt": _read_text,
     ".txt.gz": _read_text,
+    ".txt.xz": _read_text,
     ".txt.zst": _read_text,
     ".jsonl": _read_jsonl,
     ".jsonl.gz": _read_jsonl,
+    ".jsonl.xz": _read_jsonl,
     ".jsonl.zst": _read_jsonl,
     ".parquet": _read_parquet,
 }

@@ -1,4 +1,4 @@
-"""A file's content, unpacked by the end of its name: .gz, .zst, and any other as it is.
+"""A file's content, unpacked by the end of its name: .gz, .xz, .zst, others as they are.
 
 A file of a kilobyte can unpack to a terabyte. So what is read comes in blocks, and a file that
 unpacks to more than EXPANSION times its size, beyond the first FREE bytes, is not read on: English
@@ -60,6 +60,36 @@ class _Gzip(Unpacked):
         self._file.close()
 
 
+class _Xz(Unpacked):
+    """Streams one after another, whose dictionary has at most MEMORY bytes."""
+
+    MEMORY = 256 << 20  # `xz -9` takes 65 MiB
+
+    def __init__(self, path: Path, raw: BinaryIO, size: int):
+        super().__init__(path, raw, size)
+        try:
+            import lzma  # some builds of Python lack it
+        except ImportError:
+            raise UserError(f"{path}: this Python cannot read .xz files: unpack it") from None
+        self._lzma, self._stream = lzma, lzma.LZMADecompressor(memlimit=self.MEMORY)
+
+    def _read(self, count: int) -> bytes:
+        try:
+            while True:
+                packed = b""
+                if self._stream.eof:
+                    packed = (self._stream.unused_data or self.raw.read(BLOCK)).lstrip(b"\0")
+                    if not packed:
+                        return b""
+                    self._stream = self._lzma.LZMADecompressor(memlimit=self.MEMORY)
+                elif self._stream.needs_input and not (packed := self.raw.read(BLOCK)):
+                    raise damaged(self.path, "it is cut short")
+                if data := self._stream.decompress(packed, count):
+                    return data
+        except self._lzma.LZMAError as e:
+            raise damaged(self.path, f"not valid xz ({e})") from None
+
+
 class _Zstd(Unpacked):
     """By pyarrow, which takes frames whose window has at most 128 MB."""
 
@@ -83,8 +113,7 @@ class _Zstd(Unpacked):
 @contextlib.contextmanager
 def unpacked(path: Path, size: int) -> Iterator[Unpacked]:
     """size: of the file. Raises UserError, naming the file, for what is damaged or expands."""
-    end = path.suffix.lower()
-    kind = _Gzip if end == ".gz" else _Zstd if end == ".zst" else Unpacked
+    kind = {".gz": _Gzip, ".xz": _Xz, ".zst": _Zstd}.get(path.suffix.lower(), Unpacked)
     with open(path, "rb", buffering=0) as raw, contextlib.closing(kind(path, raw, size)) as file:
         yield file
 

@@ -20,8 +20,7 @@ def test_decoding_at_toy_size_beside_a_peer(tmp_path, monkeypatch):
     kinds = "float32;float32, drafted;int8, float32"
     there = dict(device="cpu", peer=str(tmp_path / "peer"), out=str(tmp_path))
     decode.main(sizes="toy", kinds=kinds, batches="1,3", repeats=1, **there)
-    found = json.loads((tmp_path / "decode.json").read_text())["rows"][0]
-    rows = found["rows"]
+    rows = json.loads((tmp_path / "decode.json").read_text())["rows"]
     assert [(r["kind"], r["batch"]) for r in rows] == [
         *[("float32", 1), ("float32", 3), ("float32, drafted", 1)],
         *[("int8, float32", 1), ("int8, float32", 3)],
@@ -35,15 +34,38 @@ def test_decoding_at_toy_size_beside_a_peer(tmp_path, monkeypatch):
     # without the embedding's rows: 2 layers of 12 C^2, the head, keys and values after 14 tokens
     width = 32
     read = 4 * (2 * 12 * width**2 + 65 * width + 2 * 2 * width * 14)
-    assert rows[0]["limit"] == pytest.approx(found["bandwidth"]["high"] / read)
+    assert rows[0]["limit"] == pytest.approx(rows[0]["bandwidth"]["high"] / read)
     share = rows[0]["decode_rates"]["median"] / rows[0]["limit"]
     assert rows[0]["share"] == pytest.approx(share)
     assert "share" not in rows[2] and rows[2]["ratio"] > 0
     titles = (tmp_path / "decode.txt").read_text().splitlines()[0].strip("| ").split("|")
     assert [t.strip() for t in titles] == [
         *("model", "weights", "batch", "tokens/s", "decode/s", "spread", "limit/s", "share"),
-        *("to peer", "to batch 1", "first token, ms", "kernels/step", "n"),
+        *("to peer", "to batch 1", "first token, ms", "cold, s", "longest wait, s"),
+        *("kernels/step", "n"),
     ]
+    assert all(r["cold"] > 0 and r["wait"] > 0 and r["rates"]["n"] == 1 for r in rows[:-1])
+
+
+def test_what_is_measured_is_there_when_it_is_cut_short(tmp_path, monkeypatch):
+    """Rows are written one by one; the first round warms up, which n = 0 says."""
+    real, calls = decode.answer, []
+
+    def answer(*args):
+        calls.append(args)
+        if len(calls) == 9:  # a round has two answers of each kind
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(decode, "answer", answer)
+    monkeypatch.setattr(decode, "read_bandwidth", lambda runtime: 1e9)
+    options = dict(sizes="toy", kinds="float32;int8, float32", batches="1", repeats=2)
+    with pytest.raises(KeyboardInterrupt):
+        decode.main(**options, device="cpu", out=str(tmp_path))
+    rows = json.loads((tmp_path / "decode.json").read_text())["rows"]
+    assert [(r["kind"], r["rates"]["n"]) for r in rows] == [("float32", 1), ("int8, float32", 1)]
+    text = (tmp_path / "decode.txt").read_text()
+    assert "int8, float32" in text and len(text.splitlines()) == 4
 
 
 @pytest.mark.slow
@@ -64,7 +86,7 @@ def test_bytes_that_a_step_reads():
 def test_an_answer_is_timed_in_its_parts():
     model = build_model("gpt", decode.SIZES["toy"][0])
     got = decode.answer(Engine(model), [[1, 2]] * 3, SamplingParams(9))
-    assert 0 < got["first"] < got["seconds"]
+    assert 0 < got["first"] < got["seconds"] and 0 < got["wait"] <= got["seconds"] - got["first"]
     assert got["decode_rate"] == pytest.approx(3 * 8 / (got["seconds"] - got["first"]))
 
 

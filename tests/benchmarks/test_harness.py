@@ -59,6 +59,17 @@ def test_results_go_on_where_they_were_cut(tmp_path, capsys):
     assert start(peer="2").rows == start(again=True).rows == [] != start().rows
 
 
+def test_a_table_is_there_from_the_first_row_on(tmp_path):
+    results = Results("speed", tmp_path, CPU, (("size", "size", ""), ("rate", "rate.low", "d")))
+    results.put([{"size": "a", "rate": {"low": 1}}, {"size": "b"}])
+    results.put([{"size": "b", "rate": {"low": 2}}])  # in their place
+    text = "| size | rate |\n| :--- | ---: |\n| b    |    2 |\n"
+    assert (tmp_path / "speed.txt").read_text() == text
+    assert [r["size"] for r in json.loads((tmp_path / "speed.json").read_text())["rows"]] == ["b"]
+    results.add({"size": "c"})
+    assert (tmp_path / "speed.txt").read_text() == text + "| c    |  n/a |\n"
+
+
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = Results("speed", "", CPU)

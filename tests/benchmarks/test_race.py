@@ -1,10 +1,7 @@
 """benchmarks/race.py, track.py and clock.py, at toy size and with a stand-in for the peer."""
 
-import contextlib
 import json
-import runpy
 import sys
-from pathlib import Path
 
 import pytest
 from helpers.peer import make_peer
@@ -40,31 +37,6 @@ def test_the_clock_counts_steps_from_the_data_on(tmp_path):
 
 # ---- races, their programs run within this process ----
 
-
-def in_this_process(command: list[str], folder: Path, log: Path) -> float:
-    """In place of track.launch, whose processes each load torch again: the program by runpy, and
-    what clock.py would note."""
-    if command[0].endswith("clock.py"):
-        times, steps, command = command[1], int(command[2]), command[4:]
-        Path(times).write_text(json.dumps([0.1 * (i + 1) for i in range(steps)]))
-    with pytest.MonkeyPatch.context() as patch, open(log, "w") as f:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", command)
-        with contextlib.redirect_stdout(f), contextlib.suppress(SystemExit):
-            runpy.run_path(command[0], run_name="__main__")
-    return 2.0
-
-
-@pytest.fixture
-def place(workplace, tmp_path, monkeypatch):
-    """A folder to race in, with data/shakespeare_char."""
-    monkeypatch.setattr(track, "launch", in_this_process)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "shakespeare_char").symlink_to(workplace / "data" / "meta")
-    return tmp_path
-
-
 TINY = "--block_size=16 --n_layer=1 --n_embd=16 --n_head=1 --batch_size=4 --dtype=float32"
 TINY += " --device=cpu"
 
@@ -95,22 +67,6 @@ def test_a_race_at_toy_size(place, monkeypatch, capsys):
     # what is cut short by the clock goes on later, where something is left to do
     with pytest.raises(UserError, match="minutes are over: the same command goes on"):
         race.main(**{**options, "seeds": 3, "minutes": 1e-9})
-
-
-def test_a_race_whose_target_is_the_peers_loss(place, monkeypatch):
-    """Ours are tried from the shortest on until one is there."""
-    lengths = [1, 2, 3]
-    spec = race.Race("shakespeare_char", 16, 0.0, "config/fast_gpt2.py", "", 2, True, 0.1)
-    spec.ours, spec.our_lengths = f"{TINY} --gradient_accumulation_steps=1 --compile=False", lengths
-    monkeypatch.setitem(race.RACES, "gpu", spec)
-    evaluated = iter([2.0, 3.0, 1.9, 1.9])  # nanoGPT, one step of ours, two steps; the race's own
-    monkeypatch.setattr(
-        track.Track, "evaluate", lambda self, folder: {"loss": next(evaluated), "kept": 1}
-    )
-    race.main(race="gpu", peer=str(make_peer(place / "peer")), seeds=1)
-    found = json.loads((place / "out-race" / "gpu.json").read_text())
-    assert found["target"] == 2.0
-    assert [(s["name"], s["steps"]) for s in found["summary"]] == [("ours", 2), ("nanoGPT", 2)]
 
 
 def test_ablations_at_toy_size(place):

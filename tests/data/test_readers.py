@@ -3,6 +3,7 @@
 import errno
 import functools
 import gzip
+import lzma
 import os
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def test_packed_text_files(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "PIECE", 1000)
     data = "".join(f"line {i} é\n" for i in range(9000)).encode()
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(data))
+    half = data.index(b"\n", len(data) // 2) + 1  # two streams, as of `cat a.xz b.xz`
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(data[:half]) + lzma.compress(data[half:]))
     (tmp_path / "a.txt.zst").write_bytes(pa.Codec("zstd").compress(data, asbytes=True))
     for path in find_files(str(tmp_path)):
         pieces = list(read_pieces([path]))
@@ -153,6 +156,8 @@ BAD = {  # a file each; in those of rows the second of three is bad
     "utf16.txt": "text".encode("utf-16"),
     "latin.txt.gz": gzip.compress("caf\xe9".encode("latin-1")),
     "cut.txt.gz": gzip.compress(b"good line\n" * 9)[:-12],
+    "no.txt.xz": b"no xz",
+    "cut.txt.xz": lzma.compress(b"good line\n" * 9)[:-12],
     "no.txt.zst": b"no zstd",
     "no.parquet": b"PAR1",
     "latin.jsonl": b'{"text": "one"}\n{"text": "\xe9"}\n{"text": "two"}\n',

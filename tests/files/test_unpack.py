@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import sys
 
 import pytest
@@ -23,6 +24,7 @@ def bombs(folder) -> dict[str, int]:
 
     blanks, row = b" " * (16 << 20), json.dumps({"text": "a" * (8 << 20)}).encode() + b"\n"
     (folder / "blanks.txt.gz").write_bytes(gzip.compress(blanks, 6) * 20)
+    (folder / "blanks.txt.xz").write_bytes(lzma.compress(blanks) * 20)
     for name, data in (("line.jsonl.zst", blanks), ("rows.jsonl.zst", row * 2)):
         (folder / name).write_bytes(pa.Codec("zstd").compress(data, asbytes=True) * 20)
     for name in ("plain.parquet", "dictionary.parquet"):
@@ -60,7 +62,7 @@ for path in sorted(Path(sys.argv[2]).iterdir()):
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as Linux does")
 def test_what_unpacks_to_gigabytes_is_refused_in_bounded_memory(tmp_path):
     sizes = bombs(tmp_path)
-    assert len(sizes) == 5 and max(sizes.values()) < 1 << 20
+    assert len(sizes) == 6 and max(sizes.values()) < 1 << 20
     command = [sys.executable, "-c", READ, str(GIB), str(tmp_path)]
     result = run_command(command, ROOT, {"ARROW_DEFAULT_MEMORY_POOL": "system"})
     assert result.rc == 0, result
@@ -70,10 +72,10 @@ def test_what_unpacks_to_gigabytes_is_refused_in_bounded_memory(tmp_path):
         assert words in said[name], (name, said[name])
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.xz", "a.txt.zst"])
 def test_what_expands_beyond_the_limit(tmp_path, monkeypatch, name):
     data, path = b"a line\n" * 200_000, tmp_path / name
-    packed = {"a.txt": data, "a.txt.gz": gzip.compress(data)}
+    packed = {"a.txt": data, "a.txt.gz": gzip.compress(data), "a.txt.xz": lzma.compress(data)}
     path.write_bytes(packed.get(name) or pa.Codec("zstd").compress(data, asbytes=True))
     assert b"".join(piece.data for piece in read_pieces([path])) == data  # within what is free
     monkeypatch.setattr(unpack, "FREE", 1000)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,15 @@ def write_inputs(folder: Path, texts: list[str], column: str = "text") -> dict[s
     lines = "".join(json.dumps({"id": i, column: t}) + "\n" for i, t in enumerate(texts))
     (folder / "docs.jsonl").write_text(lines, encoding="utf-8")
     (folder / "docs.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (folder / "docs.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
     (folder / "docs.jsonl.zst").write_bytes(pa.Codec("zstd").compress(lines.encode(), asbytes=True))
     table = pa.table({"id": list(range(len(texts))), column: texts})
     pq.write_table(table, folder / "docs.parquet", row_group_size=7)
     (folder / "txt").mkdir()
     for i, text in enumerate(texts):
         (folder / "txt" / f"{i:03d}.txt").write_bytes(text.encode())
-    names = ("docs.jsonl", "docs.jsonl.gz", "docs.jsonl.zst", "docs.parquet", "txt")
+    packed = ("docs.jsonl.gz", "docs.jsonl.xz", "docs.jsonl.zst")
+    names = ("docs.jsonl", *packed, "docs.parquet", "txt")
     return {name: folder / name for name in names}
 
 

@@ -45,7 +45,8 @@ torch.save({**state, "config": {}}, given["out_dir"] + "/ckpt.pt")
 
 def make_peer(folder: Path) -> Path:
     (folder / "config").mkdir(parents=True)
-    (folder / "config" / "train_shakespeare_char.py").write_text("")
+    for name in ("train_shakespeare_char", "train_gpt2"):
+        (folder / "config" / f"{name}.py").write_text("")
     (folder / "model.py").write_text(MODEL)
     (folder / "train.py").write_text(TRAIN)
     (folder / "configurator.py").write_text("")

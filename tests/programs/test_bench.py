@@ -81,6 +81,20 @@ def test_two_processes_share_the_work(workplace, tmp_path):
     assert done.stdout.count("time per iteration") == 1
 
 
+def test_config_files_of_train_are_taken(tmp_path):
+    """Model and optimizer of a run; what only train.py knows is left out, a typo is not."""
+    config = "config/fast_shakespeare_char_cpu.py"
+    options = ["--steps=1", "--json=-", "--real_data=False"]
+    done = run_program([config, *TINY, *options], tmp_path, program="bench.py")
+    assert done.rc == 0, done
+    found = json.loads(done.stdout.splitlines()[-1])["settings"]
+    assert (found["optimizer"], found["position"], found["n_embd"]) == ("muon", "rope", 32)
+    assert "max_iters" not in found
+    (tmp_path / "typo.py").write_text("max_iters = 5\nmax_itres = 5\n")
+    done = bench("typo.py", cwd=tmp_path)
+    assert_one_line_error(done, "typo.py:2: unknown setting max_itres")
+
+
 def test_mistakes_end_in_one_line(workplace):
     done = bench("--dataset=meta", "--block_size=99999", cwd=workplace)
     assert_one_line_error(done, "too few for a window of block_size 99999")

@@ -295,7 +295,8 @@ def test_without_a_vocabulary(prepare, tmp_path, out):
 # ---- own text ----
 
 
-FORMATS = ["docs.jsonl", "docs.jsonl.gz", "docs.jsonl.zst", "docs.parquet", "txt"]
+PACKED = ["docs.jsonl.gz", "docs.jsonl.xz", "docs.jsonl.zst"]
+FORMATS = ["docs.jsonl", *PACKED, "docs.parquet", "txt"]
 
 
 @pytest.mark.parametrize("name", FORMATS)

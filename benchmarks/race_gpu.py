@@ -1,0 +1,138 @@
+"""GPT-2 (124M) on one GPU: seconds to the loss that nanoGPT reaches with equal text.
+
+    python data/custom/prepare.py --input=text.xz --endings=.xz --name=race_text --tokenizer=gpt2
+    python benchmarks/race_gpu.py --peer=../nanoGPT
+
+In this order, each a process of its own and timed as in benchmarks/race.py:
+
+- nanoGPT as shipped, its warm-up and decay scaled to the run; ours, on as many tokens.
+- nanoGPT tuned over batch size and learning rate: every pair for a third of the tokens, judged by
+  its last training losses, then the best for all of them.
+- ours again, ending where nanoGPT's two final losses are: the first guess is where the training
+  loss of our long run, smoothed, falls below them, which the verdict has too ("read off").
+
+Runs that are in the results already are not repeated: what was cut short goes on.
+"""
+
+import runpy
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+from benchmarks.harness import table
+from benchmarks.track import SEED, Arm, Track, scaled
+from bonsai import ROOT
+from bonsai.system.errors import run
+from configurator import Config, configure, resolve_path
+
+# -----------------------------------------------------------------------------
+peer = ""  # folder of a nanoGPT checkout; empty: ours alone [path]
+dataset = "race_text"  # a prepared folder in data/ [paths]
+tokens = 14745600  # of a run: 30 steps of nanoGPT as it ships [>= 1]
+shipped = "12x40"  # its rows by micro-batches in a step
+batches = "24x5,30x2"  # those to tune over: 122,880 and 61,440 tokens [list]
+rates = "6e-4,1.2e-3,2.4e-3"  # learning rates to tune over; it ships with 6e-4 [list of float > 0]
+theirs = ""  # settings for its runs, as --key=value words
+ours = "--gradient_accumulation_steps=4 --momentum_warmup=50"  # for ours, beside the config's
+block_size = 1024  # tokens of a row, in training and evaluation [>= 1]
+minutes = 0.0  # start no run later than this; the same command goes on; 0: no limit [>= 0]
+out = "out-race-gpu"  # folder for the runs, their logs and race.json and .txt [path]
+# -----------------------------------------------------------------------------
+
+RUNS = (
+    ("run", "name", ""), ("steps", "steps", "d"), ("tokens", "tokens", ",d"),
+    ("seconds", "seconds", ".1f"), ("first step", "first", ".1f"), ("tokens/s", "rate", ",.0f"),
+    ("loss", "loss", ".4f"),
+)  # fmt: skip
+
+
+def peer_arm(c: Config, name: str, batch: str, rate: float, share: int = 1) -> Arm:
+    """nanoGPT with batches of ROWSxMICRO-BATCHES, on a 1 / share of the tokens."""
+    rows, micro = map(int, batch.split("x"))
+    count = max(1, c.tokens // share // (rows * micro * c.block_size))
+    options = f"config/train_gpt2.py --wandb_log=False --dtype=bfloat16 --batch_size={rows}"
+    options += f" --gradient_accumulation_steps={micro} {scaled(rate, count)} {c.theirs}"
+    return Arm(name, "peer", count, options.strip(), probe=share > 1)
+
+
+def our_arm(c: Config, name: str, count: int = 0) -> Arm:
+    """config/fast_gpt2.py; count: steps, 0: as many as all the tokens take."""
+    config = ROOT / "config" / "fast_gpt2.py"
+    set_there = runpy.run_path(str(config))
+    given = dict(word.lstrip("-").split("=", 1) for word in c.ours.split())
+    rows, micro = (
+        int(given.get(name, set_there[name]))
+        for name in ("batch_size", "gradient_accumulation_steps")
+    )
+    count = count or max(1, c.tokens // (rows * micro * c.block_size))
+    return Arm(name, "ours", count, f"{config} {c.ours} --lr_decay_iters={count}")
+
+
+def read_off(run: dict, goal: float) -> int:
+    """The step after which the smoothed training loss of a run is below the goal; the last if
+    none."""
+    curve = run["curve"]
+    for i in range(len(curve)):
+        if statistics.mean(curve[max(0, i - 4) : i + 5]) <= goal:
+            return i + 1
+    return len(curve)
+
+
+def to_the_loss(c: Config, track: Track, long: dict, name: str, goal: float) -> dict:
+    """Our run that ends at a loss or below: from three quarters of the steps read off upwards, as a
+    run that is over has a lower loss than one on its way; the last one tried if none is there."""
+    count = max(1, read_off(long, goal) * 3 // 4)
+    for _ in range(4):
+        found = track.run(our_arm(c, name, count), SEED)
+        if found["loss"] <= goal or count >= long["steps"]:
+            break
+        count = min(long["steps"], max(count + 1, count * 5 // 4))
+    return found
+
+
+def verdict(long: dict, pairs: list[tuple[dict, dict]]) -> str:
+    """pairs: a run of nanoGPT and ours to its loss; long: ours on as many tokens."""
+    lines = []
+    for theirs, own in pairs:
+        goal, step = theirs["loss"], read_off(long, theirs["loss"])
+        reached = "reached" if own["loss"] <= goal else "NOT reached"
+        lines.append(
+            f"{theirs['name']}: {goal:.4f} after {theirs['seconds']:.1f} s; ours {reached} in "
+            f"{own['seconds']:.1f} s, {theirs['seconds'] / own['seconds']:.1f} times less, "
+            f"{theirs['tokens'] / own['tokens']:.1f} times fewer tokens; read off our long run "
+            f"{long['ends'][step - 1]:.1f} s; on equal text ours {long['loss'] - goal:+.4f}"
+        )
+    return "\n".join(lines)
+
+
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    track = Track("race", c.out, c.dataset, c.block_size, c.minutes, RUNS)
+    if not c.peer:
+        rows = [track.run(our_arm(c, "ours"), SEED)]
+        return track.results.finish(table(rows, RUNS))
+    track.add_peer(resolve_path(c.peer))
+    shipped = track.run(peer_arm(c, "nanoGPT as shipped", c.shipped, 6e-4), SEED)
+    long = track.run(our_arm(c, "ours, equal text"), SEED)
+    own = [to_the_loss(c, track, long, "ours, to the loss as shipped", shipped["loss"])]
+    grid = {}
+    for batch in c.batches.split(","):
+        for rate in map(float, c.rates.split(",")):
+            arm = peer_arm(c, f"tuning: {batch} rows, rate {rate:g}", batch, rate, 3)
+            grid[batch, rate] = track.run(arm, SEED)
+    best = min(grid, key=lambda pair: grid[pair]["loss"])
+    name = f"nanoGPT tuned: {best[0]} rows, rate {best[1]:g}"
+    tuned = track.run(peer_arm(c, name, *best), SEED)
+    own.append(to_the_loss(c, track, long, "ours, to the loss tuned", tuned["loss"]))
+    rows = [shipped, tuned, long, *own]
+    text = f"{table(rows, RUNS)}\n\n{verdict(long, [(shipped, own[0]), (tuned, own[1])])}\n\n"
+    text += f"a third of the tokens, losses of training:\n\n{table(grid.values(), RUNS)}"
+    track.results.finish(text)
+
+
+if __name__ == "__main__":
+    run(main)
