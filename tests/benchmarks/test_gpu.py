@@ -435,7 +435,7 @@ def test_captured_steps(device):
         enough = 0.7 if dtype == torch.float32 else 0.2
         assert same > enough * total, f"{name}: {same} of {total} tokens are the same"
         if on_gpu:
-            assert graphs.captures, f"{name}: no graph was captured"
+            assert not graphs.refused, f"{name}: a capture was refused"
             assert max(waits) < 0.5, f"{name}: waited {max(waits):.2f} s"
         said.append(
             f"{name}: {same / total:.0%} of the engine's tokens, {len(seconds)} graphs, a capture "

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 
 MOST = 128  # graphs that are kept; the least recently used go first
+REFUSALS = 3  # captures that may fail before no more are tried
 
 
 class Graphs:
@@ -26,7 +27,8 @@ class Graphs:
 
     def __init__(self, device: torch.device):
         self.kept: OrderedDict[Hashable, CapturedGraph | Again] = OrderedDict()
-        self.captures = device.type == "cuda"  # False once a capture was refused
+        self.captures = device.type == "cuda"
+        self.refused = 0
         if self.captures:
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
@@ -52,12 +54,12 @@ class Graphs:
             try:
                 return CapturedGraph(function, self.stream, self.pool)
             except RuntimeError as e:  # it waits for the device, the memory is full, an old driver
-                self.captures = False
+                self.refused += 1
+                self.captures = self.refused < REFUSALS
                 first = e.__context__ if isinstance(e.__context__, RuntimeError) else e
                 reason = next(iter(str(first).strip().splitlines()), type(first).__name__)
-                print(
-                    f"no CUDA graph of a step, so that steps are slower: {reason}", file=sys.stderr
-                )
+                if self.refused == 1:
+                    print(f"a step without CUDA graph, slower: {reason}", file=sys.stderr)
         return Again(function)
 
 

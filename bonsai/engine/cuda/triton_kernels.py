@@ -49,10 +49,11 @@ def product(x, weight, scale, bias):
     rows, outputs = 16 if M <= 16 else 64, 16 if N <= 4096 else 32
     inputs = 128 if M > 16 else 256 if K <= 1024 else 512
     grid = (triton.cdiv(N, outputs), triton.cdiv(M, rows))
-    product_kernel[grid](
-        *(x, weight, scale, bias if bias is not None else scale, y, M, N),
-        K=K, BIAS=bias is not None, BM=rows, BN=outputs, BK=inputs,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton launches on the thread's device, whatever x's is
+        product_kernel[grid](
+            *(x, weight, scale, bias if bias is not None else scale, y, M, N),
+            K=K, BIAS=bias is not None, BM=rows, BN=outputs, BK=inputs,
+        )  # fmt: skip
     return y
 
 
@@ -98,10 +99,11 @@ def draw(logits, ids, keys, steps):
     n, m = logits.shape
     logits = logits.contiguous()
     drawn = torch.empty(n, dtype=torch.int64, device=logits.device)
-    draw_kernel[(n,)](
-        *(logits, ids if ids is not None else drawn, keys, steps, drawn, m, keys.stride(0)),
-        IDS=ids is not None, BLOCK=next(s for s in SIZES if m <= s), GAMMA=GAMMA,
-    )  # fmt: skip
+    with torch.cuda.device_of(logits):
+        draw_kernel[(n,)](
+            *(logits, ids if ids is not None else drawn, keys, steps, drawn, m, keys.stride(0)),
+            IDS=ids is not None, BLOCK=next(s for s in SIZES if m <= s), GAMMA=GAMMA,
+        )  # fmt: skip
     return drawn
 
 
@@ -143,9 +145,10 @@ def attend(q, k, v, mask, scale: float):
     (B, nh, _, hs), (nkv, S) = q.shape, k.shape[1:3]
     y = torch.empty((B, nh, 1, hs), dtype=q.dtype, device=q.device)
     channels = triton.next_power_of_2(hs)
-    attend_kernel[(B * nh,)](
-        *(q, k, v, mask, y, S, scale, nh, nh // nkv, q.stride(0), q.stride(1), *k.stride()[:3]),
-        mask.stride(0) if mask.size(0) > 1 else 0,
-        HS=hs, CHANNELS=channels, BLOCK=max(16, 8192 // channels),
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        attend_kernel[(B * nh,)](
+            *(q, k, v, mask, y, S, scale, nh, nh // nkv, q.stride(0), q.stride(1), *k.stride()[:3]),
+            mask.stride(0) if mask.size(0) > 1 else 0,
+            HS=hs, CHANNELS=channels, BLOCK=max(16, 8192 // channels),
+        )  # fmt: skip
     return y

@@ -67,11 +67,19 @@ def test_a_refused_capture_is_said_once_and_changes_no_number(made, monkeypatch,
         finally:
             raise RuntimeError("operation failed due to a previous error during capture")
 
+    working = graphs.CapturedGraph
     made.run("before", lambda: x.add_(1))
     monkeypatch.setattr(graphs, "CapturedGraph", refuse)
     for key in ("before", "a", "a", "b"):
         made.run(key, lambda: x.add_(1))
-    assert x.item() == 5 and len(captured) == 1
+    assert x.item() == 5 and len(captured) == 1 and made.captures
+    monkeypatch.setattr(graphs, "CapturedGraph", working)
+    made.run("c", lambda: x.add_(1))  # another function may be captured
+    assert x.item() == 6 and len(captured) == 2
+    monkeypatch.setattr(graphs, "CapturedGraph", refuse)
+    for key in "def":
+        made.run(key, lambda: x.add_(1))
+    assert x.item() == 9 and not made.captures
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(error).splitlines()[0] in said
 
