@@ -65,8 +65,9 @@ keep_last = 0  # how many of those saves to keep beside it, as step_NNNNNNN.pt [
 keep_best = False  # keep the model with the lowest validation loss as best.pt
 patience = 0  # stop after so many evaluations without improvement; 0: never [>= 0]
 sample_interval = 0  # steps between samples on the console; 0: none [>= 0]
-# wandb logging
-wandb_log = False  # track the run with Weights & Biases
+# tracking
+tracker = ""  # also show the run there [wandb | tensorboard | trackio]
+wandb_log = False  # nanoGPT's way to say tracker="wandb"
 wandb_project = "owt"  # name of the project there
 wandb_run_name = "gpt2"  # name of the run there
 # data
@@ -160,7 +161,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     at_end.push(report.close)
     for line in filter(None, (moved, *describe_run(c, runtime, start, batches))):
         report.say(line)
-    start.wandb_id = report.start_wandb(start.wandb_id)
+    start.wandb_id = report.start_tracker(progress.step, start.wandb_id)
     saving = Saving(folder, c, runtime, lock, report, start, training)
     rows_left = batches.rows_before(c.max_iters) - batches.rows_before(progress.step)
     forecast = Forecast(rows_left, block_size, device.type, c.dataset, report.say)
@@ -202,7 +203,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
             break
         if c.sample_interval and step % c.sample_interval == 0 and step > 0 and runtime.master:
             with meter.paused():
-                report.say(sample_text(model, start.tokenizer, runtime, seed=step))
+                report.sample(sample_text(model, start.tokenizer, runtime, seed=step), step)
 
         # one step: forward and backward of each micro-batch, then clip and update
         set_rates(training.optimizer, lr, step, c)

@@ -22,6 +22,7 @@ from bonsai.runs.names import CURVE, LOG, METRICS, SETTINGS
 from bonsai.system.errors import FULL, UserError, flush, no_writing
 from bonsai.system.provenance import header
 from bonsai.system.runtime import Runtime
+from bonsai.training.trackers import Tracker, start_tracker
 
 PLOT_SECONDS = 60  # loss.png is drawn anew at most this often while training goes on
 
@@ -47,7 +48,7 @@ class Report:
         """
         self.on, self.runtime = runtime.master, runtime
         self.folder, self.settings = Path(out_dir), settings
-        self.bar, self.wandb, self.plotted = None, None, time.monotonic()
+        self.bar, self.tracker, self.plotted = None, None, time.monotonic()
         self.closed, self.stdout_closed, self.failed = False, stdout_closed, set()
         if not self.on:
             return
@@ -142,6 +143,10 @@ class Report:
             in_a_row = f"({row['skipped']} in a row)"
             self.say(f"iter {row['iter']} skipped: gradient not finite {in_a_row}")
         self.record(row)
+        values = {f"step/{k}": v for k, v in row.items() if k not in ("iter", "lr")}
+        if mfu is not None:
+            values["step/mfu"] = 100 * mfu
+        self.track(lambda tracker: tracker.log({**values, "lr": row["lr"]}, row["iter"]))
         mfu_text = f"{100 * mfu:.2f}%" if mfu is not None else "n/a"
         line = f"iter {row['iter']}: loss {row['loss']:.4f}, time {row['ms']:.2f}ms, mfu {mfu_text}"
         self.say(line, quiet=True)
@@ -162,45 +167,38 @@ class Report:
         bpb = f", {row['val_bpb']:.4f} bits per byte" if row.get("val_bpb") else ""
         losses = f"train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}"
         self.say(f"step {row['iter']}: {losses}{bpb}")
-        if self.wandb is not None:
-            self.wandb.log(
-                {
-                    "iter": row["iter"],
-                    "train/loss": row["train_loss"],
-                    "val/loss": row["val_loss"],
-                    "lr": row["lr"],
-                    "mfu": 100 * row["mfu"] if row["mfu"] is not None else -1.0,
-                }
-            )
+        values = {"train/loss": row["train_loss"], "val/loss": row["val_loss"], "lr": row["lr"]}
+        values["mfu"] = 100 * row["mfu"] if row["mfu"] is not None else -1.0
+        if row.get("val_bpb"):
+            values["val/bits_per_byte"] = row["val_bpb"]
+        self.track(lambda tracker: tracker.log(values, row["iter"]))
         if time.monotonic() - self.plotted > PLOT_SECONDS:
             self.plot()
+
+    def sample(self, text: str, step: int) -> None:
+        """A text that the model has written."""
+        self.say(text)
+        self.track(lambda tracker: tracker.text("sample", text, step))
 
     def record(self, row: dict) -> None:
         self._write(self.metrics, row_text(row))
 
-    def start_wandb(self, run_id: str | None) -> str | None:
-        """Begin a Weights & Biases run, or go on with `run_id`; returns its id."""
-        if not self.on or not self.settings["wandb_log"]:
-            return run_id
-        try:
-            import wandb
+    def start_tracker(self, start: int, id: str | None) -> str | None:
+        """Begin a run in a tracker, or go on with the one of this id; returns its id."""
+        if not self.on:
+            return id
+        self.tracker = start_tracker(self.settings, self.folder, start, id)
+        return self.tracker.id if self.tracker else id
 
-            self.wandb = wandb.init(
-                project=self.settings["wandb_project"],
-                name=self.settings["wandb_run_name"],
-                config=self.settings,
-                id=run_id,
-                resume="allow",
-            )
-            return self.wandb.id
-        except ImportError:
-            raise UserError("wandb_log needs wandb: pip install wandb") from None
-        except Exception as e:  # wandb's own many kinds of errors: no key, no network
-            first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise UserError(
-                f"wandb could not start ({first[:100]}): run wandb login, set WANDB_MODE=offline, "
-                "or use --wandb_log=False"
-            ) from None
+    def track(self, tell: Callable[[Tracker], None]) -> None:
+        """Tell the tracker something, if there is one; one that fails ends no run."""
+        if not self.on or self.tracker is None:
+            return
+        try:
+            tell(self.tracker)
+        except Exception as e:
+            self.tracker = None
+            self.say(f"the tracker failed ({' '.join(str(e).split())[:100]}): going on without")
 
     def plot(self) -> None:
         """Draw loss.png; a picture that fails is not worth a run."""
@@ -220,6 +218,7 @@ class Report:
         if not self.on:
             return
         self.plot()
+        self.track(lambda tracker: tracker.picture("loss curve", self.folder / CURVE))
         line = f"{steps} steps, {tokens:,} tokens, {seconds:.0f} s training"
         evals = [row for row in read_metrics(self.folder) if row.get("val_loss") is not None]
         if evals:
@@ -237,8 +236,7 @@ class Report:
         with contextlib.suppress(OSError):
             if self.bar is not None:
                 self.bar.close()
-        if self.wandb is not None:
-            self.wandb.finish()
+        self.track(lambda tracker: tracker.close())
         for file in (self.metrics, self.log):
             with contextlib.suppress(OSError):
                 file.close()

@@ -12,7 +12,7 @@ from bonsai.training.report import Report, plot_loss
 
 STEP = {"loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "ms": 3.0, "tokens_per_s": 100.0}
 EVAL = {"train_loss": 2.0, "val_loss": 2.1, "val_bpb": 3.0, "lr": 1e-3, "mfu": None}
-SETTINGS = {"max_iters": 10, "wandb_log": False, "eval_only": False}
+SETTINGS = {"max_iters": 10, "wandb_log": False, "tracker": "", "eval_only": False}
 
 
 @pytest.fixture
