@@ -117,7 +117,7 @@ stage_decode() { # one text and 64; the compiled ones are left out, as they take
 }
 
 stage_long() { # what local attention saves
-    local options=(--lengths=1024,4096,16384 --n_layer=12 --n_head=12 --n_embd=768)
+    local options=(--lengths=1024,4096,16384 --n_head=12 --n_embd=768)
     [[ -n $toy ]] && options=(--lengths=64,128 --n_layer=2 --n_embd=32 --window=16)
     measure benchmarks/windows.py --out="$out" "${options[@]}" &&
         cp "$out/windows.txt" "$out/long.txt"

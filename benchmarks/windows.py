@@ -3,9 +3,9 @@
     python benchmarks/windows.py
     python benchmarks/windows.py --lengths=1024,4096,16384 --window=256     # on a GPU
 
-One forward and backward pass of a GPT per measurement, the patterns in turn. `kept` is what the
-forward pass leaves for the backward pass, counted tensor by tensor, so it means the same on every
-device; peak is the GPU's allocator's.
+One forward and backward pass of a GPT per measurement, the patterns in turn; compiled on a GPU,
+where that makes local attention one kernel. `kept` is what the forward pass leaves for the backward
+pass, peak the most that the GPU's allocator gave.
 """
 
 import sys
@@ -34,6 +34,7 @@ n_embd = 512  # [>= 1]
 repeats = 5  # [>= 1]
 device = "auto"
 dtype = "auto"  # [auto | float32 | bfloat16 | float16]
+compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
 out = ""  # folder for windows.json and .txt [path]
 
 COLUMNS = (
@@ -43,8 +44,17 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def kept_bytes(step) -> int:
-    """Bytes of the different tensors that `step`, a forward pass, keeps for the backward pass."""
+def kept_bytes(step, weights: int) -> int:
+    """Bytes that `step`, a forward pass, keeps for the backward pass beside the weights: of the
+    GPU's allocator, or else of the different tensors."""
+    step().backward()  # compiles, and the gradients are there
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        loss = step()
+        kept = torch.cuda.memory_allocated() - before
+        loss.backward()
+        return kept
     seen: dict[int, int] = {}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
@@ -53,9 +63,8 @@ def kept_bytes(step) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss = step()
-    loss.backward()
-    return sum(seen.values())
+        step().backward()
+    return max(0, sum(seen.values()) - weights)
 
 
 def scores_per_position(pattern: str, T: int, window: int) -> float:
@@ -66,8 +75,9 @@ def scores_per_position(pattern: str, T: int, window: int) -> float:
 
 def measure(c: Config, T: int, runtime: Runtime) -> list[dict]:
     """A row per pattern, measured in turn."""
+    torch.compiler.reset()  # each length and pattern has a graph of its own, none for all lengths
     names = c.patterns.split(",")
-    idx = torch.randint(256, (1, T + 1), device=runtime.device)
+    idx = torch.randint(256, (1, T), device=runtime.device)
     steps, rows, on_gpu = {}, {}, runtime.device.type == "cuda"
     for name in names:
         torch.manual_seed(0)
@@ -78,15 +88,15 @@ def measure(c: Config, T: int, runtime: Runtime) -> list[dict]:
         except ValueError as e:
             raise UserError(e) from None
         model = to_device(GPT(config), runtime.device)
+        net = torch.compile(model) if runtime.compile else model
 
-        def step(model=model):
+        def step(net=net):
             with runtime.autocast():
-                return model(idx[:, :-1], idx[:, 1:])[1]
+                return net(idx, idx, return_logits=False)[1]
 
         steps[name] = step
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        kept = max(0, kept_bytes(step) - weights) / GIB  # and warms up
-        rows[name] = {"T": T, "pattern": name, "kept": kept, "ms": []}
+        rows[name] = {"T": T, "pattern": name, "kept": kept_bytes(step, weights) / GIB, "ms": []}
         rows[name]["scores"] = scores_per_position(name, T, c.window)
     for _, name in in_turn(names, c.repeats):
         if on_gpu:
@@ -103,7 +113,7 @@ def measure(c: Config, T: int, runtime: Runtime) -> list[dict]:
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
-    runtime = setup(c.device, c.dtype, False)
+    runtime = setup(c.device, c.dtype, c.compile)
     print(runtime.summary)
     results = Results("windows", c.out, runtime.device, COLUMNS, again=True, window=c.window)
     for T in map(int, c.lengths.split(",")):
