@@ -76,8 +76,8 @@ def test_the_engine_does_not_write_for_a_client_that_is_behind(monkeypatch):
     model = knowing([[256, *TEXT.encode()] * 2], 257, 400)
     params = SamplingParams(300, 1.0, seed=3)
 
-    async def texts(after: bool) -> list[list[int]]:
-        worker = Worker([Engine(model, max_batch=4)], 100)
+    async def texts(after: bool, capture: bool) -> list[list[int]]:
+        worker = Worker([Engine(model, max_batch=4, capture=capture)], 100)
         worker.start()
         stream = worker.submit(worker.engines[0], [list(b"One day")] * 2, params, 2)
         rows: list[list[int]] = [[] for _ in range(4)]
@@ -93,7 +93,8 @@ def test_the_engine_does_not_write_for_a_client_that_is_behind(monkeypatch):
         await asyncio.to_thread(worker.stop)
         return rows
 
-    assert asyncio.run(texts(True)) == asyncio.run(texts(False))
+    want = asyncio.run(texts(False, False))
+    assert asyncio.run(texts(True, False)) == want == asyncio.run(texts(True, True))
 
 
 def test_a_stream_that_nobody_reads_ends():

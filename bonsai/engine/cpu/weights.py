@@ -1,4 +1,4 @@
-"""A model as the engine runs it: weights packed for the CPU's kernels, in bf16 or in int8.
+"""A model as the engine runs it: weights for the kernels of this device, in bf16 or in int8.
 
 A one-token step reads every weight once and does little else, so its speed is that of the memory:
 half the bytes are nearly twice the tokens.
@@ -16,6 +16,7 @@ from bonsai.engine.cpu.linear import FastLinear, call, has_tiles, products
 from bonsai.engine.cpu.pages import LargePages
 from bonsai.engine.cuda.attention import attend_one_query
 from bonsai.engine.cuda.int8 import CudaInt8Linear
+from bonsai.engine.cuda.linear import HALF, CudaLinear, takes
 from bonsai.system.errors import UserError
 from model import CausalSelfAttention
 
@@ -43,16 +44,20 @@ def prepare(
     weight = next(model.parameters())
     dtype = dtype or weight.dtype
     native, pack = pack, pack and packs(weight.device)
-    if not (pack or quantize) and dtype == weight.dtype:
+    on_gpu = native and weight.is_cuda
+    faster = pack or quantize or (on_gpu and dtype in HALF)
+    if not faster and dtype == weight.dtype:
         return model.eval()
 
     pages = LargePages()
 
     def make(linear: nn.Linear) -> nn.Module | None:
-        if quantize == "int8" and native and linear.weight.is_cuda:
+        if quantize == "int8" and on_gpu:
             return CudaInt8Linear(linear, dtype)
         if quantize == "int8":
             return Int8Linear(linear, dtype, native, pages)
+        if on_gpu and takes(linear, dtype):
+            return CudaLinear(linear, dtype)
         return PackedLinear(linear, dtype, pages) if pack else None
 
     # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
@@ -65,7 +70,7 @@ def prepare(
         for module in model.modules():
             if isinstance(module, CausalSelfAttention):
                 module.attend = attend
-    if native and weight.is_cuda:
+    if on_gpu:
         for module in model.modules():
             if isinstance(module, CausalSelfAttention):
                 module.attend = attend_one_query(module.attend)

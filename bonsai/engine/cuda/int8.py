@@ -7,8 +7,7 @@ from torch.nn import functional as F
 from bonsai.engine.cpu.int8 import to_int8
 from bonsai.engine.cpu.linear import FastLinear
 from bonsai.engine.cuda.kernels import kernels
-
-HALF = (torch.bfloat16, torch.float16)
+from bonsai.engine.cuda.linear import HALF
 
 
 class CudaInt8Linear(FastLinear):

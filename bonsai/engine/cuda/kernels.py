@@ -35,10 +35,11 @@ def check(module: ModuleType, device: torch.device) -> None:
         x = torch.randn(rows, K, generator=generator).half().to(device)
         weight = torch.randint(-9, 10, (40, K), generator=generator).to(device, torch.int8)
         scale, bias = torch.rand(40, generator=generator).to(device), 99 * x[0, :40]
-        want = F.linear(x.float(), weight.float()) * scale + bias.float()
-        error = (module.product(x, weight, scale, bias).float() - want).abs().max()
-        if not error < 1e-2 * want.abs().max():
-            raise RuntimeError(f"the product of weights in int8 is off by {error:.1e}")
+        for given in ((weight, scale), (weight.half(), None)):
+            want = F.linear(x.float(), weight.float()) * (1 if given[1] is None else scale) + bias
+            error = (module.product(x, *given, bias).float() - want).abs().max()
+            if not error < 1e-2 * want.abs().max():
+                raise RuntimeError(f"a product with weights in {given[0].dtype} is off by {error}")
     q = torch.randn(2, 4, 1, 48, generator=generator).half().to(device)
     k, v = torch.randn(2, 2, 2, 300, 48, generator=generator).half().to(device)
     places, ends = torch.arange(300, device=device), torch.tensor([7, 280], device=device)

@@ -10,15 +10,15 @@ import triton.language as tl
 
 from bonsai.system.hashing import GAMMA
 
-# ---- y = x W^T + b with W in int8 ----
+# ---- y = x W^T + b ----
 
-FEW = 64  # rows up to which weights are read as they are; of more, converting them once is cheap
+FEW = 64  # rows up to which the kernel may be the faster way
 
 
 @triton.jit(do_not_specialize=["M"])  # else a row alone is compiled anew
 def product_kernel(
-    x, weight, scale, bias, y, M, N,
-    K: tl.constexpr, BIAS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    x, weight, scale, bias, y, M, N, K: tl.constexpr,
+    SCALE: tl.constexpr, BIAS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """A block of BN outputs of BM rows."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -29,9 +29,10 @@ def product_kernel(
         there = (m[:, None] < M) & (k[None, :] < K)
         a = tl.load(x + m[:, None] * K + k[None, :], mask=there, other=0.0)
         there = (n[:, None] < N) & (k[None, :] < K)
-        b = tl.load(weight + n[:, None].to(tl.int64) * K + k[None, :], mask=there, other=0)
+        b = tl.load(weight + n[:, None].to(tl.int64) * K + k[None, :], mask=there, other=0.0)
         total += tl.dot(a, tl.trans(b.to(a.dtype)))
-    total *= tl.load(scale + n, mask=n < N, other=0.0)[None, :]
+    if SCALE:
+        total *= tl.load(scale + n, mask=n < N, other=0.0)[None, :]
     if BIAS:
         total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     there = (m[:, None] < M) & (n[None, :] < N)
@@ -39,20 +40,20 @@ def product_kernel(
 
 
 def product(x, weight, scale, bias):
-    """x (..., K) in half precision, weight (N, K) int8, scale (N) fp32, bias (N) or None -> y
-    (..., N) as x."""
+    """x (..., K) in half precision; weight (N, K), int8 with a scale (N) in fp32, or as x without
+    one (None); bias (N) or None -> y (..., N) as x."""
     N, K = weight.shape
     x = x.contiguous()
     M = x.numel() // K
     y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
     # few shapes, as each is compiled; blocks that fit 48 KiB or so of shared memory, three times
     rows, outputs = 16 if M <= 16 else 64, 16 if N <= 4096 else 32
-    inputs = 128 if M > 16 else 256 if K <= 1024 else 512
+    inputs = 128 if M > 16 else 512 if K > 1024 and scale is not None else 256
     grid = (triton.cdiv(N, outputs), triton.cdiv(M, rows))
     with torch.cuda.device_of(x):  # Triton launches on the thread's device, whatever x's is
         product_kernel[grid](
-            *(x, weight, scale, bias if bias is not None else scale, y, M, N),
-            K=K, BIAS=bias is not None, BM=rows, BN=outputs, BK=inputs,
+            *(x, weight, y if scale is None else scale, y if bias is None else bias, y, M, N, K),
+            *(scale is not None, bias is not None, rows, outputs, inputs),
         )  # fmt: skip
     return y
 

@@ -12,7 +12,7 @@ from bonsai.system.hashing import splitmix_tensor
 
 
 def product(x, weight, scale, bias):
-    return (F.linear(x.float(), weight.float()) * scale + bias).to(x.dtype)
+    return (F.linear(x.float(), weight.float()) * (1 if scale is None else scale) + bias).half()
 
 
 def draw(logits, ids, keys, steps):
@@ -36,6 +36,7 @@ def test_kernels_that_compute_the_same_pass():
     [
         (dict(product=lambda x, w, s, b: product(x, w, s, 0 * b)), "int8 is off by"),
         (dict(product=lambda *all: product(*all) * torch.nan), "int8 is off by nan"),
+        (dict(product=lambda x, w, s, b: product(x, w, s if s is not None else 0, b)), "float16"),
         (dict(attend=lambda q, k, v, m, scale: attend(q, k, v, m, 0.3)), "attention is off by"),
         (dict(attend=lambda q, k, v, m, scale: attend(q, k, v, 0 * m, scale)), "attention is off"),
         (dict(draw=lambda x, ids, k, s: draw(x, ids, k, s + 1)), "a draw is not"),

@@ -44,6 +44,16 @@ def test_a_product_of_weights_in_int8(kernels, M, N, K, bias):
     assert (got.float() - want).abs().max() < 2e-3 * want.abs().max()
 
 
+@pytest.mark.parametrize("M, N, K", [(1, 48, 64), (3, 70, 300), (40, 33, 200)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_in_half_precision(kernels, M, N, K, bias):
+    x, weight = torch.randn(M, 1, K).half(), torch.randn(N, K).half()
+    b = torch.randn(N).half() if bias else None
+    want = F.linear(x.float(), weight.float(), None if b is None else b.float())
+    got = kernels.product(x, weight, None, b)
+    assert (got.float() - want).abs().max() < 2e-3 * want.abs().max()
+
+
 @pytest.mark.parametrize("m", [7, 200, 1000])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_draw_is_that_of_the_engine(kernels, m, named):
