@@ -16,7 +16,7 @@ from bonsai.tokenizers import ByteTokenizer
 
 # what a program loads only when it is used
 OPTIONAL = "transformers datasets wandb tiktoken pandas pyarrow scipy sklearn huggingface_hub "
-OPTIONAL += "sentencepiece rustbpe gigatoken safetensors IPython"
+OPTIONAL += "sentencepiece rustbpe gigatoken safetensors IPython tensorboard trackio"
 SERVER = "fastapi starlette uvicorn pydantic jinja2"
 DRAWING = "matplotlib PIL"
 
