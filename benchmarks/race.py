@@ -6,6 +6,7 @@
     python benchmarks/race.py --race=cpu256                     # nanoGPT's GPU result on a CPU
     python benchmarks/race.py --race=recipe --peer=../nanoGPT   # its CPU recipe, whole programs
     python benchmarks/race.py --race=ablation --only=head       # what a part of the recipe buys
+    python benchmarks/race.py --race=ablation_bpe               # the same, on tokens of byte pairs
 
 Both programs train on the same .bin, in turn, with the same seeds, each as a process of its own.
 The clock (benchmarks/clock.py) runs from the opening of the data to the end of the last step, with
@@ -13,8 +14,9 @@ compilation and without evaluation. A run's length is set beforehand; what count
 last weights on the whole validation split, in windows that are the same for both (eval.py). Only
 `recipe` is nanoGPT's command word for word: in float32, timed from the start of the process to its
 end, with its evaluations, and judged by the checkpoint that it keeps. `ablation` is ours alone: the
-recipe of `cpu` with one thing changed at a time, some 9 minutes on two cores. Runs that are in the
-results already are not repeated, so an interrupted race goes on.
+recipe of `cpu` with one thing changed at a time, 9 minutes on two cores; `ablation_bpe` that of
+config/fast_gpt2.py at 1.3M parameters, a minute per run. Runs that are in the results already are
+not repeated, so an interrupted race goes on.
 """
 
 import runpy
@@ -80,9 +82,30 @@ RACES = {
         "shakespeare_char", 256, 1.4697, "config/fast_shakespeare_char.py", SHIPPED, 5000, False,
     ),
     "recipe": Race(*CPU, f"{SHIPPED}{SMALL}--eval_iters=20 --lr_decay_iters=2000", 2000),
-    "ablation": Race(*CPU, "", 0),
+    "ablation": Race(*CPU, "", 0, our_lengths=[160]),
+    # the recipe itself, with rates for steps of 2,048 tokens
+    "ablation_bpe": Race(
+        "python_stdlib_bpe", 128, 0.0, "config/fast_gpt2.py", "", 0,
+        ours="--n_layer=4 --n_head=2 --n_embd=128 --block_size=128 --batch_size=16 "
+        "--gradient_accumulation_steps=1 --learning_rate=0.02 --embedding_lr=0.3 --head_lr=0.015 "
+        "--momentum=0.9 --momentum_warmup=0", our_lengths=[400],
+    ),
 }  # fmt: skip
 
+FIRST = "--value_embeddings=False --bigram_embeddings=0 "  # the first edition of the recipe
+VALUES = "--bigram_embeddings=0 "  # with value embeddings, beside which others were tried
+ABLATIONS_BPE = {
+    "the recipe": "",
+    "its first edition": FIRST,
+    "value embeddings alone": VALUES,
+    "bigram embeddings, 5 rows per token": "--bigram_embeddings=5",
+    "values, residual and x0 lambdas": f"{VALUES}--residual_lambdas=True",
+    "values, second loss": f"{VALUES}--further_weight=0.5",
+    "values, batch ramp": f"{VALUES}--gradient_accumulation_steps=4 --batch_size=4 "
+    "--batch_ramp=160 --max_iters=500",
+    "values, window ramp": f"{VALUES}--window_ramp=268",
+    "values, local layers": f"{VALUES}--attention_window=32 --window_pattern=LD",
+}
 ABLATIONS = {
     "the recipe": "",
     # without
@@ -108,6 +131,8 @@ ABLATIONS = {
     "float32": "--dtype=float32",
 }
 
+CHANGED = {"ablation": ABLATIONS, "ablation_bpe": ABLATIONS_BPE}
+
 RUNS = (
     ("run", "name", ""), ("seed", "seed", "d"), ("steps", "steps", "d"), ("tokens", "tokens", ",d"),
     ("seconds", "seconds", ".1f"), ("first step", "first", ".2f"), ("tokens/s", "rate", ",.0f"),
@@ -126,12 +151,16 @@ CHANGES = (
 
 def arms_of(c: Config, spec: Race, track: Track) -> list[Arm]:
     """What is run with every seed, ours first; what has to be tried for that is run here."""
-    if c.race == "ablation":
-        options = f"{ROOT / spec.config} --lr_decay_iters={c.steps or 160} "
-        names = [n for n in ABLATIONS if n.startswith(c.only) or n == "the recipe"]
+    if c.race in CHANGED:
+        changed, options = CHANGED[c.race], f"{ROOT / spec.config} {spec.ours} "
+        names = [n for n in changed if n.startswith(c.only) or n == "the recipe"]
         if len(names) < 2:
-            raise UserError(f"only={c.only} begins none of: {', '.join(ABLATIONS)}")
-        return [Arm(n, "ours", c.steps or 160, options + ABLATIONS[n]) for n in names]
+            raise UserError(f"only={c.only} begins none of: {', '.join(changed)}")
+        counts = {n: c.steps or steps_given(changed[n]) or spec.our_lengths[0] for n in names}
+        return [
+            Arm(n, "ours", k, f"{options}--lr_decay_iters={k} {changed[n]}")
+            for n, k in counts.items()
+        ]
     if c.race == "recipe":
         options, count = spec.peer, c.steps or spec.peer_steps
         if count != spec.peer_steps:
@@ -152,8 +181,13 @@ def arms_of(c: Config, spec: Race, track: Track) -> list[Arm]:
 
 def our_steps(c: Config, spec: Race) -> int:
     """max_iters of our config, or of --ours."""
-    given = [w.split("=")[1] for w in c.ours.split() if w.startswith("--max_iters=")]
-    return int(given[-1]) if given else runpy.run_path(str(ROOT / spec.config))["max_iters"]
+    return steps_given(c.ours) or runpy.run_path(str(ROOT / spec.config))["max_iters"]
+
+
+def steps_given(options: str) -> int:
+    """The last --max_iters among options, 0 without one."""
+    given = [w.split("=")[1] for w in options.split() if w.startswith("--max_iters=")]
+    return int(given[-1]) if given else 0
 
 
 def tune(track: Track, spec: Race, steps: int) -> tuple[float, int]:
@@ -242,7 +276,7 @@ def main(**settings) -> None:
     for s in summaries:
         s["difference"] = s["loss"]["mean"] - summaries[0]["loss"]["mean"]
     every = [r for of_one in runs.values() for r in of_one]
-    if c.race == "ablation":
+    if c.race in CHANGED:
         text = f"{table(summaries, CHANGES)}\n\n{c.seeds} seeds each; losses are means and ranges"
     else:
         columns = WHOLE_RUNS if c.race == "recipe" else RUNS

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers.peer import make_peer
@@ -77,6 +78,17 @@ def test_ablations_at_toy_size(place):
     assert found[0]["difference"] == 0 != found[1]["difference"]
     with pytest.raises(UserError, match="only=nothing begins none of: the recipe, AdamW"):
         race.main(race="ablation", only="nothing")
+
+
+def test_each_ablation_of_the_recipe_itself_has_equal_tokens():
+    """A batch ramp, which begins with fewer, takes more steps."""
+    c = SimpleNamespace(race="ablation_bpe", steps=0, only="values, batch")
+    recipe, ramp = race.arms_of(c, race.RACES["ablation_bpe"], None)
+    assert (recipe.steps, ramp.steps) == (400, 500)
+    for arm in (recipe, ramp):
+        assert arm.options.split()[0].endswith("config/fast_gpt2.py")
+        assert f"--lr_decay_iters={arm.steps} " in arm.options
+    assert 80 * 4 + 80 * 8 + 340 * 16 == 400 * 16  # rows
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
