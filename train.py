@@ -99,6 +99,7 @@ head_lr = 4e-3  # muon: the rate of a head that is not tied to the embedding [>=
 scalar_lr = 1.5e-2  # muon: the rate of gains, biases and the like [>= 0]
 momentum = 0.95  # muon: of the gradient, with Nesterov's look ahead [>= 0, < 1]
 momentum_warmup = 300  # muon: steps from 0.85 to that [>= 0]
+neuron_beta = 0.0  # muon: of the mean square of each neuron's updates (NorMuon); 0: off [>= 0, < 1]
 cautious_decay = False  # muon: decay a weight only where its update, too, moves towards 0
 max_skipped = 20  # stop after so many steps in a row whose gradient is not finite [>= 1]
 # learning rate schedule

@@ -10,6 +10,7 @@ Each process owns a share of every tensor: it receives the mean gradient of its 
 communication. state_dict() is of whole tensors, so a run goes on with another number of processes.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -87,25 +88,44 @@ class Fixed(NamedTuple):
     dtype: torch.dtype  # of the products
     decays: bool
     cautious: bool  # decay a weight only where its update, too, moves towards 0
+    neuron_beta: float = 0.0  # see even_out; 0: off
     product: Callable = plain_product
+
+
+def even_out(u: torch.Tensor, square: torch.Tensor, fresh) -> tuple[torch.Tensor, torch.Tensor]:
+    """NorMuon (Li et al. 2025): each neuron's part of an update by the root of its mean square.
+
+    An orthogonal update moves all directions alike, but not all rows. u (K, m, n): the updates,
+    whose norms stay; square (K, m, 1): the running mean of the squares of their rows, of which
+    `fresh` is this step's part. Returns both as they are after it.
+    """
+    square = square.lerp(u.square().mean(-1, keepdim=True), fresh)
+    even = u * (square + 1e-10).rsqrt()
+    norm, now = (x.norm(dim=(-2, -1), keepdim=True) for x in (u, even))
+    return even * (norm / (now + 1e-7)), square
 
 
 def muon_update(
     weights: list[torch.Tensor],
     grads: list[torch.Tensor],
     momenta: list[torch.Tensor],
+    squares: list[torch.Tensor],
     rates: Rates,
     fixed: Fixed,
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Muon's step as a pure function: the weights and the momenta after it.
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """Muon's step as a pure function: the weights, the momenta and the squares after it.
 
     weights, grads, momenta: stacks of matrices as orthogonalize takes them, a whole model's or one
-    process's share: no matrix needs to know of another.
+    process's share: no matrix needs to know of another. squares: of even_out, none without it.
     """
     finite = [g.nan_to_num(0.0, 0.0, 0.0) * rates.on for g in grads]
     momenta = [old.lerp(g, rates.fresh * rates.on) for old, g in zip(momenta, finite)]
     ahead = [g.lerp(new, rates.momentum) for g, new in zip(finite, momenta)]
     updates = orthogonalize(ahead, fixed.coefficients, fixed.dtype, fixed.product)
+    if fixed.neuron_beta:
+        fresh = (1 - fixed.neuron_beta) * rates.on
+        pairs = [even_out(u, square, fresh) for u, square in zip(updates, squares)]
+        updates, squares = map(list, zip(*pairs))
     rate, moved = rates.lr * rates.on, []
     for w, u in zip(weights, updates):
         longer = math.sqrt(max(1.0, w.size(1) / w.size(2)))
@@ -113,15 +133,15 @@ def muon_update(
             shrinks = w * (u * w).sign().clamp(min=0.0) if fixed.cautious else w
             w = w - shrinks * (rate * rates.decay)
         moved.append(w - u * (rate * longer))
-    return moved, momenta
+    return moved, momenta, squares
 
 
 def update_in_place(families: list[tuple], rates: Rates, fixed: Fixed) -> None:
-    """muon_update of every (weights, grads, momenta), in place: one graph for all shapes."""
-    for weights, grads, momenta in families:
-        moved, new = muon_update(weights, grads, momenta, rates, fixed)
-        for old, after in zip([*weights, *momenta], [*moved, *new]):
-            old.copy_(after)
+    """muon_update of every (weights, grads, momenta, squares), in place: one graph for all."""
+    for weights, grads, momenta, squares in families:
+        after = muon_update(weights, grads, momenta, squares, rates, fixed)
+        for old, new in zip([*weights, *momenta, *squares], itertools.chain(*after)):
+            old.copy_(new)
 
 
 class Share:
@@ -173,7 +193,8 @@ class Share:
 class Muon(torch.optim.Optimizer):
     """One optimizer over groups of parameters with 'kind' 'muon' or 'adamw'.
 
-    All groups: lr, weight_decay. muon: momentum, coefficients, cautious; adamw: betas, eps.
+    All groups: lr, weight_decay. muon: momentum, coefficients, cautious, and neuron_beta where the
+    updates of neurons are evened out; adamw: betas, eps.
     Weight decay is decoupled; `cautious` (Chen et al. 2025) decays only where the update, too,
     moves towards 0. With found_inf (a tensor, 1 where the gradient is not finite) set to 1 a step
     changes nothing, without a wait for the device.
@@ -223,6 +244,10 @@ class Muon(torch.optim.Optimizer):
                 inner.append({"params": shares, **{k: group[k] for k in names}})
         self.adam = torch.optim.AdamW(inner or [{"params": []}], fused=True)
         self.momenta = [torch.zeros_like(share.local) for _, _, share in self.stacks]
+        self.squares = [  # of even_out
+            share.local.new_zeros(*share.local.shape[:2], 1) if group.get("neuron_beta") else None
+            for group, _, share in self.stacks
+        ]
         self.grads: list[torch.Tensor] | None = None
 
     @torch.no_grad()
@@ -272,15 +297,19 @@ class Muon(torch.optim.Optimizer):
     def update(self, group: dict, families: list[list[int]], bad: torch.Tensor | None) -> None:
         """Muon's part of the step, for the stacks of one group."""
         weights = [share.local for *_, share in self.stacks]
-        tensors = weights, self.grads, self.momenta
+        tensors = weights, self.grads, self.momenta, self.squares
         device, mu, decay = weights[0].device, group["momentum"], group["weight_decay"]
         # Filled in by kernels that are told the numbers: a copy might wait for the device.
         moving = [torch.full((), v, device=device) for v in (group["lr"], decay, mu, 1 - mu)]
         on = torch.ones((), device=device) if bad is None else 1.0 - bad
         product = fastest_product(device, self.dtype)
-        fixed = Fixed(group["coefficients"], self.dtype, decay > 0, group["cautious"], product)
-        taken = [tuple([every[i] for i in family] for every in tensors) for family in families]
-        self.update_in_place(taken, Rates(*moving, on), fixed)
+        beta = group.get("neuron_beta", 0.0)
+        how = group["coefficients"], self.dtype, decay > 0, group["cautious"], beta, product
+        taken = [
+            tuple([every[i] for i in family if every[i] is not None] for every in tensors)
+            for family in families
+        ]
+        self.update_in_place(taken, Rates(*moving, on), Fixed(*how))
 
     # ---- state, whole tensors whatever the number of processes ----
 
@@ -290,10 +319,12 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 index[p] = len(index)
-        for (_, params, share), momentum in zip(self.stacks, self.momenta):
-            full = wait(share.gather(momentum))
-            for p, whole in zip(params, unstack(full, params)):
-                state[index[p]] = {"momentum": whole.clone()}
+        for kind, moments in (("momentum", self.momenta), ("square", self.squares)):
+            for (_, params, share), local in zip(self.stacks, moments):
+                if local is not None:
+                    full = wait(share.gather(local))
+                    for p, whole in zip(params, unstack(full, params)):
+                        state.setdefault(index[p], {})[kind] = whole.clone()
         inner = [p for g in self.adam.param_groups for p in g["params"]]
         for (p, share), local in zip(self.flats, inner):
             moments = self.adam.state.get(local)
@@ -318,9 +349,11 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 index[p] = len(index)
-        for (_, params, share), momentum in zip(self.stacks, self.momenta):
-            saved = [state[index[p]]["momentum"].to(p) for p in params]
-            momentum.copy_(share.of(stack(saved, params)))
+        for kind, moments in (("momentum", self.momenta), ("square", self.squares)):
+            for (_, params, share), local in zip(self.stacks, moments):
+                if local is not None:
+                    saved = [state[index[p]][kind].to(p) for p in params]
+                    local.copy_(share.of(stack(saved, params)))
         inner = [p for g in self.adam.param_groups for p in g["params"]]
         for (p, share), local in zip(self.flats, inner):
             if index[p] in state:

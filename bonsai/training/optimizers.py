@@ -69,6 +69,7 @@ def muon(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
             "weight_decay": c.weight_decay,
             "cautious": c.cautious_decay,
             "momentum": c.momentum,
+            "neuron_beta": c.neuron_beta,
             "coefficients": POLAR_EXPRESS,
         }
     )

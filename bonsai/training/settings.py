@@ -22,6 +22,7 @@ class StepSettings:
     scalar_lr: float = 1.5e-2
     momentum: float = 0.95
     momentum_warmup: int = 300
+    neuron_beta: float = 0.0
     cautious_decay: bool = False
     decay_lr: bool = True
     lr_schedule: str = "cosine"

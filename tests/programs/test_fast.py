@@ -30,6 +30,7 @@ FAST += ["--bigram_embeddings=2"]
 FAST += ["--window_pattern=LD", "--cautious_decay=True", "--batch_order=epoch"]
 FAST += ["--momentum_warmup=10", "--gradient_accumulation_steps=4", "--batch_ramp=12"]
 FAST += ["--token_noise=0.05", "--window_ramp=14", "--further_weight=0.5"]
+FAST += ["--neuron_beta=0.9"]
 FAST += ["--eval_interval=10", "--dropout=0.1"]
 
 

@@ -24,6 +24,7 @@ from bonsai.training.muon import (
     Fixed,
     Muon,
     Rates,
+    even_out,
     fastest_product,
     muon_update,
     orthogonalize,
@@ -130,24 +131,25 @@ def test_products_by_half_the_work_are_for_cuda_with_triton(monkeypatch):
 
 
 def update_of(kinds: list[torch.Tensor], **changed):
-    """Weights, gradients, momenta as muon_update takes them, from one stack of each shape."""
+    """Weights, gradients, momenta, squares as muon_update takes them, a stack of each shape."""
     given = dict(lr=0.02, decay=0.1, momentum=0.9, fresh=0.1, on=1.0) | changed
     rates = Rates(*(torch.tensor(v) for v in given.values()))
-    return muon_update(*kinds, rates, Fixed(POLAR_EXPRESS, torch.float32, True, True))
+    return muon_update(*kinds, rates, Fixed(POLAR_EXPRESS, torch.float32, True, True, 0.9))
 
 
 def stacks_of(*shapes) -> list[list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(2)
-    return [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
+    kinds = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
+    return [*kinds, [torch.rand((*shape[:2], 1), generator=generator) for shape in shapes]]
 
 
 def test_the_update_changes_nothing_that_it_was_given():
     kinds = stacks_of((2, 8, 24), (3, 24, 8))
     before = [[t.clone() for t in tensors] for tensors in kinds]
-    weights, momenta = update_of(kinds)
+    weights, momenta, squares = update_of(kinds)
     for tensors, same in zip(kinds, before):
         assert all(torch.equal(a, b) for a, b in zip(tensors, same))
-    for new, old in ((weights, kinds[0]), (momenta, kinds[2])):
+    for new, old in ((weights, kinds[0]), (momenta, kinds[2]), (squares, kinds[3])):
         assert [t.shape for t in new] == [t.shape for t in old]
         assert not any(torch.equal(a, b) for a, b in zip(new, old))
 
@@ -169,8 +171,22 @@ def test_with_on_0_the_update_is_what_was_there(spoilt):
     kinds = stacks_of((2, 8, 24), (3, 24, 8))
     kinds[1][0][0] = spoilt
     kinds[1][1][1, 2, 3] = -spoilt
-    for new, old in zip(update_of(kinds, on=0.0), (kinds[0], kinds[2])):
+    for new, old in zip(update_of(kinds, on=0.0), (kinds[0], kinds[2], kinds[3])):
         assert all(torch.equal(a, b) for a, b in zip(new, old))
+
+
+def test_evened_out_updates_move_every_neuron_alike():
+    """From the first step on; the norm of a matrix's update stays, and its direction by neuron."""
+    torch.manual_seed(0)
+    u = torch.randn(2, 6, 10) * torch.tensor([1e-4, 0.01, 0.1, 1.0, 5.0, 20.0])[:, None]
+    even, square = even_out(u, torch.zeros(2, 6, 1), torch.tensor(0.1))
+    torch.testing.assert_close(square, 0.1 * u.square().mean(-1, keepdim=True))
+    torch.testing.assert_close(even.norm(dim=(1, 2)), u.norm(dim=(1, 2)))
+    rows, before = even.norm(dim=2), u.norm(dim=2)
+    torch.testing.assert_close(rows[:, 1:], rows[:, 5:].expand(-1, 5), rtol=1e-3, atol=0)
+    torch.testing.assert_close(even / rows[..., None], u / before[..., None])
+    nothing, _ = even_out(torch.zeros(1, 3, 4), torch.zeros(1, 3, 1), torch.tensor(0.1))
+    assert not nothing.any()
 
 
 class Waiting(TorchDispatchMode):
@@ -359,7 +375,8 @@ runtime = setup("cpu", "float32", False)
 torch.manual_seed(0)
 fields = dict(block_size=8, vocab_size=11, n_layer=3, n_head=2, n_embd=16, value_embeddings=True)
 model = GPT(GPTConfig(**fields, residual_lambdas=True, tie_head=False))
-settings = StepSettings(**{**SETTINGS, "optimizer": "muon", "learning_rate": 0.02})
+chosen = {"optimizer": "muon", "learning_rate": 0.02, "neuron_beta": 0.9}
+settings = StepSettings(**{**SETTINGS, **chosen})
 optimizer = build_optimizer(model, settings, runtime)
 rows = torch.randint(11, (5, 6, 9), generator=torch.Generator().manual_seed(1))
 norms = []
