@@ -68,6 +68,7 @@ class Race:
     rate: float = 1e-3  # the peer's rate as it ships
     rates: list[float] = field(default_factory=list)  # of the sweep
     lengths: list[int] = field(default_factory=list)  # of the sweep, rising
+    ours: str = ""  # of an ablation: our options beside the config's
 
 
 CPU = ("shakespeare_char", 64, 1.898, "config/fast_shakespeare_char_cpu.py")
@@ -82,13 +83,13 @@ RACES = {
         "shakespeare_char", 256, 1.4697, "config/fast_shakespeare_char.py", SHIPPED, 5000, False,
     ),
     "recipe": Race(*CPU, f"{SHIPPED}{SMALL}--eval_iters=20 --lr_decay_iters=2000", 2000),
-    "ablation": Race(*CPU, "", 0, our_lengths=[160]),
+    "ablation": Race(*CPU, "", 0),
     # the recipe itself, with rates for steps of 2,048 tokens
     "ablation_bpe": Race(
         "python_stdlib_bpe", 128, 0.0, "config/fast_gpt2.py", "", 0,
         ours="--n_layer=4 --n_head=2 --n_embd=128 --block_size=128 --batch_size=16 "
         "--gradient_accumulation_steps=1 --learning_rate=0.02 --embedding_lr=0.3 --head_lr=0.015 "
-        "--momentum=0.9 --momentum_warmup=0", our_lengths=[400],
+        "--momentum=0.9 --momentum_warmup=0 --max_iters=400",
     ),
 }  # fmt: skip
 
@@ -152,15 +153,16 @@ CHANGES = (
 def arms_of(c: Config, spec: Race, track: Track) -> list[Arm]:
     """What is run with every seed, ours first; what has to be tried for that is run here."""
     if c.race in CHANGED:
-        changed, options = CHANGED[c.race], f"{ROOT / spec.config} {spec.ours} "
+        changed, arms = CHANGED[c.race], []
         names = [n for n in changed if n.startswith(c.only) or n == "the recipe"]
         if len(names) < 2:
             raise UserError(f"only={c.only} begins none of: {', '.join(changed)}")
-        counts = {n: c.steps or steps_given(changed[n]) or spec.our_lengths[0] for n in names}
-        return [
-            Arm(n, "ours", k, f"{options}--lr_decay_iters={k} {changed[n]}")
-            for n, k in counts.items()
-        ]
+        for name in names:
+            options = f"{spec.ours} {changed[name]}"
+            count = c.steps or our_steps(spec, options)
+            options = f"{ROOT / spec.config} --lr_decay_iters={count} {options}"
+            arms.append(Arm(name, "ours", count, options))
+        return arms
     if c.race == "recipe":
         options, count = spec.peer, c.steps or spec.peer_steps
         if count != spec.peer_steps:
@@ -169,7 +171,7 @@ def arms_of(c: Config, spec: Race, track: Track) -> list[Arm]:
         ours = Arm("ours", "ours", count, f"{options} --dtype=float32", True)
         return [ours, Arm("nanoGPT", "peer", count, options, True)][: 2 if c.peer else 1]
     options = f"{ROOT / spec.config} {c.ours}".strip()
-    arms = [Arm("ours", "ours", c.steps or our_steps(c, spec), options)]
+    arms = [Arm("ours", "ours", c.steps or our_steps(spec, c.ours), options)]
     if c.peer:
         count = c.steps or (spec.peer_steps if spec.peer_full else 20)
         arms.append(Arm("nanoGPT", "peer", count, f"{spec.peer} {scaled(spec.rate, count)}"))
@@ -179,15 +181,10 @@ def arms_of(c: Config, spec: Race, track: Track) -> list[Arm]:
     return arms
 
 
-def our_steps(c: Config, spec: Race) -> int:
-    """max_iters of our config, or of --ours."""
-    return steps_given(c.ours) or runpy.run_path(str(ROOT / spec.config))["max_iters"]
-
-
-def steps_given(options: str) -> int:
-    """The last --max_iters among options, 0 without one."""
+def our_steps(spec: Race, options: str) -> int:
+    """max_iters of our config, or of the options."""
     given = [w.split("=")[1] for w in options.split() if w.startswith("--max_iters=")]
-    return int(given[-1]) if given else 0
+    return int(given[-1]) if given else runpy.run_path(str(ROOT / spec.config))["max_iters"]
 
 
 def tune(track: Track, spec: Race, steps: int) -> tuple[float, int]:
