@@ -107,7 +107,9 @@ def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> 
     """
     begin = time.perf_counter()
     requests = [engine.submit(prompt, params)[0] for prompt in prompts]
-    engine.step()  # the prefills
+    while engine.busy and not requests[0].tokens:  # the prefills, and steps where they are queued
+        engine.step()
+    begun = sum(len(request.tokens) for request in requests)
     first = time.perf_counter() - begin
     ends = [time.perf_counter()]
     while engine.busy:
@@ -116,7 +118,7 @@ def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> 
     total, steps = ends[-1] - begin, len(ends) - 1
     wait = max((b - a for a, b in itertools.pairwise(ends)), default=0.0)
     written = [request.tokens for request in requests]
-    later = sum(map(len, written)) - len(written)
+    later = sum(map(len, written)) - begun
     rate = later / (total - first) if steps else None
     times = {"seconds": total, "first": first, "decode_rate": rate, "wait": wait}
     return {**times, "steps": steps, "later": later, "tokens": written}

@@ -216,19 +216,22 @@ class Engine:
         """Prefill a request into the next slot and draw its first token."""
         slot, params = len(self.running), request.params
         again = bool(request.tokens)  # it was held
+        scored = params.prompt_logprobs and not again
+        if self.captured and params.max_new_tokens and not scored:
+            self.admit_captured(request)
+            return []
         prompt = (*request.prompt, *request.tokens) if again else request.prompt
         row = self.cache.view(slot, slot + 1)
         row.lengths = [0]
         self.running.append(request)
-        if params.prompt_logprobs and not again:
+        if scored:
             logits, about_prompt = self.score_prompt(request, row)
         else:
             logits, about_prompt = self.prefixes.restore(prompt, row), None
             if logits is None:
                 rest = torch.tensor([prompt[row.lengths[0] :]], device=self.device)
                 logits = prefill(self.model, rest, row)
-        siblings = not request.alone and bool(self.waiting) and self.waiting[0].prompt is prompt
-        self.prefixes.store(prompt, row, logits, keep=siblings)
+        self.prefixes.store(prompt, row, logits, keep=not again and self.siblings_wait(request))
         self.cache.lengths[slot] = len(prompt)
         if params.max_new_tokens == 0:
             request.finish = "length"
@@ -238,6 +241,27 @@ class Engine:
         if self.captured and not request.finish:
             self.captured.put(slot, request, len(prompt))
         return [event]
+
+    def admit_captured(self, request: Request) -> None:
+        """Prefill all but the last token of a request into the next slot. That goes through the
+        model with those of the others in the next step, which draws: nothing is waited for."""
+        slot, tokens = len(self.running), (*request.prompt, *request.tokens)
+        row, known = self.cache.view(slot, slot + 1), tokens[:-1]
+        row.lengths = [0]
+        self.running.append(request)
+        if known and self.prefixes.restore(known, row) is None:
+            if row.lengths[0]:
+                rest = torch.tensor([known[row.lengths[0] :]], device=self.device)
+                prefill(self.model, rest, row)
+            else:
+                self.captured.prefill(slot, known)
+            no_logits = torch.empty(0, device=self.device)
+            self.prefixes.store(known, row, no_logits, keep=self.siblings_wait(request))
+        self.captured.put(slot, request, len(known))
+
+    def siblings_wait(self, request: Request) -> bool:
+        """Whether the next in turn is another answer to the same prompt."""
+        return not request.alone and bool(self.waiting) and self.waiting[0].prompt is request.prompt
 
     def score_prompt(self, request: Request, row) -> tuple[torch.Tensor, list[Score]]:
         """The prompt's logits at its end, and the scores of its tokens."""

@@ -87,7 +87,7 @@ class Rows:
         self.floats = torch.zeros((batch, len(FLOATS)), device=device)
         self.texts: Texts | None = None  # made for the first row that needs it
         for slot in range(batch):
-            self.put(slot, Row((), NEUTRAL, tokens=[0]), 0)
+            self.put(slot, Row((0,), NEUTRAL), 0)
 
     def __getattr__(self, name: str) -> torch.Tensor:
         if name in INTS:
@@ -105,7 +105,7 @@ class Rows:
         floats = [max(p.temperature, 1e-6) if hot else 1.0, p.top_p if p.top_p < 1 else inf]
         floats += [log(p.min_p) if p.min_p > 0 else -inf, p.repetition_penalty]
         floats += [p.presence_penalty, p.frequency_penalty]
-        self.token[slot].fill_(row.tokens[-1])
+        self.token[slot].fill_((row.tokens or row.prompt)[-1])
         self.ints[slot].copy_(torch.tensor(ints), non_blocking=True)
         self.floats[slot].copy_(torch.tensor(floats), non_blocking=True)
         if self.texts is None and adjusts(p):
@@ -145,7 +145,7 @@ class Texts:
         if not adjusts(row.params):
             return
         device = self.counts.device
-        answer = torch.tensor(row.tokens, device=device)
+        answer = torch.tensor(row.tokens, dtype=torch.int64, device=device)
         self.prompt[slot, torch.tensor(row.prompt, dtype=torch.int64, device=device)] = True
         self.counts[slot].scatter_add_(0, answer, torch.ones(len(answer), device=device))
         if bias := dict(row.params.logit_bias):

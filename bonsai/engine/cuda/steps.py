@@ -1,7 +1,8 @@
 """One-token steps of many rows as captured graphs, queued several at a time.
 
 A step is two graphs: the model's (decode_one_token on a bucket of rows and positions) and that of
-the draw (rows.py), each made when it is first needed. The token of a row never leaves the device
+the draw (rows.py), each made when it is first needed; so is one for prompts of up to so many
+tokens. The token of a row never leaves the device
 between steps, so the host queues the next steps while it reads the tokens of those before. Whether
 a row stops at a token is seen behind: what was queued for it by then is surplus, and left out.
 """
@@ -11,13 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
+from bonsai.engine import phases
 from bonsai.engine.cuda.graphs import Graphs
 from bonsai.engine.cuda.rows import Draw, Rows, next_tokens, packed_scores, unpacked
-from bonsai.engine.phases import bucket, decode_one_token, fixed_view, new_cache
+from bonsai.engine.phases import bucket, decode_one_token, fixed_view, new_cache, power_of_two
 from bonsai.engine.sampling import Row, Score
 from bonsai.models.cache import KVCache
 
 AT_ONCE = 8  # steps that are queued before the tokens of those before are read
+SHORTEST = 32  # tokens of the shortest prompt that a graph reads
 
 
 @dataclass
@@ -61,6 +64,8 @@ class CapturedSteps:
         self.logits = torch.zeros((batch, vocab_size), device=device)
         self.written = torch.zeros((AT_ONCE, batch), dtype=torch.int64, device=device)
         self.scores: dict[int, torch.Tensor] = {}  # of a step, by how many likeliest tokens
+        self.prompt = torch.zeros((1, cache.length), dtype=torch.int64, device=device)
+        self.one_row: KVCache | None = None  # where prompts are read, made for the first of them
         self.graphs = Graphs(device)
         if device.type == "cuda":  # kernels are loaded and compiled now: nobody waits for a token
             with torch.no_grad():
@@ -68,15 +73,16 @@ class CapturedSteps:
 
     @classmethod
     def of(cls, model: torch.nn.Module, batch: int, length: int) -> "CapturedSteps | None":
-        """With a cache of their own; None for a model whose cache knows no steps of fixed shapes:
-        it is decoded without."""
-        cache = new_cache(model, batch, length)
+        """With a cache of their own for at least `length` tokens; None for a model whose cache
+        knows no steps of fixed shapes: it is decoded without."""
+        length = -(-length // phases.SHORTEST) * phases.SHORTEST  # addresses that kernels like
+        cache = new_cache(model, batch, min(length, model.config.block_size))
         return cls(model, cache) if isinstance(cache, KVCache) else None
 
     # ---- which rows ----
 
     def put(self, slot: int, row: Row, length: int) -> None:
-        """A row goes on in this slot: `length` tokens are in the cache, its last is not yet."""
+        """A row goes on in this slot: `length` of its tokens are in the cache, its last is not."""
         self.cache.lengths[slot] = length
         self.rows.put(slot, row, length)
 
@@ -84,6 +90,24 @@ class CapturedSteps:
         """A row goes on in another slot."""
         self.cache.copy_row(target, self.cache, source, self.cache.lengths[source])
         self.rows.move(source, target)
+
+    def prefill(self, slot: int, tokens: Sequence[int]) -> None:
+        """Tokens go into an empty slot, padded to a power of two: what comes behind them is not
+        taken along, and they do not see it."""
+        n = len(tokens)
+        size = power_of_two(n, SHORTEST, self.cache.length)
+        if self.one_row is None:
+            with torch.inference_mode(False):
+                self.one_row = self.model.new_cache(1, self.cache.length, self.cache.k.dtype)
+        self.prompt[0, :n].copy_(torch.tensor(tokens), non_blocking=True)
+        self.graphs.run(size, lambda: self.read_prompt(size))
+        self.cache.copy_row(slot, self.one_row, 0, n)
+
+    def read_prompt(self, size: int) -> None:
+        """The tokens of `prompt` go through the model."""
+        part = self.one_row.view(0, 1, size)
+        part.lengths = [0]
+        self.model(self.prompt[:, :size], cache=part)
 
     # ---- steps ----
 

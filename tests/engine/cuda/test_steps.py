@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bonsai.engine import Engine, SamplingParams, generate, phases
+from bonsai.engine.cuda import steps
 from bonsai.engine.cuda.rows import Draw
 from bonsai.engine.cuda.steps import AT_ONCE, CapturedSteps
 from bonsai.engine.sampling import Row
@@ -102,6 +103,27 @@ def test_full_contexts_beside_rows_that_go_on(model):
         assert request.tokens == alone(model, request)[: len(request.tokens)]
 
 
+def test_prompts_of_a_length_share_a_graph_and_answers_a_prompt(model, monkeypatch):
+    monkeypatch.setattr(steps, "SHORTEST", 4)
+    read, compute = [], CapturedSteps.read_prompt
+    monkeypatch.setattr(
+        CapturedSteps, "read_prompt", lambda *args: (read.append(args[1:]), compute(*args))
+    )
+    engine = Engine(model, max_batch=3, prefix_cache=20, capture=True)
+    requests = []
+    for length in (1, 2, 5, 6, 9, 17, 40, 48):
+        prompt = [(length + i * i) % VOCAB for i in range(length)]
+        requests += engine.submit(prompt, SamplingParams(4, 0.7), n=2)
+    finish(engine)
+    assert [size for (size,) in read] == [4, 4, 8, 8, 16, 48, 48]  # of all but the last token
+    kept = [key for key in engine.captured.graphs.kept if isinstance(key, int)]
+    assert kept == [4, 8, 16, 48]
+    assert all(r.tokens == alone(model, r)[: len(r.tokens)] and r.tokens for r in requests)
+    (longer,) = engine.submit([*requests[-5].prompt, 3, 4], SamplingParams(4))
+    finish(engine)
+    assert len(read) == 7 and longer.tokens == alone(model, longer)  # its beginning is known
+
+
 def test_no_step_is_queued_for_tokens_that_nobody_asked_for(model):
     engine = Engine(model, max_batch=2, capture=True)
     counted = []
@@ -110,7 +132,7 @@ def test_no_step_is_queued_for_tokens_that_nobody_asked_for(model):
     engine.submit([1, 2], SamplingParams(12))
     engine.submit([3], SamplingParams(5))
     finish(engine)
-    assert len(counted) == 11  # the first token is the prefill's
+    assert len(counted) == 12
 
 
 def test_set_aside_and_cancelled_while_steps_are_queued(model):
@@ -118,13 +140,13 @@ def test_set_aside_and_cancelled_while_steps_are_queued(model):
     engine = Engine(model, max_batch=3, capture=True)
     first, second, third = engine.submit([4, 2], params, n=3)
     events = [*engine.step(), *engine.step()]
-    assert engine.flight is not None and len(events) == 3
+    assert engine.flight is not None and not events
     engine.hold(first)
     engine.cancel(second)
     events += engine.step()
     assert [e.finish for e in events if e.request is second][-1] == "cancelled"
     engine.resume(first)
-    assert len(first.tokens) == len(second.tokens) == 1  # what was queued for them is gone
+    assert not first.tokens and not second.tokens  # what was queued for them is gone
     finish(engine)
     assert [first.tokens, third.tokens] == [texts(model, [4, 2], params, 3)[i] for i in (0, 2)]
     engine.submit([1], params)
@@ -225,10 +247,12 @@ def made_on_meta(model, params: list[SamplingParams]) -> CapturedSteps:
 def test_what_is_captured_looks_at_no_number(model, name):
     params = DRAWS[name]
     captured = made_on_meta(model, params)
+    captured.one_row = captured.model.new_cache(1, 48)
     draw = Draw.of([Row((1,), p) for p in params], VOCAB)
     if draw.logprobs is not None:
         captured.scores[draw.logprobs] = torch.zeros((4, 1 + 2 * draw.logprobs), device="meta")
     with Log() as log:
+        captured.read_prompt(16)
         captured.compute(2, 16)
         captured.choose(2, draw)
     assert len(log.operations) > 30
@@ -236,6 +260,7 @@ def test_what_is_captured_looks_at_no_number(model, name):
     for slot in range(2):
         captured.put(slot, Row((1, 2, 5), params[-1], slot, [3, 8]), 4)
     with Log() as again:
+        captured.read_prompt(16)
         captured.compute(2, 16)
         captured.choose(2, draw)
     assert again.operations == log.operations
