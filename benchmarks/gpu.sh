@@ -110,10 +110,16 @@ stage_train() { # ours beside the peer; then where a step's time goes, of the cl
     done
 }
 
-stage_decode() { # one text and 64; the compiled ones are left out, as they take minutes
-    local options=(--sizes=124M "--kinds=bfloat16;bfloat16, graphs;int8, graphs")
+stage_decode() { # one text and 64, compiled ones left out, as they take minutes; whole programs
+    local options=(--sizes=124M "--kinds=bfloat16;bfloat16, graphs;int8, graphs") tiny=()
     [[ -n $toy ]] && options=(--sizes=toy --repeats=2 "--kinds=float32;int8, float32")
-    measure benchmarks/decode.py --out="$out" "${options[@]}" ${peer:+--peer="$peer"}
+    [[ -n $toy ]] && tiny=(--n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --repeats=1
+        "--options=--num_samples=2 --max_new_tokens=9")
+    measure benchmarks/decode.py --out="$out" "${options[@]}" ${peer:+--peer="$peer"} || return 1
+    measure benchmarks/sample.py --out="$out" "${tiny[@]}" ${peer:+--peer="$peer"}
+    local status=$?
+    [[ -e $out/sample.txt ]] && { echo && cat "$out/sample.txt"; } >> "$out/decode.txt"
+    return $status
 }
 
 stage_long() { # what local attention saves

@@ -1,0 +1,87 @@
+"""Seconds of sample.py with its defaults, start included, beside nanoGPT's.
+
+    python benchmarks/sample.py --peer=../nanoGPT
+
+Ten texts of 500 tokens of a GPT-2 (124M) with random weights: one checkpoint for both, each a
+process of its own, in turn. Its tokens are characters, so that no vocabulary has to be there.
+"""
+
+import pickle
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository root
+if __name__ == "__main__":
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+import torch
+
+from benchmarks.harness import Peer, Results, in_turn, spread
+from benchmarks.track import launch
+from bonsai import ROOT
+from bonsai.models.table import build_model
+from bonsai.system.errors import run
+from bonsai.system.runtime import pick_device
+from configurator import configure, resolve_path
+
+# -----------------------------------------------------------------------------
+peer = ""  # folder of a nanoGPT checkout; empty: ours alone [path]
+repeats = 3  # of which the table has the median [>= 1]
+options = ""  # for both programs, as --key=value words
+n_layer = 12  # [>= 1]
+n_head = 12  # [>= 1]
+n_embd = 768  # [>= 1]
+block_size = 1024  # [>= 1]
+device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
+out = ""  # folder for sample.json and .txt [path]
+# -----------------------------------------------------------------------------
+
+COLUMNS = (
+    ("project", "name", ""), ("seconds", "seconds.median", ".1f"), ("low", "seconds.low", ".1f"),
+    ("high", "seconds.high", ".1f"), ("n", "seconds.n", "d"),
+)  # fmt: skip
+
+
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    where, _ = pick_device(c.device)
+    results = Results("sample", c.out, where, COLUMNS, again=True, options=c.options)
+    shape = {name: c[name] for name in ("n_layer", "n_head", "n_embd", "block_size")}
+    shape |= {"vocab_size": 50257, "bias": False, "dropout": 0.0}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        programs = {"sample.py": ROOT / "sample.py"}
+        if c.peer:
+            checkout = Peer(resolve_path(c.peer))
+            checkout.copy(folder)
+            shutil.copyfile(checkout.file("sample.py"), folder / "sample.py")
+            programs["nanoGPT's sample.py"] = folder / "sample.py"
+        make_run(folder, shape)
+        words = ["--out_dir=.", f"--device={where.type}", *c.options.split()]
+        seconds = {name: [] for name in programs}
+        for _, name in in_turn(programs, c.repeats):
+            took = launch([str(programs[name]), *words], folder, folder / "log")
+            seconds[name].append(took)
+            print(f"{name}: {took:.1f} s", flush=True)
+            results.put({"name": n, "seconds": spread(s)} for n, s in seconds.items() if s)
+    results.finish()
+
+
+def make_run(folder: Path, shape: dict) -> None:
+    """A checkpoint of nanoGPT's kind and the vocabulary of its data, a character for each id."""
+    torch.manual_seed(0)
+    state = {"model": build_model("gpt", shape).state_dict(), "model_args": shape}
+    state |= {"iter_num": 0, "best_val_loss": 1e9, "config": {"dataset": "made"}}
+    torch.save(state, folder / "ckpt.pt")
+    letters = ["\n", *(chr(0x20000 + i) for i in range(1, shape["vocab_size"]))]
+    meta = {"vocab_size": len(letters), "itos": dict(enumerate(letters))}
+    meta["stoi"] = {letter: i for i, letter in enumerate(letters)}
+    (folder / "data" / "made").mkdir(parents=True)
+    with open(folder / "data" / "made" / "meta.pkl", "wb") as f:
+        pickle.dump(meta, f)
+
+
+if __name__ == "__main__":
+    run(main)
