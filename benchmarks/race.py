@@ -93,13 +93,17 @@ RACES = {
     ),
 }  # fmt: skip
 
-FIRST = "--value_embeddings=False --bigram_embeddings=0 "  # the first edition of the recipe
-VALUES = "--bigram_embeddings=0 "  # with value embeddings, beside which others were tried
+VALUES = "--bigram_embeddings=0 --further_weight=0.0 --neuron_beta=0.0 "
+FIRST = f"{VALUES}--value_embeddings=False "  # the first edition of the recipe
 ABLATIONS_BPE = {
     "the recipe": "",
-    "its first edition": FIRST,
-    "value embeddings alone": VALUES,
-    "bigram embeddings, 5 rows per token": "--bigram_embeddings=5",
+    "first edition": FIRST,
+    "first edition, 1.5 times the tokens": f"{FIRST}--max_iters=600",
+    # of the second edition value embeddings alone, and beside them one more thing
+    "values": VALUES,
+    "values, bigram embeddings": f"{VALUES}--bigram_embeddings=5",
+    "values, bigram embeddings, 1 row per token": f"{VALUES}--bigram_embeddings=1",
+    "values, NorMuon": f"{VALUES}--neuron_beta=0.95",
     "values, residual and x0 lambdas": f"{VALUES}--residual_lambdas=True",
     "values, second loss": f"{VALUES}--further_weight=0.5",
     "values, batch ramp": f"{VALUES}--gradient_accumulation_steps=4 --batch_size=4 "

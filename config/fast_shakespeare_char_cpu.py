@@ -36,3 +36,9 @@ weight_decay = 0.0
 cautious_decay = False
 cooldown = 0.6
 max_iters = 160
+
+# of the recipe's second edition nothing: it was measured without
+value_embeddings = False
+bigram_embeddings = 0
+further_weight = 0.0
+neuron_beta = 0.0

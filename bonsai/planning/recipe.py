@@ -1,8 +1,10 @@
-"""The fast recipe at 12 layers, 768 channels and 2^19 tokens per step: settings of train.py.
+"""The fast recipe, second edition, at 12 layers, 768 channels and 2^19 tokens per step, as settings
+of train.py.
 
 A config file takes them all by `from bonsai.planning.recipe import *` and says after that what is
 its own; `--depth` scales them to other sizes (bonsai/planning/depth.py). docs/fast-training.md says
-what each choice buys and where it is from.
+what each choice buys and where it is from. The first edition had no value_embeddings, and 0 for
+bigram_embeddings, further_weight and neuron_beta.
 """
 
 # the block
@@ -18,6 +20,8 @@ tie_head = False
 zero_init = True
 init = "fan_in"
 logit_softcap = 15.0
+value_embeddings = True
+bigram_embeddings = 5  # with fewer rows less memory: 1 has two thirds of the effect
 
 # Muon for the matrices, AdamW for the rest
 optimizer = "muon"
@@ -27,12 +31,16 @@ head_lr = 0.004
 scalar_lr = 0.015
 momentum = 0.95
 momentum_warmup = 300
+neuron_beta = 0.95
 beta1 = 0.8
 beta2 = 0.95
 adam_eps = 1e-10
 weight_decay = 0.05
 cautious_decay = True
 grad_clip = 0.0
+
+# the loss, at first of the token after next, too
+further_weight = 0.5
 
 # constant, then linear to 0
 batch_order = "epoch"
