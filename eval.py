@@ -4,6 +4,7 @@
     python eval.py --out_dir=out-a,out-b --dataset=my_text    # two runs side by side
     python eval.py --init_from=gpt2,out/best.pt --dataset=openwebtext --json=results.json
     python eval.py --init_from=gpt2 --choices=hellaswag_val.jsonl
+    python eval.py --init_from=gpt2 --tasks=hellaswag,lambada_openai,piqa   # by pip install lm_eval
     torchrun --standalone --nproc_per_node=8 eval.py --out_dir=out
 
 The loss is the mean over every token of a split but its first, in windows of block_size that do not
@@ -18,6 +19,7 @@ import math
 import sys
 from contextlib import closing
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 
@@ -48,6 +50,10 @@ split = "val"  # [val | train]
 windows = 0  # how many, spread evenly over the split; 0: all [>= 0]
 block_size = 0  # tokens in a window; 0: as many as the model can take [>= 0]
 choices = ""  # multiple-choice questions: JSON lines in HellaSwag's format [path]
+tasks = ""  # tasks of lm-evaluation-harness: hellaswag,piqa,... [list]
+tasks_dir = ""  # a folder of tasks of one's own, as YAML files of the harness [path]
+limit = 0  # questions of each task; 0: all [>= 0]
+num_fewshot = -1  # solved questions in front of each; -1: as the task says [>= -1]
 batch_size = 12  # windows, or endings, at a time [>= 1]
 strided = False  # of a model of patches: two passes, the better half of each patch; twice as slow
 json = ""  # a file for the results; -: the last line of stdout [path]
@@ -79,6 +85,14 @@ SCORES = (
     ("per token", "accuracy_per_token", ".2%"),
     ("per byte", "accuracy_per_byte", ".2%"),
     ("chance", "chance", ".2%"),
+)
+TASKS = (
+    ("checkpoint", "checkpoint", ""),
+    ("step", "step", ","),
+    ("task", "task", ""),
+    ("metric", "metric", ""),
+    ("value", "value", ".4f"),
+    ("± error", "error", ".4f"),
 )
 
 
@@ -145,7 +159,7 @@ def progress(runtime: Runtime, what: str):
 
 def evaluate_all(c: Config, questions: list[Question], runtime: Runtime) -> dict[str, list[dict]]:
     """Every model on every data set and on the questions."""
-    results = {"losses": [], "choices": []}
+    results = {"losses": [], "choices": [], "tasks": []}
     for source in sources(c):
         loaded = load_model(source)
         if loaded.newer and runtime.master:
@@ -160,18 +174,59 @@ def evaluate_all(c: Config, questions: list[Question], runtime: Runtime) -> dict
         model = torch.compile(raw_model) if runtime.compile else raw_model
         size = raw_model.num_params(non_embedding=False)
         head = {"checkpoint": loaded.source, "step": steps, "parameters": size}
-        spec = c.dataset or ("" if questions else loaded.config.get("dataset", ""))
+        spec = c.dataset
+        if not (spec or questions or c.tasks):
+            spec = loaded.config.get("dataset", "")
         if spec:
             rows = evaluate(c, loaded, model, spec, runtime)
             results["losses"] += [{**head, **row} for row in rows]
-        elif not questions:
+        elif not questions and not c.tasks:
             raise UserError(f"{loaded.source} does not say what it was trained on: set --dataset")
         if questions:
             track = progress(runtime, f"{loaded.source} on {c.choices}")
             tokenizer = find_tokenizer(loaded)[0]
             scores = multiple_choice(raw_model, tokenizer, questions, runtime, c.batch_size, track)
             results["choices"].append({**head, "file": c.choices, **scores})
+        if c.tasks:
+            results["tasks"] += [{**head, **row} for row in task_rows(c, loaded, runtime)]
     return results
+
+
+def task_rows(c: Config, loaded: Loaded, runtime: Runtime) -> list[dict]:
+    """A row for each metric of each task."""
+    from bonsai.engine.tasks import run_tasks
+
+    results = run_tasks(
+        loaded.model,
+        find_tokenizer(loaded)[0],
+        runtime,
+        [name for name in map(str.strip, c.tasks.split(",")) if name],
+        str(resolve_path(c.tasks_dir)) if c.tasks_dir else "",
+        c.batch_size,
+        c.limit,
+        c.num_fewshot if c.num_fewshot >= 0 else None,
+    )
+    rows = []
+    for task, metrics in results.items():
+        for key, value in metrics.items():  # "acc,none", and its error "acc_stderr,none"
+            name, _, how = key.partition(",")
+            if not isinstance(value, float) or name.endswith("_stderr"):
+                continue
+            error = metrics.get(f"{name}_stderr,{how}")
+            error = error if isinstance(error, float) else None
+            name = name if how in ("", "none") else f"{name}, {how}"
+            rows.append({"task": task, "metric": name, "value": value, "error": error})
+    return rows
+
+
+def check_tasks(c: Config, runtime: Runtime) -> None:
+    """Raise UserError where the harness cannot be had, before a model is loaded."""
+    if runtime.world_size > 1:
+        raise UserError("--tasks run in one process: start it without torchrun")
+    if c.tasks_dir and not resolve_path(c.tasks_dir).is_dir():
+        raise UserError(f"tasks_dir={c.tasks_dir} is no folder")
+    if find_spec("lm_eval") is None:
+        raise UserError("--tasks needs lm-evaluation-harness: pip install lm_eval")
 
 
 def main(**settings) -> None:
@@ -185,12 +240,14 @@ def main(**settings) -> None:
 
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
     with closing(runtime), memory_errors(too_large):
+        if c.tasks:
+            check_tasks(c, runtime)
         if runtime.master:
             print(runtime.summary, flush=True)
         results = evaluate_all(c, questions, runtime)
         if not runtime.master:
             return
-        for key, columns in (("losses", LOSSES), ("choices", SCORES)):
+        for key, columns in (("losses", LOSSES), ("choices", SCORES), ("tasks", TASKS)):
             if results[key]:
                 print(f"\n{table(results[key], columns)}")
         if c.json:

@@ -88,7 +88,32 @@ ERRORS = {
     "another tokenizer": (["--dataset=bare"], "(char, 30 characters)", "(gpt2)"),
     "too long": (["--dataset=meta", "--block_size=17"], "block_size=17", "16 tokens"),
     "questions": (["--choices=data/meta/meta.json"], "meta.json:1 has no 'ctx'"),
+    "no folder of tasks": (["--tasks=rings", "--tasks_dir=no-such"], "tasks_dir=no-such is no"),
 }
+
+
+def test_tasks_of_the_harness(runs, workplace):
+    """A table of their metrics beside no loss, as no data set was named; bonsai/engine/tasks.py."""
+    pytest.importorskip("lm_eval")
+    lines = [{"ctx": "ab", "endings": ["ba", "ca"], "label": k % 2} for k in range(8)]
+    folder = workplace / "tasks"
+    folder.mkdir()
+    (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "ab.yaml").write_text(
+        "task: ab\ndataset_path: json\noutput_type: multiple_choice\nvalidation_split: validation\n"
+        f"dataset_kwargs: {{data_files: {{validation: {folder / 'q.jsonl'}}}}}\n"
+        'doc_to_text: "{{ctx}}"\ndoc_to_choice: endings\ndoc_to_target: label\n'
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    options = ["--out_dir=eval-a", "--tasks=ab", "--tasks_dir=tasks", "--json=-", "--device=cpu"]
+    env = {"HF_DATASETS_CACHE": str(workplace / "cache"), "HF_DATASETS_OFFLINE": "1"}
+    done = run_program(options, workplace, program="eval.py", env=env)
+    assert done.rc == 0, done
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["losses"] == [] and results["choices"] == []
+    (row,) = results["tasks"]
+    assert (row["task"], row["metric"], row["value"]) == ("ab", "acc", 0.5)  # one answer is right
+    assert row["error"] > 0 and "| ab" in done.stdout
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -1,0 +1,183 @@
+"""A model as lm-evaluation-harness asks for one (Gao et al. 2024): its tasks through our engine.
+
+The harness (`pip install lm_eval`) brings questions, prompts and metrics; here are the three things
+that it asks of a model. Import this module where tasks are run: it imports the harness.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch.nn import functional as F
+
+from bonsai.engine.sampling import SamplingParams
+from bonsai.engine.scheduler import Engine, Request
+from bonsai.engine.text import start_tokens
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import DTYPES, Runtime
+from bonsai.tokenizers import Tokenizer
+
+
+def run_tasks(
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    runtime: Runtime,
+    tasks: Sequence[str],
+    folder: str = "",
+    batch_size: int = 12,
+    limit: int = 0,
+    num_fewshot: int | None = None,
+) -> dict:
+    """The harness's results of a model, one dict of metrics per task.
+
+    tasks: names of the harness, or of tasks described by YAML files in `folder`. limit: questions
+    of each; 0: all. Raises UserError for a task that is not known and for data that cannot be had.
+    """
+    manager = TaskManager(include_path=folder or None)
+    unknown = [name for name in tasks if name not in manager.all_tasks]
+    if unknown:
+        where = f" and none in {folder}" if folder else ""
+        raise UserError(f"lm_eval has no task {unknown[0]}{where}: lm_eval ls tasks lists them")
+    asked = HarnessModel(model, tokenizer, runtime, batch_size)
+    try:
+        results = simple_evaluate(
+            asked,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit or None,
+            num_fewshot=num_fewshot,
+            bootstrap_iters=1000,
+            log_samples=False,
+        )
+    except (OSError, ConnectionError) as e:  # what the library of data sets raises offline
+        reason = " ".join(str(e).split())[:150]
+        raise UserError(f"the data of {', '.join(tasks)} cannot be had: {reason}") from None
+    return results["results"]
+
+
+class HarnessModel(TemplateLM):
+    """loglikelihood, loglikelihood_rolling and generate_until of a model of ours."""
+
+    def __init__(self, model, tokenizer: Tokenizer, runtime: Runtime, batch_size: int):
+        super().__init__()
+        self.model, self.coder, self.runtime = model.eval(), tokenizer, runtime
+        self.batch_size, self.length = batch_size, model.config.block_size
+
+    @property
+    def eot_token_id(self) -> int:
+        return start_tokens(self.coder)[0]
+
+    def tok_encode(self, string: str, add_special_tokens=None, **kwargs) -> list[int]:
+        return self.coder.encode(string)
+
+    # ---- how likely a text is ----
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
+        """(_, context, continuation) in ids -> (log p of the continuation in nats, whether it is
+        what the model would write greedily)."""
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        scored = [(0.0, False)] * len(pairs)
+        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+        for begin in range(0, len(order), self.batch_size):  # of similar length: little padding
+            chosen = order[begin : begin + self.batch_size]
+            for i, score in zip(chosen, self.scores([pairs[i] for i in chosen])):
+                scored[i] = score
+        return scored
+
+    @torch.no_grad()
+    def scores(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        rows, device = [], self.runtime.device
+        for context, continuation in pairs:
+            if len(continuation) > self.length:
+                raise UserError(
+                    f"a task has an answer of {len(continuation)} tokens, the model's context holds"
+                    f" {self.length}"
+                )
+            # what does not fit goes at the left; the last id is never an input
+            rows.append(([*context, *continuation])[-(self.length + 1) :])
+        T = max(map(len, rows)) - 1
+        ids = torch.zeros((len(rows), T + 1), dtype=torch.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        ids = ids.to(device)
+        with self.runtime.autocast():
+            logits = self.model(ids[:, :-1], ids[:, 1:])[0]  # (B, T, V)
+        out = []
+        for i, (row, (_, continuation)) in enumerate(zip(rows, pairs)):
+            end, n = len(row) - 1, len(continuation)
+            logp = F.log_softmax(logits[i, end - n : end].float(), dim=-1)
+            target = ids[i, end - n + 1 : end + 1]
+            total = logp.gather(1, target[:, None]).sum().item()
+            out.append((total, bool((logp.argmax(-1) == target).all())))
+        return out
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm=False) -> list[float]:
+        """log p in nats of whole texts, in windows that do not overlap but for one token."""
+        windows = []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            parts = get_rolling_token_windows(ids, self.eot_token_id, self.length, context_len=1)
+            windows += [(number, *make_disjoint_window(part)) for part in parts]
+        scores = self._loglikelihood_tokens(windows)
+        totals = [0.0] * len(requests)
+        for (number, *_), (score, _) in zip(windows, scores):
+            totals[number] += score
+        return totals
+
+    # ---- what it writes ----
+
+    def generate_until(self, requests: list[Instance], disable_tqdm=False) -> list[str]:
+        """Texts after the prompts, up to the first of their stop strings; many at a time."""
+        dtype = DTYPES[self.runtime.dtype]
+        engine = Engine(self.model, self.batch_size, 0, dtype, capture=self.runtime.captures)
+        texts, jobs = [""] * len(requests), {}
+        for number, request in enumerate(requests):
+            prompt, options = request.args
+            params, stops = self.sampling(options)
+            ids = self.tok_encode(prompt) or [self.eot_token_id]
+            room = max(1, self.length - params.max_new_tokens)
+            (job,) = engine.submit(ids[-room:], params)
+            jobs[job] = number, stops
+        while engine.busy:
+            for job, group in groupby(engine.step(), key=lambda event: event.request):
+                last = list(group)[-1]
+                number, stops = jobs[job]
+                texts[number], stopped = before_stop(self.text_of(job), stops)
+                if stopped and not last.finish:
+                    engine.cancel(job)
+        return texts
+
+    def text_of(self, job: Request) -> str:
+        return self.coder.decode(job.tokens)
+
+    def sampling(self, options: dict) -> tuple[SamplingParams, list[str]]:
+        """The harness's options of a generation: settings of ours, and the stop strings."""
+        until = options.get("until") or []
+        stops = [until] if isinstance(until, str) else [*until]
+        hot = options.get("do_sample", False) or options.get("temperature", 0) > 0
+        eot = self.coder.eot
+        most = options.get("max_gen_toks", options.get("max_new_tokens", 256))
+        params = SamplingParams(
+            max_new_tokens=min(most, self.length),
+            temperature=options.get("temperature", 1.0) if hot else 0.0,
+            top_k=options.get("top_k", 0),
+            top_p=options.get("top_p", 1.0),
+            stop_tokens=() if eot is None else (eot,),
+            vocab_limit=self.coder.vocab_size,
+        )
+        return params, [stop for stop in stops if stop]
+
+
+def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text up to the first of the stop strings in it, and whether there was one.
+
+    >>> before_stop("a b. c", [".", "b"])
+    ('a ', True)
+    """
+    at = min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+    return (text, False) if at is None else (text[:at], True)

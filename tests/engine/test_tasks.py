@@ -1,0 +1,188 @@
+"""Tasks of lm-evaluation-harness: scores as by brute force, texts as the engine's; the accuracy of
+our own multiple choice."""
+
+import json
+import random
+
+import pytest
+import torch
+from helpers.evaluated import runtime
+from helpers.server_in_process import running
+from helpers.tiny_model import tiny
+from torch.nn import functional as F
+
+pytest.importorskip("lm_eval")
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from bonsai.engine import Engine, SamplingParams, generate
+from bonsai.engine.tasks import HarnessModel, before_stop, run_tasks
+from bonsai.evaluation.choices import multiple_choice, read_questions
+from bonsai.serving.app import Server, create_app
+from bonsai.serving.registry import Served
+from bonsai.system.errors import UserError
+from bonsai.tokenizers import ByteTokenizer
+
+BLOCK, VOCAB = 48, 257
+WORDS = ["a", "tree", "has", "roots", "and", "leaves", ";", "or not,", "it", "grows", "12", "äöü"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny(3, block_size=BLOCK, vocab_size=VOCAB)
+
+
+@pytest.fixture(scope="module")
+def harness(model):
+    return HarnessModel(model, ByteTokenizer(), runtime(), batch_size=3)
+
+
+def asked(kind: str, *args) -> Instance:
+    return Instance(kind, {}, args, 0)
+
+
+def phrase(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choices(WORDS, k=words))
+
+
+@torch.no_grad()
+def one_by_one(model, ids: list[int], begin: int) -> tuple[float, bool]:
+    """log p of ids[begin:], token by token, and whether each is the likeliest."""
+    total, greedy = 0.0, True
+    for end in range(begin, len(ids)):
+        logp = F.log_softmax(model(torch.tensor([ids[:end][-BLOCK:]]))[0][0, -1].double(), dim=-1)
+        total += logp[ids[end]].item()
+        greedy &= int(logp.argmax()) == ids[end]
+    return total, greedy
+
+
+def test_likelihoods_are_those_of_brute_force(model, harness):
+    """Contexts of all lengths, one empty; and a continuation that is the greedy one."""
+    rng, coder = random.Random(0), ByteTokenizer()
+    pairs = [(phrase(rng, n), " " + phrase(rng, 2)) for n in (1, 2, 3, 4)] + [("", "roots")]
+    params = SamplingParams(5, temperature=0, vocab_limit=256)
+    greedy = [row[0] for row in generate(model, coder.encode("a tree"), params)]
+    got = harness.loglikelihood([asked("loglikelihood", *pair) for pair in pairs])
+    for (context, continuation), (score, is_greedy) in zip(pairs, got):
+        before = coder.encode(context) or [coder.eot]
+        ids = before + coder.encode(continuation)
+        want = one_by_one(model, ids, len(before))
+        assert score == pytest.approx(want[0], abs=1e-3) and is_greedy == want[1]
+    likely, unlikely = harness._loglikelihood_tokens(
+        [(None, coder.encode("a tree"), ids) for ids in (greedy, greedy[:-1] + [0])]
+    )
+    assert likely[1] and not unlikely[1] and likely[0] > unlikely[0]
+
+
+def test_texts_longer_than_the_context_are_scored_in_windows(model, harness):
+    """Each token once: with what is before it in its window."""
+    coder, text = ByteTokenizer(), phrase(random.Random(1), 30)
+    ids = [coder.eot, *coder.encode(text)]
+    assert len(ids) > 2 * BLOCK
+    # windows of BLOCK targets from the start; the last one reaches back for a full context
+    starts = [*range(0, len(ids) - 1, BLOCK)]
+    want = 0.0
+    for begin in starts:
+        end = min(begin + BLOCK, len(ids) - 1)
+        first = min(begin, end - BLOCK) if end == len(ids) - 1 else begin
+        want += one_by_one(model, ids[max(0, first) : end + 1], begin - max(0, first) + 1)[0]
+    (got,) = harness.loglikelihood_rolling([asked("loglikelihood_rolling", text)])
+    assert got == pytest.approx(want, abs=1e-2)
+
+
+def test_texts_are_the_engines_up_to_a_stop(model, harness):
+    """More requests than rows; stops that come at once, late, and never; a prompt too long."""
+    coder, rng = ByteTokenizer(), random.Random(2)
+    prompts = [phrase(rng, n) for n in (1, 2, 3, 2, 1, 20)]
+    params = SamplingParams(12, temperature=0, vocab_limit=256, stop_tokens=(coder.eot,))
+    whole = []
+    for prompt in prompts:
+        ids = coder.encode(prompt)[-(BLOCK - 12) :]
+        rows = generate(model, ids, params)
+        whole.append(coder.decode([t for (t,) in rows if t is not None]))
+    for stops in ([], [text[3:5] for text in whole if len(text) > 5], [whole[0][:1]]):
+        options = {"until": stops, "max_gen_toks": 12, "do_sample": False}
+        got = harness.generate_until([asked("generate_until", p, options) for p in prompts])
+        assert got == [before_stop(text, stops)[0] for text in whole]
+
+
+def test_options_of_a_generation(harness):
+    params, stops = harness.sampling({"until": "\n", "max_gen_toks": 1000, "temperature": 0.0})
+    assert (params.temperature, params.max_new_tokens, stops) == (0.0, BLOCK, ["\n"])
+    hot = {"until": ["", "x"], "do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 5}
+    params, stops = harness.sampling(hot)
+    assert (params.temperature, params.top_p, params.top_k, stops) == (0.7, 0.9, 5, ["x"])
+
+
+# ---- whole tasks ----
+
+TASK = """task: rings
+dataset_path: json
+dataset_kwargs: {{data_files: {{validation: {file}}}}}
+output_type: multiple_choice
+validation_split: validation
+doc_to_text: "{{{{ctx}}}}"
+doc_to_choice: endings
+doc_to_target: label
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.fixture
+def questions(tmp_path, monkeypatch):
+    """200 of them, in HellaSwag's format, and a task that asks them."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    rng, file = random.Random(3), tmp_path / "rings.jsonl"
+    lines = [
+        {"ctx": phrase(rng, 3), "endings": [phrase(rng, 2) for _ in range(4)], "label": k % 4}
+        for k in range(200)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "rings.yaml").write_text(TASK.format(file=file))
+    return file
+
+
+def test_a_task_has_the_accuracy_of_our_own_multiple_choice(model, harness, questions):
+    coder, folder = ByteTokenizer(), str(questions.parent)
+    own = multiple_choice(model, coder, read_questions(questions), runtime(), 16)
+    results = run_tasks(model, coder, runtime(), ["rings"], folder, batch_size=16)
+    assert results["rings"]["acc,none"] == own["accuracy"]
+    assert 0 < own["accuracy"] < 1
+    few = run_tasks(model, coder, runtime(), ["rings"], folder, limit=10)
+    assert (10 * few["rings"]["acc,none"]) % 1 == pytest.approx(0)
+
+
+def test_the_server_gives_the_harness_the_same_accuracy(model, questions):
+    """Asked over HTTP, as by `lm_eval --model local-completions`."""
+    pytest.importorskip("tenacity")
+    coder, folder = ByteTokenizer(), str(questions.parent)
+    want = run_tasks(model, coder, runtime(), ["rings"], folder, limit=60)["rings"]["acc,none"]
+    served = Served("m", model, coder, Engine(model, max_batch=4), 0)
+    server = Server({"m": served})
+    with running(create_app(server), server.worker) as process:
+        results = simple_evaluate(
+            "local-completions",
+            model_args={
+                "model": "m",
+                "base_url": f"http://127.0.0.1:{process.port}/v1/completions",
+                "tokenizer_backend": "remote",
+                "max_length": BLOCK,
+                "num_concurrent": 2,
+            },
+            tasks=["rings"],
+            task_manager=TaskManager(include_path=folder),
+            limit=60,
+            bootstrap_iters=0,
+        )
+    assert results["results"]["rings"]["acc,none"] == want
+
+
+def test_what_cannot_be_run_is_one_line(model, tmp_path, monkeypatch):
+    coder = ByteTokenizer()
+    with pytest.raises(UserError, match=r"^lm_eval has no task rigns and none in /.*: lm_eval ls"):
+        run_tasks(model, coder, runtime(), ["rigns"], str(tmp_path))
+    (tmp_path / "rings.yaml").write_text(TASK.format(file=tmp_path / "missing.jsonl"))
+    with pytest.raises(UserError, match=r"^the data of rings cannot be had: .*missing.jsonl"):
+        run_tasks(model, coder, runtime(), ["rings"], str(tmp_path))
