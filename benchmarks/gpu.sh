@@ -8,7 +8,7 @@
 # All of it in two calls of less than 5 minutes, each with a budget for the call:
 #
 #   TOTAL=285 PEER=../nanoGPT benchmarks/gpu.sh tests train decode long
-#   TOTAL=285 PEER=../nanoGPT TEXT=text.xz benchmarks/gpu.sh race bytes
+#   TOTAL=285 LIMIT=285 PEER=../nanoGPT TEXT=text.xz benchmarks/gpu.sh race bytes
 #
 #   OUT=bench_out   folder for the stages' JSON, logs and tables
 #   PEER=FOLDER     a checkout of nanoGPT, measured beside us
@@ -16,6 +16,7 @@
 #                   where data/race_text has been prepared before and brought along
 #   TOTAL=SECONDS   for all stages of this call together; those that do not fit go on next time
 #   LIMIT=240       seconds for each stage
+#   TOKENS=14745600 of each run of the race; the longer, the less the start counts
 #   FORCE=1         repeat what is there already; without it, a stage that is done is not run again,
 #                   nor a row that is there, so that an interrupted call can be repeated
 #   PYTHON=python   the Python to use
@@ -129,8 +130,8 @@ stage_long() { # what local attention saves
         cp "$out/windows.txt" "$out/long.txt"
 }
 
-stage_race() { # a run takes up to 50 s, so that none is begun in the last minute
-    local options=(--out="$out") tokenizer=gpt2 data=race_text last
+stage_race() { # a run and its evaluation take up to a minute: none is begun in the last one
+    local options=(--out="$out" ${TOKENS:+--tokens="$TOKENS"}) tokenizer=gpt2 data=race_text last
     if [[ -n $toy ]]; then
         local tiny="--device=cpu --dtype=float32 --compile=False --n_layer=1 --n_head=1 --n_embd=32"
         tokenizer=byte text=$out/toy.txt.xz data=race_toy
