@@ -104,7 +104,8 @@ def test_full_contexts_beside_rows_that_go_on(model):
 
 
 def test_prompts_of_a_length_share_a_graph_and_answers_a_prompt(model, monkeypatch):
-    monkeypatch.setattr(steps, "SHORTEST", 4)
+    monkeypatch.setattr(steps, "PROMPT", 4)
+    monkeypatch.setattr(steps, "STRIDE", 16)
     read, compute = [], CapturedSteps.read_prompt
     monkeypatch.setattr(
         CapturedSteps, "read_prompt", lambda *args: (read.append(args[1:]), compute(*args))
@@ -115,13 +116,21 @@ def test_prompts_of_a_length_share_a_graph_and_answers_a_prompt(model, monkeypat
         prompt = [(length + i * i) % VOCAB for i in range(length)]
         requests += engine.submit(prompt, SamplingParams(4, 0.7), n=2)
     finish(engine)
-    assert [size for (size,) in read] == [4, 4, 8, 8, 16, 48, 48]  # of all but the last token
+    assert [size for (size,) in read] == [4, 4, 8, 8, 16, 48, 48]  # all but the last token
+    assert [steps.padded(n) for n in (1, 5, 16, 17, 32, 33)] == [4, 8, 16, 32, 32, 48]
     kept = [key for key in engine.captured.graphs.kept if isinstance(key, int)]
     assert kept == [4, 8, 16, 48]
     assert all(r.tokens == alone(model, r)[: len(r.tokens)] and r.tokens for r in requests)
     (longer,) = engine.submit([*requests[-5].prompt, 3, 4], SamplingParams(4))
     finish(engine)
     assert len(read) == 7 and longer.tokens == alone(model, longer)  # its beginning is known
+    monkeypatch.setattr(steps, "LONGEST", 20)
+    engine = Engine(model, max_batch=2, capture=True)
+    long, short = (engine.submit([5] * n, SamplingParams(4))[0] for n in (30, 19))
+    finish(engine)
+    assert len(read) == 8 and [long.tokens, short.tokens] == [
+        alone(model, r) for r in (long, short)
+    ]
 
 
 def test_no_step_is_queued_for_tokens_that_nobody_asked_for(model):
