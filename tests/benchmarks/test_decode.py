@@ -47,6 +47,22 @@ def test_decoding_at_toy_size_beside_a_peer(tmp_path, monkeypatch):
     assert all(r["cold"] > 0 and r["wait"] > 0 and r["rates"]["n"] == 1 for r in rows[:-1])
 
 
+def test_queued_steps_are_timed_as_others(tmp_path, monkeypatch):
+    """Steps by graphs, which a CPU calls again."""
+    monkeypatch.setattr(decode, "read_bandwidth", lambda runtime: 1e9)
+    decode.main(
+        sizes="toy",
+        kinds="bfloat16, graphs",
+        batches="3",
+        repeats=1,
+        device="cpu",
+        out=str(tmp_path),
+    )
+    (row,) = json.loads((tmp_path / "decode.json").read_text())["rows"]
+    assert row["kind"] == "bfloat16, graphs" and row["batch"] == 3
+    assert row["decode_rates"]["median"] > 0 and row["first_ms"] > 0
+
+
 def test_what_is_measured_is_there_when_it_is_cut_short(tmp_path, monkeypatch):
     """Rows are written one by one; the first round warms up, which n = 0 says."""
     real, calls = decode.answer, []
