@@ -269,22 +269,20 @@ def cross_entropy(
     further token a head of its own; one head for all, and a weight that falls to 0, as in
     modded-nanogpt.
     """
-    loss = F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), ignore_index=-1)
+    logits = logits.view(-1, logits.size(-1))
+    loss = F.cross_entropy(logits, targets.reshape(-1), ignore_index=-1)
     if further is not None:
-        after, ahead = targets[:, 1:].flatten(), logits[:, :-1].flatten(0, 1)
-        second = F.cross_entropy(ahead, after, ignore_index=-1, reduction="sum")
+        after = F.pad(targets[:, 1:], (0, 1), value=-1).flatten()
+        second = F.cross_entropy(logits, after, ignore_index=-1, reduction="sum")
         second = further * second / (targets >= 0).sum()
-        loss = loss + second - second.detach()
+        loss = loss + (second - second.detach())
     return loss
 
 
 def head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """cross_entropy of model.head(x): where nobody else reads them, a compiler needs to write no
     logits in fp32. x (B, T, C), targets (B, T)."""
-    further = model.further
-    if further is not None and not model.training:
-        further = None
-    return cross_entropy(model.head(x), targets, further)
+    return cross_entropy(model.head(x), targets, model.further)
 
 
 # ---- the rest of a block, and the model ----

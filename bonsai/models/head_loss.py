@@ -29,7 +29,7 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
     compiled = torch.compiler.is_compiling() and kind != "cpu"
     most = most_logits(kind, compiled)
     few = targets.numel() * head.weight.size(0) <= most if type(head) is nn.Linear else True
-    if few or head.bias is not None or (model.further is not None and model.training):
+    if few or head.bias is not None or (model.further is not None and torch.is_grad_enabled()):
         return head_loss(model, x, targets)
     rows = max(1, (MOST["cuda"] if compiled else most) // head.weight.size(0))
     x, targets = x.flatten(0, 1), targets.flatten()
