@@ -9,6 +9,7 @@ from bonsai.files.access import exists
 from bonsai.files.jsonfile import read_json_object
 from bonsai.models.fit import WithoutDraws, check_fit, without_masks
 from bonsai.models.hugging_face import CONFIG_BYTES, read_gpt2
+from bonsai.models.llmc import is_llmc, read_llmc
 from bonsai.models.table import MODELS, build_model
 from bonsai.runs.names import checkpoints
 from bonsai.runs.restore import load_checkpoint, newer_weights, run_checkpoint
@@ -39,8 +40,9 @@ def load_model(init_from: str, out_dir: str | Path = "", overrides: dict | None 
     """A model with weights.
 
     init_from: 'resume' (the newest checkpoint of out_dir), 'best' (the one to sample from), a
-    checkpoint file or a run's folder, a Hugging Face folder, or gpt2, gpt2-medium, gpt2-large,
-    gpt2-xl. overrides: settings, of which those in RUN_FIELDS are taken. Raises UserError.
+    checkpoint file (llm.c's, too) or a run's folder, a Hugging Face folder, or gpt2, gpt2-medium,
+    gpt2-large, gpt2-xl. overrides: settings, of which those in RUN_FIELDS are taken. Raises
+    UserError.
     """
     overrides = {k: v for k, v in (overrides or {}).items() if k in RUN_FIELDS}
     if init_from in ("resume", "best"):
@@ -48,7 +50,7 @@ def load_model(init_from: str, out_dir: str | Path = "", overrides: dict | None 
         return from_run(out_dir, overrides, resume)
     path = Path(init_from)
     if exists(path) and not path.is_dir():
-        return from_checkpoint(path, overrides)
+        return from_llmc(path, overrides) if is_llmc(path) else from_checkpoint(path, overrides)
     if path.is_dir() and is_hugging_face(path):
         return from_hugging_face(init_from, overrides)
     if path.is_dir():
@@ -128,6 +130,13 @@ def from_hugging_face(source: str, overrides: dict) -> Loaded:
     model = with_weights("gpt", {**settings, **overrides}, weights, source)
     tokenizer, note = hugging_face_tokenizer(source, model.config.vocab_size)
     return Loaded(model, "gpt", tokenizer, {}, source, tokenizer_note=note)
+
+
+def from_llmc(path: Path, overrides: dict) -> Loaded:
+    settings, weights = read_llmc(path)
+    check_fit(*MODELS["gpt"], settings, weights, path)
+    model = with_weights("gpt", {**settings, **overrides}, weights, str(path))
+    return Loaded(model, "gpt", {"type": "gpt2"}, {}, str(path), tokenizer_note="GPT-2's")
 
 
 def hugging_face_tokenizer(source: str, vocab_size: int) -> tuple[dict | None, str]:
