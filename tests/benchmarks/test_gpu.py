@@ -379,7 +379,7 @@ def test_kernels_of_decoding(device):
         said.append(f"{rows} x 768 x 3072: torch {times[0]} us, int8 {times[1]}, ours {times[2]}")
     shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
     few = [few_rows(*shape, torch.bfloat16, True, x.device) for shape in shapes]
-    print(f"{'; '.join(said)}; ours taken up to {few} rows in GPT-2's layers")
+    print(f"{'; '.join(said)}; ours taken up to {few} rows in its layers")
 
 
 def drawn(engine: Engine, prompts: list, params: SamplingParams) -> tuple[list, list[float]]:

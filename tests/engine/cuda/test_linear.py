@@ -24,11 +24,9 @@ def test_few_rows_go_through_the_kernel():
     assert shape == (16, 1, 64) and weight is layer.weight and scale is None
 
 
-@pytest.mark.parametrize(
-    "times, want", [([9, 5, 9, 8], 64), ([9, 5, 9, 9], 16), ([9, 8.9], 0), ([9, torch.inf], 0)]
-)
+@pytest.mark.parametrize("times, want", [([9, 5], 16), ([9, 8.9], 0), ([9, torch.inf], 0)])
 def test_the_kernel_is_taken_where_it_measured_faster(monkeypatch, times, want):
-    """One row by torch and by the kernel, then 64 rows."""
+    """One row, by torch and by the kernel."""
     given = iter(times)
     monkeypatch.setattr(module, "seconds_of", lambda function: (function(), next(given))[1])
     calls = []
@@ -41,7 +39,7 @@ def test_the_kernel_is_taken_where_it_measured_faster(monkeypatch, times, want):
     monkeypatch.setattr(torch, "zeros", lambda *a, zeros=torch.zeros, device, **k: zeros(*a, **k))
     few_rows.cache_clear()
     assert few_rows(32, 64, torch.bfloat16, True, Gpu("cuda")) == want
-    assert {tuple(shape) for shape in calls} <= {(1, 1, 64), (64, 1, 64)} and calls
+    assert {tuple(shape) for shape in calls} == {(1, 1, 64)}
     few_rows.cache_clear()
 
 
