@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all: written beside their place and renamed into it."""
+"""Files and folders, whole or not at all: written beside their place and renamed into it."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -41,6 +42,28 @@ def whole_file(
         with contextlib.suppress(OSError):
             tmp.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write files into, which takes its place under `path` once the block has ended.
+
+    Raises FileExistsError where there is something already, and what the system or the block
+    raises; then nothing of it is left.
+    """
+    path = Path(path)
+    tmp = temporary(path)
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    tmp.mkdir(parents=True)
+    try:
+        yield tmp
+        sync_folder(tmp)
+        os.rename(tmp, path)  # fails where another has made a folder with files in it meanwhile
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
 
 
 def replace_text(path: str | os.PathLike[str], text: str) -> None:

@@ -1,16 +1,20 @@
-"""safetensors files read: eight bytes with the length of a header, the header in JSON, raw bytes.
+"""safetensors files: eight bytes with the length of a header, the header in JSON, raw bytes.
 
-The header has for each tensor its dtype, its shape, and where its bytes begin and end after it.
-Nothing in such a file can be executed, and here it cannot ask for more memory than it has bytes.
+The header has for each tensor its dtype, its shape, and where its bytes begin and end after it, and
+under __metadata__ words by their names. Nothing in such a file can be executed, and here it cannot
+ask for more memory than it has bytes.
 """
 
+import json
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from bonsai.files.access import opened
+from bonsai.files.atomic import whole_file
 from bonsai.files.jsonfile import parse_json_object
 from bonsai.files.torchfile import Damaged, read_bytes_of_tensor
 from bonsai.system.errors import UserError
@@ -28,10 +32,16 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors by name, on the CPU. Raises UserError for a file that is damaged or too large."""
+    return read_with_metadata(path)[0]
+
+
+def read_with_metadata(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of `read_safetensors`, and the words that stand beside them."""
     with opened(path) as f:
         size = f.seek(0, 2)
         f.seek(0)
@@ -44,7 +54,11 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
         except UnicodeDecodeError:
             raise UserError(f"{path} is damaged, or no safetensors file") from None
         header = parse_json_object(text, f"the header of {path}")
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(
+            isinstance(word, str) for word in metadata.values()
+        ):
+            raise UserError(f"{path} is damaged: its __metadata__ is not words by their names")
         parts = [
             (*placed(entry, f"{name[:80]!r} in {path}"), name) for name, entry in header.items()
         ]
@@ -63,7 +77,34 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
             except Damaged as e:
                 raise UserError(f"{path}: {e}") from None
             tensors[name] = data.view(dtype).view(shape)
-        return tensors
+        return tensors, metadata
+
+
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors by their names, and words beside them; whole or not at all.
+
+    A tensor that has two names is written twice: leave one out. Raises OSError, and UserError for
+    a header larger than is read again.
+    """
+    header: dict = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    for name, tensor in tensors.items():
+        place = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape)}
+        header[name] = {**place, "data_offsets": [at, at := at + tensor.nbytes]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    if len(text) > HEADER:
+        raise UserError(
+            f"{path} would have a header of {len(text) >> 20} MiB, more than the {HEADER >> 20} "
+            "that are read: its tokenizer is too large for it"
+        )
+    with whole_file(path) as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            data = tensor.detach().cpu().contiguous()
+            f.write(data.view(-1).view(torch.uint8).numpy().data)
 
 
 def placed(entry: object, name: str) -> tuple[int, int, torch.dtype, tuple[int, ...]]:

@@ -1,8 +1,9 @@
-"""GPT-2 in the folders of Hugging Face: config.json and the weights, read as data.
+"""GPT-2, Llama and NanoChat in the folders of Hugging Face: config.json and weights, read as data.
 
 Nothing of a folder is executed, and transformers is not needed: whatever a config.json names
 (auto_map is code of the folder's own), it is either a field that is known here or left alone.
-Each field of transformers' GPT2Config that changes the logits is honoured or refused.
+Each field of transformers' GPT2Config that changes the logits is honoured or refused; so are those
+of LlamaConfig and NanoChatConfig. architectures.py has the names of their weights.
 """
 
 import urllib.error
@@ -15,6 +16,7 @@ from bonsai.files.access import exists
 from bonsai.files.jsonfile import read_json_object
 from bonsai.files.safetensors import read_safetensors
 from bonsai.files.torchfile import Damaged, Refused, read_torch_file
+from bonsai.models.architectures import CONV1D, from_rotary, widened
 from bonsai.models.fit import WithoutDraws, check_fit, without_masks
 from bonsai.runs.schema import brief, is_dict, is_tensor, is_whole
 from bonsai.system.errors import UserError
@@ -52,43 +54,92 @@ FLAGS = {  # these are honoured
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
+    "attention_bias": False,
+    "mlp_bias": False,
 }
-MATRICES = tuple(f"{m}.weight" for m in ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"))
+# models with rotary positions: what each has besides the fields of its config.json
+ROTARY = {
+    "llama": {"activation": "swiglu"},
+    "nanochat": {"norm_gain": False, "norm_embedding": True, "qk_norm": True},
+}
+ROTARY_SIZES = {
+    "vocab_size": "vocab_size",
+    "block_size": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+}
+ROTARY_FIXED = {
+    "llama": {"rms_norm_eps": 1e-5, "hidden_act": "silu", "quantization_config": None},
+    "nanochat": {"rms_norm_eps": 1e-5, "attention_bias": False, "quantization_config": None},
+}
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are looked for
 
 
-def read_gpt2(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
+def read_model(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """Settings of GPTConfig, and the weights by the names of GPT.state_dict(), in float32.
 
     source: a folder, or a name on the Hugging Face hub, from which it is downloaded once.
-    Raises UserError for what cannot be loaded or is no GPT-2 that the model here can be.
+    Raises UserError for what cannot be loaded or is no model that the one here can be.
     """
     folder = Path(source) if Path(source).is_dir() else download(str(source))
     config = read_json_object(folder / "config.json", CONFIG_BYTES)
-    settings = gpt2_settings(config, folder)
-    weights = without_masks(read_weights(folder))
-    weights = {k.removeprefix("transformer."): v for k, v in weights.items()}
-    weights = {k if k == "lm_head.weight" else f"transformer.{k}": v for k, v in weights.items()}
+    kind = config.get("model_type")
+    if kind not in ("gpt2", *ROTARY):
+        names = f"{brief(kind).strip(QUOTES)} model, not a gpt2, {' or '.join(ROTARY)}"
+        raise UserError(f"{folder} holds a {names}")
+    if config.get("auto_map"):
+        raise UserError(
+            f"{folder}: config.json names code of its own for the model (auto_map). It is never "
+            f"executed; if the weights are a plain {kind}'s, remove auto_map from it"
+        )
+    settings, weights = (read_gpt2 if kind == "gpt2" else read_rotary)(config, folder)
     wte, head = (weights.get(k) for k in ("transformer.wte.weight", "lm_head.weight"))
     if settings["tie_head"] and wte is not None:
         if head is not None and not torch.equal(wte, head):
             settings["tie_head"] = False  # as transformers does it
         else:
             weights["lm_head.weight"] = wte
-    # OpenAI's Conv1D stores its matrix the other way round than nn.Linear
-    weights = {k: v.t() if k.endswith(MATRICES) and v.dim() == 2 else v for k, v in weights.items()}
     check_fit(GPT, GPTConfig, settings, weights, folder)
     weights = {k: v.float() for k, v in weights.items()}
-    if flag(config, "scale_attn_by_inverse_layer_idx", folder):
+    if kind == "gpt2" and flag(config, "scale_attn_by_inverse_layer_idx", folder):
         divide_queries(weights, settings["n_layer"], settings["n_embd"])
     return settings, weights
 
 
+def read_gpt2(config: dict, folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Settings and weights of a GPT2LMHeadModel, by our names."""
+    settings = gpt2_settings(config, folder)
+    weights = without_masks(read_weights(folder))
+    weights = {k.removeprefix("transformer."): v for k, v in weights.items()}
+    weights = {k if k == "lm_head.weight" else f"transformer.{k}": v for k, v in weights.items()}
+    # OpenAI's Conv1D stores its matrix the other way round than nn.Linear
+    return settings, {
+        k: v.t() if k.endswith(CONV1D) and v.dim() == 2 else v for k, v in weights.items()
+    }
+
+
+def read_rotary(config: dict, folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Settings and weights of a LlamaForCausalLM or NanoChatForCausalLM, by our names."""
+    settings, inner = rotary_settings(config, folder)
+    weights = {k: v for k, v in read_weights(folder).items() if not k.endswith(".inv_freq")}
+    if settings["n_layer"] > len(weights):
+        return settings, weights  # which check_fit says
+    try:
+        sizes = GPTConfig(**settings)
+    except ValueError as e:
+        raise UserError(f"{folder} does not fit the model it describes: {e}") from None
+    llama = config["model_type"] == "llama"
+    if llama and inner < 4 * sizes.n_embd:
+        weights = widened(weights, sizes, inner, folder)
+    return settings, from_rotary(weights, sizes, llama)
+
+
 def pretrained(make: type[GPT], source: str | Path, overrides: dict) -> GPT:
-    """The model of `read_gpt2`, with other fields where `overrides` has them; its errors as
+    """The model of `read_model`, with other fields where `overrides` has them; its errors as
     ValueError, as model.py knows no other."""
     try:
-        settings, weights = read_gpt2(source)
+        settings, weights = read_model(source)
     except UserError as e:
         raise ValueError(e) from None
     with WithoutDraws():
@@ -99,37 +150,99 @@ def pretrained(make: type[GPT], source: str | Path, overrides: dict) -> GPT:
 
 def gpt2_settings(config: dict, folder: Path) -> dict:
     """The fields of GPTConfig that a config.json says; UserError for what the GPT cannot be."""
-    kind = config.get("model_type")
-    if kind != "gpt2":
-        raise UserError(f"{folder} holds a {brief(kind).strip(QUOTES)} model, not a gpt2")
-    if config.get("auto_map"):
-        raise UserError(
-            f"{folder}: config.json names code of its own for the model (auto_map). It is never "
-            "executed; if the weights are a plain GPT-2's, remove auto_map from it"
-        )
     settings = {"bias": True, "dropout": 0.0}
     for ours, (names, default) in SIZES.items():
-        value = next((config[name] for name in names if name in config), default)
-        if not is_whole(value, 1, 2**31):
-            raise UserError(f"{folder}: config.json has {names[0]}={brief(value)}")
-        settings[ours] = value
+        settings[ours] = size(config, names, default, folder)
     inner = config.get("n_inner")
     if inner is not None and inner != 4 * settings["n_embd"]:
         raise UserError(f"{folder}: n_inner={brief(inner)} of its config.json is not supported")
-    for key, only in FIXED.items():
-        value = config.get(key, only)
-        if value != only and value is not None:
-            raise UserError(f"{folder}: {key}={brief(value)} of its config.json is not supported")
-    activation = config.get("activation_function", "gelu_new")
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise UserError(
-            f"{folder}: activation_function={brief(activation)} of its config.json is not "
-            f"supported, only {', '.join(ACTIVATIONS)}"
-        )
-    settings["activation"] = ACTIVATIONS[activation]
+    check_fixed(config, FIXED, folder)
+    settings["activation"] = activation(config, "activation_function", "gelu_new", folder)
     settings["attention_scale"] = 0.0 if flag(config, "scale_attn_weights", folder) else 1.0
     settings["tie_head"] = flag(config, "tie_word_embeddings", folder)
     return settings
+
+
+def rotary_settings(config: dict, folder: Path) -> tuple[dict, int]:
+    """The fields of GPTConfig that a config.json of Llama's or NanoChat's says, and the hidden
+    channels of its MLP."""
+    kind = config["model_type"]
+    settings = {k: size(config, (name,), None, folder) for k, name in ROTARY_SIZES.items()}
+    heads, channels = settings["n_head"], settings["n_embd"]
+    inner = size(config, ("intermediate_size",), None, folder)
+    least = channels if kind == "llama" else 4 * channels
+    if not least <= inner <= 4 * channels:
+        raise UserError(
+            f"{folder}: intermediate_size={inner} of its config.json is not supported, only "
+            f"{'up to ' * (kind == 'llama')}four times its hidden_size={channels}"
+        )
+    groups = size(config, ("num_key_value_heads",), heads, folder)
+    head = size(config, ("head_dim",), max(1, channels // heads), folder)
+    eps = config.get("rms_norm_eps") or 1e-6  # which is transformers' default
+    check_fixed({**config, "rms_norm_eps": eps}, ROTARY_FIXED[kind], folder)
+    biased = [flag(config, name, folder) for name in ("attention_bias", "mlp_bias")]
+    if kind == "llama" and biased[0] != biased[1]:
+        raise UserError(f"{folder}: attention_bias without mlp_bias is not supported, nor reversed")
+    return settings | ROTARY[kind] | {
+        **{"norm": "rmsnorm", "position": "rope", "dropout": 0.0, "bias": biased[0]},
+        "n_kv_head": 0 if groups == heads else groups,
+        "head_size": 0 if head * heads == channels else head,
+        "rope_base": rope_base(config, folder),
+        "tie_head": flag({"tie_word_embeddings": False, **config}, "tie_word_embeddings", folder),
+        **(nanochat_fields(config, folder) if kind == "nanochat" else {}),
+    }, inner
+
+
+def nanochat_fields(config: dict, folder: Path) -> dict:
+    cap = config.get("final_logit_softcapping", 15.0)
+    if cap is not None and (type(cap) not in (int, float) or not 0 < cap < 2**31):
+        raise UserError(f"{folder}: config.json has final_logit_softcapping={brief(cap)}")
+    return {
+        "logit_softcap": float(cap or 0),
+        "activation": activation(config, "hidden_act", "relu2", folder),
+    }
+
+
+def rope_base(config: dict, folder: Path) -> float:
+    """The base of rotary frequencies that are stretched in no way."""
+    rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
+    base = rope.get("rope_theta") if isinstance(rope, dict) else None
+    if type(base) not in (int, float) or not 0 < base < 2**31:
+        raise UserError(f"{folder}: config.json has rope_theta={brief(base)}")
+    others = {k: v for k, v in rope.items() if k not in ("rope_theta", "rope_type")}
+    if others or rope.get("rope_type", "default") != "default" or config.get("rope_scaling"):
+        raise UserError(
+            f"{folder}: rope_parameters or rope_scaling of its config.json are not supported, only "
+            "rope_theta"
+        )
+    return float(base)
+
+
+def size(config: dict, names: tuple[str, ...], default: int | None, folder: Path) -> int:
+    """A whole number that stands under one of `names`; for Llama null is its default."""
+    value = next((config[name] for name in names if name in config), default)
+    value = default if value is None and names[0] in ("num_key_value_heads", "head_dim") else value
+    if not is_whole(value, 1, 2**31):
+        raise UserError(f"{folder}: config.json has {names[0]}={brief(value)}")
+    return value
+
+
+def check_fixed(config: dict, fixed: dict, folder: Path) -> None:
+    """UserError for a field of another value than the one that the model here has."""
+    for key, only in fixed.items():
+        value = config.get(key, only)
+        if value != only and value is not None:
+            raise UserError(f"{folder}: {key}={brief(value)} of its config.json is not supported")
+
+
+def activation(config: dict, name: str, default: str, folder: Path) -> str:
+    value = config.get(name, default)
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise UserError(
+            f"{folder}: {name}={brief(value)} of its config.json is not supported, only "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[value]
 
 
 QUOTES = "'\""

@@ -8,7 +8,7 @@ import torch.nn as nn
 from bonsai.files.access import exists
 from bonsai.files.jsonfile import read_json_object
 from bonsai.models.fit import WithoutDraws, check_fit, without_masks
-from bonsai.models.hugging_face import CONFIG_BYTES, read_gpt2
+from bonsai.models.hugging_face import CONFIG_BYTES, read_model
 from bonsai.models.llmc import is_llmc, read_llmc
 from bonsai.models.table import MODELS, build_model
 from bonsai.runs.names import checkpoints
@@ -126,7 +126,7 @@ def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Mo
 
 
 def from_hugging_face(source: str, overrides: dict) -> Loaded:
-    settings, weights = read_gpt2(source)
+    settings, weights = read_model(source)
     model = with_weights("gpt", {**settings, **overrides}, weights, source)
     tokenizer, note = hugging_face_tokenizer(source, model.config.vocab_size)
     return Loaded(model, "gpt", tokenizer, {}, source, tokenizer_note=note)

@@ -19,6 +19,7 @@ from bonsai.files.access import exists
 from bonsai.files.torchfile import Damaged, Refused, read_torch_file
 from bonsai.runs.checkpoint import FORMAT
 from bonsai.runs.names import CKPT, LAST, previous, spare
+from bonsai.runs.portable import is_portable, read_portable
 from bonsai.runs.schema import MOMENTS, check_checkpoint
 from bonsai.system.errors import UserError
 
@@ -27,7 +28,8 @@ WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
 
 
 def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
-    """Read a checkpoint of ours or of nanoGPT: tensors and plain values only, never code.
+    """Read a checkpoint of ours or of nanoGPT: tensors and plain values only, never code. A file of
+    portable.py is one without an optimizer.
 
     optimizer: False leaves the optimizer's state out, two thirds of the memory.
     Raises UserError for a file that is missing, damaged, or wants to execute something; the message
@@ -37,7 +39,10 @@ def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
     if not exists(path):
         raise UserError(f"there is no checkpoint {path}: check out_dir, or train first")
     try:
-        checkpoint = read_torch_file(path, skip=() if optimizer else ("optimizer",))
+        if is_portable(path):
+            checkpoint = read_portable(path)
+        else:
+            checkpoint = read_torch_file(path, skip=() if optimizer else ("optimizer",))
     except Damaged as e:
         raise UserError(f"{path} is damaged ({e}){the_one_before(path)}") from None
     except Refused as e:

@@ -41,7 +41,7 @@ class TiktokenTokenizer(Tokenizer):
         return bpe
 
     @cached_property
-    def _own(self) -> BPETokenizer:
+    def as_bpe(self) -> BPETokenizer:
         """The same vocabulary in our own encoder, slower, for what tiktoken cannot split."""
         tokens: list[bytes | None] = [None] * self.eot
         for token, i in self._bpe._mergeable_ranks.items():
@@ -50,7 +50,7 @@ class TiktokenTokenizer(Tokenizer):
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         if has_long_blank(text):
-            return self._own.encode(text, allow_special)
+            return self.as_bpe.encode(text, allow_special)
         if allow_special:
             return self._bpe.encode(text, allowed_special={EOT_TEXT}, disallowed_special=())
         return self._bpe.encode_ordinary(text)

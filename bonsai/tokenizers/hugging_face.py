@@ -1,4 +1,4 @@
-"""Tokenizers in the files of Hugging Face, read as our own byte-pair encoding.
+"""Tokenizers in the files of Hugging Face, read as our own byte-pair encoding, or as characters.
 
 tokenizer.json holds everything; older folders have vocab.json (token -> id) and merges.txt (a merge
 a line), which are GPT-2's kind. Both write bytes in the characters of ranks.gpt2_alphabet. What is
@@ -15,6 +15,7 @@ from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.base import EOT_TEXT
 from bonsai.tokenizers.bpe import BPETokenizer, merge
+from bonsai.tokenizers.char import CharTokenizer
 from bonsai.tokenizers.patterns import GPT2, GPT4
 from bonsai.tokenizers.ranks import LARGEST, gpt2_alphabet
 
@@ -27,6 +28,7 @@ PATTERNS = {  # as the files write them -> ours, which cuts every text in the sa
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": GPT4,
 }
+CHARACTER = r"[\s\S]"  # the pattern that makes each character a chunk
 CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 NAMED = ("eos_token", "bos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 OTHERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.bpe")
@@ -89,6 +91,8 @@ def from_tokenizer_json(
     model = state.get("model")
     model = model if isinstance(model, dict) else {}
     kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind == "WordLevel" and is_of_characters(state):
+        return char_state(model.get("vocab"), name)
     if kind != "BPE":
         raise UserError(f"{name}: a tokenizer of type {str(kind)[:40]} is not supported, only BPE")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
@@ -113,6 +117,25 @@ def from_tokenizer_json(
     merges = [m.split(" ") if isinstance(m, str) else m for m in listed(model.get("merges"), name)]
     pattern = pattern_of(state.get("pre_tokenizer"), name)
     return bpe_state(model.get("vocab"), merges, added, pattern, eos, vocab_size, name)
+
+
+def is_of_characters(state: dict) -> bool:
+    """Whether each character is a token, and nothing else is: what tokenizer_json.py writes."""
+    part = state.get("pre_tokenizer")
+    return (
+        kind_of(part) == "Split"
+        and part.get("pattern") == {"Regex": CHARACTER}
+        and part.get("behavior") == "Isolated"
+        and not any(state.get(k) for k in ("added_tokens", "normalizer", "post_processor"))
+    )
+
+
+def char_state(vocab: object, name: str) -> dict:
+    """CharTokenizer.to_dict() of a vocabulary (character -> id)."""
+    ids = list(vocab.values()) if isinstance(vocab, dict) else [None]
+    if not all(type(i) is int for i in ids) or sorted(ids) != list(range(len(ids))):
+        raise UserError(f"{name}: its vocabulary is not a table of characters and ids")
+    return CharTokenizer(sorted(vocab, key=vocab.get)).to_dict()
 
 
 def pattern_of(part: object, name: str) -> str | None:

@@ -4,7 +4,14 @@ import os
 
 import pytest
 
-from bonsai.files.atomic import UNFINISHED, link_or_copy, replace_text, temporary, whole_file
+from bonsai.files.atomic import (
+    UNFINISHED,
+    link_or_copy,
+    replace_text,
+    temporary,
+    whole_file,
+    whole_folder,
+)
 
 
 def test_a_file_takes_its_place_at_the_end(tmp_path):
@@ -70,3 +77,44 @@ def test_a_second_name_keeps_what_it_had(tmp_path, monkeypatch, links):
     link_or_copy(first, second)
     replace_text(first, "2")
     assert (first.read_text(), second.read_text()) == ("2", "1")
+
+
+# ---- folders ----
+
+
+def test_a_folder_takes_its_place_at_the_end(tmp_path):
+    path = tmp_path / "new" / "a"
+    with whole_folder(path) as folder:
+        replace_text(folder / "x", "1")
+        assert not path.exists() and UNFINISHED.fullmatch(folder.name)["name"] == "a"
+    assert os.listdir(path) == ["x"] and os.listdir(path.parent) == ["a"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_no_folder(tmp_path, error):
+    with pytest.raises(error), whole_folder(tmp_path / "a") as folder:
+        replace_text(folder / "x", "1")
+        raise error
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "dangling link"])
+def test_what_is_there_is_not_replaced_by_a_folder(tmp_path, what):
+    path = tmp_path / "a"
+    if what == "folder":
+        path.mkdir()
+    elif what == "file":
+        path.write_text("1")
+    else:
+        path.symlink_to("nowhere")
+    with pytest.raises(FileExistsError), whole_folder(path):
+        raise AssertionError("the block is not entered")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_another_who_was_faster_keeps_his_folder(tmp_path):
+    with pytest.raises(OSError), whole_folder(tmp_path / "a") as folder:
+        replace_text(folder / "x", "1")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "his").write_text("2")
+    assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == ["his"]

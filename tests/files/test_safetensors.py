@@ -6,7 +6,13 @@ import struct
 import pytest
 import torch
 
-from bonsai.files.safetensors import DTYPES, read_safetensors
+from bonsai.files.safetensors import (
+    DTYPES,
+    HEADER,
+    read_safetensors,
+    read_with_metadata,
+    write_safetensors,
+)
 from bonsai.system.errors import UserError
 
 
@@ -117,3 +123,30 @@ def test_a_good_safetensors_file(tmp_path):
     )
     (tmp_path / "w.safetensors").write_bytes(content)
     assert read_safetensors(tmp_path / "w.safetensors")["w"].tolist() == [1, 2]
+
+
+def test_what_is_written_is_read_here_and_by_their_library(tmp_path):
+    tensors = {name: torch.arange(6).to(dtype).view(2, 3).t() for name, dtype in DTYPES.items()}
+    tensors |= {"none": torch.zeros(0, 4), "one": torch.tensor(2.5), "é": torch.ones(1)}
+    write_safetensors(tmp_path / "a", tensors, {"format": "pt", "more": '"words"\n'})
+    read, metadata = read_with_metadata(tmp_path / "a")
+    assert metadata == {"format": "pt", "more": '"words"\n'}
+    assert struct.unpack("<Q", (tmp_path / "a").read_bytes()[:8])[0] % 8 == 0
+    library = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    theirs = library.load_file(tmp_path / "a")
+    assert read.keys() == theirs.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read[name].dtype == theirs[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor) and torch.equal(theirs[name], tensor)
+
+
+def test_a_header_that_nobody_would_read_is_not_written(tmp_path):
+    with pytest.raises(UserError, match="header of 8 MiB"):
+        write_safetensors(tmp_path / "a", {}, {"a": "x" * HEADER})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("metadata", [[1], "x", {"a": 1}, {"a": {}}])
+def test_metadata_are_words(tmp_path, metadata):
+    with pytest.raises(UserError, match="__metadata__ is not words"):
+        read_safetensors(written(tmp_path / "a", {"__metadata__": metadata}))

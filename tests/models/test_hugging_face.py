@@ -191,3 +191,110 @@ def test_code_of_a_folder_is_never_executed(workplace, tmp_path, program):
     last = result.stderr.splitlines()[-1]
     assert result.rc == 1 and last.startswith("error: ") and "auto_map" in last, result
     assert "Traceback" not in result.stderr and not marker.exists()
+
+
+# ---- Llama and NanoChat ----
+
+ROTARY_SIZES = dict(
+    **{"vocab_size": 61, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "max_position_embeddings": 24, "rms_norm_eps": 1e-5},
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+)
+KINDS = {
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "nanochat": (transformers.NanoChatConfig, transformers.NanoChatForCausalLM),
+}
+
+
+def save_rotary(folder: Path, kind: str = "llama", **changes) -> Path:
+    torch.manual_seed(0)
+    make_config, make = KINDS[kind]
+    model = make(make_config(**{**ROTARY_SIZES, **changes})).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+THETA = {"rope_type": "default", "rope_theta": 500.0}
+LIKE_THEIRS = [
+    ("llama", {}),
+    ("llama", dict(num_key_value_heads=2, tie_word_embeddings=True, rope_parameters=THETA)),
+    ("llama", dict(head_dim=16, num_key_value_heads=1, attention_bias=True, mlp_bias=True)),
+    ("llama", dict(intermediate_size=85, attention_bias=True, mlp_bias=True)),
+    ("nanochat", {}),
+    ("nanochat", dict(num_key_value_heads=2, hidden_act="gelu", final_logit_softcapping=None)),
+    ("nanochat", dict(tie_word_embeddings=True, final_logit_softcapping=3.0)),
+]
+
+
+@pytest.mark.parametrize("kind, changes", LIKE_THEIRS, ids=str)
+def test_a_model_with_rotary_positions_computes_what_transformers_does(tmp_path, kind, changes):
+    folder = save_rotary(tmp_path / "hf", kind, **changes)
+    theirs = KINDS[kind][1].from_pretrained(folder)
+    ours = load_model(str(folder), "").model.eval()
+    ids = torch.randint(61, (2, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        want = theirs.eval()(ids).logits
+    assert want.std() > 0.2
+    torch.testing.assert_close(logits(ours, ids), want, atol=2e-4, rtol=1e-4)
+
+
+def test_where_llamas_wrote_their_base_before(tmp_path):
+    folder = save_rotary(tmp_path / "hf")
+    state = json.loads((folder / "config.json").read_text())
+    del state["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps(state | {"rope_theta": 777}))
+    assert load_model(str(folder)).model.config.rope_base == 777.0
+
+
+SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize("kind, changes, hint", [
+    ("llama", dict(rms_norm_eps=1e-6), "rms_norm_eps=1e-06"),
+    ("llama", dict(hidden_act="gelu"), "hidden_act"),
+    ("llama", dict(intermediate_size=129), "intermediate_size=129.*up to four times"),
+    ("llama", dict(intermediate_size=31), "intermediate_size=31"),
+    ("llama", dict(intermediate_size=100), "mlp.* but intermediate_size=100"),
+    ("llama", dict(intermediate_size="a"), "intermediate_size"),
+    ("llama", dict(attention_bias=True), "attention_bias without mlp_bias"),
+    ("llama", dict(attention_bias=True, mlp_bias=True), "no .*bias"),
+    ("llama", dict(attention_bias=1), "not true or false"),
+    ("llama", dict(rope_parameters=SCALED), "rope_parameters"),
+    ("llama", dict(rope_parameters=[1]), "rope_theta"),
+    ("llama", dict(rope_parameters={"rope_theta": float("nan")}), "rope_theta"),
+    ("llama", dict(rope_parameters=THETA | {"partial_rotary_factor": 0.5}), "rope_parameters"),
+    ("llama", dict(rope_scaling={"type": "linear"}), "rope_scaling"),
+    ("llama", dict(quantization_config={"bits": 4}), "quantization_config"),
+    ("llama", dict(num_hidden_layers=10**9), "n_layer"),
+    ("llama", dict(num_hidden_layers=3), "does not fit"),
+    ("llama", dict(num_hidden_layers=1), "too much"),
+    ("llama", dict(num_attention_heads=5), "does not fit"),
+    ("llama", dict(num_key_value_heads=3), "not divisible by n_kv_head"),
+    ("llama", dict(head_dim=2**30), "does not fit|too large"),
+    ("llama", dict(head_dim=7), "even head size"),
+    ("llama", dict(hidden_size=None), "hidden_size"),
+    ("llama", dict(auto_map={"AutoModelForCausalLM": "evil.Evil"}), "auto_map"),
+    ("nanochat", dict(rms_norm_eps=None), "rms_norm_eps"),
+    ("nanochat", dict(intermediate_size=100), "intermediate_size=100"),
+    ("nanochat", dict(attention_bias=True), "attention_bias"),
+    ("nanochat", dict(final_logit_softcapping=-1), "final_logit_softcapping"),
+    ("nanochat", dict(final_logit_softcapping="a"), "final_logit_softcapping"),
+    ("nanochat", dict(hidden_act="silu"), "hidden_act"),
+    ("nanochat", dict(head_dim=64), "does not fit"),
+], ids=str)  # fmt: skip
+def test_a_config_with_rotary_positions_is_honoured_or_refused(tmp_path, kind, changes, hint):
+    folder = save_rotary(tmp_path / "hf", kind)
+    change(folder, **changes)
+    with pytest.raises(UserError, match=hint) as e:
+        load_model(str(folder), "")
+    assert "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+def test_a_config_cannot_ask_for_more_memory_than_there_are_weights(tmp_path):
+    folder = save_rotary(tmp_path / "hf")
+    change(folder, hidden_size=2**30, intermediate_size=2**30)
+    with pytest.raises(UserError, match=r"does not fit|too large|intermediate_size"):
+        load_model(str(folder), "")

@@ -10,6 +10,7 @@ from bonsai.system import commands
 
 NAMES = {"evaluate": "eval"}  # the others are called as their program
 COMMANDS = ["train", "sample", "serve", "evaluate", "bench", "train_tokenizer", "show_tokens"]
+COMMANDS += ["export"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

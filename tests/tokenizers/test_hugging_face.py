@@ -83,9 +83,9 @@ def test_gpt2s_own_is_known_by_its_contents(tmp_path):
 
     gpt2 = tokenizers.get("gpt2")
     letters = {byte: c for c, byte in gpt2_alphabet().items()}
-    spelt = ["".join(letters[b] for b in token) for token in gpt2._own.tokens]
+    spelt = ["".join(letters[b] for b in token) for token in gpt2.as_bpe.tokens]
     vocab = {token: i for i, token in enumerate(spelt)} | {"<|endoftext|>": 50256}
-    pairs = [["".join(letters[b] for b in part) for part in pair] for pair in gpt2._own.merges()]
+    pairs = [["".join(letters[b] for b in part) for part in pair] for pair in gpt2.as_bpe.merges()]
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, pairs)]))
     assert read_folder(tmp_path, 50257) == {"type": "gpt2"}

@@ -1,0 +1,294 @@
+"""The classes of transformers that a GPT can be: what each has a place for, and its weights by its
+names, out and in.
+
+Classic models are GPT2LMHeadModel, which hugging_face.py beside this reads; models with rotary
+positions, RMSNorm and SwiGLU are LlamaForCausalLM (Touvron et al. 2023); those of the fast recipe's
+shape NanoChatForCausalLM. A field of GPTConfig that a class does not have is named, never dropped.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, fields, replace
+
+import torch
+from torch.nn import functional as F
+
+from bonsai.system.errors import UserError
+from model import GPTConfig
+
+# of training alone, or without effect where the fields that decide over them are at their default
+FREE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "init", "zero_init"}
+FREE |= {"activation_checkpointing", "norm_bias", "rope_base", "window_pattern"}
+ANY = object()
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2"}
+# What a class has besides the defaults of GPTConfig: field -> values.
+PLACES = {
+    "GPT2LMHeadModel": {
+        "bias": ANY,  # left out: zeros
+        "norm_gain": ANY,  # left out: ones
+        "activation": (*ACTIVATIONS,),
+        "attention_scale": ANY,  # in the queries
+        "tie_head": ANY,
+    },
+    "LlamaForCausalLM": {
+        "norm": ("rmsnorm",),
+        "position": ("rope",),
+        "activation": ("swiglu",),
+        "bias": ANY,
+        "norm_gain": ANY,
+        "n_kv_head": ANY,
+        "head_size": ANY,
+        "attention_scale": ANY,
+        "tie_head": ANY,
+    },
+    "NanoChatForCausalLM": {
+        "norm": ("rmsnorm",),
+        "norm_gain": (False,),
+        "norm_embedding": (True,),
+        "position": ("rope",),
+        "activation": (*ACTIVATIONS,),
+        "bias": (False,),
+        "qk_norm": (True,),  # which leaves no place to fold another attention_scale into
+        "n_kv_head": ANY,
+        "head_size": ANY,
+        "tie_head": ANY,
+        "logit_softcap": ANY,
+    },
+}
+KINDS = ("weight", "bias")
+Weights = dict[str, torch.Tensor]
+
+
+# ---- which class ----
+
+
+def plain(config: GPTConfig) -> GPTConfig:
+    """The same model with as many fields at their default as can be."""
+    same = {}
+    if config.n_kv_head == config.n_head:
+        same["n_kv_head"] = 0
+    if config.head_size * config.n_head == config.n_embd:
+        same["head_size"] = 0
+    if math.isclose(config.attention_scale, config.head_dim**-0.5, rel_tol=1e-9):
+        same["attention_scale"] = 0.0
+    if config.norm_bias == config.bias:
+        same["norm_bias"] = "auto"
+    if config.attention_window >= config.block_size:
+        same["attention_window"] = 0
+    return replace(config, **same)
+
+
+def misfits(config: GPTConfig, places: dict) -> list[str]:
+    """The fields, with their values, for which there is no place."""
+    default, settings = GPTConfig(), asdict(config)
+    found = []
+    for f in fields(GPTConfig):
+        allowed = places.get(f.name, (getattr(default, f.name),))
+        if f.name not in FREE and allowed is not ANY and settings[f.name] not in allowed:
+            found.append(f"{f.name}={settings[f.name]}")
+    if config.head_size and config.n_embd % config.n_head:  # transformers checks it all the same
+        found.append(f"n_embd={config.n_embd} with n_head={config.n_head}")
+    return found
+
+
+def class_for(config: GPTConfig, source: str) -> str:
+    """The class of transformers that a model is. UserError with the fields that no class has, of
+    the class that lacks the fewest."""
+    lacking = {name: misfits(config, places) for name, places in PLACES.items()}
+    name = min(lacking, key=lambda name: len(lacking[name]))
+    if lacking[name]:
+        raise UserError(
+            f"{source} is no model of transformers: the nearest, {name}, has no place for "
+            f"{', '.join(lacking[name])}; --to=safetensors takes every model"
+        )
+    return name
+
+
+# ---- what is folded into the weights ----
+
+
+def fold_scale(weights: Weights, config: GPTConfig) -> None:
+    """Another attention_scale than 1 / sqrt(head size) into the queries, which the scores are
+    proportional to."""
+    if not config.attention_scale:
+        return
+    factor, rows = config.attention_scale * math.sqrt(config.head_dim), config.n_head
+    for name, w in weights.items():
+        if ".c_attn." in name:
+            weights[name] = w = w.clone()
+            w[: rows * config.head_dim] *= factor
+
+
+def fill_in(weights: Weights, config: GPTConfig, biases: bool = False) -> None:
+    """Ones for gains that a model has not; biases: zeros for biases, too."""
+    c, like = config, weights["transformer.wte.weight"]
+    rows = {"attn.c_attn": (c.n_head + 2 * c.kv_heads) * c.head_dim, "mlp.c_fc": 4 * c.n_embd}
+    names = [f"transformer.h.{i}." for i in range(c.n_layer)]
+    norms = [*(f"{n}ln_{k}" for n in names for k in (1, 2)), "transformer.ln_f"]
+    for norm in norms:
+        weights.setdefault(f"{norm}.weight", like.new_ones(c.n_embd))
+    linear = [f"{n}{m}" for n in names for m in (*rows, "attn.c_proj", "mlp.c_proj")]
+    for name in (*norms, *linear) if biases else ():
+        width = next((n for m, n in rows.items() if name.endswith(m)), c.n_embd)
+        weights.setdefault(f"{name}.bias", like.new_zeros(width))
+
+
+# ---- Llama and NanoChat ----
+
+Parts = list[tuple[str, int]]  # names, and the rows that each has of a tensor of ours
+
+
+def layout(config: GPTConfig, llama: bool) -> Iterable[tuple[str, Parts]]:
+    """Names of ours, and those of transformers' modules that they are made of, in order."""
+    c = config
+    heads = [("q_proj", c.n_head), ("k_proj", c.kv_heads), ("v_proj", c.kv_heads)]
+    yield "transformer.wte", [("model.embed_tokens", c.vocab_size)]
+    for i in range(c.n_layer):
+        ours, theirs = f"transformer.h.{i}", f"model.layers.{i}"
+        attention = [(f"{theirs}.self_attn.{name}", n * c.head_dim) for name, n in heads]
+        yield f"{ours}.attn.c_attn", attention
+        yield f"{ours}.attn.c_proj", [(f"{theirs}.self_attn.o_proj", c.n_embd)]
+        if llama:
+            hidden = [(f"{theirs}.mlp.{name}", 4 * c.n_embd) for name in ("gate_proj", "up_proj")]
+            yield f"{ours}.mlp.c_fc", hidden
+            yield f"{ours}.mlp.c_proj", [(f"{theirs}.mlp.down_proj", c.n_embd)]
+            yield f"{ours}.ln_1", [(f"{theirs}.input_layernorm", c.n_embd)]
+            yield f"{ours}.ln_2", [(f"{theirs}.post_attention_layernorm", c.n_embd)]
+        else:
+            yield f"{ours}.mlp.c_fc", [(f"{theirs}.mlp.fc1", 4 * c.n_embd)]
+            yield f"{ours}.mlp.c_proj", [(f"{theirs}.mlp.fc2", c.n_embd)]
+    if llama:
+        yield "transformer.ln_f", [("model.norm", c.n_embd)]
+    yield "lm_head", [("lm_head", c.vocab_size)]
+
+
+def to_rotary(weights: Weights, config: GPTConfig, llama: bool) -> Weights:
+    """Weights of ours by the names of LlamaForCausalLM, or of NanoChatForCausalLM."""
+    theirs = {}
+    for name, parts in layout(config, llama):
+        for kind in KINDS:
+            if (w := weights.get(f"{name}.{kind}")) is not None:
+                pieces = w.split([n for _, n in parts])
+                theirs |= {f"{part}.{kind}": p for (part, _), p in zip(parts, pieces)}
+    return theirs if llama else turned(theirs, config)
+
+
+def from_rotary(theirs: Weights, config: GPTConfig, llama: bool) -> Weights:
+    """The inverse of `to_rotary`. What is missing, or has no place, is left as it is: check_fit
+    names it."""
+    weights = dict(theirs if llama else turned(theirs, config))
+    for name, parts in layout(config, llama):
+        for kind in KINDS:
+            names = [f"{part}.{kind}" for part, _ in parts]
+            if all(n in weights for n in names):
+                pieces = [weights.pop(n) for n in names]
+                if len(pieces) > 1 and len({(p.shape[1:], p.dtype, p.dim()) for p in pieces}) == 1:
+                    pieces = [torch.cat(pieces)] if pieces[0].dim() else pieces
+                weights[f"{name}.{kind}"] = pieces[0]
+    return weights
+
+
+def turned(weights: Weights, config: GPTConfig) -> Weights:
+    """NanoChat rotates by -theta: with the second half of each head's queries and keys negated it
+    computes the same scores, to the last bit. Its own inverse."""
+    turned = dict(weights)
+    for name, w in weights.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")) and len(w) % config.head_dim == 0:
+            halves = w.clone().view(-1, 2, config.head_dim // 2, *w.shape[1:])
+            halves[:, 1].neg_()
+            turned[name] = halves.view(w.shape)
+    return turned
+
+
+def widened(theirs: Weights, config: GPTConfig, inner: int, source: object) -> Weights:
+    """A Llama whose MLP has `inner` hidden channels, fewer than 4 n_embd, as one that has as many:
+    the others are 0, and add nothing. UserError where its weights have another number."""
+    missing, wide = 4 * config.n_embd - inner, dict(theirs)
+    for name, w in theirs.items():
+        rows, columns = name.endswith(ROWS), name.endswith("down_proj.weight")
+        if (rows or columns) and w.shape[columns:][:1] != (inner,):
+            raise UserError(f"{source}: {name} is {tuple(w.shape)}, but intermediate_size={inner}")
+        if rows:
+            wide[name] = F.pad(w, (*(0, 0) * (w.dim() - 1), 0, missing))
+        elif columns:
+            wide[name] = F.pad(w, (0, missing))
+    return wide
+
+
+ROWS = tuple(f"mlp.{name}.{kind}" for name in ("gate_proj", "up_proj") for kind in KINDS)
+
+
+# ---- out: weights and config.json ----
+
+
+def exported(config: GPTConfig, weights: Weights, source: str) -> tuple[dict, Weights]:
+    """config.json and the weights of a model for transformers, in which shared ones stand once.
+
+    weights: GPT.state_dict(). Raises UserError for a model that no class there is.
+    """
+    config, weights = plain(config), dict(weights)
+    name = class_for(config, source)
+    if config.tie_head:
+        del weights["lm_head.weight"]
+    if name == "GPT2LMHeadModel":
+        settings, weights = exported_gpt2(config, weights)
+    else:
+        settings, weights = exported_rotary(config, weights, name == "LlamaForCausalLM")
+    settings |= {
+        "architectures": [name],
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_head,
+        "use_cache": True,
+    }
+    return settings, {k: w.contiguous() for k, w in weights.items()}
+
+
+def exported_gpt2(config: GPTConfig, weights: Weights) -> tuple[dict, Weights]:
+    unscaled = config.attention_scale == 1  # GPT-2's classes have that
+    if not unscaled:
+        fold_scale(weights, config)
+    fill_in(weights, config, biases=True)
+    # OpenAI's Conv1D stores its matrix the other way round than nn.Linear
+    weights = {k: w.t() if k.endswith(CONV1D) else w for k, w in weights.items()}
+    settings = {
+        "model_type": "gpt2",
+        "n_positions": config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": None,
+        "activation_function": ACTIVATIONS[config.activation],
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": not unscaled,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
+    }
+    return settings, weights
+
+
+CONV1D = tuple(f"{m}.weight" for m in ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"))
+
+
+def exported_rotary(config: GPTConfig, weights: Weights, llama: bool) -> tuple[dict, Weights]:
+    settings = {
+        "model_type": "llama" if llama else "nanochat",
+        "max_position_embeddings": config.block_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": 4 * config.n_embd,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu" if llama else ACTIVATIONS[config.activation],
+        "rms_norm_eps": 1e-5,
+        "rope_theta": config.rope_base,  # where others than transformers 5 look for it
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "attention_bias": config.bias,
+        "attention_dropout": config.dropout,
+    }
+    if llama:
+        fold_scale(weights, config)
+        fill_in(weights, config)
+        settings["mlp_bias"] = config.bias
+    else:
+        settings["final_logit_softcapping"] = config.logit_softcap or None
+    return settings, to_rotary(weights, config, llama)

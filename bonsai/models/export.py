@@ -1,0 +1,115 @@
+"""A model written for others: a folder of Hugging Face's, a checkpoint of nanoGPT's.
+
+Each is made in a folder beside and renamed: it is there whole or not at all. (One file in our own
+names is bonsai/runs/portable.py.)
+"""
+
+import io
+import json
+import pickle
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from bonsai.files.access import writing
+from bonsai.files.atomic import replace_text, whole_file, whole_folder
+from bonsai.files.safetensors import write_safetensors
+from bonsai.models.architectures import Weights, exported, plain
+from bonsai.models.loading import Loaded
+from bonsai.models.table import describe_model
+from bonsai.runs.names import CKPT
+from bonsai.system.errors import UserError
+from bonsai.tokenizers import CharTokenizer, Tokenizer
+from bonsai.tokenizers.chat import ChatTemplate
+from bonsai.tokenizers.tokenizer_json import tokenizer_config, tokenizer_json
+from model import CLASSIC_KEYS, GPTConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def gpt_of(loaded: Loaded, tokenizer: Tokenizer, dtype: str) -> tuple[GPTConfig, Weights]:
+    """Configuration and weights of a GPT without the rows that pad its vocabulary, in `dtype`;
+    UserError for another model."""
+    if loaded.name != "gpt":
+        raise UserError(
+            f"{loaded.source} is a {loaded.name}, for which others have no class: "
+            "--to=safetensors takes every model"
+        )
+    config = replace(loaded.model.config, vocab_size=tokenizer.vocab_size)
+    weights = {k: w.detach().to(DTYPES[dtype]) for k, w in loaded.model.state_dict().items()}
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        weights[name] = weights[name][: config.vocab_size]
+    return config, weights
+
+
+def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> str:
+    """Write a folder that transformers loads without any of our code, and return the name of its
+    class there. Raises UserError for what has no place in it, and for what the disk says."""
+    config, weights = gpt_of(loaded, tokenizer, dtype)
+    settings, weights = exported(config, weights, loaded.source)
+    template = (loaded.checkpoint or {}).get("chat_template")
+    chat = None if template is None else ChatTemplate.from_dict(template)
+    ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "pad_token_id": None}
+    files = {
+        "config.json": {**settings, **ends, "dtype": dtype},
+        "generation_config.json": {k: i for k, i in ends.items() if i is not None},
+        "tokenizer.json": tokenizer_json(tokenizer),
+        "tokenizer_config.json": tokenizer_config(tokenizer, config.block_size, chat),
+    }
+    with writing(folder, " by --out"), whole_folder(folder) as new:
+        write_safetensors(new / "model.safetensors", weights, {"format": "pt"})
+        for name, content in files.items():
+            replace_text(new / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return settings["architectures"][0]
+
+
+def export_nanogpt(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> list[str]:
+    """Write a folder with the ckpt.pt of a classic model that nanoGPT's programs load, and for
+    characters the meta.pkl of its data set; return the names of the files."""
+    config, weights = gpt_of(loaded, tokenizer, dtype)
+    config = plain(config)
+    others = {k: v for k, v in asdict(config).items() if k not in CLASSIC_KEYS}
+    default = asdict(GPTConfig())
+    lacking = [f"{k}={v}" for k, v in others.items() if v != default[k] and k not in NOT_NEEDED]
+    if lacking:
+        raise UserError(
+            f"{loaded.source} is no model of nanoGPT's, which has no {', '.join(lacking)}; "
+            "--to=safetensors takes every model"
+        )
+    weights = {k: w.clone() for k, w in weights.items()}  # else the padding is saved, too
+    weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    before, data = loaded.checkpoint or {}, io.BytesIO()
+    state = {
+        "model": weights,
+        "model_args": {k: getattr(config, k) for k in CLASSIC_KEYS},
+        "iter_num": before.get("iter_num", 0),
+        "best_val_loss": before.get("best_val_loss", float("inf")),
+        "config": loaded.config,
+    }
+    torch.save(state, data)
+    with writing(folder, " by --out"), whole_folder(folder) as new:
+        with whole_file(new / CKPT) as f:
+            f.write(data.getbuffer())
+        if isinstance(tokenizer, CharTokenizer):
+            with whole_file(new / "meta.pkl") as f:
+                pickle.dump(tokenizer.nanogpt_meta(), f)
+        return sorted(path.name for path in new.iterdir())
+
+
+def portable(loaded: Loaded, tokenizer: Tokenizer, dtype: str) -> dict:
+    """The checkpoint of a model of any kind for runs/portable.py, its weights in `dtype`."""
+    converted, weights = {}, {}
+    for name, w in loaded.model.state_dict().items():  # one that has two names stays one
+        place = (w.data_ptr(), w.shape)
+        weights[name] = converted.setdefault(place, w.detach().to(DTYPES[dtype]))
+    return {
+        **(loaded.checkpoint or {}),
+        **describe_model(loaded.model, loaded.name),
+        "model": weights,
+        "tokenizer": tokenizer.to_dict(),
+        "config": loaded.config,
+    }
+
+
+NOT_NEEDED = ("init", "zero_init", "activation_checkpointing", "window_pattern", "rope_base")
