@@ -2,12 +2,13 @@
 
     python export.py --out_dir=out-quickstart --to=hf --out=exported
     python export.py --out_dir=out-quickstart --to=safetensors --out=model.safetensors
-    python export.py --init_from=gpt2 --to=nanogpt --out=out-gpt2
+    python export.py --init_from=model.safetensors --to=nanogpt --out=out-nanogpt
 
-hf: a folder that transformers, vLLM and others load with nothing of ours: weights, configuration,
-tokenizer, chat template. safetensors: any model in one file by our own names, with its tokenizer,
-for all programs here (--init_from=FILE); nothing in it can be executed. nanogpt: the ckpt.pt that
-its sample.py loads. docs/interop.md says what goes where, and what is lost.
+hf: a folder that transformers (AutoModelForCausalLM, AutoTokenizer) and what builds on it load with
+nothing of ours: weights, configuration, tokenizer, chat template. safetensors: any model in one
+file by our own names, with its tokenizer, for all programs here (--init_from=FILE); nothing in it
+can be executed. nanogpt: the ckpt.pt that its sample.py loads. docs/interop.md says what goes
+where, and what is lost.
 """
 
 if __name__ == "__main__":

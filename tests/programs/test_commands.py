@@ -130,6 +130,7 @@ SHORT = {
     "^sample.py": "--num_samples=1 --max_new_tokens=4 --device=cpu",
     "^eval.py": "--windows=2 --device=cpu",
     "^serve.py": "--device=cpu --port=0",
+    "^export.py": "",
     "^bench.py .*--size=": "",
     "^bench.py": BENCH,
     "^show_tokens.py .*gpt2,my.json": "--tokenizers=byte,my.json",  # OpenAI's is a download
@@ -186,6 +187,7 @@ BEFORE = {
         f"{RUN_OF_CHARACTERS[1]} --out_dir=out-big",
     ],
     "docs/reading.md": ["make quickstart"],
+    "docs/interop.md": RUN_OF_CHARACTERS,
     "docs/BENCHMARKS.md": [
         RUN_OF_CHARACTERS[0],
         "python train.py config/fast_shakespeare_char_cpu.py --out_dir=out-fast-shakespeare-char",
