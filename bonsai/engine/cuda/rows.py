@@ -226,7 +226,7 @@ def drawn_from(kept: torch.Tensor, ids, keys: torch.Tensor, steps: torch.Tensor)
     """What `candidates` gives, keys and steps (n,) of the rows -> tokens (n,), as sampling.py's
     `draw`: argmax of the logits and the noise of (key, step, id)."""
     found = kernels() if kept.is_cuda else None
-    if found and kept.size(1) <= found.MOST:
+    if found:
         return found.draw(kept, ids, keys, steps)
     places = torch.arange(kept.size(1), device=kept.device) if ids is None else ids
     best = kept + noise(splitmix_tensor(keys, steps)[:, None], places)
