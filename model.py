@@ -282,7 +282,8 @@ def cross_entropy(
 def head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """cross_entropy of model.head(x): where nobody else reads them, a compiler needs to write no
     logits in fp32. x (B, T, C), targets (B, T)."""
-    return cross_entropy(model.head(x), targets, model.further)
+    further = model.further if torch.is_grad_enabled() else None
+    return cross_entropy(model.head(x), targets, further)
 
 
 # ---- the rest of a block, and the model ----

@@ -183,6 +183,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     while True:
         step = progress.step  # the number of the next one, as they count from 0
         lr = learning_rate_at(step, c)
+        set_further(model, step, c)  # before an evaluation, which takes the graph of training
 
         # evaluate, and save what is due then
         if c.eval_only or (evaluation_due(step, c) and step != progress.evaluated):
@@ -209,7 +210,6 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
         # one step: forward and backward of each micro-batch, then clip and update
         set_rates(training.optimizer, lr, step, c)
         set_windows(model, step, c)
-        set_further(model, step, c)
         divisors = batches.divisors(step, c.batch_size, runtime.rank, world)
         training.begin(step, len(divisors))
         for divisor in divisors:

@@ -382,6 +382,8 @@ def test_a_second_loss_is_of_the_token_after_next():
     _, got = model(idx, targets, return_logits=False)
     assert got.item() == loss.item()
     torch.testing.assert_close(gradient(got), want, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():  # where there is no gradient, there is no second loss to compute
+        assert torch.equal(model(idx, targets, return_logits=False)[1], loss)
     targets[:, 1:] = -1  # no second target is left: the first alone counts
     alone = gradient(model(idx, targets)[1])
     torch.testing.assert_close(gradient(model(idx, targets, return_logits=False)[1]), alone)

@@ -96,7 +96,8 @@ def test_train_says_how_long_it_took_to_the_first_step(workplace, out):
 
 
 @pytest.mark.parametrize("eval_iters", [0, 2])
-def test_a_compiled_run_compiles_its_model_once(workplace, out, monkeypatch, eval_iters):
+@pytest.mark.parametrize("fields", [{}, {"further_weight": 0.5}], ids=["classic", "second loss"])
+def test_a_compiled_run_compiles_its_model_once(workplace, out, monkeypatch, eval_iters, fields):
     """Evaluation goes through the graph of training, whole splits with a shorter last batch too."""
     graphs, compile_as_told = [], torch.compile
 
@@ -110,5 +111,5 @@ def test_a_compiled_run_compiles_its_model_once(workplace, out, monkeypatch, eva
     tiny = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, batch_size=3, eval_interval=2)
     tiny |= dict(device="cpu", dtype="float32", compile=True, gradient_accumulation_steps=2)
     settings = dict(dataset="meta", max_iters=3, eval_iters=eval_iters, out_dir=str(out))
-    assert train_program.main(**tiny, **settings) == 0
+    assert train_program.main(**tiny, **settings, **fields) == 0
     assert len(graphs) == 1
