@@ -3,12 +3,13 @@
     python export.py --out_dir=out-quickstart --to=hf --out=exported
     python export.py --out_dir=out-quickstart --to=safetensors --out=model.safetensors
     python export.py --init_from=model.safetensors --to=nanogpt --out=out-nanogpt
+    python export.py --init_from=gpt2 --to=gguf --out=gpt2.gguf --weights_dtype=q8_0
 
 hf: a folder that transformers (AutoModelForCausalLM, AutoTokenizer) and what builds on it load with
-nothing of ours: weights, configuration, tokenizer, chat template. safetensors: any model in one
-file by our own names, with its tokenizer, for all programs here (--init_from=FILE); nothing in it
-can be executed. nanogpt: the ckpt.pt that its sample.py loads. docs/interop.md says what goes
-where, and what is lost.
+nothing of ours: weights, configuration, tokenizer, chat template. gguf: llama.cpp's file (pip
+install gguf). safetensors: any model in one file by our own names, with its tokenizer, for all
+programs here (--init_from=FILE); nothing in it can be executed. nanogpt: the ckpt.pt that its
+sample.py loads. docs/interop.md says what goes where, and what is lost.
 """
 
 if __name__ == "__main__":
@@ -18,29 +19,33 @@ import os
 from pathlib import Path
 
 from bonsai.engine.text import find_tokenizer
-from bonsai.models.export import export_hugging_face, export_nanogpt, portable
+from bonsai.models.export import export_gguf, export_hugging_face, export_nanogpt, portable
 from bonsai.models.loading import find_source, load_model
-from bonsai.runs.portable import SUFFIX, write_portable
+from bonsai.runs.portable import write_portable
 from bonsai.system.errors import UserError, run
 from configurator import Config, configure
 
 init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a folder [path]
 out_dir = "out"  # the run; ignored if init_from is not resume [path]
-to = "hf"  # [hf | safetensors | nanogpt]
-out = ""  # what to write: a folder, for safetensors a file; nothing may be there yet [path]
-dtype = "float32"  # of the weights that are written [float32 | bfloat16 | float16]
+to = "hf"  # [hf | gguf | safetensors | nanogpt]
+out = ""  # a folder, for gguf and safetensors a file; nothing may be there yet [path]
+weights_dtype = "float32"  # q8_0: of gguf alone [float32 | bfloat16 | float16 | q8_0]
+
+
+SHAPES = {"safetensors": "FILE.safetensors", "gguf": "FILE.gguf"}
 
 
 def target(c: Config) -> Path:
     """Where to write. Raises UserError where something is already, or the name does not do."""
     if not c.out:
-        what = f"FILE{SUFFIX}" if c.to == "safetensors" else "FOLDER"
-        raise UserError(f"say where to write it: --out={what}")
+        raise UserError(f"say where to write it: --out={SHAPES.get(c.to, 'FOLDER')}")
     path = Path(c.out)
     if os.path.lexists(path):
         raise UserError(f"{path} is there already: name another --out, or remove it first")
-    if c.to == "safetensors" and path.suffix != SUFFIX:
-        raise UserError(f"--to=safetensors writes a file: name one that ends in {SUFFIX}")
+    if c.to in SHAPES and path.suffix != f".{c.to}":
+        raise UserError(f"--to={c.to} writes a file: name one that ends in .{c.to}")
+    if c.weights_dtype == "q8_0" and c.to != "gguf":
+        raise UserError(f"--weights_dtype=q8_0 is for --to=gguf, not for {c.to}")
     return path
 
 
@@ -54,16 +59,19 @@ def main(**settings) -> None:
     size = loaded.model.num_params(non_embedding=False) / 1e6
     print(f"model: {loaded.source}, {size:.2f}M parameters; tokenizer: {where}")
     if c.to == "safetensors":
-        write_portable(path, portable(loaded, tokenizer, c.dtype))
+        write_portable(path, portable(loaded, tokenizer, c.weights_dtype))
         print(f"wrote {path}: python sample.py --init_from={path}")
+    elif c.to == "gguf":
+        export_gguf(loaded, tokenizer, path, c.weights_dtype)
+        print(f"wrote {path}")
     elif c.to == "nanogpt":
-        files = export_nanogpt(loaded, tokenizer, path, c.dtype)
+        files = export_nanogpt(loaded, tokenizer, path, c.weights_dtype)
         print(f"wrote {', '.join(files)} to {path}: nanoGPT's sample.py takes it as --out_dir")
         if "meta.pkl" in files:
             name = loaded.config.get("dataset", "NAME")
             print(f"its sample.py looks for the characters in data/{name}/meta.pkl: copy it there")
     else:
-        name = export_hugging_face(loaded, tokenizer, path, c.dtype)
+        name = export_hugging_face(loaded, tokenizer, path, c.weights_dtype)
         print(f"wrote {path}: transformers.{name}, or here --init_from={path}")
 
 

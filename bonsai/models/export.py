@@ -1,4 +1,4 @@
-"""A model written for others: a folder of Hugging Face's, a checkpoint of nanoGPT's.
+"""A model written for others: Hugging Face's folder, llama.cpp's file, nanoGPT's checkpoint.
 
 Each is made in a folder beside and renamed: it is there whole or not at all. (One file in our own
 names is bonsai/runs/portable.py.)
@@ -16,6 +16,7 @@ from bonsai.files.access import writing
 from bonsai.files.atomic import replace_text, whole_file, whole_folder
 from bonsai.files.safetensors import write_safetensors
 from bonsai.models.architectures import Weights, exported, plain
+from bonsai.models.gguf import write_gguf
 from bonsai.models.loading import Loaded
 from bonsai.models.table import describe_model
 from bonsai.runs.names import CKPT
@@ -48,8 +49,7 @@ def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtyp
     class there. Raises UserError for what has no place in it, and for what the disk says."""
     config, weights = gpt_of(loaded, tokenizer, dtype)
     settings, weights = exported(config, weights, loaded.source)
-    template = (loaded.checkpoint or {}).get("chat_template")
-    chat = None if template is None else ChatTemplate.from_dict(template)
+    chat = chat_of(loaded)
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "pad_token_id": None}
     files = {
         "config.json": {**settings, **ends, "dtype": dtype},
@@ -62,6 +62,17 @@ def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtyp
         for name, content in files.items():
             replace_text(new / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return settings["architectures"][0]
+
+
+def chat_of(loaded: Loaded) -> ChatTemplate | None:
+    template = (loaded.checkpoint or {}).get("chat_template")
+    return None if template is None else ChatTemplate.from_dict(template)
+
+
+def export_gguf(loaded: Loaded, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
+    """Write a file of llama.cpp's; dtype: q8_0, too. Raises UserError as `write_gguf` does."""
+    config, weights = gpt_of(loaded, tokenizer, "float32")
+    write_gguf(path, config, weights, tokenizer, chat_of(loaded), dtype, loaded.source)
 
 
 def export_nanogpt(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> list[str]:

@@ -107,6 +107,10 @@ def test_nanogpts_own_program_samples_from_it(call, tmp_path):
     (["--out_dir=export-run"], "--out=FOLDER"),
     (["--out_dir=export-run", "--to=safetensors"], r"--out=FILE\.safetensors"),
     (["--out_dir=export-run", "--to=safetensors", "--out=x.bin"], "ends in .safetensors"),
+    (["--out_dir=export-run", "--to=gguf", "--out=x"], "ends in .gguf"),
+    (["--out_dir=export-run", "--weights_dtype=q8_0", "--out=x"], "q8_0 is for --to=gguf, not for"),
+    (["--out_dir=export-run", "--to=gguf", "--out=x.gguf"], "a char tokenizer has no place"),
+    (["--out_dir=export-bytes", "--to=gguf", "--out=x.gguf"], "is a megabyte"),
     (["--out_dir=export-run", "--out=data"], "data is there already"),
     (["--out_dir=export-run", "--to=nanogpt", "--out=export-run/ckpt.pt"], "there already"),
     (["--out_dir=export-bytes", "--out=x"], "is a megabyte"),
@@ -123,7 +127,7 @@ def test_a_program_of_its_own(place):
     done = run_program(["--out_dir=export-run", "--out=data"], place, program="export.py")
     assert_one_line_error(done, "data is there already", status=(1,))
     done = run_program(["--to=onnx"], place, program="export.py")
-    assert_one_line_error(done, "onnx", "hf", "safetensors", "nanogpt", status=(2,))
+    assert_one_line_error(done, "onnx", "hf", "gguf", "safetensors", "nanogpt", status=(2,))
 
 
 def test_nothing_of_a_folder_is_executed(call, place, tmp_path):
@@ -142,7 +146,7 @@ def test_nothing_of_a_folder_is_executed(call, place, tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="no transformers")
 def test_nothing_of_ours_is_needed_there(call, tmp_path):
     folder = tmp_path / "hf"
-    call("export.py", "--out_dir=export-run", f"--out={folder}", "--dtype=bfloat16")
+    call("export.py", "--out_dir=export-run", f"--out={folder}", "--weights_dtype=bfloat16")
     code = (
         "import sys, transformers as t\n"
         f"m = t.AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=False)\n"

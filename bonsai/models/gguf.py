@@ -1,0 +1,193 @@
+"""GPT-2's and Llama's shapes as a GGUF file, llama.cpp's format, by the package `gguf`.
+
+The tensors are those of the classes of transformers (architectures.py) under other names. Llama's
+queries and keys have their pairs of channels side by side there, where here they are half a head
+apart. GPT-2's GELU is computed by tanh there, whatever the model was trained with.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+from bonsai.files.access import writing
+from bonsai.files.atomic import whole_file
+from bonsai.models.architectures import CONV1D, Weights, exported
+from bonsai.system.errors import UserError
+from bonsai.tokenizers import Tokenizer
+from bonsai.tokenizers.bpe import BPETokenizer, merge
+from bonsai.tokenizers.chat import ChatTemplate
+from bonsai.tokenizers.patterns import GPT2, GPT4
+from bonsai.tokenizers.tokenizer_json import as_bpe, bpe_json, jinja
+from model import GPTConfig
+
+NAMES = {  # of transformers' modules, without what stands before them
+    **{"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"},
+    **{"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output"},
+    **{"ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
+    **{"embed_tokens": "token_embd", "norm": "output_norm", "self_attn.o_proj": "attn_output"},
+    **{f"self_attn.{k}_proj": f"attn_{k}" for k in "qkv"},
+    **{f"mlp.{k}_proj": f"ffn_{k}" for k in ("gate", "up", "down")},
+    **{"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+}
+# llama.cpp's names of the patterns by which it cuts a text
+PRE = {GPT2: "gpt-2", GPT4: "llama-bpe"}
+NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of tokens
+TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+BLOCK = 32  # weights of Q8_0 that have a scale in common
+
+
+def tensors(config: GPTConfig, weights: Weights, source: str) -> tuple[dict, Weights]:
+    """config.json of transformers, and the weights by GGUF's names, matrices as nn.Linear has them.
+
+    weights: GPT.state_dict(). Raises UserError for what llama.cpp computes otherwise.
+    """
+    settings, weights = exported(config, weights, source)
+    kind = settings["model_type"]
+    gelu = config.activation in ("gelu", "gelu_tanh")
+    odd = {
+        "gpt2": not gelu and f"activation={config.activation}",
+        "llama": config.bias and "bias=True",
+        "nanochat": f"qk_norm={config.qk_norm}",
+    }[kind]
+    if odd:
+        raise UserError(
+            f"{source} is no model of llama.cpp's, which has no place for {odd} in GPT-2's and "
+            "Llama's shapes; --to=safetensors takes every model"
+        )
+    if kind == "gpt2" and not settings["scale_attn_weights"]:
+        factor = config.head_dim**0.5  # which llama.cpp divides by
+        for name, w in weights.items():
+            if ".c_attn." in name:
+                w[..., : config.n_embd] *= factor
+    found = {}
+    for name, w in weights.items():
+        module, _, part = name.rpartition(".")
+        layer = re.match(r"(?:transformer\.h|model\.layers)\.(\d+)\.", module)
+        short = module[layer.end() :] if layer else module.rpartition(".")[2]
+        before = f"blk.{layer[1]}." if layer else ""
+        heads = {"self_attn.q_proj": config.n_head, "self_attn.k_proj": config.kv_heads}.get(short)
+        if heads:
+            halves = w.view(heads, 2, config.head_dim // 2, -1)
+            w = halves.transpose(1, 2).reshape(w.shape)
+        if kind == "gpt2" and name.endswith(CONV1D):
+            w = w.t()
+        found[f"{before}{NAMES[short]}.{part}"] = w.float()
+    return settings, found
+
+
+def write_gguf(
+    path: Path,
+    config: GPTConfig,
+    weights: Weights,
+    tokenizer: Tokenizer,
+    chat: ChatTemplate | None,
+    dtype: str,
+    source: str,
+) -> None:
+    """Write a model whole or not at all. dtype: of the matrices, a key of TYPES; what is no matrix,
+    and positions, stay in float32. Raises UserError for what has no place in the format."""
+    settings, found = tensors(config, weights, source)
+    words = vocabulary(tokenizer, config.vocab_size)
+    gguf = library()
+    kind = gguf.GGMLQuantizationType[TYPES[dtype]]
+    file_type = {"F32": "ALL_F32"}.get(kind.name, f"MOSTLY_{kind.name}")
+    with writing(path, " by --out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as f:
+            file = gguf.GGUFWriter(f.name, settings["model_type"])
+            try:
+                file.add_file_type(gguf.LlamaFileType[file_type])
+                describe(file, config, settings)
+                describe_tokens(file, words, tokenizer.eot)
+                if chat is not None:
+                    file.add_chat_template(jinja(chat))
+                for name, w in found.items():
+                    add_tensor(gguf, file, name, w, kind)
+                file.write_header_to_file()
+                file.write_kv_data_to_file()
+                file.write_tensors_to_file()
+            finally:
+                file.close()
+
+
+def describe(file, config: GPTConfig, settings: dict) -> None:
+    """The sizes of a model."""
+    file.add_vocab_size(config.vocab_size)
+    file.add_context_length(config.block_size)
+    file.add_embedding_length(config.n_embd)
+    file.add_feed_forward_length(4 * config.n_embd)
+    file.add_block_count(config.n_layer)
+    file.add_head_count(config.n_head)
+    if settings["model_type"] == "gpt2":
+        file.add_layer_norm_eps(1e-5)
+        return
+    file.add_head_count_kv(config.kv_heads)
+    file.add_layer_norm_rms_eps(1e-5)
+    file.add_rope_freq_base(config.rope_base)
+    for add in (file.add_rope_dimension_count, file.add_key_length, file.add_value_length):
+        add(config.head_dim)
+
+
+def add_tensor(gguf, file, name: str, w: torch.Tensor, kind) -> None:
+    """A tensor in `kind`, or in float16 where its rows are no whole number of blocks."""
+    types = gguf.GGMLQuantizationType
+    if w.dim() < 2 or name.startswith("position"):
+        kind = types.F32
+    elif kind == types.Q8_0 and w.size(-1) % BLOCK:
+        kind = types.F16
+    array = w.contiguous().numpy()
+    file.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+
+
+def vocabulary(tokenizer: Tokenizer, size: int) -> tuple[str, list[str], list[int], list[str]]:
+    """llama.cpp's name of the pattern, each token and its kind, and the merges. UserError for a
+    tokenizer that it would read otherwise."""
+    kind = tokenizer.to_dict()["type"]
+    if kind in ("char", "sentencepiece"):
+        raise UserError(f"a {kind} tokenizer has no place in a GGUF file here: only BPE and byte")
+    if tokenizer.eot is None:
+        raise UserError("llama.cpp takes id 11 for the end of a text where a vocabulary has none")
+    bpe = as_bpe(tokenizer)
+    state = bpe_json(bpe)
+    merges = state["model"]["merges"]
+    pre = PRE.get(bpe.pattern if merges else GPT2)  # bytes alone are the same however they are cut
+    if pre is None:
+        raise UserError("llama.cpp cuts no text as this tokenizer's pattern does: gpt2 or gpt4")
+    if pre == "gpt-2" and (token := unreached(bpe)) is not None:
+        raise UserError(
+            f"merges do not lead to the token {token!r:.40}, which llama.cpp therefore never uses "
+            "with GPT-2's pattern"
+        )
+    tokens, kinds = [f"[UNUSED{i}]" for i in range(size)], [UNUSED] * size
+    special = {token["content"]: token["id"] for token in state["added_tokens"]}
+    for token, i in (state["model"]["vocab"] | special).items():
+        tokens[i], kinds[i] = token, CONTROL if token in special else NORMAL
+    return pre, tokens, kinds, merges
+
+
+def unreached(tokenizer: BPETokenizer) -> bytes | None:
+    """A token that its own bytes are not merged into, if there is one."""
+    tokens = filter(None, tokenizer.tokens)
+    return next((t for t in tokens if merge(t, tokenizer.ranks) != [t]), None)
+
+
+def describe_tokens(file, words: tuple[str, list[str], list[int], list[str]], eot: int) -> None:
+    pre, tokens, kinds, merges = words
+    file.add_tokenizer_model("gpt2")
+    file.add_tokenizer_pre(pre)
+    file.add_token_list(tokens)
+    file.add_token_types(kinds)
+    if merges:
+        file.add_token_merges(merges)
+    file.add_bos_token_id(eot)
+    file.add_eos_token_id(eot)
+    file.add_add_bos_token(False)  # no text begins with it unless that is written
+
+
+def library():
+    try:
+        import gguf
+    except ImportError:
+        raise UserError("writing GGUF needs a library: pip install gguf") from None
+    return gguf
