@@ -32,7 +32,7 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
     if few or head.bias is not None or (model.further is not None and torch.is_grad_enabled()):
         return head_loss(model, x, targets)
     rows = max(1, (MOST["cuda"] if compiled else most) // head.weight.size(0))
-    x, targets = x.flatten(0, 1), targets.flatten()
+    x, targets = x.flatten(0, 1), targets.clone().flatten()  # as in model.py
     if not torch.is_grad_enabled():
         total = torch.zeros((), device=x.device)
         for part, target in zip(x.split(rows), targets.split(rows)):

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -141,8 +142,10 @@ def setup(
         torch.cuda.set_device(dev)
     if compile or dev.type == "cuda":  # where some kernels are compiled whatever is set
         keep_compiled_graphs()
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
+    with warnings.catch_warnings():  # torch 2.9 advises new names, which its compiler fails to read
+        warnings.simplefilter("ignore", UserWarning)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
     summary = f"device: {dev}{why_device}, dtype {dtype}{why_dtype}, "
     summary += "compiled" if compile else f"not compiled{why_not}"
     if distributed:
