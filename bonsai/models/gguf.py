@@ -178,8 +178,8 @@ def describe_tokens(file, words: tuple[str, list[str], list[int], list[str]], eo
     file.add_tokenizer_pre(pre)
     file.add_token_list(tokens)
     file.add_token_types(kinds)
-    if merges:
-        file.add_token_merges(merges)
+    # llama.cpp wants some; these two never stand side by side, as no merge leads to them
+    file.add_token_merges(merges or [f"{tokens[eot]} {tokens[eot]}"])
     file.add_bos_token_id(eot)
     file.add_eos_token_id(eot)
     file.add_add_bos_token(False)  # no text begins with it unless that is written

@@ -1,19 +1,16 @@
-"""bonsai/models/gguf.py: read back by the library of the format, and by transformers.
-
-Not by llama.cpp itself, which has to be built: LLAMA_CPP names the folder of one that is.
-"""
+"""bonsai/models/gguf.py: read back by the library of the format, by transformers, by llama.cpp."""
 
 import errno
-import os
-import subprocess
+import json
 import sys
+import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers.gpt2_folder import transformers
-from helpers.hostile_texts import HOSTILE
+from helpers.hostile_texts import HOSTILE, difficult_texts
+from helpers.shared_data import need_vocabulary
 from helpers.tiny_model import texts, tiny
 
 from bonsai import tokenizers
@@ -164,22 +161,64 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+# ---- llama.cpp itself, as xllamacpp carries it ----
+
+
+class LlamaCpp:
+    """Its server with one file."""
+
+    def __init__(self, path: Path, context: int):
+        x = pytest.importorskip("xllamacpp", reason="xllamacpp, a build of llama.cpp, is missing")
+        p = x.CommonParams()
+        p.model.path, p.n_ctx, p.n_parallel, p.warmup = str(path), context, 1, False
+        p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
+        p.cache_type_k = p.cache_type_v = x.ggml_type.GGML_TYPE_F32
+        p.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        p.verbosity = -1
+        self.server = x.Server(p)
+
+    def post(self, route: str, **body) -> dict:
+        url, head = self.server.listening_address + route, {"Content-Type": "application/json"}
+        request = urllib.request.Request(url, json.dumps(body).encode(), head)
+        return json.load(urllib.request.urlopen(request, timeout=120))
+
+
+EXACT = dict(bias=False, tie_head=False, attention_scale=1.0)  # and the other GELU
+CASES = {
+    "gpt2": (lambda: BPE, dict(activation="gelu_tanh"), "float32"),
+    "gpt2, gelu": (lambda: BPETokenizer.train(HOSTILE, 320, GPT2), EXACT, "float32"),
+    "gpt2, bytes": (lambda: tokenizers.get("byte"), dict(activation="gelu_tanh"), "float32"),
+    "llama": (lambda: BPE, LLAMA | dict(attention_scale=0.1, n_kv_head=1), "float32"),
+    "llama, grouped": (lambda: BPE, SHAPES["llama, grouped"], "float32"),
+    "wide heads": (lambda: BPE, LLAMA | dict(head_size=32, n_kv_head=2), "float32"),
+    "vocabulary of gpt2": (lambda: tokenizers.get("gpt2"), dict(activation="gelu_tanh"), "q8_0"),
+    "vocabulary of gpt4": (lambda: tokenizers.get("gpt4"), LLAMA, "bfloat16"),
+    "half precision": (lambda: BPE, LLAMA, "float16"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("LLAMA_CPP"), reason="LLAMA_CPP names no built llama.cpp")
-@pytest.mark.parametrize("shape", ["gpt2", "llama, grouped"])
-def test_llama_cpp_writes_the_same_greedy_text(tmp_path, shape):
+@pytest.mark.parametrize("case", CASES)
+def test_llama_cpp_has_the_same_ids_and_writes_the_same_greedy_text(tmp_path, case):
     pytest.importorskip("gguf", reason="gguf is not installed")
-    model = write(tmp_path / "a.gguf", block_size=128, **SHAPES[shape])
-    folder = Path(os.environ["LLAMA_CPP"])
-    tokenize = [folder / "llama-tokenize", "-m", tmp_path / "a.gguf", "--ids", "--log-disable"]
-    for text in filter(None, HOSTILE):
-        if "\0" not in text:
-            done = subprocess.run([*tokenize, "-p", text], capture_output=True, text=True)
-            ids = np.fromstring(done.stdout.strip().strip("[]"), sep=",", dtype=int).tolist()
-            assert ids == BPE.encode(text, allow_special=True), text
-    prompt = BPE.encode("the cat")
+    if case.startswith("vocabulary of"):
+        need_vocabulary(case[-4:])
+    make, fields, dtype = CASES[case]
+    tokenizer = make()
+    fields = dict(block_size=256, n_embd=64) | fields
+    model = write(tmp_path / "a.gguf", tokenizer, dtype, **fields)
+    llama = LlamaCpp(tmp_path / "a.gguf", 256)
+    for text in [*HOSTILE, *map(tokenizers.well_formed, difficult_texts()[:50])]:
+        for special in (True, False):
+            options = dict(content=text, add_special=False, parse_special=special)
+            ids = tokenizer.encode(text, allow_special=special)
+            assert llama.post("/tokenize", **options)["tokens"] == ids, text
+    prompt = tokenizer.encode("the cat sat")
+    options = dict(n_predict=100, temperature=0, return_tokens=True, cache_prompt=False)
+    given = llama.post("/completion", prompt=prompt, **options)["tokens"]
+    if dtype != "float32":
+        assert given
+        return
     (row,) = texts(model, prompt, max_new_tokens=100, temperature=0)
-    command = [folder / "llama-completion", "-m", tmp_path / "a.gguf", "-p", "the cat", "-n", "100"]
-    command += ["--temp", "0", "-no-cnv", "--no-warmup", "--ignore-eos"]
-    done = subprocess.run([*map(str, command)], capture_output=True)
-    assert done.stdout.decode("utf-8", "replace").strip() == BPE.decode([*prompt, *row]).strip()
+    row = row[: row.index(tokenizer.eot)] if tokenizer.eot in row else row
+    assert given[: len(row)] == row and len(row) > 5
