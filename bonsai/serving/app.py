@@ -20,7 +20,7 @@ from bonsai.serving.api.faults import ApiError, error_body
 from bonsai.serving.api.forms import ChatForm, CompletionForm, Writer
 from bonsai.serving.api.plans import Limits, Plan, plan_chat, plan_completion
 from bonsai.serving.api.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
-from bonsai.serving.counters import Metrics, Stopwatch
+from bonsai.serving.counters import AnswerTimer, Metrics
 from bonsai.serving.guard import Guard, GuardLimits
 from bonsai.serving.page.playground import playground_routes
 from bonsai.serving.registry import Served
@@ -158,7 +158,7 @@ async def respond(
     """Run a plan; the answer as one JSON object, or as a stream."""
     answer = Answer(server.worker, plan)  # may refuse: the queue is full
     server.metrics.prompt_tokens[plan.served.name] += plan.prompt_tokens
-    stopwatch = Stopwatch(server.metrics)
+    stopwatch = AnswerTimer(server.metrics)
     options = body.stream_options or StreamOptions()
     usage = bool(options.include_usage), bool(options.continuous_usage_stats)
     writer = Writer(answer, form, *usage)

@@ -76,7 +76,7 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-class Stopwatch:
+class AnswerTimer:
     """Times one answer."""
 
     def __init__(self, metrics: Metrics):

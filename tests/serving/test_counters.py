@@ -3,7 +3,7 @@
 import re
 from types import SimpleNamespace
 
-from bonsai.serving.counters import Histogram, Metrics, Stopwatch, escape
+from bonsai.serving.counters import AnswerTimer, Histogram, Metrics, escape
 
 
 def test_buckets_are_cumulative_and_their_bounds_belong_to_them():
@@ -47,7 +47,7 @@ def test_labels_are_escaped():
 
 def test_only_the_first_piece_counts():
     metrics = Metrics()
-    watch = Stopwatch(metrics)
+    watch = AnswerTimer(metrics)
     for _ in range(3):
         watch.piece()
     assert sum(metrics.first_token.counts) == 1 and sum(metrics.duration.counts) == 0

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from bonsai.serving.api.answers import Answer, AnswerPiece, TokenInfo, merged
 from bonsai.serving.api.faults import ApiError
 from bonsai.serving.api.plans import Plan
-from bonsai.serving.counters import Stopwatch
+from bonsai.serving.counters import AnswerTimer
 
 LOWEST = -9999.0  # what stands for a log-probability of minus infinity, which JSON does not have
 
@@ -148,7 +148,7 @@ class Writer:
             rest["usage"] = self.answer.usage() if self.continuous else usage
         return self.begin + json.dumps(rest)[1:].encode() + b"\n\n"
 
-    async def events(self, stopwatch: Stopwatch) -> AsyncIterator[bytes]:
+    async def events(self, stopwatch: AnswerTimer) -> AsyncIterator[bytes]:
         """Server-sent events; one chunk for each choice that has something new."""
         try:
             for choice in self.form.first():
@@ -165,7 +165,7 @@ class Writer:
         finally:
             self.answer.close()
 
-    async def whole(self, stopwatch: Stopwatch) -> bytes:
+    async def whole(self, stopwatch: AnswerTimer) -> bytes:
         """The one JSON object of an answer that is not streamed."""
         answers: list[AnswerPiece] = [AnswerPiece(i) for i in range(self.answer.plan.rows)]
         try:

@@ -9,7 +9,7 @@ from bonsai.engine import SamplingParams
 from bonsai.serving.api.answers import AnswerPiece, TokenInfo
 from bonsai.serving.api.faults import ApiError
 from bonsai.serving.api.forms import LOWEST, ChatForm, CompletionForm, Writer, clamp
-from bonsai.serving.counters import Metrics, Stopwatch
+from bonsai.serving.counters import AnswerTimer, Metrics
 
 
 class Answer:
@@ -48,7 +48,7 @@ def written(form, *pieces, **options) -> tuple[list, Answer, Metrics]:
 
     async def collect() -> bytes:
         return b"".join(
-            [e async for e in Writer(answer, form, **options).events(Stopwatch(metrics))]
+            [e async for e in Writer(answer, form, **options).events(AnswerTimer(metrics))]
         )
 
     lines = [line for line in asyncio.run(collect()).split(b"\n\n") if line]
@@ -62,7 +62,7 @@ def written(form, *pieces, **options) -> tuple[list, Answer, Metrics]:
 
 def whole(form, *pieces) -> dict:
     answer = Answer(form.plan, *pieces)
-    body = json.loads(asyncio.run(Writer(answer, form).whole(Stopwatch(Metrics()))))
+    body = json.loads(asyncio.run(Writer(answer, form).whole(AnswerTimer(Metrics()))))
     assert answer.closed
     return body
 
