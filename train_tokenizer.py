@@ -22,8 +22,9 @@ from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get
 from bonsai.tokenizers import study as report
-from bonsai.tokenizers.patterns import named_pattern
+from bonsai.tokenizers.patterns import PATTERNS, named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
+from bonsai.tokenizers.tokenizer_json import tokenizer_json
 from bonsai.tokenizers.view import html_page
 from configurator import Config, configure
 
@@ -43,6 +44,7 @@ fast = True  # train with rustbpe; False: with bonsai/tokenizers/bpe.py alone, t
 ranks = ""  # do not train: take the tokens of a .tiktoken file or of a vocab.bpe [path]
 # Also written
 tiktoken_out = ""  # the tokens as a .tiktoken file [path]
+hf_out = ""  # the tokenizer as Hugging Face's tokenizer.json [path]
 html = ""  # a page with the tokens of the beginning of the text [path]
 # The report
 stats = True  # print one
@@ -134,8 +136,11 @@ def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     if not c.out.endswith(".json"):
         raise UserError(f"out is {c.out!r}: a tokenizer is written to a .json file")
-    written = (c.out, c.tiktoken_out, c.html, c.curve_png)
-    for path in filter(None, written):  # not after an hour's training
+    if c.hf_out and (c.type != "bpe" or c.pattern not in PATTERNS):  # not after an hour's training
+        known = ", ".join(PATTERNS)
+        raise UserError(f"--hf_out takes --type=bpe with one of the patterns {known} alone")
+    written = (c.out, c.tiktoken_out, c.hf_out, c.html, c.curve_png)
+    for path in filter(None, written):
         check_writable(path, "the results")
     start = time.time()
     kept: list[str] = []  # for the report
@@ -164,6 +169,9 @@ def main(**settings) -> None:
         with writing(c.tiktoken_out):
             write_ranks(c.tiktoken_out, tokenizer.tokens)
         print(f"wrote {c.tiktoken_out}")
+    if c.hf_out:
+        write_whole(c.hf_out, json.dumps(tokenizer_json(tokenizer), ensure_ascii=False))
+        print(f"wrote {c.hf_out}")
     if c.html:
         shown = {"this": tokenizer} | others(c)
         write_whole(

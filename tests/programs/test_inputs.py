@@ -123,6 +123,7 @@ WRITERS = [
     ("data/python_stdlib/prepare.py", ["--input=code", "--out=out"]),
     ("train_tokenizer.py", ["--input=good.txt", "--out=out/a.json"]),
     ("train_tokenizer.py", ["--input=good.txt", "--tiktoken_out=out/a.tiktoken", "--stats=False"]),
+    ("train_tokenizer.py", ["--input=good.txt", "--hf_out=out/tokenizer.json", "--stats=False"]),
     ("train_tokenizer.py", ["--input=good.txt", "--html=out/a.html", "--stats=False"]),
     ("train_tokenizer.py", ["--input=good.txt", "--curve_png=out/a.png", "--compare="]),
     ("show_tokens.py", ["--text=a", "--tokenizers=byte", "--html=out/a.html"]),

@@ -61,6 +61,7 @@ def test_a_vocabulary_with_its_report(folder):
         "--vocab_size=600",
         "--out=own.json",
         "--tiktoken_out=own.tiktoken",
+        "--hf_out=hf/tokenizer.json",
         "--html=own.html",
         "--curve_png=curve.png",
         "--compare=byte",
@@ -73,6 +74,10 @@ def test_a_vocabulary_with_its_report(folder):
     tokenizer = get(folder / "own.json")
     assert tokenizer.vocab_size == 600 and tokenizer.eot == 599
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert get(folder / "hf" / "tokenizer.json").to_dict() == tokenizer.to_dict()
+    for odd in ("--type=sentencepiece_bpe", r"--pattern=\w+"):
+        said = train(folder, "--input=text.txt", "--hf_out=hf/b.json", odd, status=1)
+        assert "--hf_out takes --type=bpe" in said
 
     said = train(folder, "--ranks=own.tiktoken", "--out=again.json")
     assert get(folder / "again.json").to_dict() == tokenizer.to_dict()
@@ -108,6 +113,10 @@ def test_sentencepiece(folder):
     assert "wrote tokenizer.json: 700 tokens" in said
     tokenizer = get(folder / "tokenizer.json")
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert get(folder / "hf" / "tokenizer.json").to_dict() == tokenizer.to_dict()
+    for odd in ("--type=sentencepiece_bpe", r"--pattern=\w+"):
+        said = train(folder, "--input=text.txt", "--hf_out=hf/b.json", odd, status=1)
+        assert "--hf_out takes --type=bpe" in said
 
 
 @pytest.mark.parametrize(
