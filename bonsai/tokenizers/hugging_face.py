@@ -14,14 +14,18 @@ from bonsai.files.jsonfile import read_json_object
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.base import EOT_TEXT
-from bonsai.tokenizers.bpe import BPETokenizer, merge
+from bonsai.tokenizers.bpe import BYTES, BPETokenizer, merge
 from bonsai.tokenizers.char import CharTokenizer
+from bonsai.tokenizers.gpt import GPT2Tokenizer, GPT4Tokenizer
 from bonsai.tokenizers.patterns import GPT2, GPT4
 from bonsai.tokenizers.ranks import LARGEST, gpt2_alphabet
 
 MOST_BYTES = 32 * 2**20  # of one file; GPT-2's tokenizer.json has 3.6 MB
-# SHA-256 of OpenAI's GPT-2 vocabulary, which need not be written into every checkpoint
-OPENAI = "556debe349074484db3f14a3d44c7a6c4c0ea54ec7afdc91bcb6256c38192655"
+# SHA-256 of OpenAI's vocabularies, which need not be written into every checkpoint
+OPENAIS = {
+    "556debe349074484db3f14a3d44c7a6c4c0ea54ec7afdc91bcb6256c38192655": GPT2Tokenizer,
+    "51bbf4ce770595c3ff8d0324f86ee9c2b9b3fdbbcea6e9909777ce3881d81076": GPT4Tokenizer,
+}
 PATTERNS = {  # as the files write them -> ours, which cuts every text in the same way
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2,
@@ -223,9 +227,11 @@ def bpe_state(
         tokens.pop()
     special = dict(sorted(special.items(), key=lambda item: item[1]))
     eot = eos if eos in special else EOT_TEXT
+    if tokens == BYTES and special == {EOT_TEXT: 256}:
+        return {"type": "byte"}  # the same ids, however a text is cut
     digest = hashlib.sha256(repr((tokens, pattern, special)).encode()).hexdigest()
-    if digest == OPENAI:
-        return {"type": "gpt2"}
+    if digest in OPENAIS and vocab_size >= OPENAIS[digest].vocab_size:
+        return {"type": OPENAIS[digest].type}
     tokenizer = BPETokenizer(tokens, pattern, special, eot=eot)  # checks the rest
     for token, parts in made.items():
         i = plain[token]

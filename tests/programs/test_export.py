@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.checkpoints import tiny
+from helpers.evaluated import runtime
 from helpers.programs import ROOT, TINY, assert_one_line_error, load, run_command, run_program
 from helpers.tiny_data import CHARS
 
 from bonsai.files.safetensors import read_safetensors
 from bonsai.models.table import build_model, describe_model
 from bonsai.runs.checkpoint import save_checkpoint
+from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError
 
 NANOGPT = os.environ.get("NANOGPT")
@@ -74,6 +76,9 @@ def test_every_program_takes_what_is_written(call, place, tmp_path):
     losses = [r["loss"] for r in json.loads((tmp_path / "r.json").read_text())["losses"]]
     assert losses[1:3] == pytest.approx([losses[0], losses[3]], abs=1e-6)
     assert losses[3] < losses[0]  # the padding of the vocabulary had a share
+    for source in (one, folder):
+        served = load_served("it", str(source), runtime(), max_batch=1)
+        assert served.tokenizer.to_dict() == {"type": "char", "chars": list(CHARS)}
     weights = read_safetensors(folder / "model.safetensors")["transformer.wte.weight"]
     assert len(weights) == len(CHARS)
 
