@@ -118,6 +118,8 @@ def test_bench_takes_steps(name, workplace, tmp_path):
         (["--cross_patch=9"], ["cross_patch=9"]),
         (["--block_size=100000"], ["block_size", "too few"]),
         (["--value_embeddings=True"], ["value_embeddings"]),
+        (["--bigram_embeddings=1"], ["bigram_embeddings"]),
+        (["--further_weight=0.5"], ["further_weight", "model=megabyte"]),
     ],
     ids=str,
 )
