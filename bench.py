@@ -242,7 +242,7 @@ def size_of(c: Config) -> str:
 def main(**settings) -> None:
     watch = Stopwatch(since_the_command=not settings)
     given = settings or None
-    c = configure(globals(), CONFIGS, presets=FIELDS, settings=given, files_of="train.py")
+    c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=given, files_of="train.py")
     if c.size:
         print(size_of(c))
         return

@@ -32,4 +32,5 @@ def settings(program: str, arguments: list[str]) -> dict:
     own = next(c for c in calls if getattr(c.func, "id", "") == "configure")
     models = CONFIGS if any(k.arg == "models" for k in own.keywords) else None
     presets = FIELDS if any(k.arg == "presets" for k in own.keywords) else None
-    return configure(namespace, models=models, argv=arguments, presets=presets)
+    files_of = next((k.value.value for k in own.keywords if k.arg == "files_of"), "")
+    return configure(namespace, models=models, argv=arguments, presets=presets, files_of=files_of)

@@ -158,6 +158,7 @@ NOT_RUN = {
     "config/fast_gpt2": "gigabytes of data; tests/test_house.py runs it with others",
     "config/finetune_shakespeare": "downloads GPT-2; tests/test_house.py runs it from a folder",
     "--init_from=gpt2": "downloads GPT-2",
+    "--input=text.xz": "cut from a hundred MB; tests/programs/test_prepare.py reads packed texts",
     "--hub=": "a download; tests/programs/test_prepare.py runs it with a server of its own",
     "^lm_eval": "a program of its own, and its data; tests/programs/test_serve.py asks as it does",
     "^bash benchmarks/gpu.sh": "needs a GPU",
