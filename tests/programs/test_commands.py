@@ -154,6 +154,7 @@ SHORT = {
 NOT_RUN = {
     "^make quickstart .*TORCH_INDEX": "a download; without it its parts are run here",
     "^make test": "these tests",
+    "^make matrix": "these tests in part, under other versions of torch; each a download",
     "^torchrun .*nproc_per_node=8": "eight GPUs; tests/programs/test_distributed.py has two",
     "config/fast_gpt2": "gigabytes of data; tests/test_house.py runs it with others",
     "config/finetune_shakespeare": "downloads GPT-2; tests/test_house.py runs it from a folder",
