@@ -1,4 +1,4 @@
-"""GPT-2's and Llama's shapes as a GGUF file, llama.cpp's format, by the package `gguf`.
+"""GPT-2's and Llama's shapes as a GGUF file, llama.cpp's format: out by the package `gguf`, and in.
 
 The tensors are those of the classes of transformers (architectures.py) under other names. Llama's
 queries and keys have their pairs of channels side by side there, where here they are half a head
@@ -6,35 +6,43 @@ apart. GPT-2's GELU is computed by tanh there, whatever the model was trained wi
 """
 
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from bonsai.files.access import writing
 from bonsai.files.atomic import whole_file
+from bonsai.files.gguf import BLOCK, read_gguf_file
 from bonsai.models.architectures import CONV1D, Weights, exported
+from bonsai.models.hugging_face import assembled
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.bpe import BPETokenizer, merge
 from bonsai.tokenizers.chat import ChatTemplate
+from bonsai.tokenizers.hugging_face import bpe_state
 from bonsai.tokenizers.patterns import GPT2, GPT4
 from bonsai.tokenizers.tokenizer_json import as_bpe, bpe_json, jinja
 from model import GPTConfig
 
-NAMES = {  # of transformers' modules, without what stands before them
+# transformers' modules, without what stands before them: GGUF's names
+OF_GPT2 = {
     **{"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"},
     **{"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output"},
     **{"ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
-    **{"embed_tokens": "token_embd", "norm": "output_norm", "self_attn.o_proj": "attn_output"},
+}
+OF_LLAMA = {
+    **{"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"},
     **{f"self_attn.{k}_proj": f"attn_{k}" for k in "qkv"},
     **{f"mlp.{k}_proj": f"ffn_{k}" for k in ("gate", "up", "down")},
     **{"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+    "self_attn.o_proj": "attn_output",
 }
+NAMES = OF_GPT2 | OF_LLAMA
 # llama.cpp's names of the patterns by which it cuts a text
 PRE = {GPT2: "gpt-2", GPT4: "llama-bpe"}
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of tokens
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-BLOCK = 32  # weights of Q8_0 that have a scale in common
 
 
 def tensors(config: GPTConfig, weights: Weights, source: str) -> tuple[dict, Weights]:
@@ -109,6 +117,114 @@ def write_gguf(
                 file.write_tensors_to_file()
             finally:
                 file.close()
+
+
+# ---- in ----
+
+SIZES = {  # of transformers' config.json: GGUF's, after the architecture
+    "gpt2": {
+        "n_positions": "context_length",
+        "n_embd": "embedding_length",
+        "n_layer": "block_count",
+        "n_head": "attention.head_count",
+        "n_inner": "feed_forward_length",
+        "layer_norm_epsilon": "attention.layer_norm_epsilon",
+    },
+    "llama": {
+        "max_position_embeddings": "context_length",
+        "hidden_size": "embedding_length",
+        "intermediate_size": "feed_forward_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
+        "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+        "rope_theta": "rope.freq_base",
+        "head_dim": "attention.key_length",
+    },
+}
+
+
+def read_gguf(path: Path) -> tuple[dict, Weights, dict]:
+    """Settings of GPTConfig, the weights by the names of GPT.state_dict() in float32, and all
+    values of a file. Raises UserError for another architecture, and as `read_model` does."""
+    values, found = read_gguf_file(path)
+    kind = values.get("general.architecture")
+    if not isinstance(kind, str) or kind not in SIZES:
+        raise UserError(f"{path} holds a {kind!r:.40} model, not a gpt2 or llama")
+    config = {k: values[f"{kind}.{v}"] for k, v in SIZES[kind].items() if f"{kind}.{v}" in values}
+    for name in ("rms_norm_eps", "layer_norm_epsilon"):  # in float32 there
+        if isinstance(config.get(name), float):
+            config[name] = float(f"{config[name]:.6g}")
+    for name in ("rope.scaling.type", "expert_count"):
+        if values.get(f"{kind}.{name}") not in (None, 0, "none"):
+            raise UserError(f"{path}: {name} of its values is not supported")
+    rows = found.get("token_embd.weight", torch.empty(0, 0)).shape[:1]
+    config |= {"model_type": kind, "vocab_size": rows[0] if rows else None}
+    config["tie_word_embeddings"] = "output.weight" not in found
+    settings, weights = assembled(config, path, partial(by_their_names, found, config, path))
+    return settings, weights, values
+
+
+def by_their_names(found: Weights, config: dict, path: Path) -> Weights:
+    """The tensors of a file by the names of transformers' classes."""
+    llama = config["model_type"] == "llama"
+    known = {n: module for module, n in (OF_LLAMA if llama else OF_GPT2).items()}
+    weights = {}
+    for name, w in found.items():
+        layer = re.fullmatch(r"blk\.(\d+)\.(.+)\.(weight|bias)", name)
+        short, part = layer.groups()[1:] if layer else name.rpartition(".")[::2]
+        if short not in known:
+            raise UserError(f"{path}: the tensor {name[:80]!r} has no place in it")
+        module = known[short]
+        if llama and short in ("attn_q", "attn_k"):
+            w = apart(w, config, short, f"{path}: {name}")
+        if not llama and f"{module}.{part}".endswith(CONV1D) and w.dim() == 2:
+            w = w.t()
+        before = ("model.layers" if llama else "h") + f".{layer[1]}." if layer else ""
+        if llama and not layer and short != "output":
+            before = "model."
+        weights[f"{before}{module}.{part}"] = w
+    return weights
+
+
+def apart(w: torch.Tensor, config: dict, short: str, name: str) -> torch.Tensor:
+    """Queries or keys whose pairs of channels stand side by side, as those half a head apart."""
+    heads = config.get("num_attention_heads")
+    if short == "attn_k":
+        heads = config.get("num_key_value_heads") or heads
+    if not isinstance(heads, int) or heads < 1 or w.dim() != 2 or len(w) % (2 * heads):
+        raise UserError(f"{name} of shape {tuple(w.shape)} is not {heads} heads")
+    pairs = w.view(heads, len(w) // heads // 2, 2, -1)
+    return pairs.transpose(1, 2).reshape(w.shape)
+
+
+def read_vocabulary(values: dict, vocab_size: int, name: str) -> dict:
+    """Tokenizer.to_dict() of the tokenizer in a file. Raises UserError for one that is not byte-
+    level BPE with GPT-2's or GPT-4's pattern."""
+    kind, pre, tokens, kinds, merges = (
+        values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre", *LISTS)
+    )
+    pattern = next((ours for ours, theirs in PRE.items() if theirs == pre), None)
+    if kind != "gpt2" or pattern is None:
+        raise UserError(f"{name}: its tokenizer ({kind!r:.30}, {pre!r:.30}) is not supported")
+    merges = merges or []
+    lists = (tokens, kinds, merges)
+    if not all(isinstance(part, list) for part in lists) or len(tokens) != len(kinds):
+        raise UserError(f"{name}: its tokens have no kinds")
+    if not all(isinstance(token, str) for token in tokens + merges):
+        raise UserError(f"{name}: its tokens are no texts")
+    vocab = {token: i for i, token in enumerate(tokens) if kinds[i] == NORMAL}
+    added = {token: i for i, token in enumerate(tokens) if kinds[i] == CONTROL}
+    pairs = [pair for pair in (m.split(" ") for m in merges) if not added.keys() & {*pair}]
+    eos = values.get("tokenizer.ggml.eos_token_id")
+    eos = tokens[eos] if type(eos) is int and 0 <= eos < len(tokens) else None
+    return bpe_state(vocab | added, pairs, added, pattern, eos, vocab_size, name)
+
+
+LISTS = ("tokens", "token_type", "merges")
+
+
+# ---- out, part by part ----
 
 
 def describe(file, config: GPTConfig, settings: dict) -> None:

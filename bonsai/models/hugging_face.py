@@ -8,6 +8,8 @@ of LlamaConfig and NanoChatConfig. architectures.py has the names of their weigh
 
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -93,7 +95,16 @@ def read_model(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
             f"{folder}: config.json names code of its own for the model (auto_map). It is never "
             f"executed; if the weights are a plain {kind}'s, remove auto_map from it"
         )
-    settings, weights = (read_gpt2 if kind == "gpt2" else read_rotary)(config, folder)
+    return assembled(config, folder, partial(read_weights, folder))
+
+
+def assembled(
+    config: dict, folder: Path, read: Callable[[], dict[str, torch.Tensor]]
+) -> tuple[dict, dict[str, torch.Tensor]]:
+    """What `read_model` gives, of what config.json says and of the weights by transformers' names,
+    which are read after it. folder: for messages."""
+    kind = config["model_type"]
+    settings, weights = (read_gpt2 if kind == "gpt2" else read_rotary)(config, folder, read)
     wte, head = (weights.get(k) for k in ("transformer.wte.weight", "lm_head.weight"))
     if settings["tie_head"] and wte is not None:
         if head is not None and not torch.equal(wte, head):
@@ -107,10 +118,12 @@ def read_model(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     return settings, weights
 
 
-def read_gpt2(config: dict, folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+def read_gpt2(
+    config: dict, folder: Path, read: Callable[[], dict]
+) -> tuple[dict, dict[str, torch.Tensor]]:
     """Settings and weights of a GPT2LMHeadModel, by our names."""
     settings = gpt2_settings(config, folder)
-    weights = without_masks(read_weights(folder))
+    weights = without_masks(read())
     weights = {k.removeprefix("transformer."): v for k, v in weights.items()}
     weights = {k if k == "lm_head.weight" else f"transformer.{k}": v for k, v in weights.items()}
     # OpenAI's Conv1D stores its matrix the other way round than nn.Linear
@@ -119,10 +132,12 @@ def read_gpt2(config: dict, folder: Path) -> tuple[dict, dict[str, torch.Tensor]
     }
 
 
-def read_rotary(config: dict, folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+def read_rotary(
+    config: dict, folder: Path, read: Callable[[], dict]
+) -> tuple[dict, dict[str, torch.Tensor]]:
     """Settings and weights of a LlamaForCausalLM or NanoChatForCausalLM, by our names."""
     settings, inner = rotary_settings(config, folder)
-    weights = {k: v for k, v in read_weights(folder).items() if not k.endswith(".inv_freq")}
+    weights = {k: v for k, v in read().items() if not k.endswith(".inv_freq")}
     if settings["n_layer"] > len(weights):
         return settings, weights  # which check_fit says
     try:

@@ -6,8 +6,10 @@ from pathlib import Path
 import torch.nn as nn
 
 from bonsai.files.access import exists
+from bonsai.files.gguf import is_gguf
 from bonsai.files.jsonfile import read_json_object
 from bonsai.models.fit import WithoutDraws, check_fit, without_masks
+from bonsai.models.gguf import read_gguf, read_vocabulary
 from bonsai.models.hugging_face import CONFIG_BYTES, read_model
 from bonsai.models.llmc import is_llmc, read_llmc
 from bonsai.models.table import MODELS, build_model
@@ -40,9 +42,9 @@ def load_model(init_from: str, out_dir: str | Path = "", overrides: dict | None 
     """A model with weights.
 
     init_from: 'resume' (the newest checkpoint of out_dir), 'best' (the one to sample from), a
-    checkpoint file (llm.c's, too) or a run's folder, a Hugging Face folder, or gpt2, gpt2-medium,
-    gpt2-large, gpt2-xl. overrides: settings, of which those in RUN_FIELDS are taken. Raises
-    UserError.
+    checkpoint file (llm.c's or a GGUF, too) or a run's folder, a Hugging Face folder, or gpt2,
+    gpt2-medium, gpt2-large, gpt2-xl. overrides: settings, of which those in RUN_FIELDS are taken.
+    Raises UserError.
     """
     overrides = {k: v for k, v in (overrides or {}).items() if k in RUN_FIELDS}
     if init_from in ("resume", "best"):
@@ -50,7 +52,9 @@ def load_model(init_from: str, out_dir: str | Path = "", overrides: dict | None 
         return from_run(out_dir, overrides, resume)
     path = Path(init_from)
     if exists(path) and not path.is_dir():
-        return from_llmc(path, overrides) if is_llmc(path) else from_checkpoint(path, overrides)
+        kinds = ((is_llmc, from_llmc), (is_gguf, from_gguf))
+        read = next((read for known, read in kinds if known(path)), from_checkpoint)
+        return read(path, overrides)
     if path.is_dir() and is_hugging_face(path):
         return from_hugging_face(init_from, overrides)
     if path.is_dir():
@@ -137,6 +141,16 @@ def from_llmc(path: Path, overrides: dict) -> Loaded:
     check_fit(*MODELS["gpt"], settings, weights, path)
     model = with_weights("gpt", {**settings, **overrides}, weights, str(path))
     return Loaded(model, "gpt", {"type": "gpt2"}, {}, str(path), tokenizer_note="GPT-2's")
+
+
+def from_gguf(path: Path, overrides: dict) -> Loaded:
+    settings, weights, values = read_gguf(path)
+    model = with_weights("gpt", {**settings, **overrides}, weights, str(path))
+    try:
+        tokenizer, note = read_vocabulary(values, settings["vocab_size"], str(path)), str(path)
+    except UserError as e:  # weights can be trained further and evaluated without
+        tokenizer, note = None, str(e)
+    return Loaded(model, "gpt", tokenizer, {}, str(path), tokenizer_note=note)
 
 
 def hugging_face_tokenizer(source: str, vocab_size: int) -> tuple[dict | None, str]:

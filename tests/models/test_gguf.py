@@ -14,8 +14,16 @@ from helpers.shared_data import need_vocabulary
 from helpers.tiny_model import texts, tiny
 
 from bonsai import tokenizers
+from bonsai.engine.text import find_tokenizer
 from bonsai.models import gguf as ours
-from bonsai.models.gguf import tensors, vocabulary, write_gguf
+from bonsai.models.gguf import (
+    read_gguf,
+    read_vocabulary,
+    tensors,
+    vocabulary,
+    write_gguf,
+)
+from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, CharTokenizer
 from bonsai.tokenizers.chat import ChatTemplate
@@ -222,3 +230,99 @@ def test_llama_cpp_has_the_same_ids_and_writes_the_same_greedy_text(tmp_path, ca
     (row,) = texts(model, prompt, max_new_tokens=100, temperature=0)
     row = row[: row.index(tokenizer.eot)] if tokenizer.eot in row else row
     assert given[: len(row)] == row and len(row) > 5
+
+
+# ---- in ----
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "narrow heads"])
+def test_what_was_written_comes_back_bit_for_bit(tmp_path, shape):
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    fields = SHAPES.get(shape, LLAMA | dict(head_size=4, n_kv_head=2))
+    model = write(tmp_path / "a.gguf", **fields)
+    loaded = load_model(str(tmp_path / "a.gguf"))
+    folded = "attention_scale" in fields
+    for key, w in model.state_dict().items():
+        ours = loaded.model.state_dict()[key]
+        assert torch.equal(ours, w) or (folded and ".c_attn." in key), key
+    ids = torch.randint(BPE.vocab_size, (2, 16))
+    with torch.no_grad():
+        want, given = model(ids, ids)[0], loaded.model.eval()(ids, ids)[0]
+    torch.testing.assert_close(given, want, atol=1e-5, rtol=1e-5)
+    assert find_tokenizer(loaded)[0].to_dict() == BPE.to_dict()
+
+
+@pytest.mark.parametrize("name", ["byte", "gpt2", "gpt4"])
+def test_a_tokenizer_that_needs_but_its_name_comes_back(name):
+    if name != "byte":
+        need_vocabulary(name)
+    tokenizer = tokenizers.get(name)
+    pre, tokens, kinds, merges = vocabulary(tokenizer, tokenizer.vocab_size)
+    values = dict(model="gpt2", pre=pre, tokens=tokens, token_type=kinds)
+    values |= dict(merges=merges or [f"{EOT_TEXT} {EOT_TEXT}"], eos_token_id=tokenizer.eot)
+    values = {f"tokenizer.ggml.{k}": v for k, v in values.items()}
+    assert read_vocabulary(values, tokenizer.vocab_size, "it") == {"type": name}
+
+
+GOOD = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a"], "token_type": [1], "merges": []}
+
+
+@pytest.mark.parametrize("changes", [
+    dict(model="llama"), dict(pre="qwen2"), dict(pre=[1]), dict(tokens=None), dict(tokens=[1]),
+    dict(token_type=[]), dict(token_type=3), dict(merges=3), dict(merges=["a"]), dict(merges=[2]),
+    {}, dict(eos_token_id="a"), dict(eos_token_id=-1),
+], ids=str)  # fmt: skip
+def test_a_vocabulary_that_is_none_is_refused(changes):
+    values = {f"tokenizer.ggml.{k}": v for k, v in {**GOOD, **changes}.items()}
+    with pytest.raises(UserError, match=r"it: |256 bytes"):
+        read_vocabulary(values, 100, "it")
+
+
+def by_hand(monkeypatch, config: dict, weights: dict) -> None:
+    values = {"general.architecture": "llama"} | {f"llama.{k}": v for k, v in config.items()}
+    monkeypatch.setattr(ours, "read_gguf_file", lambda path: (values, weights))
+
+
+CONFIG = {
+    **{"context_length": 16, "embedding_length": 8, "feed_forward_length": 32, "block_count": 1},
+    **{"attention.head_count": 2, "attention.layer_norm_rms_epsilon": 9.999999747378752e-06},
+}
+
+
+@pytest.mark.parametrize("changes, hint", [
+    ({"attention.head_count": 0}, "num_attention_heads=0"),
+    ({"attention.head_count": 3}, "not 3 heads"),
+    ({"attention.head_count": [2]}, "num_attention_heads"),
+    ({"attention.layer_norm_rms_epsilon": 1e-6}, "rms_norm_eps"),
+    ({"rope.scaling.type": "linear"}, "rope.scaling.type"),
+    ({"expert_count": 8}, "expert_count"),
+    ({"block_count": 2}, "no transformer.h.1"),
+    ({"block_count": 2**40}, "num_hidden_layers"),
+    ({"embedding_length": 2**30, "feed_forward_length": 2**32}, "hidden_size|intermediate|fit"),
+    ({"context_length": None}, "max_position_embeddings"),
+])  # fmt: skip
+def test_values_that_do_not_fit_are_one_line(monkeypatch, changes, hint):
+    model = tiny(vocab_size=9, n_layer=1, n_head=2, n_embd=8, **LLAMA)
+    _, weights = tensors(model.config, model.state_dict(), "it")
+    by_hand(monkeypatch, CONFIG, weights)
+    settings, _, _ = read_gguf(Path("it"))
+    assert settings["n_embd"] == 8 and settings["tie_head"]
+    by_hand(monkeypatch, CONFIG | changes, weights)
+    with pytest.raises(UserError, match=hint) as e:
+        read_gguf(Path("it"))
+    assert "\n" not in str(e.value)
+
+
+def test_a_tensor_too_much_and_another_architecture(monkeypatch):
+    model = tiny(vocab_size=9, n_layer=1, n_head=2, n_embd=8, **LLAMA)
+    _, weights = tensors(model.config, model.state_dict(), "it")
+    for name in ("rope_freqs.weight", "blk.0.attn_q_norm.weight", "blk.x.attn_q.weight", "weight"):
+        by_hand(monkeypatch, CONFIG, weights | {name: torch.zeros(2)})
+        with pytest.raises(UserError, match="has no place in it"):
+            read_gguf(Path("it"))
+    by_hand(monkeypatch, CONFIG, weights | {"blk.0.attn_q.bias": torch.zeros(8)})
+    with pytest.raises(UserError, match=r"is not 2 heads|too much"):
+        read_gguf(Path("it"))
+    monkeypatch.setattr(ours, "read_gguf_file", lambda path: ({"general.architecture": "bert"}, {}))
+    with pytest.raises(UserError, match="'bert' model, not a gpt2 or llama"):
+        read_gguf(Path("it"))
