@@ -31,7 +31,6 @@ to = "hf"  # [hf | gguf | safetensors | nanogpt]
 out = ""  # a folder, for gguf and safetensors a file; nothing may be there yet [path]
 weights_dtype = "float32"  # q8_0: of gguf alone [float32 | bfloat16 | float16 | q8_0]
 
-
 SHAPES = {"safetensors": "FILE.safetensors", "gguf": "FILE.gguf"}
 
 
@@ -52,7 +51,7 @@ def target(c: Config) -> Path:
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     path = target(c)
-    loaded = load_model(find_source(c.init_from, c.out_dir), overrides={"dropout": 0.0})
+    loaded = load_model(find_source(c.init_from, c.out_dir))
     tokenizer, where = find_tokenizer(loaded)
     if loaded.newer:
         print(loaded.newer)

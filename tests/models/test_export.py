@@ -119,8 +119,9 @@ def test_smaller_weights(tmp_path, dtype):
 
 
 def test_what_config_and_generation_say(tmp_path):
-    export_hugging_face(loaded(), CHARS, tmp_path / "chars", "float32")
+    export_hugging_face(loaded(dropout=0.25), CHARS, tmp_path / "chars", "float32")
     config = json.loads((tmp_path / "chars" / "config.json").read_text())
+    assert config["resid_pdrop"] == config["attn_pdrop"] == 0.25
     assert config["bos_token_id"] is config["eos_token_id"] is None
     assert json.loads((tmp_path / "chars" / "generation_config.json").read_text()) == {}
     template = {"roles": {"user": ["Q: ", "\n"], "assistant": ["A: ", "\n"]}}
