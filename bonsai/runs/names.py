@@ -6,6 +6,7 @@ diverged.pt                 one whose loss is not finite, which replaces none of
 NAME.prev.pt                the one that NAME.pt has replaced
 step_NNNNNNN.pt             those that keep_last keeps
 metrics.jsonl, log.txt, config.json, loss.png    see bonsai/training/report.py
+tensorboard/                with tracker=tensorboard (bonsai/training/trackers.py)
 run.lock                    while it goes on: who writes here (bonsai/runs/lock.py)
 earlier/1, earlier/2, ...   the same files of runs before it (bonsai/runs/earlier.py)
 """
@@ -18,7 +19,7 @@ from bonsai.files.atomic import UNFINISHED
 
 CKPT, LAST, BEST, DIVERGED = "ckpt.pt", "last.pt", "best.pt", "diverged.pt"
 METRICS, LOG, SETTINGS, CURVE = "metrics.jsonl", "log.txt", "config.json", "loss.png"
-LOCK, EARLIER = "run.lock", "earlier"
+LOCK, EARLIER, TENSORBOARD = "run.lock", "earlier", "tensorboard"
 
 CHECKPOINT = re.compile(r"(ckpt|last|best|diverged)(\.prev)?\.pt|step_\d+\.pt")
 
@@ -61,9 +62,12 @@ def spare(folder: Path) -> list[Path]:
 
 
 def run_files(folder: Path) -> list[Path]:
-    """Whatever a run has left in its folder; files of other names are not a run's."""
+    """Whatever a run has left in its folder; what has another name is not a run's."""
     others = [folder / name for name in (METRICS, LOG, SETTINGS, CURVE)]
-    return checkpoints(folder) + [p for p in others if p.is_file()]
+    found = [p for p in others if p.is_file()]
+    if (folder / TENSORBOARD).is_dir():
+        found.append(folder / TENSORBOARD)
+    return checkpoints(folder) + found
 
 
 def remove_unfinished(folder: Path) -> None:

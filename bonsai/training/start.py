@@ -25,6 +25,7 @@ from bonsai.system.runtime import Runtime, peak_flops
 from bonsai.training.forecast import describe_cost
 from bonsai.training.optimizers import load_optimizer_state
 from bonsai.training.progress import Progress
+from bonsai.training.trackers import tracker_name
 
 # where a run is, on what machine, and what is asked of it this time: never the checkpoint's
 OF_THE_COMMAND = ("out_dir", "init_from", "eval_only", "other_tokenizer", "wandb_run_name")
@@ -35,7 +36,9 @@ PASS = ("batch_size", "gradient_accumulation_steps", "block_size", "batch_ramp",
 PASS += ("batch_order",)
 
 ONLY_WITH = {  # settings that do nothing unless another has this value
-    ("optimizer", "muon"): "embedding_lr head_lr scalar_lr momentum momentum_warmup cautious_decay",
+    ("optimizer", "muon"): (
+        "embedding_lr head_lr scalar_lr momentum momentum_warmup neuron_beta cautious_decay"
+    ),
     ("lr_schedule", "trapezoid"): "cooldown",
     ("decay_lr", True): "lr_schedule warmup_iters lr_decay_iters min_lr cooldown",
 }
@@ -200,7 +203,10 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
     start = Start(loaded.model, data, tokenizer, template, [])
     if before is not None:
         start.resuming, start.checkpoint = True, state
-        start.progress, start.wandb_id = Progress.of(state), state.get("wandb_id")
+        start.progress = Progress.of(state)
+        was, now = tracker_name(before), tracker_name(c)
+        if was == now or not (was and now):  # to another tracker its name means nothing
+            start.wandb_id = state.get("wandb_id")
         note += f", step {start.progress.step}" + changed_settings(before, c)
         changed = data.changed_since(state.get("data") or {})
         if changed:
@@ -230,6 +236,13 @@ def take_settings(c, before: dict, source: str) -> None:
         raise UserError(
             f"{source} was trained with the other optimizer, {used}: leave optimizer={c.optimizer} "
             f"out, or start from its weights alone, {advice}"
+        )
+    evens_out = "neuron_beta" in c.given and c.neuron_beta
+    if used == "muon" and evens_out and not before.get("neuron_beta"):
+        advice = shlex.quote(f"--init_from={source}")
+        raise UserError(
+            f"{source} was trained without neuron_beta: set neuron_beta=0, or start from its "
+            f"weights alone, {advice}"
         )
     for name, value in before.items():
         if name in (*c.given, *OF_THE_COMMAND, "model") or name not in c.defaults:

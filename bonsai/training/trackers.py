@@ -9,6 +9,7 @@ import html
 from collections.abc import Callable
 from pathlib import Path
 
+from bonsai.runs.names import TENSORBOARD
 from bonsai.system.errors import UserError
 
 
@@ -88,7 +89,7 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         # what was written after the checkpoint that a run goes on from is hidden
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start if id else None)
+        self.writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=start if id else None)
         self.writer.add_text("settings", table(settings))
         self.id = "tensorboard"
 
@@ -125,14 +126,19 @@ TRACKERS: dict[str, Callable[..., Tracker]] = {
 }
 
 
+def tracker_name(settings: dict) -> str:
+    """Of the tracker that `tracker`, or nanoGPT's wandb_log, asks for; '': none."""
+    return settings.get("tracker") or ("wandb" if settings.get("wandb_log") else "")
+
+
 def start_tracker(settings: dict, folder: Path, start: int, id: str | None) -> Tracker | None:
     """The tracker that `tracker`, or nanoGPT's wandb_log, asks for; None: none.
 
     start: steps already done. id: of the run that is gone on with. Raises UserError in one line
     where it is not installed or does not start.
     """
-    name = settings["tracker"] or ("wandb" if settings["wandb_log"] else "")
-    if not name:
+    name = tracker_name(settings)
+    if not name or (name == "tensorboard" and settings["eval_only"]):  # its files are the run's
         return None
     try:
         return TRACKERS[name](settings, folder, start, id)

@@ -53,6 +53,15 @@ def test_metrics_alone_are_a_run_too(tmp_path):
     assert set_aside(tmp_path) and names(tmp_path) == ["earlier/1/metrics.jsonl"]
 
 
+def test_the_curves_of_one_run_are_not_drawn_over_another(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.1").write_text("its curves")
+    set_aside(tmp_path)
+    assert "earlier/1/tensorboard/events.1" in names(tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
+
+
 def test_what_an_older_version_has_set_aside_stays(tmp_path):
     (tmp_path / "earlier").mkdir()
     (tmp_path / "earlier" / "ckpt.pt").write_text("of before")

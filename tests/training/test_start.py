@@ -157,6 +157,25 @@ def test_the_other_optimizer_is_an_error(train, finished):
         train(finished, init_from="resume", max_iters=2, optimizer="muon")
 
 
+def test_a_mean_that_the_optimizer_has_not_kept_is_an_error(train, tmp_path):
+    assert train(tmp_path, SMALL, optimizer="muon", max_iters=1) == 0
+    with pytest.raises(UserError, match="was trained without neuron_beta: set neuron_beta=0, or"):
+        train(tmp_path, init_from="resume", max_iters=2, neuron_beta=0.9)
+    assert train(tmp_path, init_from="resume", max_iters=2, neuron_beta=0.0) == 0
+
+
+@pytest.mark.parametrize("again, id", [("wandb", "its"), ("", "its"), ("tensorboard", None)])
+def test_a_trackers_name_of_a_run_is_for_that_tracker(train, tmp_path, monkeypatch, again, id):
+    told = []
+    monkeypatch.setattr(
+        report.Report, "start_tracker", lambda self, start, id: told.append(id) or "its"
+    )
+    assert train(tmp_path, SMALL, wandb_log=True, max_iters=1) == 0
+    settings = dict(tracker=again, wandb_log=False, init_from="resume", max_iters=2)
+    assert train(tmp_path, **settings) == 0
+    assert told == [None, id]
+
+
 def test_a_shorter_context_crops_and_the_default_does_not(train, finished, tmp_path):
     for given, expected in ((dict(block_size=8), 8), ({}, 16)):
         out = tmp_path / str(expected)
@@ -222,6 +241,7 @@ BASE |= dict(optimizer="adamw", lr_schedule="cosine", momentum=0.9, cooldown=0.4
         (dict(warmup_iters=9), ["learning_rate=0.001 is never reached"]),
         (dict(momentum=0.8), ["without effect, as optimizer=adamw: momentum"]),
         (dict(momentum=0.8, optimizer="muon"), []),
+        (dict(neuron_beta=0.9), ["without effect, as optimizer=adamw: neuron_beta"]),
         (dict(cooldown=0.5), ["without effect, as lr_schedule=cosine: cooldown"]),
         (dict(decay_lr=False, min_lr=1e-4), ["without effect, as decay_lr=False: min_lr"]),
         (dict(lr_decay_iters=5), ["from step 5"]),

@@ -141,6 +141,12 @@ def test_the_setting_knows_the_trackers():
 # ---- the real ones ----
 
 
+def test_a_look_at_a_run_leaves_its_folder_alone(tmp_path):
+    settings = SETTINGS | {"tracker": "tensorboard", "eval_only": True}
+    assert start_tracker(settings, tmp_path, 0, "tensorboard") is None
+    assert not list(tmp_path.iterdir())
+
+
 @installed("tensorboard")
 def test_tensorboard_goes_on_where_the_checkpoint_was(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
