@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from bonsai.system.errors import UserError
+
 TORCHS = "TORCHINDUCTOR_CACHE_DIR"  # where torch.compile keeps what it has made
 
 
@@ -25,9 +27,17 @@ def keep_compiled_graphs() -> None:
 
     A later run of the same model then finds it, after a restart of the machine too. Processes that
     run side by side share it under torch's own locks. Where the environment names a folder, or the
-    user's cannot be locked (some file systems of networks), all stays as torch has it.
+    user's cannot be locked (some file systems of networks), all stays as torch has it. Raises
+    UserError where the named one cannot be: torch's imports would fail.
     """
-    if TORCHS in os.environ or os.name != "posix":
+    if (named := os.environ.get(TORCHS)) is not None:
+        try:
+            os.makedirs(named, exist_ok=True)
+        except OSError as e:
+            raise UserError(
+                f"{TORCHS}={named} cannot be a folder ({e.strerror}): unset it, or name another"
+            ) from None
+    if named is not None or os.name != "posix":
         return
     folder = cache_folder()
     if folder and can_be_locked(folder):

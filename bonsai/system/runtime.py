@@ -7,6 +7,7 @@ environment into one `Runtime`, and says what was picked and why in one line.
 import os
 import platform
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -166,12 +167,15 @@ def pick_compile(compile: bool | str, device: torch.device) -> tuple[bool, str]:
             missing = "a GPU before Volta cannot run what it makes"
         elif find_spec("triton") is None:
             missing = "there is no triton"
-    if compile and not missing and not any(map(which, C_COMPILERS)):
+    if compile and not missing and device.type == "cpu" and not which(CXX):
+        missing = f"there is no C++ compiler {CXX}: install one, or name one in CXX"
+    elif compile and not missing and not any(map(which, C_COMPILERS)):
         missing = "there is no C compiler: install gcc, or name one in CC"
     return bool(compile) and not missing, f" ({missing})" if missing else ""
 
 
-# which torch.compile and triton look for, of C or C++
+# what torch.compile runs on a CPU, and what it and triton look for on a GPU, of C or C++
+CXX = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
 C_COMPILERS = [*map(os.environ.get, ("CC", "CXX"), ("", "")), "gcc", "g++", "cc", "clang", "cl"]
 
 

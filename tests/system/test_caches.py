@@ -7,6 +7,7 @@ import stat
 import pytest
 
 from bonsai.system import caches
+from bonsai.system.errors import UserError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a cache of POSIX systems")
 
@@ -33,9 +34,18 @@ def test_torch_keeps_its_graphs_there(home):
 
 
 def test_what_is_set_stays(home, monkeypatch):
-    monkeypatch.setenv(caches.TORCHS, "elsewhere")
+    elsewhere = str(home / "elsewhere")
+    monkeypatch.setenv(caches.TORCHS, elsewhere)
     caches.keep_compiled_graphs()
-    assert os.environ[caches.TORCHS] == "elsewhere" and not (home / "bonsai").exists()
+    assert os.environ[caches.TORCHS] == elsewhere and not (home / "bonsai").exists()
+
+
+def test_what_is_set_and_cannot_be_is_one_line(home, monkeypatch):
+    (home / "file").touch()
+    for odd in (str(home / "file"), ""):
+        monkeypatch.setenv(caches.TORCHS, odd)
+        with pytest.raises(UserError, match=f"^{caches.TORCHS}={odd} cannot be a folder"):
+            caches.keep_compiled_graphs()
 
 
 @pytest.mark.parametrize("odd", ["others may write", "cannot be locked", "no home"])

@@ -107,6 +107,16 @@ def test_without_a_compiler_all_is_done_uncompiled(
     assert pick_compile(False, torch.device("cuda")) == (False, "")
 
 
+def test_on_a_cpu_a_compiler_of_c_alone_is_none(monkeypatch):
+    """As on a machine with gcc, but without g++: torch would fail at the first step."""
+    monkeypatch.setattr(runtime_module, "which", lambda name: None if "++" in name else name)
+    monkeypatch.setattr(runtime_module, "CXX", "g++")
+    compiled, why = pick_compile(True, torch.device("cpu"))
+    assert not compiled and "no C++ compiler g++" in why
+    monkeypatch.setattr(runtime_module, "CXX", "/opt/bin/c")
+    assert pick_compile(True, torch.device("cpu")) == (True, "")
+
+
 def test_setup_says_what_was_picked():
     runtime = setup("cpu", "auto", "auto", "nccl")
     assert (runtime.compile, runtime.backend, runtime.world_size) == (False, "gloo", 1)
