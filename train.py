@@ -48,6 +48,7 @@ from bonsai.training.schedule import (
 )
 from bonsai.training.start import begin, describe_run
 from bonsai.training.step import TrainingStep
+from bonsai.training.trackers import check_tracker
 from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
@@ -154,6 +155,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     runtime.barrier()  # all have read what they start from
     moved = ""
     if runtime.master and not c.eval_only:
+        check_tracker(c)  # before anything moves
         remove_unfinished(folder)
         moved = set_aside_newer(folder, progress.step) if start.resuming else set_aside(folder)
     interrupts = at_end.enter_context(Interrupts(runtime))

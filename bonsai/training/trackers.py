@@ -7,6 +7,7 @@ checkpoint. What is here is imported when a run wants it.
 
 import html
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from bonsai.runs.names import TENSORBOARD
@@ -129,6 +130,13 @@ TRACKERS: dict[str, Callable[..., Tracker]] = {
 def tracker_name(settings: dict) -> str:
     """Of the tracker that `tracker`, or nanoGPT's wandb_log, asks for; '': none."""
     return settings.get("tracker") or ("wandb" if settings.get("wandb_log") else "")
+
+
+def check_tracker(settings: dict) -> None:
+    """Raise UserError where the tracker that is asked for is not installed."""
+    name = tracker_name(settings)
+    if name and find_spec(name) is None:
+        raise UserError(f"tracker={name} needs {name}: pip install {name}")
 
 
 def start_tracker(settings: dict, folder: Path, start: int, id: str | None) -> Tracker | None:

@@ -16,7 +16,7 @@ from helpers.tiny_data import char_ids, make_dataset, write_meta
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 from bonsai.training import optimizers as optim
-from bonsai.training import report
+from bonsai.training import report, trackers
 from bonsai.training.start import schedule_notes
 from configurator import Config
 
@@ -167,6 +167,7 @@ def test_a_mean_that_the_optimizer_has_not_kept_is_an_error(train, tmp_path):
 @pytest.mark.parametrize("again, id", [("wandb", "its"), ("", "its"), ("tensorboard", None)])
 def test_a_trackers_name_of_a_run_is_for_that_tracker(train, tmp_path, monkeypatch, again, id):
     told = []
+    monkeypatch.setattr(trackers, "find_spec", lambda name: True)
     monkeypatch.setattr(
         report.Report, "start_tracker", lambda self, start, id: told.append(id) or "its"
     )
@@ -174,6 +175,14 @@ def test_a_trackers_name_of_a_run_is_for_that_tracker(train, tmp_path, monkeypat
     settings = dict(tracker=again, wandb_log=False, init_from="resume", max_iters=2)
     assert train(tmp_path, **settings) == 0
     assert told == [None, id]
+
+
+def test_a_tracker_that_is_not_there_moves_no_run(train, tmp_path, monkeypatch):
+    assert train(tmp_path, SMALL, max_iters=1) == 0
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="tracker=wandb needs wandb: pip install wandb"):
+        train(tmp_path, SMALL, max_iters=1, tracker="wandb")
+    assert (tmp_path / "last.pt").is_file() and not (tmp_path / "earlier").exists()
 
 
 def test_a_shorter_context_crops_and_the_default_does_not(train, finished, tmp_path):
