@@ -5,6 +5,7 @@
     python eval.py --init_from=gpt2,out/best.pt --dataset=openwebtext --json=results.json
     python eval.py --init_from=gpt2 --choices=hellaswag_val.jsonl
     python eval.py --init_from=gpt2 --tasks=hellaswag,lambada_openai,piqa   # by pip install lm_eval
+    python eval.py --init_from=gpt2 --core=eval_bundle                      # CORE, of 22 tasks
     torchrun --standalone --nproc_per_node=8 eval.py --out_dir=out
 
 The loss is the mean over every token of a split but its first, in windows of block_size that do not
@@ -26,6 +27,8 @@ import torch
 from bonsai.data.dataset import Mixture
 from bonsai.engine.text import find_tokenizer
 from bonsai.evaluation.choices import Question, multiple_choice, read_questions
+from bonsai.evaluation.core import Task, read_bundle
+from bonsai.evaluation.core import core as score_bundle
 from bonsai.evaluation.loss import bits_per_byte, split_loss
 from bonsai.files.jsonfile import write_json
 from bonsai.files.textfile import check_writable
@@ -52,6 +55,7 @@ block_size = 0  # tokens in a window; 0: as many as the model can take [>= 0]
 choices = ""  # multiple-choice questions: JSON lines in HellaSwag's format [path]
 tasks = ""  # tasks of lm-evaluation-harness: hellaswag,piqa,... [list]
 tasks_dir = ""  # a folder of tasks of one's own, as YAML files of the harness [path]
+core = ""  # the bundle of CORE's 22 tasks: a folder with core.yaml and eval_data/ [path]
 limit = 0  # questions of each task; 0: all [>= 0]
 num_fewshot = -1  # solved questions in front of each; -1: as the task says [>= -1]
 batch_size = 12  # windows, or endings, at a time [>= 1]
@@ -85,6 +89,14 @@ SCORES = (
     ("per token", "accuracy_per_token", ".2%"),
     ("per byte", "accuracy_per_byte", ".2%"),
     ("chance", "chance", ".2%"),
+)
+CORE = (
+    ("checkpoint", "checkpoint", ""),
+    ("step", "step", ","),
+    ("task", "task", ""),
+    ("questions", "questions", ","),
+    ("accuracy", "accuracy", ".2%"),
+    ("centered", "centered", ".4f"),
 )
 TASKS = (
     ("checkpoint", "checkpoint", ""),
@@ -157,9 +169,11 @@ def progress(runtime: Runtime, what: str):
     return partial(tracked, label=what, say=say, on=runtime.master)
 
 
-def evaluate_all(c: Config, questions: list[Question], runtime: Runtime) -> dict[str, list[dict]]:
-    """Every model on every data set and on the questions."""
-    results = {"losses": [], "choices": [], "tasks": []}
+def evaluate_all(
+    c: Config, questions: list[Question], bundle: list[Task], runtime: Runtime
+) -> dict[str, list[dict]]:
+    """Every model on every data set, on the questions, and on tasks."""
+    results = {"losses": [], "choices": [], "core": [], "tasks": []}
     for source in sources(c):
         loaded = load_model(source)
         if loaded.newer and runtime.master:
@@ -175,18 +189,23 @@ def evaluate_all(c: Config, questions: list[Question], runtime: Runtime) -> dict
         size = raw_model.num_params(non_embedding=False)
         head = {"checkpoint": loaded.source, "step": steps, "parameters": size}
         spec = c.dataset
-        if not (spec or questions or c.tasks):
+        if not (spec or questions or bundle or c.tasks):
             spec = loaded.config.get("dataset", "")
         if spec:
             rows = evaluate(c, loaded, model, spec, runtime)
             results["losses"] += [{**head, **row} for row in rows]
-        elif not questions and not c.tasks:
+        elif not (questions or bundle or c.tasks):
             raise UserError(f"{loaded.source} does not say what it was trained on: set --dataset")
         if questions:
             track = progress(runtime, f"{loaded.source} on {c.choices}")
             tokenizer = find_tokenizer(loaded)[0]
             scores = multiple_choice(raw_model, tokenizer, questions, runtime, c.batch_size, track)
             results["choices"].append({**head, "file": c.choices, **scores})
+        if bundle:
+            track = progress(runtime, f"{loaded.source} on {c.core}")
+            tokenizer = find_tokenizer(loaded)[0]
+            rows = score_bundle(raw_model, tokenizer, bundle, runtime, c.batch_size, track)
+            results["core"] += [{**head, **row} for row in rows]
         if c.tasks:
             results["tasks"] += [{**head, **row} for row in task_rows(c, loaded, runtime)]
     return results
@@ -232,6 +251,7 @@ def check_tasks(c: Config, runtime: Runtime) -> None:
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     questions = read_questions(resolve_path(c.choices)) if c.choices else []
+    bundle = read_bundle(resolve_path(c.core), c.limit) if c.core else []
     if c.json:
         check_writable(c.json, "the results")
 
@@ -244,10 +264,11 @@ def main(**settings) -> None:
             check_tasks(c, runtime)
         if runtime.master:
             print(runtime.summary, flush=True)
-        results = evaluate_all(c, questions, runtime)
+        results = evaluate_all(c, questions, bundle, runtime)
         if not runtime.master:
             return
-        for key, columns in (("losses", LOSSES), ("choices", SCORES), ("tasks", TASKS)):
+        tables = {"losses": LOSSES, "choices": SCORES, "core": CORE, "tasks": TASKS}
+        for key, columns in tables.items():
             if results[key]:
                 print(f"\n{table(results[key], columns)}")
         if c.json:

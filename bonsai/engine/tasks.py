@@ -13,11 +13,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch.nn import functional as F
 
 from bonsai.engine.sampling import SamplingParams
 from bonsai.engine.scheduler import Engine, Request
 from bonsai.engine.text import start_tokens
+from bonsai.evaluation.choices import ending_scores
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.tokenizers import Tokenizer
@@ -80,41 +80,16 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
         """(_, context, continuation) in ids -> (log p of the continuation in nats, whether it is
         what the model would write greedily)."""
-        pairs = [(context, continuation) for _, context, continuation in requests]
-        scored = [(0.0, False)] * len(pairs)
-        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
-        for begin in range(0, len(order), self.batch_size):  # of similar length: little padding
-            chosen = order[begin : begin + self.batch_size]
-            for i, score in zip(chosen, self.scores([pairs[i] for i in chosen])):
-                scored[i] = score
-        return scored
-
-    @torch.no_grad()
-    def scores(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        rows, device = [], self.runtime.device
-        for context, continuation in pairs:
+        rows = []
+        for _, context, continuation in requests:
             if len(continuation) > self.length:
                 raise UserError(
                     f"a task has an answer of {len(continuation)} tokens, the model's context holds"
                     f" {self.length}"
                 )
             # what does not fit goes at the left; the last id is never an input
-            rows.append(([*context, *continuation])[-(self.length + 1) :])
-        T = max(map(len, rows)) - 1
-        ids = torch.zeros((len(rows), T + 1), dtype=torch.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        ids = ids.to(device)
-        with self.runtime.autocast():
-            logits = self.model(ids[:, :-1], ids[:, 1:])[0]  # (B, T, V)
-        out = []
-        for i, (row, (_, continuation)) in enumerate(zip(rows, pairs)):
-            end, n = len(row) - 1, len(continuation)
-            logp = F.log_softmax(logits[i, end - n : end].float(), dim=-1)
-            target = ids[i, end - n + 1 : end + 1]
-            total = logp.gather(1, target[:, None]).sum().item()
-            out.append((total, bool((logp.argmax(-1) == target).all())))
-        return out
+            rows.append(([*context, *continuation][-(self.length + 1) :], len(continuation)))
+        return ending_scores(self.model, rows, self.runtime, self.batch_size)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm=False) -> list[float]:
         """log p in nats of whole texts, in windows that do not overlap but for one token."""

@@ -108,9 +108,10 @@ def ending_scores(
     runtime: Runtime,
     batch_size: int,
     track: Callable[[Iterable], Iterable] = iter,
-) -> list[float]:
-    """Log-likelihood in nats of the last n ids of each (ids, n), given those before them."""
-    was_training, scores = model.training, [0.0] * len(rows)
+) -> list[tuple[float, bool]]:
+    """Of the last n ids of each (ids, n), given those before them: their log-likelihood in nats,
+    and whether each is the likeliest where it stands."""
+    was_training, scores = model.training, [(0.0, False)] * len(rows)
     model.eval()
     by_length = sorted(range(len(rows)), key=lambda r: len(rows[r][0]), reverse=True)
     for i in track(range(0, len(rows), batch_size)):
@@ -128,8 +129,10 @@ def ending_scores(
         loss = F.cross_entropy(
             logits.float().flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none"
         )
-        for r, value in zip(chosen, loss.view_as(y).sum(dim=1).tolist()):
-            scores[r] = -value
+        likeliest = ((logits.argmax(dim=-1) == y) | (y < 0)).all(dim=1)
+        sums = loss.view_as(y).sum(dim=1)
+        for r, value, best in zip(chosen, sums.tolist(), likeliest.tolist()):
+            scores[r] = -value, best
     model.train(was_training)
     return scores
 
@@ -156,7 +159,7 @@ def multiple_choice(
     scores = iter(ending_scores(model, rows, runtime, batch_size, track))
     right = torch.zeros(4, dtype=torch.float64)
     for question, group in zip(share, encoded):
-        total = np.array([next(scores) for _ in group])
+        total = np.array([next(scores)[0] for _ in group])
         tokens = np.array([n for _, n in group])
         size = np.array([len(e.encode("utf-8", "replace")) for e in question.endings])
         for k, values in enumerate((total, total / tokens, total / size)):

@@ -9,6 +9,7 @@ from helpers.evaluated import BLOCK, questions, runtime, tiny
 from helpers.tiny_data import CHARS
 from torch.nn import functional as F
 
+from bonsai.engine import SamplingParams, generate
 from bonsai.evaluation.choices import (
     Question,
     encode_endings,
@@ -36,7 +37,19 @@ def test_scores_are_those_of_brute_force(batch_size):
     rows = [row for q in questions(6) for row in encode_endings(q, coder, BLOCK)]
     assert max(len(ids) for ids, _ in rows) == BLOCK + 1  # contexts are cut
     want = [score_one(model, ids, n) for ids, n in rows]
-    assert ending_scores(model, rows, runtime(), batch_size) == pytest.approx(want, abs=1e-4)
+    scores = ending_scores(model, rows, runtime(), batch_size)
+    assert [score for score, _ in scores] == pytest.approx(want, abs=1e-4)
+
+
+def test_an_ending_may_be_what_the_model_would_write():
+    model = tiny().eval()
+    params = SamplingParams(3, temperature=0)
+    (first, *rest) = [token for (token,) in generate(model, [1, 2], params)]
+    ids = [1, 2, first, *rest]
+    other = [*ids[:-1], (ids[-1] + 1) % model.config.vocab_size]
+    rows = [(ids, 3), (ids, 1), (other, 3), (other, 1), ([*other, 0][:4], 2)]
+    greedy = [best for _, best in ending_scores(model, rows, runtime(), 2)]
+    assert greedy == [True, True, False, False, True]
 
 
 def test_long_contexts_are_cut_at_the_left():

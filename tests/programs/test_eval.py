@@ -92,6 +92,25 @@ ERRORS = {
 }
 
 
+def test_core_has_a_row_for_each_task_and_their_mean(runs, workplace):
+    folder = workplace / "bundle"
+    (folder / "eval_data").mkdir(parents=True)
+    lines = [{"query": "ab", "choices": ["ba", "ca"], "gold": k % 2} for k in range(8)]
+    (folder / "eval_data" / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "core.yaml").write_text(
+        "icl_tasks: [{label: ab, dataset_uri: q.jsonl, num_fewshot: [0], "
+        "icl_task_type: multiple_choice}]"
+    )
+    (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nab,25\n")
+    options = ["--out_dir=eval-a", "--core=bundle", "--json=-", "--device=cpu"]
+    done = run_program(options, workplace, program="eval.py")
+    assert done.rc == 0, done
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["losses"] == [] and "| CORE" in done.stdout
+    task, mean = results["core"]
+    assert task["accuracy"] == 0.5 and mean["centered"] == pytest.approx(1 / 3)
+
+
 def test_tasks_of_the_harness(runs, workplace):
     """A table of their metrics beside no loss, as no data set was named; bonsai/engine/tasks.py."""
     pytest.importorskip("lm_eval")

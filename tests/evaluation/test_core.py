@@ -1,0 +1,156 @@
+"""bonsai/evaluation/core.py: each kind of task by brute force; solved questions; the mean."""
+
+import json
+import random
+
+import pytest
+import torch
+from helpers.evaluated import runtime
+from helpers.tiny_model import tiny
+from torch.nn import functional as F
+
+from bonsai.evaluation.core import core, prompts, read_bundle, scored, task_accuracy
+from bonsai.system.errors import UserError
+from bonsai.tokenizers import ByteTokenizer
+
+WORDS = ["a", "tree", "has", "roots", "and", "leaves", "or not,", "it", "grows", "12", "äöü"]
+YAML = """icl_tasks:
+- {{label: trees, dataset_uri: trees.jsonl, num_fewshot: [{shots}], icl_task_type: multiple_choice}}
+- {{label: who, dataset_uri: who.jsonl, num_fewshot: [0], icl_task_type: schema}}
+- label: goes_on
+  dataset_uri: deep/on.jsonl
+  num_fewshot: [1]
+  icl_task_type: language_modeling
+  continuation_delimiter: ""
+"""
+
+
+def phrase(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choices(WORDS, k=words))
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """Three tasks, one of each kind."""
+    rng = random.Random(0)
+    folder = tmp_path / "bundle"
+    (folder / "eval_data" / "deep").mkdir(parents=True)
+    items = {
+        "trees.jsonl": [
+            {"query": phrase(rng, 2), "choices": [phrase(rng, 2) for _ in range(3)], "gold": k % 3}
+            for k in range(24)
+        ],
+        "who.jsonl": [
+            {
+                "context_options": [phrase(rng, 2), phrase(rng, 3)],
+                "continuation": phrase(rng, 2),
+                "gold": k % 2,
+            }
+            for k in range(20)
+        ],
+        "deep/on.jsonl": [
+            {"context": phrase(rng, 2) + " ", "continuation": rng.choice(" abt")} for k in range(30)
+        ],
+    }
+    for name, lines in items.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "eval_data" / name).write_text(text)
+    (folder / "core.yaml").write_text(YAML.format(shots=1))
+    rows = ["Eval Task,Other,Random baseline", "trees,x,33.3", "who,x,50.0", "goes_on,x,0.0"]
+    (folder / "eval_meta_data.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@torch.no_grad()
+def logp(model, ids: list[int], begin: int) -> list[tuple[float, bool]]:
+    """log p of each of ids[begin:], one by one, and whether it is the likeliest."""
+    out = []
+    for end in range(begin, len(ids)):
+        values = F.log_softmax(model(torch.tensor([ids[:end]]))[0][0, -1].double(), dim=-1)
+        out.append((values[ids[end]].item(), int(values.argmax()) == ids[end]))
+    return out
+
+
+def test_accuracies_are_those_of_brute_force(bundle):
+    model, coder = tiny(3, block_size=200, vocab_size=257).eval(), ByteTokenizer()
+    tasks = read_bundle(bundle)
+    assert [t.baseline for t in tasks] == pytest.approx([0.333, 0.5, 0.0])
+    accuracies = []
+    for task in tasks:
+        right = 0
+        for number, item in enumerate(task.items):
+            texts = [[coder.eot, *coder.encode(text)] for text in prompts(task, number)]
+            if task.kind == "language_modeling":
+                right += all(best for _, best in logp(model, texts[1], len(texts[0])))
+                continue
+            end = len(item["continuation"].encode()) + 1 if task.kind == "schema" else 0
+            means = []
+            for row, (_, n) in zip(texts, scored(task, texts)):
+                assert n >= end
+                values = [value for value, _ in logp(model, row, len(row) - n)]
+                means.append(sum(values) / len(values))
+            right += means.index(max(means)) == item["gold"]
+        accuracies.append(right / len(task.items))
+        assert task_accuracy(model, coder, task, runtime(), 7) == pytest.approx(accuracies[-1])
+    *rows, last = core(model, coder, tasks, runtime(), 7)
+    assert [row["accuracy"] for row in rows] == pytest.approx(accuracies)
+    centered = [(a - t.baseline) / (1 - t.baseline) for a, t in zip(accuracies, tasks)]
+    assert last["task"] == "CORE" and last["centered"] == pytest.approx(sum(centered) / 3)
+    assert any(0 < a < 1 for a in accuracies)
+
+
+def test_what_counts_of_a_question(bundle):
+    """After what all answers begin with; what all contexts end with; after the text."""
+    choice, schema, on = read_bundle(bundle)
+    assert scored(choice, [[1, 2, 3, 4], [1, 2, 5]]) == [([1, 2, 3, 4], 2), ([1, 2, 5], 1)]
+    assert scored(choice, [[1, 2], [1, 2, 5]]) == [([1, 2], 1), ([1, 2, 5], 1)]
+    assert scored(schema, [[9, 8, 3, 4], [7, 3, 4]]) == [([9, 8, 3, 4], 2), ([7, 3, 4], 2)]
+    assert scored(on, [[1, 2], [1, 2, 3, 4]]) == [([1, 2, 3, 4], 2)]
+
+
+def test_solved_questions_stand_in_front(bundle):
+    task = read_bundle(bundle)[0]
+    item, texts = task.items[5], prompts(task, 5)
+    solved, _, rest = texts[0].partition("\n\n")
+    other = next(i for i in task.items if solved == f"{i['query']} {i['choices'][i['gold']]}")
+    assert other is not item and rest == f"{item['query']} {item['choices'][0]}"
+    assert prompts(task, 5) == texts != prompts(task, 6)  # the same ones each time
+    task.shots = 0
+    assert prompts(task, 5)[1] == f"{item['query']} {item['choices'][1]}"
+
+
+def test_a_limit_takes_the_same_questions(bundle):
+    whole, some = read_bundle(bundle), read_bundle(bundle, 4)
+    assert [len(t.items) for t in some] == [4, 4, 4]
+    assert all(a.items[:4] == b.items for a, b in zip(whole, some))
+
+
+BROKEN = {
+    "no folder": (lambda f: f / "none", "No such file"),
+    "no yaml": (lambda f: (f / "core.yaml").write_text("icl_tasks: [") and f, "is no bundle of"),
+    "no tasks": (lambda f: (f / "core.yaml").write_text("a: 1") and f, "KeyError 'icl_tasks'"),
+    "no baseline": (
+        lambda f: (f / "eval_meta_data.csv").write_text("Eval Task,Random baseline\n") and f,
+        "KeyError 'trees'",
+    ),
+    "another kind": (
+        lambda f: (f / "core.yaml").write_text(YAML.format(shots=0).replace("schema", "x")) and f,
+        "who is of a kind 'x', not multiple_choice",
+    ),
+    "a field is missing": (
+        lambda f: (f / "eval_data" / "who.jsonl").write_text('{"gold": 0}\n') and f,
+        "who.jsonl: question 1 has no context_options",
+    ),
+    "no questions": (
+        lambda f: (f / "eval_data" / "who.jsonl").write_text("\n") and f,
+        "who.jsonl holds no questions",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_no_bundle_is_one_line(bundle, case):
+    breaks, said = BROKEN[case]
+    with pytest.raises(UserError) as e:
+        read_bundle(breaks(bundle))
+    assert said in str(e.value) and "\n" not in str(e.value)
