@@ -2,7 +2,7 @@
 # make test         everything: environment, what tests need besides, tests
 # make setup        the environment alone, in .venv
 # make matrix       the tests of models, training and engine under other releases of torch, each in
-#                   an environment of several GB:  make matrix TORCHES="2.9.0 2.15.0" PYTHON=python3.13
+#                   an environment of several GB:  make matrix TORCHES="2.10.0 2.15.0" PYTHON=python3.13
 #
 # TORCH_INDEX names another index for torch alone. Without a GPU, PyTorch's CPU build is a tenth of
 # the download:  make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -55,7 +55,7 @@ quickstart: setup
 test: .venv/all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
-TORCHES ?= 2.9.0 2.11.0 2.15.0
+TORCHES ?= 2.10.0 2.11.0 2.15.0
 
 matrix:
 	tests/matrix.sh "$(PYTHON)" $(TORCHES)

@@ -143,7 +143,9 @@ def setup(
         torch.cuda.set_device(dev)
     if compile or dev.type == "cuda":  # where some kernels are compiled whatever is set
         keep_compiled_graphs()
-    with warnings.catch_warnings():  # torch 2.9 advises new names, which its compiler fails to read
+    with (
+        warnings.catch_warnings()
+    ):  # some releases advise new names, which their compilers fail to read
         warnings.simplefilter("ignore", UserWarning)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
