@@ -94,10 +94,11 @@ def test_an_exported_model_exports_to_the_same_bytes(tmp_path, fields):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
-def test_a_pipeline_writes_the_same_greedy_text(tmp_path):
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_pipeline_writes_the_same_greedy_text(tmp_path, name):
     bpe = BPETokenizer.train(["To be, or not to be: that is the question. naïve ☃!\n"] * 3, 280)
-    source = loaded(bpe, pad=0)
-    export_hugging_face(source, bpe, tmp_path / "hf", "float32")
+    source = loaded(bpe, pad=0, **SHAPES[name][0])
+    assert export_hugging_face(source, bpe, tmp_path / "hf", "float32") == name
     write = transformers.pipeline("text-generation", model=str(tmp_path / "hf"), device="cpu")
     text = write("To be", max_new_tokens=9, do_sample=False)[0]["generated_text"]
     prompt = bpe.encode("To be")
