@@ -270,7 +270,7 @@ def cross_entropy(
     modded-nanogpt.
     """
     logits = logits.view(-1, logits.size(-1))
-    flat = targets.clone().flatten()  # torch 2.9 compiles a view that is then given other strides
+    flat = targets.clone().flatten()  # as a view a compiler may be given other strides
     loss = F.cross_entropy(logits, flat, ignore_index=-1)
     if further is not None:
         after = F.pad(targets[:, 1:], (0, 1), value=-1).flatten()

@@ -29,9 +29,11 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
     compiled = torch.compiler.is_compiling() and kind != "cpu"
     most = most_logits(kind, compiled)
     few = targets.numel() * head.weight.size(0) <= most if type(head) is nn.Linear else True
-    if few or head.bias is not None or (model.further is not None and torch.is_grad_enabled()):
+    if few or head.bias is not None:
         return head_loss(model, x, targets)
-    rows = max(1, (MOST["cuda"] if compiled else most) // head.weight.size(0))
+    rows, after = max(1, (MOST["cuda"] if compiled else most) // head.weight.size(0)), None
+    if model.further is not None:  # the token after next, see model.cross_entropy
+        after = F.pad(targets[:, 1:], (0, 1), value=-1).flatten()
     x, targets = x.flatten(0, 1), targets.clone().flatten()  # as in model.py
     if not torch.is_grad_enabled():
         total = torch.zeros((), device=x.device)
@@ -41,35 +43,44 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
         return total / (targets >= 0).sum()
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     cap = model.config.logit_softcap
-    return ChunkedHeadLoss.apply(x, head.weight, targets, cap, rows, dtype)
+    return ChunkedHeadLoss.apply(x, head.weight, targets, after, model.further, cap, rows, dtype)
 
 
 class ChunkedHeadLoss(torch.autograd.Function):
     """Mean cross-entropy of cap(x W^T), whose forward makes the gradients of x and W.
 
-    x (N, C), weight (V, C), targets (N,), cap: 0 or the softcap, rows of a chunk, dtype of the
-    products. Gradients are those of the sum until the backward pass divides by the number of
+    x (N, C), weight (V, C), targets (N,); after (N,), the targets of a second loss that adds to the
+    gradients alone, by the weight further, or None; cap: 0 or the softcap, rows of a chunk, dtype
+    of the products. Gradients are those of the sum until the backward pass divides by the number of
     targets: with 1 / N in them those of float16 would vanish.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, targets, cap: float, rows: int, dtype: torch.dtype):
+    def forward(ctx, x, weight, targets, after, further, cap: float, rows: int, dtype: torch.dtype):
         h, w = x.to(dtype), weight.to(dtype)
         dx, dw = [], torch.zeros_like(weight, dtype=torch.float32)
         total = torch.zeros((), device=x.device)
-        for part, target in zip(h.split(rows), targets.split(rows)):
-            ignored, label = (target < 0)[:, None], target.clamp(min=0)[:, None]  # (rows, 1)
+        losses = [(targets, 1.0)] if after is None else [(targets, 1.0), (after, further)]
+        for begin in range(0, len(h), rows):
+            part = h[begin : begin + rows]
             logits = (part @ w.T).float()
             if cap:
                 bounded = logits.div_(cap).tanh_()
                 logits = cap * bounded
             norm = logits.logsumexp(-1, keepdim=True)
-            total = total + (norm - logits.gather(1, label)).masked_fill(ignored, 0.0).sum()
-            grad = logits.sub_(norm).exp_()  # softmax - one-hot, through the cap
-            grad.scatter_add_(1, label, -torch.ones_like(norm))
+            parts = []  # of each loss: the rows' labels and weights, (rows, 1)
+            for of, share in losses:
+                target = of[begin : begin + rows, None]
+                parts.append((target.clamp(min=0), (target >= 0).float() * share))
+            (label, seen), *_ = parts
+            total = total + (norm - logits.gather(1, label)).masked_fill(seen == 0, 0.0).sum()
+            counted = sum(weights for _, weights in parts)
+            grad = logits.sub_(norm).exp_().mul_(counted)  # softmax - one-hot, through the cap
+            for label, weights in parts:
+                grad.scatter_add_(1, label, -weights)
             if cap:
                 grad.addcmul_(grad, bounded.square_(), value=-1)
-            grad = grad.masked_fill_(ignored, 0.0).to(dtype)
+            grad = grad.masked_fill_(counted == 0, 0.0).to(dtype)
             dx.append(grad @ w)
             if dtype == torch.float32:
                 dw.addmm_(grad.T, part)
@@ -83,4 +94,4 @@ class ChunkedHeadLoss(torch.autograd.Function):
     def backward(ctx, grad):
         dx, dw, count = ctx.saved_tensors
         scale = grad / count
-        return (dx * scale).to(ctx.dtypes[0]), (dw * scale).to(ctx.dtypes[1]), *[None] * 4
+        return (dx * scale).to(ctx.dtypes[0]), (dw * scale).to(ctx.dtypes[1]), *[None] * 6

@@ -20,15 +20,13 @@ def training_bytes(
     dtype: str,
     device_type="cuda",
     compiled=True,
-    further=False,
 ) -> tuple[int, int]:
     """Estimated bytes of (weights, gradients and AdamW's moments; activations of a micro-batch).
 
     Activations by what autograd keeps: per token and layer some 10 residual-wide tensors of the
     block, 2 hidden-wide ones of the MLP, and of the logits those that are there at once, with their
     softmax in fp32; compiled, they and their gradient in dtype. Attention keeps no T x T matrix. A
-    model says how wide its layers are together: channels_per_token(). further: whether there is a
-    second loss, which reads all logits at once.
+    model says how wide its layers are together: channels_per_token().
     """
     c = model.config
     state = 16 * sum(p.numel() for p in model.parameters())
@@ -38,9 +36,7 @@ def training_bytes(
     layers = channels * per_channel
     if getattr(c, "activation_checkpointing", False):
         layers = channels * (4 + 2 * per_channel / c.n_layer)
-    logits = batch_size * T * c.vocab_size
-    if not further:
-        logits = min(logits, most_logits(device_type, compiled))
+    logits = min(batch_size * T * c.vocab_size, most_logits(device_type, compiled))
     logits *= 2 * width if compiled and device_type == "cuda" else width + 3 * 4
     return state, int(batch_size * T * layers + logits)
 
@@ -60,10 +56,10 @@ def free_bytes(runtime: Runtime) -> int | None:
             return None
 
 
-def describe_memory(model, batch_size: int, T: int, runtime: Runtime, further=False) -> str:
+def describe_memory(model, batch_size: int, T: int, runtime: Runtime) -> str:
     """One line: what the run will need per process, what is free, and a warning if it is more."""
     state, activations = training_bytes(
-        model, batch_size, T, runtime.dtype, runtime.device.type, runtime.compile, further
+        model, batch_size, T, runtime.dtype, runtime.device.type, runtime.compile
     )
     need, free = state + activations, free_bytes(runtime)
     line = f"memory: about {need / GIB:.2f} GiB needed (weights and optimizer {state / GIB:.2f}, "

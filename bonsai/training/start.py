@@ -78,7 +78,7 @@ def describe_run(c, runtime: Runtime, start: Start, batches: Batches) -> Iterato
         yield f"bits per byte are not known: {unknown} does not say how many bytes of text it is"
     yield f"number of parameters: {model.num_params() / 1e6:.2f}M"
     yield runtime.summary
-    yield describe_memory(model, c.batch_size, T, runtime, further=c.further_weight > 0)
+    yield describe_memory(model, c.batch_size, T, runtime)
     if start.resuming and start.progress.step >= c.max_iters and not c.eval_only:
         done = start.progress.step
         yield f"nothing left to do: {done} of max_iters={c.max_iters} steps are done"

@@ -65,6 +65,27 @@ def test_it_is_the_loss_of_the_whole_and_so_are_its_gradients(cap, ignored):
         assert chunked_head_loss(model, x, targets).item() == pytest.approx(loss.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("ignored", [(), (1, 7, 36), range(5, 30)])
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_a_second_loss_adds_to_the_gradients_alone(ignored, dtype, error):
+    """Of the token after next, in rows of their own: not across their ends."""
+    model, (x, targets) = model_of(15.0), rows(ignored)
+    x = x.detach()[:, 1:].reshape(3, 12, C).requires_grad_()
+    targets = targets[:, 1:].reshape(3, 12)
+    alone = results(chunked_head_loss, model, x, targets, dtype)
+    model.further = torch.tensor(0.4)
+    want = results(head_loss, model, x, targets, dtype)
+    loss, dx, dw = results(chunked_head_loss, model, x, targets, dtype)
+    assert loss.item() == pytest.approx(want[0].item(), rel=1e-6 if error < 1e-3 else 1e-3)
+    assert loss.item() == alone[0].item()
+    assert distance(dx, want[1]) < error and distance(dw, want[2]) < error
+    if not ignored:
+        assert distance(dx, alone[1]) > 0.05
+    with torch.no_grad():
+        value = chunked_head_loss(model, x, targets).item()
+    assert value == pytest.approx(loss.item(), rel=1e-6 if error < 1e-3 else 0.01)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cap", [0.0, 15.0])
 def test_in_half_precision_it_is_as_near_to_the_truth(dtype, cap):
@@ -121,6 +142,7 @@ def test_a_loss_that_is_not_finite_is_seen():
 def test_a_compiler_takes_it_in_one_graph():
     torch._dynamo.reset()
     model, (x, targets) = model_of(15.0), rows((3,))
+    model.further = torch.tensor(0.4)
     want = results(chunked_head_loss, model, x, targets)
     compiled = torch.compile(chunked_head_loss, fullgraph=True, backend="aot_eager")
     for a, b in zip(results(compiled, model, x, targets), want):

@@ -31,12 +31,10 @@ def test_the_memory_estimate_grows_with_what_needs_memory():
     assert need(n_layer=8)[0] > state
 
 
-def test_a_second_loss_has_all_logits_in_memory():
+def test_not_all_logits_are_in_memory():
     model = GPT(GPTConfig(block_size=64, vocab_size=50304, n_layer=1, n_head=1, n_embd=2))
-    _, one = training_bytes(model, 64, 64, "float32", "cpu", False)
-    _, two = training_bytes(model, 64, 64, "float32", "cpu", False, further=True)
-    logits = 64 * 64 * 50304 * 4  # bytes
-    assert one < logits < two
+    _, some = training_bytes(model, 64, 64, "float32", "cpu", False)
+    assert some < 64 * 64 * 50304 * 4
 
 
 def test_the_estimate_warns_and_says_what_to_lower():
