@@ -98,8 +98,8 @@ def class_for(config: GPTConfig, source: str) -> str:
     name = min(lacking, key=lambda name: len(lacking[name]))
     if lacking[name]:
         raise UserError(
-            f"{source} is no model of transformers: the nearest, {name}, has no place for "
-            f"{', '.join(lacking[name])}; --to=safetensors takes every model"
+            f"{source} is no model of transformers or GGUF: the nearest, {name}, has no "
+            f"place for {', '.join(lacking[name])}; --to=safetensors takes every model"
         )
     return name
 
