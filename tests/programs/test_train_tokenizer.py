@@ -113,10 +113,6 @@ def test_sentencepiece(folder):
     assert "wrote tokenizer.json: 700 tokens" in said
     tokenizer = get(folder / "tokenizer.json")
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
-    assert get(folder / "hf" / "tokenizer.json").to_dict() == tokenizer.to_dict()
-    for odd in ("--type=sentencepiece_bpe", r"--pattern=\w+"):
-        said = train(folder, "--input=text.txt", "--hf_out=hf/b.json", odd, status=1)
-        assert "--hf_out takes --type=bpe" in said
 
 
 @pytest.mark.parametrize(
