@@ -116,6 +116,10 @@ def placed(entry: object, name: str) -> tuple[int, int, torch.dtype, tuple[int, 
     numbers = [*shape, *place] if isinstance(shape, list) and isinstance(place, list) else [-1]
     if not all(type(n) is int and n >= 0 for n in numbers) or len(place) != 2:
         raise UserError(f"{name} has no shape or no place")
+    if (
+        max(shape, default=0) >= 2**40
+    ):  # beside a 0 it would take no bytes, and torch cannot count it
+        raise UserError(f"{name} has no shape that a tensor can have")
     if place[1] - place[0] != math.prod(shape) * DTYPES[dtype].itemsize:
         raise UserError(f"{name} has another number of bytes than its shape {tuple(shape)}")
     return (*place, DTYPES[dtype], tuple(shape))

@@ -200,7 +200,7 @@ CASES = [
     ),
     Case(
         "out of memory",
-        ["--batch_size=500", "--vocab_size=300000"],  # 7 GB of logits
+        ["--batch_size=80000", "--n_embd=1024"],  # 5 GB for each activation
         ["out of memory", "batch_size", "activation_checkpointing"],
         limits={"RLIMIT_AS": 5 * GIB},
         starts=True,
