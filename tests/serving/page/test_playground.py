@@ -640,7 +640,7 @@ def test_the_server_is_killed_in_mid_stream(folder, visit):
             if page.locator("#output .token").count() >= 6:
                 break
             own.process.send_signal(signal.SIGCONT)
-            time.sleep(0.02)
+            time.sleep(0.003)
         own.kill()
         expect(page.locator("#after .cut")).to_contain_text("The connection broke after")
         expect(page.locator("#connection")).to_have_text("Disconnected")
