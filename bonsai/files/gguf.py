@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from bonsai.files.access import opened
-from bonsai.files.torchfile import Damaged, read_bytes_of_tensor
+from bonsai.files.torchfile import Damaged, can_be_counted, read_bytes_of_tensor
 from bonsai.system.errors import UserError
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
@@ -118,6 +118,8 @@ class Head:
                     f"or of another kind: {name[:80]!r} is of type {kind}, where float32, float16, "
                     "bfloat16 and Q8_0 are read"
                 )
+            if not can_be_counted(shape):
+                raise Damaged(f"{name[:80]!r} has no place of its own in it")
             count = math.prod(shape)
             size = count // BLOCK * (BLOCK + 2) if dtype == "Q8_0" else count * dtype.itemsize
             if start + offset < end or start + offset + size > self.size:

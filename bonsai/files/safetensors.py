@@ -16,7 +16,7 @@ import torch
 from bonsai.files.access import opened
 from bonsai.files.atomic import whole_file
 from bonsai.files.jsonfile import parse_json_object
-from bonsai.files.torchfile import Damaged, read_bytes_of_tensor
+from bonsai.files.torchfile import Damaged, can_be_counted, read_bytes_of_tensor
 from bonsai.system.errors import UserError
 
 HEADER = 8 * 2**20  # the most bytes of a header; GPT-2 XL's has some 60,000
@@ -116,9 +116,7 @@ def placed(entry: object, name: str) -> tuple[int, int, torch.dtype, tuple[int, 
     numbers = [*shape, *place] if isinstance(shape, list) and isinstance(place, list) else [-1]
     if not all(type(n) is int and n >= 0 for n in numbers) or len(place) != 2:
         raise UserError(f"{name} has no shape or no place")
-    if (
-        max(shape, default=0) >= 2**40
-    ):  # beside a 0 it would take no bytes, and torch cannot count it
+    if not can_be_counted(shape):
         raise UserError(f"{name} has no shape that a tensor can have")
     if place[1] - place[0] != math.prod(shape) * DTYPES[dtype].itemsize:
         raise UserError(f"{name} has another number of bytes than its shape {tuple(shape)}")

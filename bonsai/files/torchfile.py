@@ -14,6 +14,7 @@ import sys
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -171,6 +172,12 @@ def read_bytes_of_tensor(f: BinaryIO, n: int) -> torch.Tensor:
     return data
 
 
+def can_be_counted(shape: Iterable[int]) -> bool:
+    """Whether torch can count the elements of a shape without its zeros: beside a 0 any other
+    number asks for no bytes, and what cannot be counted ends in an error of torch's own."""
+    return math.prod(max(1, n) for n in shape) < 2**62
+
+
 # ---- what a pickle may ask for ----
 
 
@@ -201,8 +208,10 @@ def rebuild_tensor(storage, offset, shape, stride, requires_grad, hooks, metadat
     sizes = (offset, *shape, *stride)
     if not isinstance(storage, StorageInFile) or not all(type(n) is int and n >= 0 for n in sizes):
         raise Refused("a tensor of it has no shape")
-    if len(shape) != len(stride) or len(shape) > DEPTH:
+    if len(shape) != len(stride) or len(shape) > DEPTH or not can_be_counted(shape):
         raise Refused("a tensor of it has no shape")
+    if max(offset, *stride, 0) >= 2**62:
+        raise Refused("a tensor of it has no place")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride))
     if math.prod(shape) > storage.numel or (math.prod(shape) and last >= storage.numel):
         raise Refused("a tensor of it is larger than its bytes")

@@ -89,6 +89,11 @@ WRONG = {
     "a row of half a block": (dict(places=[place("a", [2, 16], 8, 0)], data=DATA), "type 8"),
     "more than the file": (dict(places=[place("a", [17], 0, 0)], data=DATA), "no place of its own"),
     "a huge shape": (dict(places=[place("a", [2**40, 2**40], 0, 0)], data=DATA), "no place"),
+    "no values of a huge shape": (
+        dict(places=[place("a", [2**62, 2**62, 0], 0, 0)], data=DATA), "no place"),
+    "no values in a huge row": (dict(places=[place("a", [0, 2**63], 0, 0)], data=DATA), "no place"),
+    "no blocks of a huge shape": (
+        dict(places=[place("a", [2**40, 0, 2**40], 8, 0)], data=DATA), "no place"),
     "beyond the end": (dict(places=[place("a", [1], 0, 64)], data=DATA), "no place of its own"),
     "an overlap": (
         dict(places=[place("a", [8], 0, 0), place("b", [8], 0, 16)], data=DATA), "'b' has no pl"),

@@ -54,6 +54,8 @@ WHAT_IS_WRONG = {
     "a size below 0": ({"a": lies(0, 8, [-2])}, DATA, None, "no shape or no place"),
     "a size of True": ({"a": lies(0, 4, [True])}, DATA[:4], None, "no shape or no place"),
     "another number of bytes": ({"a": lies(0, 8, [3])}, DATA, None, "another number of bytes"),
+    "no values in a huge row": ({"a": lies(0, 0, [0, 2**70])}, b"", None, "no shape that a tensor"),
+    "no values of a huge shape": ({"a": lies(0, 0, [2**39, 0, 2**39])}, b"", None, "no shape that"),
     "a gap": ({"a": lies(4, 8, [1])}, DATA, None, "begins at 4, not at 0"),
     "an overlap": ({"a": lies(0, 8, [2]), "b": lies(4, 8, [1])}, DATA, None, "begins at 4"),
     "cut short": ({"a": lies(0, 8, [2])}, DATA[:7], None, r"it has \d+ bytes, not \d+"),

@@ -13,7 +13,7 @@ from helpers.checkpoints import needs_resource, state
 from helpers.programs import ROOT, differences, environment
 
 from bonsai.files import torchfile
-from bonsai.files.torchfile import read_torch_file
+from bonsai.files.torchfile import Refused, StorageInFile, read_torch_file, rebuild_tensor
 
 
 def rezipped(content: dict[str, bytes], path: Path, compression=zipfile.ZIP_STORED) -> None:
@@ -156,3 +156,20 @@ def test_shapes_without_the_tensors(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "empty", None)  # nothing is read into a tensor
     read = read_torch_file(tmp_path / "a.pt", values_only=True)
     assert (read["w"].shape, read["n"]) == ((3, 5), 2)
+
+
+@pytest.mark.parametrize(
+    "offset, shape, stride",
+    [
+        (0, (0, 2**70), (1, 1)),
+        (0, (2**39, 0, 2**39), (1, 1, 1)),
+        (0, (0,), (2**63,)),
+        (2**63, (0,), (1,)),
+    ],
+)
+def test_a_tensor_without_values_has_a_shape_all_the_same(offset, shape, stride):
+    """Beside a 0 other numbers ask for no bytes; torch cannot count them."""
+    storage = StorageInFile(None, "0", torch.float32, 0)
+    with pytest.raises(Refused, match=r"a tensor of it has no (shape|place)"):
+        rebuild_tensor(storage, offset, shape, stride, False, None)
+    assert rebuild_tensor(storage, 0, (0, 5), (5, 1), False, None).shape == (0, 5)
