@@ -65,6 +65,8 @@ def set_windows(model: torch.nn.Module, step: int, c) -> None:
     of the context) in the first half of window_ramp steps, half of it in the second, as in
     modded-nanogpt. From then on, and always in evaluations, it sees all.
     """
+    if not c.window_ramp:
+        return
     narrowed = 4 if 2 * step < c.window_ramp else 2 if step < c.window_ramp else 1
     for module in model.modules():
         if isinstance(module, CausalSelfAttention):
