@@ -68,9 +68,9 @@ compile = False  # torch.compile the model: worth it for long evaluations on a G
 backend = "auto"  # of torch.distributed; auto: nccl on CUDA [auto | nccl | gloo | mpi | ucc]
 # -----------------------------------------------------------------------------
 
+HEAD = (("checkpoint", "checkpoint", ""), ("step", "step", ","))
 LOSSES = (
-    ("checkpoint", "checkpoint", ""),
-    ("step", "step", ","),
+    *HEAD,
     ("params", "parameters", ","),
     ("data set", "dataset", ""),
     ("split", "split", ""),
@@ -81,8 +81,7 @@ LOSSES = (
     ("bits per byte", "bits_per_byte", ".4f"),
 )
 SCORES = (
-    ("checkpoint", "checkpoint", ""),
-    ("step", "step", ","),
+    *HEAD,
     ("questions", "questions", ","),
     ("accuracy", "accuracy", ".2%"),
     ("± error", "error", ".2%"),
@@ -91,16 +90,14 @@ SCORES = (
     ("chance", "chance", ".2%"),
 )
 CORE = (
-    ("checkpoint", "checkpoint", ""),
-    ("step", "step", ","),
+    *HEAD,
     ("task", "task", ""),
     ("questions", "questions", ","),
     ("accuracy", "accuracy", ".2%"),
     ("centered", "centered", ".4f"),
 )
 TASKS = (
-    ("checkpoint", "checkpoint", ""),
-    ("step", "step", ","),
+    *HEAD,
     ("task", "task", ""),
     ("metric", "metric", ""),
     ("value", "value", ".4f"),

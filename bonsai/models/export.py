@@ -21,12 +21,11 @@ from bonsai.models.loading import Loaded
 from bonsai.models.table import describe_model
 from bonsai.runs.names import CKPT
 from bonsai.system.errors import UserError
+from bonsai.system.runtime import DTYPES
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.tokenizer_json import tokenizer_config, tokenizer_json
 from model import CLASSIC_KEYS, GPTConfig
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def gpt_of(loaded: Loaded, tokenizer: Tokenizer, dtype: str) -> tuple[GPTConfig, Weights]:
