@@ -441,7 +441,7 @@ class GPT(nn.Module):
     def logits_and_loss(self, x: torch.Tensor, targets: torch.Tensor | None, return_logits: bool):
         """What forward returns, of the stream's last state x (B, T, C)."""
         if targets is None:
-            return self.head(x[:, [-1], :]), None
+            return self.head(x[:, -1:]), None  # a list as index is copied from the host
         if not return_logits:
             return None, self.head_loss(self, x, targets)
         logits = self.head(x)

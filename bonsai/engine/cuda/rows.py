@@ -203,7 +203,8 @@ def candidates(logits: torch.Tensor, rows: Rows, draw: Draw):
     """
     n, ids = len(logits), None
     if draw.top_k:
-        logits, ids = torch.topk(logits, draw.top_k)  # descending
+        ordered = draw.ranked or draw.top_p  # a sort takes as long as all else of it
+        logits, ids = torch.topk(logits, draw.top_k, sorted=ordered)
     elif draw.ranked or draw.top_p:
         logits, ids = logits.sort(dim=-1, descending=True, stable=True)
     if draw.ranked:
