@@ -56,6 +56,10 @@ PLACES = {
     },
 }
 KINDS = ("weight", "bias")
+# The norm of queries and keys adds torch's own 2**-23 (1.19e-7) to their mean square, NanoChat's
+# 1e-5 as everywhere: of eight times as long ones that is 1e-5 / 8**2 = 1.56e-7. Another power of
+# two is further off, and another number would round the weights.
+QK_LENGTHS = 8.0
 Weights = dict[str, torch.Tensor]
 
 
@@ -170,13 +174,13 @@ def to_rotary(weights: Weights, config: GPTConfig, llama: bool) -> Weights:
             if (w := weights.get(f"{name}.{kind}")) is not None:
                 pieces = w.split([n for _, n in parts])
                 theirs |= {f"{part}.{kind}": p for (part, _), p in zip(parts, pieces)}
-    return theirs if llama else turned(theirs, config)
+    return theirs if llama else turned(theirs, config, QK_LENGTHS)
 
 
 def from_rotary(theirs: Weights, config: GPTConfig, llama: bool) -> Weights:
     """The inverse of `to_rotary`. What is missing, or has no place, is left as it is: check_fit
     names it."""
-    weights = dict(theirs if llama else turned(theirs, config))
+    weights = dict(theirs if llama else turned(theirs, config, 1 / QK_LENGTHS))
     for name, parts in layout(config, llama):
         for kind in KINDS:
             names = [f"{part}.{kind}" for part, _ in parts]
@@ -188,13 +192,14 @@ def from_rotary(theirs: Weights, config: GPTConfig, llama: bool) -> Weights:
     return weights
 
 
-def turned(weights: Weights, config: GPTConfig) -> Weights:
-    """NanoChat rotates by -theta: with the second half of each head's queries and keys negated it
-    computes the same scores, to the last bit. Its own inverse."""
+def turned(weights: Weights, config: GPTConfig, factor: float) -> Weights:
+    """Queries and keys as NanoChat has them, `factor` times as long. It rotates by -theta: with the
+    second half of each head negated it computes the same scores, to the last bit. With 1 / factor
+    its own inverse."""
     turned = dict(weights)
     for name, w in weights.items():
         if name.endswith(("q_proj.weight", "k_proj.weight")) and len(w) % config.head_dim == 0:
-            halves = w.clone().view(-1, 2, config.head_dim // 2, *w.shape[1:])
+            halves = (w * factor).view(-1, 2, config.head_dim // 2, *w.shape[1:])
             halves[:, 1].neg_()
             turned[name] = halves.view(w.shape)
     return turned

@@ -84,10 +84,11 @@ def test_names_there_and_back_are_bit_equal(llama):
 
 def test_the_other_rotation_is_its_own_inverse():
     w = {"model.layers.0.self_attn.q_proj.weight": torch.randn(16, 16), "a": torch.randn(2)}
-    once = turned(w, ROTARY)
+    once = turned(w, ROTARY, 8.0)
     name = next(iter(w))
-    assert torch.equal(once[name][:2], w[name][:2]) and torch.equal(once[name][2:4], -w[name][2:4])
-    assert torch.equal(turned(once, ROTARY)[name], w[name]) and once["a"] is w["a"]
+    assert torch.equal(once[name][:2], 8 * w[name][:2])
+    assert torch.equal(once[name][2:4], -8 * w[name][2:4])
+    assert torch.equal(turned(once, ROTARY, 1 / 8)[name], w[name]) and once["a"] is w["a"]
 
 
 def test_channels_that_are_zero_add_nothing():

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from helpers.gpt2_folder import transformers
-from helpers.programs import load
+from helpers.programs import ROOT, load
 from helpers.tiny_model import VARIANTS, texts, tiny
 
 from bonsai.engine.text import find_tokenizer
@@ -83,6 +83,40 @@ def test_transformers_computes_the_same_and_so_do_we_of_its_folder(tmp_path, nam
             assert torch.equal(ours[key], wanted[key][: len(ours[key])]), key
     assert find_tokenizer(again)[0].to_dict() == CHARS.to_dict()
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def trained(tokenizer, text: str, steps: int) -> Loaded:
+    source = loaded(tokenizer, pad=0, block_size=32, **SHAPES["NanoChatForCausalLM"][0])
+    data, model = torch.tensor(tokenizer.encode(text)), source.model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        starts = torch.randint(len(data) - 33, (8,))
+        rows = torch.stack([data[start : start + 33] for start in starts])
+        optimizer.zero_grad()
+        model(rows[:, :-1], rows[:, 1:])[1].backward()
+        optimizer.step()
+    model.eval()
+    return source
+
+
+@pytest.mark.parametrize("steps, shorter", [(200, 1), (200, 0.3), (0, 0.1)])
+def test_short_queries_and_keys_have_the_norm_that_they_had(tmp_path, steps, shorter):
+    """Its epsilon is another there: bonsai/models/architectures.py, QK_LENGTHS."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    coder = CharTokenizer.from_text(text)
+    source = trained(coder, text, steps)
+    model = source.model
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.attn.c_attn.weight[: 2 * model.config.n_embd] *= shorter
+    export_hugging_face(source, coder, tmp_path / "hf", "float32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    ids = torch.tensor(coder.encode(text[:320])).view(10, 32)
+    with torch.no_grad():
+        given = theirs(ids).logits
+    torch.testing.assert_close(given, logits(model, ids), atol=1e-4, rtol=1e-4)
+    again = load_model(str(tmp_path / "hf")).model.state_dict()
+    assert all(torch.equal(again[key], w) for key, w in model.state_dict().items())
 
 
 @pytest.mark.parametrize("fields", [{}, LLAMA | dict(n_kv_head=2)], ids=["gpt2", "llama"])
