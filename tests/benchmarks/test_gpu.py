@@ -32,15 +32,16 @@ from bonsai import ROOT
 from bonsai.data.dataset import open_dataset
 from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.engine.cuda.int8 import CudaInt8Linear
+from bonsai.engine.cpu.weights import prepare as prepare_weights
+from bonsai.engine.cuda.block import StepBlock
 from bonsai.engine.cuda.kernels import kernels
-from bonsai.engine.cuda.linear import CudaLinear, few_rows, seconds_of
 from bonsai.evaluation.loss import split_loss
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
 from bonsai.models import head_loss
 from bonsai.models.kernels import attend, to_device
 from bonsai.models.table import build_model
+from bonsai.planning import recipe
 from bonsai.system.errors import run
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import setup
@@ -68,6 +69,9 @@ with contextlib.suppress(ImportError):  # a machine that is lent may lack it
 device = "auto"  # cpu, cuda, cuda:1; auto: the first that is there
 out = ""  # a folder for tests.json and tests.txt [path]
 # -----------------------------------------------------------------------------
+
+# fields of the recipe's model
+RECIPE = ("norm", "norm_gain", "position", "activation", "qk_norm", "value_embeddings", "zero_init")
 
 FIELDS = dict(n_layer=2, n_head=4, n_embd=128, block_size=64, vocab_size=257, bias=False)
 
@@ -358,28 +362,21 @@ def test_engine_decodes(device):
 
 
 def test_kernels_of_decoding(device):
-    """Triton's kernels compile here and compute what plain torch does, in bfloat16 too."""
+    """Triton's kernels compile here and compute what plain torch does, for blocks of all kinds."""
     if not device.startswith("cuda"):
         raise SkipTest("needs CUDA")
-    found = kernels()
-    assert found, "no Triton kernels: the line on stderr says why"
-    said, x = [], torch.randn(64, 1, 768, device=device, dtype=torch.bfloat16)
-    for rows in (1, 16, 64):
-        linear = torch.nn.Linear(768, 3072, device=device)
-        layers = CudaInt8Linear(linear, torch.bfloat16), CudaLinear(linear, torch.bfloat16)
-        layers[1].few, layers[1].product = 64, found.product
-        plain, part = linear.bfloat16(), x[:rows]
-        with torch.no_grad():
-            for layer, limit in zip(layers, (0.05, 0.02)):
-                want, got = plain(part).float(), layer(part).float()
-                error = float((got - want).std() / want.std())
-                assert error < limit, f"{type(layer).__name__}, {rows} rows: off by {error:.3f}"
-            calls = [lambda m=m, y=part: [m(y) for _ in range(100)] for m in (plain, *layers)]
-            times = [f"{1e4 * seconds_of(call):.1f}" for call in calls]  # us each
-        said.append(f"{rows} x 768 x 3072: torch {times[0]} us, int8 {times[1]}, ours {times[2]}")
-    shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
-    few = [few_rows(*shape, torch.bfloat16, True, x.device) for shape in shapes]
-    print(f"{'; '.join(said)}; ours taken up to {few} rows in its layers")
+    assert kernels(), "no Triton kernels: the line on stderr says why"
+    kinds = {
+        "classic": dict(n_layer=2),
+        "recipe": dict(n_layer=2, **{k: getattr(recipe, k) for k in RECIPE}),
+        "llama": dict(n_layer=2, n_kv_head=4, norm="rmsnorm", activation="swiglu", position="rope"),
+    }
+    for name, fields in kinds.items():
+        model = build_model("gpt", {"vocab_size": 300, "bias": name == "classic", **fields})
+        for quantize in ("", "int8"):  # each checks its kernels, or says what is wrong
+            ready = prepare_weights(model.to(device), torch.bfloat16, quantize)
+            assert all(isinstance(b, StepBlock) for b in ready.transformer.h), (name, quantize)
+    print(f"blocks of {', '.join(kinds)} in bfloat16 and int8 go through them")
 
 
 def drawn(engine: Engine, prompts: list, params: SamplingParams) -> tuple[list, list[float]]:

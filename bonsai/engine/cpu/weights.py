@@ -14,9 +14,10 @@ from bonsai.engine.cpu.block import join
 from bonsai.engine.cpu.int8 import Int8Linear
 from bonsai.engine.cpu.linear import FastLinear, call, has_tiles, products
 from bonsai.engine.cpu.pages import LargePages
-from bonsai.engine.cuda.attention import attend_one_query
+from bonsai.engine.cuda.block import join as join_on_gpu
 from bonsai.engine.cuda.int8 import CudaInt8Linear
-from bonsai.engine.cuda.linear import HALF, CudaLinear, takes
+from bonsai.engine.cuda.kernels import kernels
+from bonsai.engine.cuda.layers import HALF
 from bonsai.system.errors import UserError
 from model import CausalSelfAttention
 
@@ -56,8 +57,6 @@ def prepare(
             return CudaInt8Linear(linear, dtype)
         if quantize == "int8":
             return Int8Linear(linear, dtype, native, pages)
-        if on_gpu and takes(linear, dtype):
-            return CudaLinear(linear, dtype)
         return PackedLinear(linear, dtype, pages) if pack else None
 
     # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
@@ -70,10 +69,8 @@ def prepare(
         for module in model.modules():
             if isinstance(module, CausalSelfAttention):
                 module.attend = attend
-    if on_gpu:
-        for module in model.modules():
-            if isinstance(module, CausalSelfAttention):
-                module.attend = attend_one_query(module.attend)
+    if on_gpu and dtype in HALF and (found := kernels()):
+        join_on_gpu(model, dtype, found)
     return model
 
 

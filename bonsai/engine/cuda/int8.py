@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from bonsai.engine.cpu.int8 import to_int8
 from bonsai.engine.cpu.linear import FastLinear
 from bonsai.engine.cuda.kernels import kernels
-from bonsai.engine.cuda.linear import HALF
+from bonsai.engine.cuda.layers import HALF, Product
 
 
 class CudaInt8Linear(FastLinear):
@@ -23,12 +23,12 @@ class CudaInt8Linear(FastLinear):
         self.q, self.scale = to_int8(linear.weight)
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         found = kernels() if self.q.is_cuda and dtype in HALF else None
-        self.product, self.few = (found.product, found.FEW) if found else (None, 0)
+        self.kernels, self.few = found, found.few if found else 0
         for rows in (1, self.few) if found else ():  # compiled now, not in the first step
             self.forward(self.scale.new_zeros((rows, self.q.size(1)), dtype=dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.product and x.numel() <= self.few * x.size(-1):
-            return self.product(x, self.q, self.scale, self.bias)
+        if x.numel() <= self.few * x.size(-1):
+            return self.kernels.product(x, Product(self.q, self.scale, self.bias))
         y = F.linear(x, self.q.to(x.dtype)) * self.scale.to(x.dtype)
         return y if self.bias is None else y + self.bias

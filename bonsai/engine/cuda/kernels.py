@@ -1,65 +1,98 @@
-"""The kernels of triton_kernels.py, where they can be had and give what plain torch gives."""
+"""The kernels of a one-token step, where they can be had and give what plain torch gives."""
 
 import functools
 import sys
-from types import ModuleType
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
+from bonsai.engine.cuda import layers
+from bonsai.engine.cuda.layers import Heads, Product
 from bonsai.engine.sampling import noise
 from bonsai.system.hashing import splitmix_tensor
 
 
+class Kernels(NamedTuple):
+    """Functions of block_kernels.py and draw_kernel.py, or others that compute the same."""
+
+    product: Callable  # layers.product of up to `few` rows, with a norm up to `normed`
+    attend_step: Callable  # layers.attend_step
+    draw: Callable
+    few: int
+    normed: int
+
+
 @functools.cache
-def kernels() -> ModuleType | None:
-    """The module; None, after one line that says why, where there is no Triton, or no compiler for
-    it, or where a kernel computes something else. The first call compiles, for a second or so."""
+def kernels() -> Kernels | None:
+    """None, after one line that says why, where there is no Triton, or no compiler for it, or where
+    a draw comes out otherwise."""
     if not torch.cuda.is_available():
         return None
     try:
-        from bonsai.engine.cuda import triton_kernels
+        from bonsai.engine.cuda import block_kernels, draw_kernel
 
-        check(triton_kernels, torch.device("cuda", torch.cuda.current_device()))
-        return triton_kernels
+        check_draw(draw_kernel.draw, torch.device("cuda", torch.cuda.current_device()))
+        of_block = block_kernels.product, block_kernels.attend_step
+        return Kernels(*of_block, draw_kernel.draw, block_kernels.FEW, block_kernels.NORMED)
     except Exception as e:  # Triton has many ways to fail, and plain torch does the same
-        reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
-        print(f"no Triton kernels, torch computes instead, slower: {reason}", file=sys.stderr)
+        refuse(e)
         return None
 
 
-def check(module: ModuleType, device: torch.device) -> None:
-    """Raise RuntimeError where a kernel does not give what plain torch gives."""
+def refuse(e: Exception) -> None:
+    reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
+    print(f"no Triton kernels, torch computes instead, slower: {reason}", file=sys.stderr)
+
+
+def check_draw(draw: Callable, device: torch.device) -> None:
+    """Raise RuntimeError where tokens are drawn that sampling.py would not draw."""
     generator = torch.Generator().manual_seed(0)  # the global one is not touched
-    half = torch.float16  # which all GPUs of today have
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        half = torch.bfloat16
-    # few sizes, as each is compiled; those of attention are GPT-2's
-    weight = torch.randint(-9, 10, (40, 300), generator=generator).to(device, torch.int8)
-    scale = torch.rand(40, generator=generator).to(device)
-    for rows, given in ((3, (weight.to(half), None)), (40, (weight, scale))):
-        x = torch.randn(rows, 300, generator=generator).to(device, half)
-        bias = 99 * x[0, :40]
-        want = F.linear(x.float(), weight.float()) * (1 if given[1] is None else scale) + bias
-        error = (module.product(x, *given, bias).float() - want).abs().max()
-        if not error < 1e-2 * want.abs().max():
-            raise RuntimeError(f"a product with weights in {given[0].dtype} is off by {error}")
-    q = torch.randn(2, 4, 1, 64, generator=generator).to(device, half)
-    k, v = torch.randn(2, 2, 4, 304, 64, generator=generator).to(device, half)
-    places, ends = torch.arange(304, device=device), torch.tensor([7, 280], device=device)
-    behind = ends[:, None, None, None] - places  # (B, 1, 1, S); a window of 200 ends at each
-    seen = (behind >= 0) & (behind < 200)
-    mask = torch.zeros(seen.shape, dtype=half, device=device).masked_fill(~seen, -torch.inf)
-    exact = (x.float() for x in (q, k, v, mask))
-    want = F.scaled_dot_product_attention(*exact, scale=0.2)
-    error = (module.attend(q, k, v, mask, 0.2).float() - want).abs().max()
-    if not error < 2e-2:
-        raise RuntimeError(f"attention is off by {error:.1e}")
     numbers = torch.randint(-(2**62), 2**62, (16, 2), generator=generator).to(device)
     keys, steps = numbers.T  # (16,) each, strided
     logits = torch.randn(16, 200, generator=generator).to(device)
     ids = torch.randint(50304, logits.shape, generator=generator).to(device)
     best = logits + noise(splitmix_tensor(keys, steps)[:, None], ids)
     want = ids.gather(1, best.argmax(1, keepdim=True))[:, 0]
-    if module.draw(logits, ids, keys, steps).tolist() != want.tolist():
+    if draw(logits, ids, keys, steps).tolist() != want.tolist():
         raise RuntimeError("a draw is not what it should be")
+
+
+def check_product(found: Kernels, of: Product, dtype: torch.dtype) -> None:
+    """Raise RuntimeError where a layer gives other numbers than in plain torch: of one row, of a
+    few, of many."""
+    for rows in (1, 3, found.few):
+        part = of if rows <= found.normed else of._replace(norm=0)
+        N = of.weight.size(0) // (2 if of.activation == "swiglu" else 1)
+        x, residual = (random((rows, 1, n), of.weight, dtype) for n in (of.weight.size(1), N))
+        want = layers.product(x, part, residual)
+        compare(f"a product of {rows} rows", found.product(x, part, residual), want)
+
+
+def check_attend_step(found: Kernels, heads: Heads, like: torch.Tensor, rope: bool) -> None:
+    """Raise RuntimeError where a step of attention comes out otherwise than in plain torch, or
+    leaves something else in the cache. like: of its device and dtype."""
+    nh, nkv, hs, *_ = heads
+    places, ends = 304, (7, 280)
+    qkv = random((2, 1, (nh + 2 * nkv) * hs), like, like.dtype)
+    cache = random((2, 2, nkv, places, hs), like, like.dtype)
+    pos = torch.tensor(ends, device=like.device)
+    turns = random((2, 2, 1, 1, hs), like, torch.float32) if rope else None
+    outcomes = []
+    for attend in (found.attend_step, layers.attend_step):
+        k, v = cache.clone()
+        outcomes.append((attend(qkv, k, v, pos, heads, turns), k, v))
+    for name, got, want in zip(("attention", "a key in the cache", "a value"), *outcomes):
+        compare(name, got, want)
+
+
+def random(shape: tuple, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Noise, the same each time, from a generator of its own."""
+    generator = torch.Generator().manual_seed(len(shape))
+    return torch.randn(shape, generator=generator).to(like.device, dtype)
+
+
+def compare(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
+    error = (got.float() - want.float()).abs().max()
+    if got.shape != want.shape or not error <= 2e-2 * want.float().abs().max():
+        raise RuntimeError(f"{name} is off by {error:.1e}")

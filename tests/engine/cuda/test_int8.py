@@ -1,5 +1,7 @@
 """bonsai/engine/cuda/int8.py: weights in 8 bits give about what they give in 16."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -24,7 +26,8 @@ def test_it_computes_what_the_layer_of_the_cpu_does(dtype, bias):
 def test_few_rows_go_through_the_kernel(monkeypatch):
     layer = CudaInt8Linear(nn.Linear(64, 40), torch.bfloat16)
     seen = []
-    layer.product, layer.few = lambda x, *weights: seen.append((x.shape, weights)), 16
+    product = lambda x, of: seen.append((x.shape, of[:3]))  # noqa: E731
+    layer.kernels, layer.few = SimpleNamespace(product=product), 16
     layer(torch.zeros(16, 1, 64, dtype=torch.bfloat16))
     assert layer(torch.zeros(17, 1, 64, dtype=torch.bfloat16)).shape == (17, 1, 40)
     ((shape, (q, scale, _)),) = seen

@@ -4,15 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from bonsai.engine.cuda import kernels as module
+from bonsai.engine.cuda import layers
+from bonsai.engine.cuda.kernels import Kernels
+from bonsai.engine.cuda.layers import LAYER, Heads, Product
 from bonsai.engine.sampling import noise
 from bonsai.system.hashing import splitmix_tensor
-
-
-def product(x, weight, scale, bias):
-    return (F.linear(x.float(), weight.float()) * (1 if scale is None else scale) + bias).half()
 
 
 def draw(logits, ids, keys, steps):
@@ -20,32 +18,82 @@ def draw(logits, ids, keys, steps):
     return ids.gather(1, best.argmax(1, keepdim=True))[:, 0]
 
 
-def attend(q, k, v, mask, scale):
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+def found(product=layers.product, attend_step=layers.attend_step) -> Kernels:
+    return Kernels(product, attend_step, draw, few=20, normed=4)
 
 
-RIGHT = dict(product=product, draw=draw, attend=attend)
+OF = Product(
+    torch.randn(40, 24),
+    None,
+    torch.randn(40),
+    LAYER,
+    torch.randn(24),
+    torch.randn(24),
+    1e-5,
+    "gelu",
+)
+HEADS, LIKE = Heads(4, 2, 16, 0.3, 200, LAYER, 1e-5), torch.empty(0)
 
 
 def test_kernels_that_compute_the_same_pass():
-    module.check(SimpleNamespace(**RIGHT), torch.device("cpu"))
+    module.check_draw(draw, torch.device("cpu"))
+    for of in (OF, OF._replace(activation="swiglu"), OF._replace(scale=torch.rand(40))):
+        module.check_product(found(), of, torch.float32)
+    for rope in (True, False):
+        module.check_attend_step(found(), HEADS, LIKE, rope)
+
+
+def many(x, of, residual):  # wrong for many rows alone
+    return layers.product(x, of, residual) * (1.1 if len(x) > 4 else 1)
 
 
 @pytest.mark.parametrize(
-    "wrong, says",
+    "product, says",
     [
-        (dict(product=lambda x, w, s, b: product(x, w, s, 0 * b)), "float16 is off by"),
-        (dict(product=lambda *all: product(*all) * torch.nan), "float16 is off by nan"),
-        (dict(product=lambda x, w, s, b: product(x, w, None, b)), "int8 is off by"),
-        (dict(attend=lambda q, k, v, m, scale: attend(q, k, v, m, 0.3)), "attention is off by"),
-        (dict(attend=lambda q, k, v, m, scale: attend(q, k, v, 0 * m, scale)), "attention is off"),
-        (dict(draw=lambda x, ids, k, s: draw(x, ids, k, s + 1)), "a draw is not"),
-        (dict(draw=lambda x, ids, k, s: draw(x[:, :99], ids[:, :99], k, s)), "a draw is not"),
+        (lambda x, of, residual: layers.product(x, of), "of 1 rows is off by"),
+        (lambda x, of, residual: torch.nan * layers.product(x, of, residual), "off by nan"),
+        (lambda x, of, r: layers.product(x, of._replace(bias=None), r), "of 1 rows is off by"),
+        (lambda x, of, r: layers.product(x, of._replace(activation=""), r), "is off by"),
+        (many, "of 20 rows is off by"),
     ],
 )
-def test_kernels_that_compute_something_else_are_refused(wrong, says):
+def test_wrong_products_are_refused(product, says):
     with pytest.raises(RuntimeError, match=says):
-        module.check(SimpleNamespace(**{**RIGHT, **wrong}), torch.device("cpu"))
+        module.check_product(found(product), OF, torch.float32)
+
+
+def forgets(qkv, k, v, *given):  # the new key does not go into the cache
+    return layers.attend_step(qkv, k.clone(), v, *given)
+
+
+@pytest.mark.parametrize(
+    "attend, says",
+    [
+        (
+            lambda a, k, v, p, h, t: layers.attend_step(a, k, v, p, h._replace(scale=1.0), t),
+            "atten",
+        ),
+        (lambda a, k, v, p, h, t: layers.attend_step(a, k, v, p, h._replace(window=0), t), "atten"),
+        (lambda a, k, v, p, h, t: layers.attend_step(a, k, v, p - 1, h, t), "off by"),
+        (lambda a, k, v, p, h, t: layers.attend_step(a, k, v, p, h, None), "off by"),
+        (forgets, "a key in the cache is off by"),
+    ],
+)
+def test_wrong_attention_is_refused(attend, says):
+    with pytest.raises(RuntimeError, match=says):
+        module.check_attend_step(found(attend_step=attend), HEADS, LIKE, True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x, ids, keys, steps: draw(x, ids, keys, steps + 1),
+        lambda x, ids, keys, steps: draw(x[:, :99], ids[:, :99], keys, steps),
+    ],
+)
+def test_wrong_draws_are_refused(wrong):
+    with pytest.raises(RuntimeError, match="a draw is not"):
+        module.check_draw(wrong, torch.device("cpu"))
 
 
 def test_where_there_are_none_it_is_said_once(monkeypatch, capsys):
@@ -58,9 +106,11 @@ def test_where_there_are_none_it_is_said_once(monkeypatch, capsys):
     def fail(*args):
         raise RuntimeError("failed to find a C compiler\nand more")
 
-    monkeypatch.setattr(module, "check", fail)
-    monkeypatch.setitem(module.sys.modules, "bonsai.engine.cuda.triton_kernels", SimpleNamespace())
-    monkeypatch.setattr("bonsai.engine.cuda.triton_kernels", SimpleNamespace(), raising=False)
+    monkeypatch.setattr(module, "check_draw", fail)
+    for name in ("bonsai.engine.cuda.block_kernels", "bonsai.engine.cuda.draw_kernel"):
+        fake = SimpleNamespace(draw=None)
+        monkeypatch.setitem(module.sys.modules, name, fake)
+        monkeypatch.setattr(name, fake, raising=False)
     assert module.kernels() is None and module.kernels() is None
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "slower: failed to find a C compiler" in said
