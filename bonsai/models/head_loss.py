@@ -1,19 +1,24 @@
-"""The loss of a head without its logits in memory: some rows at a time.
+"""The loss of a head without its logits in fp32 in memory.
 
 The logits of B x T tokens over a vocabulary of V are the largest tensor of a training step: 6.1 GiB
-in fp32 at 32 x 1,024 x 50,304, and their softmax and gradient as much each. Here a chunk of rows
-goes through head, softcap and cross-entropy, and its gradients are made at once: nothing of it is
-kept for the backward pass, and nothing is computed twice (Liger Kernel, Hsu et al. 2024).
+in fp32 at 32 x 1,024 x 50,304, and their softmax and gradient as much each. Two ways need less, and
+make the gradient together with the loss, so that nothing is computed twice:
+
+    kernel_head_loss    on CUDA: the logits in 16 bits, and one kernel, which puts their gradient in
+                        their place (loss_kernel.py)
+    chunked_head_loss   everywhere: a chunk of rows goes through head, softcap and cross-entropy,
+                        and nothing of it is kept (Liger Kernel, Hsu et al. 2024)
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bonsai.models.loss_kernel import HALF, summed_loss
 from model import head_loss
 
-# How many logits are there at once. On a GPU a compiler fuses all but the products into one kernel
-# and keeps them in 16 bits: whole is fastest there as long as an index of 32 bits reaches them all.
+# How many logits are there at once. On a GPU they are in 16 bits, for our kernel and for what a
+# compiler fuses: whole is fastest there as long as an index of 32 bits reaches them all.
 MOST = {"cpu": 2**25, "cuda": 2**28}
 MOST_COMPILED = 2**31 - 1
 
@@ -21,6 +26,36 @@ MOST_COMPILED = 2**31 - 1
 def most_logits(device_type: str, compiled: bool = False) -> int:
     """Logits (elements, not bytes) that a training step has in memory at most."""
     return MOST_COMPILED if compiled else MOST.get(device_type, 2**26)
+
+
+def kernel_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """model.head_loss by a kernel where the products are in 16 bits, else in chunks.
+
+    x (B, T, C), targets (B, T).
+    """
+    head, dtype = model.lm_head, dtype_of_products(x)
+    if type(head) is not nn.Linear or head.bias is not None or dtype not in HALF:
+        return chunked_head_loss(model, x, targets)
+    if targets.numel() * head.weight.size(0) > MOST_COMPILED:
+        return chunked_head_loss(model, x, targets)
+    further = model.further if torch.is_grad_enabled() else None
+    after = None if further is None else after_next(targets)
+    x, weight, targets = x.flatten(0, 1), head.weight, targets.clone().flatten()  # as in model.py
+    if dtype == torch.bfloat16:  # reaches as far as float32: cast where a compiler can fuse it
+        x, weight = x.to(dtype), weight.to(dtype)
+    cap = model.config.logit_softcap
+    total, _ = summed_loss(x, weight, targets, after, further, cap, dtype, torch.is_grad_enabled())
+    return total / (targets >= 0).sum()
+
+
+def dtype_of_products(x: torch.Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def after_next(targets: torch.Tensor) -> torch.Tensor:
+    """Targets (B T,) of model.cross_entropy's second loss, of those (B, T) of its first."""
+    return F.pad(targets[:, 1:], (0, 1), value=-1).flatten()
 
 
 def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -32,8 +67,8 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
     if few or head.bias is not None:
         return head_loss(model, x, targets)
     rows, after = max(1, (MOST["cuda"] if compiled else most) // head.weight.size(0)), None
-    if model.further is not None:  # the token after next, see model.cross_entropy
-        after = F.pad(targets[:, 1:], (0, 1), value=-1).flatten()
+    if model.further is not None:
+        after = after_next(targets)
     x, targets = x.flatten(0, 1), targets.clone().flatten()  # as in model.py
     if not torch.is_grad_enabled():
         total = torch.zeros((), device=x.device)
@@ -41,8 +76,7 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
             logits = model.head(part)
             total += F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
         return total / (targets >= 0).sum()
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    cap = model.config.logit_softcap
+    cap, dtype = model.config.logit_softcap, dtype_of_products(x)
     return ChunkedHeadLoss.apply(x, head.weight, targets, after, model.further, cap, rows, dtype)
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from bonsai.models.head_loss import chunked_head_loss
+from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
+from bonsai.models.loss_kernel import has_kernel
 from model import MLP, CausalSelfAttention, attention, causal_mask
 
 SHORT = 256  # keys up to which plain products measured faster
@@ -26,7 +27,7 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """
     model, on_cpu = model.to(device), device.type == "cpu"
     if hasattr(model, "head_loss"):
-        model.head_loss = chunked_head_loss
+        model.head_loss = kernel_head_loss if has_kernel(device) else chunked_head_loss
     for module in list(model.modules()):
         if isinstance(module, CausalSelfAttention):
             module.attend = cpu_attend if on_cpu else attend

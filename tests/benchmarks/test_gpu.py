@@ -38,7 +38,7 @@ from bonsai.engine.cuda.kernels import kernels
 from bonsai.evaluation.loss import split_loss
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
-from bonsai.models import head_loss
+from bonsai.models import head_loss, loss_kernel
 from bonsai.models.kernels import attend, to_device
 from bonsai.models.table import build_model
 from bonsai.planning import recipe
@@ -150,36 +150,71 @@ def test_attention_to_a_window(device):
 
 
 def test_no_logits_in_memory(device):
-    """A compiled step writes none in fp32; in chunks it needs less still; the loss is the same."""
+    """A compiled step has them once, in 16 bits, by a kernel; in chunks it needs less still, and an
+    eager step no more; the loss is the same."""
     if not device.startswith("cuda"):
         raise SkipTest("needs CUDA")
     runtime, V, B, T = setup(device, "bfloat16", True), 50304, 16, 1024
     torch.manual_seed(0)
     fields = dict(n_layer=1, n_head=2, n_embd=256, block_size=T, vocab_size=V, logit_softcap=15.0)
     model = to_device(build_model("gpt", fields), runtime.device)
+    if model.head_loss is not head_loss.kernel_head_loss:
+        raise SkipTest("triton is not installed")
+    model.further = torch.tensor(0.5, device=device)
     idx = torch.randint(V, (B, T), device=device)
     whole = head_loss.MOST_COMPILED
     losses_of, peaks = {}, {}
     try:
-        for name, most in (("whole", whole), ("chunks", 2**27)):
+        for name, most in (("compiled", whole), ("eager", whole), ("chunks", 2**27)):
             head_loss.MOST_COMPILED = most
             torch._dynamo.reset()
-            compiled = torch.compile(model)
+            network = model if name == "eager" else torch.compile(model)
             for _ in range(2):
                 model.zero_grad()
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
                 with runtime.autocast():
-                    loss = compiled(idx, idx, return_logits=False)[1]
+                    loss = network(idx, idx, return_logits=False)[1]
                 loss.backward()
             peaks[name] = (torch.cuda.max_memory_allocated() - before) / (B * T * V)
             losses_of[name] = loss.item(), model.lm_head.weight.grad.clone()
     finally:
         head_loss.MOST_COMPILED = whole
-    (a, da), (b, db) = losses_of["whole"], losses_of["chunks"]
-    assert abs(a - b) < 1e-3 and (da - db).norm() < 0.02 * da.norm(), (a, b)
-    assert peaks["whole"] < 6, f"{peaks} bytes per logit: some are in fp32"
+    b, db = losses_of["chunks"]
+    for name in ("compiled", "eager"):
+        a, da = losses_of[name]
+        assert abs(a - b) < 1e-3 and (da - db).norm() < 0.02 * db.norm(), (name, a, b)
+        assert peaks[name] < 3, f"{peaks} bytes per logit: they are there twice"
+    assert loss_kernel.checked and not loss_kernel.refused, "the kernel was not taken"
     print(", ".join(f"{name}: {peak:.1f} bytes per logit" for name, peak in peaks.items()))
+
+
+def test_losses_by_a_kernel(device):
+    """Losses and gradient of logits in 16 bits are torch's, for GPT-2's vocabulary and a byte's, in
+    all the kernel's kinds; milliseconds for 8 x 1,024 tokens."""
+    if not device.startswith("cuda"):
+        raise SkipTest("needs CUDA")
+    if not loss_kernel.has_kernel(torch.device(device)):
+        raise SkipTest("triton is not installed")
+    said, apart = [], 0.0
+    for V, rows in ((50304, 8192), (50257, 512), (257, 8192)):
+        for cap, second in ((0.0, False), (15.0, True)):
+            logits = (3 * torch.randn(rows, V, device=device)).bfloat16()
+            targets, after = torch.randint(-1, V, (2, rows), device=device)
+            rest = (targets, after, torch.tensor(0.5, device=device)) if second else (targets,)
+            rest = (*rest, *[None] * (3 - len(rest)), cap)
+            ours, plain = logits.clone(), logits.float()
+            found = loss_kernel.losses(ours, *rest, True)
+            want = loss_kernel.plain_losses(plain, *rest, True)
+            alone = loss_kernel.losses(logits, *rest, False)
+            assert (found - want).abs().max() < 5e-3 and (alone - want).abs().max() < 5e-3
+            apart = max(apart, float((ours - plain).norm() / plain.norm()))
+            assert apart < 0.01, f"gradients are {apart} apart: V={V}, cap={cap}"
+            if rows > 512:
+                took = milliseconds(lambda given=(ours, *rest): loss_kernel.losses(*given, True))
+                said.append(f"V={V}, cap {cap:.0f}: {took:.3f} ms")
+    assert not loss_kernel.refused, "the kernel was refused"
+    print(f"gradients at most {apart:.1e} apart; {'; '.join(said)}")
 
 
 def test_steps_that_are_not_finite_are_left_out(device):

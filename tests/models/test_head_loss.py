@@ -1,4 +1,7 @@
-"""The loss in chunks: that of the whole logits, its gradients too, and none of them in memory."""
+"""The loss in chunks, and by a kernel's operator: that of the whole logits, its gradients too.
+
+On a CPU the operator is plain torch; here it takes float32, too, to be compared to the last digits.
+"""
 
 import copy
 
@@ -8,19 +11,23 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bonsai.models import head_loss as module
-from bonsai.models.head_loss import chunked_head_loss
+from bonsai.models import loss_kernel
+from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
 from bonsai.models.kernels import to_device
 from bonsai.models.table import build_model
 from model import GPT, GPTConfig, head_loss
 
 V, C, N = 101, 24, 37
 CPU = torch.device("cpu")
+BOTH = pytest.mark.parametrize("ours", [chunked_head_loss, kernel_head_loss])
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Five rows at a time, from the first logit on."""
     monkeypatch.setattr(module, "MOST", {"cpu": 5 * V})
+    monkeypatch.setattr(module, "HALF", (*module.HALF, torch.float32))
+    monkeypatch.setattr(loss_kernel, "PART", 7 * V)
 
 
 def model_of(cap: float = 0.0, tie: bool = False) -> GPT:
@@ -52,48 +59,51 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+@BOTH
 @pytest.mark.parametrize("cap", [0.0, 2.0, 15.0])
 @pytest.mark.parametrize("ignored", [(), (0, 7, 36), range(5, 10), range(1, N)])
-def test_it_is_the_loss_of_the_whole_and_so_are_its_gradients(cap, ignored):
+def test_it_is_the_loss_of_the_whole_and_so_are_its_gradients(ours, cap, ignored):
     model, (x, targets) = model_of(cap), rows(ignored)
     want = results(head_loss, model, x, targets, scale=3.0)
-    loss, dx, dw = results(chunked_head_loss, model, x, targets, scale=3.0)
+    loss, dx, dw = results(ours, model, x, targets, scale=3.0)
     assert loss.item() == pytest.approx(want[0].item(), rel=1e-6)
     assert distance(dx, want[1]) < 1e-5 and distance(dw, want[2]) < 1e-5
     assert not dx[0, list(ignored)].any()  # what is ignored moves nothing
     with torch.no_grad():
-        assert chunked_head_loss(model, x, targets).item() == pytest.approx(loss.item(), rel=1e-6)
+        assert ours(model, x, targets).item() == pytest.approx(loss.item(), rel=1e-6)
 
 
+@BOTH
 @pytest.mark.parametrize("ignored", [(), (1, 7, 36), range(5, 30)])
 @pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_a_second_loss_adds_to_the_gradients_alone(ignored, dtype, error):
+def test_a_second_loss_adds_to_the_gradients_alone(ours, ignored, dtype, error):
     """Of the token after next, in rows of their own: not across their ends."""
     model, (x, targets) = model_of(15.0), rows(ignored)
     x = x.detach()[:, 1:].reshape(3, 12, C).requires_grad_()
     targets = targets[:, 1:].reshape(3, 12)
-    alone = results(chunked_head_loss, model, x, targets, dtype)
+    alone = results(ours, model, x, targets, dtype)
     model.further = torch.tensor(0.4)
     want = results(head_loss, model, x, targets, dtype)
-    loss, dx, dw = results(chunked_head_loss, model, x, targets, dtype)
+    loss, dx, dw = results(ours, model, x, targets, dtype)
     assert loss.item() == pytest.approx(want[0].item(), rel=1e-6 if error < 1e-3 else 1e-3)
     assert loss.item() == alone[0].item()
     assert distance(dx, want[1]) < error and distance(dw, want[2]) < error
     if not ignored:
         assert distance(dx, alone[1]) > 0.05
     with torch.no_grad():
-        value = chunked_head_loss(model, x, targets).item()
+        value = ours(model, x, targets).item()
     assert value == pytest.approx(loss.item(), rel=1e-6 if error < 1e-3 else 0.01)
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cap", [0.0, 15.0])
-def test_in_half_precision_it_is_as_near_to_the_truth(dtype, cap):
+def test_in_half_precision_it_is_as_near_to_the_truth(ours, dtype, cap):
     model, (x, targets) = model_of(cap), rows()
     truth = results(head_loss, copy.deepcopy(model).double(), *rows_in_double(x, targets))
     whole = results(head_loss, model, x, targets, dtype)
-    ours = results(chunked_head_loss, model, x, targets, dtype)
-    for a, b, c in zip(ours, whole, truth):
+    found = results(ours, model, x, targets, dtype)
+    for a, b, c in zip(found, whole, truth):
         assert a.dtype == b.dtype
         assert distance(a.double(), c) < 1.5 * distance(b.double(), c) + 1e-3
 
@@ -102,49 +112,53 @@ def rows_in_double(x, targets):
     return x.detach().double().requires_grad_(), targets
 
 
-def test_small_gradients_do_not_vanish_in_float16():
+@BOTH
+def test_small_gradients_do_not_vanish_in_float16(ours):
     """Of a mean over many targets the unscaled ones are below what float16 can say."""
     model = model_of()
     x = torch.randn(1, 40_000, C, requires_grad=True)
     targets = torch.randint(V, (1, 40_000))
     want = results(head_loss, model, x, targets)
-    ours = results(chunked_head_loss, model, x, targets, torch.float16)
-    assert distance(ours[1], want[1]) < 0.01
+    found = results(ours, model, x, targets, torch.float16)
+    assert distance(found[1], want[1]) < 0.01 and distance(found[2], want[2]) < 0.01
 
 
-def test_a_shared_head_gets_both_gradients():
+@BOTH
+def test_a_shared_head_gets_both_gradients(ours):
     tied = model_of(tie=True)
     idx, targets = torch.randint(V, (2, 3, 16), generator=torch.Generator().manual_seed(2))
     tied(idx, targets)[1].backward()
     want = tied.transformer.wte.weight.grad.clone()
     tied.zero_grad()
-    tied.head_loss = chunked_head_loss
+    tied.head_loss = ours
     logits, loss = tied(idx, targets, return_logits=False)
     loss.backward()
     assert logits is None and distance(tied.transformer.wte.weight.grad, want) < 1e-5
 
 
-def test_a_loss_that_is_not_finite_is_seen():
+@BOTH
+def test_a_loss_that_is_not_finite_is_seen(ours):
     model, (x, targets) = model_of(), rows((3,))
     with torch.no_grad():
         x[0, 3] = torch.nan  # of an ignored target: as if it were not there
-    loss, dx, _ = results(chunked_head_loss, model, x, targets)
+    loss, dx, _ = results(ours, model, x, targets)
     want = results(head_loss, model, x, targets)[0].item()
     assert loss.item() == pytest.approx(want, rel=1e-6)
     with torch.no_grad():
         x[0, 4] = torch.nan
-    loss, dx, dw = results(chunked_head_loss, model, x, targets)
+    loss, dx, dw = results(ours, model, x, targets)
     assert loss.isnan() and dx.isnan().any() and dw.isnan().any()
-    nothing = results(chunked_head_loss, model, *rows(range(N)))[0]
+    nothing = results(ours, model, *rows(range(N)))[0]
     assert nothing.isnan()  # as that of torch
 
 
-def test_a_compiler_takes_it_in_one_graph():
+@BOTH
+def test_a_compiler_takes_it_in_one_graph(ours):
     torch._dynamo.reset()
     model, (x, targets) = model_of(15.0), rows((3,))
     model.further = torch.tensor(0.4)
-    want = results(chunked_head_loss, model, x, targets)
-    compiled = torch.compile(chunked_head_loss, fullgraph=True, backend="aot_eager")
+    want = results(ours, model, x, targets)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     for a, b in zip(results(compiled, model, x, targets), want):
         torch.testing.assert_close(a, b)
     with torch.no_grad():
@@ -192,9 +206,10 @@ def test_few_logits_are_computed_as_they_were(monkeypatch):
     assert all(torch.equal(i, j) for i, j in zip(a, b))
 
 
-def test_a_head_that_is_no_plain_layer_is_taken_as_it_is():
+@BOTH
+def test_a_head_that_is_no_plain_layer_is_taken_as_it_is(ours):
     """Say one with an adapter: its own product counts."""
     model, (x, targets) = model_of(), rows()
     model.lm_head = nn.Sequential(nn.Linear(C, 4, bias=False), nn.Linear(4, V))
-    a, b = (f(model, x, targets).item() for f in (chunked_head_loss, head_loss))
+    a, b = (f(model, x, targets).item() for f in (ours, head_loss))
     assert a == b

@@ -9,6 +9,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
 from bonsai.models.contract import loss_alone
+from bonsai.models.head_loss import kernel_head_loss
 from bonsai.models.kernels import to_device
 from bonsai.models.table import build_model
 
@@ -24,11 +25,14 @@ class Counter:
     def __init__(self):
         self.forward = self.backward = 0
         self.kept = []  # (elements, dtype) of what the forward graph writes
+        self.calls = {}  # forward, backward -> names of bonsai's own operators in the graph
 
     def __call__(self, module, inputs):
         def count(kind):
             def compile(graph, inputs):
                 setattr(self, kind, getattr(self, kind) + 1)
+                targets = [str(node.target) for node in graph.graph.nodes]
+                self.calls[kind] = [name for name in targets if name.startswith("bonsai.")]
                 if kind == "forward":
                     outputs = [
                         n.meta["val"] for n in graph.graph.find_nodes(op="output")[0].args[0]
@@ -55,7 +59,7 @@ def settings_of(file: str) -> dict:
     return {k: v for k, v in values.items() if not k.startswith("__")}
 
 
-@pytest.mark.parametrize("kernels", ["model.py's", "a CPU's"])
+@pytest.mark.parametrize("kernels", ["model.py's", "a CPU's", "a GPU's loss"])
 @pytest.mark.parametrize("file", CONFIG_FILES)
 def test_a_step_is_one_graph_forward_and_one_backward(file, kernels):
     torch._dynamo.reset()
@@ -66,6 +70,8 @@ def test_a_step_is_one_graph_forward_and_one_backward(file, kernels):
     model = build_model(settings["model"], settings | tiny)
     if kernels == "a CPU's":
         model = to_device(model, torch.device("cpu"))
+    if kernels == "a GPU's loss":
+        model.head_loss = kernel_head_loss
     counter = Counter()
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for seed in range(3):  # the same shapes again: nothing is compiled again
@@ -76,6 +82,10 @@ def test_a_step_is_one_graph_forward_and_one_backward(file, kernels):
     assert (counter.forward, counter.backward) == (1, 1)
     logits = [dtype for n, dtype in counter.kept if n == idx.numel() * 97]
     assert torch.float32 not in logits, counter.kept
+    if kernels == "a GPU's loss":  # an evaluation, which goes forward alone, makes no gradient of W
+        assert counter.calls["forward"] == ["bonsai.summed_loss.default"]
+        assert counter.calls["backward"] == 2 * ["bonsai.product_later.default"]
+        assert logits == [torch.bfloat16]  # of which there is one tensor
     if not model.config.dropout:
         with torch.autocast("cpu", torch.bfloat16):
             want = model(idx, idx, **loss_alone(model))[1].item()
