@@ -6,8 +6,6 @@ finds the row in the cache (L2) and memory is read once and written once. This m
 package triton, which torch's CUDA builds bring: loss_kernel.py imports it.
 """
 
-import os
-
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +15,6 @@ BLOCK = 4096  # logits that a program reads at a time
 WARPS = 8
 STAGES = 1  # blocks that are read ahead of what is computed; 1: none
 HINTS = True  # tell the cache that a row is read again, and when it is not
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # on a CPU: without the GPU's instructions
 LOWEST = tl.constexpr(-3e38)  # unlike -inf it can be subtracted from itself
 
 
@@ -149,7 +146,7 @@ def launch(
         CAP=cap > 0,
         AFTER=after is not None,
         GRADIENT=gradient,
-        FAST=torch.version.cuda is not None and not INTERPRETED,
+        FAST=logits.is_cuda and torch.version.cuda is not None,  # neither interpreted nor on AMD
         BLOCK=block,
         STAGES=STAGES,
         HINTS=HINTS,

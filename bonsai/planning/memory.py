@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from bonsai.models.head_loss import most_logits
+from bonsai.models.loss_kernel import HALF, has_kernel
 from bonsai.system.errors import UserError, short_of_memory
 from bonsai.system.runtime import DTYPES, Runtime
 
@@ -25,8 +26,9 @@ def training_bytes(
 
     Activations by what autograd keeps: per token and layer some 10 residual-wide tensors of the
     block, 2 hidden-wide ones of the MLP, and of the logits those that are there at once, with their
-    softmax in fp32; compiled, they and their gradient in dtype. Attention keeps no T x T matrix. A
-    model says how wide its layers are together: channels_per_token().
+    softmax in fp32; compiled, they and their gradient in dtype; by a kernel the gradient is in
+    their place. Attention keeps no T x T matrix. A model says how wide its layers are together:
+    channels_per_token().
     """
     c = model.config
     state = 16 * sum(p.numel() for p in model.parameters())
@@ -36,8 +38,12 @@ def training_bytes(
     layers = channels * per_channel
     if getattr(c, "activation_checkpointing", False):
         layers = channels * (4 + 2 * per_channel / c.n_layer)
-    logits = min(batch_size * T * c.vocab_size, most_logits(device_type, compiled))
-    logits *= 2 * width if compiled and device_type == "cuda" else width + 3 * 4
+    kernel = has_kernel(torch.device(device_type)) and DTYPES[dtype] in HALF
+    logits = min(batch_size * T * c.vocab_size, most_logits(device_type, compiled or kernel))
+    if kernel:
+        logits *= width
+    else:
+        logits *= 2 * width if compiled and device_type == "cuda" else width + 3 * 4
     return state, int(batch_size * T * layers + logits)
 
 
