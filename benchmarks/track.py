@@ -8,7 +8,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -68,16 +71,34 @@ class Track:
     def add_peer(self, checkout: Path) -> None:
         Peer(checkout).copy(self.place["peer"])
 
+    def key(self, arm: Arm, seed: int) -> dict:
+        return {"name": arm.name, "seed": seed, "steps": arm.steps, "options": arm.options}
+
     def run(self, arm: Arm, seed: int) -> dict:
         """One run and the evaluation of its last weights, or what is known of it already.
 
         Raises UserError where the limit of minutes is over before a run that is still to be made.
         """
-        key = {"name": arm.name, "seed": seed, "steps": arm.steps, "options": arm.options}
-        over = self.minutes and time.monotonic() - self.begin > 60 * self.minutes
-        if over and not self.results.find(key):
-            raise UserError(f"{self.minutes:g} minutes are over: the same command goes on")
+        key = self.key(arm, seed)
+        if not self.results.find(key):
+            self.check_clock()
         return self.results.measure(key, lambda: self.train(arm, seed))
+
+    def check_clock(self) -> None:
+        if self.minutes and time.monotonic() - self.begin > 60 * self.minutes:
+            raise UserError(f"{self.minutes:g} minutes are over: the same command goes on")
+
+    def run_together(self, arms: Sequence[Arm], seed: int, at_once: int) -> list[dict]:
+        """As run, several at a time: of runs whose losses count, not their seconds."""
+        keys = [self.key(arm, seed) for arm in arms]
+        new = [arm for arm, key in zip(arms, keys) if not self.results.find(key)]
+        if new:
+            self.check_clock()
+        with ThreadPoolExecutor(at_once) as pool:
+            trained = dict(zip((arm.name for arm in new), pool.map(self.train, new, repeat(seed))))
+        return [
+            self.results.measure(k, lambda a=arm: trained[a.name]) for arm, k in zip(arms, keys)
+        ]
 
     def train(self, arm: Arm, seed: int) -> dict:
         folder, count = self.place[arm.project], arm.steps

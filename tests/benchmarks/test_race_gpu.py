@@ -1,6 +1,7 @@
 """benchmarks/race_gpu.py at toy size beside a stand-in for the peer."""
 
 import json
+import threading
 
 import pytest
 from helpers.peer import make_peer
@@ -12,7 +13,7 @@ from configurator import configure
 OURS = "--block_size=16 --n_layer=1 --n_embd=16 --n_head=1 --batch_size=2 --dtype=float32"
 OURS += " --device=cpu --gradient_accumulation_steps=2 --compile=False"
 TOY = dict(dataset="shakespeare_char", tokens=384, block_size=16, shipped="2x4", ours=OURS)
-TOY |= dict(batches="2x2,2x1", rates="0.1,0.2")
+TOY |= dict(batches="2x2,2x1", rates="0.1,0.2", at_once=1)  # in one process here
 
 
 def settings(**changes):
@@ -47,6 +48,8 @@ def test_the_race_at_toy_size(place, monkeypatch, capsys):
     rows = json.loads((place / "out-race-gpu" / "race.json").read_text())["rows"]
     tuning = [r for r in rows if r["name"].startswith("tuning: ")]
     assert len(tuning) == 4 and all("kept" not in r for r in tuning)  # no evaluation
+    compiled = [(r["name"], r["steps"]) for r in rows[4:6]]  # before what is timed
+    assert compiled == [("compiling: as shipped", 2), ("compiling: ours", 2)]
     best = min(tuning, key=lambda r: r["loss"])["name"].removeprefix("tuning: ")
     text = (place / "out-race-gpu" / "race.txt").read_text()
     head = [line.split("|")[1].strip() for line in text.splitlines()[2:7]]
@@ -62,6 +65,23 @@ def test_the_race_at_toy_size(place, monkeypatch, capsys):
     monkeypatch.setattr(track, "launch", forbidden)
     race_gpu.main(**TOY, peer=peer)
     assert (place / "out-race-gpu" / "race.txt").read_text() == text
+
+
+def test_runs_to_tune_go_at_once(place, monkeypatch):
+    """As many as are asked for, each once, and their rows in order."""
+    runs, together = track.Track("race", "out", "shakespeare_char", 16), threading.Barrier(3)
+    trained = []
+
+    def train(arm, seed):
+        trained.append(arm.name)
+        together.wait(60)  # for the other two
+        return {"loss": float(arm.name)}
+
+    monkeypatch.setattr(runs, "train", train)
+    arms = [track.Arm(str(i), "peer", 1, "", probe=True) for i in range(3)]
+    for _ in range(2):
+        assert [row["loss"] for row in runs.run_together(arms, 1, 3)] == [0, 1, 2]
+    assert sorted(trained) == ["0", "1", "2"]
 
 
 def test_what_the_clock_cuts_short_has_a_table(place):
