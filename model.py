@@ -173,8 +173,8 @@ def rope_angles(pos: torch.Tensor, head_dim: int, base: float):
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotary positions (RoPE, Su et al. 2021): turn each pair of channels by its angle.
 
-    x (B, nh, T, hs), rotation = cos, sin (T, hs) or (B, 1, T, hs), see rope_angles. Pairs are
-    (i, i + hs/2).
+    x (..., hs), rotation = cos, sin of rope_angles in a shape that goes with x: (T, hs) for
+    (B, nh, T, hs). Pairs are (i, i + hs/2).
     """
     cos, sin = (r.to(x.dtype) for r in rotation)
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
@@ -231,17 +231,19 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, rotation=None, cache=None, values=None):
         B, T, _ = x.shape
-        qkv = self.c_attn(x).view(B, T, -1, self.hs).transpose(1, 2)
-        # (B, nh + nkv, T, hs) and (B, nkv, T, hs)
-        qk, v = qkv.split_with_sizes((self.nh + self.nkv, self.nkv), dim=1)
+        qkv = self.c_attn(x).view(B, T, -1, self.hs)
+        # (B, T, nh + nkv, hs) and (B, T, nkv, hs): heads move to the front after all that is done
+        # to a channel alone, so that a compiler makes one pass of it, gradients included
+        qk, v = qkv.split_with_sizes((self.nh + self.nkv, self.nkv), dim=2)
         if values is not None:  # (B, T, nkv hs), value embeddings
             gate = 3 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, nkv)
-            v = v + (gate[..., None] * values.view(B, T, self.nkv, -1)).transpose(1, 2)
+            v = v + gate[..., None] * values.view(B, T, self.nkv, -1)
         if self.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023; without gain
             qk = (F.rms_norm if self.rms else F.layer_norm)(qk, (self.hs,))
-        if rotation is not None:
-            qk = rotate(qk, rotation)
-        q, k = qk.split_with_sizes((self.nh, self.nkv), dim=1)
+        if rotation is not None:  # cos, sin, each (T, hs) or (B, 1, T, hs)
+            qk = rotate(qk, [r.view(-1, T, 1, self.hs) for r in rotation])
+        qkv = *qk.split_with_sizes((self.nh, self.nkv), dim=2), v
+        q, k, v = (part.transpose(1, 2) for part in qkv)  # (B, nh or nkv, T, hs)
         mask = None
         if cache is not None:  # keys and values of all tokens so far, and which of them are seen
             k, v, mask = cache.update(self.layer, k, v, self.window)
@@ -360,6 +362,9 @@ class GPT(nn.Module):
         if config.residual_lambdas:  # modded-nanogpt, 2024
             self.residual_lambdas = nn.Parameter(torch.empty(config.n_layer))
             self.x0_lambdas = nn.Parameter(torch.empty(config.n_layer))
+        # rope_angles of all positions, (2, block_size, hs), where a compiler would compute them
+        # anew for every element of every layer: bonsai/models/kernels.py
+        self.register_buffer("rotation", None, persistent=False)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -419,7 +424,10 @@ class GPT(nn.Module):
         x = self.transformer.drop(x)
         rotation = None
         if self.config.position == "rope":
-            rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
+            if cache is None and self.rotation is not None and self.rotation.size(1) >= T:
+                rotation = self.rotation[:, :T]
+            else:
+                rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
         x0, values = x, None
         for i, block in enumerate(self.transformer.h):
             if self.config.residual_lambdas:

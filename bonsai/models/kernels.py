@@ -2,7 +2,8 @@
 
 model.py is plain torch on any device. `to_device` puts in their place what is here: attention to a
 window in blocks, and on a CPU attention to few keys by plain products in bfloat16, squared ReLU
-with a backward of its own, and dropout by bytes. docs/LOG.md has what each of them gains.
+with a backward of its own, and dropout by bytes; elsewhere a table of rotations, which a compiler
+would compute for every element of every layer. docs/LOG.md has what each of them gains.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
 from bonsai.models.loss_kernel import has_kernel
-from model import MLP, CausalSelfAttention, attention, causal_mask
+from model import GPT, MLP, CausalSelfAttention, attention, causal_mask, rope_angles
 
 SHORT = 256  # keys up to which plain products measured faster
 
@@ -29,6 +30,9 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     if hasattr(model, "head_loss"):
         model.head_loss = kernel_head_loss if has_kernel(device) else chunked_head_loss
     for module in list(model.modules()):
+        if isinstance(module, GPT) and module.config.position == "rope" and not on_cpu:
+            c, positions = module.config, torch.arange(module.config.block_size, device=device)
+            module.rotation = torch.stack(rope_angles(positions, c.head_dim, c.rope_base))
         if isinstance(module, CausalSelfAttention):
             module.attend = cpu_attend if on_cpu else attend
         if isinstance(module, MLP) and module.activation == "relu2" and on_cpu:

@@ -42,7 +42,8 @@ class TrainingStep:
         self.averages = runtime.world_size > 1 and not self.optimizer_is_sharded
         if self.averages:
             ids = [device.index] if device.type == "cuda" else None
-            self.network = DDP(self.compiled, device_ids=ids)
+            # buffers are tables, the same everywhere: not to be sent around at each step
+            self.network = DDP(self.compiled, device_ids=ids, broadcast_buffers=False)
         self.network.train()
         self.left = 0  # micro-batches of this step that are still to come
         self.updating = False  # within an update, when some weights are of the step before

@@ -1,5 +1,7 @@
 """Kernels in place of model.py's: the same numbers up to rounding, and where they are put."""
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +25,7 @@ from bonsai.models.kernels import (
 )
 from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from bonsai.models.table import MODELS, build_model
-from model import GPT, GPTConfig, attention
+from model import GPT, GPTConfig, attention, rope_angles
 
 CPU = torch.device("cpu")
 SHAPE = dict(block_size=40, vocab_size=29, n_layer=2, n_head=4, n_embd=32, n_kv_head=2)
@@ -98,6 +100,68 @@ def test_another_device_has_torchs_own():
     assert model.transformer.h[0].attn.attend is attend
     noisy = ByteDropout(0.1)(torch.empty(3, device="meta"))  # of a model that was moved since
     assert noisy.device.type == "meta"
+
+
+def rotating() -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(**SHAPE, position="rope", qk_norm=True))
+
+
+def with_table(model: GPT) -> GPT:
+    """As to_device makes it for a GPU."""
+    angles = rope_angles(torch.arange(40), model.config.head_dim, model.config.rope_base)
+    model.rotation = torch.stack(angles)
+    return model
+
+
+@pytest.mark.parametrize("length", [40, 7, 1])
+def test_a_table_of_rotations_changes_no_number(length):
+    """Nor do positions beyond it, or a cache, whose texts are at positions of their own."""
+    plain, table = rotating(), with_table(rotating())
+    idx = torch.randint(29, (3, length), generator=torch.Generator().manual_seed(1))
+    losses = [model(idx, idx)[1] for model in (plain, table)]
+    for loss in losses:
+        loss.backward()
+    assert torch.equal(*losses)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), table.parameters()))
+    with torch.no_grad():
+        cached = [model(idx, cache=model.new_cache(3))[0] for model in (plain, table)]
+        assert torch.equal(*cached)
+        table.rotation = table.rotation[:, :5]
+        assert torch.equal(plain(idx)[0], table(idx)[0])
+
+
+def test_the_table_is_made_for_gpus_and_is_no_part_of_the_weights():
+    plain, names = rotating(), list(rotating().state_dict())
+    assert to_device(plain, CPU).rotation is None
+    with torch.device("meta"):
+        model = rotating()
+    model = to_device(model, torch.device("meta"))
+    assert model.rotation.shape == (2, 40, 8) and model.rotation.dtype == torch.float32
+    assert list(model.state_dict()) == names and "rotation" not in dict(model.named_parameters())
+    table = with_table(rotating())
+    table.load_state_dict(plain.state_dict())
+    for copied in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
+        assert torch.equal(copied.rotation, table.rotation)
+    assert table.to("meta").rotation.device.type == "meta"  # it moves with the model
+    learned = GPT(GPTConfig(**SHAPE))
+    assert to_device(learned.to("meta"), torch.device("meta")).rotation is None
+
+
+def test_a_compiled_model_reads_the_table():
+    """Its graph has no cosine that a compiler could compute for every element of every layer."""
+    counts = []
+
+    def backend(graph, inputs):
+        counts.append(sum(node.target == "cos" for node in graph.graph.nodes))
+        return graph
+
+    idx = torch.randint(29, (2, 40), generator=torch.Generator().manual_seed(1))
+    losses = []
+    for model in (rotating(), with_table(rotating())):
+        torch._dynamo.reset()
+        losses.append(torch.compile(model, backend=backend, fullgraph=True)(idx, idx)[1])
+    assert counts[0] > 0 and counts[1:] == [0] and torch.equal(*losses)
 
 
 # ---- each of them ----
