@@ -141,10 +141,13 @@ class KVCache(Cache):
             self.queries = pos[:, None]  # (T, 1)
             return pos
         pos = torch.tensor(self.lengths, device=self.k.device) if self.pos is None else self.pos
-        self.at = pos[:, None] + torch.arange(T, device=self.k.device)  # (B, T)
+        self.at = pos[:, None]  # (B, T)
+        if T > 1:
+            self.at = self.at + torch.arange(T, device=self.k.device)
         self.end = self.used + T if self.pos is None else self.length
         self.queries = self.at[:, None, :, None]  # (B, 1, T, 1)
-        self.mask = torch.arange(self.end, device=self.k.device) <= self.queries
+        if self.pos is None:  # else where it is first needed: kernels of one step need none
+            self.mask = torch.arange(self.end, device=self.k.device) <= self.queries
         return self.at[:, None]
 
     def before(self, idx: torch.Tensor) -> torch.Tensor:
@@ -177,7 +180,7 @@ class KVCache(Cache):
         K, V, mask = K.narrow(2, 0, self.end), V.narrow(2, 0, self.end), self.mask
         if K.dtype != k.dtype:
             K, V = K.to(k.dtype), V.to(v.dtype)
-        if mask is not None:
+        if mask is not None or self.pos is not None:
             mask = self.window_mask(window, k.dtype)
         elif window and T == 1:
             K, V = K[:, :, -window:], V[:, :, -window:]
@@ -190,9 +193,9 @@ class KVCache(Cache):
         mask into that anew in every layer.
         """
         if window not in self.masks:
-            mask = self.mask
+            mask, keys = self.mask, torch.arange(self.end, device=self.k.device)
+            mask = keys <= self.queries if mask is None else mask
             if window:
-                keys = torch.arange(self.end, device=mask.device)
                 mask = mask & (keys > self.queries - window)
             if self.pos is not None:
                 mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf)
