@@ -40,7 +40,9 @@ def cross_entropy_rows(
     N,
     cap,
     V: tl.constexpr,
+    WIDE: tl.constexpr,
     CAP: tl.constexpr,
+    LOW: tl.constexpr,
     AFTER: tl.constexpr,
     GRADIENT: tl.constexpr,
     FAST: tl.constexpr,
@@ -52,7 +54,9 @@ def cross_entropy_rows(
     their sum is written over the logits, with AFTER also that of further times a second one's.
 
     A block has a row for each lane of eight neighbours, so that its maxima and sums are of a lane
-    until the end: no warp waits for another.
+    until the end: no warp waits for another. WIDE: the columns of a row that may be read and
+    written, V or as many more as make whole eights, which are accessed at once. LOW: the cap is so
+    low that it serves as the maximum, which is else searched for, and no exponential is then 0.
     """
     keep: tl.constexpr = "evict_last" if HINTS else ""
     leave: tl.constexpr = "evict_first" if HINTS else ""
@@ -69,19 +73,20 @@ def cross_entropy_rows(
         best = tl.full((BLOCK // 8,), LOWEST, dtype=tl.float32)
         total = tl.zeros((BLOCK // 8,), dtype=tl.float32)
         for begin in tl.range(0, V, BLOCK, num_stages=STAGES):
-            there = begin + at < V
-            x = tl.load(
-                here + begin + at, mask=there, other=float("-inf"), eviction_policy=keep
-            ).to(tl.float32)
-            if CAP:  # no logit is above it: it serves as the maximum
+            there = begin + at
+            x = tl.load(here + there, mask=there < WIDE, other=0.0, eviction_policy=keep)
+            x = x.to(tl.float32)
+            if CAP:
                 x = cap * bounded_by(x, cap, FAST)
-                total += tl.sum(tl.where(there, tl.exp(x - cap), 0.0), axis=1)
+            if LOW:
+                total += tl.sum(tl.where(there < V, tl.exp(x - cap), 0.0), axis=1)
             else:
+                x = tl.where(there < V, x, float("-inf"))
                 higher = tl.maximum(best, tl.max(x, axis=1))
                 sums = tl.sum(tl.exp(x - higher[:, None]), axis=1)
                 total = total * tl.exp(best - higher) + sums
                 best = higher
-        if CAP:
+        if LOW:
             norm = cap + tl.log(tl.sum(total, axis=0))
         else:
             highest = tl.max(best, axis=0)
@@ -97,21 +102,20 @@ def cross_entropy_rows(
                 weight += second
             tl.debug_barrier()  # all have read what any may write over
             for begin in tl.range(0, V, BLOCK, num_stages=STAGES):
-                there = begin + at < V
-                x = tl.load(here + begin + at, mask=there, other=0.0, eviction_policy=leave).to(
-                    tl.float32
-                )
+                there = begin + at
+                x = tl.load(here + there, mask=there < WIDE, other=0.0, eviction_policy=leave)
+                x = x.to(tl.float32)
                 if CAP:
                     bounded = bounded_by(x, cap, FAST)
                     x = cap * bounded
                 g = tl.exp(x - norm) * weight
-                g -= tl.where(begin + at == target, first, 0.0)
+                g -= tl.where(there == target, first, 0.0)
                 if AFTER:
-                    g -= tl.where(begin + at == then, second, 0.0)
+                    g -= tl.where(there == then, second, 0.0)
                 if CAP:
                     g *= 1.0 - bounded * bounded
                 g = tl.where(weight == 0, 0.0, g)  # of an ignored row, whatever is in it
-                tl.store(here + begin + at, g.to(logits.dtype.element_ty), mask=there)
+                tl.store(here + there, g.to(logits.dtype.element_ty), mask=there < WIDE)
         row += tl.num_programs(0)
 
 
@@ -123,14 +127,18 @@ def launch(
     cap: float,
     gradient: bool,
 ) -> torch.Tensor:
-    """loss_kernel.losses, of logits in 16 bits."""
+    """loss_kernel.losses, of logits in 16 bits.
+
+    Where they are aligned (rows begin at multiples of 16, as triton counts), columns up to the next
+    eight are written on, too: without them each logit of an odd vocabulary is accessed alone.
+    """
     N, V = logits.shape
     losses = torch.empty(N, device=logits.device)
     if not N:
         return losses
     block = min(BLOCK, max(64, triton.next_power_of_2(V)))
-    warps = min(WARPS, max(1, block // 512))  # of a small vocabulary: more rows at a time instead
-    programs = min(32, PROGRAMS * WARPS // warps)
+    warps = min(WARPS, max(1, block // 256))  # of a small vocabulary: more rows at a time instead
+    programs = PROGRAMS * WARPS // warps
     if logits.is_cuda:
         programs *= torch.cuda.get_device_properties(logits.device).multi_processor_count
     cross_entropy_rows[(min(N, programs),)](
@@ -143,7 +151,9 @@ def launch(
         N,
         float(cap),
         V,
+        WIDE=V if logits.stride(0) % 16 else triton.cdiv(V, 8) * 8,
         CAP=cap > 0,
+        LOW=0 < cap <= 30,
         AFTER=after is not None,
         GRADIENT=gradient,
         FAST=logits.is_cuda and torch.version.cuda is not None,  # neither interpreted nor on AMD

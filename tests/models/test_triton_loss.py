@@ -38,7 +38,7 @@ def given(V: int, dtype: torch.dtype, second: bool, N: int = 11):
 
 @pytest.mark.parametrize("V", [5, 64, 101, 320])
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("cap", [0.0, 2.0, 15.0])
+@pytest.mark.parametrize("cap", [0.0, 2.0, 15.0, 200.0])
 @pytest.mark.parametrize("second", [False, True])
 def test_losses_and_gradient_are_torchs(kernel, V, dtype, cap, second):
     logits, *rest = given(V, dtype, second)
@@ -68,15 +68,19 @@ def test_what_is_not_finite_is_seen(kernel):
     assert logits[1:4].isnan().any(1).all() and logits[4:].isfinite().all()
 
 
-def test_rows_that_are_apart(kernel):
-    """As a compiler may lay them out; what is between them stays."""
+@pytest.mark.parametrize("length", [112, 128, 107])
+def test_rows_that_are_apart(kernel, length):
+    """Aligned to 16 bytes or not; only what fills up the last of those is written on."""
     logits, *rest = given(101, torch.bfloat16, True)
-    wide = torch.full((11, 128), 7.0).bfloat16()
+    wide = torch.full((11, length), 7.0).bfloat16()
     wide[:, :101] = logits
-    found = kernel.launch(wide[:, :101], *rest, 15.0, True)
-    want = kernel.launch(logits, *rest, 15.0, True)
-    assert torch.equal(found, want) and torch.equal(wide[:, :101], logits)
-    assert (wide[:, 101:] == 7).all()
+    for cap in (0.0, 15.0):
+        logits, ours = logits.clone(), wide.clone()
+        found = kernel.launch(ours[:, :101], *rest, cap, True)
+        assert torch.equal(found, kernel.launch(logits, *rest, cap, True))
+        assert torch.equal(ours[:, :101], logits)
+        assert (ours[:, 104 if length % 16 == 0 else 101 :] == 7).all()
+        logits = wide[:, :101]
 
 
 def test_of_no_rows_there_are_none(kernel):
