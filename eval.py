@@ -36,6 +36,7 @@ from bonsai.models.kernels import to_device
 from bonsai.models.loading import Loaded, find_source, load_model
 from bonsai.planning.memory import memory_errors
 from bonsai.system.errors import UserError, run
+from bonsai.system.hub import use_cache_if_offline
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
@@ -236,13 +237,15 @@ def task_rows(c: Config, loaded: Loaded, runtime: Runtime) -> list[dict]:
 
 
 def check_tasks(c: Config, runtime: Runtime) -> None:
-    """Raise UserError where the harness cannot be had, before a model is loaded."""
+    """Raise UserError where the harness cannot be had, before a model is loaded. Where the hub does
+    not answer, the harness looks into its cache alone."""
     if runtime.world_size > 1:
         raise UserError("--tasks run in one process: start it without torchrun")
     if c.tasks_dir and not resolve_path(c.tasks_dir).is_dir():
         raise UserError(f"tasks_dir={c.tasks_dir} is no folder")
     if find_spec("lm_eval") is None:
         raise UserError("--tasks needs lm-evaluation-harness: pip install lm_eval")
+    use_cache_if_offline()
 
 
 def main(**settings) -> None:

@@ -6,8 +6,12 @@ that it asks of a model. Import this module where tasks are run: it imports the 
 
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
+from traceback import extract_tb
 
 import torch
+import yaml
+from huggingface_hub import constants
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import simple_evaluate
@@ -18,6 +22,7 @@ from bonsai.engine.sampling import SamplingParams
 from bonsai.engine.scheduler import Engine, Request
 from bonsai.engine.text import start_tokens
 from bonsai.evaluation.choices import ending_scores
+from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.tokenizers import Tokenizer
@@ -36,13 +41,15 @@ def run_tasks(
     """The harness's results of a model, one dict of metrics per task.
 
     tasks: names of the harness, or of tasks described by YAML files in `folder`. limit: questions
-    of each; 0: all. Raises UserError for a task that is not known and for data that cannot be had.
+    of each; 0: all. Raises UserError for a task that is not known or does not work, and for data
+    that cannot be had.
     """
-    manager = TaskManager(include_path=folder or None)
-    unknown = [name for name in tasks if name not in manager.all_tasks]
-    if unknown:
-        where = f" and none in {folder}" if folder else ""
-        raise UserError(f"lm_eval has no task {unknown[0]}{where}: lm_eval ls tasks lists them")
+    manager = find_tasks(tasks, folder)
+    for name in tasks:
+        if name not in manager.all_tasks:
+            where = f" and none in {folder}" if folder else ""
+            raise UserError(f"lm_eval has no task {name}{where}: lm_eval ls tasks lists them")
+        check_described(manager.task_index[name], folder)
     asked = HarnessModel(model, tokenizer, runtime, batch_size)
     try:
         results = simple_evaluate(
@@ -54,10 +61,70 @@ def run_tasks(
             bootstrap_iters=1000,
             log_samples=False,
         )
-    except (OSError, ConnectionError) as e:  # what the library of data sets raises offline
-        reason = " ".join(str(e).split())[:150]
-        raise UserError(f"the data of {', '.join(tasks)} cannot be had: {reason}") from None
-    return results["results"]
+    except UserError:
+        raise
+    except Exception as e:
+        if any(frame.filename == __file__ for frame in extract_tb(e.__traceback__)[1:]):
+            raise  # of what is asked of the model below
+        names, said = ", ".join(tasks), " ".join(f"{e}".split())[:200]
+        if isinstance(e, OSError):  # what the library of data sets raises, offline too
+            offline = f"; {OFFLINE}" if constants.HF_HUB_OFFLINE else ""
+            raise UserError(f"the data of {names} cannot be had: {said}{offline}") from None
+        where = f" (of {folder})" if folder else ""
+        said = f"{type(e).__name__}: {said}"
+        raise UserError(f"lm_eval cannot run {names}{where}, as it is described: {said}") from None
+    results = results["results"]
+    if not any(isinstance(v, float) for metrics in results.values() for v in metrics.values()):
+        raise UserError(f"{', '.join(tasks)} has no metric that lm_eval knows: see its metric_list")
+    return results
+
+
+OFFLINE = (
+    "without the hub there are data in its cache (HF_HOME) and tasks of one's own, --tasks_dir"
+)
+
+
+def find_tasks(tasks: Sequence[str], folder: str) -> TaskManager:
+    """The harness's table of tasks: those of the folder where all are there, as to read its own
+    thousands takes seconds; else both. UserError as `check_yaml`."""
+    check_yaml(folder)
+    if folder:
+        own = TaskManager(include_path=folder, include_defaults=False)
+        if {*tasks} <= {*own.all_subtasks}:
+            return own
+    return TaskManager(include_path=folder or None)
+
+
+def check_yaml(folder: str) -> None:
+    """Raise UserError for a file of a folder that is no YAML, which the harness passes over, and
+    for a task whose name is none. Nothing is made of it: a task may name functions."""
+    for path in sorted(Path(folder).rglob("*.yaml")) if folder else ():
+        try:
+            tree = yaml.compose(read_text(path), yaml.SafeLoader)
+        except (yaml.YAMLError, RecursionError) as e:
+            place = getattr(e, "problem_mark", None)
+            line = f" in line {place.line + 1}" if place else ""
+            raise UserError(f"{path} is no YAML{line}: {getattr(e, 'problem', e)}") from None
+        for key, value in tree.value if isinstance(tree, yaml.MappingNode) else ():
+            scalar = isinstance(value, yaml.ScalarNode)
+            if key.value == "task" and scalar and value.tag != "tag:yaml.org,2002:str":
+                raise UserError(f"{path}: task={value.value} is no name: put quotes around it")
+
+
+def check_described(entry: object, folder: str) -> None:
+    """Raise UserError for a task in a folder without what each has to have. entry: of the harness's
+    index, whose releases differ in what it holds."""
+    path, described = getattr(entry, "yaml_path", None), getattr(entry, "cfg", None)
+    if not folder or not path or not described or not path.is_relative_to(folder):
+        return
+    if "class" in described or "group" in described:
+        return
+    for field in ("dataset_path", "output_type"):
+        value = described.get(field)
+        if value is None and not (field == "dataset_path" and "custom_dataset" in described):
+            raise UserError(f"{path}: the task {described['task']} has no {field}")
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{path}: the task {described['task']} has {field}={value!r}, no word")
 
 
 class HarnessModel(TemplateLM):

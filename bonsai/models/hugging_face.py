@@ -6,8 +6,6 @@ Each field of transformers' GPT2Config that changes the logits is honoured or re
 of LlamaConfig and NanoChatConfig. architectures.py has the names of their weights.
 """
 
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from bonsai.models.architectures import CONV1D, from_rotary, widened
 from bonsai.models.fit import WithoutDraws, check_fit, without_masks
 from bonsai.runs.schema import brief, is_dict, is_tensor, is_whole
 from bonsai.system.errors import UserError
+from bonsai.system.hub import use_cache_if_offline
 from model import GPT, GPTConfig
 
 CONFIG_BYTES = 4 * 2**20  # of config.json, and of the index of several files of weights
@@ -329,17 +328,3 @@ def download(name: str) -> Path:
             "there is one and give its folder, --init_from=FOLDER"
         ) from None
     return Path(config).parent
-
-
-def use_cache_if_offline() -> None:
-    """Ask the hub once whether it can be reached; its library would retry for half a minute."""
-    from huggingface_hub import constants
-
-    try:
-        urllib.request.urlopen(
-            urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10
-        )
-    except urllib.error.HTTPError:
-        pass  # it answered
-    except OSError:
-        constants.HF_HUB_OFFLINE = True

@@ -6,18 +6,19 @@ import random
 
 import pytest
 import torch
+from helpers.errors import one_line
 from helpers.evaluated import runtime
 from helpers.server_in_process import running
 from helpers.tiny_model import tiny
 from torch.nn import functional as F
 
 pytest.importorskip("lm_eval")
+import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
-from lm_eval.tasks import TaskManager
 
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.engine.tasks import HarnessModel, before_stop, run_tasks
+from bonsai.engine.tasks import HarnessModel, before_stop, find_tasks, run_tasks
 from bonsai.evaluation.choices import multiple_choice, read_questions
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.registry import Served
@@ -172,17 +173,85 @@ def test_the_server_gives_the_harness_the_same_accuracy(model, questions):
                 "num_concurrent": 2,
             },
             tasks=["rings"],
-            task_manager=TaskManager(include_path=folder),
+            task_manager=find_tasks(["rings"], folder),
             limit=60,
             bootstrap_iters=0,
         )
     assert results["results"]["rings"]["acc,none"] == want
 
 
-def test_what_cannot_be_run_is_one_line(model, tmp_path, monkeypatch):
+def test_tasks_of_a_folder_and_the_harness_s(model, questions):
+    """Its own are read where they are asked for, beside those of the folder."""
+    folder = str(questions.parent)
+    assert find_tasks(["rings"], folder).all_tasks == ["rings"]
+    assert {"rings", "hellaswag"} <= {*find_tasks(["rings", "hellaswag"], folder).all_tasks}
+
+
+def test_data_in_the_cache_of_the_hub_are_found_without_it(model, questions, monkeypatch):
+    """A task of the hub's data, which an earlier run has loaded."""
+    cache = questions.parent / "cache"
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    text = (questions.parent / "rings.yaml").read_text()
+    options = f"dataset_kwargs: {{data_files: {{validation: {questions}}}}}\n"
+    assert options in text
+    text = text.replace(options, "").replace("dataset_path: json", "dataset_path: some/rings")
+    (questions.parent / "rings.yaml").write_text(text)
+    coder, folder = ByteTokenizer(), str(questions.parent)
+    with pytest.raises(UserError, match=r"^the data of rings cannot be had: .*some/rings"):
+        run_tasks(model, coder, runtime(), ["rings"], folder, limit=10)
+    datasets.load_dataset("json", data_files={"validation": str(questions)}, cache_dir=str(cache))
+    (made,) = (cache / "json").glob("*/0.0.0/*/dataset_info.json")
+    place = cache / "some___rings" / "default" / "0.0.0" / made.parent.name
+    place.parent.mkdir(parents=True)
+    made.parent.rename(place)
+    (place / "json-validation.arrow").rename(place / "rings-validation.arrow")
+    info = json.loads((place / "dataset_info.json").read_text())
+    info |= {"config_name": "default", "dataset_name": "rings"}
+    (place / "dataset_info.json").write_text(json.dumps(info))
+    results = run_tasks(model, coder, runtime(), ["rings"], folder, limit=10)
+    assert 0 <= results["rings"]["acc,none"] <= 1
+
+
+def test_data_that_cannot_be_had_are_one_line(model, tmp_path, monkeypatch):
     coder = ByteTokenizer()
     with pytest.raises(UserError, match=r"^lm_eval has no task rigns and none in /.*: lm_eval ls"):
         run_tasks(model, coder, runtime(), ["rigns"], str(tmp_path))
     (tmp_path / "rings.yaml").write_text(TASK.format(file=tmp_path / "missing.jsonl"))
-    with pytest.raises(UserError, match=r"^the data of rings cannot be had: .*missing.jsonl"):
-        run_tasks(model, coder, runtime(), ["rings"], str(tmp_path))
+    for offline, said in ((True, "HF_HOME.*--tasks_dir$"), (False, "missing.jsonl'?$")):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        with pytest.raises(UserError, match=rf"^the data of rings cannot be had: .*{said}"):
+            run_tasks(model, coder, runtime(), ["rings"], str(tmp_path))
+
+
+METRIC = "metric: accu, aggregation: mean, higher_is_better: true"
+WRONG = {  # what stands in the YAML, what instead, and what is said
+    "no YAML": ("output_type", "[", "rings.yaml is no YAML in line 5: "),
+    "a number for a name": ("task: rings", "task: 5", "rings.yaml: task=5 is no name"),
+    "no data set": ("dataset_path: json\n", "", "rings.yaml: the task rings has no dataset_path"),
+    "a list": ("dataset_path: json", "dataset_path: [1]", "the task rings has dataset_path=[1]"),
+    "another kind": ("multiple_choice", "choices", "Got invalid output_type 'choices'"),
+    "a field that is none": ("task: rings", "task: rings\nfoo: 1", "argument 'foo'"),
+    "a column that is none": ("{ctx}", "{text}", "UndefinedError: 'text' is undefined"),
+    "a split that is none": ("split: validation", "split: val", "KeyError: 'val'"),
+    "a metric that is none": ("metric: acc", METRIC, "rings has no metric that lm_eval"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_task_that_is_wrongly_described_is_one_line(model, questions, monkeypatch, case):
+    monkeypatch.setattr(
+        "datasets.config.HF_HUB_OFFLINE", True
+    )  # else it looks for the metric there
+    path, (old, new, said) = questions.parent / "rings.yaml", WRONG[case]
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError) as e:
+        run_tasks(model, ByteTokenizer(), runtime(), ["rings"], str(path.parent), limit=2)
+    assert said in one_line(e)
+
+
+def test_an_error_of_ours_is_not_said_to_be_the_tasks(model, questions, monkeypatch):
+    monkeypatch.setattr("bonsai.engine.tasks.ending_scores", None)
+    with pytest.raises(TypeError, match="not callable"):
+        run_tasks(model, ByteTokenizer(), runtime(), ["rings"], str(questions.parent), limit=2)

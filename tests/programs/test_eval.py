@@ -135,6 +135,16 @@ def test_tasks_of_the_harness(runs, workplace):
     assert row["error"] > 0 and "| ab" in done.stdout
 
 
+def test_tasks_without_a_network_are_one_line(runs, workplace):
+    """Its library would try again for half a minute, and say so."""
+    pytest.importorskip("lm_eval")
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "no_proxy": "127.0.0.1"}
+    options = ["--out_dir=eval-a", "--tasks=hellaswag", "--limit=2", "--device=cpu"]
+    env |= {"HF_HOME": str(workplace / "hf")}
+    done = run_program(options, workplace, program="eval.py", env=env)
+    assert_one_line_error(done, "the data of hellaswag cannot be had", "HF_HOME")
+
+
 @pytest.mark.parametrize("case", ERRORS)
 def test_mistakes_end_in_one_line(runs, workplace, case):
     options, *hints = ERRORS[case]
