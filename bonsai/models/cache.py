@@ -193,8 +193,11 @@ class KVCache(Cache):
         mask into that anew in every layer.
         """
         if window not in self.masks:
-            mask, keys = self.mask, torch.arange(self.end, device=self.k.device)
-            mask = keys <= self.queries if mask is None else mask
+            mask = self.mask
+            if mask is None or window:
+                keys = torch.arange(self.end, device=self.k.device)
+            if mask is None:
+                mask = keys <= self.queries
             if window:
                 mask = mask & (keys > self.queries - window)
             if self.pos is not None:
