@@ -22,7 +22,7 @@ from bonsai.engine.sampling import SamplingParams
 from bonsai.engine.scheduler import Engine, Request
 from bonsai.engine.text import start_tokens
 from bonsai.evaluation.choices import ending_scores
-from bonsai.files.textfile import read_text
+from bonsai.files.yamlfile import read_yaml
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.tokenizers import Tokenizer
@@ -99,12 +99,7 @@ def check_yaml(folder: str) -> None:
     """Raise UserError for a file of a folder that is no YAML, which the harness passes over, and
     for a task whose name is none. Nothing is made of it: a task may name functions."""
     for path in sorted(Path(folder).rglob("*.yaml")) if folder else ():
-        try:
-            tree = yaml.compose(read_text(path), yaml.SafeLoader)
-        except (yaml.YAMLError, RecursionError) as e:
-            place = getattr(e, "problem_mark", None)
-            line = f" in line {place.line + 1}" if place else ""
-            raise UserError(f"{path} is no YAML{line}: {getattr(e, 'problem', e)}") from None
+        tree = read_yaml(path, nodes=True)
         for key, value in tree.value if isinstance(tree, yaml.MappingNode) else ():
             scalar = isinstance(value, yaml.ScalarNode)
             if key.value == "task" and scalar and value.tag != "tag:yaml.org,2002:str":

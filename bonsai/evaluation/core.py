@@ -9,7 +9,6 @@ brought to a scale on which guessing is 0 and all right is 1; CORE is the mean. 
 
 import csv
 import io
-import json
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,7 +17,10 @@ from pathlib import Path
 import torch
 
 from bonsai.evaluation.choices import ending_scores
+from bonsai.files.jsonfile import parse_json_object
 from bonsai.files.textfile import read_text
+from bonsai.files.yamlfile import read_yaml
+from bonsai.runs.schema import brief, is_whole
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import Tokenizer
@@ -34,43 +36,116 @@ class Task:
     baseline: float  # accuracy of guessing
 
 
+FIELDS = {  # of a task in core.yaml, and what each is
+    "label": (str, "a name"),
+    "icl_task_type": (str, "a word"),
+    "dataset_uri": (str, "a file in eval_data/"),
+    "num_fewshot": (list, "a list of one whole number, as [10]"),
+    "continuation_delimiter": (str, "text"),
+}
 KINDS = {  # what an item has to have
     "multiple_choice": ("query", "choices", "gold"),
     "schema": ("context_options", "continuation", "gold"),
     "language_modeling": ("context", "continuation"),
 }
+LISTS = ("choices", "context_options")
 
 
 def read_bundle(folder: Path, limit: int = 0) -> list[Task]:
     """The tasks of a bundle, each with its questions in an order of their own; limit: how many of
-    each, 0: all. Raises UserError for what is missing or otherwise than described above."""
-    import yaml
-
-    try:
-        described = yaml.safe_load(read_text(folder / "core.yaml", "the tasks"))["icl_tasks"]
-        known = csv.DictReader(io.StringIO(read_text(folder / "eval_meta_data.csv", "baselines")))
-        baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in known}
-        tasks = []
-        for entry in described:
-            name, kind = entry["label"], entry["icl_task_type"]
-            if kind not in KINDS:
-                raise UserError(f"{folder}: {name} is of a kind {kind!r}, not {', '.join(KINDS)}")
-            file = folder / "eval_data" / entry["dataset_uri"]
-            lines = read_text(file, f"the questions of {name}").split("\n")
-            items = [json.loads(line) for line in lines if line.strip()]
-            for number, item in enumerate(items, 1):
-                if missing := [key for key in KINDS[kind] if key not in item]:
-                    raise UserError(f"{file}: question {number} has no {missing[0]}")
-            random.Random(1337).shuffle(items)
-            items, shots = items[: limit or None], entry["num_fewshot"][0]
-            if not items:
-                raise UserError(f"{file} holds no questions")
-            delimiter = entry.get("continuation_delimiter", " ")
-            tasks.append(Task(name, kind, items, shots, delimiter, baselines[name]))
-    except (KeyError, IndexError, TypeError, ValueError, yaml.YAMLError) as e:
-        what = " ".join(f"{type(e).__name__} {e}".split())[:150]
-        raise UserError(f"{folder} is no bundle of CORE's tasks: {what}") from None
+    each, 0: all. Raises UserError, with the file, the task and the field, for what is missing or
+    otherwise than described above."""
+    path = folder / "core.yaml"
+    described = read_yaml(path, "the tasks")
+    entries = described.get("icl_tasks") if isinstance(described, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} has no icl_tasks, the list of the tasks")
+    table = folder / "eval_meta_data.csv"
+    baselines, tasks = read_baselines(table), []
+    for number, entry in enumerate(entries, 1):
+        entry = check_task(entry, f"{path}: task {number}")
+        name, kind = entry["label"], entry["icl_task_type"]
+        items = read_items(folder / "eval_data" / entry["dataset_uri"], name, kind)
+        random.Random(1337).shuffle(items)
+        shots, delimiter = entry["num_fewshot"][0], entry["continuation_delimiter"]
+        share = guessing(baselines, name, table)
+        tasks.append(Task(name, kind, items[: limit or None], shots, delimiter, share))
     return tasks
+
+
+def check_task(entry: object, where: str) -> dict:
+    """A task of core.yaml; UserError, which begins with `where`, for one that is none."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is {brief(entry)}, not fields by their names")
+    entry = {"continuation_delimiter": " ", **entry}
+    where += f" ({entry['label']})" if isinstance(entry.get("label"), str) else ""
+    for field, (kind, what) in FIELDS.items():
+        if field not in entry:
+            raise UserError(f"{where}: it has no {field}, {what}")
+        value = entry[field]
+        if not isinstance(value, kind) or (kind is list and not is_whole((*value, -1)[0], 0, 1000)):
+            raise UserError(f"{where}: its {field} is {brief(value)}, where {what} should be")
+    if entry["icl_task_type"] not in KINDS:
+        kind = brief(entry["icl_task_type"])
+        raise UserError(f"{where}: its icl_task_type is {kind}, not one of {', '.join(KINDS)}")
+    return entry
+
+
+def read_baselines(path: Path) -> dict[str, str]:
+    """What stands as accuracy of guessing in eval_meta_data.csv, in percent, by tasks' names."""
+    try:
+        rows = [*csv.DictReader(io.StringIO(read_text(path, "the baselines")))]
+    except csv.Error as e:
+        raise UserError(f"{path} is no table of baselines: {e}") from None
+    for column in ("Eval Task", "Random baseline") if rows else ():
+        if column not in rows[0]:
+            raise UserError(f"{path} has no column {column!r}")
+    return {row["Eval Task"]: row["Random baseline"] or "" for row in rows}
+
+
+def guessing(baselines: dict[str, str], name: str, path: Path) -> float:
+    """The share of the questions of a task that guessing answers."""
+    if name not in baselines:
+        raise UserError(f"{path} has no row for the task {name}")
+    try:
+        share = float(baselines[name]) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise UserError(
+            f"{path}: the task {name} has 'Random baseline' {brief(baselines[name])}, no percentage"
+        )
+    return share
+
+
+def read_items(path: Path, name: str, kind: str) -> list[dict]:
+    """The questions of a task, JSON lines. UserError, with the line, for one of another form."""
+    lines = read_text(path, f"the questions of {name}").split("\n")
+    items = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            items.append(parse_json_object(line, f"{path}:{number}"))
+            check_item(items[-1], kind, f"{path}:{number}")
+    if not items:
+        raise UserError(f"{path} holds no questions")
+    return items
+
+
+def check_item(item: dict, kind: str, where: str) -> None:
+    answers = 0
+    for field in KINDS[kind]:
+        value = item.get(field)
+        if field in LISTS:
+            known, what = isinstance(value, list) and value, "a list of texts"
+            known = known and all(isinstance(text, str) for text in value)
+            answers = len(value) if known else 0
+        elif field == "gold":
+            known, what = is_whole(value, 0, answers - 1), f"a whole number below {answers}"
+        else:
+            known, what = isinstance(value, str), "a text"
+        if not known:
+            said = f"its {field} is {brief(value)}" if field in item else f"it has no {field}"
+            raise UserError(f"{where}: {said}, where {what} should be")
 
 
 def core(

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from helpers.errors import one_line
 from helpers.evaluated import runtime
 from helpers.tiny_model import tiny
 from torch.nn import functional as F
@@ -125,32 +126,75 @@ def test_a_limit_takes_the_same_questions(bundle):
     assert all(a.items[:4] == b.items for a, b in zip(whole, some))
 
 
-BROKEN = {
-    "no folder": (lambda f: f / "none", "No such file"),
-    "no yaml": (lambda f: (f / "core.yaml").write_text("icl_tasks: [") and f, "is no bundle of"),
-    "no tasks": (lambda f: (f / "core.yaml").write_text("a: 1") and f, "KeyError 'icl_tasks'"),
-    "no baseline": (
-        lambda f: (f / "eval_meta_data.csv").write_text("Eval Task,Random baseline\n") and f,
-        "KeyError 'trees'",
+YAML_OF = "core.yaml"
+BROKEN = {  # file, what stands in it, what instead (None: all of it), what is said
+    "no yaml": (YAML_OF, None, "icl_tasks: [", "core.yaml is no YAML in line 1"),
+    "no tasks": (YAML_OF, None, "a: 1", "core.yaml has no icl_tasks"),
+    "a list": (YAML_OF, None, "- 1", "core.yaml has no icl_tasks"),
+    "no list": (YAML_OF, None, "icl_tasks: {a: 1}", "core.yaml has no icl_tasks"),
+    "no fields": (YAML_OF, None, "icl_tasks: [trees]", "task 1 is 'trees', not fields"),
+    "no name": (YAML_OF, "label: who, ", "", "core.yaml: task 2: it has no label"),
+    "a number": (
+        YAML_OF,
+        "label: who",
+        "label: 5",
+        "core.yaml: task 2: its label is 5, where a name",
     ),
-    "another kind": (
-        lambda f: (f / "core.yaml").write_text(YAML.format(shots=0).replace("schema", "x")) and f,
-        "who is of a kind 'x', not multiple_choice",
+    "no file": (YAML_OF, "dataset_uri: who.jsonl, ", "", "task 2 (who): it has no dataset_uri"),
+    "no shots": (YAML_OF, "num_fewshot: [0], ", "", "task 2 (who): it has no num_fewshot"),
+    "one shot": (YAML_OF, "[0]", "0", "(who): its num_fewshot is 0, where a list of one"),
+    "empty shots": (YAML_OF, "[0]", "[]", "(who): its num_fewshot is a list"),
+    "shots in words": (YAML_OF, "[0]", "[two]", "(who): its num_fewshot is a list"),
+    "another kind": (YAML_OF, "schema", "x", "(who): its icl_task_type is 'x', not one of"),
+    "no delimiter": (YAML_OF, '""', "5", "(goes_on): its continuation_delimiter is 5, w"),
+    "no column": ("eval_meta_data.csv", "Random ", "", "has no column 'Random baseline'"),
+    "no row": ("eval_meta_data.csv", "trees,x,33.3", "", "has no row for the task trees"),
+    "no rows": ("eval_meta_data.csv", None, "a", "has no row for the task trees"),
+    "no value": ("eval_meta_data.csv", "trees,x,33.3", "trees,x", "task trees has 'Random basel"),
+    "words": ("eval_meta_data.csv", "33.3", "a third", "'Random baseline' 'a third', no percent"),
+    "all right": ("eval_meta_data.csv", "33.3", "100", "'Random baseline' '100', no percentage"),
+    "no json": ("eval_data/who.jsonl", None, "\n{", "who.jsonl:2 is not valid JSON"),
+    "a missing field": (
+        *("eval_data/who.jsonl", None, '{"gold": 0}\n'),
+        "who.jsonl:1: it has no context_options, where a list of texts should be",
     ),
-    "a field is missing": (
-        lambda f: (f / "eval_data" / "who.jsonl").write_text('{"gold": 0}\n') and f,
-        "who.jsonl: question 1 has no context_options",
+    "no such answer": (
+        *("eval_data/trees.jsonl", '"gold": 2', '"gold": 3'),
+        "trees.jsonl:3: its gold is 3, where a whole number below 3 should be",
     ),
-    "no questions": (
-        lambda f: (f / "eval_data" / "who.jsonl").write_text("\n") and f,
-        "who.jsonl holds no questions",
+    "an answer in words": (
+        "eval_data/trees.jsonl",
+        '"gold": 2',
+        '"gold": "2"',
+        "gold is '2', where",
     ),
+    "no answers": ("eval_data/trees.jsonl", None, '{"query": "a", "choices": []}', "choices is "),
+    "numbers": (
+        "eval_data/trees.jsonl",
+        None,
+        '{"query": "a", "choices": [1]}',
+        "choices is a list",
+    ),
+    "no text": ("eval_data/trees.jsonl", None, '{"query": 1}', "its query is 1, where a text"),
+    "no questions": ("eval_data/who.jsonl", None, "\n", "who.jsonl holds no questions"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_is_no_bundle_is_one_line(bundle, case):
-    breaks, said = BROKEN[case]
+    name, old, new, said = BROKEN[case]
+    path = bundle / name
+    text = path.read_text()
+    assert old is None or old in text
+    path.write_text(new if old is None else text.replace(old, new, 1))
     with pytest.raises(UserError) as e:
-        read_bundle(breaks(bundle))
-    assert said in str(e.value) and "\n" not in str(e.value)
+        read_bundle(bundle)
+    assert said in one_line(e) and str(bundle) in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["core.yaml", "eval_meta_data.csv", "eval_data/who.jsonl"])
+def test_a_missing_file_is_one_line(bundle, name):
+    (bundle / name).unlink()
+    with pytest.raises(UserError, match="No such file") as e:
+        read_bundle(bundle)
+    assert name in one_line(e)
