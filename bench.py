@@ -43,6 +43,7 @@ from bonsai.system.runtime import (
 from bonsai.system.stopwatch import Stopwatch
 from bonsai.system.tables import spread
 from bonsai.training import breakdown
+from bonsai.training.schedule import check_further, set_further
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
 from bonsai.training.timing import TimedSteps, synthetic, time_steps
@@ -77,6 +78,9 @@ beta1 = StepSettings.beta1  # decay of the mean of the gradients [>= 0, < 1]
 beta2 = StepSettings.beta2  # decay of the mean of their squares [>= 0, < 1]
 adam_eps = StepSettings.adam_eps  # added to the root of that [>= 0]
 grad_clip = StepSettings.grad_clip  # largest norm of the gradient; 0.0: no clipping [>= 0]
+neuron_beta = StepSettings.neuron_beta  # of Muon's rows, evened out; 0.0: not [>= 0, < 1]
+cautious_decay = StepSettings.cautious_decay  # Muon decays only what its update shrinks, too
+further_weight = StepSettings.further_weight  # of the loss of the token after next [>= 0]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 dtype = "auto"  # auto: bfloat16 where hardware computes in it [auto | float32 | bfloat16 | float16]
@@ -104,6 +108,7 @@ def open_data(c: Config, runtime: Runtime) -> Mixture | None:
 def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
     """Train some steps; returns what they took."""
     watch.lap("imports")
+    check_further(c)
     data = open_data(c, runtime)
     if data is not None and "vocab_size" not in c.given:
         c["vocab_size"] = data.model_vocab_size
@@ -131,7 +136,9 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
             check_below=check,
             pin=pin,
         )
-    training = TrainingStep(model, StepSettings(**model_fields(c, StepSettings)), runtime)
+    settings = StepSettings(**model_fields(c, StepSettings))
+    training = TrainingStep(model, settings, runtime)
+    set_further(training.model, 0, settings)
     step = TimedSteps(training, stream)
     watch.lap("model")
 

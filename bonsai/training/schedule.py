@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from bonsai.system.errors import UserError
 from model import CausalSelfAttention
 
 SCHEDULES = ("cosine", "trapezoid")
@@ -48,6 +49,12 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, step: int, c) -> None
             share = min(1.0, step / max(1, c.momentum_warmup))
             low = min(0.85, c.momentum)
             group["momentum"] = low + share * (c.momentum - low)
+
+
+def check_further(c) -> None:
+    """Raise UserError where a model without that loss is given it."""
+    if c.further_weight and c.model != "gpt":
+        raise UserError(f"further_weight is the GPT's alone: leave it out for model={c.model}")
 
 
 def set_further(model: torch.nn.Module, step: int, c) -> None:

@@ -30,4 +30,5 @@ class StepSettings:
     lr_decay_iters: int = 600000
     min_lr: float = 6e-5
     cooldown: float = 0.4
+    further_weight: float = 0.0
     seed: int = 1337

@@ -144,8 +144,7 @@ def check_settings(c, world_size: int) -> None:
             f"gradient_accumulation_steps={c.gradient_accumulation_steps} is not divisible by the "
             f"{world_size} processes: use a multiple of {world_size}"
         )
-    if c.further_weight and c.model != "gpt":
-        raise UserError(f"further_weight is the GPT's alone: leave it out for model={c.model}")
+    check_further(c)
     if c.batch_ramp and c.gradient_accumulation_steps % (4 * world_size):
         raise UserError(
             f"batch_ramp begins with a quarter of gradient_accumulation_steps="

@@ -56,6 +56,18 @@ def test_the_optimizers_share_of_a_step(workplace, optimizer):
     assert f"optimizer         {ms['median']:.2f} ms of them" in done.stdout
 
 
+def test_what_a_run_does_beside_the_first_loss(workplace):
+    """The second loss and Muon's evened rows are part of what is measured."""
+    found = set()
+    for more in ([], ["--further_weight=0.5"], ["--neuron_beta=0.9"], ["--cautious_decay=True"]):
+        options = ["--dataset=meta", "--steps=3", "--optimizer=muon", "--json=b.json", *more]
+        assert bench(*options, "--learning_rate=0.1", cwd=workplace).rc == 0
+        found.add(json.loads((workplace / "b.json").read_text())["loss"])
+    assert len(found) == 4
+    done = bench("--model=megabyte", "--further_weight=0.5", cwd=workplace)
+    assert_one_line_error(done, "further_weight is the GPT's alone")
+
+
 def test_without_data_it_measures_random_tokens_and_profiles(tmp_path):
     options = ["--dataset=nosuch", "--steps=2", "--vocab_size=99", "--profile", "--json=b.json"]
     done = bench(*options, "--out_dir=here", cwd=tmp_path)
