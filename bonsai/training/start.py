@@ -25,6 +25,7 @@ from bonsai.system.runtime import Runtime, peak_flops
 from bonsai.training.forecast import describe_cost
 from bonsai.training.optimizers import load_optimizer_state
 from bonsai.training.progress import Progress
+from bonsai.training.schedule import check_further
 from bonsai.training.trackers import tracker_name
 
 # where a run is, on what machine, and what is asked of it this time: never the checkpoint's
