@@ -15,13 +15,23 @@ BLOCK = 4096  # logits that a program reads at a time
 WARPS = 8
 STAGES = 1  # blocks that are read ahead of what is computed; 1: none
 HINTS = True  # tell the cache that a row is read again, and when it is not
-LOWEST = tl.constexpr(-3e38)  # unlike -inf it can be subtracted from itself
+LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1e38)  # unlike -inf it can be subtracted from itself
 
 
 @triton.jit
-def bounded_by(x, cap, FAST: tl.constexpr):
-    """tanh(x / cap); FAST: by the GPU's instruction, whose error of 2^-11 is that of bfloat16."""
-    x = x / cap
+def exp2(x, FAST: tl.constexpr):
+    """2^x; FAST: by the GPU's instruction alone, for which what is below 2^-126 is 0."""
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.exp2(x)
+
+
+@triton.jit
+def tanh(x, FAST: tl.constexpr):
+    """FAST: by the GPU's instruction, whose error of 2^-11 is that of bfloat16."""
     if FAST:
         return tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
@@ -30,6 +40,52 @@ def bounded_by(x, cap, FAST: tl.constexpr):
 
 
 @triton.jit
+def add_block(
+    x,
+    best,
+    total,
+    inside,
+    cap,
+    CAP: tl.constexpr,
+    LOW: tl.constexpr,
+    PART: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """The lanes' maxima, and sums of e^(x - maximum), with a block's x (lanes, 8) among them.
+
+    With a cap the maxima are in units of log 2. PART: of x only what is inside counts.
+    """
+    x = x.to(tl.float32)
+    unit: tl.constexpr = 1.0 if CAP else LOG2E
+    if CAP:
+        x = (cap * LOG2E) * tanh(x * (1.0 / cap), FAST)
+    if LOW:
+        p = exp2(x - cap * LOG2E, FAST)
+        if PART:
+            p = tl.where(inside, p, 0.0)
+        total += tl.sum(p, axis=1)
+    else:
+        if PART:
+            x = tl.where(inside, x, float("-inf"))
+        higher = tl.maximum(best, tl.max(x, axis=1))
+        sums = tl.sum(exp2(x * unit - (higher * unit)[:, None], FAST), axis=1)
+        total = total * exp2((best - higher) * unit, FAST) + sums
+        best = higher
+    return best, total
+
+
+@triton.jit
+def softmax_gradient(x, norm, cap, CAP: tl.constexpr, FAST: tl.constexpr):
+    """Share of x in the softmax, with the norm in units of log 2, and the cap's slope there."""
+    x = x.to(tl.float32)
+    if CAP:
+        bounded = tanh(x * (1.0 / cap), FAST)
+        return exp2((cap * LOG2E) * bounded - norm, FAST), 1.0 - bounded * bounded
+    else:
+        return exp2(x * LOG2E - norm, FAST), 1.0
+
+
+@triton.jit(do_not_specialize=["N"])
 def cross_entropy_rows(
     logits,
     stride,
@@ -53,69 +109,82 @@ def cross_entropy_rows(
     """losses (N,) of logits (N, V), rows of `stride`, with targets (N,); with GRADIENT that of
     their sum is written over the logits, with AFTER also that of further times a second one's.
 
-    A block has a row for each lane of eight neighbours, so that its maxima and sums are of a lane
-    until the end: no warp waits for another. WIDE: the columns of a row that may be read and
-    written, V or as many more as make whole eights, which are accessed at once. LOW: the cap is so
-    low that it serves as the maximum, which is else searched for, and no exponential is then 0.
+    What takes the time is instructions per logit, as much as memory: so exponentials are of 2, a
+    block has a row for each lane of eight neighbours, whose maxima and sums are of a lane until the
+    end, only the last block looks where the vocabulary ends, and what is subtracted at a target is
+    so once it is all written. WIDE: the columns of a row that may be read and written, V or as many
+    more as make whole eights, which are accessed at once. LOW: the cap is so low that it serves as
+    the maximum, which is else searched for, and no exponential is then 0.
     """
     keep: tl.constexpr = "evict_last" if HINTS else ""
     leave: tl.constexpr = "evict_first" if HINTS else ""
+    FULL: tl.constexpr = V // BLOCK * BLOCK
     at = tl.arange(0, BLOCK // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
     row = tl.program_id(0).to(tl.int64)  # N V may be above 2^31
     while row < N:
         here = logits + row * stride
         target = tl.load(targets + row)
-        # an id outside the vocabulary gives a loss that is no number
-        label = tl.load(here + tl.maximum(target, 0), mask=target < V, other=float("nan"))
-        label = label.to(tl.float32)
-        if CAP:
-            label = cap * bounded_by(label, cap, FAST)
-        best = tl.full((BLOCK // 8,), LOWEST, dtype=tl.float32)
-        total = tl.zeros((BLOCK // 8,), dtype=tl.float32)
-        for begin in tl.range(0, V, BLOCK, num_stages=STAGES):
-            there = begin + at
-            x = tl.load(here + there, mask=there < WIDE, other=0.0, eviction_policy=keep)
-            x = x.to(tl.float32)
-            if CAP:
-                x = cap * bounded_by(x, cap, FAST)
-            if LOW:
-                total += tl.sum(tl.where(there < V, tl.exp(x - cap), 0.0), axis=1)
-            else:
-                x = tl.where(there < V, x, float("-inf"))
-                higher = tl.maximum(best, tl.max(x, axis=1))
-                sums = tl.sum(tl.exp(x - higher[:, None]), axis=1)
-                total = total * tl.exp(best - higher) + sums
-                best = higher
-        if LOW:
-            norm = cap + tl.log(tl.sum(total, axis=0))
+        first = tl.where(target >= 0, 1.0, 0.0)
+        then, second = target, 0.0
+        if AFTER:
+            then = tl.load(after + row)
+            second = tl.where(then >= 0, tl.load(further).to(tl.float32), 0.0)
+        weight = first + second
+        if weight == 0:  # nothing of the row counts, whatever is in it
+            tl.store(losses + row, 0.0)
+            if GRADIENT:
+                nothing = tl.zeros((BLOCK // 8, 8), dtype=logits.dtype.element_ty)
+                for begin in range(0, V, BLOCK):
+                    tl.store(here + begin + at, nothing, mask=begin + at < WIDE)
         else:
-            highest = tl.max(best, axis=0)
-            norm = highest + tl.log(tl.sum(total * tl.exp(best - highest), axis=0))
-        tl.store(losses + row, tl.where(target >= 0, norm - label, 0.0))
-        if GRADIENT:
-            norm = tl.where(target < V, norm, float("nan"))
-            first = tl.where(target >= 0, 1.0, 0.0)
-            weight = first
-            if AFTER:
-                then = tl.load(after + row)
-                second = tl.where(then >= 0, tl.load(further).to(tl.float32), 0.0)
-                weight += second
-            tl.debug_barrier()  # all have read what any may write over
-            for begin in tl.range(0, V, BLOCK, num_stages=STAGES):
-                there = begin + at
-                x = tl.load(here + there, mask=there < WIDE, other=0.0, eviction_policy=leave)
-                x = x.to(tl.float32)
-                if CAP:
-                    bounded = bounded_by(x, cap, FAST)
-                    x = cap * bounded
-                g = tl.exp(x - norm) * weight
-                g -= tl.where(there == target, first, 0.0)
+            # of an id outside the vocabulary no number is read, and none comes of it
+            labels = tl.load(here + tl.maximum(target, 0), mask=target < V, other=float("nan"))
+            thens = tl.load(here + tl.maximum(then, 0), mask=then < V, other=float("nan"))
+            best = tl.full((BLOCK // 8,), LOWEST, dtype=tl.float32)
+            total = tl.zeros((BLOCK // 8,), dtype=tl.float32)
+            for begin in tl.range(0, FULL, BLOCK, num_stages=STAGES):
+                x = tl.load(here + begin + at, eviction_policy=keep)
+                best, total = add_block(x, best, total, True, cap, CAP, LOW, False, FAST)
+            if FULL < V:
+                x = tl.load(here + FULL + at, mask=FULL + at < WIDE, other=0.0)
+                best, total = add_block(x, best, total, FULL + at < V, cap, CAP, LOW, True, FAST)
+            if LOW:
+                norm = cap * LOG2E + tl.log2(tl.sum(total, axis=0))
+            else:
+                most = tl.max(best, axis=0)
+                unit: tl.constexpr = 1.0 if CAP else LOG2E
+                sums = total * exp2((best - most) * unit, FAST)
+                norm = most * unit + tl.log2(tl.sum(sums, axis=0))
+            label = labels.to(tl.float32)
+            if CAP:
+                label = cap * tanh(label * (1.0 / cap), FAST)
+            loss = norm * (1.0 / LOG2E) - label
+            tl.store(losses + row, tl.where(target >= 0, loss, 0.0))
+            if GRADIENT:
+                norm = tl.where(target < V, norm, float("nan"))
                 if AFTER:
-                    g -= tl.where(there == then, second, 0.0)
-                if CAP:
-                    g *= 1.0 - bounded * bounded
-                g = tl.where(weight == 0, 0.0, g)  # of an ignored row, whatever is in it
-                tl.store(here + there, g.to(logits.dtype.element_ty), mask=there < WIDE)
+                    norm -= tl.log2(weight)
+                tl.debug_barrier()  # all have read what any may write over
+                for begin in tl.range(0, FULL, BLOCK, num_stages=STAGES):
+                    x = tl.load(here + begin + at, eviction_policy=leave)
+                    p, slope = softmax_gradient(x, norm, cap, CAP, FAST)
+                    tl.store(here + begin + at, (p * slope).to(logits.dtype.element_ty))
+                if FULL < V:
+                    there = FULL + at < WIDE
+                    x = tl.load(here + FULL + at, mask=there, other=0.0)
+                    p, slope = softmax_gradient(x, norm, cap, CAP, FAST)
+                    tl.store(here + FULL + at, (p * slope).to(logits.dtype.element_ty), mask=there)
+                tl.debug_barrier()
+                same = tl.where(then == target, 1.0, 0.0)
+                p, slope = softmax_gradient(labels, norm, cap, CAP, FAST)
+                g = (p - first - same * second) * slope
+                counts = (target >= 0) & (target < V)
+                tl.store(here + target, g.to(logits.dtype.element_ty), mask=counts)
+                if AFTER:
+                    p, slope = softmax_gradient(thens, norm, cap, CAP, FAST)
+                    g = (p - same * first - second) * slope
+                    counts = (then >= 0) & (then < V)
+                    tl.store(here + then, g.to(logits.dtype.element_ty), mask=counts)
         row += tl.num_programs(0)
 
 
