@@ -18,6 +18,7 @@ from bonsai import ROOT
 from bonsai.files.access import exists
 from bonsai.files.torchfile import Damaged, Refused, read_torch_file
 from bonsai.runs.checkpoint import FORMAT
+from bonsai.runs.mingpt import is_mingpt, mingpt_checkpoint
 from bonsai.runs.names import CKPT, LAST, previous, spare
 from bonsai.runs.portable import is_portable, read_portable
 from bonsai.runs.schema import MOMENTS, check_checkpoint
@@ -29,7 +30,7 @@ WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
 
 def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
     """Read a checkpoint of ours or of nanoGPT: tensors and plain values only, never code. A file of
-    portable.py is one without an optimizer.
+    portable.py is one without an optimizer, and so is one of minGPT's.
 
     optimizer: False leaves the optimizer's state out, two thirds of the memory.
     Raises UserError for a file that is missing, damaged, or wants to execute something; the message
@@ -47,6 +48,8 @@ def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
         raise UserError(f"{path} is damaged ({e}){the_one_before(path)}") from None
     except Refused as e:
         raise UserError(f"refused to load {path}: {e}") from None
+    if is_mingpt(checkpoint):
+        checkpoint = mingpt_checkpoint(checkpoint, path)
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
         raise UserError(
             f"{path} is not a checkpoint of a training run: it has no model and model_args"
