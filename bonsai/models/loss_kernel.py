@@ -6,7 +6,9 @@ there: the loss needs them once, and the gradient is as large.
 """
 
 import sys
+import zlib
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -32,8 +34,12 @@ def has_kernel(device: torch.device) -> bool:
 # ---- operators: each is one call to torch.compile. An autograd.Function would be a graph within
 # the graph, which not every torch can cut in two for DistributedDataParallel. ----
 
+# torch keeps compiled graphs from run to run and knows an operator by its name, not by what its
+# gradient is: the name changes with this file.
+VERSION = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 
-@torch.library.custom_op("bonsai::summed_loss", mutates_args=())
+
+@torch.library.custom_op(f"bonsai::summed_loss_{VERSION}", mutates_args=())
 def summed_loss(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -70,7 +76,7 @@ def row_length(V: int) -> int:
     return -(-V // 16) * 16
 
 
-@torch.library.custom_op("bonsai::product_later", mutates_args=())
+@torch.library.custom_op(f"bonsai::product_later_{VERSION}", mutates_args=())
 def product_later(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """a b, which a compiler leaves in the backward pass because of `scale`, which comes from there.
 
