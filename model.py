@@ -370,24 +370,33 @@ class GPT(nn.Module):
     def init_weights(self) -> None:
         """N(0, 0.02) everywhere, biases 0; residual projections scaled by 1/sqrt(2 n_layer), GPT-2.
 
-        The order of the draws is part of the contract: the same seed gives nanoGPT's weights.
+        The order of the draws is part of the contract: the same seed gives nanoGPT's weights. What
+        starts at 0 is drawn before, too, but for the last ones: no other weight depends on them.
         """
         c = self.config
+        draws: list[tuple[nn.Parameter, float]] = []  # (weights, standard deviation)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 std = 0.02
                 if c.init == "fan_in":
                     linear = isinstance(module, nn.Linear)
                     std = (3 * module.in_features) ** -0.5 if linear else 1.0
-                nn.init.normal_(module.weight, std=std)
+                draws.append((module.weight, std))
                 if getattr(module, "bias", None) is not None:
                     nn.init.zeros_(module.bias)
+        zeroed = set()
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight") and c.init == "gpt2":
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * c.n_layer))
+                draws.append((p, 0.02 / math.sqrt(2 * c.n_layer)))
             zeros = ("c_proj.weight", "lm_head.weight") if c.zero_init else ()
             if name.endswith((*zeros, "gate.weight")) or name.startswith(("values.", "bigrams.")):
-                nn.init.zeros_(p)
+                zeroed.add(p)
+        while draws and draws[-1][0] in zeroed:
+            draws.pop()
+        for p, std in draws:
+            nn.init.normal_(p, std=std)
+        for p in zeroed:
+            nn.init.zeros_(p)
         if c.residual_lambdas:
             down = torch.linspace(1, 0, c.n_layer)
             with torch.no_grad():

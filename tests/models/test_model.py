@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from model import ACTIVATIONS, CLASSIC_KEYS, GPT, GPTConfig, attention, causal_mask
@@ -211,6 +212,48 @@ def test_zero_init_starts_as_the_identity():
     model = make(zero_init=True)
     for name, p in model.named_parameters():
         assert name.endswith("c_proj.weight") <= bool((p == 0).all())
+
+
+@variants
+@pytest.mark.parametrize("init", ["gpt2", "fan_in"])
+def test_weights_are_those_of_all_draws_one_after_another(fields, init, monkeypatch):
+    """Those that nobody sees are left out only where no other weight depends on them."""
+
+    def all_draws(model: GPT) -> None:
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                fan_in = 1 / 3 if isinstance(module, nn.Embedding) else module.in_features
+                module.weight.normal_(std=0.02 if init == "gpt2" else (3 * fan_in) ** -0.5)
+        for name, p in model.named_parameters():
+            if init == "gpt2" and name.endswith("c_proj.weight"):
+                p.normal_(std=0.02 / math.sqrt(2 * model.config.n_layer))
+            ends = name.split(".")[-2:]
+            if model.config.zero_init and ends in (["c_proj", "weight"], ["lm_head", "weight"]):
+                p.zero_()
+            if ends == ["gate", "weight"] or name.split(".")[0] in ("values", "bigrams"):
+                p.zero_()
+
+    fields = {**fields, "init": init}
+    weights = make(**fields)
+    monkeypatch.setattr(GPT, "init_weights", torch.no_grad()(all_draws))
+    wanted = dict(make(**fields).named_parameters())
+    for name, p in weights.named_parameters():
+        if p.dim() >= 2:
+            assert torch.equal(p, wanted[name]), name
+
+
+def test_tables_that_start_at_0_are_not_drawn_again(monkeypatch):
+    """What torch itself draws for them comes before the others' draws, and has to stay."""
+    normal, drawn = nn.init.normal_, []
+    monkeypatch.setattr(nn.init, "normal_", lambda p, **how: drawn.append(p) or normal(p, **how))
+    fields = dict(value_embeddings=True, bigram_embeddings=3, tie_head=False)
+    model = make(init="fan_in", **fields)
+    tables = [model.bigrams, *model.values.values()]
+    assert len(tables) == 2 and all((table.weight == 0).all() for table in tables)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            times = sum(p is module.weight for p in drawn)
+            assert times == isinstance(module, nn.Embedding) + (module not in tables)
 
 
 # ---- configuration ----
