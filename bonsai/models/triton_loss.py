@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 PROGRAMS = 4  # per multiprocessor
-BLOCK = 4096  # logits that a program reads at a time
+BLOCK = 2048  # logits that a program reads at a time: 16 bytes per thread, so the loop is unrolled
 WARPS = 8
 STAGES = 1  # blocks that are read ahead of what is computed; 1: none
 HINTS = True  # tell the cache that a row is read again, and when it is not
