@@ -37,6 +37,17 @@ def test_not_all_logits_are_in_memory():
     assert some < 64 * 64 * 50304 * 4
 
 
+@pytest.mark.parametrize("dtype, bytes_each", [("bfloat16", 2), ("float16", 2), ("float32", 8)])
+def test_by_a_kernel_logits_are_there_once(dtype, bytes_each, monkeypatch):
+    """In 16 bits; without it, and in float32, so is their gradient."""
+    monkeypatch.setattr("bonsai.planning.memory.has_kernel", lambda device: True)
+    few, many = (
+        training_bytes(GPT(GPTConfig(64, V, 1, 1, 2, tie_head=True)), 8, 64, dtype)[1]
+        for V in (100, 50100)
+    )
+    assert many - few == 8 * 64 * 50000 * bytes_each
+
+
 def test_the_estimate_warns_and_says_what_to_lower():
     model = GPT(GPTConfig(block_size=64, vocab_size=50, n_layer=1, n_head=2, n_embd=32))
     runtime = setup("cpu", "float32", False)
