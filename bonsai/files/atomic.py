@@ -6,9 +6,13 @@ import os
 import re
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from bonsai.system.errors import ENDS, end_at_once, end_by_exit
 
 # name.1a2b3c4d.tmp: of one writer alone, so that two never write into one file
 UNFINISHED = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.tmp")
@@ -17,6 +21,23 @@ UNFINISHED = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 def temporary(path: Path) -> Path:
     """A name beside `path` that no other writer uses."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def undone_by_signals() -> Iterator[None]:
+    """A block out of which a signal that ends a program at once (SIGTERM, a closed terminal) leads
+    as Ctrl-C does: through what removes the unfinished."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ENDS if hasattr(signal, name)]
+        for number in numbers:
+            if signal.getsignal(number) is end_at_once:
+                before[number] = signal.signal(number, end_by_exit)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -32,16 +53,17 @@ def whole_file(
     """
     path = Path(path)
     tmp = temporary(path)
-    try:
-        with open(tmp, "xb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        place(tmp, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            tmp.unlink(missing_ok=True)
-        raise
+    with undone_by_signals():
+        try:
+            with open(tmp, "xb") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            place(tmp, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                tmp.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -55,14 +77,15 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     tmp = temporary(path)
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    tmp.mkdir(parents=True)
-    try:
-        yield tmp
-        sync_folder(tmp)
-        os.rename(tmp, path)  # fails where another has made a folder with files in it meanwhile
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
+    with undone_by_signals():
+        tmp.mkdir(parents=True)
+        try:
+            yield tmp
+            sync_folder(tmp)
+            os.rename(tmp, path)  # fails where another has made a folder with files in it meanwhile
+        except BaseException:
+            shutil.rmtree(tmp, ignore_errors=True)
+            raise
     sync_folder(path.parent)
 
 

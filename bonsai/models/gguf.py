@@ -5,6 +5,7 @@ queries and keys have their pairs of channels side by side there, where here the
 apart. GPT-2's GELU is computed by tanh there, whatever the model was trained with.
 """
 
+import errno
 import re
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,10 @@ def write_gguf(
                 file.write_header_to_file()
                 file.write_kv_data_to_file()
                 file.write_tensors_to_file()
+            except OSError as e:
+                if e.errno is not None:
+                    raise
+                raise OSError(errno.ENOSPC, f"{e}") from None  # NumPy says how much it wrote
             finally:
                 file.close()
 
@@ -204,6 +209,8 @@ def read_vocabulary(values: dict, vocab_size: int, name: str) -> dict:
     kind, pre, tokens, kinds, merges = (
         values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre", *LISTS)
     )
+    if kind is None:
+        raise UserError(f"{name} has no tokenizer")
     pattern = next((ours for ours, theirs in PRE.items() if theirs == pre), None)
     if kind != "gpt2" or pattern is None:
         raise UserError(f"{name}: its tokenizer ({kind!r:.30}, {pre!r:.30}) is not supported")

@@ -10,7 +10,7 @@ from bonsai.files.gguf import is_gguf
 from bonsai.files.jsonfile import read_json_object
 from bonsai.models.fit import WithoutDraws, check_fit, without_masks
 from bonsai.models.gguf import read_gguf, read_vocabulary
-from bonsai.models.hugging_face import CONFIG_BYTES, read_model
+from bonsai.models.hugging_face import CONFIG_BYTES, WEIGHTS, read_model
 from bonsai.models.llmc import is_llmc, read_llmc
 from bonsai.models.table import MODELS, build_model
 from bonsai.runs.names import checkpoints
@@ -58,6 +58,9 @@ def load_model(init_from: str, out_dir: str | Path = "", overrides: dict | None 
     if path.is_dir() and is_hugging_face(path):
         return from_hugging_face(init_from, overrides)
     if path.is_dir():
+        weights = next((name for name in WEIGHTS if exists(path / name)), None)
+        if weights and not exists(path / "config.json"):
+            raise UserError(f"{path} has {weights}, but no config.json to say of which model")
         return from_run(path, overrides)
     if init_from in HUB:
         return from_hugging_face(init_from, overrides)

@@ -95,6 +95,15 @@ def end_at_once(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
+def end_by_exit(number: int, frame: object) -> None:
+    """A signal handler where something is to be undone, on the way out of the blocks around it."""
+    if os.getpid() != PROGRAM:
+        end_at_once(number, frame)
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {ENDS[signal.Signals(number).name]}\n".encode())
+    sys.exit(128 + number)
+
+
 def by_interrupt(e: BaseException | None) -> bool:
     """Whether Ctrl-C is behind it: Python before 3.12 wraps what ends a class's making into a
     RuntimeError, and so do libraries what ends their import."""

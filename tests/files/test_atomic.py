@@ -1,6 +1,8 @@
 """bonsai/files/atomic.py: a file is there whole or not at all, and what failed leaves nothing."""
 
 import os
+import signal
+import time
 
 import pytest
 
@@ -12,6 +14,7 @@ from bonsai.files.atomic import (
     whole_file,
     whole_folder,
 )
+from bonsai.system.errors import ENDS, end_at_once
 
 
 def test_a_file_takes_its_place_at_the_end(tmp_path):
@@ -33,6 +36,37 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path, error):
         f.write(b"half")
         raise error
     assert (tmp_path / "a").read_text() == "before" and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX systems")
+@pytest.mark.parametrize("block", [whole_file, whole_folder])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_ends_a_program_leaves_nothing(tmp_path, capfd, block, name):
+    number = getattr(signal, name)
+    before = signal.signal(number, end_at_once)
+    try:
+        with pytest.raises(SystemExit) as e, block(tmp_path / "a"):
+            assert len(os.listdir(tmp_path)) == 1
+            os.kill(os.getpid(), number)
+            time.sleep(60)  # until it has come
+        assert e.value.code == 128 + number and os.listdir(tmp_path) == []
+        assert signal.getsignal(number) is end_at_once
+    finally:
+        signal.signal(number, before)
+    assert capfd.readouterr().err == f"error: {ENDS[name]}\n"
+
+
+def test_a_handler_of_another_kind_stays(tmp_path):
+    """A run that saves first, and what is ignored."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with whole_folder(tmp_path / "a") as folder, whole_file(folder / "b") as f:
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGTERM)
+            f.write(b"x")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "a" / "b").read_bytes() == b"x"
 
 
 def test_a_place_that_cannot_be_taken_leaves_nothing(tmp_path):

@@ -169,6 +169,25 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path):
+    """Where NumPy writes, which says how many numbers, and not why."""
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    resource = pytest.importorskip("resource", reason="limits the size of files by POSIX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"the disk is full while writing .*a\.gguf"):
+            write(tmp_path / "a.gguf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_without_a_tokenizer(tmp_path):
+    with pytest.raises(UserError, match=r"^a\.gguf has no tokenizer$"):
+        read_vocabulary({"general.architecture": "llama"}, 9, "a.gguf")
+
+
 # ---- llama.cpp itself, as xllamacpp carries it ----
 
 

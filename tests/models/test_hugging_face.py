@@ -164,6 +164,25 @@ def test_an_index_names_files_of_its_folder(tmp_path, name):
         load_model(str(folder), "")
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_weights_without_a_config(tmp_path, safe):
+    folder = save(tmp_path / "hf", safe=safe)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"hf has .*, but no config\.json"):
+        load_model(str(folder), "")
+
+
+def test_weights_beyond_a_link(tmp_path):
+    """As the cache of the hub has them; and one that leads nowhere."""
+    folder, name = save(tmp_path / "hf"), "model.safetensors"
+    (folder / name).rename(tmp_path / "blob")
+    (folder / name).symlink_to(tmp_path / "blob")
+    assert_equal(folder)
+    (tmp_path / "blob").unlink()
+    with pytest.raises(UserError, match="hf has no weights"):
+        load_model(str(folder), "")
+
+
 # ---- whose folder it is ----
 
 
