@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from bonsai.training import adam
+
 # Coefficients (a, b, c) of X <- a X + (b A + c A^2) X, A = X X^T, one row per iteration.
 NEWTON_SCHULZ = (
     (3.4445, -4.7750, 2.0315),
@@ -243,6 +245,10 @@ class Muon(torch.optim.Optimizer):
                 names = ("lr", "weight_decay", "betas", "eps")
                 inner.append({"params": shares, **{k: group[k] for k in names}})
         self.adam = torch.optim.AdamW(inner or [{"params": []}], fused=True)
+        compiled = compile and any(p.is_cuda for group in inner for p in group["params"])
+        self.adamw_in_place = None
+        if compiled:
+            self.adamw_in_place = torch.compile(adam.adamw_in_place, dynamic=True)
         self.momenta = [torch.zeros_like(share.local) for _, _, share in self.stacks]
         self.squares = [  # of even_out
             share.local.new_zeros(*share.local.shape[:2], 1) if group.get("neuron_beta") else None
@@ -283,8 +289,11 @@ class Muon(torch.optim.Optimizer):
             inner.update({k: group[k] for k in ("lr", "weight_decay", "betas", "eps")})
         for p, grad in zip((p for g in self.adam.param_groups for p in g["params"]), flats):
             p.grad = grad
-        self.adam.grad_scale, self.adam.found_inf = None, bad
-        self.adam.step()
+        if self.adamw_in_place:
+            self.update_others(bad)
+        else:
+            self.adam.grad_scale, self.adam.found_inf = None, bad
+            self.adam.step()
         self.adam.zero_grad()
         for group, families in self.families:
             self.update(group, families, bad)
@@ -293,6 +302,16 @@ class Muon(torch.optim.Optimizer):
             if handle is not None:
                 handle.wait()
         self.grads = None
+
+    def update_others(self, bad: torch.Tensor | None) -> None:
+        """AdamW's part of the step, compiled; its moments are where torch's fused one has them."""
+        for group in self.adam.param_groups:
+            params = group["params"]
+            moments = [adam.moments_of(self.adam.state[p], p) for p in params]
+            bad = torch.zeros((), device=params[0].device) if bad is None else bad
+            rates = adam.rates_after(moments, group, bad)
+            for p, own in zip(params, moments):  # .data: no views, of which a compiler sees more
+                self.adamw_in_place(p.data, p.grad.data, own, rates)
 
     def update(self, group: dict, families: list[list[int]], bad: torch.Tensor | None) -> None:
         """Muon's part of the step, for the stacks of one group."""
