@@ -14,10 +14,12 @@ does without where it cannot be had.
 import torch
 import triton
 import triton.language as tl
+from torch.nn import functional as F
 
 from bonsai.engine.cuda.layers import FOLLOWS, Heads, Product
 
-FEW = 64  # rows up to which these kernels are the faster way
+ALONE = 4  # rows up to which each goes by itself: their weights come from the cache
+FEW = 64  # ... up to which these kernels are the faster way
 NORMED = 16  # ... with a norm in the product, which every program computes anew
 
 # ---- y = f(norm(x) W^T + b) + residual ----
@@ -48,43 +50,63 @@ def row_kernel(
     SHIFT: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr,
     BN: tl.constexpr, KP: tl.constexpr,
 ):  # fmt: skip
-    """BN outputs of one row, all of whose inputs are loaded at once; KP: K as a power of two."""
+    """BN outputs of one row; KP: K as a power of two.
+
+    All that is needed is loaded before anything is computed: after a sum over warps a load would
+    wait for it, and then as long as the memory takes once more.
+    """
+    m = tl.program_id(1)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     k = tl.arange(0, KP)
     there = (n[:, None] < N) & (k[None, :] < K)
     at = n[:, None].to(tl.int64) * K + k[None, :]
     w = tl.load(weight + at, mask=there, other=0.0)
+    half = tl.load(x + m * K + k, mask=k < K, other=0.0)
     if ACT == 5:
         v = tl.load(weight + N.to(tl.int64) * K + at, mask=there, other=0.0)
-    half = tl.load(x + k, mask=k < K, other=0.0)
+    if NORM and GAIN:
+        gains = tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
+    if NORM and SHIFT:
+        shifts = tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)
+    if SCALE:
+        scales = tl.load(scale + n, mask=n < N, other=0.0)
+    if BIAS:
+        biases = tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        before = tl.load(residual + m * N + n, mask=n < N, other=0.0).to(tl.float32)
+    if ACT == 5 and SCALE:
+        gate_scales = tl.load(scale + N + n, mask=n < N, other=0.0)
+    if ACT == 5 and BIAS:
+        gate_biases = tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)
+
     a = half.to(tl.float32)
     if NORM:
         if NORM == 1:
             a = tl.where(k < K, a - tl.sum(a, axis=0) / K, 0.0)
         a *= tl.rsqrt(tl.sum(a * a, axis=0) / K + eps)
         if GAIN:
-            a *= tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
+            a *= gains
         if SHIFT:
-            a += tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)
+            a += shifts
         a = a.to(half.dtype).to(tl.float32)
     z = tl.sum(w.to(tl.float32) * a[None, :], axis=1)
     if SCALE:
-        z *= tl.load(scale + n, mask=n < N, other=0.0)
+        z *= scales
     if BIAS:
-        z += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+        z += biases
     z = z.to(half.dtype)
     gate = z
     if ACT == 5:
         g = tl.sum(v.to(tl.float32) * a[None, :], axis=1)
         if SCALE:
-            g *= tl.load(scale + N + n, mask=n < N, other=0.0)
+            g *= gate_scales
         if BIAS:
-            g += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)
+            g += gate_biases
         gate = g.to(half.dtype)
     z = activated(z.to(tl.float32), gate, ACT).to(half.dtype).to(tl.float32)
     if RESIDUAL:
-        z += tl.load(residual + n, mask=n < N, other=0.0).to(tl.float32)
-    tl.store(y + n, z.to(half.dtype), mask=n < N)
+        z += before
+    tl.store(y + m * N + n, z.to(half.dtype), mask=n < N)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -154,11 +176,11 @@ def rows_kernel(
     tl.store(y + m[:, None] * N + n[None, :], z.to(half), mask=there)
 
 
-def shape_of_row(N: int, K: int) -> dict:
-    """How row_kernel is launched for N outputs: some programs for each multiprocessor."""
-    outputs = 2 if N <= 1024 else 4 if N <= 4096 else 8
+def shape_of_row(K: int) -> dict:
+    """How row_kernel is launched: with 64 weights per thread, and so few threads to sum over."""
     inputs = triton.next_power_of_2(K)
-    return {"BN": outputs, "KP": inputs, "num_warps": min(16, max(4, outputs * inputs // 2048))}
+    outputs = 2 if inputs <= 1024 else 1
+    return {"BN": outputs, "KP": inputs, "num_warps": min(16, max(1, outputs * inputs // 2048))}
 
 
 def shape_of_rows(M: int, N: int, K: int, int8: bool) -> dict:
@@ -175,6 +197,9 @@ def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) 
     N = N // 2 if of.activation == "swiglu" else N
     x = x.contiguous()
     M = x.numel() // K
+    if M > NORMED and K > 2 * N and of.scale is None and not of.activation:
+        y = F.linear(x, of.weight, of.bias)  # few programs of long sums, which torch splits
+        return y if residual is None else y + residual
     y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
     given = [of.weight, of.scale, of.bias, of.gain, of.shift, residual]
     given = [y if t is None else t for t in given]
@@ -184,9 +209,9 @@ def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) 
         RESIDUAL=residual is not None,
     )  # fmt: skip
     with torch.cuda.device_of(x):  # Triton launches on the thread's device, whatever x's is
-        if M == 1:
-            shape = shape_of_row(N, K)
-            grid = (triton.cdiv(N, shape["BN"]),)
+        if M <= ALONE:
+            shape = shape_of_row(K)
+            grid = (triton.cdiv(N, shape["BN"]), M)
             row_kernel[grid](x, *given, y, N, of.eps, K, **flags, **shape)
         else:
             shape = shape_of_rows(M, N, K, of.scale is not None)
@@ -258,8 +283,9 @@ def attend_step_kernel(
     if h % group == 0:
         tl.store(k + keys + at * place + c, key.to(k.dtype.element_ty), mask=c < HS)
         tl.store(v + keys + at * place + c, value.to(v.dtype.element_ty), mask=c < HS)
-    best = tl.sum(query * key, axis=0)
-    total, out = 1.0, value
+    # its own key comes last: a sum over warps now, and the others would be read after it
+    best, total = -1e30, 0.0
+    out = tl.zeros((CHANNELS,), dtype=tl.float32)
     first = tl.maximum(at - window + 1, 0)
     for begin in range(first // BLOCK * BLOCK, at, BLOCK):
         s = begin + tl.arange(0, BLOCK)
@@ -274,13 +300,19 @@ def attend_step_kernel(
         out = out * shrink + tl.sum(p[:, None] * values, axis=0)
         total = total * shrink + tl.sum(p, axis=0)
         best = highest
+    own = tl.sum(query * key, axis=0)
+    highest = tl.maximum(best, own)
+    p, shrink = tl.exp(own - highest), tl.exp(best - highest)
+    out, total = out * shrink + p * value, total * shrink + p
     tl.store(y + tl.program_id(0) * HS + c, (out / total).to(y.dtype.element_ty), mask=c < HS)
 
 
 def shape_of_step(programs: int, channels: int) -> dict:
-    """How attend_step_kernel is launched: few programs read more at once."""
-    most = 2**14 if programs <= 256 else 2**13
-    return {"BLOCK": max(16, most // channels), "num_warps": 8 if programs <= 256 else 4}
+    """How attend_step_kernel is launched: few programs read much at once, many a little each, with
+    no warps to wait for."""
+    if programs <= 256:
+        return {"BLOCK": max(16, 2**15 // channels), "num_warps": 16}
+    return {"BLOCK": max(16, 2**11 // channels), "num_warps": 1}
 
 
 def attend_step(qkv, k, v, pos, heads: Heads, rotation=None, extra=None) -> torch.Tensor:
