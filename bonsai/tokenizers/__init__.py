@@ -71,7 +71,8 @@ def get(name_or_path: str | Path) -> Tokenizer:
     path = Path(name_or_path)
     if name_or_path not in TOKENIZERS and (path / "meta.json").exists():
         path = path / "meta.json"
-    if name_or_path not in TOKENIZERS and (path / "config.json").exists():
+    files = ("config.json", "tokenizer.json", "vocab.json")
+    if name_or_path not in TOKENIZERS and any((path / name).exists() for name in files):
         state = read_folder(path)
         if state is None:
             raise UserError(f"{path} has no tokenizer.json, and no vocab.json with merges.txt")
@@ -105,7 +106,8 @@ def get(name_or_path: str | Path) -> Tokenizer:
         raise UserError(f"the {name_or_path} tokenizer is made from a text: name a {how}")
     raise UserError(
         f"no tokenizer {str(name_or_path)!r}: known are {', '.join(names())}, a .json file that "
-        f"train_tokenizer.py wrote, a data set's folder or meta.json, or a sentencepiece .model"
+        "train_tokenizer.py wrote, a data set's folder or meta.json, a folder of Hugging Face's, "
+        "or a sentencepiece .model"
     )
 
 

@@ -114,6 +114,9 @@ def test_data_are_prepared_with_a_folders_tokenizer(tmp_path):
     wanted = load_model(str(folder), "").tokenizer
     for name in (folder, folder / "tokenizer.json"):
         assert tokenizers.get(name).to_dict() == wanted
+    (folder / "config.json").rename(tmp_path / "aside")  # of a tokenizer without a model
+    assert tokenizers.get(folder).to_dict() == wanted
+    (tmp_path / "aside").rename(folder / "config.json")
     shutil.copy(folder / "tokenizer.json", tmp_path / "alone.json")
     assert tokenizers.get(tmp_path / "alone.json").encode(TEXT) == theirs.encode(TEXT).ids
     (folder / "tokenizer.json").unlink()
