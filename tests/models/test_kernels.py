@@ -18,6 +18,8 @@ from bonsai.models.kernels import (
     cpu_attend,
     drop,
     flex_local_attention,
+    gelu,
+    half_gelu,
     local_attention,
     product_attention,
     to_device,
@@ -261,3 +263,42 @@ def test_dropout_keeps_the_mean_and_its_share(p):
     assert torch.equal(x.grad, y.detach())  # dropped where it was dropped, scaled alike
     torch.manual_seed(0)
     assert torch.equal(drop(x, p), y)
+
+
+# ---- GELU on a GPU ----
+
+
+def test_gelu_by_one_exponential():
+    """Value and derivative to 1e-6, down to where both are 0."""
+    x = torch.linspace(-12, 12, 10001, requires_grad=True)
+    exact = x.detach().double().requires_grad_()
+    found = []
+    for f, z in ((half_gelu, x), (F.gelu, exact)):
+        y = f(z)
+        found.append((y.double(), torch.autograd.grad(y.sum(), z)[0].double()))
+    for got, want in zip(*found):
+        assert (got - want).abs().max() < 1e-6
+
+
+def test_a_compiler_keeps_as_little_of_it_as_of_torchs():
+    """In half precision; in float32, and without a compiler, it is torch's."""
+    kept, outcomes = [], []
+    x = torch.randn(8, 64).bfloat16()
+    for f in (F.gelu, gelu):
+        torch._dynamo.reset()
+        compiled, weight = torch.compile(lambda x, w, f=f: f(x @ w).square()), torch.eye(64)
+        weight = weight.bfloat16().requires_grad_()
+        kept.append([])
+
+        def note(t):
+            kept[-1].append((t.shape, t.dtype))
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            y = compiled(x, weight)
+        outcomes.append((y.detach(), *torch.autograd.grad(y.sum(), weight)))
+    assert kept[0] == kept[1] and outcomes[0][0].unique().numel() > 50
+    for a, b in zip(*outcomes):
+        torch.testing.assert_close(a, b, atol=0.05, rtol=0.02)
+    assert torch.equal(gelu(x), F.gelu(x))
+    assert torch.equal(torch.compile(gelu)(x.float()), torch.compile(F.gelu)(x.float()))
