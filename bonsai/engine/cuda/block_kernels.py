@@ -19,8 +19,15 @@ from torch.nn import functional as F
 from bonsai.engine.cuda.layers import FOLLOWS, Heads, Product
 
 ALONE = 4  # rows up to which each goes by itself: their weights come from the cache
-FEW = 64  # ... up to which these kernels are the faster way
 NORMED = 16  # ... with a norm in the product, which every program computes anew
+FEW = 64  # ... that these kernels take at all
+
+# How they are launched: few shapes, as each is compiled; what was fastest on an H200.
+ROW = (2, 64)  # row_kernel: outputs of a program, half as many of long rows; weights per thread
+# rows_kernel, by the rows of a program: outputs, inputs at a time, warps, stages
+ROWS = {16: (16, 256, 4, 3), 64: (16, 128, 4, 3)}
+# attend_step_kernel, of few programs and of many: numbers of keys at a time, warps
+STEP = {"few": (2**15, 16), "many": (2**11, 1)}
 
 # ---- y = f(norm(x) W^T + b) + residual ----
 
@@ -177,17 +184,18 @@ def rows_kernel(
 
 
 def shape_of_row(K: int) -> dict:
-    """How row_kernel is launched: with 64 weights per thread, and so few threads to sum over."""
-    inputs = triton.next_power_of_2(K)
-    outputs = 2 if inputs <= 1024 else 1
-    return {"BN": outputs, "KP": inputs, "num_warps": min(16, max(1, outputs * inputs // 2048))}
+    """How row_kernel is launched: with few threads to sum over."""
+    (outputs, per_thread), inputs = ROW, triton.next_power_of_2(K)
+    outputs = max(1, outputs if inputs <= 1024 else outputs // 2)
+    warps = min(16, max(1, outputs * inputs // (32 * per_thread)))
+    return {"BN": outputs, "KP": inputs, "num_warps": warps}
 
 
-def shape_of_rows(M: int, N: int, K: int, int8: bool) -> dict:
-    """How rows_kernel is launched: few shapes, as each is compiled."""
-    rows, outputs = 16 if M <= 16 else 64, 16 if N <= 4096 else 32
-    inputs = 128 if M > 16 else 512 if K > 1024 and int8 else 256
-    return {"BM": rows, "BN": outputs, "BK": inputs, "num_warps": 4, "num_stages": 3}
+def shape_of_rows(M: int, N: int) -> dict:
+    rows = 16 if M <= 16 else 64
+    outputs, inputs, warps, stages = ROWS[rows]
+    outputs = outputs if N <= 4096 else 2 * outputs
+    return {"BM": rows, "BN": outputs, "BK": inputs, "num_warps": warps, "num_stages": stages}
 
 
 def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -214,7 +222,7 @@ def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) 
             grid = (triton.cdiv(N, shape["BN"]), M)
             row_kernel[grid](x, *given, y, N, of.eps, K, **flags, **shape)
         else:
-            shape = shape_of_rows(M, N, K, of.scale is not None)
+            shape = shape_of_rows(M, N)
             grid = (triton.cdiv(N, shape["BN"]), triton.cdiv(M, shape["BM"]))
             rows_kernel[grid](x, *given, y, M, N, of.eps, K, **flags, **shape)
     return y
@@ -310,9 +318,8 @@ def attend_step_kernel(
 def shape_of_step(programs: int, channels: int) -> dict:
     """How attend_step_kernel is launched: few programs read much at once, many a little each, with
     no warps to wait for."""
-    if programs <= 256:
-        return {"BLOCK": max(16, 2**15 // channels), "num_warps": 16}
-    return {"BLOCK": max(16, 2**11 // channels), "num_warps": 1}
+    numbers, warps = STEP["few" if programs <= 256 else "many"]
+    return {"BLOCK": max(16, numbers // channels), "num_warps": warps}
 
 
 def attend_step(qkv, k, v, pos, heads: Heads, rotation=None, extra=None) -> torch.Tensor:
