@@ -66,6 +66,9 @@ class Connection(HttpToolsProtocol):
         if sock := transport.get_extra_info("socket"):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+                # else the second small packet waits for the first one's receipt, some 40 ms;
+                # asyncio sets it, but not where the listening socket does not name its protocol
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.in_head = True
         self.head_bytes = self.head_lines = 0
         self.useless_bytes = 0  # since the last that were of a body, or completed a head

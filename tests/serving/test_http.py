@@ -53,6 +53,15 @@ def test_what_has_no_end_is_cut_off(app, begin, more):
         wait(lambda: not process.server_state.connections)
 
 
+def test_small_answers_do_not_wait_for_receipts():
+    """Head and body, and the tokens of a stream, are packets of their own."""
+    with running(answering(refuse)) as process, asked(process, b"") as s:
+        assert s.recv(1000)
+        (connection,) = process.server_state.connections
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_request_that_takes_too_long():
     with running(answering(refuse), head_seconds=0.3, body_seconds=0.3) as process:
         for begin in (b"", b"GET / HT", CHUNKED, CHUNKED + b"1\r\na\r\n0\r\na: b\r\n"):
