@@ -242,6 +242,7 @@ class CausalSelfAttention(nn.Module):
             qk = (F.rms_norm if self.rms else F.layer_norm)(qk, (self.hs,))
         if rotation is not None:  # cos, sin, each (T, hs) or (B, 1, T, hs)
             qk = rotate(qk, [r.view(-1, T, 1, self.hs) for r in rotation])
+        qk = qk.to(qkv.dtype)  # before they part: of one tensor a compiler makes one pass
         qkv = *qk.split_with_sizes((self.nh, self.nkv), dim=2), v
         q, k, v = (part.transpose(1, 2) for part in qkv)  # (B, nh or nkv, T, hs)
         mask = None

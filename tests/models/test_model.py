@@ -167,6 +167,19 @@ def test_activation_checkpointing_changes_nothing(name):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
+def test_queries_and_keys_are_of_one_tensor(monkeypatch):
+    """In the precision of the products, whatever a norm returns (autocast's on CUDA: fp32)."""
+    norm, seen = F.rms_norm, []
+    monkeypatch.setattr(F, "rms_norm", lambda *given: norm(*given).float())
+    model = make(norm="rmsnorm", qk_norm=True, position="rope", n_layer=1, norm_gain=False)
+    block = model.transformer.h[0].bfloat16()
+    block.attn.attend = lambda q, k, v, *rest: seen.extend((q, k, v)) or attention(q, k, v, *rest)
+    block.attn(torch.randn(B, T, 32).bfloat16(), [torch.ones(T, 8), torch.zeros(T, 8)])
+    q, k, v = seen
+    assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+    assert q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+
+
 def test_targets_of_minus_1_are_ignored():
     model, idx, targets = make(), batch(), batch(2)
     targets[:, :7] = -1
