@@ -1,10 +1,11 @@
-"""Run a training program as it is, and note when it opened its data and when each step ended.
+"""Run a training program as it is, and note when it began to train and when each step ended.
 
     python benchmarks/clock.py TIMES.json STEPS SEED_OFFSET train.py [its arguments]
 
-The clock starts when the first .bin is opened and stands for each step where the optimizer has been
-called, for the last one after the device is idle. SEED_OFFSET is added to what the program gives
-torch.manual_seed: in nanoGPT the seed is a constant.
+The clock starts where the optimizer is made, when a model is there and nothing of it compiled, and
+no batch is read; it stands for each step where the optimizer has been called, for the last one
+after the device is idle. SEED_OFFSET is added to what the program gives torch.manual_seed: in
+nanoGPT the seed is a constant.
 """
 
 import atexit
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-import torch._dynamo  # imported by the first optimizer, before or after the data are opened
+import torch._inductor.compile_fx  # what a compiled step imports, before the clock or after it
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 if len(sys.argv) < 5:
@@ -24,10 +25,10 @@ target, steps, offset = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 begin, ends, outer = None, [], None
 
 
-def opened(event: str, args: tuple) -> None:
+def made(optimizer, *args, **kwargs) -> None:
     global begin
-    if event == "open" and begin is None and str(args[0]).endswith(".bin"):
-        begin = time.perf_counter()
+    begin = begin or time.perf_counter()
+    make(optimizer, *args, **kwargs)
 
 
 def stepped(optimizer, args, kwargs) -> None:
@@ -48,7 +49,7 @@ def write() -> None:
         json.dump([end - begin for end in ends], f)
 
 
-sys.addaudithook(opened)
+make, torch.optim.Optimizer.__init__ = torch.optim.Optimizer.__init__, made
 seed_as_told = torch.manual_seed
 torch.manual_seed = lambda seed: seed_as_told(seed + offset)
 register_optimizer_step_post_hook(stepped)

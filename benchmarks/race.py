@@ -9,14 +9,14 @@
     python benchmarks/race.py --race=ablation_bpe               # the same, on tokens of byte pairs
 
 Both programs train on the same .bin, in turn, with the same seeds, each as a process of its own.
-The clock (benchmarks/clock.py) runs from the opening of the data to the end of the last step, with
-compilation and without evaluation. A run's length is set beforehand; what counts is the loss of its
-last weights on the whole validation split, in windows that are the same for both (eval.py). Only
-`recipe` is nanoGPT's command word for word: in float32, timed from the start of the process to its
-end, with its evaluations, and judged by the checkpoint that it keeps. `ablation` is ours alone: the
-recipe of `cpu` with one thing changed at a time, 9 minutes on two cores; `ablation_bpe` that of
-config/fast_gpt2.py at 1.3M parameters, a minute per run. Runs that are in the results already are
-not repeated, so an interrupted race goes on.
+The clock (benchmarks/clock.py) runs from the model, when it is there and its optimizer is made, to
+the end of the last step, with compilation and without evaluation. A run's length is set beforehand;
+what counts is the loss of its last weights on the whole validation split, in windows that are the
+same for both (eval.py). Only `recipe` is nanoGPT's command word for word: in float32, timed from
+the start of the process to its end, with its evaluations, and judged by the checkpoint that it
+keeps. `ablation` is ours alone: the recipe of `cpu` with one thing changed at a time, 9 minutes on
+two cores; `ablation_bpe` that of config/fast_gpt2.py at 1.3M parameters, a minute per run. Runs
+that are in the results already are not repeated, so an interrupted race goes on.
 """
 
 import runpy
@@ -254,7 +254,7 @@ def draw(runs: list[dict], target: float, path: Path) -> None:
         axes.plot(r["seconds"], r["loss"], "o", color=color, label=label)
     axes.axhline(target, color="gray", linestyle=":", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlabel("seconds since the data were opened (log)")
+    axes.set_xlabel("seconds of training (log)")
     axes.set_ylabel("cross-entropy, nats per token")
     axes.set_title("lines: training loss, smoothed; points: whole validation split", fontsize=10)
     axes.legend()

@@ -16,7 +16,6 @@ import torch
 print(torch.initial_seed(), flush=True)
 torch.manual_seed(1337)
 print(torch.initial_seed(), flush=True)
-open("data.bin", "rb").close()
 w = torch.nn.Parameter(torch.ones(3))
 optimizer = torch.optim.SGD([w], lr=0.1)
 for _ in range(4):
@@ -25,8 +24,7 @@ for _ in range(4):
 """
 
 
-def test_the_clock_counts_steps_from_the_data_on(tmp_path):
-    (tmp_path / "data.bin").write_bytes(b"12")
+def test_the_clock_counts_steps_from_the_optimizer_on(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(ROOT / "benchmarks" / "clock.py")]
     done = run_command([*command, "times.json", "3", "5", "program.py"], tmp_path)
