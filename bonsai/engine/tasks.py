@@ -4,6 +4,8 @@ The harness (`pip install lm_eval`) brings questions, prompts and metrics; here 
 that it asks of a model. Import this module where tasks are run: it imports the harness.
 """
 
+import os
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +14,7 @@ from traceback import extract_tb
 import torch
 import yaml
 from huggingface_hub import constants
+from lm_eval import tasks as harness
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import simple_evaluate
@@ -85,14 +88,28 @@ OFFLINE = (
 
 
 def find_tasks(tasks: Sequence[str], folder: str) -> TaskManager:
-    """The harness's table of tasks: those of the folder where all are there, as to read its own
-    thousands takes seconds; else both. UserError as `check_yaml`."""
+    """The harness's table of tasks: those beside the ones that are asked for, where all are found
+    by name, as to read its own thousands takes seconds; else all, and those of the folder.
+    UserError as `check_yaml`."""
     check_yaml(folder)
-    if folder:
-        own = TaskManager(include_path=folder, include_defaults=False)
-        if {*tasks} <= {*own.all_subtasks}:
-            return own
+    places = [*named_in({*tasks}), *([folder] if folder else [])]
+    some = TaskManager(include_path=places, include_defaults=False)
+    if {*tasks} <= {*some.all_subtasks}:
+        return some
     return TaskManager(include_path=folder or None)
+
+
+def named_in(names: set[str]) -> list[str]:
+    """The folders of the harness with a file that has a line `task: NAME` for one of the names,
+    without those within another."""
+    line, found = re.compile(rb"^task:\s*[\"']?([^\s\"'#]+)", re.MULTILINE), set()
+    for place, _, files in os.walk(Path(harness.__file__).parent):
+        for file in files:
+            if file.endswith(".yaml"):
+                there = line.findall(Path(place, file).read_bytes())
+                if names & {name.decode("utf-8", "replace") for name in there}:
+                    found.add(place)
+    return sorted(p for p in found if not found & {str(q) for q in Path(p).parents})
 
 
 def check_yaml(folder: str) -> None:

@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.engine.tasks import HarnessModel, before_stop, find_tasks, run_tasks
+from bonsai.engine.tasks import HarnessModel, before_stop, find_tasks, named_in, run_tasks
 from bonsai.evaluation.choices import multiple_choice, read_questions
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.registry import Served
@@ -181,10 +181,14 @@ def test_the_server_gives_the_harness_the_same_accuracy(model, questions):
 
 
 def test_tasks_of_a_folder_and_the_harness_s(model, questions):
-    """Its own are read where they are asked for, beside those of the folder."""
+    """Those that stand beside one that is asked for are read, of groups and unknown ones all."""
     folder = str(questions.parent)
     assert find_tasks(["rings"], folder).all_tasks == ["rings"]
-    assert {"rings", "hellaswag"} <= {*find_tasks(["rings", "hellaswag"], folder).all_tasks}
+    some = {*find_tasks(["rings", "hellaswag", "piqa"], folder).all_tasks}
+    assert {"rings", "hellaswag", "piqa"} <= some and len(some) < 100
+    assert named_in({"arc_easy", "arc_challenge"}) == named_in({"arc_easy"})
+    everything = find_tasks(["ai2_arc"], folder)
+    assert {"rings", "ai2_arc", "hellaswag"} <= {*everything.all_tasks}
 
 
 def test_data_in_the_cache_of_the_hub_are_found_without_it(model, questions, monkeypatch):
