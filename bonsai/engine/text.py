@@ -35,6 +35,8 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
     tokenizer, vocab_size = tokenizers.from_dict(state), loaded.model.config.vocab_size
     if tokenizer.vocab_size > vocab_size:
         where = f": put the meta.json or meta.pkl of its data in data/{name}/" if name else ""
+        if not name and loaded.tokenizer is None:
+            where = ": it carries none; train.py and eval.py take that of their --dataset"
         raise UserError(
             f"{loaded.source} has {vocab_size} tokens, but its {state['type']} tokenizer has "
             f"{tokenizer.vocab_size}{where}"

@@ -49,6 +49,12 @@ def test_a_name_that_is_a_path_is_not_followed(here, name):
         find_tokenizer(loaded(dataset=name))
 
 
+def test_weights_alone_carry_none(here):
+    need_vocabulary("gpt2")
+    with pytest.raises(UserError, match=r"has 50257: it carries none; train\.py .* --dataset$"):
+        find_tokenizer(loaded())
+
+
 def test_what_is_known_to_be_missing_is_said(here):
     with pytest.raises(UserError, match=r"^no tokenizer of its 31 tokens$"):
         find_tokenizer(loaded(tokenizer_note="no tokenizer of its 31 tokens"))
