@@ -56,9 +56,11 @@ PLACES = {
     },
 }
 KINDS = ("weight", "bias")
-# The norm of queries and keys adds torch's own 2**-23 (1.19e-7) to their mean square, NanoChat's
-# 1e-5 as everywhere: of eight times as long ones that is 1e-5 / 8**2 = 1.56e-7. Another power of
-# two is further off, and another number would round the weights.
+EPSILON = 1e-5  # what norms here add to the mean square
+QK_EPSILON = 2.0**-23  # ... of queries and keys: torch's own, 1.19e-7
+# NanoChat adds one number everywhere, here EPSILON. Of queries and keys that are eight times as
+# long it is 1e-5 / 8**2 = 1.56e-7. Another power of two is further off, and another number would
+# round the weights.
 QK_LENGTHS = 8.0
 Weights = dict[str, torch.Tensor]
 
@@ -220,6 +222,29 @@ def widened(theirs: Weights, config: GPTConfig, inner: int, source: object) -> W
     return wide
 
 
+def with_our_epsilon(weights: Weights, config: GPTConfig, eps: float) -> Weights:
+    """A Llama or NanoChat whose norms add `eps`, by our names, as one whose norms add ours.
+
+    A norm of s x that adds s^2 eps is the norm of x that adds eps. So Llama's stream is s times as
+    large: what is embedded, and what each block adds. A tied head is undone in the gain before it.
+    NanoChat normalises what is embedded, after which 1e-5 is as good as nothing, and its queries
+    and keys, each of which gets an s of its own.
+    """
+    s, scaled = math.sqrt(EPSILON / eps), dict(weights)
+    adds = ("transformer.wte.weight", *(f"c_proj.{kind}" for kind in KINDS))
+    for name, w in weights.items():
+        if name.endswith(adds[:1] if config.norm_embedding else adds):
+            scaled[name] = w * s
+        elif config.qk_norm and name.endswith("c_attn.weight"):
+            scaled[name] = w = w.clone()
+            rows = (config.n_head + config.kv_heads) * config.head_dim
+            w[:rows] *= math.sqrt(QK_EPSILON / eps) * QK_LENGTHS
+    if config.tie_head:
+        scaled["lm_head.weight"] = scaled["transformer.wte.weight"]
+        scaled["transformer.ln_f.weight"] = weights["transformer.ln_f.weight"] / s
+    return scaled
+
+
 ROWS = tuple(f"mlp.{name}.{kind}" for name in ("gate_proj", "up_proj") for kind in KINDS)
 
 
@@ -263,7 +288,7 @@ def exported_gpt2(config: GPTConfig, weights: Weights) -> tuple[dict, Weights]:
         "n_head": config.n_head,
         "n_inner": None,
         "activation_function": ACTIVATIONS[config.activation],
-        "layer_norm_epsilon": 1e-5,
+        "layer_norm_epsilon": EPSILON,
         "scale_attn_weights": not unscaled,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
     }
@@ -284,7 +309,7 @@ def exported_rotary(config: GPTConfig, weights: Weights, llama: bool) -> tuple[d
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu" if llama else ACTIVATIONS[config.activation],
-        "rms_norm_eps": 1e-5,
+        "rms_norm_eps": EPSILON,
         "rope_theta": config.rope_base,  # where others than transformers 5 look for it
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
         "attention_bias": config.bias,

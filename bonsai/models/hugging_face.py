@@ -16,7 +16,13 @@ from bonsai.files.access import exists
 from bonsai.files.jsonfile import read_json_object
 from bonsai.files.safetensors import read_safetensors
 from bonsai.files.torchfile import Damaged, Refused, read_torch_file
-from bonsai.models.architectures import CONV1D, from_rotary, widened
+from bonsai.models.architectures import (
+    CONV1D,
+    EPSILON,
+    from_rotary,
+    widened,
+    with_our_epsilon,
+)
 from bonsai.models.fit import WithoutDraws, check_fit, without_masks
 from bonsai.runs.schema import brief, is_dict, is_tensor, is_whole
 from bonsai.system.errors import UserError
@@ -71,8 +77,8 @@ ROTARY_SIZES = {
     "n_head": "num_attention_heads",
 }
 ROTARY_FIXED = {
-    "llama": {"rms_norm_eps": 1e-5, "hidden_act": "silu", "quantization_config": None},
-    "nanochat": {"rms_norm_eps": 1e-5, "attention_bias": False, "quantization_config": None},
+    "llama": {"hidden_act": "silu", "quantization_config": None},
+    "nanochat": {"attention_bias": False, "quantization_config": None},
 }
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are looked for
 
@@ -114,6 +120,10 @@ def assembled(
     weights = {k: v.float() for k, v in weights.items()}
     if kind == "gpt2" and flag(config, "scale_attn_by_inverse_layer_idx", folder):
         divide_queries(weights, settings["n_layer"], settings["n_embd"])
+    if kind in ROTARY and (eps := epsilon(config, folder)) != EPSILON:
+        if kind == "nanochat" and settings["tie_head"]:
+            raise UserError(f"{folder}: rms_norm_eps={eps} with a tied head is not supported")
+        weights = with_our_epsilon(weights, GPTConfig(**settings), eps)
     return settings, weights
 
 
@@ -192,8 +202,8 @@ def rotary_settings(config: dict, folder: Path) -> tuple[dict, int]:
         )
     groups = size(config, ("num_key_value_heads",), heads, folder)
     head = size(config, ("head_dim",), max(1, channels // heads), folder)
-    eps = config.get("rms_norm_eps") or 1e-6  # which is transformers' default
-    check_fixed({**config, "rms_norm_eps": eps}, ROTARY_FIXED[kind], folder)
+    check_fixed(config, ROTARY_FIXED[kind], folder)
+    epsilon(config, folder)
     biased = [flag(config, name, folder) for name in ("attention_bias", "mlp_bias")]
     if kind == "llama" and biased[0] != biased[1]:
         raise UserError(f"{folder}: attention_bias without mlp_bias is not supported, nor reversed")
@@ -205,6 +215,17 @@ def rotary_settings(config: dict, folder: Path) -> tuple[dict, int]:
         "tie_head": flag({"tie_word_embeddings": False, **config}, "tie_word_embeddings", folder),
         **(nanochat_fields(config, folder) if kind == "nanochat" else {}),
     }, inner
+
+
+def epsilon(config: dict, folder: Path) -> float:
+    """What the norms of a Llama or NanoChat add to the mean square."""
+    eps = config.get("rms_norm_eps")
+    eps = 1e-6 if eps is None else eps  # transformers' default
+    # of NanoChat's stream, which is no shorter than its normalised beginning, it stays ours
+    most = 2e-5 if config["model_type"] == "nanochat" else 1e-2
+    if type(eps) not in (int, float) or not 1e-12 <= eps <= most:
+        raise UserError(f"{folder}: rms_norm_eps={brief(eps)} of its config.json is not supported")
+    return eps
 
 
 def nanochat_fields(config: dict, folder: Path) -> dict:

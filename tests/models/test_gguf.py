@@ -312,7 +312,7 @@ CONFIG = {
     ({"attention.head_count": 0}, "num_attention_heads=0"),
     ({"attention.head_count": 3}, "not 3 heads"),
     ({"attention.head_count": [2]}, "num_attention_heads"),
-    ({"attention.layer_norm_rms_epsilon": 1e-6}, "rms_norm_eps"),
+    ({"attention.layer_norm_rms_epsilon": 1.5}, "rms_norm_eps"),
     ({"rope.scaling.type": "linear"}, "rope.scaling.type"),
     ({"expert_count": 8}, "expert_count"),
     ({"block_count": 2}, "no transformer.h.1"),

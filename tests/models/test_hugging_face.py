@@ -260,6 +260,43 @@ def test_a_model_with_rotary_positions_computes_what_transformers_does(tmp_path,
     torch.testing.assert_close(logits(ours, ids), want, atol=2e-4, rtol=1e-4)
 
 
+EPSILONS = [
+    ("llama", dict(rms_norm_eps=1e-6, tie_word_embeddings=True)),
+    ("llama", dict(rms_norm_eps=1e-3, num_key_value_heads=1, attention_bias=True, mlp_bias=True)),
+    ("llama", dict(rms_norm_eps=1e-7, intermediate_size=85)),
+    ("nanochat", dict(rms_norm_eps=1e-6)),
+    ("nanochat", dict(rms_norm_eps=1e-7, num_key_value_heads=2)),
+]
+
+
+@pytest.mark.parametrize("kind, changes", EPSILONS, ids=str)
+def test_another_epsilon_of_the_norms_computes_the_same(tmp_path, kind, changes):
+    """Where it matters: the embeddings of a Llama, queries and keys are short."""
+    folder = save_rotary(tmp_path / "hf", kind, **changes)
+    theirs = KINDS[kind][1].from_pretrained(folder).eval()
+    ids = torch.randint(61, (2, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs.model.embed_tokens.weight *= 0.01
+        if kind == "nanochat":
+            for layer in theirs.model.layers:
+                layer.self_attn.q_proj.weight *= 0.003
+                layer.self_attn.k_proj.weight *= 0.003
+        theirs.save_pretrained(folder)
+        want = theirs(ids).logits
+        torch.testing.assert_close(logits(load_model(str(folder)).model.eval(), ids), want,
+                                   atol=1e-4, rtol=1e-4)  # fmt: skip
+        change(folder, rms_norm_eps=1e-5)
+        other = logits(load_model(str(folder)).model.eval(), ids)
+        assert (other - want).abs().max() > 1e-3
+
+
+def test_a_tied_head_of_nanochat_has_our_epsilon_or_none(tmp_path):
+    """There is no gain in which a longer embedding could be undone."""
+    folder = save_rotary(tmp_path / "hf", "nanochat", tie_word_embeddings=True, rms_norm_eps=1e-6)
+    with pytest.raises(UserError, match="rms_norm_eps=1e-06 with a tied head is not supported"):
+        load_model(str(folder))
+
+
 def test_where_llamas_wrote_their_base_before(tmp_path):
     folder = save_rotary(tmp_path / "hf")
     state = json.loads((folder / "config.json").read_text())
@@ -272,7 +309,9 @@ SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
 
 
 @pytest.mark.parametrize("kind, changes, hint", [
-    ("llama", dict(rms_norm_eps=1e-6), "rms_norm_eps=1e-06"),
+    ("llama", dict(rms_norm_eps="1e-6"), "rms_norm_eps"),
+    ("llama", dict(rms_norm_eps=0), "rms_norm_eps=0"),
+    ("llama", dict(rms_norm_eps=float("nan")), "rms_norm_eps"),
     ("llama", dict(hidden_act="gelu"), "hidden_act"),
     ("llama", dict(intermediate_size=129), "intermediate_size=129.*up to four times"),
     ("llama", dict(intermediate_size=31), "intermediate_size=31"),
@@ -296,7 +335,7 @@ SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
     ("llama", dict(head_dim=7), "even head size"),
     ("llama", dict(hidden_size=None), "hidden_size"),
     ("llama", dict(auto_map={"AutoModelForCausalLM": "evil.Evil"}), "auto_map"),
-    ("nanochat", dict(rms_norm_eps=None), "rms_norm_eps"),
+    ("nanochat", dict(rms_norm_eps=1e-4), "rms_norm_eps=0.0001"),
     ("nanochat", dict(intermediate_size=100), "intermediate_size=100"),
     ("nanochat", dict(attention_bias=True), "attention_bias"),
     ("nanochat", dict(final_logit_softcapping=-1), "final_logit_softcapping"),
