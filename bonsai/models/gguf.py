@@ -157,6 +157,8 @@ def read_gguf(path: Path) -> tuple[dict, Weights, dict]:
     if not isinstance(kind, str) or kind not in SIZES:
         raise UserError(f"{path} holds a {kind!r:.40} model, not a gpt2 or llama")
     config = {k: values[f"{kind}.{v}"] for k, v in SIZES[kind].items() if f"{kind}.{v}" in values}
+    if kind == "llama" and config.get("rms_norm_eps") is None:  # transformers has a default
+        raise UserError(f"{path} has no llama.{SIZES[kind]['rms_norm_eps']}")
     for name in ("rms_norm_eps", "layer_norm_epsilon"):  # in float32 there
         if isinstance(config.get(name), float):
             config[name] = float(f"{config[name]:.6g}")

@@ -313,6 +313,7 @@ CONFIG = {
     ({"attention.head_count": 3}, "not 3 heads"),
     ({"attention.head_count": [2]}, "num_attention_heads"),
     ({"attention.layer_norm_rms_epsilon": 1.5}, "rms_norm_eps"),
+    ({"attention.layer_norm_rms_epsilon": None}, r"it has no llama\.attention.layer_norm_rms"),
     ({"rope.scaling.type": "linear"}, "rope.scaling.type"),
     ({"expert_count": 8}, "expert_count"),
     ({"block_count": 2}, "no transformer.h.1"),
@@ -330,6 +331,16 @@ def test_values_that_do_not_fit_are_one_line(monkeypatch, changes, hint):
     with pytest.raises(UserError, match=hint) as e:
         read_gguf(Path("it"))
     assert "\n" not in str(e.value)
+
+
+def test_another_epsilon_is_in_the_weights(monkeypatch):
+    model = tiny(vocab_size=9, n_layer=1, n_head=2, n_embd=8, **LLAMA)
+    _, weights = tensors(model.config, model.state_dict(), "it")
+    by_hand(monkeypatch, CONFIG | {"attention.layer_norm_rms_epsilon": 1e-6}, weights)
+    read, wanted = read_gguf(Path("it"))[1], model.state_dict()
+    for name, factor in (("wte", 10**0.5), ("h.0.mlp.c_proj", 10**0.5), ("ln_f", 10**-0.5)):
+        name = f"transformer.{name}.weight"
+        torch.testing.assert_close(read[name], factor * wanted[name])
 
 
 def test_a_tensor_too_much_and_another_architecture(monkeypatch):
