@@ -9,6 +9,14 @@ import pytest
 import torch
 
 
+def skip_without_interpreter() -> None:
+    import numpy as np
+
+    pytest.importorskip("triton", reason="triton is not installed")
+    if tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
+        pytest.skip("triton 3.6 does not interpret with numpy 2.4")
+
+
 def interpreted(name: str) -> Iterator[ModuleType]:
     """A module of kernels, for a fixture; skips where there is no triton, or one that compiles."""
     if "triton" in sys.modules and not getattr(interpreted, "ours", False):
@@ -16,11 +24,7 @@ def interpreted(name: str) -> Iterator[ModuleType]:
     interpreted.ours = True
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")  # read where a kernel is declared
-        pytest.importorskip("triton", reason="triton is not installed")
-        import numpy as np
-
-        if tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
-            pytest.skip("triton 3.6 does not interpret with numpy 2.4")
+        skip_without_interpreter()
         # launches go to the device of a tensor, which is none here
         patch.setattr(torch.cuda, "device_of", lambda x: torch.cuda.device(-1))
         yield importlib.import_module(name)

@@ -10,9 +10,7 @@ import math
 
 import pytest
 import torch
-
-pytest.importorskip("triton", reason="triton is not installed")
-
+from helpers.interpreted import skip_without_interpreter
 
 TILES = {
     "square": (32, 32, 16, 4, 2),
@@ -26,6 +24,7 @@ TILES = {
 def symmetric(monkeypatch):
     """The module with its kernel interpreted, whatever the size of the matrices."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when the kernel is defined
+    skip_without_interpreter()
     module = importlib.reload(importlib.import_module("bonsai.training.symmetric"))
     monkeypatch.setattr(module, "SMALLEST", 0)
     monkeypatch.setattr(module, "tiles_of", lambda device: [module.Tile(*TILES["square"])])
