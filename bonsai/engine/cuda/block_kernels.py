@@ -25,7 +25,7 @@ FEW = 64  # ... that these kernels take at all
 # How they are launched: few shapes, as each is compiled; what was fastest on an H200.
 ROW = (2, 64)  # row_kernel: outputs of a program, half as many of long rows; weights per thread
 # rows_kernel, by the rows of a program: outputs, inputs at a time, warps, stages
-ROWS = {16: (16, 256, 4, 3), 64: (16, 128, 4, 3)}
+ROWS = {16: (16, 256, 4, 5), 64: (16, 128, 4, 4)}
 # attend_step_kernel, of few programs and of many: numbers of keys at a time, warps
 STEP = {"few": (2**15, 16), "many": (2**11, 1)}
 

@@ -204,9 +204,7 @@ def candidates(logits: torch.Tensor, rows: Rows, draw: Draw):
     n, ids = len(logits), None
     if draw.top_k:
         ordered = draw.ranked or draw.top_p  # a sort takes as long as all else of it
-        by_parts = logits.is_cuda and n <= 16 and logits.size(1) >= 20_000 and draw.top_k <= 512
-        largest = largest_by_parts if by_parts else torch.topk
-        logits, ids = largest(logits, draw.top_k, sorted=ordered)
+        logits, ids = torch.topk(logits, draw.top_k, sorted=ordered)
     elif draw.ranked or draw.top_p:
         logits, ids = logits.sort(dim=-1, descending=True, stable=True)
     if draw.ranked:
@@ -223,21 +221,6 @@ def candidates(logits: torch.Tensor, rows: Rows, draw: Draw):
         least = logits.amax(dim=-1, keepdim=True) + rows.log_min_p[:n, None]
         logits = logits.masked_fill(logits < least, -inf)
     return logits, ids
-
-
-def largest_by_parts(logits: torch.Tensor, k: int, sorted: bool) -> tuple:
-    """As torch.topk of (n, V), first of each part of a row, then of what was found: for a few long
-    rows torch launches some fourteen kernels, for short ones one."""
-    V = logits.size(1)
-    counts = [c for c in range(V // 2048 + 1, V // max(512, k) + 1) if V % c == 0]
-    parts = min(counts, key=lambda c: abs(c - V / 1024), default=0)
-    if not parts:  # no length of parts divides this one
-        parts = -(-V // 1024)
-        logits = F.pad(logits, (0, 1024 * parts - V), value=-inf)
-    size = logits.size(1) // parts
-    found, ids = torch.topk(logits.unflatten(1, (parts, size)), k, sorted=False)
-    found, places = torch.topk(found.flatten(1), k, sorted=sorted)
-    return found, ids.flatten(1).gather(1, places) + places // k * size
 
 
 def drawn_from(kept: torch.Tensor, ids, keys: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:

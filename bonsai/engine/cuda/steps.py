@@ -23,10 +23,12 @@ from bonsai.engine.phases import (
     power_of_two,
     prefill,
 )
-from bonsai.engine.sampling import Row, Score
+from bonsai.engine.sampling import Row, SamplingParams, Score
 from bonsai.models.cache import KVCache
 
 AT_ONCE = 8  # steps that are queued before the tokens of those before are read
+# draws whose kernels are loaded beforehand, which takes half a second
+USUAL = (SamplingParams(temperature=0), SamplingParams(top_k=200), SamplingParams(top_p=0.9))
 PROMPT, STRIDE, LONGEST = 32, 256, 2048  # tokens of prompts that graphs read, see `padded`
 
 
@@ -77,6 +79,9 @@ class CapturedSteps:
         if device.type == "cuda":  # kernels are loaded and compiled now: nobody waits for a token
             with torch.no_grad():
                 self.compute(*bucket(cache, [0]))
+                for params in USUAL:
+                    draw = Draw.of([Row((0,), params)], vocab_size)
+                    next_tokens(self.logits[:1], self.rows, draw)
 
     @classmethod
     def of(cls, model: torch.nn.Module, batch: int, length: int) -> "CapturedSteps | None":

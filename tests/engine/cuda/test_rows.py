@@ -6,14 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from bonsai.engine.cuda.rows import (
-    Draw,
-    Rows,
-    largest_by_parts,
-    next_tokens,
-    packed_scores,
-    unpacked,
-)
+from bonsai.engine.cuda.rows import Draw, Rows, next_tokens, packed_scores, unpacked
 from bonsai.engine.sampling import Row, SamplingParams, sample_next, scores
 
 V = 50
@@ -136,16 +129,3 @@ def test_rows_of_free_slots_draw_some_token():
         made.put(0, Row((1,), params, tokens=[2]), 1)
         tokens = next_tokens(torch.randn(4, V), made, Draw.of([Row((1,), params)], V))
         assert all(0 <= token < V for token in tokens.tolist())
-
-
-@pytest.mark.parametrize("length", [50304, 50257, 50047, 20011])  # the last two are prime
-@pytest.mark.parametrize("k", [1, 200, 512])
-def test_the_largest_by_parts_are_the_largest(length, k):
-    wide = torch.randn(3, length + 9)
-    logits = wide[:, :length]  # of a row some ids may never be chosen
-    want, ids = torch.topk(logits, k)
-    got, places = largest_by_parts(logits, k, sorted=True)
-    assert torch.equal(got, want) and torch.equal(places, ids)
-    got, places = largest_by_parts(logits, k, sorted=False)
-    assert torch.equal(got.sort(descending=True).values, want)
-    assert torch.equal(logits.gather(1, places), got)
