@@ -6,6 +6,7 @@ from bonsai.system.tables import table
 # so. "derived": of the time that a run took, or of what another GPU reached; nobody printed it
 PUBLISHED = (
     ("nanoGPT, compiled", "H100", 380e3, "derived"),
+    ("nanoGPT, compiled", "H200", 518e3, "measured beside ours, docs/BENCHMARKS.md"),
     ("llm.c", "H100", 468e3, "derived, from 45 minutes for 10B tokens on eight"),
     ("modded-nanogpt, simple baseline", "H100", 448e3, "records/track_3_optimization, on eight"),
     ("modded-nanogpt, simple baseline", "H200", 490e3, "records/track_3_optimization, on one"),
