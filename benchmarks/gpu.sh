@@ -16,7 +16,7 @@
 #                   where data/race_text has been prepared before and brought along
 #   TOTAL=SECONDS   for all stages of this call together; those that do not fit go on next time
 #   LIMIT=240       seconds for each stage
-#   TOKENS=14745600 of each run of the race; the longer, the less the start counts
+#   TOKENS=14745600 of each run of the race; the longer, the less the start counts; 7372800 fits a call
 #   FORCE=1         repeat what is there already; without it, a stage that is done is not run again,
 #                   nor a row that is there, so that an interrupted call can be repeated
 #   PYTHON=python   the Python to use

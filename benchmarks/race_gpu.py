@@ -26,9 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
+import torch
+
 from benchmarks.harness import table
 from benchmarks.track import SEED, Arm, Track, scaled
 from bonsai import ROOT
+from bonsai.planning.memory import GIB
 from bonsai.system.errors import run
 from configurator import Config, configure, resolve_path
 
@@ -41,7 +44,7 @@ batches = "24x5,30x2"  # those to tune over: 122,880 and 61,440 tokens [list]
 rates = "6e-4,1.2e-3,2.4e-3"  # learning rates to tune over; it ships with 6e-4 [list of float > 0]
 theirs = ""  # settings for its runs, as --key=value words
 ours = "--gradient_accumulation_steps=4 --momentum_warmup=50"  # for ours, beside the config's
-at_once = 3  # runs to tune that share the GPU: their losses count, not their time [>= 1]
+at_once = 0  # runs to tune that share the GPU, losses count alone; 0: one per 30 GiB [>= 0]
 block_size = 1024  # tokens of a row, in training and evaluation [>= 1]
 minutes = 0.0  # start no run later than this; the same command goes on; 0: no limit [>= 0]
 out = "out-race-gpu"  # folder for the runs, their logs and race.json and .txt [path]
@@ -76,6 +79,13 @@ def our_arm(c: Config, name: str, count: int = 0) -> Arm:
     )
     count = count or max(1, c.tokens // (rows * micro * c.block_size))
     return Arm(name, "ours", count, f"{config} {c.ours} --lr_decay_iters={count}")
+
+
+def room_for() -> int:
+    """How many runs of 124M fit the GPU side by side."""
+    if not torch.cuda.is_available():
+        return 1
+    return max(1, torch.cuda.get_device_properties(0).total_memory // (30 * GIB))
 
 
 def read_off(run: dict, goal: float) -> int:
@@ -128,7 +138,7 @@ def main(**settings) -> None:
     ]
     first = [peer_arm(c, "as shipped", c.shipped, 6e-4), our_arm(c, "ours", 2)]
     compiling = [replace(a, name=f"compiling: {a.name}", steps=2, probe=True) for a in first]
-    *grid, _, _ = track.run_together([*tuning, *compiling], SEED, c.at_once)
+    *grid, _, _ = track.run_together([*tuning, *compiling], SEED, c.at_once or room_for())
     best = min(zip(pairs, grid), key=lambda pair: pair[1]["loss"])[0]
     shipped = track.run(peer_arm(c, "nanoGPT as shipped", c.shipped, 6e-4), SEED)
     long = track.run(our_arm(c, "ours, equal text"), SEED)

@@ -2,8 +2,10 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.peer import make_peer
 
 from benchmarks import race_gpu, track
@@ -82,6 +84,14 @@ def test_runs_to_tune_go_at_once(place, monkeypatch):
     for _ in range(2):
         assert [row["loss"] for row in runs.run_together(arms, 1, 3)] == [0, 1, 2]
     assert sorted(trained) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("memory, runs", [(80e9, 2), (150e9, 4), (16e9, 1)])
+def test_as_many_runs_to_tune_as_fit(monkeypatch, memory, runs):
+    properties = SimpleNamespace(total_memory=int(memory))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert race_gpu.room_for() == runs
 
 
 def test_what_the_clock_cuts_short_has_a_table(place):
