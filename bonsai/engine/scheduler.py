@@ -98,7 +98,7 @@ class Engine:
             )
         if draft and quantize:
             raise UserError(f"draft guesses with weights in int8: not for quantize={quantize}")
-        self.model = prepare(model, dtype, quantize, pack=not compile)
+        self.model = prepare(model, dtype, quantize, pack=not compile, batch=max_batch)
         self.vocab_size = model.config.vocab_size
         self.device = next(model.parameters()).device
         self.length = length or block_size

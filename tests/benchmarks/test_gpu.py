@@ -409,7 +409,7 @@ def test_kernels_of_decoding(device):
     for name, fields in kinds.items():
         model = build_model("gpt", {"vocab_size": 300, "bias": name == "classic", **fields})
         for quantize in ("", "int8"):  # each checks its kernels, or says what is wrong
-            ready = prepare_weights(model.to(device), torch.bfloat16, quantize)
+            ready = prepare_weights(model.to(device), torch.bfloat16, quantize, batch=64)
             assert all(isinstance(b, StepBlock) for b in ready.transformer.h), (name, quantize)
     print(f"blocks of {', '.join(kinds)} in bfloat16 and int8 go through them")
 

@@ -32,13 +32,17 @@ FEW_TILES = 64  # ... in bfloat16 by the matrix unit
 
 
 def prepare(
-    model: nn.Module, dtype: torch.dtype | None = None, quantize: str = "", pack: bool = True
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    quantize: str = "",
+    pack: bool = True,
+    batch: int = 1,
 ) -> nn.Module:
     """A copy of the model for inference only: all linear layers replaced by faster ones.
 
     dtype: of weights and activations; None: the weights' own. quantize: a key of QUANTIZE. An
     output head that shares the embedding's weights gets a copy. pack: call kernels of oneDNN and
-    our own, which torch.compile does not take. Raises UserError.
+    our own, which torch.compile does not take. batch: rows of a step at most. Raises UserError.
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
@@ -70,7 +74,7 @@ def prepare(
             if isinstance(module, CausalSelfAttention):
                 module.attend = attend
     if on_gpu and dtype in HALF and (found := kernels()):
-        join_on_gpu(model, dtype, found)
+        join_on_gpu(model, dtype, found, batch)
     return model
 
 

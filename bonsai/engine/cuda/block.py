@@ -78,28 +78,30 @@ class StepBlock(nn.Module):
         )
 
 
-def join(model: nn.Module, dtype: torch.dtype, found: Kernels) -> None:
+def join(model: nn.Module, dtype: torch.dtype, found: Kernels, batch: int) -> None:
     """Make the blocks of a model of prepared layers StepBlocks where the kernels compute them; none
-    of them, after one line that says why, where one would give something else."""
+    of them, after one line that says why, where one would give something else in a step of up to
+    `batch` rows."""
     rope = getattr(model.config, "position", "") == "rope"
     owners = [m for m in model.modules() if isinstance(getattr(m, "h", None), nn.ModuleList)]
     for owner in owners:
         blocks = [StepBlock(b, dtype, found) if computes(b) else b for b in owner.h]
         try:
-            check(next((b for b in blocks if isinstance(b, StepBlock)), None), rope)
+            check(next((b for b in blocks if isinstance(b, StepBlock)), None), batch, rope)
         except Exception as e:  # Triton has many ways to fail, and the blocks compute the same
             return refuse(e)
         owner.h = nn.ModuleList(blocks)
 
 
-def check(step: StepBlock | None, rope: bool) -> None:
+def check(step: StepBlock | None, batch: int, rope: bool) -> None:
     """Raise what Triton does, or RuntimeError where a kernel gives something else for the block."""
     if step is not None:
         with torch.no_grad():
             for of in (step.qkv, step.out, step.up, step.down):
-                check_product(step.kernels, of, step.dtype)
+                check_product(step.kernels, of, step.dtype, batch)
             like = step.out.weight.new_empty(0, dtype=step.dtype)
-            check_attend_step(step.kernels, step.heads, like, rope)
+            for rows in {2, max(2, batch)}:
+                check_attend_step(step.kernels, step.heads, like, rope, rows)
 
 
 def computes(block: nn.Module) -> bool:

@@ -58,10 +58,10 @@ def check_draw(draw: Callable, device: torch.device) -> None:
         raise RuntimeError("a draw is not what it should be")
 
 
-def check_product(found: Kernels, of: Product, dtype: torch.dtype) -> None:
+def check_product(found: Kernels, of: Product, dtype: torch.dtype, batch: int) -> None:
     """Raise RuntimeError where a layer gives other numbers than in plain torch: of one row, of a
-    few, of many."""
-    for rows in (1, 3, found.few):
+    few, of many, as far as there are that many. They are compiled by it: no text waits later."""
+    for rows in sorted({1, min(found.normed, batch), min(found.few, batch)}):
         part = of if rows <= found.normed else of._replace(norm=0)
         N = of.weight.size(0) // (2 if of.activation == "swiglu" else 1)
         x, residual = (random((rows, 1, n), of.weight, dtype) for n in (of.weight.size(1), N))
@@ -69,15 +69,17 @@ def check_product(found: Kernels, of: Product, dtype: torch.dtype) -> None:
         compare(f"a product of {rows} rows", found.product(x, part, residual), want)
 
 
-def check_attend_step(found: Kernels, heads: Heads, like: torch.Tensor, rope: bool) -> None:
+def check_attend_step(
+    found: Kernels, heads: Heads, like: torch.Tensor, rope: bool, rows: int = 2
+) -> None:
     """Raise RuntimeError where a step of attention comes out otherwise than in plain torch, or
-    leaves something else in the cache. like: of its device and dtype."""
+    leaves something else in the cache. like: of its device and dtype. rows: 2 or more."""
     nh, nkv, hs, *_ = heads
     places, ends = 304, (7, 280)
-    qkv = random((2, 1, (nh + 2 * nkv) * hs), like, like.dtype)
-    cache = random((2, 2, nkv, places, hs), like, like.dtype)
-    pos = torch.tensor(ends, device=like.device)
-    turns = random((2, 2, 1, 1, hs), like, torch.float32) if rope else None
+    qkv = random((rows, 1, (nh + 2 * nkv) * hs), like, like.dtype)
+    cache = random((2, rows, nkv, places, hs), like, like.dtype)
+    pos = torch.tensor(ends, device=like.device).repeat(rows)[:rows]
+    turns = random((2, rows, 1, 1, hs), like, torch.float32) if rope else None
     outcomes = []
     for attend in (found.attend_step, layers.attend_step):
         k, v = cache.clone()

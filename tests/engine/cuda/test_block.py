@@ -42,7 +42,7 @@ def test_every_kind_of_block(variant, position, monkeypatch):
     model = tiny(position=position, **VARIANTS[variant])
     joined, calls = copy.deepcopy(model), []
     counted = PLAIN._replace(product=lambda *given: (calls.append(1), layers.product(*given))[1])
-    join(joined, torch.float32, counted)
+    join(joined, torch.float32, counted, 9)
     post = VARIANTS[variant].get("norm_placement") == "post"
     assert [isinstance(b, StepBlock) for b in joined.transformer.h] == [not post] * 2
     for rows in (1, 2, 3, 9):  # with norms in the products, with norms apart, too many
@@ -61,7 +61,7 @@ def test_where_a_kernel_computes_something_else_blocks_stay(name, how, capsys):
         return 1.1 * getattr(layers, name)(*given)
 
     model = tiny()
-    join(model, torch.float32, PLAIN._replace(**{name: spoilt}))
+    join(model, torch.float32, PLAIN._replace(**{name: spoilt}), 9)
     assert not any(isinstance(b, StepBlock) for b in model.transformer.h)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and ("is off by" if how == "wrong" else "shared memory") in said

@@ -38,9 +38,10 @@ HEADS, LIKE = Heads(4, 2, 16, 0.3, 200, LAYER, 1e-5), torch.empty(0)
 def test_kernels_that_compute_the_same_pass():
     module.check_draw(draw, torch.device("cpu"))
     for of in (OF, OF._replace(activation="swiglu"), OF._replace(scale=torch.rand(40))):
-        module.check_product(found(), of, torch.float32)
+        module.check_product(found(), of, torch.float32, 64)
     for rope in (True, False):
-        module.check_attend_step(found(), HEADS, LIKE, rope)
+        for rows in (2, 5):
+            module.check_attend_step(found(), HEADS, LIKE, rope, rows)
 
 
 def many(x, of, residual):  # wrong for many rows alone
@@ -59,7 +60,19 @@ def many(x, of, residual):  # wrong for many rows alone
 )
 def test_wrong_products_are_refused(product, says):
     with pytest.raises(RuntimeError, match=says):
-        module.check_product(found(product), OF, torch.float32)
+        module.check_product(found(product), OF, torch.float32, 64)
+
+
+def test_as_many_rows_are_checked_as_there_may_be():
+    for batch, want in ((1, [1]), (3, [1, 3]), (10, [1, 4, 10]), (64, [1, 4, 20])):
+        seen = []
+
+        def product(x, of, residual, seen=seen):
+            seen.append(len(x))
+            return layers.product(x, of, residual)
+
+        module.check_product(found(product), OF, torch.float32, batch)
+        assert seen == want
 
 
 def forgets(qkv, k, v, *given):  # the new key does not go into the cache
