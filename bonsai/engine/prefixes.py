@@ -42,10 +42,14 @@ class Prefixes:
             row.copy_row(0, known, 0, length)
         return None
 
+    def takes(self, prompt: tuple[int, ...], keep: bool) -> bool:
+        """Whether `store` remembers a prompt."""
+        return keep or len(prompt) <= self.budget
+
     def store(self, prompt: tuple[int, ...], row, logits: torch.Tensor, keep: bool) -> None:
         """Remember a filled row. keep: whatever the budget, until the next call."""
         self.held = prompt if keep else None
-        if prompt not in self.rows and (keep or len(prompt) <= self.budget):
+        if prompt not in self.rows and self.takes(prompt, keep):
             kept = row.clone(len(prompt))
             for known in [p for p in self.rows if p == prompt[: len(p)]]:
                 del self.rows[known]  # what they know is in the new one

@@ -1,8 +1,9 @@
 """Many requests over one model: continuous batching.
 
-The rows of the cache are slots. A step first admits waiting requests into free slots, one prefill
-each, then advances all others by one token together. The running requests always hold the first
-slots, so that a step reads no dead rows: when one ends, the last moves into its place.
+The rows of the cache are slots. A step advances all running requests by one token together, then
+admits waiting ones into free slots, one prefill each (captured: several at once, see
+cuda/prompts.py). The running requests always hold the first slots, so that a step reads no dead
+rows: when one ends, the last moves into its place.
 """
 
 from collections import deque
@@ -13,6 +14,7 @@ import torch
 
 from bonsai.engine.ahead import Draft, Lookup
 from bonsai.engine.cpu.weights import prepare
+from bonsai.engine.cuda.prompts import Prompts
 from bonsai.engine.cuda.steps import AT_ONCE, CapturedSteps, Flight
 from bonsai.engine.phases import (
     CompiledStep,
@@ -109,11 +111,14 @@ class Engine:
         self.draft = draft if isinstance(self.cache, KVCache) else 0
         if self.draft:  # it reads and writes the same cache
             self.drafter = prepare(model, self.cache.k.dtype, "int8")
+        self.prefixes = Prefixes(prefix_cache)
         self.captured: CapturedSteps | None = None
+        self.prompts: Prompts | None = None  # of captured steps: those that are to be read
         self.flight: Flight | None = None  # steps that were queued, their tokens not yet read
         if capture and isinstance(self.cache, KVCache) and not (compile or lookup or draft):
             self.captured = CapturedSteps(self.model, self.cache)
-        self.prefixes = Prefixes(prefix_cache)
+            graphs = self.captured.graphs
+            self.prompts = Prompts(self.model, self.cache, self.prefixes, graphs)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request in slot i is running[i]
 
@@ -141,6 +146,8 @@ class Engine:
         self.waiting.clear()
         self.running.clear()
         self.flight = None
+        if self.prompts:
+            self.prompts.unread.clear()
 
     def cancel(self, request: Request) -> None:
         """End a request at the next step, which reports it with finish 'cancelled'."""
@@ -182,6 +189,8 @@ class Engine:
             events += self.draw(self.decode(), list(self.running))
         while self.waiting and len(self.running) < self.max_batch:
             events += self.admit(self.waiting.popleft())
+        if self.prompts:
+            self.prompts.read()
         for slot in reversed(range(len(self.running))):
             if self.running[slot].finish:
                 self.free(slot)
@@ -220,6 +229,8 @@ class Engine:
         if self.captured and params.max_new_tokens and not scored:
             self.admit_captured(request)
             return []
+        if self.prompts:
+            self.prompts.read()  # this one may begin like one of them
         prompt = (*request.prompt, *request.tokens) if again else request.prompt
         row = self.cache.view(slot, slot + 1)
         row.lengths = [0]
@@ -243,20 +254,13 @@ class Engine:
         return [event]
 
     def admit_captured(self, request: Request) -> None:
-        """Prefill all but the last token of a request into the next slot. That goes through the
-        model with those of the others in the next step, which draws: nothing is waited for."""
-        slot, tokens = len(self.running), (*request.prompt, *request.tokens)
-        row, known = self.cache.view(slot, slot + 1), tokens[:-1]
-        row.lengths = [0]
+        """Give a request the next slot, where all but its last token are read with those of others
+        that are admitted. That goes through the model with the last ones of the others in the next
+        step, which draws: nothing is waited for."""
+        slot, known = len(self.running), (*request.prompt, *request.tokens)[:-1]
         self.running.append(request)
-        if known and self.prefixes.restore(known, row) is None:
-            if row.lengths[0]:
-                rest = torch.tensor([known[row.lengths[0] :]], device=self.device)
-                prefill(self.model, rest, row)
-            else:
-                self.captured.prefill(slot, known)
-            no_logits = torch.empty(0, device=self.device)
-            self.prefixes.store(known, row, no_logits, keep=self.siblings_wait(request))
+        if known:
+            self.prompts.add(slot, known, keep=self.siblings_wait(request))
         self.captured.put(slot, request, len(known))
 
     def siblings_wait(self, request: Request) -> bool:

@@ -130,6 +130,17 @@ class KVCache(Cache):
             self.ids = torch.zeros((batch, length), dtype=torch.int64, device=device)
         self.pos = None
 
+    def reshaped(self, rows: int, length: int) -> "KVCache":
+        """Rows of another length, empty, in the same memory: no more tokens than this cache has."""
+        part = copy.copy(self)
+        for name, at_rows, at_tokens in self.buffers:
+            shape = list(getattr(self, name).shape)
+            shape[at_rows], shape[at_tokens] = rows, length
+            memory = getattr(self, name).view(-1)[: math.prod(shape)]
+            setattr(part, name, memory.view(shape))
+        part.lengths, part.length = [0] * rows, length
+        return part
+
     def place(self, T: int) -> torch.Tensor:
         """Positions of the next T tokens: (T,), or (B, 1, T) where the rows differ."""
         self.mask, self.masks, first = None, {}, self.lengths[0]

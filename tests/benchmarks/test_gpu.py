@@ -440,7 +440,8 @@ def test_captured_steps(device):
         *((torch.bfloat16, quantize, n) for quantize in ("", "int8") for n in (1, many)),
     ):
         name = f"{str(dtype)[6:]} {quantize} x {rows}"
-        prompts = [[(7 * i + j) % 257 for j in range(3 + i)] for i in range(rows)]
+        # at once, of many lengths: captured, those of a padded size are read together
+        prompts = [[(7 * i + j) % 257 for j in range(3 + 13 * i)] for i in range(rows)]
         options = dict(dtype=dtype, quantize=quantize)
         plain, _ = drawn(Engine(model, rows, **options), prompts, params)
         engine = Engine(model, rows, capture=True, **options)
@@ -451,6 +452,8 @@ def test_captured_steps(device):
         graphs.capture = timed(graphs.capture, seconds)
         replayed, waits = drawn(engine, prompts, params)
         assert replayed == launched, f"{name}: a replay gives other tokens than its kernels"
+        together = max(key[1] for key in graphs.kept if key[0] == "prompts")
+        assert together > 1 or rows == 1, f"{name}: prompts are read one by one"
         same = sum(a == b for x, y in zip(plain, replayed) for a, b in zip(x, y))
         total = sum(map(len, plain))
         # texts part where two tokens are within rounding; a wrong step parts all of them at once
@@ -460,8 +463,9 @@ def test_captured_steps(device):
             assert not graphs.refused, f"{name}: a capture was refused"
             assert max(waits) < 0.5, f"{name}: waited {max(waits):.2f} s"
         said.append(
-            f"{name}: {same / total:.0%} of the engine's tokens, {len(seconds)} graphs, a capture "
-            f"{1e3 * max(seconds):.0f} ms at most, a wait {1e3 * max(waits):.0f} ms"
+            f"{name}: {same / total:.0%} of the engine's tokens, {len(seconds)} graphs, of up to "
+            f"{together} prompts, a capture {1e3 * max(seconds):.0f} ms at most, "
+            f"a wait {1e3 * max(waits):.0f} ms"
         )
     print("; ".join(said))
 

@@ -60,6 +60,24 @@ def test_ragged_cached_logits_equal_uncached_up_to_the_contexts_end(position, va
         assert cache.lengths == [start + BLOCK - max(starts) for start in starts]
 
 
+@torch.inference_mode()
+def test_the_same_memory_for_rows_of_other_lengths():
+    model = tiny(bigram_embeddings=2, attention_window=4)
+    cache = model.new_cache(2, BLOCK)
+    for rows, length in ((1, 5), (4, 8), (7, 4), (2, BLOCK)):
+        part, own = cache.reshaped(rows, length), model.new_cache(rows, length)
+        idx = torch.randint(VOCAB, (rows, length))
+        assert torch.equal(model(idx, cache=part)[0], model(idx, cache=own)[0])
+        assert part.lengths == own.lengths and part.length == length
+        for name, *_ in cache.buffers:
+            x, y = getattr(part, name), getattr(own, name)
+            assert torch.equal(x, y) and x.stride() == y.stride()
+            assert x.data_ptr() == getattr(cache, name).data_ptr()
+    assert cache.lengths == [0, 0]
+    with pytest.raises(RuntimeError):
+        cache.reshaped(3, BLOCK)
+
+
 def test_rows_can_be_copied_and_viewed(model):
     cache = model.new_cache(3, 10)
     model(torch.tensor([[1, 2, 3, 4]]), cache=cache.view(2, 3))

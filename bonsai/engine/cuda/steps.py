@@ -1,10 +1,9 @@
 """One-token steps of many rows as captured graphs, queued several at a time.
 
 A step is two graphs: the model's (decode_one_token on a bucket of rows and positions) and that of
-the draw (rows.py), each made when it is first needed; so are those that read prompts. The token of
-a row never leaves the device between steps, so the host queues the next steps while it reads the
-tokens of those before. Whether a row stops at a token is seen behind: what was queued for it by
-then is surplus, and left out.
+the draw (rows.py), each made when it is first needed. The token of a row never leaves the device
+between steps, so the host queues the next steps while it reads the tokens of those before. Whether
+a row stops at a token is seen behind: what was queued for it by then is surplus, and left out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,21 +14,13 @@ import torch
 from bonsai.engine import phases
 from bonsai.engine.cuda.graphs import Graphs
 from bonsai.engine.cuda.rows import Draw, Rows, next_tokens, packed_scores, unpacked
-from bonsai.engine.phases import (
-    bucket,
-    decode_one_token,
-    fixed_view,
-    new_cache,
-    power_of_two,
-    prefill,
-)
+from bonsai.engine.phases import bucket, decode_one_token, fixed_view, new_cache
 from bonsai.engine.sampling import Row, SamplingParams, Score
 from bonsai.models.cache import KVCache
 
 AT_ONCE = 8  # steps that are queued before the tokens of those before are read
 # draws whose kernels are loaded beforehand, which takes half a second
 USUAL = (SamplingParams(temperature=0), SamplingParams(top_k=200), SamplingParams(top_p=0.9))
-PROMPT, STRIDE, LONGEST = 32, 256, 2048  # tokens of prompts that graphs read, see `padded`
 
 
 @dataclass
@@ -73,8 +64,6 @@ class CapturedSteps:
         self.logits = torch.zeros((batch, vocab_size), device=device)
         self.written = torch.zeros((AT_ONCE, batch), dtype=torch.int64, device=device)
         self.scores: dict[int, torch.Tensor] = {}  # of a step, by how many likeliest tokens
-        self.prompt = torch.zeros((1, cache.length), dtype=torch.int64, device=device)
-        self.one_row: KVCache | None = None  # where prompts are read, made for the first of them
         self.graphs = Graphs(device)
         if device.type == "cuda":  # kernels are loaded and compiled now: nobody waits for a token
             with torch.no_grad():
@@ -102,30 +91,6 @@ class CapturedSteps:
         """A row goes on in another slot."""
         self.cache.copy_row(target, self.cache, source, self.cache.lengths[source])
         self.rows.move(source, target)
-
-    def prefill(self, slot: int, tokens: Sequence[int]) -> None:
-        """Tokens go into an empty slot. A graph reads more than they are: they do not see what is
-        behind them, and it is not taken along."""
-        n, most = len(tokens), min(self.cache.length, LONGEST)
-        if n > most:  # takes the device longer than the launches
-            row = self.cache.view(slot, slot + 1)
-            row.lengths = [0]
-            prefill(self.model, torch.tensor([tokens], device=self.prompt.device), row)
-            self.cache.lengths[slot] = n
-            return
-        size = min(padded(n), most)
-        if self.one_row is None:
-            with torch.inference_mode(False):
-                self.one_row = self.model.new_cache(1, most, self.cache.k.dtype)
-        self.prompt[0, :n].copy_(torch.tensor(tokens), non_blocking=True)
-        self.graphs.run(size, lambda: self.read_prompt(size))
-        self.cache.copy_row(slot, self.one_row, 0, n)
-
-    def read_prompt(self, size: int) -> None:
-        """The tokens of `prompt` go through the model."""
-        part = self.one_row.view(0, 1, size)
-        part.lengths = [0]
-        self.model(self.prompt[:, :size], cache=part)
 
     # ---- steps ----
 
@@ -179,12 +144,6 @@ class CapturedSteps:
             if before:
                 tokens = [token for _, token, _ in before.read()]
                 yield from (tokens[i : i + len(rows)] for i in range(0, len(tokens), len(rows)))
-
-
-def padded(n: int) -> int:
-    """How many tokens are read for a prompt of n: a power of two, from STRIDE on a multiple of it,
-    as from there on it is the tokens that take the time."""
-    return power_of_two(n, PROMPT, STRIDE) if n <= STRIDE else -(-n // STRIDE) * STRIDE
 
 
 def to_host(x: torch.Tensor) -> torch.Tensor:

@@ -12,14 +12,14 @@ import pytest
 import torch
 from helpers.byte_models import MEGABYTE
 from helpers.engine import alone, finish, random_requests
+from helpers.on_meta import Log
 from helpers.tiny_model import VARIANTS, VOCAB, texts, tiny
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from bonsai.engine import Engine, SamplingParams, generate, phases
-from bonsai.engine.cuda import steps
+from bonsai.engine.cuda.prompts import Prompts
 from bonsai.engine.cuda.rows import Draw
 from bonsai.engine.cuda.steps import AT_ONCE, CapturedSteps
+from bonsai.engine.prefixes import Prefixes
 from bonsai.engine.sampling import Row
 from bonsai.models.megabyte import Megabyte, MegabyteConfig
 
@@ -101,36 +101,6 @@ def test_full_contexts_beside_rows_that_go_on(model):
     assert len(long.tokens) == 20
     for request in (*full, long):
         assert request.tokens == alone(model, request)[: len(request.tokens)]
-
-
-def test_prompts_of_a_length_share_a_graph_and_answers_a_prompt(model, monkeypatch):
-    monkeypatch.setattr(steps, "PROMPT", 4)
-    monkeypatch.setattr(steps, "STRIDE", 16)
-    read, compute = [], CapturedSteps.read_prompt
-    monkeypatch.setattr(
-        CapturedSteps, "read_prompt", lambda *args: (read.append(args[1:]), compute(*args))
-    )
-    engine = Engine(model, max_batch=3, prefix_cache=20, capture=True)
-    requests = []
-    for length in (1, 2, 5, 6, 9, 17, 40, 48):
-        prompt = [(length + i * i) % VOCAB for i in range(length)]
-        requests += engine.submit(prompt, SamplingParams(4, 0.7), n=2)
-    finish(engine)
-    assert [size for (size,) in read] == [4, 4, 8, 8, 16, 48, 48]  # all but the last token
-    assert [steps.padded(n) for n in (1, 5, 16, 17, 32, 33)] == [4, 8, 16, 32, 32, 48]
-    kept = [key for key in engine.captured.graphs.kept if isinstance(key, int)]
-    assert kept == [4, 8, 16, 48]
-    assert all(r.tokens == alone(model, r)[: len(r.tokens)] and r.tokens for r in requests)
-    (longer,) = engine.submit([*requests[-5].prompt, 3, 4], SamplingParams(4))
-    finish(engine)
-    assert len(read) == 7 and longer.tokens == alone(model, longer)  # its beginning is known
-    monkeypatch.setattr(steps, "LONGEST", 20)
-    engine = Engine(model, max_batch=2, capture=True)
-    long, short = (engine.submit([5] * n, SamplingParams(4))[0] for n in (30, 19))
-    finish(engine)
-    assert len(read) == 8 and [long.tokens, short.tokens] == [
-        alone(model, r) for r in (long, short)
-    ]
 
 
 def test_no_step_is_queued_for_tokens_that_nobody_asked_for(model):
@@ -227,21 +197,6 @@ DRAWS = {
 }
 
 
-class Log(TorchDispatchMode):
-    """Notes each operation with its shapes, and that no tensor is on the host."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations = []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        found = operation(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves((args, kwargs, found)) if isinstance(x, torch.Tensor)]
-        self.operations.append((str(operation), [tuple(x.shape) for x in tensors]))
-        assert {x.device.type for x in tensors} <= {"meta"}, operation
-        return found
-
-
 def made_on_meta(model, params: list[SamplingParams]) -> CapturedSteps:
     """Steps on a device where tensors have no numbers: to look at one is an error there."""
     model = copy.deepcopy(model).to("meta")
@@ -256,12 +211,12 @@ def made_on_meta(model, params: list[SamplingParams]) -> CapturedSteps:
 def test_what_is_captured_looks_at_no_number(model, name):
     params = DRAWS[name]
     captured = made_on_meta(model, params)
-    captured.one_row = captured.model.new_cache(1, 48)
+    prompts = Prompts(captured.model, captured.cache, Prefixes(0), captured.graphs)
     draw = Draw.of([Row((1,), p) for p in params], VOCAB)
     if draw.logprobs is not None:
         captured.scores[draw.logprobs] = torch.zeros((4, 1 + 2 * draw.logprobs), device="meta")
     with Log() as log:
-        captured.read_prompt(16)
+        prompts.compute(2, 16)
         captured.compute(2, 16)
         captured.choose(2, draw)
     assert len(log.operations) > 30
@@ -271,7 +226,7 @@ def test_what_is_captured_looks_at_no_number(model, name):
     for slot in range(2):
         captured.put(slot, Row((1, 2, 5), params[-1], slot, [3, 8]), 4)
     with Log() as again:
-        captured.read_prompt(16)
+        prompts.compute(2, 16)
         captured.compute(2, 16)
         captured.choose(2, draw)
     assert again.operations == log.operations

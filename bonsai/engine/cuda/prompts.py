@@ -1,0 +1,117 @@
+"""Prompts read by captured graphs, several at once.
+
+One short prompt does not fill a GPU: many of them take hardly longer. So the prompts that are
+admitted in a step are first collected, and then those of a padded size are read by one graph. It
+reads them in a cache of its own, from which each goes to its slot.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bonsai.engine.cuda.graphs import Graphs
+from bonsai.engine.phases import power_of_two, prefill
+from bonsai.engine.prefixes import Prefixes
+from bonsai.models.cache import KVCache
+
+PROMPT, STRIDE = 32, 256  # tokens, see `padded`
+LONGEST = 2048  # tokens that a graph reads, of all its prompts together
+
+
+@dataclass
+class Unread:
+    """Where a prompt goes."""
+
+    slots: list[int]  # several: of answers to the same prompt
+    keep: bool  # another answer to it waits for a slot, see Prefixes.store
+
+
+class Prompts:
+    """Prompts on their way into the slots of a cache.
+
+    What `prefixes` knows of a prompt is in its slot after `add`, what has to be read only after
+    `read`. On a CPU the same functions are called again instead of replayed, as in steps.py.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, cache: KVCache, prefixes: Prefixes, graphs: Graphs
+    ) -> None:
+        self.model, self.cache, self.prefixes, self.graphs = model, cache, prefixes, graphs
+        self.unread: dict[tuple[int, ...], Unread] = {}  # in the order of their last slots
+        self.longest = min(cache.length, LONGEST)  # prompt that a graph reads
+        rows = min(len(cache.lengths), -(-LONGEST // self.longest))
+        # what graphs read, and where: rows of whatever size, one after another in the same memory
+        self.desk = model.new_cache(rows, self.longest, cache.k.dtype)
+        most = min(rows * self.longest, LONGEST)
+        self.ids = torch.zeros(most, dtype=torch.int64, device=cache.k.device)
+
+    def add(self, slot: int, tokens: tuple[int, ...], keep: bool) -> None:
+        """Tokens, at least one, go into an empty slot. keep: as Prefixes.store."""
+        if tokens in self.unread:
+            slots = self.unread.pop(tokens).slots
+            self.unread[tokens] = Unread([*slots, slot], keep)
+            return
+        if any(self.helps(known, tokens) for known in self.unread):
+            self.read()
+        row = self.cache.view(slot, slot + 1)
+        row.lengths = [0]
+        if self.prefixes.restore(tokens, row) is not None:
+            return
+        known = row.lengths[0]
+        if not known and len(tokens) <= self.longest:
+            self.unread[tokens] = Unread([slot], keep)
+            return
+        # a long one takes the device longer than the launches
+        self.read()  # prefixes get prompts in the order in which they came
+        prefill(self.model, torch.tensor([tokens[known:]], device=self.ids.device), row)
+        self.remember(slot, tokens, keep)
+
+    def helps(self, unread: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
+        """Whether a prompt, once it is read, is a known beginning of these tokens."""
+        stored = self.prefixes.takes(unread, self.unread[unread].keep)
+        return stored and unread[0] == tokens[0]
+
+    def read(self) -> None:
+        """Read what is unread."""
+        unread, self.unread = self.unread, {}
+        of_size: dict[int, list[tuple[int, ...]]] = {}
+        for tokens in unread:
+            of_size.setdefault(min(padded(len(tokens)), self.longest), []).append(tokens)
+        for size, prompts in of_size.items():
+            most = len(self.ids) // size
+            for begin in range(0, len(prompts), most):
+                some = prompts[begin : begin + most]
+                done = self.read_together(size, some)
+                for row, tokens in enumerate(some):
+                    for slot in unread[tokens].slots:
+                        self.cache.copy_row(slot, done, row, len(tokens))
+        for tokens, of in unread.items():
+            self.remember(of.slots[0], tokens, of.keep)
+
+    def read_together(self, size: int, prompts: Sequence[tuple[int, ...]]) -> KVCache:
+        """Prompts of up to `size` tokens, each a row of the cache that is returned. A graph reads
+        more than they are, rows and tokens: they do not see what is behind them."""
+        rows = power_of_two(len(prompts), 1, len(self.ids) // size)
+        ids = torch.zeros((rows, size), dtype=torch.int64)
+        for row, tokens in zip(ids, prompts):
+            row[: len(tokens)] = torch.tensor(tokens)
+        self.ids[: rows * size].copy_(ids.flatten(), non_blocking=True)
+        self.graphs.run(("prompts", rows, size), lambda: self.compute(rows, size))
+        return self.desk.reshaped(rows, size)
+
+    def compute(self, rows: int, size: int) -> None:
+        """The first tokens of `ids`, as rows of this size, go through the model."""
+        ids = self.ids[: rows * size].view(rows, size)
+        self.model(ids, cache=self.desk.reshaped(rows, size))
+
+    def remember(self, slot: int, tokens: tuple[int, ...], keep: bool) -> None:
+        """A prompt is in its slot: later ones may begin like it."""
+        no_logits = torch.empty(0, device=self.ids.device)  # a step draws after one token more
+        self.prefixes.store(tokens, self.cache.view(slot, slot + 1), no_logits, keep)
+
+
+def padded(n: int) -> int:
+    """How many tokens are read for a prompt of n: a power of two, from STRIDE on a multiple of it,
+    as from there on it is the tokens that take the time."""
+    return power_of_two(n, PROMPT, STRIDE) if n <= STRIDE else -(-n // STRIDE) * STRIDE
