@@ -26,6 +26,8 @@ const std::pair<const char*, Activation> ACTIVATIONS[] = {
 struct Block {
     Matrix qkv, out, up, down;
     Norm first, second;
+    const float* gate;    // (kv_heads, gate_inputs) of value embeddings, or null
+    int64_t gate_inputs;  // of the stream after the first norm
     int64_t heads, kv_heads, channels, window;  // window: keys that are seen; 0: all
     float scale, head_eps;
     int32_t rms, head_norm, activation;
@@ -100,6 +102,14 @@ void place(const Block& b, const float* x, float* y, const float* cos, const flo
     }
 }
 
+// How much of a value embedding a head takes, of the stream after the norm
+float share_of(const Block& b, const float* x, int64_t head) {
+    float sum = 0;
+    for (int64_t i = 0; i < b.gate_inputs; i++) sum += b.gate[head * b.gate_inputs + i] * x[i];
+    const float e = exponential(-std::abs(sum));  // of sigmoid(|x|) = 1 / (1 + e)
+    return 3 * (sum > 0 ? 1 : e) / (1 + e);
+}
+
 // Keys and values (blocks, texts, heads, positions, channels) of the tokens before these
 template <class T>
 struct Cache {
@@ -121,10 +131,11 @@ struct Query {
     int64_t row, head, seen, at;
 };
 
-// x (texts, tokens, D) -> y, like it; each token sees those of its text up to itself
+// x (texts, tokens, D) -> y, like it; each token sees those of its text up to itself. own: of a
+// block with a gate the tokens' value embeddings (texts, tokens, kv_heads, channels), else null.
 template <class T>
-void step(const Block* blocks, int count, const T* x, T* y, int64_t texts, int64_t tokens,
-          const Cache<T>& cache, const Angles& angles, int threads) {
+void step(const Block* blocks, int count, const T* x, const T* own, T* y, int64_t texts,
+          int64_t tokens, const Cache<T>& cache, const Angles& angles, int threads) {
     const int64_t D = blocks->qkv.k, inner = blocks->out.k, wide = blocks->up.n;
     const int64_t width = blocks->qkv.n, channels = blocks->channels, parts = width / channels;
     const int64_t group = blocks->heads / blocks->kv_heads, rows = texts * tokens;
@@ -140,7 +151,7 @@ void step(const Block* blocks, int count, const T* x, T* y, int64_t texts, int64
     {
         const Thread self;
         const UsesTiles tiles;
-        std::vector<float> head(channels), weights(longest);
+        std::vector<float> head(channels), weights(longest), normed(own ? D : 0);
         if (rows == 1) mine.make_room(1, most);
         Input& in = rows == 1 ? mine : shared;
         const auto normalised = [&](const Block& b, const Matrix& m, const Norm& norm) {
@@ -167,7 +178,12 @@ void step(const Block* blocks, int count, const T* x, T* y, int64_t texts, int64
             for (int64_t i = self.begin(rows * b.kv_heads); i < self.end(rows * b.kv_heads); i++) {
                 const int64_t r = i / b.kv_heads, h = i % b.kv_heads;
                 const int64_t at = cache.at(r / tokens, h, position(r));
-                const float* value = &qkv[(r * parts + b.heads + b.kv_heads + h) * channels];
+                float* value = &qkv[(r * parts + b.heads + b.kv_heads + h) * channels];
+                if (own && b.gate) {
+                    normalise(&stream[r * D], normed.data(), D, b.rms, 1e-5f, b.first);
+                    const float share = share_of(b, normed.data(), h);
+                    for (int64_t c = 0; c < channels; c++) value[c] += share * own[i * channels + c];
+                }
                 turned(b, r, b.heads + h, head.data());
                 for (int64_t c = 0; c < channels; c++) {
                     K[at + c] = head[c];
@@ -220,12 +236,13 @@ extern "C" int32_t block_activation(const char* name) {
 }
 
 #define EXPORT(T)                                                                                 \
-    extern "C" void block_##T(const Block* blocks, int count, const T* x, T* y, int64_t texts,    \
-                              int64_t tokens, T* keys, T* values, const int64_t* lengths,         \
-                              int64_t block, int64_t text, int64_t head, int64_t position,        \
-                              const float* cos, const float* sin, int64_t turn, int threads) {    \
+    extern "C" void block_##T(const Block* blocks, int count, const T* x, const T* own, T* y,     \
+                              int64_t texts, int64_t tokens, T* keys, T* values,                  \
+                              const int64_t* lengths, int64_t block, int64_t text, int64_t head,  \
+                              int64_t position, const float* cos, const float* sin, int64_t turn, \
+                              int threads) {                                                      \
         const Cache<T> cache{keys, values, lengths, block, text, head, position};                 \
-        step(blocks, count, x, y, texts, tokens, cache, {cos, sin, turn}, threads);               \
+        step(blocks, count, x, own, y, texts, tokens, cache, {cos, sin, turn}, threads);          \
     }
 EXPORT(float32)
 EXPORT(bfloat16)

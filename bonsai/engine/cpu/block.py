@@ -24,7 +24,7 @@ class Norm(Structure):
 
 class Settings(Structure):
     _fields_ = [(n, Matrix) for n in ("qkv", "out", "up", "down")]
-    _fields_ += [("first", Norm), ("second", Norm)]
+    _fields_ += [("first", Norm), ("second", Norm), ("gate", c_void_p), ("gate_inputs", c_int64)]
     _fields_ += [(n, c_int64) for n in ("heads", "kv_heads", "channels", "window")]
     _fields_ += [("scale", c_float), ("head_eps", c_float)]
     _fields_ += [(n, c_int32) for n in ("rms", "head_norm", "activation")]
@@ -48,9 +48,11 @@ class Blocks(nn.Module):
     def describe(self, block: Block) -> Settings:
         a, mlp = block.attn, block.mlp
         eps = torch.finfo(self.dtype).eps if a.rms else 1e-5  # torch's own for heads
+        gate = None if a.gate is None else a.gate.weight
         return Settings(
             *map(self.matrix, linears(block)),
             *(Norm(self.numbers(n.weight), self.numbers(n.bias)) for n in (block.ln_1, block.ln_2)),
+            *(self.numbers(gate), 0 if gate is None else gate.size(1)),
             *(a.nh, a.nkv, a.hs, a.window, a.scale, eps, block.ln_1.rms, a.qk_norm),
             activation_number(mlp.activation),
         )
@@ -79,6 +81,7 @@ class Blocks(nn.Module):
                 x = block(x, rotation, cache, values)
             return x
         x, y = x.contiguous(), torch.empty_like(x)
+        own = None if values is None else values.contiguous()
         lengths = [cache.end - T] * B if cache.at is None else cache.lengths
         layer, text, head, key, _ = cache.k.stride()
         first = layer * self.layer * x.element_size()
@@ -86,7 +89,8 @@ class Blocks(nn.Module):
         if rotation is not None:  # (T, hs), or (B, 1, T, hs) where the texts differ
             angles, turn = [r.data_ptr() for r in rotation], rotation[0].stride(0)
         self.run(
-            *(self.settings, len(self.blocks), x.data_ptr(), y.data_ptr(), B, T),
+            *(self.settings, len(self.blocks), x.data_ptr()),
+            *(None if own is None else own.data_ptr(), y.data_ptr(), B, T),
             *(cache.k.data_ptr() + first, cache.v.data_ptr() + first, (c_int64 * B)(*lengths)),
             *(layer, text, head, key, *angles, turn if cache.at is not None else 0),
             torch.get_num_threads(),
@@ -99,14 +103,15 @@ def join(model: nn.Module, dtype: torch.dtype) -> None:
     for owner in list(model.modules()):
         blocks = getattr(owner, "h", None)
         if isinstance(blocks, nn.ModuleList) and all(computes(b, dtype) for b in blocks):
-            together = not model.config.residual_lambdas  # else something happens between them
+            c = model.config  # whether nothing happens between blocks, and all are given the same
+            together = not (c.residual_lambdas or c.value_embeddings)
             groups = [list(blocks)] if together else [[b] for b in blocks]
             owner.h = nn.ModuleList(Blocks(group, dtype) for group in groups)
 
 
 def computes(block: nn.Module, dtype: torch.dtype) -> bool:
     """Whether block.cpp computes what this block does."""
-    if not isinstance(block, Block) or block.post or block.attn.gate is not None:
+    if not isinstance(block, Block) or block.post:
         return False
     direct = all(hasattr(m, "direct") and m.direct() for m in linears(block))
     if not direct or block.attn.hs not in CHANNELS or dtype not in kernels():
@@ -126,6 +131,7 @@ def activation_number(name: str) -> int:
 def kernels() -> dict:
     """The functions of block.cpp by dtype; none of them where it cannot be built."""
     sizes, pointers = [c_int64, c_int64], [c_void_p, c_void_p]
-    arguments = [POINTER(Settings), c_int, *pointers, *sizes, *pointers, POINTER(c_int64)]
+    arguments = [POINTER(Settings), c_int, c_void_p, *pointers, *sizes]
+    arguments += [*pointers, POINTER(c_int64)]
     arguments += [*sizes, *sizes, *pointers, c_int64, c_int]
     return functions("block", "block", *arguments)
