@@ -22,10 +22,11 @@ class Prefixes:
         self.rows: OrderedDict[tuple[int, ...], tuple] = OrderedDict()
         self.held: tuple[int, ...] | None = None
 
-    def restore(self, prompt: tuple[int, ...], row) -> torch.Tensor | None:
+    def restore(self, prompt: tuple[int, ...], row, least: int = 1) -> torch.Tensor | None:
         """Fill an empty row with what is known of `prompt`; its last logits if that is all of it.
 
-        At least one token is left to compute where the logits are not known.
+        At least one token is left to compute where the logits are not known. least: tokens from
+        which on a beginning is worth it.
         """
         ids, best, length = np.array(prompt), (), 0
         for known, (known_ids, _, _) in self.rows.items():
@@ -38,7 +39,8 @@ class Prefixes:
         if len(best) == len(prompt) == length:
             row.copy_row(0, known, 0, length)
             return logits
-        if length := min(length, len(prompt) - 1):
+        length = min(length, len(prompt) - 1)
+        if length >= least:
             row.copy_row(0, known, 0, length)
         return None
 

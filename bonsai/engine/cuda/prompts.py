@@ -16,6 +16,7 @@ from bonsai.engine.prefixes import Prefixes
 from bonsai.models.cache import KVCache
 
 PROMPT, STRIDE = 32, 256  # tokens, see `padded`
+LEAST = 32  # tokens in common from which on what is known of a prompt saves more than it costs
 LONGEST = 2048  # tokens that a graph reads, of all its prompts together
 
 
@@ -56,7 +57,7 @@ class Prompts:
             self.read()
         row = self.cache.view(slot, slot + 1)
         row.lengths = [0]
-        if self.prefixes.restore(tokens, row) is not None:
+        if self.prefixes.restore(tokens, row, LEAST) is not None:
             return
         known = row.lengths[0]
         if not known and len(tokens) <= self.longest:
@@ -70,7 +71,7 @@ class Prompts:
     def helps(self, unread: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
         """Whether a prompt, once it is read, is a known beginning of these tokens."""
         stored = self.prefixes.takes(unread, self.unread[unread].keep)
-        return stored and unread[0] == tokens[0]
+        return stored and unread[:LEAST] == tokens[:LEAST] and len(unread) >= LEAST
 
     def read(self) -> None:
         """Read what is unread."""

@@ -29,7 +29,7 @@ def model():
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch):
     monkeypatch.setattr(phases, "SHORTEST", 8)
-    for name, tokens in dict(PROMPT=4, STRIDE=16, LONGEST=64).items():
+    for name, tokens in dict(PROMPT=4, STRIDE=16, LONGEST=64, LEAST=1).items():
         monkeypatch.setattr(prompts, name, tokens)
 
 
@@ -155,6 +155,23 @@ def test_answers_that_wait_keep_their_prompt_from_being_forgotten(model, read, m
     with passes(engine) as shapes:
         finish(engine)
     assert len(read) == 2 and shapes.count((1, 29)) == 1 and right(model, requests)
+
+
+def test_a_short_beginning_in_common_is_read_again(model, read, monkeypatch):
+    """Two tokens, as of a chat's template, are not worth a pass of their own; eight are."""
+    monkeypatch.setattr(prompts, "LEAST", 8)
+    engine = Engine(model, 4, prefix_cache=200, capture=True)
+    requests = submit(engine, [[1, 2, *prompt(5, first=i)] for i in range(4)])
+    finish(engine)
+    assert read == [(4, 8)] and right(model, requests)
+    read.clear()
+    more = submit(engine, [[1, 2, *prompt(5, first=9)], [*requests[0].prompt, 3, 4, 5]])
+    finish(engine)
+    assert right(model, more) and read == [(1, 8), (1, 16)]  # of the second six were known
+    read.clear()
+    more = submit(engine, [[*more[1].prompt, 6, 7]])
+    finish(engine)
+    assert right(model, more) and not read  # eight and more are taken, the rest by itself
 
 
 def test_a_prompt_waits_for_one_that_it_begins_like(model, read):
