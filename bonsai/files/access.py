@@ -6,6 +6,7 @@ expected, is one line for the user and not a program that hangs or takes all mem
 
 import codecs
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -49,6 +50,8 @@ def writing(path: str | Path, hint: str = "") -> Iterator[None]:
                 f"the disk is full while writing {path}: free some space, or write to another disk"
                 f"{hint}"
             ) from None
+        if e.errno == errno.EEXIST and not os.path.lexists(path):  # says mkdir of what is no folder
+            raise UserError(f"cannot write {path}: a part of its path is no folder") from None
         raise UserError(f"cannot write {path}: {reason(e)}") from None
 
 

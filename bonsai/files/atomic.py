@@ -95,6 +95,21 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
         f.write(text.encode("utf-8"))
 
 
+def put_if_free(tmp: Path, path: Path) -> None:
+    """A place for whole_file that replaces nothing: FileExistsError where another has written
+    there meanwhile."""
+    try:
+        os.link(tmp, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.rename(tmp, path)
+    else:
+        tmp.unlink()
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """A second name for a file, which what later takes the first one's place does not change."""
     try:

@@ -7,8 +7,9 @@ ask for more memory than it has bytes.
 
 import json
 import math
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -81,18 +82,21 @@ def read_with_metadata(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[
 
 
 def write_safetensors(
-    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    place: Callable[[Path, Path], None] = os.replace,
 ) -> None:
     """Write tensors by their names, and words beside them; whole or not at all.
 
-    A tensor that has two names is written twice: leave one out. Raises OSError, and UserError for
-    a header larger than is read again.
+    A tensor that has two names is written twice: leave one out. place: as of whole_file. Raises
+    OSError, and UserError for a header larger than is read again.
     """
     header: dict = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name, tensor in tensors.items():
-        place = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape)}
-        header[name] = {**place, "data_offsets": [at, at := at + tensor.nbytes]}
+        kind = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape)}
+        header[name] = {**kind, "data_offsets": [at, at := at + tensor.nbytes]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned
     if len(text) > HEADER:
@@ -100,7 +104,7 @@ def write_safetensors(
             f"{path} would have a header of {len(text) >> 20} MiB, more than the {HEADER >> 20} "
             "that are read: its tokenizer is too large for it"
         )
-    with whole_file(path) as f:
+    with whole_file(path, place) as f:
         f.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
             data = tensor.detach().cpu().contiguous()

@@ -188,8 +188,10 @@ def from_rotary(theirs: Weights, config: GPTConfig, llama: bool) -> Weights:
             names = [f"{part}.{kind}" for part, _ in parts]
             if all(n in weights for n in names):
                 pieces = [weights.pop(n) for n in names]
-                if len(pieces) > 1 and len({(p.shape[1:], p.dtype, p.dim()) for p in pieces}) == 1:
-                    pieces = [torch.cat(pieces)] if pieces[0].dim() else pieces
+                same = len({(p.shape[1:], p.dim()) for p in pieces}) == 1 and pieces[0].dim()
+                if len(pieces) > 1 and same:
+                    odd = next((p.dtype for p in pieces if not p.is_floating_point()), None)
+                    pieces = [torch.cat([p.to(odd or p.dtype) for p in pieces])]
                 weights[f"{name}.{kind}"] = pieces[0]
     return weights
 
@@ -200,7 +202,9 @@ def turned(weights: Weights, config: GPTConfig, factor: float) -> Weights:
     its own inverse."""
     turned = dict(weights)
     for name, w in weights.items():
-        if name.endswith(("q_proj.weight", "k_proj.weight")) and len(w) % config.head_dim == 0:
+        if not name.endswith(("q_proj.weight", "k_proj.weight")) or not w.is_floating_point():
+            continue
+        if w.dim() and len(w) % config.head_dim == 0:
             halves = (w * factor).view(-1, 2, config.head_dim // 2, *w.shape[1:])
             halves[:, 1].neg_()
             turned[name] = halves.view(w.shape)

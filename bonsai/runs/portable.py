@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 from bonsai.files.access import writing
+from bonsai.files.atomic import put_if_free
 from bonsai.files.jsonfile import finite, parse_json_object
 from bonsai.files.safetensors import read_with_metadata, write_safetensors
 from bonsai.runs.checkpoint import FORMAT
@@ -24,8 +25,8 @@ KEPT += ("iter_num", "best_val_loss")
 
 
 def write_portable(path: str | Path, checkpoint: dict) -> None:
-    """Write the weights of a checkpoint, and what it says of them. Raises UserError for what the
-    disk says."""
+    """Write the weights of a checkpoint, and what it says of them; over nothing. Raises UserError
+    for what the disk says."""
     tensors, shared, first = {}, {}, {}
     for name, tensor in checkpoint["model"].items():
         place = (tensor.data_ptr(), tensor.shape, tensor.dtype)
@@ -41,7 +42,7 @@ def write_portable(path: str | Path, checkpoint: dict) -> None:
     words = json.dumps({**kept, "shared": shared}, ensure_ascii=False)
     with writing(path, " by --out"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_safetensors(path, tensors, {"format": "pt", KEY: words})
+        write_safetensors(path, tensors, {"format": "pt", KEY: words}, put_if_free)
 
 
 def read_portable(path: str | Path) -> dict:

@@ -110,6 +110,8 @@ class Setting:
         if isinstance(value, bool) or value is None or value == self.default:
             return ""
         if isinstance(value, str):
+            if self.kind in ("path", "paths") and "\0" in value:
+                return "holds a null character, which no path can"
             if self.kind == "path" and self.default and not value:
                 return "is empty: give a path (. is the working directory)"
             if numbers := re.fullmatch(NUMBER_LIST, self.takes):

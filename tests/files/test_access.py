@@ -101,3 +101,11 @@ def test_whether_there_is_such_a_path(tmp_path, monkeypatch):
 def test_an_encoding_that_can_be_told_is_told():
     assert "but UTF-16: save it" in str(not_utf8("a", 0, b"\xff\xfea\0"))
     assert "a is not UTF-8 at byte 7: convert it" in str(not_utf8("a", 7, b"abc"))
+
+
+def test_a_part_of_a_path_that_is_no_folder_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    for part in ("file", "loop"):
+        with pytest.raises(UserError, match=rf"cannot write .*{part}.a: a part of its path is no"):
+            write_whole(tmp_path / part / "a", "text")

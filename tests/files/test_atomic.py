@@ -9,6 +9,7 @@ import pytest
 from bonsai.files.atomic import (
     UNFINISHED,
     link_or_copy,
+    put_if_free,
     replace_text,
     temporary,
     whole_file,
@@ -152,3 +153,18 @@ def test_another_who_was_faster_keeps_his_folder(tmp_path):
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "his").write_text("2")
     assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == ["his"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_another_who_was_faster_keeps_his_file(tmp_path, monkeypatch, links):
+    def none(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:  # a file system that has none
+        monkeypatch.setattr(os, "link", none)
+    path = tmp_path / "a"
+    with whole_file(path, place=put_if_free) as f:
+        f.write(b"first")
+    with pytest.raises(FileExistsError), whole_file(path, place=put_if_free) as f:
+        f.write(b"second")
+    assert path.read_bytes() == b"first" and [*tmp_path.iterdir()] == [path]

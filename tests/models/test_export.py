@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.programs import ROOT, load
 from helpers.tiny_model import VARIANTS, texts, tiny
 
 from bonsai.engine.text import find_tokenizer
+from bonsai.files.safetensors import read_with_metadata, write_safetensors
 from bonsai.models.export import export_hugging_face, export_nanogpt, portable
 from bonsai.models.loading import Loaded, load_model
 from bonsai.models.table import build_model
@@ -218,6 +220,47 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, write):
     with pytest.raises(UserError, match=r"the disk is full while writing .*hf"):
         write(loaded(), CHARS, tmp_path / "hf", "float32")
     assert not list(tmp_path.iterdir())
+
+
+WRONG = {
+    "scalar": (lambda w: w.flatten()[0].clone(), "not"),
+    "integers": (lambda w: w.long(), "is of torch.int64"),
+    "bytes": (lambda w: w.byte(), "is of torch.uint8"),
+    "bools": (lambda w: w.bool(), "is of torch.bool"),
+    "nothing": (lambda w: w[:0], "not"),
+    "one more dimension": (lambda w: w[None], "not"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_tensor_of_another_kind_or_shape_is_named(tmp_path, name):
+    """Each of the first layer's, and those around the layers."""
+    source, path = loaded(**SHAPES[name][0]), tmp_path / "hf" / "model.safetensors"
+    export_hugging_face(source, CHARS, path.parent, "float32")
+    good, metadata = read_with_metadata(path)
+    for key in [key for key in good if ".1." not in key]:
+        for change, hint in WRONG.values():
+            write_safetensors(path, good | {key: change(good[key])}, metadata)
+            with pytest.raises(UserError, match=hint) as e:
+                load_model(str(path.parent))
+            assert "\n" not in str(e.value)
+        write_safetensors(path, good | {key: good[key].double()}, metadata)
+        again = load_model(str(path.parent)).model.state_dict()
+        wanted = source.model.state_dict()
+        assert all(torch.equal(w, wanted[k][: len(w)]) for k, w in again.items())
+
+
+def test_another_who_wrote_it_meanwhile_keeps_his(tmp_path, monkeypatch):
+    path, flush = tmp_path / "a.safetensors", os.fsync
+
+    def meanwhile(fd):
+        flush(fd)
+        path.write_text("theirs")
+
+    monkeypatch.setattr("os.fsync", meanwhile)
+    with pytest.raises(UserError, match=r"cannot write .*a\.safetensors: File exists"):
+        write_portable(path, portable(loaded(), CHARS, "float32"))
+    assert path.read_text() == "theirs" and [*tmp_path.iterdir()] == [path]
 
 
 # ---- nanoGPT ----

@@ -169,3 +169,10 @@ def test_lists_escapes_and_quotes():
 
 def test_escapes():
     assert unescape(r"\x41\u00fc\r\t\\n\q\x4") == "Aü\r\t\\n\\q\\x4"
+
+
+@pytest.mark.parametrize("kind", ["path", "paths"])
+def test_no_path_has_a_null_character(kind):
+    with pytest.raises(ValueError, match="holds a null character, which no path can"):
+        setting(kind, "").read("a\0b", FILE)
+    assert setting("", "").read("a\0b", FILE) == "a\0b"
