@@ -20,7 +20,6 @@ import math
 import sys
 from contextlib import closing
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 
@@ -37,6 +36,7 @@ from bonsai.models.loading import Loaded, find_source, load_model
 from bonsai.planning.memory import memory_errors
 from bonsai.system.errors import UserError, run
 from bonsai.system.hub import use_cache_if_offline
+from bonsai.system.libraries import installed
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
@@ -57,8 +57,8 @@ choices = ""  # multiple-choice questions: JSON lines in HellaSwag's format [pat
 tasks = ""  # tasks of lm-evaluation-harness: hellaswag,piqa,... [list]
 tasks_dir = ""  # a folder of tasks of one's own, as YAML files of the harness [path]
 core = ""  # the bundle of CORE's 22 tasks: a folder with core.yaml and eval_data/ [path]
-limit = 0  # questions of each task; 0: all [>= 0]
-num_fewshot = -1  # solved questions in front of each; -1: as the task says [>= -1]
+limit = 0  # questions of each task, of CORE's too; 0: all [>= 0]
+num_fewshot = -1  # of --tasks: solved questions in front of each; -1: as the task says [>= -1]
 batch_size = 12  # windows, or endings, at a time [>= 1]
 strided = False  # of a model of patches: two passes, the better half of each patch; twice as slow
 json = ""  # a file for the results; -: the last line of stdout [path]
@@ -243,13 +243,24 @@ def check_tasks(c: Config, runtime: Runtime) -> None:
         raise UserError("--tasks run in one process: start it without torchrun")
     if c.tasks_dir and not resolve_path(c.tasks_dir).is_dir():
         raise UserError(f"tasks_dir={c.tasks_dir} is no folder")
-    if find_spec("lm_eval") is None:
+    if not installed("lm_eval"):
         raise UserError("--tasks needs lm-evaluation-harness: pip install lm_eval")
     use_cache_if_offline()
 
 
+def check_effects(c: Config) -> None:
+    """Raise UserError for a setting of questions where none of those are asked."""
+    if c.tasks_dir and not c.tasks:
+        raise UserError("--tasks_dir is where tasks are looked for: name some by --tasks")
+    if c.num_fewshot >= 0 and not c.tasks:
+        raise UserError("--num_fewshot is of --tasks alone: CORE's bundle says how many")
+    if c.limit and not (c.tasks or c.core):
+        raise UserError("--limit is of --tasks and --core alone; of a data set: --windows")
+
+
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    check_effects(c)
     questions = read_questions(resolve_path(c.choices)) if c.choices else []
     bundle = read_bundle(resolve_path(c.core), c.limit) if c.core else []
     if c.json:

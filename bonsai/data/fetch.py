@@ -49,7 +49,7 @@ def hub_files(repo: str, revision: str, folder: str = "") -> list[tuple[str, int
         try:
             entries = json.loads(response.read(SETTINGS))
             files = sorted((e["path"], e["size"]) for e in entries if e["type"] == "file")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise _no_download(url, "the answer is no list of files") from None
     parquet = [(path, size) for path, size in files if path.endswith(".parquet")]
     files = parquet or [(p, size) for p, size in files if p.endswith(tuple(READERS)) and size]

@@ -26,6 +26,7 @@ from bonsai.engine.scheduler import Engine, Request
 from bonsai.engine.text import start_tokens
 from bonsai.evaluation.choices import ending_scores
 from bonsai.files.yamlfile import read_yaml
+from bonsai.runs.schema import brief, is_number, is_whole
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.tokenizers import Tokenizer
@@ -212,15 +213,23 @@ class HarnessModel(TemplateLM):
     def sampling(self, options: dict) -> tuple[SamplingParams, list[str]]:
         """The harness's options of a generation: settings of ours, and the stop strings."""
         until = options.get("until") or []
-        stops = [until] if isinstance(until, str) else [*until]
+        stops = [until] if isinstance(until, str) else until
+        if not isinstance(stops, list | tuple) or not all(isinstance(s, str) for s in stops):
+            raise UserError(f"generation_kwargs of a task: until={brief(until)} is no text or list")
         hot = options.get("do_sample", False) or options.get("temperature", 0) > 0
         eot = self.coder.eot
         most = options.get("max_gen_toks", options.get("max_new_tokens", 256))
+        for name, value in {"max_gen_toks": most, "top_k": options.get("top_k", 0)}.items():
+            if not is_whole(value, 0, 2**31):
+                said = f"{name}={brief(value)} is no whole number from 0 on"
+                raise UserError(f"generation_kwargs of a task: {said}")
+        if not is_number(top_p := options.get("top_p", 1.0)):
+            raise UserError(f"generation_kwargs of a task: top_p={brief(top_p)} is no number")
         params = SamplingParams(
             max_new_tokens=min(most, self.length),
             temperature=options.get("temperature", 1.0) if hot else 0.0,
             top_k=options.get("top_k", 0),
-            top_p=options.get("top_p", 1.0),
+            top_p=top_p,
             stop_tokens=() if eot is None else (eot,),
             vocab_limit=self.coder.vocab_size,
         )

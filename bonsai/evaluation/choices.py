@@ -54,7 +54,7 @@ def parse_question(line: str, where: str) -> Question:
     """
     try:
         entry = json.loads(line)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{where} is not JSON: {e}") from None
     if not isinstance(entry, dict):
         raise UserError(f"{where} is not a JSON object with ctx, endings and label")

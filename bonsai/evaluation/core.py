@@ -178,7 +178,15 @@ def task_accuracy(model, tokenizer, task: Task, runtime: Runtime, batch_size: in
     for number in share:
         texts = prompts(task, number)
         ids = [([] if start is None else [start]) + tokenizer.encode(text) for text in texts]
-        groups.append([(row[-(length + 1) :], min(n, length)) for row, n in scored(task, ids)])
+        rows = [
+            (row[-(length + 1) :], min(n, length, len(row) - 1)) for row, n in scored(task, ids)
+        ]
+        if any(n < 1 for _, n in rows):
+            raise UserError(
+                f"a question of {task.name} has an answer with nothing before it: a tokenizer "
+                "without an end of text cannot score it"
+            )
+        groups.append(rows)
     flat = [row for group in groups for row in group]
     scores = iter(ending_scores(model, flat, runtime, batch_size))
     right = 0

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from bonsai.files.access import writing
-from bonsai.files.atomic import whole_file
+from bonsai.files.atomic import put_if_free, whole_file
 from bonsai.files.gguf import BLOCK, read_gguf_file
 from bonsai.models.architectures import CONV1D, Weights, exported
 from bonsai.models.hugging_face import assembled
 from bonsai.system.errors import UserError
+from bonsai.system.libraries import installed
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.bpe import BPETokenizer, merge
 from bonsai.tokenizers.chat import ChatTemplate
@@ -94,8 +95,9 @@ def write_gguf(
     dtype: str,
     source: str,
 ) -> None:
-    """Write a model whole or not at all. dtype: of the matrices, a key of TYPES; what is no matrix,
-    and positions, stay in float32. Raises UserError for what has no place in the format."""
+    """Write a model whole or not at all, and over nothing. dtype: of the matrices, a key of TYPES;
+    what is no matrix, and positions, stay in float32. Raises UserError for what has no place in the
+    format."""
     settings, found = tensors(config, weights, source)
     words = vocabulary(tokenizer, config.vocab_size)
     gguf = library()
@@ -103,7 +105,7 @@ def write_gguf(
     file_type = {"F32": "ALL_F32"}.get(kind.name, f"MOSTLY_{kind.name}")
     with writing(path, " by --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as f:
+        with whole_file(path, place=put_if_free) as f:
             file = gguf.GGUFWriter(f.name, settings["model_type"])
             try:
                 file.add_file_type(gguf.LlamaFileType[file_type])
@@ -149,6 +151,16 @@ SIZES = {  # of transformers' config.json: GGUF's, after the architecture
 }
 
 
+# what else llama.cpp lets change the logits: the values that change nothing
+CHANGES = {
+    **dict.fromkeys(("rope.scaling.type", "expert_count"), (0, "none")),
+    **dict.fromkeys(("rope.scaling.factor", "rope.scale_linear"), (0, 1)),
+    **dict.fromkeys(("attention.scale", "attention.sliding_window", "attention.clamp_kqv"), (0,)),
+    **dict.fromkeys(("logit_scale", "residual_scale", "embedding_scale"), (0, 1)),
+    "attention.causal": (True,),
+}
+
+
 def read_gguf(path: Path) -> tuple[dict, Weights, dict]:
     """Settings of GPTConfig, the weights by the names of GPT.state_dict() in float32, and all
     values of a file. Raises UserError for another architecture, and as `read_model` does."""
@@ -162,13 +174,17 @@ def read_gguf(path: Path) -> tuple[dict, Weights, dict]:
     for name in ("rms_norm_eps", "layer_norm_epsilon"):  # in float32 there
         if isinstance(config.get(name), float):
             config[name] = float(f"{config[name]:.6g}")
-    for name in ("rope.scaling.type", "expert_count"):
-        if values.get(f"{kind}.{name}") not in (None, 0, "none"):
+    for name, without in CHANGES.items():
+        if values.get(f"{kind}.{name}") not in (None, *without):
             raise UserError(f"{path}: {name} of its values is not supported")
     rows = found.get("token_embd.weight", torch.empty(0, 0)).shape[:1]
     config |= {"model_type": kind, "vocab_size": rows[0] if rows else None}
     config["tie_word_embeddings"] = "output.weight" not in found
     settings, weights = assembled(config, path, partial(by_their_names, found, config, path))
+    head = GPTConfig(**settings).head_dim
+    for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+        if values.get(f"{kind}.{name}", head) != head:
+            raise UserError(f"{path}: {name} of its values is not its head size, {head}")
     return settings, weights, values
 
 
@@ -216,10 +232,11 @@ def read_vocabulary(values: dict, vocab_size: int, name: str) -> dict:
     pattern = next((ours for ours, theirs in PRE.items() if theirs == pre), None)
     if kind != "gpt2" or pattern is None:
         raise UserError(f"{name}: its tokenizer ({kind!r:.30}, {pre!r:.30}) is not supported")
-    merges = merges or []
+    if values.get("tokenizer.ggml.add_bos_token", pre == PRE[GPT4]):  # llama.cpp's default
+        raise UserError(f"{name}: its tokenizer is not supported: it adds a token to each text")
     lists = (tokens, kinds, merges)
     if not all(isinstance(part, list) for part in lists) or len(tokens) != len(kinds):
-        raise UserError(f"{name}: its tokens have no kinds")
+        raise UserError(f"{name}: its tokens have no kinds, or no merges")
     if not all(isinstance(token, str) for token in tokens + merges):
         raise UserError(f"{name}: its tokens are no texts")
     vocab = {token: i for i, token in enumerate(tokens) if kinds[i] == NORMAL}
@@ -227,7 +244,8 @@ def read_vocabulary(values: dict, vocab_size: int, name: str) -> dict:
     pairs = [pair for pair in (m.split(" ") for m in merges) if not added.keys() & {*pair}]
     eos = values.get("tokenizer.ggml.eos_token_id")
     eos = tokens[eos] if type(eos) is int and 0 <= eos < len(tokens) else None
-    return bpe_state(vocab | added, pairs, added, pattern, eos, vocab_size, name)
+    whole = pattern == GPT4  # so llama.cpp has it
+    return bpe_state(vocab | added, pairs, added, pattern, eos, vocab_size, name, whole)
 
 
 LISTS = ("tokens", "token_type", "merges")
@@ -311,8 +329,8 @@ def describe_tokens(file, words: tuple[str, list[str], list[int], list[str]], eo
 
 
 def library():
-    try:
-        import gguf
-    except ImportError:
-        raise UserError("writing GGUF needs a library: pip install gguf") from None
+    if not installed("gguf"):
+        raise UserError("writing GGUF needs a library: pip install gguf")
+    import gguf
+
     return gguf

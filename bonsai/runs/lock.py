@@ -206,7 +206,7 @@ def touched(path: Path) -> float:
 
 def owner(path: Path) -> dict[str, object]:
     """What the lock file says of its owner; nothing where it is empty, or not one of ours."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_bytes()[:2000])
         if isinstance(content, dict):
             return {key: content.get(key) for key in FIELDS}

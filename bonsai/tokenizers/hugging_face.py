@@ -120,7 +120,8 @@ def from_tokenizer_json(
         added[content(token)] = token["id"]
     merges = [m.split(" ") if isinstance(m, str) else m for m in listed(model.get("merges"), name)]
     pattern = pattern_of(state.get("pre_tokenizer"), name)
-    return bpe_state(model.get("vocab"), merges, added, pattern, eos, vocab_size, name)
+    whole = bool(model.get("ignore_merges"))
+    return bpe_state(model.get("vocab"), merges, added, pattern, eos, vocab_size, name, whole)
 
 
 def is_of_characters(state: dict) -> bool:
@@ -169,7 +170,7 @@ def leaves_alone(part: object) -> bool:
     if kind_of(part) == "Sequence":
         return all(map(leaves_alone, part.get("processors") or [None]))
     single = part.get("single") if kind_of(part) == "TemplateProcessing" else None
-    return isinstance(single, list) and all(isinstance(p, dict) and "Sequence" in p for p in single)
+    return isinstance(single, list) and [kind for p in single for kind in p] == ["Sequence"]
 
 
 def bpe_state(
@@ -180,8 +181,10 @@ def bpe_state(
     eos: str | None,
     vocab_size: int,
     name: str,
+    whole: bool = False,
 ) -> dict:
-    """BPETokenizer.to_dict() of a vocabulary (token -> id), merges and special tokens.
+    """BPETokenizer.to_dict() of a vocabulary (token -> id), merges and special tokens. whole: a
+    chunk that is a token is that token, whether merges lead to it or not (ignore_merges).
 
     Our encoder joins the neighbours whose token has the lowest id; theirs, the neighbours that come
     first in a list. For ids in the order of the list, as training gives them, that is the same, and
@@ -203,6 +206,7 @@ def bpe_state(
         )
     tokens: list[bytes | None] = [None] * (max(plain.values(), default=-1) + 1)
     made: dict[str, tuple[bytes, bytes]] = {}
+    ends = (eos, EOT_TEXT)
     last = -1
     try:
         for a, b in merges:
@@ -221,6 +225,13 @@ def bpe_state(
     for token, i in plain.items():
         if token in alphabet:
             tokens[i] = bytes([alphabet[token]])
+        elif whole and token not in made and token not in ends and alphabet.keys() >= {*token}:
+            if any(token[:n] in plain and token[n:] in plain for n in range(1, len(token))):
+                raise UserError(
+                    f"{name}: the token {token!r:.40} can be made of two, but no merge does, which "
+                    "is not supported"
+                )
+            tokens[i] = spell(token, alphabet)  # which our encoder never joins either
         elif token not in made:  # it can be read, but no text is ever encoded so
             special[token] = i
     while tokens and tokens[-1] is None:

@@ -56,7 +56,13 @@ def bpe_json(tokenizer: BPETokenizer) -> dict:
         )
     # special tokens without an entry of their own get the ids that follow
     follow = [i for _, i in special] == [*range(len(vocab), len(vocab) + len(special))]
-    merges = [" ".join(map(spelt, pair)) for pair in tokenizer.merges() if pair is not None]
+    pairs = [pair for pair in tokenizer.merges() if pair is not None]
+    if token := joined_out_of_turn(tokenizer, {a + b for a, b in pairs}):
+        raise UserError(
+            f"the token {token!r:.40} comes before those that it is made of, which no list of "
+            "merges can say"
+        )
+    merges = [" ".join(map(spelt, pair)) for pair in pairs]
     model = {
         **{"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None},
         **{"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False},
@@ -74,6 +80,14 @@ def bpe_json(tokenizer: BPETokenizer) -> dict:
         "decoder": {**level, "use_regex": True},
         "model": model,
     }
+
+
+def joined_out_of_turn(tokenizer: BPETokenizer, made: set[bytes]) -> bytes | None:
+    """A token that merges do not lead to, but that two others join to all the same; None: none."""
+    ranks = tokenizer.ranks
+    alone = [token for token in ranks if len(token) > 1 and token not in made]
+    joined = (t for t in alone if any(t[:n] in ranks and t[n:] in ranks for n in range(1, len(t))))
+    return next(joined, None)
 
 
 def cut(pattern: str | None, level: dict) -> dict:

@@ -7,11 +7,11 @@ checkpoint. What is here is imported when a run wants it.
 
 import html
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from bonsai.runs.names import TENSORBOARD
 from bonsai.system.errors import UserError
+from bonsai.system.libraries import installed
 
 
 class Tracker:
@@ -135,7 +135,7 @@ def tracker_name(settings: dict) -> str:
 def check_tracker(settings: dict) -> None:
     """Raise UserError where the tracker that is asked for is not installed."""
     name = tracker_name(settings)
-    if name and find_spec(name) is None:
+    if name and not installed(name):
         raise UserError(f"tracker={name} needs {name}: pip install {name}")
 
 

@@ -259,3 +259,15 @@ def test_an_error_of_ours_is_not_said_to_be_the_tasks(model, questions, monkeypa
     monkeypatch.setattr("bonsai.engine.tasks.ending_scores", None)
     with pytest.raises(TypeError, match="not callable"):
         run_tasks(model, ByteTokenizer(), runtime(), ["rings"], str(questions.parent), limit=2)
+
+
+@pytest.mark.parametrize("options", [
+    {"until": 5}, {"until": [5]}, {"until": {"a": 1}}, {"max_gen_toks": "many"}, {"top_p": "x"},
+    {"max_gen_toks": 1.5}, {"max_gen_toks": None}, {"max_gen_toks": True}, {"max_gen_toks": -1},
+    {"max_new_tokens": "8"}, {"do_sample": True, "top_k": "all"}, {"top_p": None},
+], ids=str)  # fmt: skip
+def test_generation_kwargs_of_another_kind_are_named(harness, options):
+    name = [*options][-1].replace("new_tokens", "gen_toks")
+    with pytest.raises(UserError, match=f"generation_kwargs of a task: {name}=") as e:
+        harness.generate_until([asked("generate_until", "a tree", options)])
+    assert one_line(e)

@@ -127,6 +127,7 @@ def test_questions_are_read(tmp_path):
     "line, hint",
     [
         ("{", "is not JSON"),
+        ("[" * 5000, "is not JSON"),
         ("[1]", "not a JSON object"),
         (GOOD.replace("ctx", "context"), "no 'ctx'"),
         (GOOD.replace('"a b"', "7"), "ctx is not a text"),

@@ -10,9 +10,9 @@ from helpers.evaluated import runtime
 from helpers.tiny_model import tiny
 from torch.nn import functional as F
 
-from bonsai.evaluation.core import core, prompts, read_bundle, scored, task_accuracy
+from bonsai.evaluation.core import Task, core, prompts, read_bundle, scored, task_accuracy
 from bonsai.system.errors import UserError
-from bonsai.tokenizers import ByteTokenizer
+from bonsai.tokenizers import ByteTokenizer, CharTokenizer
 
 WORDS = ["a", "tree", "has", "roots", "and", "leaves", "or not,", "it", "grows", "12", "äöü"]
 YAML = """icl_tasks:
@@ -198,3 +198,18 @@ def test_a_missing_file_is_one_line(bundle, name):
     with pytest.raises(UserError, match="No such file") as e:
         read_bundle(bundle)
     assert name in one_line(e)
+
+
+def test_a_question_with_nothing_before_its_answer():
+    """Contexts that are the same to their first token; and no token that begins a text."""
+    model = tiny(3, block_size=16, vocab_size=257).eval()
+    twice = {"context_options": ["", ""], "continuation": "b", "gold": 0}
+    same = Task("same", "schema", [twice], 0, "", 0.0)
+    lone = {"query": "", "choices": ["a", "b"], "gold": 0}
+    alone = Task("alone", "multiple_choice", [lone], 0, "", 0.0)
+    for task in (same, alone):
+        assert task_accuracy(model, ByteTokenizer(), task, runtime(), 2) in (0.0, 1.0)
+    with pytest.raises(UserError, match="a question of alone has an answer with nothing before"):
+        task_accuracy(model, CharTokenizer.from_text("ab"), alone, runtime(), 2)
+    longer = Task("longer", "multiple_choice", [{**lone, "choices": ["ab", "bb"]}], 0, "", 0.0)
+    assert task_accuracy(model, CharTokenizer.from_text("ab"), longer, runtime(), 2) in (0.0, 1.0)

@@ -279,6 +279,7 @@ def test_a_tokenizer_that_needs_but_its_name_comes_back(name):
     pre, tokens, kinds, merges = vocabulary(tokenizer, tokenizer.vocab_size)
     values = dict(model="gpt2", pre=pre, tokens=tokens, token_type=kinds)
     values |= dict(merges=merges or [f"{EOT_TEXT} {EOT_TEXT}"], eos_token_id=tokenizer.eot)
+    values |= dict(add_bos_token=False)
     values = {f"tokenizer.ggml.{k}": v for k, v in values.items()}
     assert read_vocabulary(values, tokenizer.vocab_size, "it") == {"type": name}
 
@@ -289,7 +290,8 @@ GOOD = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a"], "token_type": [1], "me
 @pytest.mark.parametrize("changes", [
     dict(model="llama"), dict(pre="qwen2"), dict(pre=[1]), dict(tokens=None), dict(tokens=[1]),
     dict(token_type=[]), dict(token_type=3), dict(merges=3), dict(merges=["a"]), dict(merges=[2]),
-    {}, dict(eos_token_id="a"), dict(eos_token_id=-1),
+    {}, dict(eos_token_id="a"), dict(eos_token_id=-1), dict(merges=None), dict(pre="llama-bpe"),
+    dict(add_bos_token=True),
 ], ids=str)  # fmt: skip
 def test_a_vocabulary_that_is_none_is_refused(changes):
     values = {f"tokenizer.ggml.{k}": v for k, v in {**GOOD, **changes}.items()}
@@ -316,6 +318,14 @@ CONFIG = {
     ({"attention.layer_norm_rms_epsilon": None}, r"it has no llama\.attention.layer_norm_rms"),
     ({"rope.scaling.type": "linear"}, "rope.scaling.type"),
     ({"expert_count": 8}, "expert_count"),
+    ({"rope.scaling.factor": 4.0}, "rope.scaling.factor"),
+    ({"rope.scale_linear": 4.0}, "rope.scale_linear"),
+    ({"rope.dimension_count": 2}, "rope.dimension_count of its values is not its head size, 4"),
+    ({"attention.value_length": 2}, "attention.value_length"),
+    ({"attention.scale": 0.5}, "attention.scale"),
+    ({"attention.sliding_window": 4}, "attention.sliding_window"),
+    ({"attention.causal": False}, "attention.causal"),
+    ({"logit_scale": 2.0}, "logit_scale"),
     ({"block_count": 2}, "no transformer.h.1"),
     ({"block_count": 2**40}, "num_hidden_layers"),
     ({"embedding_length": 2**30, "feed_forward_length": 2**32}, "hidden_size|intermediate|fit"),
@@ -327,6 +337,9 @@ def test_values_that_do_not_fit_are_one_line(monkeypatch, changes, hint):
     by_hand(monkeypatch, CONFIG, weights)
     settings, _, _ = read_gguf(Path("it"))
     assert settings["n_embd"] == 8 and settings["tie_head"]
+    same = {"rope.scaling.factor": 1.0, "rope.dimension_count": 4, "attention.causal": True}
+    by_hand(monkeypatch, CONFIG | same | {"expert_count": 0, "logit_scale": 0.0}, weights)
+    assert read_gguf(Path("it"))[0] == settings
     by_hand(monkeypatch, CONFIG | changes, weights)
     with pytest.raises(UserError, match=hint) as e:
         read_gguf(Path("it"))

@@ -88,6 +88,9 @@ ERRORS = {
     "another tokenizer": (["--dataset=bare"], "(char, 30 characters)", "(gpt2)"),
     "too long": (["--dataset=meta", "--block_size=17"], "block_size=17", "16 tokens"),
     "questions": (["--choices=data/meta/meta.json"], "meta.json:1 has no 'ctx'"),
+    "a folder of tasks alone": (["--tasks_dir=data"], "name some by --tasks"),
+    "few shots of no task": (["--num_fewshot=2", "--core=data"], "--num_fewshot is of --tasks"),
+    "a limit of a data set": (["--limit=2"], "--limit is of --tasks and --core"),
     "no folder of tasks": (["--tasks=rings", "--tasks_dir=no-such"], "tasks_dir=no-such is no"),
 }
 

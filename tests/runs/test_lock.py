@@ -138,7 +138,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     held(tmp_path).release()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "\xff", '{"pid": []}', "x" * 5000])
+@pytest.mark.parametrize("content", ["", "{", "[]", "\xff", '{"pid": []}', "x" * 5000, "[" * 1999])
 def test_a_file_that_is_not_ours(tmp_path, content):
     (tmp_path / LOCK).write_bytes(content.encode("latin-1"))
     held(tmp_path).release()

@@ -67,7 +67,9 @@ def test_the_same_ids_of_every_text(name):
         assert with_special.decode(found, skip_special_tokens=False) == ours.decode(found)
 
 
-@pytest.mark.parametrize("name", ["gpt4's pattern", "gpt2's pattern", "several", "byte"])
+@pytest.mark.parametrize(
+    "name", ["gpt4's pattern", "gpt2's pattern", "several", "byte", "unreachable"]
+)
 def test_it_is_read_again(name):
     ours = MADE[name]()
     again = from_tokenizer_json(tokenizer_json(ours), "it")
@@ -76,6 +78,25 @@ def test_it_is_read_again(name):
     for text in TEXTS:
         assert again.encode(text, allow_special=True) == ours.encode(text, allow_special=True)
     assert tokenizer_json(again) == tokenizer_json(ours)
+
+
+def test_a_token_that_others_join_to_but_no_merge_does():
+    """Only in some contexts: in "abcd" there, with "bc" already joined, "abc" never comes about."""
+    tokens = [*tokenizers.bpe.BYTES, b"abc", b"bc"]
+    ours = BPETokenizer(tokens, GPT2, {EOT_TEXT: 258})
+    assert ours.encode("abcd") == [256, ord("d")]
+    with pytest.raises(UserError, match="the token b'abc' comes before those that it is made of"):
+        tokenizer_json(ours)
+    state = tokenizer_json(BPETokenizer([*tokens[:256], b"bc", b"xyz"], GPT2, {EOT_TEXT: 258}))
+    state["model"]["vocab"]["abc"] = 259
+    with pytest.raises(UserError, match="the token 'abc' can be made of two, but no merge does"):
+        from_tokenizer_json(state, "it")
+    state["model"]["ignore_merges"] = False  # then no text is ever encoded so
+    assert from_tokenizer_json(state, "it")["special_tokens"] == {
+        "xyz": 257,
+        EOT_TEXT: 258,
+        "abc": 259,
+    }
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4", "byte"])

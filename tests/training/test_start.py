@@ -167,7 +167,7 @@ def test_a_mean_that_the_optimizer_has_not_kept_is_an_error(train, tmp_path):
 @pytest.mark.parametrize("again, id", [("wandb", "its"), ("", "its"), ("tensorboard", None)])
 def test_a_trackers_name_of_a_run_is_for_that_tracker(train, tmp_path, monkeypatch, again, id):
     told = []
-    monkeypatch.setattr(trackers, "find_spec", lambda name: True)
+    monkeypatch.setattr(trackers, "installed", lambda name: True)
     monkeypatch.setattr(
         report.Report, "start_tracker", lambda self, start, id: told.append(id) or "its"
     )
@@ -179,7 +179,7 @@ def test_a_trackers_name_of_a_run_is_for_that_tracker(train, tmp_path, monkeypat
 
 def test_a_tracker_that_is_not_there_moves_no_run(train, tmp_path, monkeypatch):
     assert train(tmp_path, SMALL, max_iters=1) == 0
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "installed", lambda name: False)
     with pytest.raises(UserError, match="tracker=wandb needs wandb: pip install wandb"):
         train(tmp_path, SMALL, max_iters=1, tracker="wandb")
     assert (tmp_path / "last.pt").is_file() and not (tmp_path / "earlier").exists()

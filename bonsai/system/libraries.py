@@ -1,0 +1,10 @@
+"""Which libraries are there, of those that are only needed for some things."""
+
+from importlib.util import find_spec
+
+
+def installed(name: str) -> bool:
+    """Whether a library can be imported. A folder of its name, such as one of somebody's results
+    beside the programs, is none."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
