@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from bonsai.system.errors import UserError
+from bonsai.system.runtime import DTYPES
 from model import GPTConfig
 
 # of training alone, or without effect where the fields that decide over them are at their default
@@ -123,6 +124,16 @@ def fold_scale(weights: Weights, config: GPTConfig) -> None:
         if ".c_attn." in name:
             weights[name] = w = w.clone()
             w[: rows * config.head_dim] *= factor
+
+
+def in_dtype(w: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
+    """Weights in `dtype`; UserError where float16 makes infinite what is finite."""
+    converted = w.to(DTYPES[dtype])
+    if dtype == "float16" and w[~converted.isfinite()].isfinite().any():
+        raise UserError(
+            f"{name} has weights beyond 65504, the largest of float16: --weights_dtype=bfloat16"
+        )
+    return converted
 
 
 def fill_in(weights: Weights, config: GPTConfig, biases: bool = False) -> None:

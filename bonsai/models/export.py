@@ -15,29 +15,28 @@ import torch
 from bonsai.files.access import writing
 from bonsai.files.atomic import replace_text, whole_file, whole_folder
 from bonsai.files.safetensors import write_safetensors
-from bonsai.models.architectures import Weights, exported, plain
+from bonsai.models.architectures import Weights, exported, in_dtype, plain
 from bonsai.models.gguf import write_gguf
 from bonsai.models.loading import Loaded
 from bonsai.models.table import describe_model
 from bonsai.runs.names import CKPT
 from bonsai.system.errors import UserError
-from bonsai.system.runtime import DTYPES
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.tokenizer_json import tokenizer_config, tokenizer_json
 from model import CLASSIC_KEYS, GPTConfig
 
 
-def gpt_of(loaded: Loaded, tokenizer: Tokenizer, dtype: str) -> tuple[GPTConfig, Weights]:
-    """Configuration and weights of a GPT without the rows that pad its vocabulary, in `dtype`;
-    UserError for another model."""
+def gpt_of(loaded: Loaded, tokenizer: Tokenizer) -> tuple[GPTConfig, Weights]:
+    """Configuration and weights of a GPT without the rows that pad its vocabulary; UserError for
+    another model."""
     if loaded.name != "gpt":
         raise UserError(
             f"{loaded.source} is a {loaded.name}, for which others have no class: "
             "--to=safetensors takes every model"
         )
     config = replace(loaded.model.config, vocab_size=tokenizer.vocab_size)
-    weights = {k: w.detach().to(DTYPES[dtype]) for k, w in loaded.model.state_dict().items()}
+    weights = {k: w.detach() for k, w in loaded.model.state_dict().items()}
     for name in ("transformer.wte.weight", "lm_head.weight"):
         weights[name] = weights[name][: config.vocab_size]
     return config, weights
@@ -46,8 +45,9 @@ def gpt_of(loaded: Loaded, tokenizer: Tokenizer, dtype: str) -> tuple[GPTConfig,
 def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> str:
     """Write a folder that transformers loads without any of our code, and return the name of its
     class there. Raises UserError for what has no place in it, and for what the disk says."""
-    config, weights = gpt_of(loaded, tokenizer, dtype)
+    config, weights = gpt_of(loaded, tokenizer)
     settings, weights = exported(config, weights, loaded.source)
+    weights = {k: in_dtype(w, dtype, k) for k, w in weights.items()}
     chat = chat_of(loaded)
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "pad_token_id": None}
     files = {
@@ -70,14 +70,14 @@ def chat_of(loaded: Loaded) -> ChatTemplate | None:
 
 def export_gguf(loaded: Loaded, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
     """Write a file of llama.cpp's; dtype: q8_0, too. Raises UserError as `write_gguf` does."""
-    config, weights = gpt_of(loaded, tokenizer, "float32")
+    config, weights = gpt_of(loaded, tokenizer)
     write_gguf(path, config, weights, tokenizer, chat_of(loaded), dtype, loaded.source)
 
 
 def export_nanogpt(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> list[str]:
     """Write a folder with the ckpt.pt of a classic model that nanoGPT's programs load, and for
     characters the meta.pkl of its data set; return the names of the files."""
-    config, weights = gpt_of(loaded, tokenizer, dtype)
+    config, weights = gpt_of(loaded, tokenizer)
     config = plain(config)
     others = {k: v for k, v in asdict(config).items() if k not in CLASSIC_KEYS}
     default = asdict(GPTConfig())
@@ -87,7 +87,7 @@ def export_nanogpt(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: st
             f"{loaded.source} is no model of nanoGPT's, which has no {', '.join(lacking)}; "
             "--to=safetensors takes every model"
         )
-    weights = {k: w.clone() for k, w in weights.items()}  # else the padding is saved, too
+    weights = {k: in_dtype(w, dtype, k).clone() for k, w in weights.items()}  # without padding
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
     before, data = loaded.checkpoint or {}, io.BytesIO()
     state = {
@@ -112,7 +112,9 @@ def portable(loaded: Loaded, tokenizer: Tokenizer, dtype: str) -> dict:
     converted, weights = {}, {}
     for name, w in loaded.model.state_dict().items():  # one that has two names stays one
         place = (w.data_ptr(), w.shape)
-        weights[name] = converted.setdefault(place, w.detach().to(DTYPES[dtype]))
+        if place not in converted:
+            converted[place] = in_dtype(w.detach(), dtype, name)
+        weights[name] = converted[place]
     return {
         **(loaded.checkpoint or {}),
         **describe_model(loaded.model, loaded.name),

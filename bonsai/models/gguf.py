@@ -15,7 +15,7 @@ import torch
 from bonsai.files.access import writing
 from bonsai.files.atomic import put_if_free, whole_file
 from bonsai.files.gguf import BLOCK, read_gguf_file
-from bonsai.models.architectures import CONV1D, Weights, exported
+from bonsai.models.architectures import CONV1D, Weights, exported, in_dtype
 from bonsai.models.hugging_face import assembled
 from bonsai.system.errors import UserError
 from bonsai.system.libraries import installed
@@ -279,6 +279,8 @@ def add_tensor(gguf, file, name: str, w: torch.Tensor, kind) -> None:
         kind = types.F32
     elif kind == types.Q8_0 and w.size(-1) % BLOCK:
         kind = types.F16
+    if kind in (types.F16, types.Q8_0):  # whose scale of a block, its largest by 127, is one
+        in_dtype(w / 127 if kind == types.Q8_0 else w, "float16", name)
     array = w.contiguous().numpy()
     file.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
 

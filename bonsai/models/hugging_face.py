@@ -198,7 +198,7 @@ def rotary_settings(config: dict, folder: Path) -> tuple[dict, int]:
     if not least <= inner <= 4 * channels:
         raise UserError(
             f"{folder}: intermediate_size={inner} of its config.json is not supported, only "
-            f"{'up to ' * (kind == 'llama')}four times its hidden_size={channels}"
+            f"{'one to ' * (kind == 'llama')}four times its hidden_size={channels}"
         )
     groups = size(config, ("num_key_value_heads",), heads, folder)
     head = size(config, ("head_dim",), max(1, channels // heads), folder)

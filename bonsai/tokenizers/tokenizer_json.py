@@ -153,7 +153,9 @@ def jinja(chat: ChatTemplate) -> str:
     may reach over the border of a message, and special tokens are found in messages too."""
 
     def text(words: str) -> str:
-        return json.dumps(words, ensure_ascii=False)  # a string of JSON is one of Jinja's
+        return json.dumps(
+            well_formed(words), ensure_ascii=False
+        )  # a string of JSON is one of Jinja's
 
     parts = [f"{{{{ {text(chat.start)} }}}}{{% for message in messages %}}"]
     for i, (role, (before, after)) in enumerate(chat.roles.items()):

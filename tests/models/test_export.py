@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -155,13 +156,34 @@ def test_smaller_weights(tmp_path, dtype):
         assert torch.equal(ours, want)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_weights_that_float16_does_not_hold_are_named(tmp_path, name):
+    """One that was infinite before stays as it is."""
+    source = loaded(**SHAPES[name][0])
+    writers = {
+        "hf": lambda path, dtype: export_hugging_face(source, CHARS, path, dtype),
+        "a.safetensors": lambda path, dtype: write_portable(path, portable(source, CHARS, dtype)),
+    }
+    if name == "GPT2LMHeadModel":
+        writers["nano"] = lambda path, dtype: export_nanogpt(source, CHARS, path, dtype)
+    with torch.no_grad():
+        source.model.transformer.h[1].attn.c_proj.weight[0, 0] = 1e5
+        source.model.transformer.wte.weight[0, 0] = torch.inf  # it was so before
+    for file, write in writers.items():
+        with pytest.raises(UserError, match=r"1\..*proj.weight has weights beyond 65504"):
+            write(tmp_path / file, "float16")
+        assert not list(tmp_path.iterdir())
+        write(tmp_path / file, "bfloat16")
+        (shutil.rmtree if (tmp_path / file).is_dir() else os.remove)(tmp_path / file)
+
+
 def test_what_config_and_generation_say(tmp_path):
     export_hugging_face(loaded(dropout=0.25), CHARS, tmp_path / "chars", "float32")
     config = json.loads((tmp_path / "chars" / "config.json").read_text())
     assert config["resid_pdrop"] == config["attn_pdrop"] == 0.25
     assert config["bos_token_id"] is config["eos_token_id"] is None
     assert json.loads((tmp_path / "chars" / "generation_config.json").read_text()) == {}
-    template = {"roles": {"user": ["Q: ", "\n"], "assistant": ["A: ", "\n"]}}
+    template = {"roles": {"user": ["Q: ", "\n"], "assistant": ["A: ", "\n"], "\ud83d": ["", ""]}}
     bytes_ = ByteTokenizer()
     source = loaded(bytes_, {"chat_template": template})
     export_hugging_face(source, bytes_, tmp_path / "bytes", "float32")

@@ -91,6 +91,17 @@ def test_the_tensors_are_read_back(tmp_path, dtype):
     assert values["llama.attention.head_count_kv"] == 4 and values["llama.context_length"] == 16
 
 
+@pytest.mark.parametrize("dtype, most", [("float16", 65504), ("q8_0", 65504 * 127)])
+def test_weights_that_are_too_large_are_named(tmp_path, dtype, most):
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    model = tiny(vocab_size=BPE.vocab_size, activation="gelu_tanh")
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, 0] = most * 1.01
+    with pytest.raises(UserError, match=r"blk\.0\.ffn_up\.weight has weights beyond 65504"):
+        write_gguf(tmp_path / "a", model.config, model.state_dict(), BPE, None, dtype, "it")
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_that_are_no_whole_blocks_stay_in_half_precision(tmp_path):
     pytest.importorskip("gguf", reason="gguf is not installed")
     write(tmp_path / "a.gguf", dtype="q8_0", n_embd=24, activation="gelu_tanh")

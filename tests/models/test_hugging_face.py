@@ -313,7 +313,7 @@ SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
     ("llama", dict(rms_norm_eps=0), "rms_norm_eps=0"),
     ("llama", dict(rms_norm_eps=float("nan")), "rms_norm_eps"),
     ("llama", dict(hidden_act="gelu"), "hidden_act"),
-    ("llama", dict(intermediate_size=129), "intermediate_size=129.*up to four times"),
+    ("llama", dict(intermediate_size=129), "intermediate_size=129.*one to four times"),
     ("llama", dict(intermediate_size=31), "intermediate_size=31"),
     ("llama", dict(intermediate_size=100), "mlp.* but intermediate_size=100"),
     ("llama", dict(intermediate_size="a"), "intermediate_size"),
