@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from bonsai import ROOT
 from bonsai.data.finding import as_endings, find_files, total_size
 from bonsai.data.readers import Options, Seen, read_pieces
 from bonsai.files.access import write_whole, writing
+from bonsai.files.atomic import is_stream
 from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
@@ -140,6 +142,9 @@ def main(**settings) -> None:
         known = ", ".join(PATTERNS)
         raise UserError(f"--hf_out takes --type=bpe with one of the patterns {known} alone")
     written = (c.out, c.tiktoken_out, c.hf_out, c.html, c.curve_png)
+    places = [os.path.realpath(path) for path in written if path and not is_stream(path)]
+    if twice := next((path for path in places if places.count(path) > 1), None):
+        raise UserError(f"two results cannot be written to one file, {twice}: name another")
     for path in filter(None, written):
         check_writable(path, "the results")
     start = time.time()

@@ -6,7 +6,6 @@ expected, is one line for the user and not a program that hangs or takes all mem
 
 import codecs
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bonsai.files.atomic import replace_text, whole_file
-from bonsai.system.errors import FULL, UserError, reason
+from bonsai.system.errors import FULL, UserError, no_place, reason
 
 # Bytes of a meta.json or of a tokenizer: JSON takes up to 35 times its size in memory, and the
 # largest vocabularies there are have 5 MB.
@@ -50,9 +49,7 @@ def writing(path: str | Path, hint: str = "") -> Iterator[None]:
                 f"the disk is full while writing {path}: free some space, or write to another disk"
                 f"{hint}"
             ) from None
-        if e.errno == errno.EEXIST and not os.path.lexists(path):  # says mkdir of what is no folder
-            raise UserError(f"cannot write {path}: a part of its path is no folder") from None
-        raise UserError(f"cannot write {path}: {reason(e)}") from None
+        raise UserError(f"cannot write {path}: {no_place(e, path)}") from None
 
 
 def write_whole(path: str | Path, text: str) -> None:

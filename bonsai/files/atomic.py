@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +19,23 @@ from bonsai.system.errors import ENDS, end_at_once, end_by_exit
 UNFINISHED = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 
 
+OPEN = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/self/fd/")  # may lead to files
+
+
 def temporary(path: Path) -> Path:
     """A name beside `path` that no other writer uses."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a device, a pipe or what a process has open, such as /dev/null or
+    /dev/stdout: it is written into, and never renamed over."""
+    if str(path).startswith(OPEN):
+        return os.path.exists(path)
+    with contextlib.suppress(OSError, ValueError):
+        mode = os.stat(path).st_mode
+        return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    return False
 
 
 @contextlib.contextmanager
@@ -50,8 +65,13 @@ def whole_file(
 
     It is flushed to the disk before it is renamed: a kill, a full disk or a power cut leaves what
     was there before. Raises what the system raises (OSError), or the block; then nothing is left.
+    A device or a pipe is written into as it is.
     """
     path = Path(path)
+    if place is os.replace and is_stream(path):
+        with open(path, "ab") as f:  # what stdout was redirected to keeps what it has
+            yield f
+        return
     tmp = temporary(path)
     with undone_by_signals():
         try:

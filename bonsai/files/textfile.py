@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from bonsai.files.access import UTF16, read_bytes
-from bonsai.system.errors import UserError, reason
+from bonsai.system.errors import UserError, no_place
 from bonsai.system.paths import resolve_path
 
 LARGEST = 256 << 20  # bytes
@@ -60,4 +60,4 @@ def check_writable(path: str | os.PathLike[str], what: str) -> None:
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as e:
-        raise UserError(f"cannot write {what} to {path}: {reason(e)}") from None
+        raise UserError(f"cannot write {what} to {path}: {no_place(e, path)}") from None

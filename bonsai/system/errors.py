@@ -28,6 +28,14 @@ def reason(e: OSError) -> str:
     return "the disk is full" if e.errno in FULL else e.strerror or str(e)
 
 
+def no_place(e: OSError, path: str | os.PathLike[str]) -> str:
+    """What the system says where `path` cannot be written: to make a folder of what is none ends in
+    "File exists"."""
+    if e.errno == errno.EEXIST and not os.path.lexists(path):
+        return "a part of its path is no folder"
+    return reason(e)
+
+
 def no_writing(folder: object, e: OSError) -> str:
     """One line for a run's folder in which the system lets us write nothing."""
     if e.errno in (errno.EEXIST, errno.ENOTDIR):

@@ -207,9 +207,12 @@ def bpe_state(
     tokens: list[bytes | None] = [None] * (max(plain.values(), default=-1) + 1)
     made: dict[str, tuple[bytes, bytes]] = {}
     ends = (eos, EOT_TEXT)
-    last = -1
+    last, pairs = -1, set()
     try:
         for a, b in merges:
+            if (a, b) in pairs:  # of which theirs takes the last
+                raise UserError(f"{name}: the merge of {a!r:.40} and {b!r:.40} is there twice")
+            pairs.add((a, b))
             if a + b in made:
                 continue
             i = plain[a + b]

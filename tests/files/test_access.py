@@ -16,6 +16,8 @@ from bonsai.files.access import (
     write_whole,
     writing,
 )
+from bonsai.files.jsonfile import write_json
+from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError
 
 
@@ -109,3 +111,6 @@ def test_a_part_of_a_path_that_is_no_folder_is_said(tmp_path):
     for part in ("file", "loop"):
         with pytest.raises(UserError, match=rf"cannot write .*{part}.a: a part of its path is no"):
             write_whole(tmp_path / part / "a", "text")
+        for write in (lambda path: check_writable(path, "it"), lambda path: write_json(path, {})):
+            with pytest.raises(UserError, match=rf"cannot write .*{part}.a: a part of its path is"):
+                write(tmp_path / part / "a")

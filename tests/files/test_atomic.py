@@ -8,6 +8,7 @@ import pytest
 
 from bonsai.files.atomic import (
     UNFINISHED,
+    is_stream,
     link_or_copy,
     put_if_free,
     replace_text,
@@ -168,3 +169,29 @@ def test_another_who_was_faster_keeps_his_file(tmp_path, monkeypatch, links):
     with pytest.raises(FileExistsError), whole_file(path, place=put_if_free) as f:
         f.write(b"second")
     assert path.read_bytes() == b"first" and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_is_written_into_and_stays(tmp_path, linked):
+    pipe = path = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if linked:
+        path = tmp_path / "link"
+        path.symlink_to("pipe")
+    assert is_stream(path) and not is_stream(tmp_path) and not is_stream(tmp_path / "nothing")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    replace_text(path, "text")
+    assert os.read(reader, 9) == b"text" and pipe.is_fifo() and path.is_symlink() == linked
+    os.close(reader)
+    with pytest.raises(FileExistsError), whole_file(path, place=put_if_free) as f:
+        f.write(b"another")
+    assert pipe.is_fifo()
+
+
+def test_what_a_process_has_open_keeps_what_it_has(tmp_path):
+    """As /dev/stdout, where a shell has led it into a file."""
+    with open(tmp_path / "a", "ab") as f:
+        f.write(b"before, ")
+        f.flush()
+        replace_text(f"/dev/fd/{f.fileno()}", "after")
+    assert (tmp_path / "a").read_text() == "before, after" and len(os.listdir(tmp_path)) == 1

@@ -78,6 +78,8 @@ def test_a_vocabulary_with_its_report(folder):
     for odd in ("--type=sentencepiece_bpe", r"--pattern=\w+"):
         said = train(folder, "--input=text.txt", "--hf_out=hf/b.json", odd, status=1)
         assert "--hf_out takes --type=bpe" in said
+    said = train(folder, "--input=text.txt", "--out=a.json", "--hf_out=hf/../a.json", status=1)
+    assert "two results cannot be written to one file" in said
 
     said = train(folder, "--ranks=own.tiktoken", "--out=again.json")
     assert get(folder / "again.json").to_dict() == tokenizer.to_dict()

@@ -136,6 +136,13 @@ def altered(**parts):
     return alter
 
 
+def doubled(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"]["merges"].append(state["model"]["merges"][0])
+    path.write_text(json.dumps(state))
+
+
 def shuffled(folder: Path) -> None:
     path = folder / "tokenizer.json"
     state = json.loads(path.read_text())
@@ -175,6 +182,7 @@ UNSUPPORTED = {
     "template": (altered(post_processor=template), "post_processor"),
     "a word of its own": (altered(added_tokens=[word]), "word"),
     "no merges": (altered(model={"merges": [["a", "zzz"]]}), "merges"),
+    "a merge twice": (doubled, "is there twice"),
     "merges of words": (altered(model={"merges": 3}), "list"),
     "no vocabulary": (altered(model={"vocab": [1]}), "vocabulary"),
     "ids of words": (altered(model={"vocab": {"a": "b"}}), "vocabulary"),
