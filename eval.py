@@ -264,7 +264,7 @@ def main(**settings) -> None:
     questions = read_questions(resolve_path(c.choices)) if c.choices else []
     bundle = read_bundle(resolve_path(c.core), c.limit) if c.core else []
     if c.json:
-        check_writable(c.json, "the results")
+        check_writable(c.json, "the results", [c.choices, *c.init_from.split(",")])
 
     def too_large() -> str:
         return f": lower batch_size (now {c.batch_size})"

@@ -139,7 +139,7 @@ def main(**settings) -> None:
     if c.out and not c.prompts:
         raise UserError("--out is a file for the answers to --prompts; > FILE takes samples")
     if c.out:
-        check_writable(c.out, "the answers")
+        check_writable(c.out, "the answers", [c.prompts, c.init_from])
     runtime = setup_inference(c.device, c.dtype, c.compile, c.quantize)
     say(runtime.summary)
 

@@ -44,7 +44,7 @@ def main(**settings) -> None:
     shown = the_text(c)
     if c.html:
         page = html_page([shown], chosen, allow_special=c.special)
-        check_writable(c.html, "the page")
+        check_writable(c.html, "the page", [c.file, *chosen])
         write_whole(c.html, page)
         print(f"wrote {c.html}")
         return

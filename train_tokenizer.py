@@ -145,8 +145,9 @@ def main(**settings) -> None:
     places = [os.path.realpath(path) for path in written if path and not is_stream(path)]
     if twice := next((path for path in places if places.count(path) > 1), None):
         raise UserError(f"two results cannot be written to one file, {twice}: name another")
+    sources = [c.ranks, *c.input.split(",")]
     for path in filter(None, written):
-        check_writable(path, "the results")
+        check_writable(path, "the results", sources)
     start = time.time()
     kept: list[str] = []  # for the report
 

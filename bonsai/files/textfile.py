@@ -7,6 +7,7 @@ file of this kind (a prompt, a key, questions, meta.json, a tokenizer) is read b
 import errno
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from bonsai.files.access import UTF16, read_bytes
@@ -45,14 +46,27 @@ def decode_text(data: bytes, name: str) -> str:
     return text
 
 
-def check_writable(path: str | os.PathLike[str], what: str) -> None:
+def is_same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Whether both are there and one file, by whatever names."""
+    try:
+        return Path(a).is_file() and os.path.samefile(a, b)
+    except (OSError, ValueError):  # no file, or nothing that could be one
+        return False
+
+
+def check_writable(
+    path: str | os.PathLike[str], what: str, sources: Iterable[str | os.PathLike[str]] = ()
+) -> None:
     """Make the folder of a file that is written later; UserError now, not after an hour's work.
 
-    what: what the file will hold, for messages: "the results". '-' means stdout.
+    what: what the file will hold, for messages: "the results". '-' means stdout. sources: what the
+    program reads, names that are no files too: it is not to be written over.
     """
     path = Path(path)
     if str(path) == "-":
         return
+    if any(is_same_file(path, source) for source in sources):
+        raise UserError(f"cannot write {what} to {path}, which is read: name another file")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

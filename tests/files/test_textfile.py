@@ -68,6 +68,19 @@ def test_what_can_be_written_later(tmp_path):
             check_writable(tmp_path / name, "the results")
 
 
+def test_what_is_read_is_not_written_over(tmp_path, monkeypatch):
+    """By whatever name; what is no file, or is not there, is no source."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.jsonl").write_text("{}")
+    (tmp_path / "link").symlink_to("q.jsonl")
+    for name in ("q.jsonl", "./q.jsonl", tmp_path / "q.jsonl", "link"):
+        with pytest.raises(UserError, match="which is read: name another file"):
+            check_writable(name, "the results", ["", "gpt2", "q.jsonl"])
+    for sources in ([], ["", "gpt2", ".", "a\0b", "r.json"]):
+        check_writable("q.jsonl", "the results", sources)
+        check_writable("r.json", "the results", sources)
+
+
 def test_what_people_edit_is_read_with_its_mark(tmp_path):
     """meta.json, a tokenizer, questions: Notepad saves them with a byte order mark."""
     meta = {"vocab_size": 257, "splits": {}, "dtype": "uint16", "tokenizer": {"type": "byte"}}

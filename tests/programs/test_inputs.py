@@ -200,3 +200,20 @@ def test_any_byte_may_be_wrong(here):
                     list(read_pieces([here / name]))
             except UserError as e:
                 assert len(str(e)) < 600 and "Traceback" not in str(e)
+
+
+@pytest.mark.parametrize(
+    "program, options",
+    [
+        ("train_tokenizer.py", ["--input=good.txt", "--html=./good.txt"]),
+        ("show_tokens.py", ["--file=good.txt", "--tokenizers=byte", "--html=good.txt"]),
+        ("eval.py", ["--choices=good.txt", "--json=good.txt"]),
+        ("sample.py", ["--prompts=good.txt", "--out=good.txt"]),
+    ],
+)
+def test_no_result_is_written_over_what_it_is_made_of(here, monkeypatch, program, options):
+    text = '{"prompt": "a", "ctx": "a", "endings": ["b", "c"], "label": 0}\n'
+    (here / "good.txt").write_text(text)
+    with pytest.raises(UserError, match=r"good\.txt, which is read: name another file"):
+        call(monkeypatch, program, *options)
+    assert (here / "good.txt").read_text() == text
