@@ -81,7 +81,8 @@ def softmax_gradient(x, norm, cap, CAP: tl.constexpr, FAST: tl.constexpr):
     x = x.to(tl.float32)
     if CAP:
         bounded = tanh(x * (1.0 / cap), FAST)
-        return exp2((cap * LOG2E) * bounded - norm, FAST), 1.0 - bounded * bounded
+        # bounded first: triton 3.7's interpreter cannot multiply a constant by a tensor
+        return exp2(bounded * (cap * LOG2E) - norm, FAST), 1.0 - bounded * bounded
     else:
         return exp2(x * LOG2E - norm, FAST), 1.0
 
