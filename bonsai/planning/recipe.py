@@ -21,7 +21,7 @@ zero_init = True
 init = "fan_in"
 logit_softcap = 15.0
 value_embeddings = True
-bigram_embeddings = 5  # with fewer rows less memory: 1 has two thirds of the effect
+bigram_embeddings = 5  # with fewer rows less memory, and less of the effect
 
 # Muon for the matrices, AdamW for the rest
 optimizer = "muon"
