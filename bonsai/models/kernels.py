@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
-from bonsai.models.loss_kernel import has_kernel
+from bonsai.models.loss_kernel import HALF, has_kernel
 from model import GPT, MLP, CausalSelfAttention, attention, causal_mask, rope_angles
 
 SHORT = 256  # keys up to which plain products measured faster
@@ -145,8 +145,7 @@ def product_attention(q, k, v, mask, window: int, scale: float, dropout: float) 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """F.gelu; in half precision to within 1e-6, for a compiler: see half_gelu."""
-    compiling = torch.compiler.is_compiling() and x.dtype in (torch.bfloat16, torch.float16)
-    return half_gelu(x) if compiling else F.gelu(x)
+    return half_gelu(x) if torch.compiler.is_compiling() and x.dtype in HALF else F.gelu(x)
 
 
 def half_gelu(x: torch.Tensor) -> torch.Tensor:

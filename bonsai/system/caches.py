@@ -1,6 +1,9 @@
 """Where what takes long to build is kept for the next process: libraries, and compiled graphs."""
 
+import hashlib
 import os
+import platform
+import re
 from pathlib import Path
 
 from bonsai.system.errors import UserError
@@ -22,13 +25,24 @@ def cache_folder() -> Path | None:
     return folder if is_ours and os.access(folder, os.W_OK) else None
 
 
+def processor() -> str:
+    """The processor's name and instruction sets, as the system has them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+        return "\n".join(re.findall(r"^(?:model name|flags|Features|CPU part).*$", lines, re.M))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.version()}"
+
+
 def keep_compiled_graphs() -> None:
     """Have torch.compile keep what it makes in the user's cache, not in the system's /tmp.
 
     A later run of the same model then finds it, after a restart of the machine too. Processes that
-    run side by side share it under torch's own locks. Where the environment names a folder, or the
-    user's cannot be locked (some file systems of networks), all stays as torch has it. Raises
-    UserError where the named one cannot be: torch's imports would fail.
+    run side by side share it under torch's own locks. A home that several kinds of machines share
+    has a folder for each: torch does not tell their graphs apart, and takes one's on another. Where
+    the environment names a folder, or the user's cannot be locked (some file systems of networks),
+    all stays as torch has it. Raises UserError where the named one cannot be: torch's imports would
+    fail.
     """
     if (named := os.environ.get(TORCHS)) is not None:
         try:
@@ -41,7 +55,8 @@ def keep_compiled_graphs() -> None:
         return
     folder = cache_folder()
     if folder and can_be_locked(folder):
-        os.environ[TORCHS] = str(folder / "torch")
+        kind = processor() + os.environ.get("ATEN_CPU_CAPABILITY", "")
+        os.environ[TORCHS] = str(folder / "torch" / hashlib.sha256(kind.encode()).hexdigest()[:8])
 
 
 def can_be_locked(folder: Path) -> bool:

@@ -30,9 +30,8 @@ def answers(url: str) -> bool:
         except urllib.error.HTTPError:
             pass  # an answer
         except urllib.error.URLError as e:
-            if not isinstance(
-                e.reason, ssl.SSLError
-            ):  # of a Python without certificates of its own
+            # of a Python without certificates of its own it is an answer
+            if not isinstance(e.reason, ssl.SSLError):
                 return
         except (OSError, http.client.HTTPException, ValueError):
             return

@@ -143,9 +143,8 @@ def setup(
         torch.cuda.set_device(dev)
     if compile or dev.type == "cuda":  # where some kernels are compiled whatever is set
         keep_compiled_graphs()
-    with (
-        warnings.catch_warnings()
-    ):  # some releases advise new names, which their compilers fail to read
+    # some releases advise new names, which their compilers fail to read
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True

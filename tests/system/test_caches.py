@@ -30,7 +30,19 @@ def test_the_folder_is_this_users_alone(home):
 
 def test_torch_keeps_its_graphs_there(home):
     caches.keep_compiled_graphs()
-    assert os.environ[caches.TORCHS] == str(home / "bonsai" / "torch")
+    assert os.path.dirname(os.environ[caches.TORCHS]) == str(home / "bonsai" / "torch")
+
+
+def test_each_kind_of_machine_has_a_folder_of_graphs(home, monkeypatch):
+    """Of a home that several share: by the processor, and by what torch is told of it."""
+    folders = []
+    for name, told in (("a", ""), ("b", ""), ("b", "avx2"), ("a", "")):
+        monkeypatch.delenv(caches.TORCHS, raising=False)
+        monkeypatch.setattr(caches, "processor", lambda name=name: name)
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", told)
+        caches.keep_compiled_graphs()
+        folders.append(os.environ[caches.TORCHS])
+    assert folders[0] == folders[3] and len({*folders}) == 3
 
 
 def test_what_is_set_stays(home, monkeypatch):

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 
 from bonsai.files.atomic import whole_file
-from bonsai.system.caches import cache_folder
+from bonsai.system.caches import cache_folder, processor
 
 OPTIONS = ["-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
 if platform.machine() == "x86_64":
@@ -73,15 +72,6 @@ def fingerprint(compiler: str, *options: str) -> str:
     digest.update(repr((compiler, about.st_size, about.st_mtime_ns, options)).encode())
     digest.update(processor().encode())
     return digest.hexdigest()[:20]
-
-
-def processor() -> str:
-    """The processor's name and instruction sets, as the system has them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
-        return "\n".join(re.findall(r"^(?:model name|flags|Features|CPU part).*$", lines, re.M))
-    except OSError:
-        return f"{platform.machine()} {platform.processor()} {platform.version()}"
 
 
 @functools.cache

@@ -50,22 +50,19 @@ class StepBlock(nn.Module):
             return self.block(x, rotation, cache, values)
         product, a = self.kernels.product, self.block.attn
         k, v = cache.k[a.layer], cache.v[a.layer]
-        if self.apart or len(x) > self.kernels.normed:
-            normed, extra = self.block.ln_1(x), None
+        many, extra = len(x) > self.kernels.normed, None
+        if many or self.apart:
+            normed = self.block.ln_1(x)
             if values is not None:
                 gate = 3 * torch.sigmoid(a.gate(normed[..., : a.gate.in_features]))
                 extra = (gate[..., None] * values.view(*gate.shape, -1)).flatten(-2)
             qkv = product(normed, self.qkv._replace(norm=0))
-            y = self.kernels.attend_step(qkv, k, v, cache.pos, self.heads, rotation, extra)
         else:
             qkv = product(x, self.qkv)
-            y = self.kernels.attend_step(qkv, k, v, cache.pos, self.heads, rotation)
+        y = self.kernels.attend_step(qkv, k, v, cache.pos, self.heads, rotation, extra)
         x = product(y, self.out, x)
-        if len(x) > self.kernels.normed:
-            h = product(self.block.ln_2(x), self.up._replace(norm=0))
-        else:
-            h = product(x, self.up)
-        return product(h, self.down, x)
+        up = (self.block.ln_2(x), self.up._replace(norm=0)) if many else (x, self.up)
+        return product(product(*up), self.down, x)
 
     def takes(self, x: torch.Tensor, cache) -> bool:
         """Whether this is a step for the kernels."""
