@@ -1,4 +1,4 @@
-"""One-token steps through a block on a GPU in five kernels, see block_kernels.py."""
+"""One-token steps through a block on a GPU in five kernels or seven, see block_kernels.py."""
 
 import functools
 
@@ -7,8 +7,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from bonsai.engine.cuda.int8 import CudaInt8Linear
-from bonsai.engine.cuda.kernels import Kernels, check_attend_step, check_product, refuse
-from bonsai.engine.cuda.layers import FOLLOWS, LAYER, RMS, Heads, Product
+from bonsai.engine.cuda.kernels import (
+    Kernels,
+    check_attend_step,
+    check_norm,
+    check_product,
+    check_sum,
+    refuse,
+)
+from bonsai.engine.cuda.layers import FOLLOWS, LAYER, RMS, Heads, NormLayer, Product
 from bonsai.models.cache import KVCache
 from model import Block, Norm
 
@@ -17,52 +24,57 @@ class StepBlock(nn.Module):
     """A block of a GPT: a step of few rows as captured ones are, one token at the positions of
     `cache.pos`, by kernels of our own; all else by the block as it is.
 
-    block: whose layers are prepared for `dtype`.
+    block: whose layers are prepared for `dtype`. first: its first norm; following: the next one to
+    see what this block returns, None where nothing sees it as it is. In a step of more rows than go
+    by themselves that norm is computed with the block's last sum, and handed on with it.
     """
 
-    def __init__(self, block: Block, dtype: torch.dtype, found: Kernels):
+    def __init__(
+        self, block: Block, dtype: torch.dtype, found: Kernels, first: NormLayer,
+        following: NormLayer | None,
+    ):  # fmt: skip
         super().__init__()
         self.block, self.dtype, self.kernels = block, dtype, found
         a, mlp = block.attn, block.mlp
+        self.first, self.second, self.following = first, norm_layer(block.ln_2), following
         # what gates value embeddings sees the stream after the norm, too
         self.apart = a.gate is not None
-        self.qkv = self.product(a.c_attn, None if self.apart else block.ln_1)
-        self.out = self.product(a.c_proj)
-        self.up = self.product(mlp.c_fc, block.ln_2, mlp.activation)
-        self.down = self.product(mlp.c_proj)
+        self.qkv = product_of(a.c_attn, None if self.apart else self.first)
+        self.out = product_of(a.c_proj)
+        self.up = product_of(mlp.c_fc, self.second, mlp.activation)
+        self.down = product_of(mlp.c_proj)
         kind = (RMS if a.rms else LAYER) if a.qk_norm else 0
         eps = head_eps(self.out.weight.device, dtype) if a.rms else 1e-5
         self.heads = Heads(a.nh, a.nkv, a.hs, a.scale, a.window, kind, eps)
 
-    def product(self, linear: nn.Module, norm: Norm | None = None, activation: str = ""):
-        """A prepared layer as block_kernels.Product."""
-        weight, scale = getattr(linear, "weight", None), None
-        if isinstance(linear, CudaInt8Linear):
-            weight, scale = linear.q, linear.scale
-        of = Product(weight, scale, linear.bias, activation=activation)
-        if norm is None:
-            return of
-        kind = RMS if norm.rms else LAYER
-        return of._replace(norm=kind, gain=norm.weight, shift=norm.bias)
-
     def forward(self, x, rotation=None, cache=None, values=None):
         if not self.takes(x, cache):
             return self.block(x, rotation, cache, values)
-        product, a = self.kernels.product, self.block.attn
-        k, v = cache.k[a.layer], cache.v[a.layer]
-        many, extra = len(x) > self.kernels.normed, None
+        found, layer = self.kernels, self.block.attn.layer
+        many, extra = len(x) > found.sizes[0], None
         if many or self.apart:
-            normed = self.block.ln_1(x)
-            if values is not None:
-                gate = 3 * torch.sigmoid(a.gate(normed[..., : a.gate.in_features]))
-                extra = (gate[..., None] * values.view(*gate.shape, -1)).flatten(-2)
-            qkv = product(normed, self.qkv._replace(norm=0))
+            normed = handed(x, self.first)
+            normed = found.normed(x, *self.first) if normed is None else normed
+            extra = None if values is None else self.gated(normed, values)
+            qkv = found.product(normed, self.qkv._replace(norm=0))
         else:
-            qkv = product(x, self.qkv)
-        y = self.kernels.attend_step(qkv, k, v, cache.pos, self.heads, rotation, extra)
-        x = product(y, self.out, x)
-        up = (self.block.ln_2(x), self.up._replace(norm=0)) if many else (x, self.up)
-        return product(product(*up), self.down, x)
+            qkv = found.product(x, self.qkv)
+        k, v = cache.k[layer], cache.v[layer]
+        y = found.attend_step(qkv, k, v, cache.pos, self.heads, rotation, extra)
+        if not many:
+            x = found.product(y, self.out, x)
+            return found.product(found.product(x, self.up), self.down, x)
+        x, normed = found.add_and_norm(y, self.out, x, self.second)
+        up = found.product(normed, self.up._replace(norm=0))
+        x, normed = found.add_and_norm(up, self.down, x, self.following)
+        x.handed = self.following, normed
+        return x
+
+    def gated(self, normed: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What value embeddings (B, 1, nkv hs) add to the values, as in model.py's attention."""
+        gate = self.block.attn.gate
+        gates = 3 * torch.sigmoid(gate(normed[..., : gate.in_features]))
+        return (gates[..., None] * values.view(*gates.shape, -1)).flatten(-2)
 
     def takes(self, x: torch.Tensor, cache) -> bool:
         """Whether this is a step for the kernels."""
@@ -70,9 +82,39 @@ class StepBlock(nn.Module):
             isinstance(cache, KVCache)
             and cache.pos is not None
             and x.size(1) == 1
-            and len(x) <= self.kernels.few
+            and len(x) <= self.kernels.sizes[-1]
             and x.dtype == cache.k.dtype == self.dtype
         )
+
+
+class StepNorm(nn.Module):
+    """The norm behind the last block, which the block may have computed already."""
+
+    def __init__(self, norm: Norm, layer: NormLayer):
+        super().__init__()
+        self.norm, self.layer = norm, layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = handed(x, self.layer)
+        return self.norm(x) if normed is None else normed
+
+
+def handed(x: torch.Tensor, norm: NormLayer) -> torch.Tensor | None:
+    """The norm of x, where the block before has computed it."""
+    by, normed = getattr(x, "handed", (None, None))
+    return normed if by is norm else None
+
+
+def norm_layer(norm: Norm) -> NormLayer:
+    return NormLayer(RMS if norm.rms else LAYER, norm.weight, norm.bias)
+
+
+def product_of(linear: nn.Module, norm: NormLayer | None = None, activation: str = "") -> Product:
+    """A prepared layer, with what is before and behind it."""
+    weight, scale = getattr(linear, "weight", None), None
+    if isinstance(linear, CudaInt8Linear):
+        weight, scale = linear.q, linear.scale
+    return Product(weight, scale, linear.bias, *(norm or ()), activation=activation)
 
 
 def join(model: nn.Module, dtype: torch.dtype, found: Kernels, batch: int) -> None:
@@ -81,24 +123,47 @@ def join(model: nn.Module, dtype: torch.dtype, found: Kernels, batch: int) -> No
     `batch` rows."""
     rope = getattr(model.config, "position", "") == "rope"
     owners = [m for m in model.modules() if isinstance(getattr(m, "h", None), nn.ModuleList)]
-    for owner in owners:
-        blocks = [StepBlock(b, dtype, found) if computes(b) else b for b in owner.h]
-        try:
+    steps = [step_layers(model, owner, dtype, found) for owner in owners]
+    try:
+        for blocks, _ in steps:
             check(next((b for b in blocks if isinstance(b, StepBlock)), None), batch, rope)
-        except Exception as e:  # Triton has many ways to fail, and the blocks compute the same
-            return refuse(e)
-        owner.h = nn.ModuleList(blocks)
+    except Exception as e:  # Triton has many ways to fail, and the blocks compute the same
+        return refuse(e)
+    for owner, (blocks, last) in zip(owners, steps):
+        owner.h, owner.ln_f = nn.ModuleList(blocks), last
+
+
+def step_layers(
+    model: nn.Module, owner: nn.Module, dtype: torch.dtype, found: Kernels
+) -> tuple[list[nn.Module], nn.Module]:
+    """The blocks `h` of their owner as StepBlocks where they can be, and `ln_f` behind them."""
+    last = norm_layer(owner.ln_f) if isinstance(owner.ln_f, Norm) else None
+    firsts = [norm_layer(block.ln_1) if computes(block) else None for block in owner.h]
+    following = [*firsts[1:], last]
+    if getattr(model.config, "residual_lambdas", False):  # the next sees it mixed with another
+        following[:-1] = [None] * (len(firsts) - 1)
+    blocks = [
+        StepBlock(block, dtype, found, *norms) if norms[0] else block
+        for block, *norms in zip(owner.h, firsts, following)
+    ]
+    return blocks, StepNorm(owner.ln_f, last) if last else owner.ln_f
 
 
 def check(step: StepBlock | None, batch: int, rope: bool) -> None:
     """Raise what Triton does, or RuntimeError where a kernel gives something else for the block."""
-    if step is not None:
-        with torch.no_grad():
-            for of in (step.qkv, step.out, step.up, step.down):
-                check_product(step.kernels, of, step.dtype, batch)
-            like = step.out.weight.new_empty(0, dtype=step.dtype)
-            for rows in {2, max(2, batch)}:
-                check_attend_step(step.kernels, step.heads, like, rope, rows)
+    if step is None:
+        return
+    found, dtype = step.kernels, step.dtype
+    with torch.no_grad():
+        like = step.out.weight.new_empty(0, dtype=dtype)
+        for of in (step.qkv, step.up):
+            check_product(found, of, dtype, batch)
+        check_sum(found, step.out, step.second, dtype, batch)
+        check_sum(found, step.down, step.following, dtype, batch)
+        if step.apart or batch > found.sizes[0]:
+            check_norm(found, step.first, step.up.weight.size(1), like, batch)
+        for rows in {2, max(2, batch)}:
+            check_attend_step(found, step.heads, like, rope, rows)
 
 
 def computes(block: nn.Module) -> bool:

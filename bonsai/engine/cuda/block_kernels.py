@@ -1,10 +1,15 @@
-"""Kernels in Triton of which five make a one-token step of a few rows through a block.
+"""Kernels in Triton which make a one-token step of a few rows through a block. Of up to ALONE rows
 
     qkv = product(x, norm, c_attn); y = attend_step(qkv, cache); x = product(y, c_proj) + x
     h = activation(product(x, norm, c_fc));                      x = product(h, c_proj) + x
 
+are five, and of more rows seven, as a norm is then computed once for all that reads it:
+
+    qkv = product(n, c_attn); y = attend_step(qkv, cache); x, n = add_and_norm(y, c_proj, x)
+    h = activation(product(n, c_fc));                      x, n = add_and_norm(h, c_proj, x)
+
 Such a step is bound by how soon its weights are read, and by the start of each kernel, some
-microseconds; so a norm, an activation, the sum with the stream, RoPE and the cache are part of the
+microseconds; so a norm, an activation, the sum with the stream, RoPE and the cache are part of a
 kernel beside them. Numbers are rounded where plain torch rounds them, see layers.py.
 
 This module needs the package triton, which torch's CUDA builds bring: kernels.py imports it, and
@@ -14,18 +19,21 @@ does without where it cannot be had.
 import torch
 import triton
 import triton.language as tl
-from torch.nn import functional as F
 
-from bonsai.engine.cuda.layers import FOLLOWS, Heads, Product
+from bonsai.engine.cuda.layers import FOLLOWS, Heads, NormLayer, Product
 
 ALONE = 4  # rows up to which each goes by itself: their weights come from the cache
-NORMED = 16  # ... with a norm in the product, which every program computes anew
-FEW = 64  # ... that these kernels take at all
+SIZES = (ALONE, 16, 64)  # rows up to which kernels of one shape go; none of more
 
-# How they are launched: few shapes, as each is compiled; what was fastest on an H200.
+# How they are launched: few shapes, as each is compiled. ROW, ROWS and STEP are what was fastest on
+# an H200 (ROWS of 16 with a norm before it); PARTS, PROGRAMS and ADD are not measured.
 ROW = (2, 64)  # row_kernel: outputs of a program, half as many of long rows; weights per thread
 # rows_kernel, by the rows of a program: outputs, inputs at a time, warps, stages
 ROWS = {16: (16, 256, 4, 5), 64: (16, 128, 4, 4)}
+# parts_kernel, as ROWS
+PARTS = {16: (32, 128, 4, 4), 64: (32, 128, 4, 4)}
+PROGRAMS = 144  # ... of which so many at most: an H100 has 132 multiprocessors
+ADD = 8  # add_and_norm_kernel: numbers per thread
 # attend_step_kernel, of few programs and of many: numbers of keys at a time, warps
 STEP = {"few": (2**15, 16), "many": (2**11, 1)}
 
@@ -116,52 +124,37 @@ def row_kernel(
     tl.store(y + m * N + n, z.to(half.dtype), mask=n < N)
 
 
+@triton.jit
+def inputs(x, m, k, M, K: tl.constexpr):
+    there = (m[:, None] < M) & (k[None, :] < K)
+    return tl.load(x + m[:, None] * K + k[None, :], mask=there, other=0.0)
+
+
+@triton.jit
+def weights(weight, n, k, N, K: tl.constexpr):
+    there = (n[:, None] < N) & (k[None, :] < K)
+    return tl.load(weight + n[:, None].to(tl.int64) * K + k[None, :], mask=there, other=0.0)
+
+
 @triton.jit(do_not_specialize=["M"])
 def rows_kernel(
-    x, weight, scale, bias, gain, shift, residual, y, M, N, eps, K: tl.constexpr,
-    SCALE: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr,
-    SHIFT: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr,
+    x, weight, scale, bias, y, M, N, K: tl.constexpr,
+    SCALE: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """BN outputs of BM rows."""
+    """BN outputs of up to BM rows."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    m = tl.program_id(1) * BM + tl.arange(0, BM)
-    if NORM:
-        mean = tl.zeros((BM,), dtype=tl.float32)
-        if NORM == 1:
-            for begin in range(0, K, BK):
-                k = begin + tl.arange(0, BK)
-                there = (m[:, None] < M) & (k[None, :] < K)
-                a = tl.load(x + m[:, None] * K + k[None, :], mask=there, other=0.0)
-                mean += tl.sum(a.to(tl.float32), axis=1) / K
-        power = tl.zeros((BM,), dtype=tl.float32)
-        for begin in range(0, K, BK):
-            k = begin + tl.arange(0, BK)
-            there = (m[:, None] < M) & (k[None, :] < K)
-            a = tl.load(x + m[:, None] * K + k[None, :], mask=there, other=0.0)
-            apart = tl.where(there, a.to(tl.float32) - mean[:, None], 0.0)
-            power += tl.sum(apart * apart, axis=1)
-        over = tl.rsqrt(power / K + eps)
+    m = tl.arange(0, BM)
     total = tl.zeros((BM, BN), dtype=tl.float32)
     if ACT == 5:
         gates = tl.zeros((BM, BN), dtype=tl.float32)
     for begin in range(0, K, BK):
         k = begin + tl.arange(0, BK)
-        there = (m[:, None] < M) & (k[None, :] < K)
-        a = tl.load(x + m[:, None] * K + k[None, :], mask=there, other=0.0)
-        if NORM:
-            exact = (a.to(tl.float32) - mean[:, None]) * over[:, None]
-            if GAIN:
-                exact *= tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-            if SHIFT:
-                exact += tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-            a = exact.to(a.dtype)
-        at = n[:, None].to(tl.int64) * K + k[None, :]
-        there = (n[:, None] < N) & (k[None, :] < K)
-        w = tl.load(weight + at, mask=there, other=0.0)
+        a = inputs(x, m, k, M, K)
+        w = weights(weight, n, k, N, K)
         total += tl.dot(a, tl.trans(w.to(a.dtype)))
         if ACT == 5:
-            v = tl.load(weight + N.to(tl.int64) * K + at, mask=there, other=0.0)
+            v = weights(weight + N.to(tl.int64) * K, n, k, N, K)
             gates += tl.dot(a, tl.trans(v.to(a.dtype)))
     half = y.dtype.element_ty
     if SCALE:
@@ -176,10 +169,8 @@ def rows_kernel(
         if BIAS:
             gates += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
         gate = gates.to(half)
-    z = activated(z.to(tl.float32), gate, ACT).to(half).to(tl.float32)
+    z = activated(z.to(tl.float32), gate, ACT)
     there = (m[:, None] < M) & (n[None, :] < N)
-    if RESIDUAL:
-        z += tl.load(residual + m[:, None] * N + n[None, :], mask=there, other=0.0).to(tl.float32)
     tl.store(y + m[:, None] * N + n[None, :], z.to(half), mask=there)
 
 
@@ -199,40 +190,159 @@ def shape_of_rows(M: int, N: int) -> dict:
 
 
 def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) -> torch.Tensor:
-    """layers.product of x (..., K) in half precision, up to FEW rows of it; with a norm up to
-    NORMED."""
+    """layers.product of x (..., K) in half precision: up to SIZES[-1] rows of it, with a norm or a
+    residual up to ALONE."""
     N, K = of.weight.shape
     N = N // 2 if of.activation == "swiglu" else N
     x = x.contiguous()
     M = x.numel() // K
-    if M > NORMED and K > 2 * N and of.scale is None and not of.activation:
-        y = F.linear(x, of.weight, of.bias)  # few programs of long sums, which torch splits
-        return y if residual is None else y + residual
     y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
-    given = [of.weight, of.scale, of.bias, of.gain, of.shift, residual]
-    given = [y if t is None else t for t in given]
+    layer = [y if t is None else t for t in (of.weight, of.scale, of.bias)]
     flags = dict(
-        SCALE=of.scale is not None, BIAS=of.bias is not None, NORM=of.norm,
-        GAIN=of.gain is not None, SHIFT=of.shift is not None, ACT=FOLLOWS.index(of.activation),
-        RESIDUAL=residual is not None,
-    )  # fmt: skip
+        SCALE=of.scale is not None, BIAS=of.bias is not None, ACT=FOLLOWS.index(of.activation)
+    )
     with torch.cuda.device_of(x):  # Triton launches on the thread's device, whatever x's is
         if M <= ALONE:
+            others = [y if t is None else t for t in (of.gain, of.shift, residual)]
+            flags |= dict(
+                NORM=of.norm, GAIN=of.gain is not None, SHIFT=of.shift is not None,
+                RESIDUAL=residual is not None,
+            )  # fmt: skip
             shape = shape_of_row(K)
             grid = (triton.cdiv(N, shape["BN"]), M)
-            row_kernel[grid](x, *given, y, N, of.eps, K, **flags, **shape)
+            row_kernel[grid](x, *layer, *others, y, N, of.eps, K, **flags, **shape)
         else:
+            assert not of.norm and residual is None
             shape = shape_of_rows(M, N)
-            grid = (triton.cdiv(N, shape["BN"]), triton.cdiv(M, shape["BM"]))
-            rows_kernel[grid](x, *given, y, M, N, of.eps, K, **flags, **shape)
+            grid = (triton.cdiv(N, shape["BN"]),)
+            rows_kernel[grid](x, *layer, y, M, N, K, **flags, **shape)
     return y
+
+
+# ---- x + y W^T + b, and the norm of it ----
+
+
+@triton.jit(do_not_specialize=["M"])
+def parts_kernel(
+    x, weight, parts, M, N, K: tl.constexpr,
+    SIZE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """What SIZE of the inputs give to BN outputs of up to BM rows; parts (K / SIZE, M, N) fp32.
+
+    A product of long sums and few outputs would have too few programs to read its weights.
+    """
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    m = tl.arange(0, BM)
+    first = tl.program_id(1) * SIZE
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    for begin in range(0, SIZE, BK):
+        k = first + begin + tl.arange(0, BK)
+        a = inputs(x, m, k, M, K)
+        w = weights(weight, n, k, N, K)
+        total += tl.dot(a, tl.trans(w.to(a.dtype)))
+    row = tl.program_id(1) * M + m
+    there = (m[:, None] < M) & (n[None, :] < N)
+    tl.store(parts + row[:, None] * N + n[None, :], total, mask=there)
+
+
+@triton.jit(do_not_specialize=["M"])
+def add_and_norm_kernel(
+    parts, scale, bias, residual, gain, shift, stream, y, M, N, eps,
+    PARTS: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr,
+    GAIN: tl.constexpr, SHIFT: tl.constexpr, NP: tl.constexpr,
+):  # fmt: skip
+    """One row: the sum of a product's parts goes into the stream, and the stream through a norm.
+    NP: N as a power of two; without parts the residual is the stream. Parts are summed in their
+    order, so numbers are the same each time."""
+    m = tl.program_id(0)
+    n = tl.arange(0, NP)
+    there = n < N
+    half = y.dtype.element_ty
+    x = tl.load(residual + m * N + n, mask=there, other=0.0)
+    if NORM and GAIN:
+        gains = tl.load(gain + n, mask=there, other=0.0).to(tl.float32)
+    if NORM and SHIFT:
+        shifts = tl.load(shift + n, mask=there, other=0.0).to(tl.float32)
+    if PARTS:
+        z = tl.zeros((NP,), dtype=tl.float32)
+        for part in tl.static_range(PARTS):
+            z += tl.load(parts + (part * M + m) * N + n, mask=there, other=0.0)
+        if SCALE:
+            z *= tl.load(scale + n, mask=there, other=0.0)
+        if BIAS:
+            z += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)
+        x = (x.to(tl.float32) + z.to(half).to(tl.float32)).to(half)
+        tl.store(stream + m * N + n, x, mask=there)
+    if NORM:
+        a = x.to(tl.float32)
+        if NORM == 1:
+            a = tl.where(there, a - tl.sum(a, axis=0) / N, 0.0)
+        a *= tl.rsqrt(tl.sum(a * a, axis=0) / N + eps)
+        if GAIN:
+            a *= gains
+        if SHIFT:
+            a += shifts
+        tl.store(y + m * N + n, a.to(half), mask=there)
+
+
+def shape_of_parts(M: int, N: int, K: int) -> dict:
+    """How parts_kernel is launched: with so many inputs each that there are enough programs."""
+    rows = 16 if M <= 16 else 64
+    outputs, inputs, warps, stages = PARTS[rows]
+    blocks = triton.cdiv(K, inputs)
+    parts = max(1, min(blocks, PROGRAMS // triton.cdiv(N, outputs)))
+    size = triton.cdiv(blocks, parts) * inputs
+    tile = {"SIZE": size, "BM": rows, "BN": outputs, "BK": inputs}
+    return {**tile, "num_warps": warps, "num_stages": stages}
+
+
+def add_and_norm(
+    x: torch.Tensor, of: Product, residual: torch.Tensor, norm: NormLayer | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """layers.add_and_norm of x (..., K) in half precision, up to SIZES[-1] rows of it."""
+    N, K = of.weight.shape
+    x = x.contiguous()
+    M = x.numel() // K
+    shape = shape_of_parts(M, N, K)
+    count = triton.cdiv(K, shape["SIZE"])
+    parts = torch.empty((count, M, N), dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        grid = (triton.cdiv(N, shape["BN"]), count)
+        parts_kernel[grid](x, of.weight, parts, M, N, K, **shape)
+    return summed(parts, of, residual, norm)
+
+
+def normed(x: torch.Tensor, kind: int, gain=None, shift=None, eps: float = 1e-5) -> torch.Tensor:
+    """layers.normed of x (..., N) in half precision."""
+    return summed(None, None, x, NormLayer(kind, gain, shift, eps))[1]
+
+
+def summed(parts, of: Product | None, residual: torch.Tensor, norm: NormLayer | None):
+    """By add_and_norm_kernel: the stream, and its norm where there is one."""
+    residual = residual.contiguous()
+    N, kind = residual.size(-1), norm.kind if norm else 0
+    stream = residual if parts is None else torch.empty_like(residual)
+    y = torch.empty_like(residual) if norm else stream
+    layer = of[1:3] if of else (None, None)  # scale and bias
+    affine = (norm.gain, norm.shift) if norm else (None, None)
+    given = [y if t is None else t for t in (parts, *layer, residual, *affine, stream)]
+    with torch.cuda.device_of(residual):
+        NP = triton.next_power_of_2(N)
+        add_and_norm_kernel[(residual.numel() // N,)](
+            *given, y, residual.numel() // N, N, norm.eps if norm else 0.0,
+            PARTS=0 if parts is None else len(parts),
+            SCALE=layer[0] is not None, BIAS=layer[1] is not None, NORM=kind,
+            GAIN=affine[0] is not None, SHIFT=affine[1] is not None,
+            NP=NP, num_warps=min(16, max(1, NP // (32 * ADD))),
+        )  # fmt: skip
+    return stream, y if norm else None
 
 
 # ---- attention of a step, with its cache ----
 
 
 @triton.jit
-def normed(x, c, eps, HS: tl.constexpr, NORM: tl.constexpr):
+def normed_head(x, c, eps, HS: tl.constexpr, NORM: tl.constexpr):
     """A head's channels by their norm, without gain."""
     if NORM == 1:
         x = tl.where(c < HS, x - tl.sum(x, axis=0) / HS, 0.0)
@@ -253,9 +363,9 @@ def prepared(
         other = (c + HS // 2) % HS
         far = tl.load(head + other, mask=c < HS, other=0.0).to(tl.float32)
         if NORM:
-            far = normed(far, c, eps, HS, NORM).to(half).to(tl.float32)
+            far = normed_head(far, c, eps, HS, NORM).to(half).to(tl.float32)
     if NORM:
-        x = normed(x, c, eps, HS, NORM).to(half).to(tl.float32)
+        x = normed_head(x, c, eps, HS, NORM).to(half).to(tl.float32)
     if ROPE:
         turn = tl.load(cos + c, mask=c < HS, other=0.0).to(half).to(tl.float32)
         x = (x * turn).to(half).to(tl.float32)

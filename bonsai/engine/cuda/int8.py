@@ -23,8 +23,8 @@ class CudaInt8Linear(FastLinear):
         self.q, self.scale = to_int8(linear.weight)
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         found = kernels() if self.q.is_cuda and dtype in HALF else None
-        self.kernels, self.few = found, found.few if found else 0
-        for rows in (1, self.few) if found else ():  # compiled now, not in the first step
+        self.kernels, self.few = found, found.sizes[-1] if found else 0
+        for rows in (1, *found.sizes) if found else ():  # compiled now, not in the first step
             self.forward(self.scale.new_zeros((rows, self.q.size(1)), dtype=dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

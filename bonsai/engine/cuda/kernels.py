@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from bonsai.engine.cuda import layers
-from bonsai.engine.cuda.layers import Heads, Product
+from bonsai.engine.cuda.layers import Heads, NormLayer, Product
 from bonsai.engine.sampling import noise
 from bonsai.system.hashing import splitmix_tensor
 
@@ -16,11 +16,12 @@ from bonsai.system.hashing import splitmix_tensor
 class Kernels(NamedTuple):
     """Functions of block_kernels.py and draw_kernel.py, or others that compute the same."""
 
-    product: Callable  # layers.product of up to `few` rows, with a norm up to `normed`
+    product: Callable  # layers.product, with a norm or a residual of up to sizes[0] rows
+    add_and_norm: Callable  # layers.add_and_norm
+    normed: Callable  # layers.normed
     attend_step: Callable  # layers.attend_step
     draw: Callable
-    few: int
-    normed: int
+    sizes: tuple[int, ...]  # rows up to which kernels of one shape go, none of more
 
 
 @functools.cache
@@ -30,11 +31,12 @@ def kernels() -> Kernels | None:
     if not torch.cuda.is_available():
         return None
     try:
-        from bonsai.engine.cuda import block_kernels, draw_kernel
+        from bonsai.engine.cuda import block_kernels as found
+        from bonsai.engine.cuda.draw_kernel import draw
 
-        check_draw(draw_kernel.draw, torch.device("cuda", torch.cuda.current_device()))
-        of_block = block_kernels.product, block_kernels.attend_step
-        return Kernels(*of_block, draw_kernel.draw, block_kernels.FEW, block_kernels.NORMED)
+        check_draw(draw, torch.device("cuda", torch.cuda.current_device()))
+        of_block = found.product, found.add_and_norm, found.normed, found.attend_step
+        return Kernels(*of_block, draw, found.SIZES)
     except Exception as e:  # Triton has many ways to fail, and plain torch does the same
         refuse(e)
         return None
@@ -59,14 +61,40 @@ def check_draw(draw: Callable, device: torch.device) -> None:
 
 
 def check_product(found: Kernels, of: Product, dtype: torch.dtype, batch: int) -> None:
-    """Raise RuntimeError where a layer gives other numbers than in plain torch: of one row, of a
-    few, of many, as far as there are that many. They are compiled by it: no text waits later."""
-    for rows in sorted({1, min(found.normed, batch), min(found.few, batch)}):
-        part = of if rows <= found.normed else of._replace(norm=0)
-        N = of.weight.size(0) // (2 if of.activation == "swiglu" else 1)
-        x, residual = (random((rows, 1, n), of.weight, dtype) for n in (of.weight.size(1), N))
-        want = layers.product(x, part, residual)
-        compare(f"a product of {rows} rows", found.product(x, part, residual), want)
+    """Raise RuntimeError where a layer gives other numbers than in plain torch, of as many rows as
+    each shape of its kernels takes. They are compiled by it: no text waits later."""
+    for rows in rows_of(found.sizes, batch):
+        part = of if rows <= found.sizes[0] else of._replace(norm=0)
+        x = random((rows, 1, of.weight.size(1)), of.weight, dtype)
+        compare(f"a product of {rows} rows", found.product(x, part), layers.product(x, part))
+
+
+def check_sum(
+    found: Kernels, of: Product, norm: NormLayer | None, dtype: torch.dtype, batch: int
+) -> None:
+    """As check_product, of a layer that adds to the stream, and of the norm behind it."""
+    for rows in rows_of(found.sizes, batch):
+        x, stream = (random((rows, 1, n), of.weight, dtype) for n in reversed(of.weight.shape))
+        if rows <= found.sizes[0]:
+            got, want = found.product(x, of, stream), layers.product(x, of, stream)
+            compare(f"a sum of {rows} rows", got, want)
+            continue
+        got = found.add_and_norm(x, of, stream, norm)
+        for y, want in zip(got, layers.add_and_norm(x, of, stream, norm)):
+            if want is not None:
+                compare(f"a sum of {rows} rows or its norm", y, want)
+
+
+def check_norm(found: Kernels, norm: NormLayer, width: int, like: torch.Tensor, batch: int) -> None:
+    """As check_product, of a norm by itself. like: of its device and dtype."""
+    for rows in rows_of(found.sizes, batch):
+        x = random((rows, 1, width), like, like.dtype)
+        compare(f"a norm of {rows} rows", found.normed(x, *norm), layers.normed(x, *norm))
+
+
+def rows_of(sizes: tuple[int, ...], batch: int) -> list[int]:
+    """How many rows there are, one and at most, to kernels of each shape in steps of a batch."""
+    return sorted({1, *(min(size, batch) for size in sizes)})
 
 
 def check_attend_step(

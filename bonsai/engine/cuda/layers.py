@@ -30,6 +30,15 @@ class Product(NamedTuple):
     activation: str = ""
 
 
+class NormLayer(NamedTuple):
+    """A norm, kind LAYER or RMS, with gain and shift (N)."""
+
+    kind: int
+    gain: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    eps: float = 1e-5
+
+
 class Heads(NamedTuple):
     """Of an attention: its heads, and what is done to queries and keys. norm: LAYER, RMS or 0, of
     each head, without gain; window: positions that are seen, 0 for all."""
@@ -56,6 +65,13 @@ def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) 
     y = (y if of.bias is None else y + of.bias).to(x.dtype)
     y = ACTIVATIONS[of.activation](y) if of.activation else y
     return y if residual is None else y + residual
+
+
+def add_and_norm(x, of: Product, residual, norm: NormLayer | None = None):
+    """x (..., K) -> the stream, which is the residual (..., N) with the layer's y added, and the
+    norm of the stream; None without one."""
+    stream = product(x, of, residual)
+    return stream, None if norm is None else normed(stream, *norm)
 
 
 def attend_step(qkv, k, v, pos, heads: Heads, rotation=None, extra=None) -> torch.Tensor:

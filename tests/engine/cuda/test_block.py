@@ -12,11 +12,24 @@ from helpers.tiny_model import VARIANTS, VOCAB, tiny
 
 from bonsai.engine.cuda import block as module
 from bonsai.engine.cuda import layers
-from bonsai.engine.cuda.block import StepBlock, join
+from bonsai.engine.cuda.block import StepBlock, StepNorm, join
 from bonsai.engine.cuda.kernels import Kernels
 from bonsai.engine.phases import decode_one_token, fixed_view, prefill
+from bonsai.models.cache import KVCache
+from bonsai.models.decoder import Decoder, decoder_config
+from model import GPTConfig, Norm
 
-PLAIN = Kernels(layers.product, layers.attend_step, None, few=8, normed=2)
+OF_LAYERS = (layers.product, layers.add_and_norm, layers.normed, layers.attend_step)
+PLAIN = Kernels(*OF_LAYERS, draw=None, sizes=(2, 4, 8))
+
+
+def counted(calls: list[str]) -> Kernels:
+    """PLAIN, noting the name of each function that is called."""
+
+    def noting(function):
+        return lambda *given: (calls.append(function.__name__), function(*given))[1]
+
+    return Kernels(*map(noting, OF_LAYERS), draw=None, sizes=PLAIN.sizes)
 
 
 @torch.no_grad()
@@ -38,27 +51,86 @@ def logits_of_steps(model, rows: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_kind_of_block(variant, position, monkeypatch):
-    model = tiny(position=position, **VARIANTS[variant])
+def test_every_kind_of_block(variant, position):
+    fields = VARIANTS[variant]
+    model = tiny(position=position, **fields)
     joined, calls = copy.deepcopy(model), []
-    counted = PLAIN._replace(product=lambda *given: (calls.append(1), layers.product(*given))[1])
-    join(joined, torch.float32, counted, 9)
-    post = VARIANTS[variant].get("norm_placement") == "post"
+    join(joined, torch.float32, counted(calls), 9)
+    post, apart = fields.get("norm_placement") == "post", fields.get("value_embeddings")
     assert [isinstance(b, StepBlock) for b in joined.transformer.h] == [not post] * 2
-    for rows in (1, 2, 3, 9):  # with norms in the products, with norms apart, too many
+    for rows in (1, 2, 3, 8, 9):  # with norms in the products, with norms apart, too many
         calls.clear()
         for got, want in zip(logits_of_steps(joined, rows), logits_of_steps(model, rows)):
             torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-5)
-        assert len(calls) == (0 if post or rows == 9 else 4 * 2 * 4)  # of 4 steps, 2 blocks, 4 each
+        blocks = 0 if post or rows == 9 else 4 * 2  # of 4 steps, 2 each
+        products, sums = (4, 0) if rows <= 2 else (2, 2)
+        assert calls.count("product") == products * blocks
+        assert calls.count("add_and_norm") == sums * blocks
+        assert calls.count("attend_step") == blocks
+        # the first block of a step has no block before it that computes its norm
+        norms = 4 if blocks and rows > 2 else 0
+        norms *= 2 if fields.get("residual_lambdas") else 1
+        norms = 4 if blocks and apart and rows <= 2 else norms  # of one block of the two
+        assert calls.count("normed") == norms
 
 
-@pytest.mark.parametrize("name", ["product", "attend_step"])
+@torch.no_grad()
+def test_all_other_norms_of_many_rows_come_with_a_sum():
+    """No norm of torch is left, the final one included, but in steps that the kernels leave."""
+    model = tiny()
+    join(model, torch.float32, PLAIN, 8)
+    called = []
+    for norm in (m for m in model.modules() if isinstance(m, Norm)):
+        norm.register_forward_hook(lambda *given: called.append(1))
+    for rows, norms in ((3, 0), (9, 5 * 4)):
+        called.clear()
+        logits_of_steps(model, rows)
+        # prompts are read by the blocks as they are, row by row
+        assert len(called) == 5 * rows + norms
+
+
+@torch.no_grad()
+def test_only_the_norm_that_follows_takes_what_is_handed_on():
+    """Another norm may look at the stream between blocks, as the page's look inside does."""
+    model = tiny()
+    final, stream = copy.deepcopy(model.transformer.ln_f), []
+    join(model, torch.float32, PLAIN, 8)
+    model.transformer.h[0].register_forward_hook(lambda module, given, x: stream.append(x))
+    logits_of_steps(model, 3)
+    x = stream[-1]
+    assert x.handed[1] is not None
+    torch.testing.assert_close(model.transformer.ln_f(x), final(x))
+
+
+def test_decoders_of_bytes_hand_on_their_norms():
+    """A final norm is there or is not, and a narrow decoder stands beside a wide one."""
+    for final_norm in (True, False):
+        torch.manual_seed(0)
+        config = GPTConfig(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=16)
+        config = decoder_config(config, n_embd=16)
+        plain = Decoder(config, final_norm).eval()
+        joined = copy.deepcopy(plain)
+        join(joined, torch.float32, PLAIN, 8)
+        assert isinstance(joined.ln_f, StepNorm) == final_norm
+        found = []
+        for decoder in (joined, plain):
+            cache = KVCache(config, 5, 8, torch.float32, "cpu")
+            cache.pos = torch.tensor([0, 1, 2, 3, 4])
+            x = torch.randn(5, 1, 16, generator=torch.Generator().manual_seed(1))
+            with torch.no_grad():
+                found.append((decoder(x, cache), cache.k, cache.v))
+        for got, want in zip(*found):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["product", "add_and_norm", "normed", "attend_step"])
 @pytest.mark.parametrize("how", ["wrong", "fails"])
 def test_where_a_kernel_computes_something_else_blocks_stay(name, how, capsys):
     def spoilt(*given):
         if how == "fails":
             raise ValueError("out of shared memory\nand more")
-        return 1.1 * getattr(layers, name)(*given)
+        y = getattr(layers, name)(*given)
+        return (y[0], 1.1 * y[1]) if isinstance(y, tuple) else 1.1 * y
 
     model = tiny()
     join(model, torch.float32, PLAIN._replace(**{name: spoilt}), 9)

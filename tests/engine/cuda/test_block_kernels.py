@@ -9,7 +9,7 @@ import torch
 from helpers.interpreted import interpreted
 
 from bonsai.engine.cuda import layers
-from bonsai.engine.cuda.layers import FOLLOWS, LAYER, RMS, Heads, Product
+from bonsai.engine.cuda.layers import FOLLOWS, LAYER, RMS, Heads, NormLayer, Product
 from model import rope_angles
 
 
@@ -42,7 +42,7 @@ def test_a_product(kernels, M, N, K, int8):
         close(kernels.product(x, of), layers.product(x, of))
 
 
-@pytest.mark.parametrize("M", [1, 5])
+@pytest.mark.parametrize("M", [1, 4])
 @pytest.mark.parametrize("norm", [LAYER, RMS])
 @pytest.mark.parametrize("without", [(), ("shift",), ("gain", "shift")])
 def test_a_norm_before_it(kernels, M, norm, without):
@@ -59,7 +59,40 @@ def test_an_activation_and_the_stream_behind_it(kernels, M, activation):
         of = layer(80, 64, int8, bias, activation=activation)
         x, residual = torch.randn(M, 1, 64).half(), torch.randn(M, 1, 80).half()
         residual = residual[..., :40].contiguous() if activation == "swiglu" else residual
-        close(kernels.product(x / 4, of, residual), layers.product(x / 4, of, residual), 4e-3)
+        given = (residual,) if M <= kernels.ALONE else ()
+        close(kernels.product(x / 4, of, *given), layers.product(x / 4, of, *given), 4e-3)
+
+
+@pytest.mark.parametrize("M", [5, 40])
+@pytest.mark.parametrize("N, K", [(48, 64), (70, 200), (72, 520), (384, 1500)])
+def test_a_sum_and_its_norm(kernels, M, N, K):
+    """Of one part of the inputs and of several, the last of which has fewer."""
+    parts = -(-K // kernels.shape_of_parts(M, N, K)["SIZE"])
+    assert (parts == 1) == (K <= 128)
+    norms = [None, NormLayer(LAYER, torch.randn(N).half(), torch.randn(N).half())]
+    norms += [NormLayer(LAYER), NormLayer(LAYER, norms[1].gain), NormLayer(RMS, norms[1].gain)]
+    for i, norm in enumerate(norms):
+        of = layer(N, K, int8=i % 2 == 1, bias=i % 3 == 0)
+        x, stream = torch.randn(M, 1, K).half() / 8, 2 + torch.randn(M, 1, N).half()
+        before = stream.clone()
+        got, want = (f(x, of, stream, norm) for f in (kernels.add_and_norm, layers.add_and_norm))
+        close(got[0], want[0])
+        assert torch.equal(stream, before)  # others may read it
+        assert (got[1] is None) == (norm is None)
+        if norm is not None:
+            close(got[1], want[1], 8e-3)
+            close(kernels.normed(stream, *norm), layers.normed(stream, *norm), 4e-3)
+
+
+def test_programs_fill_a_gpu_but_not_twice(kernels):
+    """GPT-2's layers that add to the stream, of all sizes: each input is in one part."""
+    for width, least in ((384, 36), (768, 120), (1024, 100), (1280, 100), (1600, 100)):
+        for K in (width, 4 * width):
+            shape = kernels.shape_of_parts(64, width, K)
+            parts = -(-K // shape["SIZE"])
+            programs = parts * -(-width // shape["BN"])
+            assert shape["SIZE"] % shape["BK"] == 0 and parts * shape["SIZE"] >= K
+            assert least <= programs <= 264
 
 
 @pytest.mark.parametrize("nh, nkv, hs", [(4, 4, 64), (4, 2, 48), (3, 1, 16)])

@@ -8,7 +8,7 @@ import torch
 from bonsai.engine.cuda import kernels as module
 from bonsai.engine.cuda import layers
 from bonsai.engine.cuda.kernels import Kernels
-from bonsai.engine.cuda.layers import LAYER, Heads, Product
+from bonsai.engine.cuda.layers import LAYER, RMS, Heads, NormLayer, Product
 from bonsai.engine.sampling import noise
 from bonsai.system.hashing import splitmix_tensor
 
@@ -18,8 +18,10 @@ def draw(logits, ids, keys, steps):
     return ids.gather(1, best.argmax(1, keepdim=True))[:, 0]
 
 
-def found(product=layers.product, attend_step=layers.attend_step) -> Kernels:
-    return Kernels(product, attend_step, draw, few=20, normed=4)
+def found(**others) -> Kernels:
+    names = ("product", "add_and_norm", "normed", "attend_step")
+    plain = {name: getattr(layers, name) for name in names}
+    return Kernels(**{**plain, **others}, draw=draw, sizes=(4, 10, 20))
 
 
 OF = Product(
@@ -35,44 +37,87 @@ OF = Product(
 HEADS, LIKE = Heads(4, 2, 16, 0.3, 200, LAYER, 1e-5), torch.empty(0)
 
 
+DOWN, NORM = OF._replace(norm=0, activation=""), NormLayer(LAYER, torch.randn(40))
+
+
 def test_kernels_that_compute_the_same_pass():
     module.check_draw(draw, torch.device("cpu"))
     for of in (OF, OF._replace(activation="swiglu"), OF._replace(scale=torch.rand(40))):
         module.check_product(found(), of, torch.float32, 64)
+    for of in (DOWN, DOWN._replace(scale=torch.rand(40), bias=None)):
+        for norm in (NORM, None):
+            module.check_sum(found(), of, norm, torch.float32, 64)
+    for norm in (NORM, NormLayer(RMS)):
+        module.check_norm(found(), norm, 40, LIKE, 64)
     for rope in (True, False):
         for rows in (2, 5):
             module.check_attend_step(found(), HEADS, LIKE, rope, rows)
 
 
-def many(x, of, residual):  # wrong for many rows alone
-    return layers.product(x, of, residual) * (1.1 if len(x) > 4 else 1)
+def many(x, of):  # wrong for many rows alone
+    return layers.product(x, of) * (1.1 if len(x) > 4 else 1)
 
 
 @pytest.mark.parametrize(
     "product, says",
     [
-        (lambda x, of, residual: layers.product(x, of), "of 1 rows is off by"),
-        (lambda x, of, residual: torch.nan * layers.product(x, of, residual), "off by nan"),
-        (lambda x, of, r: layers.product(x, of._replace(bias=None), r), "of 1 rows is off by"),
-        (lambda x, of, r: layers.product(x, of._replace(activation=""), r), "is off by"),
-        (many, "of 20 rows is off by"),
+        (lambda x, of: torch.nan * layers.product(x, of), "off by nan"),
+        (lambda x, of: layers.product(x, of._replace(bias=None)), "of 1 rows is off by"),
+        (lambda x, of: layers.product(x, of._replace(activation="")), "is off by"),
+        (many, "of 10 rows is off by"),
     ],
 )
 def test_wrong_products_are_refused(product, says):
     with pytest.raises(RuntimeError, match=says):
-        module.check_product(found(product), OF, torch.float32, 64)
+        module.check_product(found(product=product), OF, torch.float32, 64)
+
+
+def forgets_the_stream(x, of, residual, norm=None):
+    stream = layers.product(x, of)
+    return stream, layers.normed(stream, *norm)
+
+
+def forgets_the_norm(x, of, residual, norm=None):
+    stream = layers.product(x, of, residual)
+    return stream, stream
+
+
+@pytest.mark.parametrize(
+    "function, says",
+    [
+        ({"product": lambda x, of, residual: layers.product(x, of)}, "a sum of 1 rows is off by"),
+        ({"add_and_norm": forgets_the_stream}, "a sum of 10 rows or its norm is off by"),
+        ({"add_and_norm": forgets_the_norm}, "a sum of 10 rows or its norm is off by"),
+    ],
+)
+def test_wrong_sums_are_refused(function, says):
+    with pytest.raises(RuntimeError, match=says):
+        module.check_sum(found(**function), DOWN, NORM, torch.float32, 64)
+
+
+def test_wrong_norms_are_refused():
+    for wrong in (lambda x, kind, *given: x, lambda x, *given: layers.normed(x, RMS)):
+        with pytest.raises(RuntimeError, match="a norm of 1 rows is off by"):
+            module.check_norm(found(normed=wrong), NORM, 40, LIKE, 64)
 
 
 def test_as_many_rows_are_checked_as_there_may_be():
-    for batch, want in ((1, [1]), (3, [1, 3]), (10, [1, 4, 10]), (64, [1, 4, 20])):
+    for batch, want in ((1, [1]), (3, [1, 3]), (7, [1, 4, 7]), (64, [1, 4, 10, 20])):
         seen = []
 
-        def product(x, of, residual, seen=seen):
-            seen.append(len(x))
-            return layers.product(x, of, residual)
+        def noting(function, seen=seen):
+            return lambda *given: (seen.append(len(given[0])), function(*given))[1]
 
-        module.check_product(found(product), OF, torch.float32, batch)
-        assert seen == want
+        every = ("product", "add_and_norm", "normed")
+        kernels = found(**{name: noting(getattr(layers, name)) for name in every})
+        for check, about in (
+            (module.check_product, (OF, torch.float32)),
+            (module.check_sum, (DOWN, NORM, torch.float32)),
+            (module.check_norm, (NORM, 40, LIKE)),
+        ):
+            seen.clear()
+            check(kernels, *about, batch)
+            assert seen == want
 
 
 def forgets(qkv, k, v, *given):  # the new key does not go into the cache

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bonsai.engine.cuda import layers
-from bonsai.engine.cuda.layers import LAYER, RMS, Heads, Product
+from bonsai.engine.cuda.layers import LAYER, RMS, Heads, NormLayer, Product
 from model import ACTIVATIONS, causal_mask
 from model import attention as plain
 
@@ -23,6 +23,18 @@ def test_a_product(activation):
     scale = torch.rand(20)
     eighth = of._replace(weight=(linear.weight / scale[:, None]), scale=scale)
     torch.testing.assert_close(layers.product(x, eighth), want, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_sum_and_its_norm():
+    torch.manual_seed(0)
+    linear, norm, x = nn.Linear(12, 20), nn.LayerNorm(20), torch.randn(3, 1, 12)
+    stream, of = torch.randn(3, 1, 20), Product(linear.weight, None, linear.bias)
+    want = stream + linear(x)
+    found = layers.add_and_norm(x, of, stream, NormLayer(LAYER, norm.weight, norm.bias, norm.eps))
+    torch.testing.assert_close(found, (want, norm(want)))
+    torch.testing.assert_close(layers.add_and_norm(x, of, stream)[0], want)
+    assert layers.add_and_norm(x, of, stream)[1] is None
 
 
 @pytest.mark.parametrize("window", [0, 4])
