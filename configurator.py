@@ -370,7 +370,8 @@ class _Arguments:
                 owners = [model for model, fields in self.models.items() if name in fields]
                 _fail(
                     f"{where_given(name, source)} is a setting of model {' or '.join(owners)}, "
-                    f"but the model is {self.model()}; leave it out or add --model={owners[0]}"
+                    f"not of {self.model()}; leave it out or add "
+                    f"{' or '.join(f'--model={owner}' for owner in owners)}"
                 )
         config = Config(self.values())
         config.settings = settings
@@ -472,7 +473,8 @@ def _no_such_file(argument: str, known: Iterable[str]) -> str:
     if argument.startswith("-"):
         return f"{argument} is no option: settings are given as --key=value, --help lists them"
     if "out_dir" in known and any(Path(argument).glob("*.pt")):
-        return f"{argument} is no config file but the folder of a run: give --out_dir={argument}"
+        given = shlex.quote(f"--out_dir={argument}")
+        return f"{argument} is no config file but the folder of a run: give {given}"
     files = {
         path.stem: f"config/{path.name}"
         for folder in (ROOT, Path())

@@ -16,6 +16,7 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import os
+import shlex
 from pathlib import Path
 
 from bonsai.engine.text import find_tokenizer
@@ -59,7 +60,7 @@ def main(**settings) -> None:
     print(f"model: {loaded.source}, {size:.2f}M parameters; tokenizer: {where}")
     if c.to == "safetensors":
         write_portable(path, portable(loaded, tokenizer, c.weights_dtype))
-        print(f"wrote {path}: python sample.py --init_from={path}")
+        print(f"wrote {path}: python sample.py {shlex.quote(f'--init_from={path}')}")
     elif c.to == "gguf":
         export_gguf(loaded, tokenizer, path, c.weights_dtype)
         print(f"wrote {path}")
@@ -68,10 +69,12 @@ def main(**settings) -> None:
         print(f"wrote {', '.join(files)} to {path}: nanoGPT's sample.py takes it as --out_dir")
         if "meta.pkl" in files:
             name = loaded.config.get("dataset", "NAME")
-            print(f"its sample.py looks for the characters in data/{name}/meta.pkl: copy it there")
+            there = os.path.join("data", name, "meta.pkl")  # an absolute path is it alone
+            print(f"its sample.py looks for the characters in {there}: copy it there")
     else:
         name = export_hugging_face(loaded, tokenizer, path, c.weights_dtype)
-        print(f"wrote {path}: transformers.{name}, or here --init_from={path}")
+        there = shlex.quote(f"--init_from={path}")
+        print(f"wrote {path}: transformers.{name}, or here {there}")
 
 
 if __name__ == "__main__":

@@ -218,6 +218,11 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
             x, y = next(stream)
             training.backward(x, y, divisor=divisor)
             forecast.count(c.batch_size * world)
+            if training.left and interrupts.is_urgent():
+                break
+        if training.left:  # weights and optimizer are as they were before this step
+            status = interrupts.status()
+            break
         training.update()
         progress.step += 1
         progress.tokens += batches.rows_at(step) * block_size

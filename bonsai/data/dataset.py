@@ -5,6 +5,9 @@ says everything else (bonsai/data/writer.py writes both). nanoGPT's folders work
 `meta.pkl` is read without executing anything, and neither file means GPT-2's byte-pair encoding.
 """
 
+import functools
+import hashlib
+import math
 import os
 import shlex
 import threading
@@ -115,6 +118,18 @@ class Split:
                 dtype, skip = (np.dtype(np.uint8), 0) if masks else (self.dtype, header)
                 parts.append(file.read(skip + first * dtype.itemsize, last - first, dtype))
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    @functools.cached_property
+    def sample_checksum(self) -> str:
+        """Of tokens and masks at 64 places: other data of the same length have nearly always
+        another one, and a large file need not be read for it."""
+        digest = hashlib.blake2b(digest_size=8)
+        for start in np.linspace(0, max(len(self) - 4096, 0), 64).astype(np.int64).tolist():
+            count = min(4096, len(self) - start)
+            digest.update(self.read(start, count).tobytes())
+            if self.mask_files:
+                digest.update(self.read(start, count, masks=True).tobytes())
+        return digest.hexdigest()
 
     def windows(self, starts: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets (len(starts), T) int64 of the windows that begin at `starts`.
@@ -277,7 +292,7 @@ class Mixture:
             except ValueError:
                 raise UserError(f"{weight!r} in {spec} is no weight; as in a:0.7,b:0.3") from None
             parts.append(open_dataset(name, share))
-        if not parts or any(not p.weight > 0 for p in parts):
+        if not parts or any(not 0 < p.weight < math.inf for p in parts):
             raise UserError(f"dataset={spec}: give names and weights above 0, as in a:0.7,b:0.3")
         total = sum(p.weight for p in parts)
         for part in parts:
@@ -332,19 +347,24 @@ class Mixture:
         )
 
     def fingerprints(self) -> dict[str, str]:
-        """What tells these data from others: `name/split` -> checksums, or the size."""
+        """What tells these data from others: `name/split` -> the checksums of meta.json; without
+        them the size, and for what they do not cover, such as masks, a checksum of samples."""
         fingerprints = {}
         for part in self.parts:
             for name, split in part.splits.items():
                 sums = part.meta.get("splits", {}).get(name, {}).get("sha256")
                 text = " ".join(sums) if sums else f"{len(split)} tokens"
+                if not sums or split.mask_files:
+                    text += f", samples {split.sample_checksum}"
                 fingerprints[f"{part.name}/{name}"] = text
         return fingerprints
 
     def changed_since(self, before: dict) -> list[str]:
-        """Which of the splits with earlier fingerprints are not as they were."""
+        """Which of the splits with earlier fingerprints are not as they were. Older checkpoints
+        have those without samples."""
         now = self.fingerprints()
-        return [name for name, was in before.items() if name in now and now[name] != was]
+        known = {name: was for name, was in before.items() if name in now}
+        return [n for n, was in known.items() if was not in (now[n], now[n].split(", ")[0])]
 
     @property
     def stated(self) -> bool:

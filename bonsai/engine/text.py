@@ -23,7 +23,9 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
     """
     state, source = loaded.tokenizer, loaded.tokenizer_note or loaded.source
     name = loaded.config.get("dataset")
-    if state is None and isinstance(name, str) and re.fullmatch(r"[\w-]+", name):  # not a path
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+        name = ""  # a path, which comes from a file of anyone's, is not followed
+    if state is None and name:
         for folder in (Path("data") / name, ROOT / "data" / name):
             meta, file = open_meta(folder)
             if state is None and meta.get("tokenizer"):

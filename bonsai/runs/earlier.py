@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bonsai.runs.names import EARLIER, METRICS, checkpoints, run_files, step_files
+from bonsai.files.jsonfile import read_json_object
+from bonsai.runs.names import EARLIER, METRICS, SETTINGS, checkpoints, run_files, step_files
 from bonsai.runs.restore import steps_done
 from bonsai.system.errors import UserError
 
@@ -22,16 +23,30 @@ PART = ".part"
 def set_aside(folder: Path) -> str:
     """Make room for a new run: all files of the one that is there move to earlier/N.
 
-    Returns a line that says so; '' when there is neither a checkpoint nor a row of metrics.
+    Returns a line that says so; '' when there is neither a checkpoint nor a row of metrics. Raises
+    UserError for a config.json that no run has written: that of this one would replace it.
     """
     files = run_files(folder)
     metrics = folder / METRICS
     has_rows = metrics.is_file() and metrics.stat().st_size
     if not (checkpoints(folder) or has_rows or unfinished(folder)):
+        if (folder / SETTINGS).exists() and not is_of_a_run(folder / SETTINGS):
+            raise UserError(
+                f"{folder / SETTINGS} is no run's, and a run here would replace it: set another "
+                "--out_dir"
+            )
         return ""
     target = move(folder, files)
     size = sum(p.stat().st_size for p in target.iterdir()) / 1e6
     return f"the earlier run in {folder} is now in {target} ({size:,.1f} MB)"
+
+
+def is_of_a_run(settings: Path) -> bool:
+    """Whether a run has written that config.json; so do others, for models of theirs above all."""
+    try:
+        return "out_dir" in read_json_object(settings)
+    except UserError:
+        return False
 
 
 def set_aside_newer(folder: Path, step: int) -> str:

@@ -89,7 +89,8 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
             inner = ", ".join(str(path.parent) for path in steps[-3:])
             raise UserError(f"no checkpoint in {out_dir} itself: give a folder in it ({inner})")
         if Path(out_dir).is_file():
-            raise UserError(f"{out_dir} is a file: a checkpoint is given as --init_from={out_dir}")
+            given = shlex.quote(f"--init_from={out_dir}")
+            raise UserError(f"{out_dir} is a file: a checkpoint is given as {given}")
         raise UserError(f"no checkpoint in {out_dir}: {runs_there_are(Path(out_dir))}")
     return max(paths, key=steps_done) if newest and len(paths) > 1 else paths[0]
 
@@ -109,7 +110,8 @@ def runs_there_are(out_dir: Path) -> str:
     newest = sorted(folders, key=folders.get, reverse=True)
     names = [str(f.relative_to(here) if f.is_relative_to(here) else f) for f in newest[:5]]
     more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
-    return f"there are runs in {', '.join(names)}{more}; choose one with --out_dir"
+    listed = ", ".join(map(shlex.quote, names))
+    return f"there are runs in {listed}{more}; choose one with --out_dir"
 
 
 def newer_weights(path: Path) -> str:

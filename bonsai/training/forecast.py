@@ -1,8 +1,10 @@
 """How long it will take: an evaluation while it goes on, a run after its first steps."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from bonsai.planning.costs import describe_time
 from bonsai.system.progress import LINE_SECONDS
@@ -83,7 +85,9 @@ class Forecast:
         if left < DAY:
             return text
         if self.device == "cpu":
-            other = f"config/quickstart.py --dataset={self.dataset} --out_dir=out-{self.dataset}"
+            folder = Path(self.dataset.split(",")[0].partition(":")[0]).name
+            words = ["config/quickstart.py", f"--dataset={self.dataset}", f"--out_dir=out-{folder}"]
+            other = shlex.join(words)
             return f"{text}: this run is for GPUs; on a CPU minutes are enough for {other}"
         return f"{text}: more GPUs (torchrun), a smaller model or a lower max_iters take less"
 

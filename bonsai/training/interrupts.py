@@ -1,6 +1,7 @@
 """How a run is asked to stop: by a signal, a terminal or a reader that has gone, or torchrun's end.
 
 All are remembered until the step, or the batch of an evaluation, is done, so that the run can save.
+A step that takes long is given up: the run that goes on makes it anew, of the same batches.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from bonsai.system.runtime import Runtime
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 REPEATED = 1.0  # seconds within which the same signal again is not a second request
+PATIENCE = 5.0  # seconds that a step may go on; a container is killed ten after it was told to stop
 BROKEN_PIPE = 13  # the number of SIGPIPE, also where there is no such signal
 
 
@@ -29,6 +31,7 @@ class Interrupts:
 
     def __init__(self, runtime: Runtime):
         self.received, self.runtime, self.before, self.times = 0, runtime, {}, {}
+        self.since = 0.0  # when it came
         # signals reach the processes at different moments: they agree over the CPU
         self.group = dist.new_group(backend="gloo") if runtime.world_size > 1 else None
 
@@ -69,7 +72,8 @@ class Interrupts:
         self._receive(BROKEN_PIPE, "stdout is closed")
 
     def _receive(self, number: int, what: str) -> None:
-        self.received = self.received or number
+        if not self.received:
+            self.received, self.since = number, time.monotonic()
         if self.runtime.master:
             text = f"\n{what}: finishing this step, then saving\n"
             with contextlib.suppress(OSError):  # print is not safe in a signal handler
@@ -88,6 +92,12 @@ class Interrupts:
             dist.all_reduce(seen, dist.ReduceOp.MAX, self.group)
             received = int(seen)
         return 128 + received if received else 0
+
+    def is_urgent(self) -> bool:
+        """Whether a step of many micro-batches, which can take minutes, should be given up between
+        two of them. One process alone knows that: several would have to agree each time."""
+        waited = time.monotonic() - self.since
+        return bool(self.received) and self.group is None and waited > PATIENCE
 
     def until_stopped(self, batches: Iterable) -> Iterator:
         """The batches of an evaluation, up to the moment at which the run is to stop."""

@@ -122,6 +122,7 @@ def begin(c, folder, world_size: int, lap: Callable[[str], object] = str) -> Sta
     check_settings(c, world_size)
     lap("model")  # where it is loaded
     data = Mixture.open(c.dataset)
+    data.fingerprints()  # now, before anything can happen to the files
     lap("data")
     if loaded is None:
         start = new_model(c, data)

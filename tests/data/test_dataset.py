@@ -160,6 +160,7 @@ def test_mixtures(here):
         "a:0,b:1": "above 0",
         "a:-1": "above 0",
         "a:nan": "above 0",
+        "a:inf,b": "above 0",
         "": "names and weights",
         "a,nowhere": "nowhere",
     }.items():
@@ -343,3 +344,23 @@ def test_a_file_that_is_written_over_is_noticed(tmp_path, how):
     os.utime(path, ns=(1, 1))  # a clock that is coarser than this test
     with pytest.raises(UserError, match="changed while it was being read"):
         split.windows(np.array([0]), 50)
+
+
+@pytest.mark.parametrize(
+    "kind, changed",
+    [
+        ("nanogpt", "train.bin"),  # whose meta says nothing of the content
+        ("bare", "val.bin"),
+        ("llmc", "train.bin"),
+        ("rows", "train.mask.bin"),  # of which the checksums in meta.json know nothing
+    ],
+)
+def test_other_data_of_the_same_length_are_noticed(here, kind, changed):
+    folder = make_dataset(here / "data" / "a", kind)
+    before = Mixture.open("a").fingerprints()
+    older = {name: text.split(", ")[0] for name, text in before.items()}
+    assert Mixture.open("a").changed_since(before) == Mixture.open("a").changed_since(older) == []
+    content = (folder / changed).read_bytes()
+    head = content[:1024] if kind == "llmc" else b""
+    (folder / changed).write_bytes(head + content[len(head) :][::-1])
+    assert Mixture.open("a").changed_since(before) == [f"a/{changed.split('.')[0]}"]

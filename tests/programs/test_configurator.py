@@ -610,11 +610,11 @@ def test_a_file_sees_the_fields_of_the_model_chosen_before_it():
     [
         (
             ["--patch_size=4"],
-            "--patch_size is a setting of model patch, but the model is gpt; "
+            "--patch_size is a setting of model patch, not of gpt; "
             "leave it out or add --model=patch",
         ),
-        (["--model=patch", "--norm=rmsnorm"], "--norm is a setting of model gpt, but the model is"),
-        (["patch.py", "--model=gpt"], "patch.py: patch_size is a setting of model patch, but"),
+        (["--model=patch", "--norm=rmsnorm"], "--norm is a setting of model gpt, not of patch"),
+        (["patch.py", "--model=gpt"], "patch.py: patch_size is a setting of model patch, not"),
         (["--model=gtp"], "unknown model 'gtp'; choose one of gpt, patch"),
         (["--patchsize=4"], "unknown setting --patchsize; did you mean --patch_size?"),
         (["--model=patch", "--patch_size=x"], "--patch_size expects int, got 'x'; e.g. --patch_"),

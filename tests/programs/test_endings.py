@@ -21,7 +21,9 @@ from helpers.programs import ROOT, TINY, environment, load, losses, metrics
 
 from bonsai.evaluation import loss as evals
 from bonsai.system.errors import UserError
+from bonsai.training import interrupts
 from bonsai.training.report import Report
+from bonsai.training.step import TrainingStep
 
 train = importlib.import_module("train")
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -101,6 +103,27 @@ def test_nohup_goes_on(out, at_step):
         assert run(out) == 0 and load(out / "last.pt")["iter_num"] == 8
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@needs_posix
+@pytest.mark.parametrize("patience, done", [(-1.0, 3), (60.0, 4)])
+def test_a_step_that_takes_long_is_made_anew(out, monkeypatch, patience, done):
+    """Of a large model on a CPU it takes minutes; the run that goes on has lost nothing."""
+    cut, calls, backward = {"gradient_accumulation_steps": 4}, [], TrainingStep.backward
+
+    def counted(self, *batch, **how):
+        backward(self, *batch, **how)
+        calls.append(self)
+        if len(calls) == 4 * 3 + 2:  # the second micro-batch of the fourth step
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(TrainingStep, "backward", counted)
+    monkeypatch.setattr(interrupts, "PATIENCE", patience)
+    assert run(out / "parts", **cut) == 143
+    assert len(calls) == (14 if patience < 0 else 16)
+    assert load(out / "parts" / "last.pt")["iter_num"] == done == len(losses(out / "parts"))
+    assert run(out / "parts", init_from="resume", **cut) == 0 == run(out / "whole", **cut)
+    assert losses(out / "parts") == losses(out / "whole")
 
 
 @needs_posix

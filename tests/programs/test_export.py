@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import runpy
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -81,6 +82,12 @@ def test_every_program_takes_what_is_written(call, place, tmp_path):
         assert served.tokenizer.to_dict() == {"type": "char", "chars": list(CHARS)}
     weights = read_safetensors(folder / "model.safetensors")["transformer.wte.weight"]
     assert len(weights) == len(CHARS)
+
+
+@pytest.mark.parametrize("to, name", [("safetensors", "a b.safetensors"), ("hf", "a b")])
+def test_the_command_that_is_printed_is_one_for_the_shell(call, tmp_path, to, name):
+    said = call("export.py", "--out_dir=export-run", f"--to={to}", f"--out={tmp_path / name}")
+    assert f"--init_from={tmp_path / name}" in shlex.split(said)
 
 
 def test_training_goes_on_from_one_file(place, tmp_path):

@@ -48,6 +48,26 @@ def test_every_file_of_a_run_moves_and_no_other(tmp_path):
     assert len(list((out / "earlier").iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    "text, is_ours",
+    [
+        ('{"model_type": "gpt2", "n_layer": 12}', False),  # a model of Hugging Face's
+        ('{"compilerOptions": {}}', False),
+        ("[1, 2]", False),
+        ("no JSON", False),
+        ('{"out_dir": "out", "n_layer": 12}', True),  # a run that ended before its first row
+    ],
+)
+def test_the_settings_of_others_are_not_written_over(tmp_path, text, is_ours):
+    (tmp_path / "config.json").write_text(text)
+    if is_ours:
+        assert set_aside(tmp_path) == ""
+    else:
+        with pytest.raises(UserError, match=r"config\.json is no run's.*--out_dir"):
+            set_aside(tmp_path)
+    assert (tmp_path / "config.json").read_text() == text
+
+
 def test_metrics_alone_are_a_run_too(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"iter": 0}\n')
     assert set_aside(tmp_path) and names(tmp_path) == ["earlier/1/metrics.jsonl"]

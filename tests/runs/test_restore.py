@@ -168,7 +168,7 @@ def test_a_folder_without_a_run_names_those_that_there_are(tmp_path, monkeypatch
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (i, i))
-    said = "there are runs in out/one, my runs, out-a; choose one"
+    said = "there are runs in out/one, 'my runs', out-a; choose one"
     with pytest.raises(UserError, match=f"no checkpoint in out: {said}"):
         run_checkpoint("out")
     for i in range(9):

@@ -71,6 +71,19 @@ def test_gpt2_on_a_cpu_is_years_and_says_so_within_a_step(clock):
     assert "config/quickstart.py --dataset=mine --out_dir=out-mine" in said[0]
 
 
+@pytest.mark.parametrize(
+    "dataset, words",
+    [
+        ("mine", "--dataset=mine --out_dir=out-mine"),
+        ("/data/of mine/a", "'--dataset=/data/of mine/a' --out_dir=out-a"),
+        ("a b:0.7,c:0.3", "'--dataset=a b:0.7,c:0.3' '--out_dir=out-a b'"),
+    ],
+)
+def test_the_command_that_is_advised_can_be_run(dataset, words):
+    line = Forecast(1, 1, "cpu", dataset, print).line(2 * DAY, 1.0)
+    assert line.endswith(f" config/quickstart.py {words}")
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_forecast_is_said_once_and_not_for_a_short_run(clock, device):
     assert run(clock, device, 0.01, 10 * 32) == []
