@@ -34,10 +34,11 @@ from benchmarks.harness import Results, table
 from bonsai import ROOT
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.sampling import Row, candidates, noise, step_key
+from bonsai.models.loading import find_source
 from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import leave_a_core, setup
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure
 
 # -----------------------------------------------------------------------------
 out_dir = "out"  # the run to serve [path]
@@ -246,7 +247,7 @@ def main(**settings) -> int:
     c = configure(globals(), settings=settings or None)
     runtime = setup(c.device, c.dtype, c.compile)
     row = {"threads": leave_a_core(c.threads), "clients": c.clients, "seconds": c.seconds}
-    source = str(resolve_path(c.out_dir))
+    source = find_source("resume", c.out_dir)
     options = {"quantize": c.quantize, "prefix_cache": PREFIX_CACHE}
     served = load_served("m", source, runtime, c.max_batch, **options)
     results = Results("serve", c.out, runtime.device, again=True)

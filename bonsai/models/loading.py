@@ -14,7 +14,12 @@ from bonsai.models.hugging_face import CONFIG_BYTES, WEIGHTS, read_model
 from bonsai.models.llmc import is_llmc, read_llmc
 from bonsai.models.table import MODELS, build_model
 from bonsai.runs.names import checkpoints
-from bonsai.runs.restore import load_checkpoint, newer_weights, run_checkpoint
+from bonsai.runs.restore import (
+    load_checkpoint,
+    newer_weights,
+    run_checkpoint,
+    runs_there_are,
+)
 from bonsai.system.errors import UserError, short_of_memory
 from bonsai.system.paths import resolve_path
 from bonsai.tokenizers.hugging_face import read_folder
@@ -66,7 +71,7 @@ def load_model(init_from: str, out_dir: str | Path = "", overrides: dict | None 
         return from_hugging_face(init_from, overrides)
     raise UserError(
         f"init_from={init_from}: there is no such checkpoint or folder, and no such GPT-2 "
-        f"({', '.join(HUB)})"
+        f"({', '.join(HUB)}): {runs_there_are(path, 'init_from')}"
     )
 
 

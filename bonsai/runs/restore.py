@@ -95,8 +95,9 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
     return max(paths, key=steps_done) if newest and len(paths) > 1 else paths[0]
 
 
-def runs_there_are(out_dir: Path) -> str:
-    """What to give instead of a folder without a run: those in it, beside it and around here."""
+def runs_there_are(out_dir: Path, setting: str = "out_dir") -> str:
+    """What to give as a setting instead of a folder without a run: those in it, beside it and
+    around here."""
     folders: dict[Path, float] = {}
     for base in (out_dir, out_dir.parent, Path(), ROOT):
         for name in (CKPT, LAST):
@@ -105,13 +106,13 @@ def runs_there_are(out_dir: Path) -> str:
                     folder, time = path.parent.resolve(), path.stat().st_mtime
                     folders[folder] = max(time, folders.get(folder, 0))
     if not folders:
-        return "set --out_dir to a run's folder, or train first"
+        return f"set --{setting} to a run's folder, or train first"
     here = Path().resolve()
     newest = sorted(folders, key=folders.get, reverse=True)
     names = [str(f.relative_to(here) if f.is_relative_to(here) else f) for f in newest[:5]]
     more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
     listed = ", ".join(map(shlex.quote, names))
-    return f"there are runs in {listed}{more}; choose one with --out_dir"
+    return f"there are runs in {listed}{more}; choose one with --{setting}"
 
 
 def newer_weights(path: Path) -> str:

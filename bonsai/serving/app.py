@@ -21,7 +21,7 @@ from bonsai.serving.api.forms import ChatForm, CompletionForm, Writer
 from bonsai.serving.api.plans import Limits, Plan, plan_chat, plan_completion
 from bonsai.serving.api.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
 from bonsai.serving.counters import AnswerTimer, Metrics
-from bonsai.serving.guard import Guard, GuardLimits
+from bonsai.serving.guard import Guard, GuardLimits, with_request_ids
 from bonsai.serving.page.playground import playground_routes
 from bonsai.serving.registry import Served
 from bonsai.serving.worker import Stopped, Worker
@@ -92,14 +92,15 @@ def create_app(server: Server) -> ASGIApp:
         server.origins,
     )
     if not server.origins:
-        return guard
-    return CORSMiddleware(  # around it: browsers ask without a key first, and want to read a 401
+        return with_request_ids(guard)
+    cors = CORSMiddleware(  # around it: browsers ask without a key first, and want to read a 401
         guard,
         allow_origins=server.origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
         expose_headers=["x-request-id", "retry-after"],
     )
+    return with_request_ids(cors)
 
 
 def add_openai_routes(app: FastAPI, server: Server) -> None:

@@ -69,13 +69,10 @@ class Guard:
         if scope["method"] == "HEAD":  # uvicorn, which knows what was asked, leaves the body out
             scope = {**scope, "method": "GET"}
 
-        request_id = request_id_of(scope)
-
         async def counted_send(message) -> None:
             if message["type"] == "http.response.start":
                 path = getattr(scope.get("route"), "path", "other")
                 self.counter[path, message["status"]] += 1
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             await send(message)
 
         body = bytearray()
@@ -172,10 +169,26 @@ class Guard:
 CLOSE = {"Connection": "close"}
 
 
-def request_id_of(scope) -> bytes:
-    """The client's own name for a request, if it is a plain one, else a new one."""
-    given = next((v for k, v in scope["headers"] if k.lower() == b"x-request-id"), b"")
-    return given if re.fullmatch(rb"[\w.:/+=-]{1,128}", given) else uuid.uuid4().hex.encode()
+def with_request_ids(app):
+    """An ASGI app whose answers, whoever gives them, name their request: as the client did, if that
+    is a plain name, or anew."""
+
+    async def named(scope, receive, send) -> None:
+        given = next((v for k, v in scope.get("headers", ()) if k.lower() == b"x-request-id"), b"")
+        name = given if re.fullmatch(rb"[\w.:/+=-]{1,128}", given) else new_request_id()
+
+        async def named_send(message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
+            await send(message)
+
+        await app(scope, receive, named_send)
+
+    return named
+
+
+def new_request_id() -> bytes:
+    return uuid.uuid4().hex.encode()
 
 
 def parse_origins(text: str) -> tuple[str, ...]:

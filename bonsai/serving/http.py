@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bonsai.serving.api.faults import error_body
+from bonsai.serving.guard import new_request_id
 from bonsai.serving.worker import Worker
 from bonsai.system.errors import UserError, reason
 
@@ -38,6 +39,7 @@ GRACE = 5.0  # seconds for running answers when the server is stopped
 # wrong is logged.
 LOGGER = logging.getLogger("bonsai.serving")
 LOGGER.setLevel(logging.ERROR)
+REASONS = {400: b"Bad Request", 503: b"Service Unavailable"}
 LINGER = 3.0  # seconds in which a server whose engine has died still says so
 
 
@@ -76,13 +78,7 @@ class Connection(HttpToolsProtocol):
         self.arrival = self.loop.call_later(self.head_seconds, self.give_up)
         self.watch: asyncio.TimerHandle | None = None  # whether the client takes what was sent
         if len(self.connections) > self.most:
-            body = error_body(503, "too many connections: try again")
-            transport.write(
-                b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-                b"Retry-After: 2\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-                % (len(body), body)
-            )
-            transport.close()
+            self.refuse(503, "too many connections: try again", b"Retry-After: 2\r\n")
 
     def connection_lost(self, exc) -> None:
         self.arrival.cancel()
@@ -158,8 +154,18 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
-            super().send_400_response(msg)
+            self.refuse(400, msg)
         self.watch_client()
+
+    def refuse(self, status: int, message: str, header: bytes = b"") -> None:
+        """The answer to what is no request for the app, and the end of the connection."""
+        body = error_body(status, message)
+        self.transport.write(
+            b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nx-request-id: %b\r\n%b"
+            b"Connection: close\r\nContent-Length: %d\r\n\r\n%b"
+            % (status, REASONS[status], new_request_id(), header, len(body), body)
+        )
+        self.transport.close()
 
     def watch_client(self) -> None:
         """From now on the client must take something every send_seconds, until it has all."""

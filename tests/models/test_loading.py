@@ -58,6 +58,8 @@ def test_what_programs_that_use_a_model_mean(tmp_path, monkeypatch):
     assert find_source("gpt2", "out") == "gpt2"
     with pytest.raises(UserError, match="no checkpoint in nowhere: there are runs in out"):
         find_source("resume", "nowhere")
+    with pytest.raises(UserError, match=r"no such GPT-2 .*: there are runs in out.*--init_from"):
+        load_model(find_source("nowhere", "out"))
 
 
 def test_without_the_optimizer(tmp_path):

@@ -75,7 +75,7 @@ WRONG = [
     ({"prompt": [-1]}, "prompt", "outside the vocabulary"),
     ({"prompt": [2**70]}, "prompt", "outside the vocabulary"),
     ({"prompt": "a" * 513}, "prompt", "context of 512"),
-    ({"prompt": [[1], [2] * 513]}, "prompt", "context of 512"),
+    ({"prompt": [[1], [2] * 513]}, "prompt[1]", "context of 512"),
     ({"model": 5}, "model", ""),
     ({"model": None}, "model", ""),
     ({"max_tokens": -1}, "max_tokens", ""),

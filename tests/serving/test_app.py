@@ -111,6 +111,9 @@ def test_other_sites_may_ask_where_they_are_named(server, monkeypatch):
     monkeypatch.setattr(server, "origins", ("https://a.example",))
     allowed = ask(server, "GET", "/health", headers=headers)
     assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+    before = {**headers, "Access-Control-Request-Method": "POST", "X-Request-Id": "mine"}
+    asked = ask(server, "OPTIONS", "/v1/completions", headers=before)
+    assert asked.status_code == 200 and asked.headers["x-request-id"] == "mine"
     monkeypatch.setattr(server, "origins", ())
     refused = ask(server, "GET", "/health", headers=headers)
     assert "access-control-allow-origin" not in refused.headers

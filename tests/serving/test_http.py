@@ -1,5 +1,6 @@
 """What one connection may send and hold, and how the server ends: in this process, times short."""
 
+import json
 import socket
 import time
 from contextlib import contextmanager
@@ -60,6 +61,19 @@ def test_small_answers_do_not_wait_for_receipts():
         (connection,) = process.server_state.connections
         sock = connection.transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200])
+def test_what_is_no_request_is_answered_as_one(sent):
+    """With an error as OpenAI's, and a name to ask after."""
+    with (
+        running(answering(refuse)) as process,
+        socket.create_connection(("127.0.0.1", process.port), timeout=20) as s,
+    ):
+        s.sendall(sent)
+        head, _, body = s.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and b"\nx-request-id: " in head
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
 def test_a_request_that_takes_too_long():

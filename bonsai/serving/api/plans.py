@@ -65,7 +65,8 @@ async def plan_completion(served: Served, body: CompletionRequest, limits: Limit
         prompts = await in_background(encode_all, served, body.prompt, cut)
     hidden = [0 if ids else len(served.start) for ids in prompts]
     prompts = [cut(ids) or served.start for ids in prompts]  # "" is the beginning of a text
-    check_prompts(served, prompts, "prompt")
+    for i, ids in enumerate(prompts):
+        check_prompt(served, ids, place(prompts, i))
     ids = bool(body.return_token_ids)
     return Plan(served, prompts, params, n, body.stop, echo, ids, hidden)
 
@@ -91,12 +92,13 @@ async def plan_chat(served: Served, body: ChatRequest, limits: Limits) -> Plan:
     try:
         prompt = await in_background(template.encode, served.tokenizer, messages)
     except UserError as e:
-        raise bad_request(str(e), "messages") from None
+        left_out = len(body.messages) - len(messages)
+        raise bad_request(str(e), wrong_message(served, template, messages, left_out)) from None
     prompt = cut(prompt)
     stops = [*body.stop, *([template.stop] if template.stop else [])]
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(served, body, max_tokens, limits, logprobs, False)
-    check_prompts(served, [prompt], "messages")
+    check_prompt(served, prompt, "messages")
     return Plan(served, [prompt], params, n, stops, want_ids=bool(body.return_token_ids))
 
 
@@ -105,15 +107,37 @@ def role_in(template: ChatTemplate, role: str) -> str:
     return "system" if role == "developer" and role not in template.roles else role
 
 
+def wrong_message(
+    served: Served, template: ChatTemplate, messages: list[tuple[str, str]], first: int
+) -> str:
+    """The field of the first message that the template, or the vocabulary, has no place for."""
+    for i, (role, text) in enumerate(messages, first):
+        if role not in template.roles:
+            return f"messages[{i}].role"
+        try:
+            served.tokenizer.encode(text)
+        except UserError:
+            return f"messages[{i}].content"
+    return "messages"
+
+
 def encode_all(served: Served, prompts: Sequence[str | list[int]], cut: "Cut") -> list[list[int]]:
     """The tokens of prompts; "<|endoftext|>" in a text is that token."""
-    try:
-        return [
-            served.tokenizer.encode(cut.text(p), allow_special=True) if isinstance(p, str) else p
-            for p in prompts
-        ]
-    except UserError as e:  # a character that the model does not know
-        raise bad_request(str(e), "prompt") from None
+    encoded = []
+    for i, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            text = cut.text(prompt, place(prompts, i))
+            try:
+                prompt = served.tokenizer.encode(text, allow_special=True)
+            except UserError as e:  # a character that the model does not know
+                raise bad_request(str(e), place(prompts, i)) from None
+        encoded.append(prompt)
+    return encoded
+
+
+def place(prompts: Sequence, i: int) -> str:
+    """The field of one of the prompts."""
+    return f"prompt[{i}]" if len(prompts) > 1 else "prompt"
 
 
 @dataclass(frozen=True)
@@ -153,12 +177,12 @@ class Cut:
         """No context of tokens has more of them: what is longer need not be encoded."""
         return self.served.context * self.served.longest
 
-    def text(self, text: str) -> str:
+    def text(self, text: str, param: str) -> str:
         """As much of the end of a text as matters. Raises ApiError if it is too long."""
         if len(text) <= self.characters:
             return text
         if self.most is None:
-            raise too_long(self.served)
+            raise too_long(self.served, param=param)
         return text[-self.characters - self.served.longest :]
 
     def messages(self, messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -222,17 +246,14 @@ def check_rows(rows: int, limits: Limits) -> None:
         raise bad_request(f"prompts x n = {rows} is above {limits.rows}: send fewer at once", "n")
 
 
-def check_prompts(served: Served, prompts: list[list[int]], param: str) -> None:
-    for prompt in prompts:
-        if len(prompt) > served.context:
-            raise too_long(served, len(prompt), param)
-        if not prompt:
-            raise bad_request("the prompt is empty", param)
-        if min(prompt) < 0 or max(prompt) >= served.vocab_size:
-            wrong = next(t for t in prompt if not 0 <= t < served.vocab_size)
-            raise bad_request(
-                f"token {wrong} is outside the vocabulary of {served.vocab_size}", param
-            )
+def check_prompt(served: Served, prompt: list[int], param: str) -> None:
+    if len(prompt) > served.context:
+        raise too_long(served, len(prompt), param)
+    if not prompt:
+        raise bad_request("the prompt is empty", param)
+    if min(prompt) < 0 or max(prompt) >= served.vocab_size:
+        wrong = next(t for t in prompt if not 0 <= t < served.vocab_size)
+        raise bad_request(f"token {wrong} is outside the vocabulary of {served.vocab_size}", param)
 
 
 def too_long(served: Served, tokens: int | None = None, param: str = "prompt") -> ApiError:

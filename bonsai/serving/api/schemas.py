@@ -1,5 +1,5 @@
 """What a request may say. A field that is not here is refused, never ignored, unless its value says
-that it is not used (UNUSED); null is as if absent.
+that it is not used (EMPTY, UNUSED); null is as if absent.
 
 Names and ranges are OpenAI's; top_k, min_p, repetition_penalty, ignore_eos, truncate_prompt_tokens
 and return_token_ids are further ones, named as in vLLM (`extra_body` in OpenAI's Python client).
@@ -145,33 +145,38 @@ LogitBias = field_of(
 )
 Text = field_of(check_text, {"type": "string"})
 
-# Fields of OpenAI's and vLLM's APIs that are not done here, with the values that ask for nothing;
-# None: whatever the value, no answer depends on it.
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # asks for nothing, in whatever field
+
+# Fields of OpenAI's and vLLM's APIs that are not done here, with the further values that ask for
+# nothing; None: whatever the value, no answer depends on it.
 UNUSED: dict[str, Collection[Any] | None] = {
     # of a request
-    "suffix": ("",),
-    "best_of": (1,),
-    "tools": ([],),
+    "best_of": (1,),  # or what n is
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": None,
-    "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
+    "prediction": None,
     "reasoning_effort": ("none",),
+    "include_reasoning": None,
     "verbosity": ("medium",),
     "store": None,
     "metadata": None,
     "service_tier": ("auto", "default"),
     "safety_identifier": None,
     "prompt_cache_key": None,
+    "prompt_cache_options": None,
     "prompt_cache_retention": None,
+    "cache_salt": None,
     "request_id": None,
     "priority": (0,),
     "use_beam_search": (False,),
+    "early_stopping": (False,),
     "length_penalty": (1,),
     "min_tokens": (0,),
-    "stop_token_ids": ([],),
-    "bad_words": ([],),
+    "top_logprobs": (0,),  # of a completion
+    "detokenize": (True,),
+    "truncation_side": ("left",),
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True, False),
@@ -181,12 +186,12 @@ UNUSED: dict[str, Collection[Any] | None] = {
     "return_tokens_as_token_ids": (False,),
     "return_token_strs": (False,),
     "echo": (False,),  # of a chat
-    # of a message
-    "refusal": (),
-    "tool_calls": ([],),
-    "annotations": ([],),
-    "audio": (),
+    # of a part of a message
+    "prompt_cache_breakpoint": None,
 }
+
+
+ASKING = ("web_search_options",)  # of these even an empty object asks for something
 
 
 def is_unused(name: str, value: object) -> bool:
@@ -195,9 +200,9 @@ def is_unused(name: str, value: object) -> bool:
     >>> is_unused("tools", []), is_unused("best_of", 2), is_unused("best_of", True)
     (True, False, False)
     """
-    if value is None or name not in UNUSED:
-        return value is None
-    nothing = UNUSED[name]
+    if value in EMPTY:
+        return value is None or name not in ASKING
+    nothing = UNUSED.get(name, ())
     return nothing is None or any(
         value == other and isinstance(value, bool) == isinstance(other, bool) for other in nothing
     )
@@ -216,8 +221,11 @@ class Body(BaseModel):
             return body
         known = {k: v for k, v in body.items() if k in cls.model_fields}
         for name, value in body.items():  # the first mistake is enough: there may be thousands
-            if name not in known and not is_unused(name, value):
-                return {**known, name: value}
+            if name in known or is_unused(name, value):
+                continue
+            if name == "best_of" and type(value) is int and value == body.get("n"):
+                continue  # all that are written are given
+            return {**known, name: value}
         return known
 
 

@@ -15,6 +15,7 @@ from bonsai.serving.page.runs import find_runs, list_runs, rows_from
 from bonsai.serving.registry import Served, usable_tokenizers
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, Tokenizer
+from bonsai.tokenizers.tokenizer_json import jinja
 
 LONGEST_TEXT = 200_000  # characters to tokenize for the page
 MOST_INSPECTIONS = 4  # at once
@@ -65,7 +66,7 @@ def playground_routes(server) -> APIRouter:
             "bos_token": start,  # what an empty prompt becomes
             "eos_token": None if eot is None else EOT_TEXT,
             "pad_token": None,
-            "chat_template": None,  # not one of Jinja's: messages go to /v1/chat/completions
+            "chat_template": None if served.chat is None else jinja(served.chat),
         }
 
     @router.post("/tokenize", openapi_extra=takes(TokenizeRequest))

@@ -8,6 +8,7 @@ from helpers.server_in_process import model_server
 from bonsai.serving.api.faults import ApiError
 from bonsai.serving.api.plans import INLINE, Cut, Limits, plan_chat, plan_completion
 from bonsai.serving.api.schemas import ChatRequest, CompletionRequest
+from bonsai.system.errors import UserError
 from bonsai.tokenizers.chat import ChatTemplate
 
 CONTEXT, EOT = 160, 256
@@ -76,6 +77,56 @@ def test_prompts_that_do_not_fit(model):
     for token in (257, -1):
         assert f"token {token} is outside" in refused(plan, model, [1, token]).message
     assert refused(plan, model, logit_bias={"257": 1}).param == "logit_bias"
+
+
+class Few:
+    """The byte tokenizer without one of its characters."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def encode(self, text, allow_special=False):
+        if "z" in text:
+            raise UserError("'z' is not in this vocabulary")
+        return self.tokenizer.encode(text, allow_special)
+
+
+@pytest.mark.parametrize(
+    "prompt, param",
+    [
+        ("z", "prompt"),
+        (["z"], "prompt"),
+        (["a", "z"], "prompt[1]"),
+        ([[1], [2, 999]], "prompt[1]"),
+        ([999], "prompt"),
+        (["a", "b", "a" * (CONTEXT + 1)], "prompt[2]"),
+        (["a", "a" * 100_000], "prompt[1]"),
+    ],
+    ids=lambda v: str(v)[:20],
+)
+def test_the_prompt_that_is_wrong_is_named(model, monkeypatch, prompt, param):
+    monkeypatch.setattr(model, "tokenizer", Few(model.tokenizer))
+    assert refused(plan, model, prompt).param == param
+
+
+@pytest.mark.parametrize(
+    "wrong, param",
+    [
+        ({"role": "tool", "content": "a"}, "messages[2].role"),
+        ({"role": "User", "content": "a"}, "messages[2].role"),
+        ({"role": "user", "content": "az"}, "messages[2].content"),
+    ],
+)
+def test_the_message_that_is_wrong_is_named(model, monkeypatch, wrong, param):
+    monkeypatch.setattr(model, "tokenizer", Few(model.tokenizer))
+    messages = [{"role": "user", "content": "a" * 300}, {"role": "user", "content": "b"}, wrong]
+    body = ChatRequest(model="m", messages=messages)
+    with pytest.raises(ApiError) as e:
+        asyncio.run(plan_chat(model, body, Limits(truncate=True)))
+    assert e.value.status == 400 and e.value.param == param
 
 
 def test_a_long_text_is_encoded_beside_the_loop(model):

@@ -1,5 +1,7 @@
 """bonsai/serving/api/schemas.py: fields one by one, at the ends of their ranges."""
 
+import typing
+
 import pytest
 from pydantic import ValidationError
 
@@ -9,6 +11,7 @@ from bonsai.serving.api.schemas import (
     MOST_STOPS,
     MOST_TOKENS,
     UNUSED,
+    ChatRequest,
     CompletionRequest,
     Message,
     check_logit_bias,
@@ -86,7 +89,37 @@ def test_a_field_that_asks_for_nothing_is_left_out(name):
 
 def test_true_is_not_one_and_false_is_not_zero():
     assert not is_unused("best_of", True) and not is_unused("priority", False)
-    assert not is_unused("no such field", 1) and is_unused("no such field", None)
+    assert not is_unused("no such field", 1) and not is_unused("no such field", False)
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}])
+def test_what_is_empty_asks_for_nothing(nothing):
+    assert is_unused("no such field", nothing) and is_unused("tools", nothing)
+    assert is_unused("web_search_options", nothing) == (nothing is None)
+    assert Message(role="user", content="a", reasoning=nothing).text == "a"
+    part = {"type": "text", "text": "a", "cache_control": nothing}
+    assert Message(role="user", content=[part]).text == "a"
+
+
+def test_the_best_of_as_many_as_are_given():
+    body = {"model": "m", "prompt": "a"}
+    assert CompletionRequest(**body, n=3, best_of=3).n == 3
+    for wrong in ({"n": 3, "best_of": 4}, {"n": 1, "best_of": True}, {"best_of": 2}):
+        with pytest.raises(ValidationError, match="extra_forbidden"):
+            CompletionRequest(**body, **wrong)
+
+
+# What OpenAI's API does and this one does not, whatever the value.
+NOT_HERE = {"audio", "functions", "moderation", "suffix", "tools", "web_search_options"}
+
+
+@pytest.mark.parametrize("path, model", [("", CompletionRequest), (".chat", ChatRequest)])
+def test_every_field_of_openais_client_is_known(path, model):
+    """One that a release of it adds is to be done, to be unused, or to be refused on purpose."""
+    types = pytest.importorskip(f"openai.types{path}.completion_create_params")
+    fields = typing.get_type_hints(types.CompletionCreateParamsBase)
+    assert {"model", "stream_options"} <= set(fields)
+    assert set(fields) <= {*model.model_fields, *UNUSED, *NOT_HERE, "stream"}
 
 
 def test_an_unknown_field_is_refused_and_one_without_use_is_not():
