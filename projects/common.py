@@ -1,18 +1,28 @@
 """What the studies share: a run of train.py, losses by position, and the look of their pictures."""
 
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from bonsai import ROOT
-from bonsai.data.dataset import Split
+from bonsai.data.dataset import Mixture, Split
 from bonsai.files.access import save_picture
 from bonsai.runs.names import resumable
-from bonsai.runs.restore import run_checkpoint, steps_done
+from bonsai.runs.restore import load_checkpoint, run_checkpoint
 from bonsai.system.errors import UserError
+from bonsai.system.values import COMMAND_LINE, Setting
+from bonsai.training.interrupts import SIGNALS
+from bonsai.training.start import OF_THE_COMMAND
+
+# options that do not change what a run has learnt; data are compared by their content
+UNCHANGED = {"dataset", "save_interval", "eval_interval", "eval_iters", "log_interval", "keep_last"}
+UNCHANGED |= {*OF_THE_COMMAND}
 
 COLORS = ("#2f6db3", "#d1495b", "#3a8f5c", "#b07c1f", "#7a5195", "#4c9f9f", "#8c564b", "#666666")
 COLORS += ("#e377c2", "#a3b53a")
@@ -22,25 +32,77 @@ def train(config: str | Path, out_dir: str | Path, max_iters: int, *options: str
     """Run train.py with a config file into out_dir, as a program of its own.
 
     A finished run is not repeated, an interrupted one goes on: the steps done are in its
-    checkpoint. Other options take an out_dir of their own. UserError where the run fails.
+    checkpoint. UserError where the run fails, or where the one that is there is of other data or,
+    being finished, of other options. A signal, which train.py saves at, ends this program, too.
     """
     out = Path(out_dir)
     if resumable(out):
-        done = steps_done(run_checkpoint(out, newest=True))
+        checkpoint = load_checkpoint(run_checkpoint(out, newest=True), optimizer=False)
+        done = checkpoint.get("iter_num", 0)
+        given = dict(word[2:].split("=", 1) for word in options if "=" in word)
+        check_data(out, checkpoint, given.get("dataset", ""))
         if done >= max_iters:
+            check_options(out, checkpoint.get("config", {}), given)
             print(f"{out} has {done} steps already: not trained again (delete it to train anew)")
             return
     command = [sys.executable, str(ROOT / "train.py"), str(config), "--init_from=auto"]
     command += [f"--out_dir={out}", f"--max_iters={max_iters}", f"--lr_decay_iters={max_iters}"]
-    done = subprocess.run([*command, *options])
-    if done.returncode:
-        raise UserError(f"training into {out} ended with status {done.returncode}")
+    status = run_and_pass_on([*command, *options])
+    if status > 128:  # a signal; the run has said where it stopped
+        sys.exit(status)
+    if status:
+        raise UserError(f"training into {out} ended with status {status}")
+
+
+def check_data(out: Path, checkpoint: dict, dataset: str) -> None:
+    """UserError where a run was trained on other data than these: prepared with another seed they
+    have examples in val that it has learnt."""
+    if dataset and Mixture.open(dataset).changed_since(checkpoint.get("data") or {}):
+        raise UserError(
+            f"{out} was trained on other data than {dataset} is now: set another --out_dir, or "
+            "delete it to train anew"
+        )
+
+
+def check_options(out: Path, config: dict, given: dict[str, str]) -> None:
+    """UserError for an option by which the finished run was not trained."""
+    for name in given.keys() - UNCHANGED:
+        was, asked = config.get(name), given[name]
+        if name in config:
+            asked = Setting(name, was, (type(was),)).read(asked, COMMAND_LINE)
+        if asked != was:
+            raise UserError(
+                f"{out} was trained with {name}={was}, not {asked}: set another --out_dir, or "
+                "delete it to train anew"
+            )
+
+
+def run_and_pass_on(command: list[str]) -> int:
+    """Run a program to its end and return its status. Signals to this one are passed on: it saves
+    and ends by itself, while subprocess.run would kill it a moment after a Ctrl-C."""
+    before = {}
+    with subprocess.Popen(command) as process:
+
+        def pass_on(number: int, frame: object) -> None:
+            with suppress(ValueError, OSError):  # it has just ended; on Windows it has its own
+                process.send_signal(number)
+
+        if threading.current_thread() is threading.main_thread():
+            numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+            before = {number: signal.signal(number, pass_on) for number in numbers}
+        try:
+            return process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @torch.no_grad()
 def loss_by_position(model: torch.nn.Module, split: Split, T: int, windows: int) -> torch.Tensor:
-    """Mean cross-entropy in nats at each position of `windows` windows of T tokens: (T,) fp64."""
+    """Mean cross-entropy in nats at each position of `windows` windows of T tokens: (T,) fp64; nan
+    where a mask leaves no target."""
     was_training, total = model.training, torch.zeros(T, dtype=torch.float64)
+    count = torch.zeros(T, dtype=torch.int64)
     model.eval()
     starts = split.eval_starts(T)
     starts = starts[starts + T < len(split)]  # whole windows only
@@ -49,10 +111,13 @@ def loss_by_position(model: torch.nn.Module, split: Split, T: int, windows: int)
     for i in range(0, len(chosen), rows):
         x, y = map(torch.from_numpy, split.windows(chosen[i : i + rows], T))
         logits, _ = model(x, y)  # (B, T, V)
-        losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), y.flatten(), reduction="none", ignore_index=-1
+        )
         total += losses.view_as(y).double().sum(dim=0)
+        count += (y >= 0).sum(dim=0)
     model.train(was_training)
-    return total / len(chosen)
+    return total / count
 
 
 def new_figure(width: float, height: float):

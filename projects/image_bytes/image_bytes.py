@@ -279,8 +279,6 @@ def main(**settings) -> None:
     loaded.checkpoint = None
     runtime = setup(dtype="float32", compile=False)
     model, N = to_device(loaded.model, runtime.device), len(layout.places)
-    if model.config.block_size != N or model.config.patch_size != layout.patch_size:
-        raise UserError(f"{out / 'run'} was trained on pictures of another layout: set --out_dir")
     val = open_dataset(str(out / "data")).split("val")
     loss, count = split_loss(model, val, runtime, N, 32)
     print(f"{loss / math.log(2):.4f} bits per byte on {count // N:,} pictures held out")

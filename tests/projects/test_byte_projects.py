@@ -83,7 +83,7 @@ def test_a_folder_of_pictures_from_start_to_completions(tmp_path):
     meta = json.loads((tmp_path / "out" / "data" / "meta.json").read_text())
     assert meta["row_length"] == 49 and meta["splits"]["train"]["documents"] == 7
     again = script(IMAGES, tmp_path, *options, "--out_dir=out", "--patch=4")
-    assert_one_line_error_at_the_end(again, "another layout")
+    assert_one_line_error_at_the_end(again, "was trained with patch_size=6, not 12")
 
 
 def assert_one_line_error_at_the_end(result, *words: str) -> None:
