@@ -6,7 +6,8 @@
     python projects/translate/translate.py --text="Ein Hund rennt durch den Schnee."
 
 An encoder-decoder has a source and padding, which train.py does not know: here is its loop, on
-the parts that train.py uses. It saves after every epoch and goes on where it stopped.
+the parts that train.py uses. It saves after every epoch and when it is interrupted, and goes on
+where it stopped; what the command then leaves out is as it was.
 """
 
 import gzip
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from bonsai import tokenizers
-from bonsai.data.dataset import Dataset, open_dataset
+from bonsai.data.dataset import Dataset, Mixture
 from bonsai.engine import SamplingParams, generate
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
@@ -33,10 +34,13 @@ from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
 from bonsai.runs.checkpoint import save_checkpoint
+from bonsai.runs.lock import RunLock
+from bonsai.runs.names import CKPT
 from bonsai.runs.restore import load_checkpoint
-from bonsai.system.errors import UserError, run
+from bonsai.system.errors import UserError, flush, run
 from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
+from bonsai.training.interrupts import Interrupts
 from bonsai.training.optimizers import load_optimizer_state
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
@@ -82,6 +86,8 @@ out_dir = "out-translate"  # [path]
 # -----------------------------------------------------------------------------
 
 Pair = tuple[list[int], list[int]]
+# settings that decide over a run's batches and rates, beside the fields of its model
+OF_THE_RUN = ("seed", "batch_tokens", "warmup", "rate_factor")
 
 
 def special_ids(data: Dataset) -> dict[str, int]:
@@ -149,48 +155,90 @@ def validation_loss(c: Config, model: Seq2Seq, pairs: list[Pair], runtime: Runti
     return total / count
 
 
-def train_model(c: Config, data: Dataset, runtime: Runtime) -> tuple[Seq2Seq, float]:
-    """Train from where the last run stopped; returns the model and the seconds of training."""
-    pairs, val = read_pairs(data, "train"), read_pairs(data, "val")
+def go_on_from(c: Config, data: Mixture, path: Path) -> dict:
+    """The checkpoint of a run in out_dir; the settings by which it was made go into `c`. UserError
+    for one that was given and differs, and for another tokenizer."""
+    state = load_checkpoint(path)
+    before = {**state["model_args"], **state.get("config", {})}
+    for name in (*model_fields(c, Seq2SeqConfig), *OF_THE_RUN):
+        was = before.get(name, c[name])
+        if name in c.given and c[name] != was:
+            raise UserError(
+                f"{path} was trained with {name}={was}, not {c[name]}: leave it out, or set "
+                "another --out_dir"
+            )
+        c[name] = was
+    if state.get("tokenizer") != data.tokenizer:
+        raise UserError(
+            f"{path} has another tokenizer than the data set {c.dataset}: set another --out_dir"
+        )
+    if changed := data.changed_since(state.get("data", {})):
+        print(f"the data are not those of this run so far: {', '.join(changed)} changed since")
+    return state
+
+
+def train_model(c: Config, data: Mixture, runtime: Runtime, lock: RunLock) -> tuple[Seq2Seq, float]:
+    """Train from where the last run stopped; returns the model and the seconds of training. It ends
+    the program where that was asked to stop, after saving. lock: has out_dir."""
+    out, part = Path(c.out_dir), data.parts[0]
+    pairs, val = read_pairs(part, "train"), read_pairs(part, "val")
+    state = go_on_from(c, data, out / CKPT) if (out / CKPT).exists() else {}
     try:
         shape = model_fields(c, Seq2SeqConfig)
-        config = Seq2SeqConfig(data.vocab_size, **special_ids(data), **shape)
+        config = Seq2SeqConfig(part.vocab_size, **special_ids(part), **shape)
     except ValueError as e:
         raise UserError(e) from None
+    if state and state["model_args"] != asdict(config):
+        raise UserError(f"{out / CKPT} is a model of another kind: set another --out_dir")
     torch.manual_seed(c.seed)
     model = Seq2Seq(config)
     settings = StepSettings(weight_decay=0.0, beta2=0.98, adam_eps=1e-9, seed=c.seed)
     training = TrainingStep(model, settings, runtime)
-    optimizer = training.optimizer
-    first, step, seconds = 0, 0, 0.0
-    if (Path(c.out_dir) / "ckpt.pt").exists():
-        state = load_checkpoint(Path(c.out_dir) / "ckpt.pt")
-        if state["model_args"] != asdict(config):
-            raise UserError(f"{c.out_dir} holds a model of another shape: set another --out_dir")
+    if state:
         model.load_state_dict(state["model"])
-        load_optimizer_state(optimizer, state["optimizer"])
-        first, step, seconds = state["epoch"], state["iter_num"], state["seconds"]
+        load_optimizer_state(training.optimizer, state["optimizer"])
+    first, done = state.get("epoch", 0), state.get("batch", 0)  # batches of the first epoch
+    step, seconds = state.get("iter_num", 0), state.get("seconds", 0.0)
     print(f"{model.num_params() / 1e6:.2f}M parameters, {len(pairs):,} pairs, {runtime.summary}")
-    for epoch in range(first, c.epochs):
-        begin, losses = time.perf_counter(), []
-        model.train()
-        for rows in batches(c, pairs, epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = warmup_rate(step, c.n_embd, c.warmup, c.rate_factor)
-            batch = tensors([pairs[i] for i in rows], config, runtime.device)
-            losses.append(training(step, [batch]).item())
-            step += 1
-        seconds += time.perf_counter() - begin
-        print(
-            f"epoch {epoch + 1} of {c.epochs}, step {step}: train loss {np.mean(losses):.4f}, "
-            f"val loss {validation_loss(c, model, val, runtime):.4f}, {seconds:.0f} s",
-            flush=True,
-        )
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        state |= {"model_args": asdict(config), "tokenizer": data.tokenizer}
-        state |= {"iter_num": step, "epoch": epoch + 1, "seconds": seconds}
-        Path(c.out_dir).mkdir(parents=True, exist_ok=True)
-        save_checkpoint(Path(c.out_dir), state)
+    with Interrupts(runtime) as interrupts:
+        interrupts.watch()
+
+        def save(epoch: int, batch: int = 0) -> None:
+            lock.check()
+            state = {"model": model.state_dict(), "optimizer": training.optimizer.state_dict()}
+            state |= {"model_args": asdict(config), "tokenizer": data.tokenizer, "config": dict(c)}
+            state |= {"data": data.fingerprints(), "seconds": seconds}
+            save_checkpoint(out, {**state, "iter_num": step, "epoch": epoch, "batch": batch})
+
+        def stop(epoch: int, batch: int = 0) -> None:
+            if status := interrupts.status():
+                save(epoch, batch)
+                print(f"saved at step {step}: the same command goes on", file=sys.stderr)
+                sys.exit(status)
+
+        for epoch in range(first, c.epochs):
+            begin, losses, before = time.perf_counter(), [], seconds
+            model.train()
+            for number, rows in enumerate(batches(c, pairs, epoch)):
+                if number < done:
+                    continue
+                stop(epoch, number)
+                for group in training.optimizer.param_groups:
+                    group["lr"] = warmup_rate(step, c.n_embd, c.warmup, c.rate_factor)
+                batch = tensors([pairs[i] for i in rows], config, runtime.device)
+                losses.append(training(step, [batch]).item())
+                step += 1
+                seconds = before + time.perf_counter() - begin
+            done = 0
+            save(epoch + 1)
+            loss = validation_loss(c, model, val, runtime)
+            line = f"epoch {epoch + 1} of {c.epochs}, step {step}: train loss {np.mean(losses):.4f}"
+            try:
+                print(f"{line}, val loss {loss:.4f}, {seconds:.0f} s", flush=True)
+            except OSError:  # nobody reads it
+                flush()
+                interrupts.stdout_closed()
+        stop(c.epochs)
     return model, seconds
 
 
@@ -295,18 +343,21 @@ def main(**settings) -> None:
     runtime = setup(c.device, c.dtype, False)
     out = Path(c.out_dir)
     if c.text:
-        state = load_checkpoint(out / "ckpt.pt", optimizer=False)
-        check_fit(Seq2Seq, Seq2SeqConfig, state["model_args"], state["model"], out / "ckpt.pt")
+        state = load_checkpoint(out / CKPT, optimizer=False)
+        check_fit(Seq2Seq, Seq2SeqConfig, state["model_args"], state["model"], out / CKPT)
         model = Seq2Seq(Seq2SeqConfig(**state["model_args"])).to(runtime.device)
         model.load_state_dict(state["model"])
         print(translate(c, model, tokenizers.from_dict(state["tokenizer"]), [c.text], runtime)[0])
         return
-    data = open_dataset(c.dataset)
+    mixture = Mixture.open(c.dataset)
+    data = mixture.parts[0]
     ids = special_ids(data)
     questions, wanted = test_sentences(c, data, c.source), test_sentences(c, data, c.target)
     bleu(wanted[:1], wanted[:1])  # what can fail should fail before the training
     coder = tokenizers.from_dict(data.tokenizer)
-    model, seconds = train_model(c, data, runtime)
+    with RunLock(out) as lock:
+        lock.acquire()
+        model, seconds = train_model(c, mixture, runtime, lock)
     begin = time.perf_counter()
     said = translate(c, model, coder, questions, runtime)
     row = {"model": "encoder-decoder", "parameters": model.num_params(), "minutes": seconds / 60}

@@ -2,15 +2,24 @@
 
 import gzip
 import json
+import os
 import random
+import signal
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
-from helpers.programs import ROOT, assert_one_line_error, run_command
+import torch
+from helpers.programs import ROOT, assert_one_line_error, load, run_command
 from helpers.settings import settings
 
-from bonsai.data.dataset import open_dataset
+from bonsai.data.dataset import Mixture, open_dataset
+from bonsai.runs.lock import RunLock
+from bonsai.system.errors import UserError
+from bonsai.system.runtime import setup
 from bonsai.tokenizers import from_dict
+from bonsai.training.step import TrainingStep
 from projects.translate import translate
 
 WORDS = dict(eins="one", zwei="two", drei="three", vier="four")
@@ -100,6 +109,92 @@ def test_from_pairs_to_bleu(place):
     assert (place / "out-translate" / "test.txt").read_text().count("\n") == 8
     done = script(place, "--text=Hund blau drei.", *SMALL)
     assert done.rc == 0 and "three blue dog." in done.stdout, done
+
+
+# ---- a run of its own loop: how it ends, and goes on ----
+
+
+@pytest.fixture
+def train(place, monkeypatch):
+    """train_model in this process, with these settings in a folder."""
+    monkeypatch.chdir(place)
+
+    def run(out, *options: str):
+        c = settings("projects/translate/translate.py", [*options, f"--out_dir={out}"])
+        with RunLock(Path(out)) as lock:
+            lock.acquire()
+            translate.train_model(
+                c, Mixture.open("toy"), setup("cpu", "float32", compile=False), lock
+            )
+        return load(Path(out) / "ckpt.pt")
+
+    return run
+
+
+FEW = ["--dataset=toy", *SMALL, "--n_embd=16", "--batch_tokens=400", "--dropout=0.1"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_saves_and_the_run_that_goes_on_is_exact(train, tmp_path, monkeypatch, name):
+    """In the middle of an epoch; what the second command leaves out is as it was."""
+    whole, step = train(tmp_path / "whole", *FEW), TrainingStep.__call__
+    steps = []
+
+    def counted(self, number, *rest):
+        steps.append(number)
+        if len(steps) == 3:
+            os.kill(os.getpid(), getattr(signal, name))
+        return step(self, number, *rest)
+
+    monkeypatch.setattr(TrainingStep, "__call__", counted)
+    with pytest.raises(SystemExit) as end:
+        train(tmp_path / "parts", *FEW)
+    assert end.value.code == 128 + getattr(signal, name)
+    assert load(tmp_path / "parts" / "ckpt.pt")["iter_num"] == 3
+    again = train(tmp_path / "parts", "--dataset=toy", "--epochs=2", "--device=cpu")
+    assert steps == [*range(whole["iter_num"])] and again["iter_num"] == whole["iter_num"]
+    assert all(torch.equal(w, again["model"][key]) for key, w in whole["model"].items())
+
+
+def test_a_reader_that_has_gone_stops_it_with_a_save(train, tmp_path, monkeypatch):
+    def gone(*words, file=None, **how):
+        if file is None and str(words[0]).startswith("epoch"):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    with pytest.raises(SystemExit) as end:
+        train(tmp_path, *FEW, "--epochs=5")
+    assert end.value.code == 128 + 13 and load(tmp_path / "ckpt.pt")["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    "change, hint",
+    [
+        ("--n_layer=2", "trained with n_layer=1, not 2"),
+        ("--norm_placement=post", "trained with norm_placement=pre, not post"),
+        ("--seed=2", "trained with seed=1337, not 2"),
+        ("--batch_tokens=100", "trained with batch_tokens=400, not 100"),
+        ("tokenizer", "has another tokenizer than the data set toy"),
+        ("data", ""),
+        ("locked", "is the folder of a run that goes on"),
+    ],
+)
+def test_what_a_run_that_goes_on_is_of(train, tmp_path, capsys, change, hint):
+    state = train(tmp_path, *FEW, "--epochs=1")
+    if change == "tokenizer":
+        torch.save({**state, "tokenizer": {"type": "byte"}}, tmp_path / "ckpt.pt")
+    elif change == "data":
+        torch.save({**state, "data": dict.fromkeys(state["data"], "x")}, tmp_path / "ckpt.pt")
+    options = [change] if change.startswith("--") else []
+    with ExitStack() as stack:
+        if change == "locked":
+            stack.enter_context(RunLock(tmp_path)).acquire()
+        if hint:
+            stack.enter_context(pytest.raises(UserError, match=hint))
+        train(tmp_path, "--dataset=toy", "--device=cpu", "--epochs=1", *options)
+    if change == "data":
+        assert "toy/train, toy/val changed since" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
