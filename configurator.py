@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bonsai import ROOT, __version__
-from bonsai.system.errors import fail
+from bonsai.system.errors import UserError, fail
 from bonsai.system.paths import resolve_path
 from bonsai.system.values import (
     BOOL_WORDS,
@@ -99,18 +99,23 @@ def configure(
         its settings alone is left out.
 
     Prints in one line what differs from the defaults (rank 0 only). Exits with status 0 after
-    --help and --version, and with 2 on a usage error.
+    --help and --version, and with 2 on a usage error; of `settings` one is a UserError.
     """
     program = _program_settings(namespace)
     arguments = _Arguments(
         program, {name: _fields(model) for name, model in (models or {}).items()}, presets or {}
     )
     arguments.left_out = _names_set_by(ROOT / files_of) if files_of else set()
-    if settings is not None:
-        arguments.read_settings(settings)
-    else:
-        arguments.read(list(sys.argv[1:] if argv is None else argv))
-    config = arguments.config()
+    try:
+        if settings is not None:
+            arguments.read_settings(settings)
+        else:
+            arguments.read(list(sys.argv[1:] if argv is None else argv))
+        config = arguments.config()
+    except UserError as e:
+        if settings is not None:  # the caller may go on
+            raise
+        fail(e, 2)
     if arguments.wants_help:
         print(arguments.help(namespace.get("__doc__")), flush=True)
         sys.exit(0)
@@ -157,7 +162,7 @@ def _version() -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    fail(message, 2)
+    raise UserError(message) from None
 
 
 # --- where settings are declared: the program's source and the models' dataclasses ---
@@ -435,6 +440,8 @@ def _parse_file(path: Path, name: str) -> ast.Module:
         if b"\0" in source:
             _fail(f"{name} is no text in UTF-8{hint or ': save it as UTF-8'}")
         tree = ast.parse(source, name)
+    except UserError:
+        raise
     except SyntaxError as e:
         _fail(f"{name}{f':{e.lineno}' if e.lineno else ''}: {type(e).__name__}: {e.msg}{hint}")
     except Exception as e:

@@ -36,6 +36,16 @@ def read_rows(path: Path) -> tuple[list[dict], int]:
     return rows, lines - len(rows)
 
 
+def evaluations(rows: list[dict]) -> list[dict]:
+    """Of these rows the evaluations whose losses compare: those since the run has had other data,
+    the first of which says "other_data"."""
+    found: list[dict] = []
+    for row in rows:
+        if row.get("val_loss") is not None:
+            found = [row] if row.get("other_data") else [*found, row]
+    return found
+
+
 def parse_object(line: str | bytes) -> dict | None:
     """The JSON object in a line, nan and inf as null; None where there is none."""
     try:

@@ -56,6 +56,8 @@ def muon(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
         "residual": c.scalar_lr / 100,  # their effect adds up over the layers
     }
     kinds = {k: p for k, p in model.param_groups().items() if p}
+    if "matrices" not in kinds:
+        raise UserError("optimizer=muon is for matrices, of which this model has none: use adamw")
     groups = [
         {"params": params, "lr": rates[k], "eps": c.adam_eps, **adam}
         for k, params in kinds.items()
@@ -108,7 +110,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     )
     if saved != now:
         raise UserError(
-            "the checkpoint was trained with the other optimizer: set optimizer as it was, or "
+            "the checkpoint was trained with another optimizer: set optimizer as it was, or "
             "start from its weights alone, --init_from=FILE"
         )
     groups = [

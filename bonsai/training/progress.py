@@ -120,6 +120,8 @@ class Meter:
         """Of an evaluation; lr: the rate of the step that comes next."""
         progress = self.progress
         row = {"iter": progress.step, **losses, "lr": lr, "mfu": self.mfu}
+        if progress.evaluated < 0 < progress.step:  # forgotten
+            row["other_data"] = 1
         return {**row, "tokens": progress.tokens, "seconds": progress.seconds}
 
     def stop(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from bonsai.files.atomic import replace_text, whole_file
-from bonsai.runs.metrics import forget_after, read_metrics, row_text
+from bonsai.runs.metrics import evaluations, forget_after, read_metrics, row_text
 from bonsai.runs.names import CURVE, LOG, METRICS, SETTINGS
 from bonsai.system.errors import FULL, UserError, flush, no_writing
 from bonsai.system.provenance import header
@@ -220,7 +220,7 @@ class Report:
         self.plot()
         self.track(lambda tracker: tracker.picture("loss curve", self.folder / CURVE))
         line = f"{steps} steps, {tokens:,} tokens, {seconds:.0f} s training"
-        evals = [row for row in read_metrics(self.folder) if row.get("val_loss") is not None]
+        evals = evaluations(read_metrics(self.folder))
         if evals:
             first, last = evals[0], evals[-1]
             line += f"; validation loss {first['val_loss']:.4f} -> {last['val_loss']:.4f}"
@@ -265,10 +265,10 @@ def plot_loss(folder: Path, title: str = "") -> Path:
         train = [math.nan if r.get("train_loss") is None else r["train_loss"] for r in evals]
         axes.plot(at, train, color="#2f6db3", label="train", **marker)
         axes.plot(at, [r["val_loss"] for r in evals], color="#d1495b", label="validation", **marker)
-        last, best = evals[-1], min(evals, key=lambda r: r["val_loss"])
+        best = min(evaluations(rows), key=lambda r: r["val_loss"])
         text = f"best validation {best['val_loss']:.4f} at step {best['iter']}"
-        if last.get("val_bpb"):
-            text += f"; last {last['val_bpb']:.3f} bits per byte"
+        if evals[-1].get("val_bpb"):
+            text += f"; last {evals[-1]['val_bpb']:.3f} bits per byte"
         axes.set_title(title or text, fontsize=10)
         axes.axhline(best["val_loss"], color="#d1495b", lw=0.6, ls=":")
     axes.set_xlabel("step")

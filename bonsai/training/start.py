@@ -112,6 +112,8 @@ def begin(c, folder, world_size: int, lap: Callable[[str], object] = str) -> Sta
             before = loaded.config
             take_settings(c, before, loaded.source)
     if c.depth > 0 and (loaded is None or "depth" in c.given):
+        if c.model != "gpt":
+            raise UserError(f"depth={c.depth} is a rule for the gpt: leave it out for {c.model}")
         rule = compute_optimal(c.depth, c, c.given, world_size)
         c.update(rule)
         c.given |= rule.keys()
@@ -162,6 +164,11 @@ def schedule_notes(c) -> list[str]:
             f"from step {c.lr_decay_iters:,} (lr_decay_iters) to {c.max_iters:,} (max_iters) the "
             f"learning rate is min_lr={c.min_lr:g}"
         )
+    elif c.decay_lr and c.lr_decay_iters > c.max_iters > 0:
+        notes.append(
+            f"the run ends at step {c.max_iters:,} (max_iters), before the learning rate is at "
+            f"min_lr={c.min_lr:g}: at step {c.lr_decay_iters:,} (lr_decay_iters)"
+        )
     if c.decay_lr and c.warmup_iters >= c.max_iters > 0:
         notes.append(
             f"warm-up (warmup_iters={c.warmup_iters:,}) is as long as the run or longer "
@@ -201,7 +208,7 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
     template = data.chat_template or state.get("chat_template")
     tokenizer = data.tokenizer or loaded.tokenizer
     note = f"weights from {loaded.source}"
-    start = Start(loaded.model, data, tokenizer, template, [])
+    start = Start(loaded.model, data, tokenizer, template, [loaded.newer] if loaded.newer else [])
     if before is not None:
         start.resuming, start.checkpoint = True, state
         start.progress = Progress.of(state)
@@ -235,7 +242,7 @@ def take_settings(c, before: dict, source: str) -> None:
     if "optimizer" in c.given and c.optimizer != used:
         advice = shlex.quote(f"--init_from={source}")
         raise UserError(
-            f"{source} was trained with the other optimizer, {used}: leave optimizer={c.optimizer} "
+            f"{source} was trained with another optimizer, {used}: leave optimizer={c.optimizer} "
             f"out, or start from its weights alone, {advice}"
         )
     evens_out = "neuron_beta" in c.given and c.neuron_beta

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 import configurator
 from bonsai import __version__
+from bonsai.system.errors import UserError
 from configurator import Config, configure, describe, model_fields
 
 ROOT = Path(configurator.__file__).resolve().parent
@@ -814,11 +816,10 @@ def test_settings_from_python_and_nothing_stays(folder):
         ({"batch_size": "4"}, "from Python: batch_size expects int, got '4'; e.g. batch_size = "),
     ],
 )
-def test_mistakes_from_python(folder, capsys, wrong, message):
+def test_a_mistake_from_python_is_an_exception(folder, wrong, message):
     write("train.py", TRAIN)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
         configure(namespace(TRAIN), MODELS, settings=wrong)
-    assert message in capsys.readouterr().err
 
 
 # --- called again, and what is asked of every program ---

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bonsai.runs.metrics import forget_after, read_metrics, read_rows, row_text
+from bonsai.runs.metrics import evaluations, forget_after, read_metrics, read_rows, row_text
 
 
 def test_a_line_cut_short_is_left_out(tmp_path):
@@ -41,3 +41,11 @@ def test_what_is_done_again_is_forgotten(tmp_path):
         path.write_text("".join(json.dumps(r) + "\n" for r in rows))
         assert forget_after(path, 2, evaluated) == 0
         assert [r["iter"] for r in read_metrics(tmp_path)] == expected
+
+
+@pytest.mark.parametrize("marked, steps", [((), [0, 2, 4]), ((2,), [2, 4]), ((2, 4), [4])])
+def test_losses_on_other_data_do_not_compare(marked, steps):
+    rows = [{"iter": i, "loss": 1.0} for i in range(5)]
+    for i in (0, 2, 4):
+        rows.append({"iter": i, "val_loss": 1.0} | ({"other_data": 1} if i in marked else {}))
+    assert [row["iter"] for row in evaluations(rows)] == steps

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.settings import SETTINGS
 
+from bonsai.models.contract import LanguageModel
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
 from bonsai.training.optimizers import (
@@ -155,3 +156,14 @@ def test_the_other_optimizers_state_is_refused():
     for optimizer, state in ((other, muon.state_dict()), (muon, other.state_dict())):
         with pytest.raises(UserError, match="other optimizer"):
             load_optimizer_state(optimizer, state)
+
+
+def test_muon_wants_matrices():
+    class Bigrams(LanguageModel):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(7, 7)
+
+    with pytest.raises(UserError, match="of which this model has none: use adamw"):
+        build_optimizer(Bigrams(), replace(SETTINGS, optimizer="muon"), CPU)
+    build_optimizer(Bigrams(), SETTINGS, CPU)

@@ -92,7 +92,7 @@ def test_a_row_says_what_is_not_as_it_should_be():
 
 
 def test_the_share_of_a_known_peak(seconds):
-    progress = Progress(step=0, tokens=0)
+    progress = Progress(step=0, tokens=0, evaluated=0)
     meter = Meter(progress, a_step())
     meter.peak = 10.0 * meter.flops_per_token
     progress.step, progress.tokens = 1, 20
@@ -103,6 +103,8 @@ def test_the_share_of_a_known_peak(seconds):
     losses = ["train_loss", "val_loss", "val_bpb"]
     assert list(row) == ["iter", *losses, "lr", "mfu", "tokens", "seconds"]
     assert list(row.values()) == [1, 1.0, 1.5, None, 0.2, meter.mfu, 20, 4.0]
+    progress.forget_evaluations()
+    assert meter.evaluation_row(0.2, {"val_loss": 1.5})["other_data"] == 1
 
 
 def test_at_the_end_the_steps_that_were_not_logged_count(seconds):

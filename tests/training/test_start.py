@@ -254,6 +254,9 @@ BASE |= dict(optimizer="adamw", lr_schedule="cosine", momentum=0.9, cooldown=0.4
         (dict(cooldown=0.5), ["without effect, as lr_schedule=cosine: cooldown"]),
         (dict(decay_lr=False, min_lr=1e-4), ["without effect, as decay_lr=False: min_lr"]),
         (dict(lr_decay_iters=5), ["from step 5"]),
+        (dict(lr_decay_iters=10), ["the run ends at step 9 (max_iters), before the learning rate"]),
+        (dict(lr_decay_iters=10, max_iters=0), []),
+        (dict(lr_decay_iters=10, decay_lr=False), ["without effect, as decay_lr=False"]),
     ],
 )
 def test_what_is_odd_is_said(changes, words):
@@ -301,6 +304,9 @@ def test_data_that_changed_are_said_and_measured_anew(train, tmp_path, capsys):
     assert "the data are not those that this run has trained on so far" in said
     assert f"{folder}/train" in said and f"{folder}/val" in said
     assert load(tmp_path / "run" / "ckpt.pt")["iter_num"] > 4  # the best on these data
+    evals = {row["iter"]: row for row in metrics(tmp_path / "run") if "val_loss" in row}
+    assert [step for step, row in evals.items() if "other_data" in row] == [4]
+    assert f"validation loss {evals[4]['val_loss']:.4f} -> {evals[6]['val_loss']:.4f} (" in said
 
 
 # ---- masked targets ----
@@ -385,6 +391,11 @@ def test_the_dial_says_what_it_costs_before_it_starts(train, tmp_path, capsys):
     assert cost in said and said.index(cost) < said.index("step 0: train loss")
 
 
+def test_the_dial_is_the_gpts(train, tmp_path):
+    with pytest.raises(UserError, match="depth=2 is a rule for the gpt: leave it out for megabyte"):
+        train(tmp_path, SMALL, MODELS["megabyte"], depth=2)
+
+
 def test_which_weights_are_used_is_said_where_they_are_not_the_newest(train, tmp_path, capsys):
     out = tmp_path / "run"
     assert train(out, SMALL, max_iters=2) == 0
@@ -398,3 +409,6 @@ def test_which_weights_are_used_is_said_where_they_are_not_the_newest(train, tmp
     for loaded in (load_model("best", out), load_model(str(out), "")):
         assert loaded.source.endswith("ckpt.pt") and loaded.newer in said
     assert load_model("resume", out).newer == load_model(str(out / "last.pt"), "").newer == ""
+    for source, told in ((out, True), (out / "ckpt.pt", False), (out / "last.pt", False)):
+        assert train(tmp_path / "on", init_from=str(source), max_iters=0, eval_iters=1) == 0
+        assert (loaded.newer in capsys.readouterr().out) == told, source
