@@ -1,4 +1,8 @@
-"""The draw of the next tokens as a kernel in Triton, for what takes plain torch many small ones."""
+"""The draw of the next tokens by kernels in Triton, for what takes plain torch many small ones.
+
+`keep_kernel` reads a row's logits and finds the k-th largest; the programs of `draw_kernel` each
+draw among a part of the tokens, and `best_kernel` takes the best of the parts.
+"""
 
 import torch
 import triton
@@ -6,7 +10,110 @@ import triton.language as tl
 
 from bonsai.system.hashing import GAMMA
 
+LANES, WARPS = 4096, 32  # of keep_kernel, at most
 SIZES = (256, 1024)  # tokens among which one program draws: few sizes, as each is compiled
+
+
+# ---- which tokens a row keeps ----
+
+
+@triton.jit
+def ordered(x):
+    """fp32 as int32 in the same order."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def at_least(logits, m, bound, LANES: tl.constexpr):
+    """How many of m logits are `bound` or more, as `ordered` has them."""
+    lane = tl.arange(0, LANES)
+    count = tl.zeros((LANES,), dtype=tl.int32)
+    for begin in range(0, m, LANES):
+        there = begin + lane < m
+        x = tl.load(logits + begin + lane, mask=there, other=0.0)
+        count += (there & (ordered(x) >= bound)).to(tl.int32)
+    return tl.sum(count, axis=0)
+
+
+@triton.jit
+def halfway(low, high):
+    """Above low and at most high, for low < high."""
+    return (low + (high.to(tl.int64) - low + 1) // 2).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["m"])
+def keep_kernel(
+    logits, temperature, top_k, log_min_p, least, until, m, stride, float_stride, int_stride,
+    LANES: tl.constexpr,
+):  # fmt: skip
+    """A row's filters as two numbers: it keeps the tokens whose `ordered` logits are above `least`,
+    and of those that equal it the ones up to the id `until`: the first, as torch.topk on CUDA.
+
+    The k-th logit is looked for by bisection among the three largest of each lane. That they have
+    the k largest of all is likely, not certain; where it is not so, all are counted again.
+    """
+    row, lane = tl.program_id(0), tl.arange(0, LANES)
+    logits += row.to(tl.int64) * stride
+    k = tl.load(top_k + row * int_stride).to(tl.int32)
+    first = tl.full((LANES,), float("-inf"), dtype=tl.float32)
+    second, third = first, first
+    for begin in tl.range(0, m, LANES, loop_unroll_factor=4):
+        x = tl.load(logits + begin + lane, mask=begin + lane < m, other=float("-inf"))
+        rest = tl.minimum(first, x)
+        first = tl.maximum(first, x)
+        third = tl.maximum(third, tl.minimum(second, rest))
+        second = tl.maximum(second, rest)
+    largest = tl.max(first, axis=0)
+    low, last = tl.full((), -(2**31), dtype=tl.int32), m
+
+    if k > 0:
+        a, b, c = ordered(first), ordered(second), ordered(third)
+        low, high = tl.min(c, axis=0), ordered(largest)  # between which the k-th is
+        if k <= LANES:
+            low = tl.min(a, axis=0)
+        while low < high:
+            mid = halfway(low, high)
+            more = (a >= mid).to(tl.int32) + (b >= mid).to(tl.int32) + (c >= mid).to(tl.int32)
+            if tl.sum(more, axis=0) >= k:
+                low = mid
+            else:
+                high = mid - 1
+        kept = (a >= low).to(tl.int32) + (b >= low).to(tl.int32) + (c >= low).to(tl.int32)
+        over = (a > low).to(tl.int32) + (b > low).to(tl.int32) + (c > low).to(tl.int32)
+        count, above = tl.sum(kept, axis=0), tl.sum(over, axis=0)
+        if (m > 3 * LANES) & (tl.max(c, axis=0) >= low):  # a lane may have more of them
+            high = ordered(largest)
+            if k > 3 * LANES:
+                low = tl.full((), -(2**31), dtype=tl.int32)
+            while low < high:
+                mid = halfway(low, high)
+                if at_least(logits, m, mid, LANES) >= k:
+                    low = mid
+                else:
+                    high = mid - 1
+            count = at_least(logits, m, low, LANES)
+            above = at_least(logits, m, low + 1, LANES)
+        if count > k:
+            room = k - above
+            for begin in range(0, m, LANES):
+                at = begin + lane
+                x = tl.load(logits + at, mask=at < m, other=float("-inf"))
+                same = ((ordered(x) == low) & (at < m)).to(tl.int32)
+                number = tl.sum(same, axis=0)
+                if (room > 0) & (number >= room):
+                    ends = (same > 0) & (tl.cumsum(same, axis=0) == room)
+                    last = tl.sum(tl.where(ends, at, 0), axis=0)
+                room -= number
+    share = tl.load(temperature + row * float_stride) * tl.load(log_min_p + row * float_stride)
+    floor = ordered(largest + share)
+    if floor > low:
+        low, last = floor, m
+    tl.store(least + row, low)
+    tl.store(until + row, last)
+
+
+# ---- the draw ----
 
 
 @triton.jit
@@ -18,19 +125,27 @@ def mixed(z):
 
 @triton.jit(do_not_specialize=["m"])
 def draw_kernel(
-    logits, ids, keys, steps, drawn, values, m, row_stride,
-    IDS: tl.constexpr, BLOCK: tl.constexpr, GAMMA: tl.constexpr,
+    logits, ids, keys, steps, temperature, least, until, drawn, values,
+    m, stride, float_stride, int_stride,
+    IDS: tl.constexpr, SCALED: tl.constexpr, FILTERED: tl.constexpr, BLOCK: tl.constexpr,
+    GAMMA: tl.constexpr,
 ):  # fmt: skip
     """The best of BLOCK tokens of a row by logit + noise, the first of the best, and its value."""
     row, place = tl.program_id(0), tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    key = tl.load(keys + row * row_stride).to(tl.uint64)
-    z = mixed(key + (tl.load(steps + row * row_stride).to(tl.uint64) + 1) * GAMMA)
+    key = tl.load(keys + row * int_stride).to(tl.uint64)
+    z = mixed(key + (tl.load(steps + row * int_stride).to(tl.uint64) + 1) * GAMMA)
     key = z ^ (z >> 31)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(logits + row * m + at, mask=at < m, other=float("-inf"))
+    x = tl.load(logits + row.to(tl.int64) * stride + at, mask=at < m, other=float("-inf"))
     token = at.to(tl.int64)
     if IDS:
         token = tl.load(ids + row * m + at, mask=at < m, other=0)
+    if FILTERED:
+        rank, end = ordered(x), tl.load(least + row)
+        kept = (rank > end) | ((rank == end) & (at <= tl.load(until + row)))
+        x = tl.where(kept, x, float("-inf"))
+    if SCALED:
+        x = tl.div_rn(x, tl.load(temperature + row * float_stride))
     bits = mixed(key + token.to(tl.uint64) * GAMMA) >> 40
     u = bits.to(tl.int32).to(tl.float32) * (1 / 2**24) + (1 / 2**25)
     # in fp64, as 1 - u loses most of a small u, and Triton's fp32 logarithm what is near log 1
@@ -41,18 +156,44 @@ def draw_kernel(
     tl.store(values + place, tl.max(x, axis=0))
 
 
-def draw(logits, ids, keys, steps):
-    """Logits (n, m) of tokens ids (n, m), None: 0 ... m - 1; keys and steps (n,) of the rows ->
-    tokens (n,) drawn as by sampling.py: argmax of logits + noise(step_key(key, step), id)."""
-    n, m = logits.shape
-    logits, size = logits.contiguous(), SIZES[0] if m <= SIZES[0] else SIZES[1]
-    drawn = torch.empty((n, triton.cdiv(m, size)), dtype=torch.int64, device=logits.device)
+@triton.jit
+def best_kernel(drawn, values, token, parts, PARTS: tl.constexpr):
+    """Of a row's parts the token of the best, the first of the best."""
+    row, part = tl.program_id(0), tl.arange(0, PARTS)
+    x = tl.load(values + row * parts + part, mask=part < parts, other=float("-inf"))
+    tl.store(token + row, tl.load(drawn + row * parts + tl.argmax(x, axis=0)))
+
+
+def draw(logits, ids, keys, steps, temperature=None, top_k=None, log_min_p=None):
+    """Logits (n, m) of tokens ids (n, m), None: 0 ... m - 1; the rest (n,) of the rows -> tokens
+    (n,) drawn as by sampling.py: argmax of logits / temperature + noise(step_key(key, step), id).
+
+    temperature may be left out, as may top_k (0: all) together with log_min_p (-inf: all). keys,
+    steps and top_k are columns of one table, temperature and log_min_p of another.
+    """
+    (n, m), device = logits.shape, logits.device
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    size = SIZES[0] if m <= SIZES[0] else SIZES[1]
+    drawn = torch.empty((n, triton.cdiv(m, size)), dtype=torch.int64, device=device)
     values = torch.empty_like(drawn, dtype=torch.float32)
+    scaled, filtered = temperature is not None, top_k is not None
+    temperature = temperature if scaled else values
+    strides = logits.stride(0), temperature.stride(0), keys.stride(0)
+    kept = least, until = torch.empty((2, n), dtype=torch.int32, device=device)
     with torch.cuda.device_of(logits):
+        if filtered:
+            lanes = min(LANES, triton.next_power_of_2(m))
+            keep_kernel[(n,)](
+                *(logits, temperature, top_k, log_min_p, least, until, m, *strides),
+                LANES=lanes, num_warps=max(1, lanes * WARPS // LANES),
+            )  # fmt: skip
         draw_kernel[drawn.shape](
-            *(logits, drawn if ids is None else ids, keys, steps, drawn, values, m, keys.stride(0)),
-            IDS=ids is not None, BLOCK=size, GAMMA=GAMMA,
+            *(logits, drawn if ids is None else ids, keys, steps, temperature, *kept),
+            *(drawn, values, m, *strides),
+            IDS=ids is not None, SCALED=scaled, FILTERED=filtered, BLOCK=size, GAMMA=GAMMA,
         )  # fmt: skip
-    if drawn.size(1) > 1:
-        drawn = drawn.gather(1, values.argmax(1, keepdim=True))
-    return drawn[:, 0]
+        if drawn.size(1) == 1:
+            return drawn[:, 0]
+        token, parts = torch.empty_like(drawn[:, 0]), drawn.size(1)
+        best_kernel[(n,)](drawn, values, token, parts, PARTS=triton.next_power_of_2(parts))
+    return token

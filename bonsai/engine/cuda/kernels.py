@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ class Kernels(NamedTuple):
     add_and_norm: Callable  # layers.add_and_norm
     normed: Callable  # layers.normed
     attend_step: Callable  # layers.attend_step
-    draw: Callable
+    draw: Callable  # draw_kernel.draw
     sizes: tuple[int, ...]  # rows up to which kernels of one shape go, none of more
 
 
@@ -47,16 +48,48 @@ def refuse(e: Exception) -> None:
     print(f"no Triton kernels, torch computes instead, slower: {reason}", file=sys.stderr)
 
 
+def plain_draw(logits, ids, keys, steps, temperature, top_k, log_min_p):
+    """draw_kernel.draw in plain torch; ids and all others (n,) given."""
+    kept = logits / temperature[:, None]
+    likeliest = kept.amax(1, keepdim=True)
+    rank = logits.argsort(dim=1, descending=True, stable=True).argsort(1)
+    out = (rank >= top_k[:, None]) & (top_k[:, None] > 0)
+    out |= kept < likeliest + log_min_p[:, None]
+    best = kept.masked_fill(out, -inf) + noise(splitmix_tensor(keys, steps)[:, None], ids)
+    return ids.gather(1, best.argmax(1, keepdim=True))[:, 0]
+
+
 def check_draw(draw: Callable, device: torch.device) -> None:
     """Raise RuntimeError where tokens are drawn that sampling.py would not draw."""
     generator = torch.Generator().manual_seed(0)  # the global one is not touched
-    numbers = torch.randint(-(2**62), 2**62, (16, 2), generator=generator).to(device)
-    keys, steps = numbers.T  # (16,) each, strided
     logits = torch.randn(16, 200, generator=generator).to(device)
     ids = torch.randint(50304, logits.shape, generator=generator).to(device)
-    best = logits + noise(splitmix_tensor(keys, steps)[:, None], ids)
-    want = ids.gather(1, best.argmax(1, keepdim=True))[:, 0]
-    if draw(logits, ids, keys, steps).tolist() != want.tolist():
+    ints = torch.randint(-(2**62), 2**62, (16, 3), generator=generator).to(device)
+    keys, steps, top_k = ints.T  # as columns of a table, and the others of another
+    floats = torch.tensor([[1.0, -inf]], device=device).repeat(16, 1)
+    top_k.zero_()
+    same(draw(logits, ids, keys, steps), plain_draw(logits, ids, *columns(ints, floats)))
+
+    # of a whole vocabulary, with equal logits in it: of the filters two have their k largest where
+    # keep_kernel does not look first, and one has more of them than it looks at
+    logits = torch.randn(7, 50000, generator=generator).bfloat16().float().to(device)
+    logits[:2, ::4096] = 20
+    ids = torch.arange(50000, device=device).expand(7, -1)
+    ints, floats = ints[:7], floats[:7]
+    ints[:, 2] = torch.tensor([3, 7, 200, 20000, 0, 0, 0])
+    floats[:, 0] = torch.linspace(0.7, 1.3, 7)
+    floats[3:, 1] = torch.tensor([-4.0, -1.0, -2.0, -3.0])
+    of_rows = columns(ints, floats)
+    same(draw(logits, None, *of_rows), plain_draw(logits, ids, *of_rows))
+
+
+def columns(ints: torch.Tensor, floats: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """keys, steps, temperature, top_k and log_min_p of rows (n, 3) and (n, 2)."""
+    return *ints[:, :2].T, floats[:, 0], ints[:, 2], floats[:, 1]
+
+
+def same(got: torch.Tensor, want: torch.Tensor) -> None:
+    if got.tolist() != want.tolist():
         raise RuntimeError("a draw is not what it should be")
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from bonsai.engine.cuda.kernels import kernels
+from bonsai.engine.cuda.kernels import Kernels, kernels
 from bonsai.engine.sampling import Row, SamplingParams, Score, noise
 from bonsai.system.hashing import signed, splitmix_tensor
 
@@ -35,6 +35,11 @@ class Draw(NamedTuple):
     min_p: bool
     adjusted: bool  # penalties or a bias
     logprobs: int | None  # likeliest tokens to report; None: no log-probabilities either
+
+    @property
+    def filters(self) -> bool:
+        """Whether rows look at a part of the tokens, by top_k or min_p."""
+        return bool(self.top_k or self.ranked or self.min_p)
 
     @classmethod
     def of(cls, rows: Sequence[Row], vocab_size: int) -> "Draw":
@@ -168,8 +173,13 @@ def next_tokens(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
     logits = within_limit(logits, rows, draw)
     if not draw.random:
         return logits.argmax(dim=-1)
-    kept, ids = candidates(logits, rows, draw)
-    drawn = drawn_from(kept, ids, rows.key[:n], rows.step[:n])
+    found = kernels() if logits.is_cuda else None
+    if found and not draw.top_p:  # for which a row has to be sorted
+        filters = (rows.top_k[:n], rows.log_min_p[:n]) if draw.filters else ()
+        of_rows = rows.key[:n], rows.step[:n], rows.temperature[:n]
+        drawn = found.draw(logits, None, *of_rows, *filters)
+    else:
+        drawn = drawn_from(*candidates(logits, rows, draw), rows, found)
     if draw.greedy:
         drawn = torch.where(rows.greedy[:n] == 1, logits.argmax(dim=-1), drawn)
     return drawn
@@ -223,10 +233,10 @@ def candidates(logits: torch.Tensor, rows: Rows, draw: Draw):
     return logits, ids
 
 
-def drawn_from(kept: torch.Tensor, ids, keys: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """What `candidates` gives, keys and steps (n,) of the rows -> tokens (n,), as sampling.py's
-    `draw`: argmax of the logits and the noise of (key, step, id)."""
-    found = kernels() if kept.is_cuda else None
+def drawn_from(kept: torch.Tensor, ids, rows: Rows, found: Kernels | None) -> torch.Tensor:
+    """What `candidates` gives -> tokens (n,) of the first rows, as sampling.py's `draw`: argmax of
+    the logits and the noise of (key, step, id)."""
+    keys, steps = rows.key[: len(kept)], rows.step[: len(kept)]
     if found:
         return found.draw(kept, ids, keys, steps)
     places = torch.arange(kept.size(1), device=kept.device) if ids is None else ids

@@ -1,5 +1,6 @@
 """bonsai/engine/cuda/kernels.py: kernels are used where they give what torch gives, only there."""
 
+from math import exp, inf
 from types import SimpleNamespace
 
 import pytest
@@ -9,13 +10,23 @@ from bonsai.engine.cuda import kernels as module
 from bonsai.engine.cuda import layers
 from bonsai.engine.cuda.kernels import Kernels
 from bonsai.engine.cuda.layers import LAYER, RMS, Heads, NormLayer, Product
-from bonsai.engine.sampling import noise
+from bonsai.engine.sampling import SamplingParams, candidates, noise
 from bonsai.system.hashing import splitmix_tensor
 
 
-def draw(logits, ids, keys, steps):
-    best = logits + noise(splitmix_tensor(keys, steps)[:, None], ids)
-    return ids.gather(1, best.argmax(1, keepdim=True))[:, 0]
+def draw(logits, ids, keys, steps, temperature=None, top_k=None, log_min_p=None):
+    """As draw_kernel.draw, by sampling.py: a row at a time."""
+    tokens = []
+    for i, row in enumerate(logits):
+        k, log_p = (0, -inf) if top_k is None else (int(top_k[i]), float(log_min_p[i]))
+        heat = 1.0 if temperature is None else float(temperature[i])
+        params = SamplingParams(temperature=heat, top_k=k, min_p=exp(log_p))
+        places = torch.arange(len(row)) if ids is None else ids[i]
+        kept, chosen = candidates(row[None], params)
+        chosen = torch.arange(len(row))[None] if chosen is None else chosen
+        best = kept[0] + noise(splitmix_tensor(keys[i], steps[i]), places[chosen[0]])
+        tokens.append(int(places[chosen[0, best.argmax()]]))
+    return torch.tensor(tokens)
 
 
 def found(**others) -> Kernels:
@@ -145,8 +156,13 @@ def test_wrong_attention_is_refused(attend, says):
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda x, ids, keys, steps: draw(x, ids, keys, steps + 1),
-        lambda x, ids, keys, steps: draw(x[:, :99], ids[:, :99], keys, steps),
+        lambda x, ids, keys, steps, *more: draw(x, ids, keys, steps + 1, *more),
+        lambda x, ids, keys, steps, *more: draw(x[:, :99], ids, keys, steps, *more),
+        lambda x, ids, keys, steps, *more: draw(x, ids, keys, steps),
+        lambda x, ids, keys, steps, t=None, *more: draw(x, ids, keys, steps, None, *more),
+        lambda x, ids, keys, steps, t=None, k=None, p=None: draw(x, ids, keys, steps, t),
+        lambda *a: draw(*a[:5], a[5] * 4, a[6]) if len(a) > 5 else draw(*a),
+        lambda *a: draw(*a[:6], a[6] * 4) if len(a) > 5 else draw(*a),
     ],
 )
 def test_wrong_draws_are_refused(wrong):
