@@ -26,15 +26,16 @@ def training_bytes(
 
     Activations by what autograd keeps: per token and layer some 10 residual-wide tensors of the
     block, 2 hidden-wide ones of the MLP, and of the logits those that are there at once, with their
-    softmax in fp32; compiled, they and their gradient in dtype; by a kernel the gradient is in
-    their place. Attention keeps no T x T matrix. A model says how wide its layers are together:
-    channels_per_token().
+    softmax in fp32; compiled for a GPU, 18 times a channel in dtype, and the logits with their
+    gradient; by a kernel the gradient is in their place. Attention keeps no T x T matrix. A model
+    says how wide its layers are together: channels_per_token().
     """
     c = model.config
     state = 16 * sum(p.numel() for p in model.parameters())
     width = DTYPES[dtype].itemsize
     channels = model.channels_per_token()  # of all layers
-    per_channel = 8 * 4 + (4 + 2 * 4) * width
+    fused = compiled and device_type == "cuda"
+    per_channel = 18 * width if fused else 8 * 4 + (4 + 2 * 4) * width
     layers = channels * per_channel
     if getattr(c, "activation_checkpointing", False):
         layers = channels * (4 + 2 * per_channel / c.n_layer)
@@ -43,7 +44,7 @@ def training_bytes(
     if kernel:
         logits *= width
     else:
-        logits *= 2 * width if compiled and device_type == "cuda" else width + 3 * 4
+        logits *= 2 * width if fused else width + 3 * 4
     return state, int(batch_size * T * layers + logits)
 
 

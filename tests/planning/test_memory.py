@@ -1,9 +1,14 @@
 """bonsai/planning/memory.py: the estimate grows with what needs memory; its end is told."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
+from bonsai.planning import recipe
+from bonsai.planning.costs import meta_model
 from bonsai.planning.memory import (
+    GIB,
     LOWER,
     describe_memory,
     memory_errors,
@@ -29,6 +34,20 @@ def test_the_memory_estimate_grows_with_what_needs_memory():
     assert need(dtype="bfloat16")[1] < activations
     assert need(activation_checkpointing=True)[1] < activations
     assert need(n_layer=8)[0] > state
+
+
+FIELDS = {f.name for f in fields(GPTConfig)}
+FAST = {k: v for k, v in vars(recipe).items() if k in FIELDS} | {"n_head": 6}
+
+
+@pytest.mark.parametrize("shape, measured", [({}, 15.1), (FAST, 21.9)])
+def test_the_estimate_is_near_what_was_measured(shape, measured, monkeypatch):
+    """In GiB, of GPT-2 (124M) and config/fast_gpt2.py on an H200: docs/BENCHMARKS.md."""
+    monkeypatch.setattr("bonsai.planning.memory.has_kernel", lambda device: True)
+    model = meta_model("gpt", {"bias": False, **shape})
+    assert sum(training_bytes(model, 32, 1024, "bfloat16")) == pytest.approx(
+        measured * GIB, rel=0.03
+    )
 
 
 def test_not_all_logits_are_in_memory():
