@@ -23,7 +23,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2> /dev/null || { \
 		echo "error: Python 3.10 to 3.13 is needed; $(PYTHON) --version says: $$($(PYTHON) --version 2>&1)"; \
 		echo "Name one:  make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12"; exit 1; }
-	@echo "Installing PyTorch and what the programs need into .venv: 1.1 GB on the disk with"
+	@echo "Installing PyTorch and what the programs need into .venv: 1.2 GB on the disk with"
 	@echo "PyTorch's CPU build, several times as much with that for NVIDIA's GPUs, the default on Linux."
 	$(PYTHON) -m venv .venv
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)

@@ -1,8 +1,8 @@
 """Train a GPT, on a laptop's CPU, a GPU, or many.
 
     python train.py config/quickstart.py                              # a minute on two CPU cores
-    python train.py config/train_shakespeare_char.py --batch_size=32  # a config file, then a change
-    python train.py config/train_shakespeare_char.py --init_from=resume
+    python train.py config/quickstart.py --max_iters=2000             # a config file, then a change
+    python train.py config/quickstart.py --init_from=resume           # goes on where it stopped
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
     torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 train.py ...
 

@@ -26,6 +26,8 @@ from helpers.settings import PROGRAMS, settings
 from helpers.tiny_data import tiny_text
 
 import bonsai.serving.http
+from bonsai.models.table import build_model
+from bonsai.planning.depth import compute_optimal
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/*/readme.md")])
 SHELL = ("", "sh", "bash", "console", "shell")
@@ -113,6 +115,58 @@ def test_every_command_parses(path, command, monkeypatch, capsys):
                     assert e.code == 0, f"{path}: {command}\n{capsys.readouterr().err}"
         else:
             raise AssertionError(f"a command that this test does not know: {command}")
+
+
+# ---- they are for the machine where they are read ----
+
+LONG = 2e15  # FLOPs: half an hour on two cores that compute in bfloat16, hours on others
+TRAINING = [
+    (path, command)
+    for path, command in COMMANDS
+    if "train.py " in command and not path.endswith(("LOG.md", "BENCHMARKS.md"))
+]
+
+
+def flops_of(command: str) -> float:
+    """What a training takes by its settings; with a vocabulary of bytes where they name none."""
+    words = shlex.split(command, comments=True)
+    c = settings("train.py", [w for w in words[words.index("train.py") + 1 :] if w != "..."])
+    if c.depth:
+        c.update(compute_optimal(c.depth, c, c.given, 1))
+    if c.eval_only or c.init_from == "resume":
+        return 0.0
+    with torch.device("meta"):
+        sizes = {**c, "vocab_size": c.vocab_size if "vocab_size" in c.given else 257}
+        model = build_model(c.model, sizes)
+    tokens = c.max_iters * c.batch_size * c.gradient_accumulation_steps * c.block_size
+    return tokens * model.flops_per_token(c.block_size)
+
+
+def where_it_is_said(page: Path, command: str) -> list[str]:
+    """The command with its comment, the paragraph above its block, and those that name its file."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    above = text.split(command)[0].rpartition("```")[0].rstrip().rpartition("\n\n")[2]
+    prose = re.split(r"\n\n|\n- ", re.sub(r"```.*?```", "", text, flags=re.S))
+    file = re.search(r"config/\w+\.py|--depth|--preset", command)
+    named = [part for part in prose if file and file[0] in part]
+    return [command, above, *named]
+
+
+@pytest.mark.parametrize("path, command", TRAINING, ids=lambda v: v[:70])
+def test_a_training_of_hours_on_a_cpu_says_that_it_is_for_gpus(path, command):
+    if flops_of(command) > LONG:
+        assert any("GPU" in text for text in where_it_is_said(ROOT / path, command))
+
+
+def test_which_commands_are_of_hours():
+    """What took minutes on two cores and what did not: the bound lies between them."""
+    long = "config/train_gpt2.py, config/fast_gpt2.py, --depth=8, config/train_shakespeare_char.py"
+    short = "config/quickstart.py, config/fast_shakespeare_char.py, config/megabyte.py, --depth=2"
+    short += ", config/train_shakespeare_char_cpu.py"
+    for words in long.split(", "):
+        assert flops_of(f"python train.py {words}") > LONG, words
+    for words in short.split(", "):
+        assert 0 < flops_of(f"python train.py {words}") < LONG, words
 
 
 # ---- they run ----
