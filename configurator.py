@@ -264,9 +264,9 @@ class _Arguments:
     def read(self, rest: list[str]) -> None:
         while rest:
             argument = rest.pop(0)
-            if argument in ("-h", "--help"):
+            if argument in ("-h", "-help", "--help"):
                 self.wants_help = True
-            elif argument in ("-v", "-V", "--version"):
+            elif argument in ("-v", "-V", "-version", "--version"):
                 print(_version(), flush=True)
                 sys.exit(0)
             elif argument.startswith("--"):
@@ -475,8 +475,10 @@ def _run_file(path: Path, name: str, settings: dict[str, Any]) -> tuple[ast.AST,
 
 def _no_such_file(argument: str, known: Iterable[str]) -> str:
     name = argument.lstrip("-").partition("=")[0].replace("-", "_")
-    if re.match(r"[\w-]+=", argument) or (argument.startswith("-") and name in known):
+    if name in known and (argument.startswith("-") or "=" in argument):
         return f"{argument} lacks two dashes in front: --{argument.lstrip('-')}"
+    if re.match(r"-?\w[\w-]*=", argument):
+        return f"unknown setting {argument}{did_you_mean(name, known, '--')} (--help lists all)"
     if argument.startswith("-"):
         return f"{argument} is no option: settings are given as --key=value, --help lists them"
     if "out_dir" in known and any(Path(argument).glob("*.pt")):

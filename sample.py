@@ -72,6 +72,7 @@ kv_cache = True  # remember keys and values; False: recompute them for every tok
 JOB_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 JOB_SETTINGS += ("seed",)
 JOB = 'an object such as {"prompt": "To be"}'
+MOST_TEXTS = 1_000_000  # of one prompt: each takes memory from the start
 PREFIX_TOKENS = 4096  # of prompts whose keys and values are kept, for prompts that begin alike
 CACHE_BYTES = 2**30  # samples drawn side by side have caches of this size together
 
@@ -236,6 +237,8 @@ def job_params(job: dict, params: SamplingParams) -> SamplingParams:
         kinds = int if key in ("n", "max_new_tokens", "top_k", "seed") else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise UserError(f"{key}={value!r} is not a number")
+    if job.get("n", 1) > MOST_TEXTS:
+        raise UserError(f"n={job['n']} must be at most {MOST_TEXTS:,}")
     return replace(params, **given)
 
 

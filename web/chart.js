@@ -198,7 +198,7 @@ export class Chart {
   cut() {
     if (!this.series?.length || !this.outside) return "";
     const are = this.outside === 1 ? "lies outside and is" : "lie outside and are";
-    return `. ${plural(this.outside, "value")} ${are} cut off`;
+    return `${plural(this.outside, "value")} ${are} cut off`;
   }
 
   point(e) {

@@ -247,8 +247,10 @@ function drawChart() {
   chart.element.hidden = empty;
   if (!empty) chart.draw(curve);
   const smoothed = options.smoothing > 0 ? ", smoothed" : "";
-  const kinds = options.metric === "loss" ? `. Line: training batches${smoothed}. Dots: validation.` : "";
-  $("chart-key").textContent = METRICS[options.metric].unit + kinds + (empty ? "" : chart.cut());
+  const said = [METRICS[options.metric].unit];
+  if (options.metric === "loss") said.push(`Line: training batches${smoothed}`, "Dots: validation");
+  if (!empty && chart.cut()) said.push(chart.cut());
+  $("chart-key").textContent = said.join(". ") + (said.length > 1 ? "." : "");
 }
 
 function drawSettings() {

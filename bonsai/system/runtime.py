@@ -114,10 +114,10 @@ def processes() -> tuple[int, int, int, bool]:
     world_size = int(env["WORLD_SIZE"] or 1)
     missing = [name for name in LAUNCHED if not env[name] and name != "LOCAL_RANK"]
     if rank >= world_size or (missing and world_size > 1):
-        size = f" and WORLD_SIZE={world_size}" if env["WORLD_SIZE"] else ""
+        named = (f"{name}={env[name]}" for name in ("RANK", "WORLD_SIZE") if env[name])
         lacks = f", but no {missing[0]}" if missing else ""
         raise UserError(
-            f"the environment has RANK={rank}{size}{lacks}: start several "
+            f"the environment has {' and '.join(named)}{lacks}: start several "
             "processes with torchrun, or unset them"
         )
     return rank, local_rank, world_size, not missing

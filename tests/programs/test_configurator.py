@@ -340,6 +340,9 @@ def test_wrong_type_on_the_command_line(capsys, argv, words):
         (["--seed"], "--seed needs a value, for example --seed=1"),
         (["batch_size=4"], "batch_size=4 lacks two dashes in front: --batch_size=4"),
         (["-batch_size=4"], "-batch_size=4 lacks two dashes in front: --batch_size=4"),
+        (["batch_sise=4"], "unknown setting batch_sise=4; did you mean --batch_size?"),
+        (["-batch_sise=4"], "unknown setting -batch_sise=4; did you mean --batch_size?"),
+        (["-h=1"], "unknown setting -h=1 (--help lists all)"),
         (["-q"], "-q is no option: settings are given as --key=value, --help lists them"),
         (["--compile=maybe"], "--compile=maybe is not one of auto, on, off"),
         (["--compile=atuo"], "--compile=atuo is not one of auto, on, off; did you mean auto?"),
@@ -835,7 +838,7 @@ def test_a_second_call_begins_with_the_programs_defaults():
     assert configure(ns, argv=[])["batch_size"] == 7
 
 
-@pytest.mark.parametrize("word", ["-v", "-V", "--version"])
+@pytest.mark.parametrize("word", ["-v", "-V", "-version", "--version"])
 def test_version(capsys, word):
     with pytest.raises(SystemExit) as exit:
         train("--batch_size=3", word)
@@ -843,6 +846,13 @@ def test_version(capsys, word):
     assert capsys.readouterr().out.startswith(
         f"bonsai {__version__} (Python {sys.version.split()[0]}"
     )
+
+
+@pytest.mark.parametrize("word", ["-h", "-help", "--help"])
+def test_words_for_help(capsys, word):
+    with pytest.raises(SystemExit) as exit:
+        train(word, "--batch_size=3")
+    assert exit.value.code == 0 and "usage: python" in capsys.readouterr().out
 
 
 def test_a_rank_that_is_empty(monkeypatch, capsys):

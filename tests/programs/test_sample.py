@@ -307,6 +307,8 @@ def test_a_file_of_prompts_is_continued_side_by_side(run, char_model, tmp_path):
         ('{"prompt": "a", "top_k": "many"}', "line 2: top_k='many' is not a number"),
         ('{"prompt": "a", "n": 1.5}', "line 2: n=1.5"),
         ('{"prompt": "a", "n": 0}', "prompt 2: n=0"),
+        ('{"prompt": "a", "n": 1e5}', "line 2: n=100000.0 is not a number"),
+        ('{"prompt": "a", "n": 100000000000}', "line 2: n=100000000000 must be at most 1,000,000"),
         ('{"prompt": "aXb"}', "prompt 2: "),
         (json.dumps({"prompt": "a" * 30}), "30 tokens, the context 24"),
     ],

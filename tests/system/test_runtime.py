@@ -146,7 +146,8 @@ PLAIN = (0, 0, 1, False)
         (dict(WORLD_SIZE="1e9"), "WORLD_SIZE=1e9 in the environment is no number"),
         (dict(RANK="1"), "has RANK=1, but no WORLD_SIZE: start several processes"),
         (dict(RANK="0", WORLD_SIZE="2"), "WORLD_SIZE=2, but no MASTER_ADDR: start several"),
-        (dict(WORLD_SIZE="0"), "WORLD_SIZE=0"),
+        (dict(WORLD_SIZE="2"), "environment has WORLD_SIZE=2, but no RANK: start several"),
+        (dict(WORLD_SIZE="0"), "environment has WORLD_SIZE=0, but no RANK"),
     ],
 )
 def test_what_a_launcher_left_in_the_environment(monkeypatch, env, expected):
