@@ -160,7 +160,9 @@ def main(**settings) -> None:
             capture=graphs,
         )
         return batch_job(engine, tokenizer, jobs, params, c.out)
-    model = prepare(model, DTYPES[runtime.dtype], c.quantize, pack=not runtime.compile)
+    alone = c.interactive or sys.stdout.isatty()  # texts are written one after another
+    options = {"pack": not runtime.compile, "batch": 1 if alone else c.num_samples}
+    model = prepare(model, DTYPES[runtime.dtype], c.quantize, **options)
     if runtime.compile:
         model.compile()
 
@@ -185,7 +187,7 @@ def main(**settings) -> None:
     if c.on_full == "slide" and c.kv_cache and length < len(prompt) + c.max_new_tokens:
         say(f"beyond the context of {length} tokens each is slow: --on_full=refill is fast")
     at_once = min(c.num_samples, rows_at_once(model, length))
-    if sys.stdout.isatty():
+    if alone:
         captured = captured_steps(1, length)
         for sample in range(c.num_samples):
             steps = continuations(prompt, params, sample)

@@ -80,6 +80,7 @@ KINDS = {
     "int8": ("bfloat16", {"quantize": "int8"}),
     "int8, float32": ("float32", {"quantize": "int8"}),  # for CPUs that do not compute in bfloat16
     "bfloat16, graphs": ("bfloat16", {"capture": True}),
+    "bfloat16, graphs in order": ("bfloat16", {"capture": True, "overlap": False}),
     "int8, graphs": ("bfloat16", {"quantize": "int8", "capture": True}),
     "bfloat16 compiled": ("bfloat16", {"compile": True}),
     "int8 compiled": ("bfloat16", {"quantize": "int8", "compile": True}),

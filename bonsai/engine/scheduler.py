@@ -68,7 +68,7 @@ class Engine:
     with compile, lookup or draft, which go before it. prefix_cache: how many tokens of prompts to
     keep keys and values of, for prompts that begin alike. lookup, draft: how many tokens to guess
     ahead while one request runs alone, from the text so far or by the same model in int8, see
-    bonsai/engine/ahead.py; 0: none.
+    bonsai/engine/ahead.py; 0: none. overlap: as `prepare`.
     Raises UserError for impossible values.
     """
 
@@ -84,6 +84,7 @@ class Engine:
         lookup: int = 0,
         draft: int = 0,
         capture: bool = False,
+        overlap: bool = True,
     ):
         block_size = model.config.block_size
         if max_batch < 1:
@@ -100,7 +101,9 @@ class Engine:
             )
         if draft and quantize:
             raise UserError(f"draft guesses with weights in int8: not for quantize={quantize}")
-        self.model = prepare(model, dtype, quantize, pack=not compile, batch=max_batch)
+        self.model = prepare(
+            model, dtype, quantize, pack=not compile, batch=max_batch, overlap=overlap
+        )
         self.vocab_size = model.config.vocab_size
         self.device = next(model.parameters()).device
         self.length = length or block_size

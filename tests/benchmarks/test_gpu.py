@@ -34,7 +34,7 @@ from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.cpu.weights import prepare as prepare_weights
 from bonsai.engine.cuda.block import StepBlock
-from bonsai.engine.cuda.kernels import kernels
+from bonsai.engine.cuda.kernels import can_overlap, kernels
 from bonsai.evaluation.loss import split_loss
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
@@ -410,8 +410,12 @@ def test_kernels_of_decoding(device):
         model = build_model("gpt", {"vocab_size": 300, "bias": name == "classic", **fields})
         for quantize in ("", "int8"):  # each checks its kernels, or says what is wrong
             ready = prepare_weights(model.to(device), torch.bfloat16, quantize, batch=64)
-            assert all(isinstance(b, StepBlock) for b in ready.transformer.h), (name, quantize)
-    print(f"blocks of {', '.join(kinds)} in bfloat16 and int8 go through them")
+            blocks = ready.transformer.h
+            assert all(isinstance(b, StepBlock) for b in blocks), (name, quantize)
+            overlap = all(b.kernels.in_order for b in blocks)
+            assert overlap == can_overlap(torch.device(device)), (name, quantize)
+    how = "overlapping" if overlap else "one after another"
+    print(f"blocks of {', '.join(kinds)} in bfloat16 and int8 go through them, {how}")
 
 
 def drawn(engine: Engine, prompts: list, params: SamplingParams) -> tuple[list, list[float]]:

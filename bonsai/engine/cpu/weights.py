@@ -37,12 +37,14 @@ def prepare(
     quantize: str = "",
     pack: bool = True,
     batch: int = 1,
+    overlap: bool = True,
 ) -> nn.Module:
     """A copy of the model for inference only: all linear layers replaced by faster ones.
 
     dtype: of weights and activations; None: the weights' own. quantize: a key of QUANTIZE. An
     output head that shares the embedding's weights gets a copy. pack: call kernels of oneDNN and
-    our own, which torch.compile does not take. batch: rows of a step at most. Raises UserError.
+    our own, which torch.compile does not take. batch: rows of a step at most. overlap: False, for a
+    comparison, has a GPU's kernels of a step begin when the one ahead has ended. Raises UserError.
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
@@ -55,10 +57,13 @@ def prepare(
         return model.eval()
 
     pages = LargePages()
+    found = kernels() if on_gpu and dtype in HALF else None
+    if found and not overlap:
+        found = found.in_order or found
 
     def make(linear: nn.Linear) -> nn.Module | None:
         if quantize == "int8" and on_gpu:
-            return CudaInt8Linear(linear, dtype)
+            return CudaInt8Linear(linear, dtype, found)
         if quantize == "int8":
             return Int8Linear(linear, dtype, native, pages)
         return PackedLinear(linear, dtype, pages) if pack else None
@@ -73,7 +78,7 @@ def prepare(
         for module in model.modules():
             if isinstance(module, CausalSelfAttention):
                 module.attend = attend
-    if on_gpu and dtype in HALF and (found := kernels()):
+    if found:
         join_on_gpu(model, dtype, found, batch)
     return model
 

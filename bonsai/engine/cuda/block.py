@@ -1,6 +1,7 @@
 """One-token steps through a block on a GPU in five kernels or seven, see block_kernels.py."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,9 +12,13 @@ from bonsai.engine.cuda.kernels import (
     Kernels,
     check_attend_step,
     check_norm,
+    check_overlap,
     check_product,
     check_sum,
+    random,
     refuse,
+    refuse_overlap,
+    rows_of,
 )
 from bonsai.engine.cuda.layers import FOLLOWS, LAYER, RMS, Heads, NormLayer, Product
 from bonsai.models.cache import KVCache
@@ -50,7 +55,12 @@ class StepBlock(nn.Module):
     def forward(self, x, rotation=None, cache=None, values=None):
         if not self.takes(x, cache):
             return self.block(x, rotation, cache, values)
-        found, layer = self.kernels, self.block.attn.layer
+        k, v = cache.k[self.block.attn.layer], cache.v[self.block.attn.layer]
+        return self.step(x, k, v, cache.pos, rotation, values)
+
+    def step(self, x, k, v, pos, rotation=None, values=None) -> torch.Tensor:
+        """x (B, 1, C) through the block, as model.py's Block; the rest as layers.attend_step."""
+        found = self.kernels
         many, extra = len(x) > found.sizes[0], None
         if many or self.apart:
             normed = handed(x, self.first)
@@ -59,8 +69,7 @@ class StepBlock(nn.Module):
             qkv = found.product(normed, self.qkv._replace(norm=0))
         else:
             qkv = found.product(x, self.qkv)
-        k, v = cache.k[layer], cache.v[layer]
-        y = found.attend_step(qkv, k, v, cache.pos, self.heads, rotation, extra)
+        y = found.attend_step(qkv, k, v, pos, self.heads, rotation, extra)
         if not many:
             x = found.product(y, self.out, x)
             return found.product(found.product(x, self.up), self.down, x)
@@ -123,13 +132,23 @@ def join(model: nn.Module, dtype: torch.dtype, found: Kernels, batch: int) -> No
     `batch` rows."""
     rope = getattr(model.config, "position", "") == "rope"
     owners = [m for m in model.modules() if isinstance(getattr(m, "h", None), nn.ModuleList)]
-    steps = [step_layers(model, owner, dtype, found) for owner in owners]
-    try:
-        for blocks, _ in steps:
-            check(next((b for b in blocks if isinstance(b, StepBlock)), None), batch, rope)
-    except Exception as e:  # Triton has many ways to fail, and the blocks compute the same
-        return refuse(e)
-    for owner, (blocks, last) in zip(owners, steps):
+    failed = []
+    for chosen in filter(None, (found, found.in_order)):
+        layers = [step_layers(model, owner, dtype, chosen) for owner in owners]
+        try:
+            for blocks, _ in layers:
+                check(next((b for b in blocks if isinstance(b, StepBlock)), None), batch, rope)
+            break
+        except Exception as e:  # Triton has many ways to fail, and the blocks compute the same
+            failed.append(e)
+    else:
+        return refuse(failed[-1])
+    if failed:
+        refuse_overlap(failed[0])
+        for module in model.modules():
+            if isinstance(module, CudaInt8Linear):
+                module.kernels = chosen
+    for owner, (blocks, last) in zip(owners, layers):
         owner.h, owner.ln_f = nn.ModuleList(blocks), last
 
 
@@ -150,7 +169,8 @@ def step_layers(
 
 
 def check(step: StepBlock | None, batch: int, rope: bool) -> None:
-    """Raise what Triton does, or RuntimeError where a kernel gives something else for the block."""
+    """Raise what Triton does, or RuntimeError where a kernel gives something else for the block, or
+    where kernels that overlap do, one after another in a captured graph."""
     if step is None:
         return
     found, dtype = step.kernels, step.dtype
@@ -164,6 +184,28 @@ def check(step: StepBlock | None, batch: int, rope: bool) -> None:
             check_norm(found, step.first, step.up.weight.size(1), like, batch)
         for rows in {2, max(2, batch)}:
             check_attend_step(found, step.heads, like, rope, rows)
+        for rows in rows_of(found.sizes, batch) if found.in_order else ():
+            check_overlap(steps_of(step, rows, rope), like.device)
+
+
+def steps_of(step: StepBlock, rows: int, rope: bool) -> Callable[[], list[torch.Tensor]]:
+    """Some tokens, one after another, through a block, which sees those before in its cache."""
+    heads, like = step.heads, step.out.weight.new_empty(0, dtype=step.dtype)
+    first = random((rows, 1, step.out.weight.size(0)), like, step.dtype)
+    cache = random((2, rows, heads.nkv, 16, heads.hs), like, step.dtype)
+    filled = cache.clone()
+    turns = random((2, rows, 1, 1, heads.hs), like, torch.float32) if rope else None
+    values = random((rows, 1, heads.nkv * heads.hs), like, step.dtype) if step.apart else None
+    places = [torch.full((rows,), at, device=like.device) for at in (7, 8, 9)]
+
+    def compute() -> list[torch.Tensor]:
+        cache.copy_(filled)
+        x = first
+        for pos in places:
+            x = step.step(x, *cache, pos, turns, values)
+        return [x, cache]
+
+    return compute
 
 
 def computes(block: nn.Module) -> bool:

@@ -12,6 +12,10 @@ Such a step is bound by how soon its weights are read, and by the start of each 
 microseconds; so a norm, an activation, the sum with the stream, RoPE and the cache are part of a
 kernel beside them. Numbers are rounded where plain torch rounds them, see layers.py.
 
+With `overlap` a kernel begins while the one before it still runs (CUDA's programmatic dependent
+launch, compute capability 9.0): it reads weights, which no kernel of a step writes, and waits only
+then, see `turn`. What that saves is not measured.
+
 This module needs the package triton, which torch's CUDA builds bring: kernels.py imports it, and
 does without where it cannot be had.
 """
@@ -36,6 +40,43 @@ PROGRAMS = 144  # ... of which so many at most: an H100 has 132 multiprocessors
 ADD = 8  # add_and_norm_kernel: numbers per thread
 # attend_step_kernel, of few programs and of many: numbers of keys at a time, warps
 STEP = {"few": (2**15, 16), "many": (2**11, 1)}
+
+# ---- kernels that overlap ----
+
+
+@triton.jit
+def turn(OVERLAP: tl.constexpr):
+    """Wait for the kernel before: until it has ended, and what it has written is there.
+
+    The rules that make this right. A kernel that is launched to overlap calls this once in every
+    program, whatever else it does. Before, it reads only what is the same for as long as there are
+    steps, weights, and writes nothing: neither the cache nor memory that had another use before.
+    Only after its own wait it lets the next kernel begin. So when that one begins, all before this
+    one have ended, and when that one has waited, this one has too: what it needs is there, however
+    many launches back it was written. What is launched otherwise, as torch's kernels and copies
+    are, waits for all before it, and a graph for the one before it.
+    """
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def prefetch(weight, n, first, K: tl.constexpr, SIZE: tl.constexpr):
+    """Have SIZE inputs' weights of the outputs n, which are all there, read from the memory into
+    the L2 cache, without waiting for them: 64 at a time, in 16 bits a line of that cache."""
+    LINES: tl.constexpr = triton.next_power_of_2((SIZE + 63) // 64)
+    k = tl.minimum(first + tl.arange(0, LINES) * 64, K - 1)
+    at = weight + n[:, None].to(tl.int64) * K + k[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; // $0", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+def launch_options(overlap: bool) -> dict:
+    """Of a kernel: whether it is launched to overlap with the one before, and compiled to wait."""
+    return {"OVERLAP": True, "launch_pdl": True} if overlap else {"OVERLAP": False}
+
 
 # ---- y = f(norm(x) W^T + b) + residual ----
 
@@ -63,12 +104,13 @@ def row_kernel(
     x, weight, scale, bias, gain, shift, residual, y, N, eps, K: tl.constexpr,
     SCALE: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr,
     SHIFT: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr,
-    BN: tl.constexpr, KP: tl.constexpr,
+    BN: tl.constexpr, KP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BN outputs of one row; KP: K as a power of two.
 
     All that is needed is loaded before anything is computed: after a sum over warps a load would
-    wait for it, and then as long as the memory takes once more.
+    wait for it, and then as long as the memory takes once more. The compiler leaves it so where
+    there is a `turn`; without, it has half of the weights follow the sums of the norm.
     """
     m = tl.program_id(1)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -76,7 +118,6 @@ def row_kernel(
     there = (n[:, None] < N) & (k[None, :] < K)
     at = n[:, None].to(tl.int64) * K + k[None, :]
     w = tl.load(weight + at, mask=there, other=0.0)
-    half = tl.load(x + m * K + k, mask=k < K, other=0.0)
     if ACT == 5:
         v = tl.load(weight + N.to(tl.int64) * K + at, mask=there, other=0.0)
     if NORM and GAIN:
@@ -87,12 +128,14 @@ def row_kernel(
         scales = tl.load(scale + n, mask=n < N, other=0.0)
     if BIAS:
         biases = tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
-    if RESIDUAL:
-        before = tl.load(residual + m * N + n, mask=n < N, other=0.0).to(tl.float32)
     if ACT == 5 and SCALE:
         gate_scales = tl.load(scale + N + n, mask=n < N, other=0.0)
     if ACT == 5 and BIAS:
         gate_biases = tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)
+    turn(OVERLAP)
+    half = tl.load(x + m * K + k, mask=k < K, other=0.0)
+    if RESIDUAL:
+        before = tl.load(residual + m * N + n, mask=n < N, other=0.0).to(tl.float32)
 
     a = half.to(tl.float32)
     if NORM:
@@ -140,11 +183,25 @@ def weights(weight, n, k, N, K: tl.constexpr):
 def rows_kernel(
     x, weight, scale, bias, y, M, N, K: tl.constexpr,
     SCALE: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """BN outputs of up to BM rows."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.arange(0, BM)
+    if SCALE:
+        scales = tl.load(scale + n, mask=n < N, other=0.0)
+    if BIAS:
+        biases = tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+    if ACT == 5 and SCALE:
+        gate_scales = tl.load(scale + N + n, mask=n < N, other=0.0)
+    if ACT == 5 and BIAS:
+        gate_biases = tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)
+    if OVERLAP:
+        there = tl.minimum(n, N - 1)
+        prefetch(weight, there, 0, K, K)
+        if ACT == 5:
+            prefetch(weight + N.to(tl.int64) * K, there, 0, K, K)
+    turn(OVERLAP)
     total = tl.zeros((BM, BN), dtype=tl.float32)
     if ACT == 5:
         gates = tl.zeros((BM, BN), dtype=tl.float32)
@@ -158,16 +215,16 @@ def rows_kernel(
             gates += tl.dot(a, tl.trans(v.to(a.dtype)))
     half = y.dtype.element_ty
     if SCALE:
-        total *= tl.load(scale + n, mask=n < N, other=0.0)[None, :]
+        total *= scales[None, :]
     if BIAS:
-        total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        total += biases[None, :]
     z = total.to(half)
     gate = z
     if ACT == 5:
         if SCALE:
-            gates *= tl.load(scale + N + n, mask=n < N, other=0.0)[None, :]
+            gates *= gate_scales[None, :]
         if BIAS:
-            gates += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+            gates += gate_biases[None, :]
         gate = gates.to(half)
     z = activated(z.to(tl.float32), gate, ACT)
     there = (m[:, None] < M) & (n[None, :] < N)
@@ -189,7 +246,9 @@ def shape_of_rows(M: int, N: int) -> dict:
     return {"BM": rows, "BN": outputs, "BK": inputs, "num_warps": warps, "num_stages": stages}
 
 
-def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) -> torch.Tensor:
+def product(
+    x: torch.Tensor, of: Product, residual: torch.Tensor | None = None, overlap: bool = False
+) -> torch.Tensor:
     """layers.product of x (..., K) in half precision: up to SIZES[-1] rows of it, with a norm or a
     residual up to ALONE."""
     N, K = of.weight.shape
@@ -198,6 +257,7 @@ def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) 
     M = x.numel() // K
     y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
     layer = [y if t is None else t for t in (of.weight, of.scale, of.bias)]
+    options = launch_options(overlap)
     flags = dict(
         SCALE=of.scale is not None, BIAS=of.bias is not None, ACT=FOLLOWS.index(of.activation)
     )
@@ -210,12 +270,12 @@ def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) 
             )  # fmt: skip
             shape = shape_of_row(K)
             grid = (triton.cdiv(N, shape["BN"]), M)
-            row_kernel[grid](x, *layer, *others, y, N, of.eps, K, **flags, **shape)
+            row_kernel[grid](x, *layer, *others, y, N, of.eps, K, **flags, **shape, **options)
         else:
             assert not of.norm and residual is None
             shape = shape_of_rows(M, N)
             grid = (triton.cdiv(N, shape["BN"]),)
-            rows_kernel[grid](x, *layer, y, M, N, K, **flags, **shape)
+            rows_kernel[grid](x, *layer, y, M, N, K, **flags, **shape, **options)
     return y
 
 
@@ -226,6 +286,7 @@ def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) 
 def parts_kernel(
     x, weight, parts, M, N, K: tl.constexpr,
     SIZE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """What SIZE of the inputs give to BN outputs of up to BM rows; parts (K / SIZE, M, N) fp32.
 
@@ -234,6 +295,9 @@ def parts_kernel(
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.arange(0, BM)
     first = tl.program_id(1) * SIZE
+    if OVERLAP:
+        prefetch(weight, tl.minimum(n, N - 1), first, K, SIZE)
+    turn(OVERLAP)
     total = tl.zeros((BM, BN), dtype=tl.float32)
     for begin in range(0, SIZE, BK):
         k = first + begin + tl.arange(0, BK)
@@ -249,7 +313,7 @@ def parts_kernel(
 def add_and_norm_kernel(
     parts, scale, bias, residual, gain, shift, stream, y, M, N, eps,
     PARTS: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr,
-    GAIN: tl.constexpr, SHIFT: tl.constexpr, NP: tl.constexpr,
+    GAIN: tl.constexpr, SHIFT: tl.constexpr, NP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One row: the sum of a product's parts goes into the stream, and the stream through a norm.
     NP: N as a power of two; without parts the residual is the stream. Parts are summed in their
@@ -258,19 +322,24 @@ def add_and_norm_kernel(
     n = tl.arange(0, NP)
     there = n < N
     half = y.dtype.element_ty
-    x = tl.load(residual + m * N + n, mask=there, other=0.0)
     if NORM and GAIN:
         gains = tl.load(gain + n, mask=there, other=0.0).to(tl.float32)
     if NORM and SHIFT:
         shifts = tl.load(shift + n, mask=there, other=0.0).to(tl.float32)
+    if PARTS and SCALE:
+        scales = tl.load(scale + n, mask=there, other=0.0)
+    if PARTS and BIAS:
+        biases = tl.load(bias + n, mask=there, other=0.0).to(tl.float32)
+    turn(OVERLAP)
+    x = tl.load(residual + m * N + n, mask=there, other=0.0)
     if PARTS:
         z = tl.zeros((NP,), dtype=tl.float32)
         for part in tl.static_range(PARTS):
             z += tl.load(parts + (part * M + m) * N + n, mask=there, other=0.0)
         if SCALE:
-            z *= tl.load(scale + n, mask=there, other=0.0)
+            z *= scales
         if BIAS:
-            z += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)
+            z += biases
         x = (x.to(tl.float32) + z.to(half).to(tl.float32)).to(half)
         tl.store(stream + m * N + n, x, mask=there)
     if NORM:
@@ -297,7 +366,11 @@ def shape_of_parts(M: int, N: int, K: int) -> dict:
 
 
 def add_and_norm(
-    x: torch.Tensor, of: Product, residual: torch.Tensor, norm: NormLayer | None = None
+    x: torch.Tensor,
+    of: Product,
+    residual: torch.Tensor,
+    norm: NormLayer | None = None,
+    overlap: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """layers.add_and_norm of x (..., K) in half precision, up to SIZES[-1] rows of it."""
     N, K = of.weight.shape
@@ -308,16 +381,16 @@ def add_and_norm(
     parts = torch.empty((count, M, N), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         grid = (triton.cdiv(N, shape["BN"]), count)
-        parts_kernel[grid](x, of.weight, parts, M, N, K, **shape)
-    return summed(parts, of, residual, norm)
+        parts_kernel[grid](x, of.weight, parts, M, N, K, **shape, **launch_options(overlap))
+    return summed(parts, of, residual, norm, overlap)
 
 
-def normed(x: torch.Tensor, kind: int, gain=None, shift=None, eps: float = 1e-5) -> torch.Tensor:
+def normed(x, kind: int, gain=None, shift=None, eps=1e-5, overlap: bool = False) -> torch.Tensor:
     """layers.normed of x (..., N) in half precision."""
-    return summed(None, None, x, NormLayer(kind, gain, shift, eps))[1]
+    return summed(None, None, x, NormLayer(kind, gain, shift, eps), overlap)[1]
 
 
-def summed(parts, of: Product | None, residual: torch.Tensor, norm: NormLayer | None):
+def summed(parts, of: Product | None, residual, norm: NormLayer | None, overlap: bool):
     """By add_and_norm_kernel: the stream, and its norm where there is one."""
     residual = residual.contiguous()
     N, kind = residual.size(-1), norm.kind if norm else 0
@@ -333,7 +406,7 @@ def summed(parts, of: Product | None, residual: torch.Tensor, norm: NormLayer | 
             PARTS=0 if parts is None else len(parts),
             SCALE=layer[0] is not None, BIAS=layer[1] is not None, NORM=kind,
             GAIN=affine[0] is not None, SHIFT=affine[1] is not None,
-            NP=NP, num_warps=min(16, max(1, NP // (32 * ADD))),
+            NP=NP, num_warps=min(16, max(1, NP // (32 * ADD))), **launch_options(overlap),
         )  # fmt: skip
     return stream, y if norm else None
 
@@ -379,10 +452,11 @@ def attend_step_kernel(
     qkv, extra, k, v, pos, cos, sin, y, nh, nkv, scale, eps, window,
     row, head, place, cos_row,
     HS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
-    ROPE: tl.constexpr, EXTRA: tl.constexpr,
+    ROPE: tl.constexpr, EXTRA: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One head of one row: its key and value go into the cache, and its query sees those before,
     in blocks of BLOCK keys with a running maximum (Milakov & Gimelshein 2018)."""
+    turn(OVERLAP)  # nothing of what it reads is the same in all steps
     b, h = tl.program_id(0) // nh, tl.program_id(0) % nh
     group = nh // nkv
     of = h // group
@@ -432,7 +506,9 @@ def shape_of_step(programs: int, channels: int) -> dict:
     return {"BLOCK": max(16, numbers // channels), "num_warps": warps}
 
 
-def attend_step(qkv, k, v, pos, heads: Heads, rotation=None, extra=None) -> torch.Tensor:
+def attend_step(
+    qkv, k, v, pos, heads: Heads, rotation=None, extra=None, overlap: bool = False
+) -> torch.Tensor:
     """layers.attend_step, of keys and values in half precision."""
     B, (nh, nkv, hs, scale, window, norm, eps) = qkv.size(0), heads
     y = torch.empty((B, 1, nh * hs), dtype=qkv.dtype, device=qkv.device)
@@ -444,6 +520,6 @@ def attend_step(qkv, k, v, pos, heads: Heads, rotation=None, extra=None) -> torc
             *(qkv.contiguous(), y if extra is None else extra.contiguous(), k, v, pos, cos, sin, y),
             *(nh, nkv, scale, eps, window or 2**30, *k.stride()[:3], turns),
             HS=hs, CHANNELS=channels, NORM=norm, ROPE=rotation is not None,
-            EXTRA=extra is not None, **shape_of_step(B * nh, channels),
+            EXTRA=extra is not None, **shape_of_step(B * nh, channels), **launch_options(overlap),
         )  # fmt: skip
     return y

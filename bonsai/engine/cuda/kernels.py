@@ -1,14 +1,16 @@
 """The kernels of a one-token step, where they can be had and give what plain torch gives."""
 
+import ctypes
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple
 
 import torch
 
 from bonsai.engine.cuda import layers
+from bonsai.engine.cuda.graphs import Again, CapturedGraph, on_stream
 from bonsai.engine.cuda.layers import Heads, NormLayer, Product
 from bonsai.engine.sampling import noise
 from bonsai.system.hashing import splitmix_tensor
@@ -23,29 +25,59 @@ class Kernels(NamedTuple):
     attend_step: Callable  # layers.attend_step
     draw: Callable  # draw_kernel.draw
     sizes: tuple[int, ...]  # rows up to which kernels of one shape go, none of more
+    # of those that begin before the one ahead has ended: the same ones, one after another
+    in_order: "Kernels | None" = None
+
+
+REPLAYS = 3  # of a graph whose kernels overlap, until it is believed
 
 
 @functools.cache
 def kernels() -> Kernels | None:
     """None, after one line that says why, where there is no Triton, or no compiler for it, or where
-    a draw comes out otherwise."""
+    a draw comes out otherwise. Those that overlap where the device has that, and they give what
+    they give in order."""
     if not torch.cuda.is_available():
         return None
+    device = torch.device("cuda", torch.cuda.current_device())
     try:
         from bonsai.engine.cuda import block_kernels as found
         from bonsai.engine.cuda.draw_kernel import draw
 
-        check_draw(draw, torch.device("cuda", torch.cuda.current_device()))
+        check_draw(draw, device)
         of_block = found.product, found.add_and_norm, found.normed, found.attend_step
-        return Kernels(*of_block, draw, found.SIZES)
+        in_order = Kernels(*of_block, draw, found.SIZES)
     except Exception as e:  # Triton has many ways to fail, and plain torch does the same
         refuse(e)
         return None
+    overlapping = [functools.partial(function, overlap=True) for function in of_block]
+    overlap = Kernels(*overlapping, draw, found.SIZES, in_order)
+    try:
+        if can_overlap(device):
+            check_products_overlap(overlap, device)
+            return overlap
+    except Exception as e:
+        refuse_overlap(e)
+    return in_order
 
 
-def refuse(e: Exception) -> None:
+def can_overlap(device: torch.device) -> bool:
+    """Whether a kernel may begin before the one ahead has ended, in captured graphs too: compute
+    capability 9.0 and a driver of CUDA 12.3."""
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value >= 12030
+
+
+def refuse(e: Exception, instead: str = "no Triton kernels, torch computes instead") -> None:
     reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
-    print(f"no Triton kernels, torch computes instead, slower: {reason}", file=sys.stderr)
+    print(f"{instead}, slower: {reason}", file=sys.stderr)
+
+
+def refuse_overlap(e: Exception) -> None:
+    refuse(e, "kernels of a step run one after another")
 
 
 def plain_draw(logits, ids, keys, steps, temperature, top_k, log_min_p):
@@ -147,6 +179,52 @@ def check_attend_step(
         outcomes.append((attend(qkv, k, v, pos, heads, turns), k, v))
     for name, got, want in zip(("attention", "a key in the cache", "a value"), *outcomes):
         compare(name, got, want)
+
+
+def check_overlap(compute: Callable[[], Sequence[torch.Tensor]], device: torch.device) -> None:
+    """Raise RuntimeError where kernels that overlap give other numbers, to the last bit, in replays
+    of a captured graph than launched one by one, when each has ended before Python has launched the
+    next. compute: what it changes it sets anew first."""
+    got: list[torch.Tensor] = []
+
+    def computed() -> None:
+        got[:] = compute()
+
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)
+        with on_stream(stream):  # where libraries get ready, too, for which a capture is no time
+            computed()
+        want = [x.clone() for x in got]
+        graph = CapturedGraph(computed, stream, torch.cuda.graph_pool_handle())
+    else:
+        computed()
+        want = [x.clone() for x in got]
+        graph = Again(computed)
+    for _ in range(REPLAYS):
+        graph.replay()
+        # as integers: what is no number is the same, too
+        if not all(torch.equal(bits(x), bits(y)) for x, y in zip(got, want, strict=True)):
+            raise RuntimeError("kernels that overlap give something else")
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
+
+
+def check_products_overlap(found: Kernels, device: torch.device) -> None:
+    """As check_overlap: products of products, of one row and of as many as each kernel takes."""
+    weight = random((256, 256), torch.empty(0, device=device), torch.bfloat16) / 16
+    of = Product(weight, None, None)
+    for rows in rows_of(found.sizes, found.sizes[-1]):
+        x = random((rows, 1, 256), weight, torch.bfloat16)
+
+        def compute(x=x) -> list[torch.Tensor]:
+            y = x.clone()
+            for _ in range(8):
+                y = found.product(y, of)
+            return [y]
+
+        check_overlap(compute, device)
 
 
 def random(shape: tuple, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

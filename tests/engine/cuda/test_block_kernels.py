@@ -4,6 +4,9 @@ Its interpreter knows no product of bfloat16, so that is of float16 here; block.
 them where they run.
 """
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from helpers.interpreted import interpreted
@@ -114,3 +117,133 @@ def test_a_step_of_attention(kernels, nh, nkv, hs, S, window, norm, rope, more):
             found.append((attend(qkv, k, v, pos, heads, turns, extra), k, v))
         for got, want in zip(*found):
             close(got, want, 4e-3)
+
+
+# ---- kernels that overlap ----
+
+
+class Accesses:
+    """What the programs of kernels read and write before their `turn` and after it: addresses, as
+    the interpreter sees them, and for a prefetch, which it does not know."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        from triton.language.extra import cuda
+        from triton.runtime import interpreter
+
+        self.begin()
+        for name in ("gdc_wait", "gdc_launch_dependents"):
+            patch.setattr(cuda, name, lambda name=name: self.programs[-1].append((name, [])))
+        builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+        for name in ("create_masked_load", "create_masked_store"):
+            patch.setattr(builder, name, self.noting(getattr(builder, name), name[14:]))
+        program = builder.set_grid_idx
+        patch.setattr(
+            builder, "set_grid_idx", lambda *given: (self.programs.append([]), program(*given))[1]
+        )
+
+        def prefetch(builder, text, constraints, values, kinds, *given):
+            assert text.startswith("prefetch.global.L2")
+            self.programs[-1].append(("prefetch", values[0].data.flatten().tolist()))
+            none = handle(np.zeros(values[0].data.shape, np.int32), kinds[0].scalar)
+            return SimpleNamespace(get_result=lambda i: none)
+
+        patch.setattr(builder, "create_inline_asm", prefetch)
+
+    def begin(self) -> None:
+        self.programs: list[list[tuple[str, list[int]]]] = []
+
+    def noting(self, function, kind: str):
+        def noted(builder, pointers, *given):
+            mask = next(x for x in given if x.data.dtype == bool).data
+            self.programs[-1].append((kind, pointers.data[mask].flatten().tolist()))
+            return function(builder, pointers, *given)
+
+        return noted
+
+    def check(self, constant: list[torch.Tensor], prefetches: bool) -> None:
+        """Every program waits once, then lets the next kernel begin; before, it has read and
+        prefetched nothing but these tensors and has written nothing."""
+        spans = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in constant if t is not None]
+        assert self.programs
+        for events in self.programs:
+            names = [name for name, _ in events]
+            turn = names.index("gdc_wait")
+            assert names[turn + 1] == "gdc_launch_dependents"
+            assert sum(name.startswith("gdc") for name in names) == 2
+            assert "store" in names[turn:] and "store" not in names[:turn]
+            assert ("prefetch" in names[:turn]) == prefetches
+            for _, addresses in events[:turn]:
+                assert all(any(a <= at < b for a, b in spans) for at in addresses)
+        self.begin()
+
+
+@pytest.fixture
+def accesses(kernels, monkeypatch):
+    return Accesses(monkeypatch)
+
+
+OVERLAP = {"overlap": True}
+
+
+@pytest.mark.parametrize("int8", [True, False])
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("M", [2, 9, 40])
+def test_products_read_weights_and_wait(kernels, accesses, M, activation, int8):
+    of = layer(70, 200, int8, norm=LAYER, activation=activation)
+    of = of if M <= kernels.ALONE else of._replace(norm=0)
+    x = torch.randn(M, 1, 200).half()
+    got = kernels.product(x, of, **OVERLAP)
+    accesses.check(list(of[:3]) + [of.gain, of.shift], prefetches=M > kernels.ALONE)
+    assert torch.equal(got, kernels.product(x, of))
+    accesses.begin()
+    if M <= kernels.ALONE:
+        of, residual = layer(70, 200, int8), torch.randn(M, 1, 70).half()
+        got = kernels.product(x, of, residual, **OVERLAP)
+        accesses.check(list(of[:3]), prefetches=False)
+        assert torch.equal(got, kernels.product(x, of, residual))
+
+
+@pytest.mark.parametrize("int8", [True, False])
+@pytest.mark.parametrize("M", [9, 40])
+def test_sums_read_weights_and_wait(kernels, accesses, M, int8):
+    of, stream = layer(72, 520, int8), torch.randn(M, 1, 72).half()
+    x = torch.randn(M, 1, 520).half() / 8
+    norm = NormLayer(LAYER, torch.randn(72).half(), torch.randn(72).half())
+    got = kernels.add_and_norm(x, of, stream, norm, **OVERLAP)
+    programs, accesses.programs = accesses.programs, []
+    shape = kernels.shape_of_parts(M, 72, 520)
+    count = -(-520 // shape["SIZE"]) * -(-72 // shape["BN"])
+    for part, prefetches in ((programs[:count], True), (programs[count:], False)):
+        accesses.programs = part
+        accesses.check([of.weight, of.scale, of.bias, norm.gain, norm.shift], prefetches)
+    assert all(map(torch.equal, got, kernels.add_and_norm(x, of, stream, norm)))
+    accesses.begin()
+    kernels.normed(stream, *norm, **OVERLAP)
+    accesses.check([norm.gain, norm.shift], prefetches=False)
+
+
+def test_attention_waits_before_all_else(kernels, accesses):
+    heads, pos = Heads(4, 2, 16, 0.3, 0, LAYER, 1e-3), torch.tensor([0, 30])
+    cache = torch.randn(2, 2, 2, 40, 16).half()
+    qkv, turns = torch.randn(2, 1, 8 * 16).half(), rope_angles(pos[:, None, None], 16, 100.0)
+    found = []
+    for options in (OVERLAP, {}):
+        accesses.begin()
+        k, v = cache.clone()
+        y = kernels.attend_step(qkv, k, v, pos, heads, turns, **options)
+        found.append((y, k, v))
+        if options:
+            accesses.check([], prefetches=False)
+    assert all(map(torch.equal, *found))
+
+
+def test_the_first_read_of_something_else_is_found(kernels, accesses):
+    """Of the checks above: they fail where an input is taken for a weight, or nobody waits."""
+    of, x = layer(70, 200), torch.randn(9, 1, 200).half()
+    kernels.product(x, of, **OVERLAP)
+    with pytest.raises(AssertionError):
+        accesses.check([of.weight], prefetches=True)  # the bias is not named
+    accesses.begin()
+    kernels.product(x, of)
+    with pytest.raises(ValueError, match="gdc_wait"):
+        accesses.check([of.weight, of.bias], prefetches=False)

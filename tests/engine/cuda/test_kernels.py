@@ -170,22 +170,102 @@ def test_wrong_draws_are_refused(wrong):
         module.check_draw(wrong, torch.device("cpu"))
 
 
-def test_where_there_are_none_it_is_said_once(monkeypatch, capsys):
-    module.kernels.cache_clear()
-    assert module.kernels() is None and capsys.readouterr().err == ""  # no GPU: nothing is missed
-    module.kernels.cache_clear()
+def test_a_replay_has_to_give_the_same_bits():
+    state = torch.ones(3, dtype=torch.bfloat16)
+
+    def grows():
+        return [state.add_(1)]
+
+    def sets_anew():
+        state.fill_(1)
+        return [state.div_(0) * 0]  # what is no number is the same, too
+
+    with pytest.raises(RuntimeError, match="something else"):
+        module.check_overlap(grows, state.device)
+    module.check_overlap(sets_anew, state.device)
+
+
+def test_products_of_all_sizes_are_replayed():
+    seen = []
+
+    def product(x, of):
+        seen.append(len(x))
+        return layers.product(x, of)
+
+    module.check_products_overlap(found(product=product), torch.device("cpu"))
+    assert sorted(set(seen)) == [1, 4, 10, 20]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if there were one: what block_kernels.py and draw_kernel.py are does not matter."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    functions = {name: getattr(layers, name) for name in ("product", "add_and_norm", "normed")}
+    blocks = SimpleNamespace(**functions, attend_step=layers.attend_step, SIZES=(4, 10, 20))
+    for name, fake in (("block_kernels", blocks), ("draw_kernel", SimpleNamespace(draw=draw))):
+        monkeypatch.setitem(module.sys.modules, f"bonsai.engine.cuda.{name}", fake)
+        monkeypatch.setattr(f"bonsai.engine.cuda.{name}", fake, raising=False)
+    monkeypatch.setattr(module, "check_draw", lambda *given: None)
+    module.kernels.cache_clear()
+    yield
+    module.kernels.cache_clear()
 
+
+@pytest.mark.parametrize("how", ["can", "cannot", "asking fails", "is wrong"])
+def test_kernels_overlap_where_that_is_right(gpu, how, monkeypatch, capsys):
+    def fail(*given):
+        raise RuntimeError("it fails\nand more")
+
+    monkeypatch.setattr(
+        module, "can_overlap", fail if how == "asking fails" else lambda d: how != "cannot"
+    )
+    monkeypatch.setattr(
+        module, "check_products_overlap", fail if how == "is wrong" else lambda *given: None
+    )
+    got = module.kernels()
+    assert got is module.kernels() and got.sizes == (4, 10, 20) and got.draw is draw
+    said = capsys.readouterr().err
+    if how == "can":
+        assert all(f.keywords == {"overlap": True} for f in got[:4]) and said == ""
+        assert [f.func for f in got[:4]] == list(got.in_order[:4]) and not got.in_order.in_order
+        return
+    assert got.in_order is None and got.product is layers.product
+    if how == "cannot":
+        assert said == ""
+    else:
+        assert said == "kernels of a step run one after another, slower: it fails\n"
+
+
+@pytest.mark.parametrize(
+    "capability, driver, hip, want",
+    [
+        ((9, 0), 12030, None, True),
+        ((10, 0), 13000, None, True),
+        ((9, 0), 12020, None, False),
+        ((8, 9), 13000, None, False),
+        ((9, 4), 13000, "6.4", False),
+    ],
+)
+def test_which_devices_overlap_kernels(monkeypatch, capability, driver, hip, want):
+    def version(at):
+        at._obj.value = driver
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    library = SimpleNamespace(cuDriverGetVersion=version)
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: library)
+    assert module.can_overlap(torch.device("cuda", 0)) == want
+
+
+def test_where_there_are_none_it_is_said_once(gpu, monkeypatch, capsys):
     def fail(*args):
         raise RuntimeError("failed to find a C compiler\nand more")
 
     monkeypatch.setattr(module, "check_draw", fail)
-    for name in ("bonsai.engine.cuda.block_kernels", "bonsai.engine.cuda.draw_kernel"):
-        fake = SimpleNamespace(draw=None)
-        monkeypatch.setitem(module.sys.modules, name, fake)
-        monkeypatch.setattr(name, fake, raising=False)
     assert module.kernels() is None and module.kernels() is None
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "slower: failed to find a C compiler" in said
     module.kernels.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert module.kernels() is None and capsys.readouterr().err == ""  # no GPU: nothing is missed
