@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from bonsai import ROOT, tokenizers
+from bonsai.data.dataset import GPT2_VOCAB
 from bonsai.data.meta import open_meta
 from bonsai.engine import SamplingParams, generate
 from bonsai.models.loading import Loaded
@@ -19,8 +20,9 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
     """A model's tokenizer, and where it was found.
 
     The checkpoint's own; nanoGPT's checkpoints carry none: that of their data folder, else GPT-2's.
-    Raises UserError when it has more tokens than the model.
+    Raises UserError when it has more tokens than the model, and for a model of what is no text.
     """
+    vocab_size = loaded.model.config.vocab_size
     state, source = loaded.tokenizer, loaded.tokenizer_note or loaded.source
     name = loaded.config.get("dataset")
     if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
@@ -30,11 +32,16 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
             meta, file = open_meta(folder)
             if state is None and meta.get("tokenizer"):
                 state, source = meta["tokenizer"], str(file)
+            elif state is None and file and vocab_size < GPT2_VOCAB:
+                raise UserError(
+                    f"{loaded.source} was trained on numbers that are no text: {file} names no "
+                    "tokenizer"
+                )
     if state is None and loaded.tokenizer_note:
         raise UserError(loaded.tokenizer_note)
     if state is None:
         state, source = {"type": "gpt2"}, "GPT-2's, as neither checkpoint nor data name one"
-    tokenizer, vocab_size = tokenizers.from_dict(state), loaded.model.config.vocab_size
+    tokenizer = tokenizers.from_dict(state)
     if tokenizer.vocab_size > vocab_size:
         where = f": put the meta.json or meta.pkl of its data in data/{name}/" if name else ""
         if not name and loaded.tokenizer is None:
@@ -64,8 +71,15 @@ def sample_text(
 ) -> str:
     """A sample of the model's own, begun at an end of text (or a line break).
 
-    tokenizer: Tokenizer.to_dict(), None for GPT-2's.
+    tokenizer: Tokenizer.to_dict(), None for GPT-2's, or where the vocabulary is too small for that:
+    then the data are numbers, and so is the sample, begun with a 0.
     """
+    vocab_size = model.config.vocab_size
+    if tokenizer is None and vocab_size < GPT2_VOCAB:
+        params = SamplingParams(tokens, 0.8, top_k=200, seed=seed)
+        with runtime.autocast():
+            ids = [row[0] for row in generate(model, [0], params)]
+        return f"{' '.join(map(str, ids))}\n{'-' * 15}"
     coder = tokenizers.from_dict(tokenizer or {"type": "gpt2"})
     params = SamplingParams(tokens, 0.8, top_k=200, seed=seed, vocab_limit=coder.vocab_size)
     with runtime.autocast():

@@ -1,5 +1,7 @@
 """bonsai/engine/text.py: whose tokenizer a model gets, and how its samples begin."""
 
+import json
+
 import pytest
 from helpers.shared_data import need_vocabulary
 from helpers.tiny_data import CHARS, make_dataset
@@ -53,6 +55,18 @@ def test_weights_alone_carry_none(here):
     need_vocabulary("gpt2")
     with pytest.raises(UserError, match=r"has 50257: it carries none; train\.py .* --dataset$"):
         find_tokenizer(loaded())
+
+
+def test_numbers_are_no_text(here):
+    """A data set that names no tokenizer, of fewer ids than GPT-2's."""
+    make_dataset(here / "data" / "mine", "meta")
+    file = here / "data" / "mine" / "meta.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer": None}))
+    with pytest.raises(UserError, match=r"numbers that are no text: data/mine/meta\.json names no"):
+        find_tokenizer(loaded(dataset="mine"))
+    body, line = sample_text(tiny(), None, setup("cpu", "float32", False), tokens=9).split("\n")
+    assert line == "-" * 15 and len(body.split()) == 9
+    assert all(0 <= int(word) < VOCAB for word in body.split())
 
 
 def test_what_is_known_to_be_missing_is_said(here):

@@ -97,7 +97,7 @@ class StepBlock(nn.Module):
 
 
 class StepNorm(nn.Module):
-    """The norm behind the last block, which the block may have computed already."""
+    """The norm after the last block, which the block may have computed already."""
 
     def __init__(self, norm: Norm, layer: NormLayer):
         super().__init__()
@@ -119,7 +119,7 @@ def norm_layer(norm: Norm) -> NormLayer:
 
 
 def product_of(linear: nn.Module, norm: NormLayer | None = None, activation: str = "") -> Product:
-    """A prepared layer, with what is before and behind it."""
+    """A prepared layer, with what is before and after it."""
     weight, scale = getattr(linear, "weight", None), None
     if isinstance(linear, CudaInt8Linear):
         weight, scale = linear.q, linear.scale
@@ -155,7 +155,7 @@ def join(model: nn.Module, dtype: torch.dtype, found: Kernels, batch: int) -> No
 def step_layers(
     model: nn.Module, owner: nn.Module, dtype: torch.dtype, found: Kernels
 ) -> tuple[list[nn.Module], nn.Module]:
-    """The blocks `h` of their owner as StepBlocks where they can be, and `ln_f` behind them."""
+    """The blocks `h` of their owner as StepBlocks where they can be, and `ln_f` after them."""
     last = norm_layer(owner.ln_f) if isinstance(owner.ln_f, Norm) else None
     firsts = [norm_layer(block.ln_1) if computes(block) else None for block in owner.h]
     following = [*firsts[1:], last]

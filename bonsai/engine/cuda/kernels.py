@@ -137,7 +137,7 @@ def check_product(found: Kernels, of: Product, dtype: torch.dtype, batch: int) -
 def check_sum(
     found: Kernels, of: Product, norm: NormLayer | None, dtype: torch.dtype, batch: int
 ) -> None:
-    """As check_product, of a layer that adds to the stream, and of the norm behind it."""
+    """As check_product, of a layer that adds to the stream, and of the norm after it."""
     for rows in rows_of(found.sizes, batch):
         x, stream = (random((rows, 1, n), of.weight, dtype) for n in reversed(of.weight.shape))
         if rows <= found.sizes[0]:

@@ -9,11 +9,11 @@ from model import ACTIVATIONS, rotate
 
 HALF = (torch.bfloat16, torch.float16)
 LAYER, RMS = 1, 2  # kinds of norm; 0: none
-FOLLOWS = ("", "gelu", "gelu_tanh", "relu", "relu2", "swiglu")  # activations behind a product
+FOLLOWS = ("", "gelu", "gelu_tanh", "relu", "relu2", "swiglu")  # activations after a product
 
 
 class Product(NamedTuple):
-    """A linear layer with what is before and behind it. weight (N, K), int8 with a scale (N) in
+    """A linear layer with what is before and after it. weight (N, K), int8 with a scale (N) in
     fp32, or as the input without one; bias (N).
 
     norm: LAYER or RMS, 0 for none, with gain and shift (K) and eps. activation: one of FOLLOWS; of

@@ -92,7 +92,7 @@ class Prompts:
 
     def read_together(self, size: int, prompts: Sequence[tuple[int, ...]]) -> KVCache:
         """Prompts of up to `size` tokens, each a row of the cache that is returned. A graph reads
-        more than they are, rows and tokens: they do not see what is behind them."""
+        more than they are, rows and tokens: they do not see what comes after them."""
         rows = power_of_two(len(prompts), 1, len(self.ids) // size)
         ids = torch.zeros((rows, size), dtype=torch.int64)
         for row, tokens in zip(ids, prompts):

@@ -3,7 +3,7 @@
 A step is two graphs: the model's (decode_one_token on a bucket of rows and positions) and that of
 the draw (rows.py), each made when it is first needed. The token of a row never leaves the device
 between steps, so the host queues the next steps while it reads the tokens of those before. Whether
-a row stops at a token is seen behind: what was queued for it by then is surplus, and left out.
+a row stops at a token is seen later: what was queued for it by then is surplus, and left out.
 """
 
 from collections.abc import Iterator, Sequence
