@@ -25,6 +25,9 @@ MANY = 1 << 50  # tokens, bytes, documents
 IDS = {"uint16": 1 << 16, "uint32": LARGEST}  # dtype -> the largest vocabulary it is used for
 FILES = 1 << 20  # of a split
 PICKLE = 4 << 20  # bytes of a meta.pkl: 65,536 characters take half of it
+# Numbers of it that are no ids: as keys of a dict they can be chosen so that Python compares each
+# with all before it.
+MOST_NUMBERS = 20_000
 
 # -- meta.json ------------------------------------------------------------------------------------
 
@@ -162,6 +165,7 @@ PLAIN = set(
         PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET""",
     )
 )
+NUMBERS = {"INT", "BININT", "LONG", "LONG1", "FLOAT", "BINFLOAT"}
 CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 
 
@@ -193,6 +197,7 @@ def check_pickle(data: bytes) -> None:
     """Raises UserError for what plain data do not hold, ValueError for what takes memory: a place
     in the unpickler's memo is allocated with all below it, so its number must not be a large one.
     """
+    numbers = 0
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in CALLS:
             return  # to be refused, by its name, where it would be called
@@ -200,6 +205,10 @@ def check_pickle(data: bytes) -> None:
             raise UserError(f"it holds {opcode.name}, which plain data never do")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > len(data):
             raise ValueError("a memo larger than the file")
+        is_id = type(argument) is int and 0 <= argument < 1 << 17
+        numbers += opcode.name in NUMBERS and not is_id
+        if numbers > MOST_NUMBERS:
+            raise UserError(f"it holds more than {MOST_NUMBERS:,} numbers that are no ids")
 
 
 def nanogpt_meta(meta: dict, path: Path) -> dict:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bonsai.files.access import UTF16, file_size, not_utf8, reading
+from bonsai.files.jsonfile import MOST_VALUES, has_many_values
 from bonsai.files.unpack import BLOCK, Unpacked, check_expansion, lines, pyarrow, unpacked
 from bonsai.system.errors import UserError
 from bonsai.system.progress import Advance, no_progress
@@ -20,6 +21,7 @@ from bonsai.tokenizers import EOT_TEXT, well_formed
 
 PIECE = 1 << 20  # bytes, about: a longer text comes in several pieces
 LONGEST = 64 << 20  # bytes: of a row, and of text that is held because it can be cut nowhere
+LONG = 1 << 20  # bytes of a row whose values are counted before they are read
 TRIES = 10_000  # newlines, and blanks, that are looked at for a place to cut
 WHOLE = 1 << 30  # bytes of a text that is wanted in one
 
@@ -325,6 +327,8 @@ def _read_jsonl(path: Path, size: int, options: Options, seen: Seen) -> Iterator
 
 
 def _json_text(path: Path, number: int, start: int, line: bytes, column: str) -> str:
+    if len(line) > LONG and has_many_values(line):
+        raise UserError(f"{path} line {number} has more than {MOST_VALUES:,} values")
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as e:

@@ -68,7 +68,7 @@ def parse_question(line: str, where: str) -> Question:
         raise UserError(f"{where}: endings is not a list of at least two texts")
     if not all(isinstance(ending, str) and ending.strip() for ending in endings):
         raise UserError(f"{where}: an ending is not a text, or is empty")
-    if isinstance(label, str) and label.isdecimal():  # as the Hugging Face hub has it
+    if isinstance(label, str) and label.isdecimal() and len(label) < 10:  # as the hub has it
         label = int(label)
     if type(label) is not int or not 0 <= label < len(endings):
         raise UserError(

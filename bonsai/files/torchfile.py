@@ -25,6 +25,10 @@ from bonsai.files.access import opened
 from bonsai.files.jsonfile import DEPTH
 
 MOST = 4_000_000  # instructions, and values, of one file: a tokenizer of a million tokens fits
+# Numbers that are keys of dicts: an optimizer's state has one for each parameter. They can be
+# chosen so that Python compares each with all before it.
+MOST_NUMBERS = 20_000
+ARGUMENTS = 8  # of a call, at most
 ODD = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, struct.error)
 ODD += (OverflowError, EOFError)  # what wrong bytes lead to, in zipfile and in the machine
 CHUNK = 1 << 20  # bytes read at a time where only the checksum is wanted
@@ -197,11 +201,14 @@ class TensorInFile:
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    tensor: torch.Tensor | None = None  # once it has been read: one, however often it is named
 
     def read(self) -> torch.Tensor:
-        s = self.storage
-        data = s.archive.storage(s.name, s.dtype, s.numel)
-        return data.as_strided(self.shape, self.stride, self.offset)
+        if self.tensor is None:
+            s = self.storage
+            data = s.archive.storage(s.name, s.dtype, s.numel)
+            self.tensor = data.as_strided(self.shape, self.stride, self.offset)
+        return self.tensor
 
 
 def rebuild_tensor(storage, offset, shape, stride, requires_grad, hooks, metadata=None):
@@ -256,6 +263,7 @@ class Machine:
 
     def __init__(self, archive: Archive, program: bytes):
         self.archive, self.program, self.at = archive, program, 0
+        self.numbers = 0  # that were keys
 
     def take(self, n: int) -> bytes:
         if self.at + n > len(self.program):
@@ -329,7 +337,7 @@ class Machine:
                         items = [stack.pop(), stack.pop()][::-1]
                     else:
                         stack, items = marks.pop(), stack
-                    set_items(stack[-1], items)
+                    self.set_items(stack[-1], items)
                 case b"a" | b"e":
                     if op == b"a":
                         items = [stack.pop()]
@@ -344,6 +352,8 @@ class Machine:
                     arguments, name = stack.pop(), stack.pop()
                     if not isinstance(name, Name) or type(arguments) is not tuple:
                         raise Refused("it calls what is no function")
+                    if len(arguments) > ARGUMENTS:
+                        raise Refused(f"it calls {name.path} with {len(arguments):,} arguments")
                     stack.append(CALLS[name.path](*arguments))
                 case b"b":  # attributes: of a state_dict the versions of its modules, not needed
                     stack.pop()
@@ -368,8 +378,9 @@ class Machine:
             return Name(path)
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
+        known = vars(torch).get(name)  # getattr would import parts of torch by their names
+        if module == "torch" and isinstance(known, torch.dtype):
+            return known
         raise Refused(f"it wants to call {path[:100]}: loading it could execute code")
 
     def storage(self, kind: str, dtype: Any, key: str, place: str, numel: int) -> StorageInFile:
@@ -382,14 +393,16 @@ class Machine:
             raise Refused(f"{name} has another length than its tensors")
         return StorageInFile(self.archive, name, dtype, numel)
 
-
-def set_items(target: Any, items: list) -> None:
-    if type(target) not in (dict, OrderedDict) or len(items) % 2:
-        raise Refused("it sets items of what is no dict")
-    for key, value in zip(items[::2], items[1::2]):
-        if type(key) not in (str, int, float, bool):
-            raise Refused(f"a dict of it has a {type(key).__name__} for a key")
-        target[key] = value
+    def set_items(self, target: Any, items: list) -> None:
+        if type(target) not in (dict, OrderedDict) or len(items) % 2:
+            raise Refused("it sets items of what is no dict")
+        for key, value in zip(items[::2], items[1::2]):
+            if type(key) not in (str, int, float, bool):
+                raise Refused(f"a dict of it has a {type(key).__name__} for a key")
+            self.numbers += type(key) is not str
+            if self.numbers > MOST_NUMBERS:
+                raise Refused(f"dicts of it have more than {MOST_NUMBERS:,} numbers for keys")
+            target[key] = value
 
 
 # ---- after it ----

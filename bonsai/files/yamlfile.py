@@ -6,6 +6,8 @@ from typing import Any
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 
+WRONG_TAG = (ValueError, LookupError, AttributeError, TypeError)  # `!!bool maybe`, in the library
+
 
 def read_yaml(path: Path, what: str = "", nodes: bool = False) -> Any:
     """What a file holds: dicts, lists, words, numbers, dates; nodes: yaml's tree of them, tags of
@@ -17,7 +19,7 @@ def read_yaml(path: Path, what: str = "", nodes: bool = False) -> Any:
     text = read_text(path, what)
     try:
         return yaml.compose(text, yaml.SafeLoader) if nodes else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
+    except (yaml.YAMLError, *WRONG_TAG, RecursionError) as e:
         place = getattr(e, "problem_mark", None)
         line = f" in line {place.line + 1}" if place else ""
         said = " ".join(f"{getattr(e, 'problem', e)}".split())

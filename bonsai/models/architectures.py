@@ -216,7 +216,8 @@ def turned(weights: Weights, config: GPTConfig, factor: float) -> Weights:
         if not name.endswith(("q_proj.weight", "k_proj.weight")) or not w.is_floating_point():
             continue
         if w.dim() and len(w) % config.head_dim == 0:
-            halves = (w * factor).view(-1, 2, config.head_dim // 2, *w.shape[1:])
+            heads = len(w) // config.head_dim
+            halves = (w * factor).view(heads, 2, config.head_dim // 2, *w.shape[1:])
             halves[:, 1].neg_()
             turned[name] = halves.view(w.shape)
     return turned

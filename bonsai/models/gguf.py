@@ -217,7 +217,7 @@ def apart(w: torch.Tensor, config: dict, short: str, name: str) -> torch.Tensor:
         heads = config.get("num_key_value_heads") or heads
     if not isinstance(heads, int) or heads < 1 or w.dim() != 2 or len(w) % (2 * heads):
         raise UserError(f"{name} of shape {tuple(w.shape)} is not {heads} heads")
-    pairs = w.view(heads, len(w) // heads // 2, 2, -1)
+    pairs = w.view(heads, len(w) // heads // 2, 2, w.size(1))
     return pairs.transpose(1, 2).reshape(w.shape)
 
 

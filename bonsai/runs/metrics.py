@@ -1,11 +1,16 @@
 """metrics.jsonl of a run: a JSON object per logged step and per evaluation, always with `iter`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+from bonsai.files.access import exists, file_size, reading
 from bonsai.files.atomic import replace_text
 from bonsai.files.jsonfile import finite
 from bonsai.runs.names import METRICS
+
+LONGEST_LINE = 2**16  # bytes of a row; what is longer is none
 
 
 def row_text(row: dict) -> str:
@@ -24,12 +29,14 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 def read_rows(path: Path) -> tuple[list[dict], int]:
-    """The rows of a file that need not be there, and the number of lines that are none."""
-    if not path.exists():
+    """The rows of a file that need not be there, and the number of lines that are none. UserError
+    for what is no file, as a pipe, or cannot be read."""
+    if not exists(path):
         return [], 0
+    file_size(path)  # that it is a file
     rows, lines = [], 0
-    with open(path, encoding="utf-8", errors="replace") as f:
-        for line in f:
+    with reading(path), open(path, "rb") as f:
+        for line in lines_of(f):
             lines += 1
             if is_row(row := parse_object(line)):
                 rows.append(row)
@@ -42,14 +49,26 @@ def evaluations(rows: list[dict]) -> list[dict]:
     found: list[dict] = []
     for row in rows:
         if row.get("val_loss") is not None:
-            found = [row] if row.get("other_data") else [*found, row]
+            if row.get("other_data"):
+                found.clear()
+            found.append(row)
     return found
 
 
-def parse_object(line: str | bytes) -> dict | None:
+def lines_of(f: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long to be a row, its beginning."""
+    while line := f.readline(LONGEST_LINE):
+        yield line
+        while line and not line.endswith(b"\n"):
+            line = f.readline(LONGEST_LINE)
+
+
+def parse_object(line: bytes) -> dict | None:
     """The JSON object in a line, nan and inf as null; None where there is none."""
+    if len(line) > LONGEST_LINE:
+        return None
     try:
-        value = finite(json.loads(line))
+        value = finite(json.loads(line.decode("utf-8", "replace")))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -107,7 +107,7 @@ RULES = {
     "optimizer": (is_optimizer_state, "the state of an optimizer"),
     "iter_num": (is_whole, f"a number of steps from 0 to {MOST_STEPS:,}"),
     "best_val_loss": (
-        lambda v: is_one(v) or is_number(v) or v != v,  # nanoGPT's of a run that diverged
+        lambda v: is_one(v) if is_tensor(v) else is_number(v) or v != v,  # NaN: it diverged
         "a number",
     ),
     "config": (

@@ -42,6 +42,7 @@ BYTES = [bytes([i]) for i in range(256)]
 END = -1  # stands between chunks: no id, so no pair reaches over it
 LARGEST = 10_000_000  # ids: a vocabulary of more is a damaged file
 UNTRIED = 20_000  # characters that no pattern takes long for
+LONGEST_NAMES = 1 << 20  # characters of all special tokens, which are one regular expression
 CACHE = 1 << 17  # chunks whose ids are remembered while encoding
 BUFFER = 256  # texts that rustbpe holds at a time
 
@@ -240,6 +241,8 @@ class BPETokenizer(Tokenizer):
                 f"the special tokens {dict(names)!s:.200} need ids of their own, after the "
                 f"others and below {LARGEST:,}"
             )
+        if sum(map(len, names)) > LONGEST_NAMES:
+            raise UserError(f"special tokens have more than {LONGEST_NAMES:,} characters together")
         if not all(names) or any(well_formed(name) != name for name in names):
             raise UserError("a special token needs a name, of whole characters")
 
@@ -352,6 +355,7 @@ class BPETokenizer(Tokenizer):
             or not isinstance(pattern, str | None)
             or not isinstance(eot, str)
             or not all(isinstance(token, str | None) for token in tokens)
+            or not all(isinstance(name, str) for name in special)
             or not all(type(i) is int for i in special.values())
         ):
             raise UserError('a bpe tokenizer needs "tokens" in base64, "pattern", "special_tokens"')

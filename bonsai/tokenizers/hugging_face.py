@@ -7,6 +7,7 @@ others. Nothing of a folder is executed.
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from bonsai.files.access import exists
@@ -21,6 +22,7 @@ from bonsai.tokenizers.patterns import GPT2, GPT4
 from bonsai.tokenizers.ranks import LARGEST, gpt2_alphabet
 
 MOST_BYTES = 32 * 2**20  # of one file; GPT-2's tokenizer.json has 3.6 MB
+LONGEST = 1000  # characters of a token that no merge makes: all ways to cut it in two are tried
 # SHA-256 of OpenAI's vocabularies, which need not be written into every checkpoint
 OPENAIS = {
     "556debe349074484db3f14a3d44c7a6c4c0ea54ec7afdc91bcb6256c38192655": GPT2Tokenizer,
@@ -77,7 +79,7 @@ def read_folder(folder: Path, vocab_size: int = LARGEST) -> dict | None:
         )
     vocab = read_json_object(folder / "vocab.json", MOST_BYTES)
     lines = read_text(folder / "merges.txt", limit=MOST_BYTES).split("\n")
-    merges = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    merges = (line.split(" ") for line in lines if line.strip() and not line.startswith("#version"))
     added = dict(optional(folder / "added_tokens.json"))
     decoder = settings.get("added_tokens_decoder")
     for name, token in decoder.items() if isinstance(decoder, dict) else ():
@@ -168,14 +170,19 @@ def leaves_alone(part: object) -> bool:
     if part is None or kind_of(part) == "ByteLevel":
         return True
     if kind_of(part) == "Sequence":
-        return all(map(leaves_alone, part.get("processors") or [None]))
+        parts = part.get("processors") or []
+        return isinstance(parts, list) and all(map(leaves_alone, parts))
     single = part.get("single") if kind_of(part) == "TemplateProcessing" else None
-    return isinstance(single, list) and [kind for p in single for kind in p] == ["Sequence"]
+    return (
+        isinstance(single, list)
+        and all(isinstance(piece, dict) for piece in single)
+        and [kind for piece in single for kind in piece] == ["Sequence"]
+    )
 
 
 def bpe_state(
     vocab: object,
-    merges: list,
+    merges: Iterable,
     added: dict[str, int],
     pattern: str | None,
     eos: str | None,
@@ -229,6 +236,8 @@ def bpe_state(
         if token in alphabet:
             tokens[i] = bytes([alphabet[token]])
         elif whole and token not in made and token not in ends and alphabet.keys() >= {*token}:
+            if len(token) > LONGEST:
+                raise UserError(f"{name}: the token {token!r:.40} is too long to be supported")
             if any(token[:n] in plain and token[n:] in plain for n in range(1, len(token))):
                 raise UserError(
                     f"{name}: the token {token!r:.40} can be made of two, but no merge does, which "

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -138,6 +139,11 @@ def test_every_field_of_meta_pkl_may_be_wrong(here, field, value):
         assert field != "vocab_size"
 
 
+def same_hash(i: int) -> bytes:
+    """A number that Python's dicts cannot tell from others of its kind by its hash, and None."""
+    return b"\x8a\x0a" + (i * sys.hash_info.modulus).to_bytes(10, "little") + b"N"
+
+
 def test_a_meta_pkl_takes_little_memory(here):
     """A place in the memo is allocated with all below it; nested tuples take for ever as keys; and
     what is large is not read."""
@@ -150,6 +156,7 @@ def test_a_meta_pkl_takes_little_memory(here):
         (b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.", "damaged"),
         (b"\x80\x02(" + b"]" * 100 + b"l.", "a list, not a dict|damaged"),
         (b"N" * (5 << 20), "more than 4 MB"),
+        (b"\x80\x02}(" + b"".join(map(same_hash, range(21_000))) + b"u.", "numbers that are no"),
     ):
         (folder / "meta.pkl").write_bytes(content)
         with pytest.raises(UserError, match=words):

@@ -138,6 +138,7 @@ def test_questions_are_read(tmp_path):
         (GOOD.replace('"2"', "4"), "label is 4, not the number of an ending (0 to 3)"),
         (GOOD.replace('"2"', "true"), "label is True"),
         (GOOD.replace('"2"', "null"), "label is None"),
+        (GOOD.replace('"2"', f'"{"9" * 5000}"'), "label is"),  # Python reads no such number
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, hint):

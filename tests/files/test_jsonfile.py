@@ -5,7 +5,14 @@ import math
 
 import pytest
 
-from bonsai.files.jsonfile import DEPTH, finite, parse_json_object, read_json_object, write_json
+from bonsai.files.jsonfile import (
+    DEPTH,
+    finite,
+    has_many_values,
+    parse_json_object,
+    read_json_object,
+    write_json,
+)
 from bonsai.system.errors import UserError
 
 
@@ -22,6 +29,15 @@ def test_results_for_programs(tmp_path, capsys):
 def test_what_json_does_not_have():
     value = {"a": (math.inf, 1), "b": {"c": [-math.inf, math.nan]}, "d": "x\ud800", "e": None}
     assert finite(value) == {"a": [None, 1], "b": {"c": [None, None]}, "d": "x?", "e": None}
+
+
+@pytest.mark.parametrize("text, values", [
+    ("[]", 1), ("[[],[]]", 4), ('{"a": "b", "c": 1}', 2), (r'["[,{", "\"[,{\"", "\\", 1]', 4),
+    ('["[[[[[["]', 1), (r'["\\\"[[[[", "\\", [1]]', 4), ('["a"]' + ' ,"b"' * 9, 10),
+])  # fmt: skip
+def test_values_are_counted_before_they_are_made(text, values):
+    assert not has_many_values(text.encode(), values)
+    assert has_many_values(text.encode(), values - 1)
 
 
 def nested(depth: int) -> str:

@@ -81,7 +81,17 @@ def bombs(path: Path) -> dict[str, Callable[[], None]]:
         "tensor of stride 0": program(tensor % (number + b"\x85", b"K\0\x85")),
         "tensor beyond its end": program(tensor % (b"K\2\x85", number + b"\x85")),
         "torch.Tensor": program(b"ctorch\nTensor\n" + number + b"\x85R"),
+        "a part of torch": program(b"ctorch\n_inductor\n"),
+        "calls with a long tuple": program(
+            b"]((" + b"N" * 250_000 + b"tq\0ctorch\nSize\nq\1" + b"h\1h\0R" * 49_000 + b"e"
+        ),
+        "keys of one hash": program(b"}(" + b"".join(map(same_hash, range(190_000))) + b"u"),
     }
+
+
+def same_hash(i: int) -> bytes:
+    """A number that Python's dicts cannot tell from others of its kind by its hash, and None."""
+    return b"\x8a\x0a" + (i * sys.hash_info.modulus).to_bytes(10, "little") + b"N"
 
 
 @needs_resource
@@ -107,6 +117,7 @@ from pathlib import Path
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 600 * 2**20,) * 2)
 torchfile.MOST //= 10
+torchfile.MOST_NUMBERS //= 10
 for path in sys.argv[1:]:
     begin = time.perf_counter()
     try:
@@ -116,6 +127,7 @@ for path in sys.argv[1:]:
         assert chr(10) not in str(e) and path in str(e), e
         took = time.perf_counter() - begin
         print(f"{{took:.1f}} s", e)
+assert "torch._inductor" not in sys.modules, "a name in a file has imported it"
 """
     command = [sys.executable, "-c", code, *map(str, files.values())]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
@@ -173,3 +185,19 @@ def test_a_tensor_without_values_has_a_shape_all_the_same(offset, shape, stride)
     with pytest.raises(Refused, match=r"a tensor of it has no (shape|place)"):
         rebuild_tensor(storage, offset, shape, stride, False, None)
     assert rebuild_tensor(storage, 0, (0, 5), (5, 1), False, None).shape == (0, 5)
+
+
+def test_a_tensor_that_is_named_often_is_one(tmp_path):
+    """Some bytes of a file name it once more, for which no other may be made."""
+    tensor = torch.zeros(3)
+    torch.save({"a": [tensor] * 1000}, tmp_path / "a.pt")
+    assert len({id(w) for w in read_torch_file(tmp_path / "a.pt")["a"]}) == 1
+
+
+def test_an_optimizer_of_many_parameters_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchfile, "MOST_NUMBERS", 1000)
+    torch.save({"state": {i: {} for i in range(1000)}}, tmp_path / "a.pt")
+    assert len(read_torch_file(tmp_path / "a.pt")["state"]) == 1000
+    torch.save({"state": {i: {} for i in range(1001)}}, tmp_path / "a.pt")
+    with pytest.raises(Refused, match="more than 1,000 numbers for keys"):
+        read_torch_file(tmp_path / "a.pt")

@@ -26,6 +26,7 @@ def test_plain_values_and_nodes(tmp_path):
     ("[" * 3000, "a.yaml is no YAML: it is nested too deep"),
     ("a: \x01\n", "a.yaml is no YAML: "),
     ("--- 1\n--- 2\n", "a.yaml is no YAML in line 2: "),
+    *((f"a: !!{tag}\n", "a.yaml is no YAML: ") for tag in ("int ''", "bool x", "timestamp x")),
 ], ids=str)  # fmt: skip
 def test_what_is_no_yaml_is_one_line(tmp_path, text, said):
     path = tmp_path / "a.yaml"

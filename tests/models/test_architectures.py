@@ -118,5 +118,7 @@ def test_weights_that_do_not_fit_are_left_to_be_named():
     odd = {q: torch.zeros(4, 3), k: torch.zeros(4, 2), v: torch.zeros(4, 3)}
     assert from_rotary(odd, ROTARY, True).keys() == {"transformer.h.0.attn.c_attn.weight"}
     assert from_rotary({q: odd[q]}, ROTARY, True).keys() == {q}
+    for shape in ((0, 16), (16, 0), (0, 0)):
+        assert turned({q: torch.zeros(shape)}, ROTARY, 1.2)[q].shape == shape
     numbers = {name: torch.tensor(1.0) for name in odd}
     assert from_rotary(numbers, ROTARY, True).keys() == {"transformer.h.0.attn.c_attn.weight"}

@@ -357,6 +357,17 @@ def test_values_that_do_not_fit_are_one_line(monkeypatch, changes, hint):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (0, 8), (8, 0), (0, 0), (2, 2, 2)])
+def test_a_tensor_of_another_shape_is_named(monkeypatch, shape):
+    model = tiny(vocab_size=9, n_layer=1, n_head=2, n_embd=8, **LLAMA)
+    _, weights = tensors(model.config, model.state_dict(), "it")
+    for name in weights:
+        by_hand(monkeypatch, CONFIG, weights | {name: torch.zeros(shape)})
+        with pytest.raises(UserError) as e:
+            read_gguf(Path("it"))
+        assert "\n" not in str(e.value), name
+
+
 def test_another_epsilon_is_in_the_weights(monkeypatch):
     model = tiny(vocab_size=9, n_layer=1, n_head=2, n_embd=8, **LLAMA)
     _, weights = tensors(model.config, model.state_dict(), "it")

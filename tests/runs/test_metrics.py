@@ -1,10 +1,12 @@
 """bonsai/runs/metrics.py: always JSON, and a broken line costs that line alone."""
 
 import json
+import os
 
 import pytest
 
 from bonsai.runs.metrics import evaluations, forget_after, read_metrics, read_rows, row_text
+from bonsai.system.errors import UserError
 
 
 def test_a_line_cut_short_is_left_out(tmp_path):
@@ -20,6 +22,7 @@ def test_what_json_does_not_have_is_null(value):
 
 
 BROKEN = ['{"iter": "1"}', '{"loss": 1.0}', "[]", "3", '{"iter": 1, "loss": "a"}', '{"iter": -1}']
+BROKEN += ['{"iter": 1, "x": ' + "1" * 70_000 + "}"]
 BROKEN += ['{"iter": 1.5}', '{"iter": true}', '{"iter": 1, "x": {}}', "\udcff", "[" * 100_000]
 
 
@@ -49,3 +52,11 @@ def test_losses_on_other_data_do_not_compare(marked, steps):
     for i in (0, 2, 4):
         rows.append({"iter": i, "val_loss": 1.0} | ({"other_data": 1} if i in marked else {}))
     assert [row["iter"] for row in evaluations(rows)] == steps
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with a name")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"a folder|a pipe|a device"):
+        forget_after(tmp_path / "metrics.jsonl", 5, -1)

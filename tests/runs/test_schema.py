@@ -20,6 +20,7 @@ from bonsai.training.optimizers import load_optimizer_state
 from model import CLASSIC_KEYS, GPTConfig
 
 WRONG = ["word", ["a", "list"], float("nan"), None, 1e12, 10**12, -1, -0.5, 2**2000, True, {}, ()]
+WRONG.append(torch.zeros(2))
 
 
 FIELDS = [

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, get
-from bonsai.tokenizers.bpe import count_chunks, learn_merges, merge, rust_tokens, tokens_of
+from bonsai.tokenizers.bpe import (
+    BYTES,
+    LONGEST_NAMES,
+    count_chunks,
+    learn_merges,
+    merge,
+    rust_tokens,
+    tokens_of,
+)
 from bonsai.tokenizers.patterns import GPT2, GPT4, LONG_BLANK, named_pattern
 
 # ---- training ----
@@ -208,6 +216,17 @@ def test_special_tokens_are_text_unless_allowed():
     assert [i for i in allowed if i >= first] == [first + 1, first, first + 2]
     assert tokenizer.decode(plain) == tokenizer.decode(allowed) == text
     assert BPETokenizer.train(["text"], 300, special_tokens=[]).eot is None
+
+
+def test_special_tokens_have_bounds():
+    """They are one regular expression, which takes 100 times as much memory."""
+    state = BPETokenizer(BYTES, None).to_dict()
+    many = {f"{i:08}": 300 + i for i in range(LONGEST_NAMES // 8 + 1)}
+    for special in ({"a" * (LONGEST_NAMES + 1): 300}, many):
+        with pytest.raises(UserError, match="special tokens have more than"):
+            BPETokenizer.from_dict({**state, "special_tokens": special})
+    with pytest.raises(UserError, match="a bpe tokenizer needs"):
+        BPETokenizer.from_dict({**state, "special_tokens": {5: 300}})
 
 
 def test_special_tokens_need_ids_of_their_own():

@@ -180,6 +180,12 @@ UNSUPPORTED = {
     "prefix": (altered(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}), "ByteLevel"),
     "prefix of the config": (with_config(add_prefix_space=True), "add_prefix_space"),
     "template": (altered(post_processor=template), "post_processor"),
+    **{f"template {i}": (altered(post_processor=part), "post_processor") for i, part in enumerate([
+        {"type": "Sequence", "processors": 5}, {"type": "Sequence", "processors": [[1]]},
+        {"type": "TemplateProcessing", "single": [5]}, {**template, "single": [["Sequence"]]},
+    ])},
+    "a long token": (
+        altered(model={"ignore_merges": True, "vocab": {"ab" * 50_000: 1}, "merges": []}), "too l"),
     "a word of its own": (altered(added_tokens=[word]), "word"),
     "no merges": (altered(model={"merges": [["a", "zzz"]]}), "merges"),
     "a merge twice": (doubled, "is there twice"),

@@ -13,13 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from bonsai.files.jsonfile import finite
-from bonsai.runs.metrics import parse_object
+from bonsai.runs.metrics import LONGEST_LINE, lines_of, parse_object
 from bonsai.runs.names import METRICS, SETTINGS
 
 LIVE = 60  # seconds after the last line in which a run counts as going on
 MOST_ROWS = 10_000  # per answer
 MOST_SETTINGS = 2**20  # bytes of a config.json
-LONGEST_LINE = 2**16  # bytes of a row; what is longer is none
 BLOCK = 2**20  # bytes that are read at once
 
 
@@ -78,7 +77,7 @@ def where_it_stands(folder: Path, changed: int, size: int) -> tuple[int, float |
     for line in last_lines(folder / METRICS):
         if step is not None and b'"val_loss"' not in line:
             continue
-        row = row_of(line)
+        row = parse_object(line)
         if row is None:
             continue
         if step is None:
@@ -147,7 +146,7 @@ def rows_from(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list
                 evals += 1
                 if evals >= most:  # not so rare
                     every_eval = every
-            if wanted and (row := row_of(line)) is not None:
+            if wanted and (row := parse_object(line)) is not None:
                 rows.append(row)
     return rows, end
 
@@ -156,19 +155,6 @@ def count_lines(path: Path) -> int:
     """Finished lines."""
     with open(path, "rb") as f:
         return sum(block.count(b"\n") for block in iter(lambda: f.read(BLOCK), b""))
-
-
-def lines_of(f) -> Iterator[bytes]:
-    """The lines of a file; of one that is too long to be a row, its beginning."""
-    while line := f.readline(LONGEST_LINE):
-        yield line
-        while line and not line.endswith(b"\n"):
-            line = f.readline(LONGEST_LINE)
-
-
-def row_of(line: bytes) -> dict | None:
-    """A row, whatever else is in it; None for what is none, or too long to be one."""
-    return parse_object(line) if len(line) <= LONGEST_LINE else None
 
 
 def number(value: object) -> float | int | None:
