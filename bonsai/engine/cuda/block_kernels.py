@@ -30,7 +30,8 @@ ALONE = 4  # rows up to which each goes by itself: their weights come from the c
 SIZES = (ALONE, 16, 64)  # rows up to which kernels of one shape go; none of more
 
 # How they are launched: few shapes, as each is compiled. ROW, ROWS and STEP are what was fastest on
-# an H200 (ROWS of 16 with a norm before it); PARTS, PROGRAMS and ADD are not measured.
+# an H200, but for ROWS of 16, which had a norm then, and the stages of STEP; PARTS, PROGRAMS, ADD
+# and those stages are not measured.
 ROW = (2, 64)  # row_kernel: outputs of a program, half as many of long rows; weights per thread
 # rows_kernel, by the rows of a program: outputs, inputs at a time, warps, stages
 ROWS = {16: (16, 256, 4, 5), 64: (16, 128, 4, 4)}
@@ -38,8 +39,8 @@ ROWS = {16: (16, 256, 4, 5), 64: (16, 128, 4, 4)}
 PARTS = {16: (32, 128, 4, 4), 64: (32, 128, 4, 4)}
 PROGRAMS = 144  # ... of which so many at most: an H100 has 132 multiprocessors
 ADD = 8  # add_and_norm_kernel: numbers per thread
-# attend_step_kernel, of few programs and of many: numbers of keys at a time, warps
-STEP = {"few": (2**15, 16), "many": (2**11, 1)}
+# attend_step_kernel, of few programs and of many: numbers of keys at a time, warps, stages
+STEP = {"few": (2**15, 16, 1), "many": (2**11, 1, 3)}
 
 # ---- kernels that overlap ----
 
@@ -452,7 +453,7 @@ def attend_step_kernel(
     qkv, extra, k, v, pos, cos, sin, y, nh, nkv, scale, eps, window,
     row, head, place, cos_row,
     HS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
-    ROPE: tl.constexpr, EXTRA: tl.constexpr, OVERLAP: tl.constexpr,
+    ROPE: tl.constexpr, EXTRA: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One head of one row: its key and value go into the cache, and its query sees those before,
     in blocks of BLOCK keys with a running maximum (Milakov & Gimelshein 2018)."""
@@ -479,7 +480,7 @@ def attend_step_kernel(
     best, total = -1e30, 0.0
     out = tl.zeros((CHANNELS,), dtype=tl.float32)
     first = tl.maximum(at - window + 1, 0)
-    for begin in range(first // BLOCK * BLOCK, at, BLOCK):
+    for begin in tl.range(first // BLOCK * BLOCK, at, BLOCK, num_stages=STAGES):
         s = begin + tl.arange(0, BLOCK)
         seen = (s >= first) & (s < at)
         there = seen[:, None] & (c[None, :] < HS)
@@ -501,9 +502,10 @@ def attend_step_kernel(
 
 def shape_of_step(programs: int, channels: int) -> dict:
     """How attend_step_kernel is launched: few programs read much at once, many a little each, with
-    no warps to wait for."""
-    numbers, warps = STEP["few" if programs <= 256 else "many"]
-    return {"BLOCK": max(16, numbers // channels), "num_warps": warps}
+    no warps to wait for, and the next keys and values while they compute. In one stage values are
+    read after the sums over the keys, which takes as long as the memory once more."""
+    numbers, warps, stages = STEP["few" if programs <= 256 else "many"]
+    return {"BLOCK": max(16, numbers // channels), "STAGES": stages, "num_warps": warps}
 
 
 def attend_step(
