@@ -71,6 +71,11 @@ def _borders(stop: str) -> list[int]:
     return borders[: len(stop)]
 
 
+def _count(data: bytes) -> int:
+    """Characters of bytes that nothing follows."""
+    return len(data.decode("utf-8", "replace"))
+
+
 class TextStream:
     """The text of one answer as its tokens come.
 
@@ -103,24 +108,23 @@ class TextStream:
     def push(self, token: int, match: bool = True) -> str:
         """The text that can be sent after one more token. match: look for stop strings in it."""
         data = self.token_bytes(token)
-        broken = self._breaks_off(data)
+        broken = self._broken_off(data)
         text = self.decoder.decode(data)
         self.offsets.append(self.decoded + broken)  # after the U+FFFD for what came before
         self.decoded += len(text)
         # a token that ends within a character is complete when that character is
-        self.ends.append(self.decoded + bool(self.decoder.getstate()[0]))
+        self.ends.append(self.decoded + _count(self.decoder.getstate()[0]))
         return self._send(self.matcher.feed(text) if match else text)
 
-    def _breaks_off(self, data: bytes) -> bool:
-        """Whether the bytes of a character that stand before `data` do not go on in it."""
+    def _broken_off(self, data: bytes) -> int:
+        """As how many U+FFFD the bytes that the decoder waits with end, where they do not go on in
+        `data`; 0 where they do. It waits with ED A0, too, which can become no character."""
         begun = self.decoder.getstate()[0]
-        if not begun or not data:
-            return False
         try:
-            codecs.utf_8_decode(begun + data[:1], "strict", False)
-        except UnicodeDecodeError:
-            return True
-        return False
+            (begun + data[:4]).decode()
+        except UnicodeDecodeError as e:
+            return _count(begun) if begun and data and e.start == 0 and e.end <= len(begun) else 0
+        return 0
 
     def finish(self) -> str:
         """What was held back. Half a character at the end becomes U+FFFD."""

@@ -113,11 +113,20 @@ def places(data: bytes) -> list[int]:
 
 
 PARTS = b"a|\xe6|\xe6\xbc|\xa2|\xf0\x9f|\x98\x80|\xff|\xef\xbf|\xbd|\xf0|\x80|\xc3\xa9".split(b"|")
+PARTS += [
+    b"\xed",
+    b"\xa0",
+    b"\xed\xa0",
+    b"\xf4",
+    b"\x90",
+]  # of halves of characters, and beyond all
 some_bytes = st.sampled_from(PARTS) | st.binary(min_size=1, max_size=3)
 
 
 @given(st.lists(some_bytes, max_size=10))
 @example([b"\xe6", b"a", b"b"])
+@example([b"\xed\xa0", b"\x80", b"b"])
+@example([b"\xed", b"\xa0\x80", b"b"])
 def test_offsets_behind_broken_characters(tokens):
     """A token begins where its first byte's character does, also after one that broke off."""
     stream = TextStream(tokens.__getitem__)
