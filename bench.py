@@ -47,7 +47,7 @@ from bonsai.training.schedule import check_further, set_further
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
 from bonsai.training.timing import TimedSteps, synthetic, time_steps
-from configurator import Config, configure, model_fields
+from configurator import Config, configure, model_fields, refuse_idle
 
 # -----------------------------------------------------------------------------
 # what is measured
@@ -250,6 +250,11 @@ def main(**settings) -> None:
     watch = Stopwatch(since_the_command=not settings)
     given = settings or None
     c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=given, files_of="train.py")
+    refuse_idle(
+        c,
+        (not c.size, "gpu gpus mfu tokens", "without --size"),
+        (c.size, "steps warmup profile json", "with --size: nothing is run"),
+    )
     if c.size:
         print(size_of(c))
         return

@@ -137,6 +137,18 @@ def describe(config: Config) -> str:
     return f"settings: {changes or 'all defaults'}{sources}"
 
 
+def refuse_idle(config: Config, *rules: tuple[object, str, str]) -> None:
+    """Exit with one line, status 2, for a setting that was given and changes nothing this time.
+
+    rules: whether that is so, the names of the settings, and why: `(not c.hub, "revision keep",
+    "without --hub")`. What was given as it is by default does no harm.
+    """
+    for idle, names, why in rules:
+        for name in names.split() if idle else ():
+            if name in config.given and config[name] != config.defaults[name]:
+                _fail(f"--{name} is without effect {why}: leave it out")
+
+
 def model_fields(config: dict[str, Any], model: type) -> dict[str, Any]:
     """The settings that are fields of a dataclass, as in `Net(**model_fields(config, Net))`."""
     return {f.name: config[f.name] for f in dataclasses.fields(model) if f.name in config}

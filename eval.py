@@ -41,7 +41,7 @@ from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
 from bonsai.training.forecast import tracked
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------
 # the models
@@ -256,6 +256,8 @@ def check_effects(c: Config) -> None:
         raise UserError("--num_fewshot is of --tasks alone: CORE's bundle says how many")
     if c.limit and not (c.tasks or c.core):
         raise UserError("--limit is of --tasks and --core alone; of a data set: --windows")
+    no_data = not c.dataset and (c.choices or c.core or c.tasks)
+    refuse_idle(c, (no_data, "split windows block_size other_tokenizer", "without --dataset"))
 
 
 def main(**settings) -> None:

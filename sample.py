@@ -39,7 +39,7 @@ from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.system.runtime import DTYPES, setup_inference
 from bonsai.tokenizers import Tokenizer
-from configurator import configure, resolve_path
+from configurator import configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------
 # the model
@@ -49,7 +49,7 @@ out_dir = "out"  # the run to sample from; ignored if init_from is not resume [p
 start = "\n"  # what to continue; "<|endoftext|>" is that token; FILE:prompt.txt reads a file
 prompts = ""  # a JSONL file of prompts, continued side by side; see above [path]
 out = ""  # file for what --prompts gives, also JSONL; empty: stdout [path]
-num_samples = 10  # texts to draw; with --prompts 1, unless given there [>= 1]
+num_samples = 10  # texts to draw; with --prompts 1, unless given, here or there [>= 1]
 max_new_tokens = 500  # tokens in each, after the start [>= 0]
 temperature = 0.8  # below 1.0 less random, above more; 0: always the likeliest token [>= 0]
 top_k = 200  # draw from the top_k likeliest tokens; 0: from all [>= 0]
@@ -126,6 +126,12 @@ def say(message: str) -> None:
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None, say=say)  # stdout is for the samples
     # the user's mistakes first: loading takes a while
+    refuse_idle(
+        c,
+        (c.prompts, "start interactive on_full kv_cache", "with --prompts"),
+        (not c.prompts, "batch_size", "without --prompts"),
+        (c.interactive, "start num_samples", "with --interactive"),
+    )
     params = SamplingParams(
         c.max_new_tokens,
         c.temperature,
@@ -159,7 +165,8 @@ def main(**settings) -> None:
             *(model, c.batch_size, 0, dtype, c.quantize, runtime.compile, PREFIX_TOKENS),
             capture=graphs,
         )
-        return batch_job(engine, tokenizer, jobs, params, c.out)
+        n = c.num_samples if "num_samples" in c.given else 1
+        return batch_job(engine, tokenizer, jobs, params, c.out, n)
     alone = c.interactive or sys.stdout.isatty()  # texts are written one after another
     options = {"pack": not runtime.compile, "batch": 1 if alone else c.num_samples}
     model = prepare(model, DTYPES[runtime.dtype], c.quantize, **options)
@@ -245,11 +252,16 @@ def job_params(job: dict, params: SamplingParams) -> SamplingParams:
 
 
 def batch_job(
-    engine: Engine, tokenizer: Tokenizer, jobs: list[dict], params: SamplingParams, out: str
+    engine: Engine,
+    tokenizer: Tokenizer,
+    jobs: list[dict],
+    params: SamplingParams,
+    out: str,
+    n: int,
 ) -> None:
     """Continue all jobs side by side; their lines in order, each as soon as those before it.
 
-    out: the file for the lines; '': stdout.
+    out: the file for the lines; '': stdout. n: texts of a job that does not say how many.
     """
     if tokenizer.eot is not None:
         params = replace(params, stop_tokens=(tokenizer.eot,))
@@ -257,11 +269,11 @@ def batch_job(
     for number, job in enumerate(jobs, 1):  # mistakes first, not after an hour
         try:
             ids.append(encode_start(tokenizer, job["prompt"]))
-            engine.check(ids[-1], job_params(job, params), job.get("n", 1))
+            engine.check(ids[-1], job_params(job, params), job.get("n", n))
         except UserError as e:
             raise UserError(f"prompt {number}: {e}") from None
     todo, unwritten = zip(jobs, ids), deque()
-    total = sum(job.get("n", 1) for job in jobs)
+    total = sum(job.get("n", n) for job in jobs)
     with ExitStack() as stack:
         target = sys.stdout
         if out:
@@ -270,7 +282,7 @@ def batch_job(
         progress = stack.enter_context(Progress(total, " texts", "sampling"))
         while True:
             while len(engine.waiting) < engine.max_batch and (job := next(todo, None)):
-                requests = engine.submit(job[1], job_params(job[0], params), job[0].get("n", 1))
+                requests = engine.submit(job[1], job_params(job[0], params), job[0].get("n", n))
                 unwritten.extend((job[0], request) for request in requests)
             if not engine.busy:
                 return

@@ -27,7 +27,7 @@ from bonsai.serving.http import listen, serve
 from bonsai.serving.registry import load_served, parse_models
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import leave_a_core, setup_inference
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------
 # the models
@@ -82,6 +82,7 @@ def read_key(text: str) -> str:
 
 def main(**settings) -> int:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(c, (c.models, "init_from out_dir", "with --models"))
     welcome = parse_origins(c.origins)
     key = read_key(c.api_key)
     chosen = chosen_models(c)

@@ -15,7 +15,7 @@ from bonsai.files.textfile import check_writable, decode_text, read_text
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import get
 from bonsai.tokenizers.view import html_page, terminal
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 
 text = ""  # the text; \n and \t stand for a line end and a tab [escapes]
 file = ""  # or a file of it; neither: standard input [path]
@@ -38,6 +38,7 @@ def the_text(c: Config) -> str:
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(c, (c.html, "color ids", "with --html"))
     chosen = {name: get(name) for name in filter(None, map(str.strip, c.tokenizers.split(",")))}
     if not chosen:
         raise UserError("no tokenizer: name some with --tokenizers=gpt2,gpt4")

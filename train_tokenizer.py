@@ -28,7 +28,7 @@ from bonsai.tokenizers.patterns import PATTERNS, named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
 from bonsai.tokenizers.tokenizer_json import tokenizer_json
 from bonsai.tokenizers.view import html_page
-from configurator import Config, configure
+from configurator import Config, configure, refuse_idle
 
 input = ""  # files, folders or patterns, several between commas [paths]
 endings = ""  # of further files that are plain text, such as .md,.py [list]
@@ -136,9 +136,19 @@ def print_report(c: Config, tokenizer: Tokenizer, texts: list[str]) -> None:
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(
+        c,
+        (c.ranks, "vocab_size type fast", "with --ranks: nothing is trained"),
+        (c.ranks and not c.input, "html curve_png", "without --input: there is no text"),
+        (c.type != "bpe", "pattern special_tokens fast curve_png", f"with --type={c.type}"),
+        (not c.curve or c.pattern == "none", "curve_png", "without a curve"),
+        (not c.stats, "curve_png n_embd", "with --stats=False"),
+    )
+    if c.tiktoken_out and c.type != "bpe":  # not after an hour's training
+        raise UserError("a .tiktoken file can hold the tokens of --type=bpe only")
     if not c.out.endswith(".json"):
         raise UserError(f"out is {c.out!r}: a tokenizer is written to a .json file")
-    if c.hf_out and (c.type != "bpe" or c.pattern not in PATTERNS):  # not after an hour's training
+    if c.hf_out and (c.type != "bpe" or c.pattern not in PATTERNS):
         known = ", ".join(PATTERNS)
         raise UserError(f"--hf_out takes --type=bpe with one of the patterns {known} alone")
     written = (c.out, c.tiktoken_out, c.hf_out, c.html, c.curve_png)
@@ -170,8 +180,6 @@ def main(**settings) -> None:
     if not c.ranks and tokenizer.vocab_size < c.vocab_size:
         print(f"fewer than {c.vocab_size:,}: in this text there is nothing left to merge")
     if c.tiktoken_out:
-        if not isinstance(tokenizer, BPETokenizer):
-            raise UserError("a .tiktoken file can hold the tokens of --type=bpe only")
         with writing(c.tiktoken_out):
             write_ranks(c.tiktoken_out, tokenizer.tokens)
         print(f"wrote {c.tiktoken_out}")

@@ -42,7 +42,9 @@ ONLY_WITH = {  # settings that do nothing unless another has this value
     ),
     ("lr_schedule", "trapezoid"): "cooldown",
     ("decay_lr", True): "lr_schedule warmup_iters lr_decay_iters min_lr cooldown",
+    ("position", "rope"): "rope_base",
 }
+NOT_WITH = {("attention_window", 0): "window_pattern"}  # and those that do nothing where it has
 
 
 @dataclass
@@ -174,9 +176,9 @@ def schedule_notes(c) -> list[str]:
             f"warm-up (warmup_iters={c.warmup_iters:,}) is as long as the run or longer "
             f"(max_iters={c.max_iters:,}): learning_rate={c.learning_rate:g} is never reached"
         )
-    for (name, value), words in ONLY_WITH.items():
+    for (name, value), words in (ONLY_WITH | NOT_WITH).items():
         idle = [word for word in words.split() if word in c.given]
-        if idle and c[name] != value:
+        if idle and (c[name] == value) == ((name, value) in NOT_WITH):
             notes.append(f"without effect, as {name}={c[name]}: {', '.join(idle)}")
     return notes
 

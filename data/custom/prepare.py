@@ -27,7 +27,7 @@ from bonsai.data.writer import Writer, describe_prepared
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 
 # what
 input = ""  # files, folders or patterns, several between commas [paths]
@@ -99,6 +99,11 @@ def source(c: Config, folder: Path, options: Options, seen: Seen) -> tuple[funct
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(
+        c,
+        (not c.hub, "revision files keep", "without --hub"),
+        (c.hub, "endings", "with --hub: see --files"),
+    )
     start = time.time()
     folder = target_folder(c)
     options, seen = Options(c.text_column, c.split_on, c.on_error), Seen()

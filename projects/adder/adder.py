@@ -29,7 +29,7 @@ from bonsai.engine import SamplingParams, generate
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import CharTokenizer
-from configurator import Config, configure
+from configurator import Config, configure, refuse_idle
 from projects.common import new_figure, save_figure, train
 
 # what is learnt
@@ -154,6 +154,11 @@ def draw(c: Config, maps: dict[int, np.ndarray], held: np.ndarray, path: Path) -
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(
+        c,
+        (c.task == "add", "length symbols", "with --task=add"),
+        (c.task == "sort", "digits", "with --task=sort"),
+    )
     if c.length * math.log10(c.symbols) > 6:
         raise UserError(
             f"symbols={c.symbols}, length={c.length}: that is more than a million cases"

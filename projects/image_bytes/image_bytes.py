@@ -34,7 +34,7 @@ from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 from projects.common import new_figure, save_figure, train
 
 # the pictures
@@ -268,6 +268,11 @@ def model_options(layout: Layout) -> list[str]:
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(
+        c,
+        (c.source == "digits", "gray", "with --source=digits: they are gray"),
+        (c.source == "photo", "val_fraction", "with --source=photo"),
+    )
     pictures, layout = open_source(c)
     name = c.source if c.source in ("digits", "photo") else Path(c.source).name
     out = Path(c.out_dir or f"out-image-{name}")

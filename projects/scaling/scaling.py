@@ -31,7 +31,7 @@ from bonsai.planning.scaling import (
 from bonsai.runs.metrics import read_metrics
 from bonsai.system.errors import UserError, run
 from bonsai.system.tables import table
-from configurator import Config, configure
+from configurator import Config, configure, refuse_idle
 from projects.common import COLORS, new_figure, save_figure, train
 
 # the sweep: every size with every budget
@@ -202,6 +202,7 @@ def draw(law: ScalingLaw, rows: list[dict], path: Path) -> None:
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(c, (c.chinchilla, "sizes budgets vocab_size options", "with --chinchilla"))
     if c.chinchilla:
         print(chinchilla_tables())
         return

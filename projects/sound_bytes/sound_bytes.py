@@ -33,7 +33,7 @@ from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 from projects.common import COLORS, new_figure, save_figure, train
 
 # the sound
@@ -204,6 +204,7 @@ def draw(c: Config, pairs: list[tuple[np.ndarray, np.ndarray]], begin: int, path
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(c, (c.source, "tunes", "with --source"))
     out = Path(c.out_dir or "out-sound")
     prepare(c, out / "data")
     options = [f"--dataset={out.resolve() / 'data'}", f"--seed={c.seed}"]

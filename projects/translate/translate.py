@@ -44,7 +44,7 @@ from bonsai.training.interrupts import Interrupts
 from bonsai.training.optimizers import load_optimizer_state
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
-from configurator import Config, configure, model_fields
+from configurator import Config, configure, model_fields, refuse_idle
 from projects.common import new_figure, save_figure, train
 
 # data
@@ -340,6 +340,7 @@ def draw(c: Config, model: Seq2Seq, coder, path: Path) -> None:
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(c, (not c.compare, "gpt_steps gpt_options", "without --compare"))
     runtime = setup(c.device, c.dtype, False)
     out = Path(c.out_dir)
     if c.text:

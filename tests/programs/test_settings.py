@@ -188,3 +188,54 @@ def test_a_second_call_has_the_defaults_again(program, capsys):
     assert configurator.configure(names, None, []).diff() == {}
     assert all(names[n] == plain[n].default for n in other)
     capsys.readouterr()
+
+
+# ---- settings without effect ----
+
+IDLE = [
+    (
+        "sample.py",
+        dict(prompts="p.jsonl", start="To be"),
+        "--start is without effect with --prompts",
+    ),
+    ("sample.py", dict(prompts="p.jsonl", interactive=True), "--interactive"),
+    ("sample.py", dict(prompts="p.jsonl", on_full="stop"), "--on_full"),
+    ("sample.py", dict(batch_size=2), "--batch_size is without effect without --prompts"),
+    ("sample.py", dict(interactive=True, num_samples=3), "--num_samples"),
+    (
+        "eval.py",
+        dict(choices="q.jsonl", windows=3),
+        "--windows is without effect without --dataset",
+    ),
+    ("eval.py", dict(tasks="piqa", other_tokenizer=True), "--other_tokenizer"),
+    ("serve.py", dict(models="a=b", out_dir="c"), "--out_dir is without effect with --models"),
+    ("bench.py", dict(gpus=8), "--gpus is without effect without --size"),
+    ("bench.py", dict(size="gpt2", json="r.json"), "--json is without effect with --size"),
+    ("show_tokens.py", dict(html="a.html", ids=True), "--ids is without effect with --html"),
+    ("train_tokenizer.py", dict(ranks="a.tiktoken", vocab_size=300), "--vocab_size"),
+    ("train_tokenizer.py", dict(ranks="a.tiktoken", html="a.html"), "--html"),
+    (
+        "train_tokenizer.py",
+        dict(type="sentencepiece_bpe", special_tokens="<|a|>"),
+        "--special_tokens",
+    ),
+    ("train_tokenizer.py", dict(curve=False, curve_png="a.png"), "--curve_png"),
+    ("train_tokenizer.py", dict(stats=False, curve_png="a.png"), "--curve_png"),
+    ("data/custom/prepare.py", dict(input="a.txt", name="a", keep=True), "--keep"),
+    ("data/custom/prepare.py", dict(hub="a/b", name="a", endings=".md"), "--endings"),
+    ("projects/adder/adder.py", dict(symbols=5), "--symbols is without effect with --task=add"),
+    ("projects/adder/adder.py", dict(task="sort", digits=3), "--digits"),
+    ("projects/image_bytes/image_bytes.py", dict(gray=True), "--gray"),
+    ("projects/sound_bytes/sound_bytes.py", dict(source="a", tunes=3), "--tunes"),
+    ("projects/translate/translate.py", dict(gpt_steps=3), "--gpt_steps"),
+    ("projects/scaling/scaling.py", dict(chinchilla=True, budgets="1,2"), "--budgets"),
+]
+
+
+@pytest.mark.parametrize("program, settings, hint", IDLE, ids=str)
+def test_a_setting_that_changes_nothing_is_an_error(capsys, program, settings, hint):
+    with pytest.raises(SystemExit) as end:
+        namespace(program)["main"](**settings)
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and line.startswith("error: ") and hint in line
+    assert line.endswith(": leave it out")

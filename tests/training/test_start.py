@@ -241,6 +241,7 @@ BASE = dict(
     decay_lr=True, lr_decay_iters=9, max_iters=9, min_lr=0.0, warmup_iters=0, learning_rate=1e-3
 )
 BASE |= dict(optimizer="adamw", lr_schedule="cosine", momentum=0.9, cooldown=0.4)
+BASE |= dict(position="learned", attention_window=0)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +254,10 @@ BASE |= dict(optimizer="adamw", lr_schedule="cosine", momentum=0.9, cooldown=0.4
         (dict(neuron_beta=0.9), ["without effect, as optimizer=adamw: neuron_beta"]),
         (dict(cooldown=0.5), ["without effect, as lr_schedule=cosine: cooldown"]),
         (dict(decay_lr=False, min_lr=1e-4), ["without effect, as decay_lr=False: min_lr"]),
+        (dict(rope_base=5e5), ["without effect, as position=learned: rope_base"]),
+        (dict(rope_base=5e5, position="rope"), []),
+        (dict(window_pattern="DL"), ["without effect, as attention_window=0: window_pattern"]),
+        (dict(window_pattern="DL", attention_window=8), []),
         (dict(lr_decay_iters=5), ["from step 5"]),
         (dict(lr_decay_iters=10), ["the run ends at step 9 (max_iters), before the learning rate"]),
         (dict(lr_decay_iters=10, max_iters=0), []),

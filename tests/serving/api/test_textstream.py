@@ -119,7 +119,7 @@ PARTS += [
     b"\xed\xa0",
     b"\xf4",
     b"\x90",
-]  # of halves of characters, and beyond all
+]  # no character goes on so
 some_bytes = st.sampled_from(PARTS) | st.binary(min_size=1, max_size=3)
 
 
