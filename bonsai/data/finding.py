@@ -67,7 +67,7 @@ def _find(part: str, bases: Sequence[Path], known: tuple[str, ...]) -> list[Path
     part = os.path.expanduser(part)
     for path in (base / part for base in bases):
         if path.is_dir():
-            if files := _below(path, known):
+            if files := files_below(path, known):
                 return files
             raise UserError(f"no {', '.join(known)} file in the folder {path}")
         if path.exists():
@@ -84,8 +84,9 @@ def _find(part: str, bases: Sequence[Path], known: tuple[str, ...]) -> list[Path
     raise UserError(f"no such file or folder: {part}")
 
 
-def _below(folder: Path, known: tuple[str, ...]) -> list[Path]:
-    """The known files below a folder, in the order of their paths' parts."""
+def files_below(folder: Path, known: tuple[str, ...]) -> list[Path]:
+    """The files with known endings, in small letters, below a folder and those that are linked into
+    it, in the order of their paths' parts; hidden ones are left out."""
     paths = [
         os.path.join(at, name)
         for at, names in walk(folder)

@@ -88,8 +88,8 @@ def main(**settings) -> None:
     if not files:
         raise UserError(f"{listed[0][1]} is empty" if len(listed) == 1 else "all files are empty")
     total = sum(sizes.values())
-    empty = f", {len(listed) - len(files)} empty ones left out" if len(files) < len(listed) else ""
-    print(f"{len(files)} files, {total:,} bytes{empty}")
+    empty = f"; empty ones left out: {len(listed) - len(files)}" if len(files) < len(listed) else ""
+    print(f"{len(files)} file{'s' * (len(files) != 1)}, {total:,} bytes{empty}")
     if total < 2:
         raise UserError(f"{files[0][1]} has 1 byte: too few to train on and to validate with")
 

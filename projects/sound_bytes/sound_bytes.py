@@ -25,9 +25,11 @@ import torch
 
 from bonsai.data.corpus import document_key
 from bonsai.data.dataset import open_dataset
+from bonsai.data.finding import files_below
 from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
+from bonsai.files.access import file_size
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
@@ -127,9 +129,12 @@ def sounds(c: Config) -> Iterator[tuple[str, np.ndarray]]:
             yield f"tune {i}", to_bytes(tune(np.random.default_rng((c.seed, i)), c.rate))
         return
     folder = resolve_path(c.source)
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*.[wW][aA][vV]"))
+    found = [folder] if folder.is_file() else files_below(folder, (".wav",))
+    files = [path for path in found if file_size(path)]
     if not files:
         raise UserError(f"source={c.source}: there is no WAV file")
+    if len(files) < len(found):
+        print(f"empty files left out: {len(found) - len(files)}")
     for path in files:
         yield path.name, read_wav(path, c.rate)
 

@@ -165,7 +165,7 @@ def test_a_folder_of_any_files(tmp_path):
     (tmp_path / "in" / "empty").touch()
     (tmp_path / "in" / ".hidden").write_bytes(b"no")
     result = prepare(tmp_path, "--input=in", "--val_fraction=0.2")
-    assert result.rc == 0 and "1 empty ones left out" in result.stdout, result
+    assert result.rc == 0 and "empty ones left out: 1" in result.stdout, result
     meta, splits = read(tmp_path / "out")
     assert meta["vocab_size"] == 257 and meta["tokenizer"] == {"type": "byte"}
     documents = []

@@ -297,6 +297,13 @@ def test_a_file_of_prompts_is_continued_side_by_side(run, char_model, tmp_path):
     assert ["ab" + a["text"] for a in answers[1:4]] == texts(f"--out_dir={run}", *one, cwd=tmp_path)
 
 
+def test_num_samples_counts_for_prompts_that_do_not_say_how_many(run, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "n": 1}\n')
+    options = (f"--out_dir={run}", "--prompts=in.jsonl", "--num_samples=2", "--max_new_tokens=3")
+    said = map(json.loads, sample(*options, cwd=tmp_path).stdout.splitlines())
+    assert [(a["prompt"], a["row"]) for a in said] == [("a", 0), ("a", 1), ("b", 0)]
+
+
 @pytest.mark.parametrize(
     "line, says",
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.programs import ROOT, assert_one_line_error, run_command
+from helpers.settings import settings
 
 PIL = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 
@@ -113,6 +114,29 @@ def test_mistakes_with_pictures_are_one_line(options, words, tmp_path):
     (tmp_path / "odd").mkdir()
     np.savez(tmp_path / "odd" / "val.npz", data=np.zeros((2, 5), np.uint8))
     assert_one_line_error(script(IMAGES, tmp_path, *options), *words)
+
+
+@pytest.mark.parametrize("path, ending", [(IMAGES, ".png"), (SOUND, ".wav")])
+def test_linked_folders_are_read_and_empty_and_hidden_files_left_out(
+    tmp_path, capsys, path, ending
+):
+    """As by data/custom/prepare.py: one download that broke off does not end it all."""
+    program = load_script(path)
+    for name in ("in/a", "elsewhere/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if ending == ".png":
+            PIL.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / f"{name}.png")
+        else:
+            save_wav(tmp_path / f"{name}.WAV", np.zeros((50, 1)), 1, 4000)
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "in" / f"empty{ending}").touch()
+    (tmp_path / "in" / f"._a{ending}").write_bytes(b"of a Mac")
+    c = settings(path, [f"--source={tmp_path / 'in'}"])
+    if ending == ".png":
+        read = sum(len(p) for _, p in program.folder_of_pictures(c, tmp_path / "in", 4))
+    else:
+        read = len(list(program.sounds(c)))
+    assert read == 2 and "empty files left out: 1" in capsys.readouterr().out
 
 
 # ---- sound ----
