@@ -138,7 +138,7 @@ def describe(config: Config) -> str:
 
 
 def refuse_idle(config: Config, *rules: tuple[object, str, str]) -> None:
-    """Exit with one line, status 2, for a setting that was given and changes nothing this time.
+    """Raise UserError for a setting that was given and changes nothing this time.
 
     rules: whether that is so, the names of the settings, and why: `(not c.hub, "revision keep",
     "without --hub")`. What was given as it is by default does no harm.
