@@ -200,9 +200,15 @@ def evaluate_all(
             scores = multiple_choice(raw_model, tokenizer, questions, runtime, c.batch_size, track)
             results["choices"].append({**head, "file": c.choices, **scores})
         if bundle:
-            track = progress(runtime, f"{loaded.source} on {c.core}")
             tokenizer = find_tokenizer(loaded)[0]
-            rows = score_bundle(raw_model, tokenizer, bundle, runtime, c.batch_size, track)
+            rows = score_bundle(
+                raw_model,
+                tokenizer,
+                bundle,
+                runtime,
+                c.batch_size,
+                lambda task, source=loaded.source: progress(runtime, f"{source} on {task}"),
+            )
             results["core"] += [{**head, **row} for row in rows]
         if c.tasks:
             results["tasks"] += [{**head, **row} for row in task_rows(c, loaded, runtime)]

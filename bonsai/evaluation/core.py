@@ -25,6 +25,8 @@ from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import Tokenizer
 
+Track = Callable[[Iterable], Iterable]  # wraps the iteration over batches
+
 
 @dataclass
 class Task:
@@ -154,12 +156,16 @@ def core(
     tasks: list[Task],
     runtime: Runtime,
     batch_size: int,
-    track: Callable[[Iterable], Iterable] = iter,
+    tracker: Callable[[str], Track] = lambda task: iter,
 ) -> list[dict]:
-    """A row for each task: accuracy, and `centered`; the last one, CORE, is their mean."""
+    """A row for each task: accuracy, and `centered`; the last one, CORE, is their mean.
+
+    tracker: given words for a task, gives what wraps the iteration over its batches.
+    """
     rows = []
-    for task in track(tasks):
-        accuracy = task_accuracy(model, tokenizer, task, runtime, batch_size)
+    for number, task in enumerate(tasks, 1):
+        track = tracker(f"{task.name} ({number} of {len(tasks)})")
+        accuracy = task_accuracy(model, tokenizer, task, runtime, batch_size, track)
         centered = (accuracy - task.baseline) / (1 - task.baseline)
         row = {"task": task.name, "questions": len(task.items), "accuracy": accuracy}
         rows.append({**row, "centered": centered})
@@ -168,7 +174,9 @@ def core(
     return [*rows, {"task": "CORE", "questions": questions, "accuracy": None, "centered": mean}]
 
 
-def task_accuracy(model, tokenizer, task: Task, runtime: Runtime, batch_size: int) -> float:
+def task_accuracy(
+    model, tokenizer, task: Task, runtime: Runtime, batch_size: int, track: Track = iter
+) -> float:
     """Share of the questions that are answered as they should be: with the answer, or in the
     context, that is likeliest per token; or, where there is one way to go on, word for word as the
     model would. The processes share the questions."""
@@ -188,7 +196,7 @@ def task_accuracy(model, tokenizer, task: Task, runtime: Runtime, batch_size: in
             )
         groups.append(rows)
     flat = [row for group in groups for row in group]
-    scores = iter(ending_scores(model, flat, runtime, batch_size))
+    scores = iter(ending_scores(model, flat, runtime, batch_size, track))
     right = 0
     for number, group in zip(share, groups):
         got = [(*next(scores), n) for _, n in group]

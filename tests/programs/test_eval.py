@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ from bonsai.evaluation.loss import split_loss
 from bonsai.models.table import describe_model
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.tokenizers import CharTokenizer
+from bonsai.training import forecast
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,8 @@ ERRORS = {
 }
 
 
-def test_core_has_a_row_for_each_task_and_their_mean(runs, workplace):
+@pytest.fixture(scope="module")
+def bundle(workplace):
     folder = workplace / "bundle"
     (folder / "eval_data").mkdir(parents=True)
     lines = [{"query": "ab", "choices": ["ba", "ca"], "gold": k % 2} for k in range(8)]
@@ -105,6 +108,30 @@ def test_core_has_a_row_for_each_task_and_their_mean(runs, workplace):
         "icl_task_type: multiple_choice}]"
     )
     (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nab,25\n")
+    return folder
+
+
+LONG = {
+    "a data set": (dict(dataset="meta", windows=4), "eval-a/ckpt.pt on meta: 1 of 2 batches"),
+    "questions": (dict(choices="questions.jsonl"), "on questions.jsonl: 1 of 18 batches"),
+    "a task of CORE": (dict(core="bundle"), "eval-a/ckpt.pt on ab (1 of 1): 1 of 8 batches"),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_a_long_evaluation_says_how_far_it_is(runs, workplace, bundle, monkeypatch, capsys, case):
+    """Each kind, with any time taken for a long one."""
+    program = runpy.run_path(str(ROOT / "eval.py"), run_name="not main")
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(forecast, "FIRST_SECONDS", -1)
+    monkeypatch.setattr(forecast, "LINE_SECONDS", -1)
+    settings, line = LONG[case]
+    program["main"](out_dir="eval-a", device="cpu", dtype="float32", batch_size=2, **settings)
+    said = capsys.readouterr().err
+    assert f"{line}, about " in said and said.splitlines()[0].endswith(" left")
+
+
+def test_core_has_a_row_for_each_task_and_their_mean(runs, workplace, bundle):
     options = ["--out_dir=eval-a", "--core=bundle", "--json=-", "--device=cpu"]
     done = run_program(options, workplace, program="eval.py")
     assert done.rc == 0, done
