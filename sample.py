@@ -28,11 +28,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
 from itertools import chain
+from typing import TextIO
 
 from bonsai.engine import Engine, SamplingParams, generate, prepare
 from bonsai.engine.cuda.steps import CapturedSteps
 from bonsai.engine.text import find_tokenizer, start_tokens
-from bonsai.files.textfile import check_writable, read_text, text_or_file
+from bonsai.files.textfile import check_writable, read_text, text_or_file, whole_text
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import find_source, load_model
 from bonsai.system.errors import UserError, run
@@ -143,6 +144,8 @@ def main(**settings) -> None:
     )
     text = "" if c.interactive or c.prompts else text_or_file(c.start, "the start")
     jobs = read_jobs(c.prompts, params) if c.prompts else []
+    if c.prompts and c.interactive:
+        raise UserError("--prompts is a file of prompts, --interactive asks for them: give one")
     if c.out and not c.prompts:
         raise UserError("--out is a file for the answers to --prompts; > FILE takes samples")
     if c.out:
@@ -251,6 +254,12 @@ def job_params(job: dict, params: SamplingParams) -> SamplingParams:
     return replace(params, **given)
 
 
+def is_utf8(target: TextIO) -> bool:
+    """Whether any character can be written there as it is."""
+    encoding = getattr(target, "encoding", None)  # a text in memory has none
+    return not encoding or codecs.lookup(encoding).name == "utf-8"
+
+
 def batch_job(
     engine: Engine,
     tokenizer: Tokenizer,
@@ -295,7 +304,8 @@ def batch_job(
                     "tokens": len(request.tokens),
                     "finish": request.finish,
                 }
-                print(json.dumps({**job, **answer}, ensure_ascii=False), file=target, flush=True)
+                line = json.dumps({**job, **answer}, ensure_ascii=not is_utf8(target))
+                print(line, file=target, flush=True)
             if done:
                 progress.advance(done)
 
@@ -304,6 +314,8 @@ def prompt_loop(tokenizer: Tokenizer, params: SamplingParams, continuations) -> 
     """Continue what the user types, a line at a time, each up to the end of the text."""
     with suppress(ImportError):
         import readline  # noqa: F401  (gives input() editing and history; not on Windows)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # for whole_text to say what is wrong
     say("type the beginning of a text; Ctrl-C ends a continuation, Ctrl-D the program")
     if tokenizer.eot is not None:
         params = replace(params, stop_tokens=(tokenizer.eot,))
@@ -315,11 +327,12 @@ def prompt_loop(tokenizer: Tokenizer, params: SamplingParams, continuations) -> 
             print()
             return
         try:
-            steps = continuations(encode_start(tokenizer, line), params, turn)
+            prompt = encode_start(tokenizer, whole_text(line, "the line"))
+            steps = continuations(prompt, params, turn)
             stream(tokenizer, (token for (token,) in steps if token is not None))
         except KeyboardInterrupt:
             print()
-        except UserError as e:  # a character that the model does not know
+        except UserError as e:  # such as a character that the model does not know
             say(f"error: {e}")
         turn += 1
 

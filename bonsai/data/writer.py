@@ -36,6 +36,7 @@ from bonsai.data.advice import training_command
 from bonsai.data.meta import FORMAT
 from bonsai.files.access import SETTINGS, writing
 from bonsai.files.atomic import sync_folder
+from bonsai.files.jsonfile import finite
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError, reason
 from bonsai.tokenizers import CharTokenizer, Tokenizer
@@ -225,6 +226,7 @@ class Writer:
             "splits": {name: part.meta() for name, part in self._splits.items()},
             **self._kept,
         }
+        meta = finite(meta)  # a name may have bytes that are not UTF-8
         files = [file for part in self._splits.values() for file in part.files()]
         with disk_errors(self.folder):
             for file in files:

@@ -30,8 +30,18 @@ def read_text(path: str | os.PathLike[str], what: str = "", limit: int = LARGEST
 def text_or_file(text: str, what: str) -> str:
     """A text that a user gives, or that of the file which `FILE:prompt.txt` names instead."""
     if not text.startswith("FILE:"):
-        return text
+        return whole_text(text, what)
     return read_text(resolve_path(text.removeprefix("FILE:")), what)
+
+
+def whole_text(text: str, what: str) -> str:
+    """A text that was typed. Raises UserError where it came in other bytes than UTF-8, for which
+    Python puts halves of characters."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise UserError(f"{what} is not UTF-8 from {text[e.start :][:20]!a} on") from None
+    return text
 
 
 def decode_text(data: bytes, name: str) -> str:

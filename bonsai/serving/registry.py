@@ -9,6 +9,7 @@ import torch
 from bonsai import tokenizers
 from bonsai.engine import Engine
 from bonsai.engine.text import find_tokenizer, start_tokens
+from bonsai.files.textfile import whole_text
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
@@ -110,6 +111,7 @@ def parse_models(text: str) -> dict[str, str]:
         name, equals, path = (word.strip() for word in part.partition("="))
         if not equals or not name or not path:
             raise UserError(f"models={text}: {part!r} is not name=PATH")
+        whole_text(name, "models: a name")  # it goes into answers
         if name in models:
             raise UserError(f"models={text}: the name {name} is given twice")
         models[name] = path

@@ -73,7 +73,9 @@ class Report:
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = json.dumps(self.settings, indent=1, default=str)
         replace_text(self.folder / SETTINGS, settings + "\n")
-        self.log = open(self.folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
+        # a command may have names in it that are not UTF-8
+        names = {"encoding": "utf-8", "errors": "backslashreplace"}
+        self.log = open(self.folder / LOG, "a", **names)  # noqa: SIM115
         self.log.write("\n".join(header(self.runtime.device)) + "\n")
         self.log.flush()
         self.metrics = open(self.folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115

@@ -43,6 +43,14 @@ def test_writer_counts_and_types(out, vocab_size, dtype):
     }
 
 
+def test_a_name_that_is_not_utf8(out):
+    with Writer(out, vocab_size=12, name="caf\udce9") as writer:
+        for split in ("train", "val"):
+            writer.add(split, [1, 2])
+        returned = writer.finish()
+    assert read(out)[0] == returned and returned["name"] == "caf?"
+
+
 def test_writer_rows_and_masks(out):
     with Writer(out, vocab_size=12, row_length=4, masks=True) as writer:
         for split in ("train", "val"):

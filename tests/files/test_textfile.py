@@ -8,7 +8,13 @@ import pytest
 from bonsai import tokenizers
 from bonsai.data.meta import open_meta
 from bonsai.evaluation.choices import read_questions
-from bonsai.files.textfile import check_writable, decode_text, read_text, text_or_file
+from bonsai.files.textfile import (
+    check_writable,
+    decode_text,
+    read_text,
+    text_or_file,
+    whole_text,
+)
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.ranks import read_vocab_bpe
 
@@ -107,3 +113,11 @@ def test_a_text_or_the_file_that_is_named(tmp_path):
     assert text_or_file(f"FILE:{tmp_path / 'a.txt'}", "the start") == "of the file"
     with pytest.raises(UserError, match="the start"):
         text_or_file(f"FILE:{tmp_path / 'b.txt'}", "the start")
+
+
+def test_what_was_typed_in_other_bytes_than_utf8():
+    """Python has halves of characters for them: b"caf\xe9" becomes "caf\udce9"."""
+    assert whole_text("café 😀", "the start") == "café 😀"
+    for read in (whole_text, text_or_file):
+        with pytest.raises(UserError, match=r"the start is not UTF-8 from '\\udce9 au' on"):
+            read("caf\udce9 au", "the start")

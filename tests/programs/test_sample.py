@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ import torch
 from helpers.made_model import save
 from helpers.programs import ROOT
 
+from bonsai.engine import SamplingParams
 from bonsai.engine.cuda.steps import CapturedSteps
 from bonsai.models.table import describe_model
 from bonsai.system.runtime import Runtime
@@ -63,6 +65,15 @@ def command(*args) -> list[str]:
 
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "TERM": "dumb"}
+
+
+@pytest.fixture
+def program():
+    """sample.py as a module of this process."""
+    spec = importlib.util.spec_from_file_location("sample_in_process", SAMPLE)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    return program
 
 
 def sample(*args, cwd, status=0, stdin="") -> subprocess.CompletedProcess:
@@ -138,11 +149,8 @@ def test_samples_piped_on_a_terminal_and_without_cache_are_the_same(run, tmp_pat
     assert texts(*args, "--seed=7", cwd=tmp_path) != piped
 
 
-def test_texts_by_graphs_are_the_same(run, tmp_path, monkeypatch, capsys):
+def test_texts_by_graphs_are_the_same(program, run, tmp_path, monkeypatch, capsys):
     """As on a GPU, with calls where a graph would be replayed: side by side, and many prompts."""
-    spec = importlib.util.spec_from_file_location("sample_in_process", SAMPLE)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
     jobs = [{"prompt": "ab", "n": 3}, {"prompt": "jé🙂", "temperature": 0}]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, jobs)), encoding="utf-8")
     launched, launch = [], CapturedSteps.launch
@@ -344,6 +352,31 @@ def test_the_prompt_loop_reads_lines(run, tmp_path):
     assert set(done.stdout) <= set(CHARS.chars)
 
 
+def test_a_line_that_is_not_utf8(program, monkeypatch, capsys):
+    """One line says so, and the next one is read. A terminal's stdin is strict."""
+    lines = io.TextIOWrapper(io.BytesIO(b"caf\xe9\nab\n"), encoding="utf-8", errors="strict")
+    monkeypatch.setattr("sys.stdin", lines)
+    asked = []
+
+    def continuations(prompt, params, turn):
+        asked.append(prompt)
+        return []
+
+    program.prompt_loop(ByteTokenizer(), SamplingParams(5), continuations)
+    assert asked == [list(b"ab")]
+    assert "error: the line is not UTF-8 from '\\udce9' on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "encoding, plain",
+    [("utf-8", True), ("UTF8", True), ("cp1252", False), ("ascii", False), ("latin-1", False)],
+)
+def test_json_lines_for_another_encoding_are_json(program, encoding, plain):
+    """Of an escape such as \\xe9, which a console gets for what it lacks, JSON knows nothing."""
+    assert program.is_utf8(io.TextIOWrapper(io.BytesIO(), encoding=encoding)) == plain
+    assert program.is_utf8(io.StringIO())  # takes any character
+
+
 def test_ctrl_c_ends_a_text_and_ctrl_d_the_loop(run, tmp_path):
     args = (f"--out_dir={run}", "--interactive", "--max_new_tokens=10000000", "--on_full=refill")
     with terminal(*args, cwd=tmp_path, stdin=True) as (process, ours):
@@ -383,6 +416,8 @@ def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
         (["--start=FILE:gone.txt"], "cannot read the start from gone.txt"),
         (["--start=FILE:latin1.txt"], "the start from latin1.txt: byte 0, in line 1, is not UTF-8"),
         (["--start=aXb"], "'X'"),
+        (["--start=caf\udce9"], "the start is not UTF-8 from '\\udce9' on"),
+        (["--prompts=one.jsonl", "--interactive"], "give one"),
         (["--temperature=-1"], "temperature=-1"),
         (["--num_samples=0"], "num_samples=0"),
         (["--on_full=slied"], "slide, refill, stop"),

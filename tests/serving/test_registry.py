@@ -22,6 +22,7 @@ def test_names_of_models():
         ("a=", "is not name=PATH"),
         ("=b", "is not name=PATH"),
         ("a=b,a=c", "the name a is given twice"),
+        ("caf\udce9=b", r"models: a name is not UTF-8 from '\\udce9' on"),
     ],
 )
 def test_what_is_no_list_of_models(text, words):

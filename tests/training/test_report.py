@@ -38,6 +38,17 @@ def test_the_lines_and_the_files(tmp_path, capsys, runtime):
     assert "iter 1: loss" in (tmp_path / "log.txt").read_text()
 
 
+def test_names_that_are_not_utf8(tmp_path, runtime, monkeypatch):
+    """A file system takes any bytes, and so does a run whose command has them."""
+    monkeypatch.setattr("sys.argv", ["train.py", "--out_dir=caf\udce9"])
+    settings = {**SETTINGS, "out_dir": "caf\udce9"}
+    report = Report(tmp_path, settings, runtime, 0, -1)
+    report.say("saving to caf\udce9")
+    report.close()
+    assert json.loads((tmp_path / "config.json").read_text()) == settings
+    assert r"saving to caf\udce9" in (tmp_path / "log.txt").read_text()
+
+
 def test_a_step_that_was_skipped_is_said(tmp_path, capsys, runtime):
     report = Report(tmp_path, SETTINGS, runtime, 0, -1)
     report.step({"iter": 4, **STEP, "skipped": 2}, None)

@@ -186,7 +186,8 @@ UNUSED: dict[str, Collection[Any] | None] = {
     "return_tokens_as_token_ids": (False,),
     "return_token_strs": (False,),
     "echo": (False,),  # of a chat
-    # of a part of a message
+    # of a message, or of a part of one
+    "cache_control": None,
     "prompt_cache_breakpoint": None,
 }
 
@@ -236,7 +237,7 @@ class StreamOptions(Body):
 
 
 class ResponseFormat(Body):
-    type: Literal["text"]
+    type: Literal["text"] = "text"
 
 
 class Sampling(Body):
