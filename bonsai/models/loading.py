@@ -42,6 +42,14 @@ class Loaded:
     newer: str = ""  # where the run has newer weights: restore.newer_weights
     tokenizer_note: str = ""  # where a tokenizer was found, or why there is none
 
+    @property
+    def unknown_tokenizer(self) -> str:
+        """A line for programs that take a data set's tokens for the model's, where there is no
+        telling; '' where there is, and for checkpoints that never say."""
+        if self.tokenizer is not None or not self.tokenizer_note:
+            return ""
+        return f"nothing says whether the data's tokens are the model's: {self.tokenizer_note}"
+
 
 def load_model(init_from: str, out_dir: str | Path = "", overrides: dict | None = None) -> Loaded:
     """A model with weights.

@@ -210,7 +210,8 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
     template = data.chat_template or state.get("chat_template")
     tokenizer = data.tokenizer or loaded.tokenizer
     note = f"weights from {loaded.source}"
-    start = Start(loaded.model, data, tokenizer, template, [loaded.newer] if loaded.newer else [])
+    notes = [*filter(None, (loaded.newer, loaded.unknown_tokenizer))]
+    start = Start(loaded.model, data, tokenizer, template, notes)
     if before is not None:
         start.resuming, start.checkpoint = True, state
         start.progress = Progress.of(state)

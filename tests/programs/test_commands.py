@@ -181,6 +181,7 @@ TINY_MODEL = "--n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --batch_size=4"
 SHORT = {
     "^train.py .*(mega|space)byte": f"{TRAIN} --local_layer=2 --local_embd=16 --local_head=2",
     "^train.py": TRAIN,
+    "^sample.py .*--interactive": "--max_new_tokens=4 --device=cpu",
     "^sample.py": "--num_samples=1 --max_new_tokens=4 --device=cpu",
     "^eval.py": "--windows=2 --device=cpu",
     "^serve.py": "--device=cpu --port=0",
@@ -192,6 +193,7 @@ SHORT = {
     "^show_tokens.py": "--tokenizers=byte",
     "^train_tokenizer.py .*--ranks": "--compare=",
     "^train_tokenizer.py .*sentencepiece": "--vocab_size=300",
+    "^train_tokenizer.py .*--curve_png": "--vocab_size=300 --compare= --stats_bytes=1000",
     "^train_tokenizer.py": "--vocab_size=300 --compare= --curve=False --stats_bytes=1000",
     "^data/shakespeare_char/": "--input=my.txt",  # not downloaded
     "^data/python_stdlib/": "--input=library --val_fraction=0.3 --vocab_size=300",

@@ -78,15 +78,16 @@ def test_right_is_what_greedy_sampling_says(learnt):
     """One pass over whole rows judges as token by token does, right and wrong answers alike."""
     paths = sorted((learnt[0] / "out-adder-add1" / "run").glob("step_*.pt"))
     assert len(paths) == 10
-    model = load_model(str(paths[4]), learnt[0]).model  # half learnt
     rows = adder.sums(1)
+    models = (load_model(str(path), learnt[0]).model for path in paths)  # the less learnt first
+    model = next(m for m in models if 0 < adder.right(m, rows, 2).sum() < 100)
     said = []
     for row in rows:
         params = SamplingParams(max_new_tokens=2, temperature=0)
         ids = [t[0] for t in generate(model, row[:2].tolist(), params)]
         said.append(ids == row[2:].tolist())
     right = adder.right(model, rows, 2)
-    assert right.tolist() == said and 0 < right.sum() < 100
+    assert right.tolist() == said
 
 
 @pytest.mark.slow

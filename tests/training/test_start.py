@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from helpers.programs import ROOT, TINY, load, losses, metrics
+from helpers.programs import GOLDEN, ROOT, TINY, load, losses, metrics
 from helpers.tiny_data import char_ids, make_dataset, write_meta
 
 from bonsai.models.loading import load_model
@@ -290,6 +290,24 @@ def test_another_tokenizer_is_refused_unless_insisted_on(train, finished, workpl
     assert load(tmp_path / "out" / "last.pt")["tokenizer"] == meta["tokenizer"]
 
 
+def test_weights_without_a_tokenizer_are_trained_and_evaluated_with_a_word(
+    train, workplace, tmp_path, capsys
+):
+    """A folder of Hugging Face's whose tokenizer is missing or cannot be used."""
+    folder, few = str(GOLDEN / "hf_gpt2_tiny"), dict(max_iters=1, eval_iters=1, batch_size=2)
+    word = f"nothing says whether the data's tokens are the model's: {folder} has no tokenizer"
+    few |= dict(gradient_accumulation_steps=1)
+    assert train(tmp_path / "run", few, init_from=folder, warmup_iters=0) == 0
+    assert word in capsys.readouterr().out
+    spec = importlib.util.spec_from_file_location("eval_in_process", ROOT / "eval.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    program.main(init_from=folder, dataset="meta", windows=1, device="cpu")
+    assert word in capsys.readouterr().err
+    program.main(init_from=str(tmp_path / "run" / "ckpt.pt"), windows=1, device="cpu")
+    assert "nothing says" not in capsys.readouterr().err  # the data's is in the checkpoint
+
+
 def test_data_that_changed_are_said_and_measured_anew(train, tmp_path, capsys):
     folder = make_dataset(tmp_path / "data" / "mine")
     settings = {**SMALL, "dataset": str(folder), "always_save_checkpoint": False}
@@ -348,10 +366,11 @@ def holes(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("model", ["gpt", "muon", "megabyte"])
+@pytest.mark.parametrize("model", ["gpt", "further", "muon", "megabyte", "spacebyte"])
 def test_a_step_is_the_mean_over_its_targets(train, holes, tmp_path, model):
     """However its rows are cut into micro-batches, some of which have no target at all."""
-    shape = {**SMALL, **MODELS[model], "block_size": 7, "eval_iters": 0, "max_iters": 4}
+    kind = MODELS.get(model, {"further_weight": 0.5})  # a second loss, of the token after next
+    shape = {**SMALL, **kind, "block_size": 7, "eval_iters": 0, "max_iters": 4}
     if model == "megabyte":
         shape |= dict(patch_size=2, block_size=6)
     for rows in (8, 4, 1):
