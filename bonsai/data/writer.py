@@ -6,8 +6,8 @@
         ...
         meta = writer.finish()
 
-Whatever happens on the way (an error, Ctrl-C, SIGTERM, a full disk, kill -9), the folder never
-looks complete when it is not:
+Whatever happens on the way (an error, Ctrl-C, SIGTERM, SIGHUP, a full disk, kill -9), the folder
+never looks complete when it is not:
 
 - The first `add` puts an empty meta.json.tmp into the folder, a sign that stands until `finish`
   has renamed meta.json into place, and removes the data set that was there before. Until then, that
@@ -38,7 +38,7 @@ from bonsai.files.access import SETTINGS, writing
 from bonsai.files.atomic import sync_folder
 from bonsai.files.jsonfile import finite
 from bonsai.files.textfile import read_text
-from bonsai.system.errors import UserError, reason
+from bonsai.system.errors import UserError, end_by_exit, reason
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 
 try:
@@ -91,7 +91,7 @@ class Writer:
         self._meta_tmp = self.folder / "meta.json.tmp"
         self._renamed: list[Path] = []
         self._lock: int | None = None
-        self._old_sigterm = None
+        self._old_signals: dict[int, object] = {}
 
     # -- the with block ---------------------------------------------------------------------------
 
@@ -102,17 +102,19 @@ class Writer:
             self._take_lock()
         except OSError as e:
             raise UserError(f"cannot write into {self.folder}: {reason(e)}") from None
-        # Without this, SIGTERM would end the process with no word and leave the .tmp files.
+        # Without this they would end the process at once and leave the .tmp files.
         if threading.current_thread() is threading.main_thread():
-            self._old_sigterm = signal.signal(signal.SIGTERM, _exit_on_sigterm)
+            for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                    self._old_signals[number] = signal.signal(number, end_by_exit)
         return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._abort()  # does nothing after finish
-        if self._old_sigterm is not None:
-            signal.signal(signal.SIGTERM, self._old_sigterm)
+        for number, handler in self._old_signals.items():
+            signal.signal(number, handler)
         if self._lock is not None:
             os.close(self._lock)
 
@@ -359,10 +361,6 @@ class _File:
 def disk_errors(path: Path):
     """Turn what the disk says into one line for the user."""
     return writing(path, hint=" with --out=FOLDER")
-
-
-def _exit_on_sigterm(signum: int, frame: object) -> None:
-    raise SystemExit(128 + signum)
 
 
 def describe_prepared(meta: dict, folder: str | Path, seconds: float) -> str:
