@@ -57,7 +57,16 @@ def train(config: str | Path, out_dir: str | Path, max_iters: int, *options: str
 def check_data(out: Path, checkpoint: dict, dataset: str) -> None:
     """UserError where a run was trained on other data than these: prepared with another seed they
     have examples in val that it has learnt."""
-    if dataset and Mixture.open(dataset).changed_since(checkpoint.get("data") or {}):
+    before = checkpoint.get("data") or {}
+    if not (dataset and before):
+        return
+    data = Mixture.open(dataset)
+    now = data.fingerprints()
+    if before.keys() & now.keys():
+        is_other = data.changed_since(before)
+    else:  # of another name, or a folder that was moved
+        is_other = sorted(before.values()) != sorted(now.values())
+    if is_other:
         raise UserError(
             f"{out} was trained on other data than {dataset} is now: set another --out_dir, or "
             "delete it to train anew"

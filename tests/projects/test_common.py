@@ -65,11 +65,17 @@ def test_a_run_of_other_data_is_refused(tmp_path, started, steps):
     data = Mixture.open(str(folder)).fingerprints()
     save_checkpoint(tmp_path / "run", {**state(20), "config": CONFIG, "data": data})
     common.train("config.py", tmp_path / "run", steps, f"--dataset={folder}")
+    moved = folder.rename(tmp_path / "moved")
+    common.train("config.py", tmp_path / "run", steps, f"--dataset={moved}")  # is the same
+    other = make_dataset(tmp_path / "other", "rows", seed=5)
+    with pytest.raises(UserError, match="was trained on other data"):
+        common.train("config.py", tmp_path / "run", steps, f"--dataset={other}")
+    folder = moved.rename(folder)
     mask = folder / "val.mask.bin"
     mask.write_bytes(bytes(1 - byte for byte in mask.read_bytes()))
     with pytest.raises(UserError, match=r"was trained on other data than .* set another --out_dir"):
         common.train("config.py", tmp_path / "run", steps, f"--dataset={folder}")
-    assert len(started) == (steps > 20)
+    assert len(started) == 2 * (steps > 20)
 
 
 CHILD = """
