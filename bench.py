@@ -7,8 +7,8 @@
     python bench.py --size=gpt3-13b --gpu=H100 --gpus=64         # what a model would cost
     torchrun --standalone --nproc_per_node=8 bench.py            # eight GPUs together
 
-Each step is one of train.py's without accumulation: a batch, forward, backward, clipping, update;
-the device is waited for after every step. Without prepared data the batches are random tokens.
+Each step is one of train.py's: its micro-batches, forward and backward, clipping, update; the
+device is waited for after every step. Without prepared data the batches are random tokens.
 benchmarks/train.py compares with other projects.
 """
 
@@ -65,7 +65,8 @@ tokens = 0.0  # to train on; 0: 20 per parameter [>= 0]
 # data
 real_data = True  # False: random tokens that are on the device already
 dataset = "openwebtext"  # a folder in data/ [paths]
-batch_size = 12  # rows per step and process [>= 1]
+batch_size = 12  # rows of a micro-batch, per process [>= 1]
+micro_batches = 1  # of a step; train.py has gradient_accumulation_steps of them together [>= 1]
 seed = 1337  # of the weights and batches [>= 0]
 # model
 model = "gpt"  # the architecture; its fields are settings too
@@ -124,7 +125,8 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
         stream = synthetic(vocab_size, c.batch_size, T, runtime.device)
     else:
         data.check(T, vocab_size, ["train"])
-        batches = Batches(data, T, c.batch_size * runtime.world_size, c.seed)
+        rows = c.batch_size * c.micro_batches * runtime.world_size
+        batches = Batches(data, T, rows, c.seed)
         check = 0 if data.stated else vocab_size
         pin = runtime.device.type == "cuda"
         stream = prefetch(
@@ -139,7 +141,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
     settings = StepSettings(**model_fields(c, StepSettings))
     training = TrainingStep(model, settings, runtime)
     set_further(training.model, 0, settings)
-    step = TimedSteps(training, stream)
+    step = TimedSteps(training, stream, c.micro_batches)
     watch.lap("model")
 
     if c.warmup:
@@ -164,7 +166,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
         training.update()
         runtime.synchronize()
         updates.append(1000 * (time.perf_counter() - begin))
-    tokens = c.batch_size * T * runtime.world_size  # of a step
+    tokens = c.batch_size * c.micro_batches * T * runtime.world_size  # of a step
     ms = spread([1000 * s for s in seconds])
     rate = tokens / ms["median"] * 1000
     peak = peak_flops(runtime.device, runtime.dtype)

@@ -93,22 +93,25 @@ stage_tests() {
     measure tests/benchmarks/test_gpu.py --out="$out"
 }
 
-stage_train() { # ours beside the peer; then where a step's time goes, of the classic and the fast
-    local sizes=124M,355M modes=compiled config=config/fast_gpt2.py recipe
+stage_train() { # ours beside the peer; where a step's time goes, of the classic and the fast; a run's
+    local sizes=124M,355M modes=compiled config=config/fast_gpt2.py micro=16
     local model=(--batch_size=32 --block_size=1024 --bias=False --vocab_size=50304 --real_data=False)
-    [[ -n $toy ]] && sizes=toy modes=eager
+    [[ -n $toy ]] && sizes=toy modes=eager micro=2
     [[ -n $toy ]] && model=(--n_layer=1 --n_head=1 --n_embd=32 --block_size=32 --vocab_size=99
         --batch_size=2 --steps=2 --warmup=1 --real_data=False)
     measure benchmarks/train.py --out="$out" --sizes=$sizes --modes=$modes ${toy:+--repeats=2} \
         ${peer:+--peer="$peer"} ${force:+--force} || return 1
-    for recipe in "" $config; do
-        local name=${recipe:+fast}
-        name=${name:-classic}
-        measure bench.py $recipe "${model[@]}" --profile --out_dir="$out/$name" \
-            --json="$out/$name.json" > "$out/$name.txt" || return 1
-        { echo && echo "$name:" && sed -n '/^share of time/,/^a trace/p; /^tokens\/s/,$p' \
-            "$out/$name.txt"; } | tee -a "$out/train.txt"
-    done
+    measured classic "${model[@]}" --profile && measured fast $config "${model[@]}" --profile &&
+        measured fast_run $config "${model[@]}" --micro_batches=$micro --steps=5 --warmup=2
+}
+
+measured() { # a row of stage_train: bench.py with these options
+    local name=$1
+    shift
+    measure bench.py "$@" --out_dir="$out/$name" --json="$out/$name.json" > "$out/$name.txt" ||
+        return 1
+    { echo && echo "$name:" && sed -n '/^share of time/,/^a trace/p; /^tokens\/s/,$p' \
+        "$out/$name.txt"; } | tee -a "$out/train.txt"
 }
 
 stage_decode() { # one text and 64, compiled ones left out, as they take minutes; whole programs

@@ -10,10 +10,10 @@ from bonsai.training.step import TrainingStep
 
 
 class TimedSteps:
-    """A step per call, of one micro-batch (x, y), each (B, T) int64, from a stream of them."""
+    """A step per call, of some micro-batches (x, y), each (B, T) int64, from a stream of them."""
 
-    def __init__(self, training: TrainingStep, stream: Iterator):
-        self.training, self.stream = training, stream
+    def __init__(self, training: TrainingStep, stream: Iterator, micro_batches: int = 1):
+        self.training, self.stream, self.micro_batches = training, stream, micro_batches
         self.count = 0  # steps so far
         self.waited = 0.0  # seconds in which there was no batch yet
 
@@ -25,11 +25,12 @@ class TimedSteps:
 
     def backward(self) -> torch.Tensor:
         """The first part of a step, up to the gradients; training.update is the second."""
-        self.training.begin(self.count)
-        begin = time.perf_counter()
-        x, y = next(self.stream)
-        self.waited += time.perf_counter() - begin
-        self.training.backward(x, y)
+        self.training.begin(self.count, self.micro_batches)
+        for _ in range(self.micro_batches):
+            begin = time.perf_counter()
+            x, y = next(self.stream)
+            self.waited += time.perf_counter() - begin
+            self.training.backward(x, y, divisor=self.micro_batches)
         self.count += 1
         return self.training.loss
 

@@ -71,9 +71,10 @@ def test_it_goes_on_where_it_was_cut(gpu_sh, tmp_path):
     done, calls = gpu_sh("train", PEER="peer")
     assert done.rc == 0 and "train:\ntable\n" in done.stdout, done
     assert [call.split()[:2] for call in calls[2:]] == [
-        *(["bench.py", "--n_layer=1"], ["bench.py", "config/fast_gpt2.py"])
+        *(["bench.py", "--n_layer=1"], *[["bench.py", "config/fast_gpt2.py"]] * 2)
     ]
-    assert (tmp_path / "results" / "train.log").read_text() == "measured\n" * 3
+    assert "--micro_batches=2" in calls[4] and "--micro_batches" not in calls[3]
+    assert (tmp_path / "results" / "train.log").read_text() == "measured\n" * 4
     done, again = gpu_sh("train", PEER="peer")
     assert done.rc == 0 and "train: done before" in done.stdout and again == calls, done
     done, again = gpu_sh("train", FORCE="1")

@@ -1,5 +1,6 @@
 """bonsai/training/timing.py: steps that are timed."""
 
+import pytest
 import torch
 
 from bonsai.system.runtime import setup
@@ -9,18 +10,21 @@ from bonsai.training.timing import TimedSteps, synthetic, time_steps
 from model import GPT, GPTConfig
 
 
-def make(stream) -> TimedSteps:
+def make(stream, micro_batches: int = 1) -> TimedSteps:
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16, dropout=0.5))
-    return TimedSteps(TrainingStep(model, StepSettings(), setup("cpu", "float32", False)), stream)
+    training = TrainingStep(model, StepSettings(), setup("cpu", "float32", False))
+    return TimedSteps(training, stream, micro_batches)
 
 
-def test_a_timed_step_is_one_of_one_micro_batch():
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_a_timed_step_is_one_of_a_run(micro_batches):
     """Each has the number of the next step, so that dropout is as in a run."""
     stream = synthetic(11, 2, 8, torch.device("cpu"))
-    timed, plain = make(stream), make(stream).training
+    timed, plain = make(stream, micro_batches), make(stream).training
+    divisors = [micro_batches] * micro_batches
     for number in range(3):
-        assert timed.log(timed()) == (plain(number, stream).item(), plain.norm.item())
+        assert timed.log(timed()) == (plain(number, stream, divisors).item(), plain.norm.item())
     assert timed.count == 3 and timed.waited >= 0
 
 
