@@ -3,7 +3,7 @@
 A program names its settings at its top, each with a default and a comment on one line, and then
 calls `c = configure(globals())`, whose attributes they are: `c.batch_size`. Its user writes
 
-    python train.py config/train_shakespeare_char.py --batch_size=32 --compile=False
+    python train.py config/quickstart.py --batch_size=32 --compile=False
 
 Arguments apply left to right. One without leading dashes is a config file: Python that sees the
 settings so far, so `max_iters = 2 * warmup_iters` works. `--key=value`, `--key value`, and for

@@ -1,8 +1,8 @@
 """A trained model taken elsewhere: to Hugging Face's programs, to nanoGPT, or into one safe file.
 
-    python export.py --out_dir=out-quickstart --to=hf --out=exported
+    python export.py --out_dir=out-shakespeare-char --to=hf --out=exported
     python export.py --out_dir=out-quickstart --to=safetensors --out=model.safetensors
-    python export.py --init_from=model.safetensors --to=nanogpt --out=out-nanogpt
+    python export.py --out_dir=out-shakespeare-char --to=nanogpt --out=out-nanogpt
     python export.py --init_from=gpt2 --to=gguf --out=gpt2.gguf --weights_dtype=q8_0
 
 hf: a folder that transformers (AutoModelForCausalLM, AutoTokenizer) and what builds on it load with

@@ -3,8 +3,9 @@
     python train.py config/quickstart.py                              # a minute on two CPU cores
     python train.py config/quickstart.py --max_iters=2000             # a config file, then a change
     python train.py config/quickstart.py --init_from=resume           # goes on where it stopped
-    torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
-    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 train.py ...
+    torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py  # on eight GPUs
+    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 \\
+        train.py config/train_gpt2.py                                 # on sixteen GPUs
 
 Every setting below, and every field of the model (n_layer, block_size, ...: see model.py), can be
 set in a config file or as --key=value. The run is in out_dir: ckpt.pt and last.pt, metrics.jsonl,

@@ -1,6 +1,6 @@
 """The GPT family by name: the published shapes as fields of GPTConfig.
 
-    python train.py --preset=gpt2-medium
+    python train.py --preset=gpt2-medium     # 355M parameters: for GPUs
     python bench.py --size=gpt3-13b          # what it would cost; nothing is allocated
 
 Sources: Radford et al. 2018 (GPT-1), Radford et al. 2019 (GPT-2), Brown et al. 2020, table 2.1

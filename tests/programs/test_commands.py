@@ -4,6 +4,7 @@ The commands of a page run in the order in which they stand, in a copy of the re
 its shortest form: with settings behind its own (SHORT) that leave a step or a token of it.
 """
 
+import ast
 import asyncio
 import contextlib
 import gzip
@@ -39,8 +40,15 @@ START = r"(\S*python3?|torchrun|make|pip|bash|curl) "
 def commands_of(page: Path) -> list[str]:
     """The commands of a page in order: the lines of its shell blocks, and `python ...` within text.
 
-    Of a block without a language, those lines that begin as a command does.
+    Of a block without a language, those lines that begin as a command does; so of what a program
+    says of itself.
     """
+    if page.suffix == ".py":
+        said = ast.get_docstring(ast.parse(page.read_text(encoding="utf-8"))) or ""
+        said = re.sub(r"\\\n\s*", "", said)
+        return [
+            line.strip() for line in said.splitlines() if re.match(r"\s*(python|torchrun) ", line)
+        ]
     commands, fence = [], None
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in text.splitlines():
@@ -69,7 +77,12 @@ def short(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-COMMANDS = [(short(page), command) for page in PAGES for command in commands_of(page)]
+def code_in(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).glob("**/*.py" if folder else "*.py"))
+
+
+PYTHON = [p for name in ("", "bonsai", "data", "projects", "benchmarks") for p in code_in(name)]
+COMMANDS = [(short(page), command) for page in PAGES + PYTHON for command in commands_of(page)]
 
 
 def test_the_readme_has_every_program():
@@ -123,7 +136,8 @@ LONG = 2e15  # FLOPs: half an hour on two cores that compute in bfloat16, hours 
 TRAINING = [
     (path, command)
     for path, command in COMMANDS
-    if "train.py " in command and not path.endswith(("LOG.md", "BENCHMARKS.md"))
+    if re.match(r"(python|torchrun( --\S+)*) train\.py ", command)
+    and not path.endswith(("LOG.md", "BENCHMARKS.md"))
 ]
 
 
@@ -145,7 +159,7 @@ def flops_of(command: str) -> float:
 def where_it_is_said(page: Path, command: str) -> list[str]:
     """The command with its comment, the paragraph above its block, and those that name its file."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    above = text.split(command)[0].rpartition("```")[0].rstrip().rpartition("\n\n")[2]
+    above = text.partition(command)[0].rpartition("```")[0].rstrip().rpartition("\n\n")[2]
     prose = re.split(r"\n\n|\n- ", re.sub(r"```.*?```", "", text, flags=re.S))
     file = re.search(r"config/\w+\.py|--depth|--preset", command)
     named = [part for part in prose if file and file[0] in part]
