@@ -208,7 +208,9 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
             break
         if c.sample_interval and step % c.sample_interval == 0 and step > 0 and runtime.master:
             with meter.paused():
-                report.sample(sample_text(model, start.tokenizer, runtime, seed=step), step)
+                track = interrupts.until_noted
+                text = sample_text(model, start.tokenizer, runtime, seed=step, track=track)
+                report.sample(text, step)
 
         # one step: forward and backward of each micro-batch, then clip and update
         set_rates(training.optimizer, lr, step, c)

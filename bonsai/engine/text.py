@@ -1,6 +1,7 @@
 """Between token ids and text: what a program shows of a model."""
 
 import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,20 +69,22 @@ def sample_text(
     runtime: Runtime,
     tokens: int = 200,
     seed: int = 0,
+    track: Callable[[Iterable], Iterable] = iter,
 ) -> str:
     """A sample of the model's own, begun at an end of text (or a line break).
 
     tokenizer: Tokenizer.to_dict(), None for GPT-2's, or where the vocabulary is too small for that:
-    then the data are numbers, and so is the sample, begun with a 0.
+    then the data are numbers, and so is the sample, begun with a 0. track: wraps the iteration over
+    the tokens, to stop it.
     """
     vocab_size = model.config.vocab_size
     if tokenizer is None and vocab_size < GPT2_VOCAB:
         params = SamplingParams(tokens, 0.8, top_k=200, seed=seed)
         with runtime.autocast():
-            ids = [row[0] for row in generate(model, [0], params)]
+            ids = [row[0] for row in track(generate(model, [0], params))]
         return f"{' '.join(map(str, ids))}\n{'-' * 15}"
     coder = tokenizers.from_dict(tokenizer or {"type": "gpt2"})
     params = SamplingParams(tokens, 0.8, top_k=200, seed=seed, vocab_limit=coder.vocab_size)
     with runtime.autocast():
-        ids = [row[0] for row in generate(model, start_tokens(coder), params)]
+        ids = [row[0] for row in track(generate(model, start_tokens(coder), params))]
     return f"{coder.decode(ids)}\n{'-' * 15}"

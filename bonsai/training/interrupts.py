@@ -106,6 +106,13 @@ class Interrupts:
                 return
             yield batch
 
+    def until_noted(self, tokens: Iterable) -> Iterator:
+        """What one process does alone, up to the moment at which it was told to stop."""
+        for token in tokens:
+            if self.received:
+                return
+            yield token
+
     def __enter__(self) -> "Interrupts":
         return self
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from helpers.programs import ROOT, TINY, environment, load, losses, metrics
 
+from bonsai.engine import text
 from bonsai.evaluation import loss as evals
 from bonsai.system.errors import UserError
 from bonsai.training import interrupts
@@ -153,6 +154,22 @@ def test_a_long_evaluation_stops_between_batches(out, monkeypatch, capfd, eval_o
         )
         assert [r["iter"] for r in metrics(out) if "val_loss" in r] == [0]
     assert "stopped at step" in capfd.readouterr().out
+
+
+@needs_posix
+def test_a_long_sample_stops_between_tokens(out, monkeypatch):
+    tokens, made = [], text.generate
+
+    def counted(*args):
+        for token in made(*args):
+            tokens.append(token)
+            if len(tokens) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield token
+
+    monkeypatch.setattr(text, "generate", counted)
+    assert run(out, sample_interval=3) == 143
+    assert len(tokens) <= 6 and load(out / "last.pt")["iter_num"] == 4
 
 
 def test_in_a_thread(out):
