@@ -71,7 +71,7 @@ async function look() {
           lost ? "cut" : "error",
           lost ? "The server does not answer." : "The model cannot show this.",
           lost ? null : e.message,
-          [["Try again", look]],
+          e.status === 400 ? [] : [["Try again", look]], // refused is refused
         ),
       ),
     );

@@ -34,7 +34,8 @@ function outcome(version, { again, start, on }) {
       return notice("error", "This is longer than the model's context.", `${error.message}.`, [drop]);
     const wait = error.retryAfter ? ` Try again in ${plural(error.retryAfter, "second")}.` : "";
     const title = error.status === 429 ? "The server is busy." : "The server refused this request.";
-    return notice("error", title, error.message + wait, [["Try again", again]]);
+    const wrong = error.status === 400; // another try would be refused, too
+    return notice("error", title, error.message + wait, wrong ? [] : [["Try again", again]]);
   }
   if (state === "streaming") return null;
   if (tokens.length === 0)

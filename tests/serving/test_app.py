@@ -8,7 +8,9 @@ from helpers.server_in_process import model_server
 
 from bonsai.serving.api.faults import ApiError
 from bonsai.serving.app import PAGE_HEADERS, create_app, open_path
+from bonsai.serving.page import playground
 from bonsai.serving.worker import Worker
+from bonsai.system.errors import UserError
 
 PAGE = "<title>bonsai</title>"
 
@@ -78,6 +80,15 @@ def test_a_completion_and_a_chat(server):
 def test_every_error_is_json(server, method, path, status):
     answer = ask(server, method, path)
     assert answer.status_code == status and answer.json()["error"]["message"]
+
+
+def test_the_field_that_cannot_be_looked_into(server, monkeypatch):
+    def refuse(*args):
+        raise UserError("Megabyte models cannot be inspected")
+
+    monkeypatch.setattr(playground, "inspect_prompt", refuse)
+    answer = ask(server, "POST", "/inspect", json={"model": "m", "prompt": "a"})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "model"
 
 
 def test_a_bug_of_ours_is_a_500_that_tells_nothing(server, monkeypatch):

@@ -121,17 +121,19 @@ def playground_routes(server) -> APIRouter:
         if inspecting >= MOST_INSPECTIONS:
             raise ApiError(429, "too many inspections at once", headers={"Retry-After": "1"})
         inspecting += 1
+        wrong = "prompt"
         try:
             ids = await in_background(
                 lambda: served.tokenizer.encode(body.prompt, allow_special=True)
             )
+            wrong = "model"  # from here on
             longest = min(LONGEST, served.context)
             cut, ids = len(ids) > longest, (ids or served.start)[-longest:]
             maps, layers = await server.worker.call(
                 lambda: inspect_prompt(served.model, ids, served.vocab_size)
             )
         except UserError as e:
-            raise bad_request(str(e), "prompt") from None
+            raise bad_request(str(e), wrong) from None
         finally:
             inspecting -= 1
 

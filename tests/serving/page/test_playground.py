@@ -599,10 +599,16 @@ def test_a_refused_prompt_says_why(server, visit):
     page.locator("#go").click()
     expect(page.locator("#after .error")).to_contain_text("The server refused this request.")
     expect(page.locator("#after .error p")).to_contain_text("vocabulary")
+    expect(page.locator("#after .error button")).to_have_count(0)  # another try would not help
     page.locator("#prompt").fill(PROMPT)
     page.locator("#go").click()
     expect(page.locator("#after .error")).to_have_count(0)
     expect(page.locator("#output .token").nth(3)).to_be_visible()
+    page.locator("#tab-inside").click()
+    page.locator("#inside-prompt").fill("ÄÖÜ")
+    page.locator("#look").click()
+    expect(page.locator("#inside-result .error p")).to_contain_text("vocabulary")
+    expect(page.locator("#inside-result .error button")).to_have_count(0)
 
 
 def test_a_busy_server(server, visit):
@@ -612,6 +618,7 @@ def test_a_busy_server(server, visit):
     page.locator("#go").click()
     expect(page.locator("#after .error")).to_contain_text("The server is busy.")
     expect(page.locator("#after .error")).to_contain_text("Try again in 3 seconds.")
+    expect(page.locator("#after .error button")).to_have_text("Try again")
     page.unroute("**/v1/completions")
     page.locator("#prompt").fill(PROMPT)
     page.locator("#go").click()
