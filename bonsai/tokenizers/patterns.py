@@ -65,7 +65,7 @@ def named_pattern(name: str) -> str | None:
     """The pattern called "gpt2", "gpt4" or "none"; anything else is a pattern itself."""
     if name in PATTERNS:
         return PATTERNS[name]
-    if re.fullmatch(r"[\w-]+", name):  # a regular expression that cuts out one word alone
+    if re.fullmatch(r"[\w-]*", name):  # a regular expression that cuts out one word alone
         known = ", ".join(PATTERNS)
         raise UserError(f"no pattern is called {name!r}: use {known} or a regular expression")
     return checked_pattern(name)
@@ -87,6 +87,7 @@ def checked_pattern(pattern: str) -> str:
         raise UserError(f"the pattern has {len(pattern):,} characters, more than {LONGEST:,}")
     complete = pattern if pattern.endswith(ANY_OTHER) else pattern + ANY_OTHER
     try:
+        regex.compile(pattern)  # the place in a message is one of what was given
         compiled = regex.compile(complete)
     except (regex.error, RecursionError, OverflowError) as e:
         raise UserError(f"the pattern {pattern!r:.80} is not a regular expression: {e}") from None

@@ -1,12 +1,20 @@
 """bonsai/tokenizers/patterns.py: chunks as tiktoken cuts; no stranger's pattern hangs."""
 
+import re
 import time
 
 import pytest
 
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, patterns
-from bonsai.tokenizers.patterns import GPT2, GPT4, checked_pattern, runs_in_rust, splitter
+from bonsai.tokenizers.patterns import (
+    GPT2,
+    GPT4,
+    checked_pattern,
+    named_pattern,
+    runs_in_rust,
+    splitter,
+)
 
 
 @pytest.mark.parametrize("kind", [r"\p{L}", r"\p{N}", r"\s", r"(?i:[sdmt]|ll|ve|re)"])
@@ -73,6 +81,22 @@ def test_a_hostile_pattern_is_refused_in_time_or_harmless(pattern):
 def test_the_worst_patterns_are_refused(name):
     with pytest.raises(UserError, match="the pattern"):
         checked_pattern(HOSTILE_PATTERNS[name])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("", "no pattern is called ''"),
+        ("gpt5", "no pattern is called 'gpt5': use gpt2, gpt4"),
+        ("[a-z", "'[a-z' is not a regular expression: unterminated character set at position 4"),
+        ("a(((", "is not a regular expression: missing ) at position 4"),
+        ("a*", "matches empty text: use + instead"),
+        ("(a)", "has a group: write (?:...) instead"),
+    ],
+)
+def test_what_is_no_pattern(pattern, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        named_pattern(pattern)
 
 
 def test_a_text_has_so_much_time(monkeypatch):
