@@ -19,7 +19,7 @@ from bonsai.files.access import exists
 from bonsai.files.torchfile import Damaged, Refused, read_torch_file
 from bonsai.runs.checkpoint import FORMAT
 from bonsai.runs.mingpt import is_mingpt, mingpt_checkpoint
-from bonsai.runs.names import CKPT, LAST, previous, spare
+from bonsai.runs.names import CHECKPOINT, CKPT, EARLIER, LAST, previous, spare
 from bonsai.runs.portable import is_portable, read_portable
 from bonsai.runs.schema import MOMENTS, check_checkpoint
 from bonsai.system.errors import UserError
@@ -96,15 +96,16 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
 
 
 def runs_there_are(out_dir: Path, setting: str = "out_dir") -> str:
-    """What to give as a setting instead of a folder without a run: those in it, beside it and
-    around here."""
+    """What to give as a setting instead of a folder without a run: those in it, also of before,
+    beside it and around here."""
     folders: dict[Path, float] = {}
-    for base in (out_dir, out_dir.parent, Path(), ROOT):
-        for name in (CKPT, LAST):
-            for path in base.glob(f"*/{name}"):
-                with suppress(OSError):
-                    folder, time = path.parent.resolve(), path.stat().st_mtime
-                    folders[folder] = max(time, folders.get(folder, 0))
+    for base in (out_dir / EARLIER, out_dir, out_dir.parent, Path(), ROOT):
+        for path in base.glob("*/*.pt"):
+            if not CHECKPOINT.fullmatch(path.name) or path.name.startswith("diverged"):
+                continue
+            with suppress(OSError):
+                folder, time = path.parent.resolve(), path.stat().st_mtime
+                folders[folder] = max(time, folders.get(folder, 0))
     if not folders:
         return f"set --{setting} to a run's folder, or train first"
     here = Path().resolve()

@@ -171,10 +171,19 @@ def test_a_folder_without_a_run_names_those_that_there_are(tmp_path, monkeypatch
     said = "there are runs in out/one, 'my runs', out-a; choose one"
     with pytest.raises(UserError, match=f"no checkpoint in out: {said}"):
         run_checkpoint("out")
+    for i, name in enumerate(["out/earlier/2/step_0000005.pt", "out-b/best.pt"]):  # of any kind
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (i + 10, i + 10))
+    for name in ("out-c/diverged.pt", "out-d/optimizer.pt"):  # no run to use
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="runs in out-b, out/earlier/2, out/one, 'my runs', out-a;"):
+        run_checkpoint("out")
     for i in range(9):
         (tmp_path / "repository" / f"r{i}").mkdir(parents=True)
         (tmp_path / "repository" / f"r{i}" / "last.pt").touch()
-    with pytest.raises(UserError, match=r"r\d, .* and 6 more; choose"):
+    with pytest.raises(UserError, match=r"r\d, .* and 7 more; choose"):
         run_checkpoint("nowhere")
 
 
