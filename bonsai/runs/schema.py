@@ -66,10 +66,9 @@ def is_optimizer_state(value: Any) -> bool:
             for k, v in entry.items()
         )
         and all(
-            {"step", "exp_avg", "exp_avg_sq"} <= entry.keys()  # AdamW's, all or none
-            and (is_one(entry["step"]) or is_number(entry["step"], 0))
+            is_one(entry["step"]) or is_number(entry["step"], 0)
             for entry in state.values()
-            if "exp_avg" in entry or "exp_avg_sq" in entry
+            if "step" in entry
         )
     )
 

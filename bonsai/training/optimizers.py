@@ -1,9 +1,11 @@
 """Optimizers by name.
 
-An optimizer is one function and one line in OPTIMIZERS: (model, c, runtime) -> any
-torch.optim.Optimizer, built from the settings `c` of train.py, or a StepSettings. Each of its
-groups has a rate, which the schedule moves in proportion to learning_rate; clipping, and leaving
-out a step without a finite gradient, is bonsai/training/step.py's. One with `sharded = True`
+An optimizer is one function and one line in OPTIMIZERS: (model, c, runtime) -> a
+torch.optim.Optimizer whose step needs no closure, built from the settings `c` of train.py, or a
+StepSettings. Each of its groups has a rate, which the schedule moves in proportion to
+learning_rate; clipping, and leaving out a step without a finite gradient, is
+bonsai/training/step.py's. What it remembers are tensors and numbers in its `state`: a run that is
+resumed has them back, and its groups as the settings then make them. One with `sharded = True`
 averages the gradients over the processes itself, in a method clip_gradients(max_norm); for the
 others DistributedDataParallel does.
 """
@@ -79,6 +81,8 @@ def muon(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
     return Muon(groups, dtype, runtime.compile)
 
 
+ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW and Muon remember of a parameter, all or none
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
 
 
@@ -112,6 +116,14 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
         raise UserError(
             "the checkpoint was trained with another optimizer: set optimizer as it was, or "
             "start from its weights alone, --init_from=FILE"
+        )
+    entries = state["state"].values()
+    if isinstance(optimizer, torch.optim.AdamW | Muon) and any(
+        entry.keys() & ADAM and not entry.keys() >= ADAM for entry in entries
+    ):
+        raise UserError(
+            f"the checkpoint's optimizer has not all of {', '.join(sorted(ADAM))}: start from its "
+            "weights alone, --init_from=FILE"
         )
     groups = [
         {**group, "params": saved["params"]}

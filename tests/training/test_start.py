@@ -388,6 +388,28 @@ def test_a_step_is_the_mean_over_its_targets(train, holes, tmp_path, model):
 # ---- an optimizer of one's own ----
 
 
+OWN = {  # what they remember has other names, shapes and kinds than AdamW's
+    "Adamax": {},
+    "NAdam": {},
+    "Adafactor": {},
+    "ASGD": {},
+    "SGD": dict(momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_run_with_an_optimizer_of_ones_own_goes_on_exactly(train, tmp_path, monkeypatch, name):
+    def own(model, c, runtime):
+        return getattr(torch.optim, name)(model.parameters(), lr=c.learning_rate, **OWN[name])
+
+    monkeypatch.setitem(optim.OPTIMIZERS, "own", own)
+    settings = {**SMALL, "optimizer": "own", "lr_decay_iters": 4}
+    assert train(tmp_path / "whole", settings, max_iters=4) == 0
+    assert train(tmp_path / "pieces", settings, max_iters=2) == 0
+    assert train(tmp_path / "pieces", init_from="resume", max_iters=4) == 0
+    assert losses(tmp_path / "pieces") == losses(tmp_path / "whole")
+
+
 def test_an_optimizer_is_one_function(train, tmp_path, monkeypatch):
     """torch's SGD, which has no fused guard against gradients that are not finite."""
 
