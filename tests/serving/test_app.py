@@ -3,6 +3,7 @@
 import asyncio
 
 import httpx
+import jinja2
 import pytest
 from helpers.server_in_process import model_server
 
@@ -11,6 +12,9 @@ from bonsai.serving.app import PAGE_HEADERS, create_app, open_path
 from bonsai.serving.page import playground
 from bonsai.serving.worker import Worker
 from bonsai.system.errors import UserError
+from bonsai.tokenizers import BPETokenizer
+from bonsai.tokenizers.bpe import BYTES
+from bonsai.tokenizers.chat import ChatTemplate
 
 PAGE = "<title>bonsai</title>"
 
@@ -80,6 +84,25 @@ def test_a_completion_and_a_chat(server):
 def test_every_error_is_json(server, method, path, status):
     answer = ask(server, method, path)
     assert answer.status_code == status and answer.json()["error"]["message"]
+
+
+TEMPLATE = {"roles": {"user": ["Q: ", "\n"], "assistant": ["A: ", "\n"]}}
+
+
+@pytest.mark.parametrize("eot", ["<|endoftext|>", "</s>"])
+def test_what_a_harness_asks_of_the_tokenizer(server, monkeypatch, eot):
+    """The texts that it names are tokens, whatever a vocabulary calls them."""
+    served = server.models["m"]
+    assert ask(server, "GET", "/tokenizer_info").json()["chat_template"] is None
+    monkeypatch.setattr(served, "tokenizer", BPETokenizer(BYTES, None, {eot: 256}, eot=eot))
+    monkeypatch.setattr(served, "chat", ChatTemplate.from_dict(TEMPLATE))
+    info = ask(server, "GET", "/tokenizer_info").json()
+    for name in ("eos_token", "bos_token"):
+        body = {"prompt": info[name], "add_special_tokens": False}
+        assert ask(server, "POST", "/tokenize", json=body).json()["tokens"] == [256]
+    messages = [{"role": "user", "content": "hi"}]
+    template = jinja2.Template(info["chat_template"])
+    assert template.render(messages=messages, add_generation_prompt=True) == "Q: hi\nA: "
 
 
 def test_the_field_that_cannot_be_looked_into(server, monkeypatch):

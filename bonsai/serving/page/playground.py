@@ -14,7 +14,7 @@ from bonsai.serving.page.inside import LONGEST, inspect_prompt
 from bonsai.serving.page.runs import find_runs, list_runs, rows_from
 from bonsai.serving.registry import Served, usable_tokenizers
 from bonsai.system.errors import UserError
-from bonsai.tokenizers import EOT_TEXT, Tokenizer
+from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.tokenizer_json import jinja
 
 LONGEST_TEXT = 200_000  # characters to tokenize for the page
@@ -64,7 +64,7 @@ def playground_routes(server) -> APIRouter:
             "vocab_size": served.vocab_size,
             "model_max_length": served.context,
             "bos_token": start,  # what an empty prompt becomes
-            "eos_token": None if eot is None else EOT_TEXT,
+            "eos_token": None if eot is None else served.tokenizer.decode([eot]),
             "pad_token": None,
             "chat_template": None if served.chat is None else jinja(served.chat),
         }
