@@ -119,7 +119,9 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
     name = checkpoint.get("model_name", "gpt")
     weights = without_masks(checkpoint["model"]) if name == "gpt" else checkpoint["model"]
     if name not in MODELS:
-        raise UserError(f"{path} holds a model={name!r}, which is not one of {', '.join(MODELS)}")
+        other = ": translate.py in projects/translate/ uses it" if name == "seq2seq" else ""
+        known = ", ".join(MODELS)
+        raise UserError(f"{path} holds a model={name!r}, which is not one of {known}{other}")
     known = {f.name for f in fields(MODELS[name][1])}  # not every model has dropout
     model_fields |= {k: v for k, v in overrides.items() if k in known}
     check_fit(*MODELS[name], model_fields, weights, path)

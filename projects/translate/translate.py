@@ -29,6 +29,7 @@ from bonsai.data.dataset import Dataset, Mixture
 from bonsai.engine import SamplingParams, generate
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
+from bonsai.files.textfile import whole_text
 from bonsai.models.fit import check_fit
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
@@ -207,6 +208,7 @@ def train_model(c: Config, data: Mixture, runtime: Runtime, lock: RunLock) -> tu
             lock.check()
             state = {"model": model.state_dict(), "optimizer": training.optimizer.state_dict()}
             state |= {"model_args": asdict(config), "tokenizer": data.tokenizer, "config": dict(c)}
+            state |= {"model_name": "seq2seq"}  # so that other programs know that it is not theirs
             state |= {"data": data.fingerprints(), "seconds": seconds}
             save_checkpoint(out, {**state, "iter_num": step, "epoch": epoch, "batch": batch})
 
@@ -344,6 +346,7 @@ def main(**settings) -> None:
     runtime = setup(c.device, c.dtype, False)
     out = Path(c.out_dir)
     if c.text:
+        whole_text(c.text, "the text")
         state = load_checkpoint(out / CKPT, optimizer=False)
         check_fit(Seq2Seq, Seq2SeqConfig, state["model_args"], state["model"], out / CKPT)
         model = Seq2Seq(Seq2SeqConfig(**state["model_args"])).to(runtime.device)

@@ -15,6 +15,7 @@ from helpers.programs import ROOT, assert_one_line_error, load, run_command
 from helpers.settings import settings
 
 from bonsai.data.dataset import Mixture, open_dataset
+from bonsai.models.loading import load_model
 from bonsai.runs.lock import RunLock
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
@@ -168,6 +169,12 @@ def test_a_reader_that_has_gone_stops_it_with_a_save(train, tmp_path, monkeypatc
     assert end.value.code == 128 + 13 and load(tmp_path / "ckpt.pt")["epoch"] == 1
 
 
+def test_other_programs_say_that_it_is_not_theirs(train, tmp_path):
+    train(tmp_path, *FEW, "--epochs=1")
+    with pytest.raises(UserError, match=r"'seq2seq', which is not one of gpt, .*translate\.py"):
+        load_model("best", tmp_path)
+
+
 @pytest.mark.parametrize(
     "change, hint",
     [
@@ -202,6 +209,7 @@ def test_what_a_run_that_goes_on_is_of(train, tmp_path, capsys, change, hint):
     [
         (["--dataset=nosuch"], "no data set"),
         (["--text=Hund", "--out_dir=nosuch"], "no checkpoint"),
+        (["--text=caf\udce9"], "the text is not UTF-8"),
         (["--beams=0"], "at least 1"),
         (["--dataset=toy", "--n_head=3", "--out_dir=x"], "not divisible"),
     ],
