@@ -185,15 +185,21 @@ def test_a_replay_has_to_give_the_same_bits():
     module.check_overlap(sets_anew, state.device)
 
 
-def test_products_of_all_sizes_are_replayed():
+def test_products_of_products_are_replayed():
     seen = []
 
     def product(x, of):
-        seen.append(len(x))
+        seen.append(x)
         return layers.product(x, of)
 
     module.check_products_overlap(found(product=product), torch.device("cpu"))
-    assert sorted(set(seen)) == [1, 4, 10, 20]
+    chain = 8
+    assert len(seen) == chain * (1 + module.REPLAYS)
+    assert len({x.data_ptr() for x in seen[:2]}) == 2 and not torch.equal(seen[0], seen[1])
+    late = iter(range(1000))  # something else each time
+    with pytest.raises(RuntimeError, match="something else"):
+        wrong = found(product=lambda x, of: layers.product(x, of) + next(late))
+        module.check_products_overlap(wrong, torch.device("cpu"))
 
 
 @pytest.fixture
