@@ -9,9 +9,9 @@
 Whatever happens on the way (an error, Ctrl-C, SIGTERM, SIGHUP, a full disk, kill -9), the folder
 never looks complete when it is not:
 
-- The first `add` puts an empty meta.json.tmp into the folder, a sign that stands until `finish`
-  has renamed meta.json into place, and removes the data set that was there before. Until then, that
-  is while a mistake in the input is most likely found, the old data set stays.
+- The data set that was there before stays, and can be used, until all of the new one is on the
+  disk: `finish` then removes it, its meta.json first, and renames the new files, meta.json last.
+  A meta.json.tmp in the folder, from the first `add` on, is the sign that this is not through.
 - What a user has added to the old meta.json, such as a chat_template, goes into the new one.
 - Tokens go to train.bin.tmp and val.bin.tmp. Leaving the `with` block in any other way than
   through `finish` removes them. What kill -9 leaves behind are .tmp files, swept by the next run.
@@ -87,6 +87,7 @@ class Writer:
         self.dtype = np.dtype("<u2" if self.vocab_size <= 65535 else "<u4")
         self._names = tuple(splits)
         self._started = False  # by the first add
+        self._replacing = False  # the old data set is going
         self._splits: dict[str, _Split] = {}
         self._meta_tmp = self.folder / "meta.json.tmp"
         self._renamed: list[Path] = []
@@ -189,21 +190,25 @@ class Writer:
         return counts
 
     def _start(self) -> None:
-        """Mark the folder as unfinished, clear the old data set, open the new files."""
+        """Mark the folder as unfinished, sweep what a kill has left, open the new files."""
         self._kept = added_by_hand(self.folder)
         with disk_errors(self._meta_tmp):
             self._started = True
             self._meta_tmp.write_text(json.dumps(self._kept) if self._kept else "", "utf-8")
             sync_folder(self.folder)  # the sign must be on the disk before anything goes
-            (self.folder / "meta.json").unlink(missing_ok=True)
-            patterns = ["meta.pkl"]
-            for name in self._names:  # the numbered ones: a split that was cut into several files
-                patterns += [f"{name}.bin", f"{name}.mask.bin", f"{name}_[0-9]*.bin"]
-            for pattern in patterns:
-                for path in (*self.folder.glob(pattern), *self.folder.glob(pattern + ".tmp")):
-                    path.unlink(missing_ok=True)
+            self._remove(".tmp")
             for name in self._names:
                 self._splits[name] = _Split(self.folder, name, self.masks, self.shard_tokens)
+
+    def _remove(self, ending: str = "") -> None:
+        """Remove the files of a data set from the folder, or those whose names go on with `ending`;
+        meta.json.tmp stays."""
+        patterns = ["meta.pkl"]
+        for name in self._names:  # the numbered ones: a split that was cut into several files
+            patterns += [f"{name}.bin", f"{name}.mask.bin", f"{name}_[0-9]*.bin"]
+        for pattern in patterns:
+            for path in self.folder.glob(pattern + ending):
+                path.unlink(missing_ok=True)
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -243,6 +248,10 @@ class Writer:
                 f.write("\n")
                 f.flush()
                 os.fsync(f.fileno())
+            self._replacing = True
+            (self.folder / "meta.json").unlink(missing_ok=True)
+            sync_folder(self.folder)  # from here on the folder is no data set
+            self._remove()
             for file in files:
                 self._renamed.append(file.path)
                 os.replace(file.tmp, file.path)
@@ -255,13 +264,14 @@ class Writer:
     def _abort(self) -> None:
         """Remove what an unfinished run has made."""
         if self._started:
-            (self.folder / "meta.json").unlink(missing_ok=True)  # ours, renamed a moment ago
+            if self._replacing:
+                (self.folder / "meta.json").unlink(missing_ok=True)  # ours, renamed a moment ago
             for part in self._splits.values():
                 for file in part.files():
                     file.discard()
             for path in (*self._renamed, self.folder / "meta.pkl.tmp"):
                 path.unlink(missing_ok=True)
-            if not self._kept:
+            if not self._kept or (self.folder / "meta.json").exists():
                 self._meta_tmp.unlink(missing_ok=True)  # last: nothing is left to warn of
             self._started = False
         if self._made_folder:

@@ -11,6 +11,7 @@ import pytest
 from helpers.prepared import leftovers, read
 from helpers.programs import ROOT, run_command
 
+from bonsai.data.dataset import open_dataset
 from bonsai.data.meta import open_meta
 from bonsai.data.writer import Writer, describe_prepared
 from bonsai.system.errors import UserError
@@ -125,7 +126,12 @@ def write(folder: Path, value: int) -> None:
         writer.finish()
 
 
-def test_the_old_data_set_stays_until_the_first_token(out):
+def opened(folder: Path) -> list[int]:
+    """The beginning of the training data, as programs read them."""
+    return open_dataset(str(folder)).split("train").read(0, 10).tolist()
+
+
+def test_the_old_data_set_stays_until_the_new_one_is_whole(out):
     write(out, 1)
     (out / "notes.txt").write_text("mine")
     before = leftovers(out)
@@ -133,9 +139,13 @@ def test_the_old_data_set_stays_until_the_first_token(out):
         _ = 1 / 0
     assert leftovers(out) == before
     with pytest.raises(ZeroDivisionError), Writer(out, vocab_size=9) as writer:
-        writer.add("train", [1])
+        writer.add("train", [2])
+        assert opened(out) == [1] * 10  # meanwhile
         _ = 1 / 0
-    assert leftovers(out) == ["notes.txt"]
+    with pytest.raises(UserError, match="val split"), Writer(out, vocab_size=9) as writer:
+        writer.add("train", [2])
+        writer.finish()
+    assert leftovers(out) == before and read(out)[1]["train"].tolist() == [1] * 10
     write(out, 2)
     assert read(out)[1]["train"].tolist() == [2] * 10
 
@@ -181,7 +191,10 @@ def test_kill_9_never_leaves_what_looks_complete(out, moment):
     write(out, 1)
     command = [sys.executable, "-c", KILLED, str(out), str(moment), str(int(signal.SIGKILL))]
     assert run_command(command, ROOT).rc == -signal.SIGKILL
-    assert not (out / "meta.json").exists()
+    if moment == 0:
+        assert opened(out) == [1] * 10  # the old one
+    else:
+        assert not (out / "meta.json").exists()
     assert (out / "meta.json.tmp").exists()  # the sign that this folder is unfinished
     write(out, 1)  # and the next run is not troubled by what lies there
     read(out)
@@ -240,10 +253,14 @@ def test_what_the_user_has_added_stays(out):
     assert "kept what the old meta.json had besides: chat_template" in describe_prepared(
         read(out)[0], out, 1.0
     )
-    with pytest.raises(ZeroDivisionError), Writer(out, vocab_size=9) as writer:
-        writer.add("train", [1])
-        _ = 1 / 0
-    assert leftovers(out) == ["meta.json.tmp"]  # the sign that it is unfinished holds it
+    for killed in (False, True):
+        if killed:  # while the new files were put in place
+            (out / "meta.json").rename(out / "meta.json.tmp")
+        before = leftovers(out)
+        with pytest.raises(ZeroDivisionError), Writer(out, vocab_size=9) as writer:
+            writer.add("train", [1])
+            _ = 1 / 0
+        assert leftovers(out) == before
     with pytest.raises(UserError, match="interrupted"):
         open_meta(out)
     write(out, 0)
