@@ -233,7 +233,7 @@ def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
     if device == "auto":
         device, why = "cpu", " (no GPU found)"
         if torch.cuda.is_available():
-            device, why = "cuda", f" ({torch.cuda.get_device_name(local_rank)})"
+            device, why = "cuda", "the first, or that of this process"
         elif torch.backends.mps.is_available():
             device, why = "mps", " (Apple GPU)"
     try:
@@ -244,9 +244,15 @@ def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
         n = torch.cuda.device_count()
         if not n:
             raise UserError("device=cuda, but no CUDA GPU is usable here: use --device=cpu or auto")
-        dev = torch.device("cuda", local_rank if dev.index is None else dev.index)
-        if dev.index >= n:
-            raise UserError(f"device {dev} does not exist: this machine has {n} CUDA GPU(s)")
+        index, by = dev.index, ""
+        if index is None:
+            index, by = local_rank, f" (of LOCAL_RANK={local_rank} in the environment)"
+        if index >= n:
+            raise UserError(
+                f"device cuda:{index}{by} does not exist: this machine has {n} CUDA GPU(s)"
+            )
+        dev = torch.device("cuda", index)
+        why = why and f" ({torch.cuda.get_device_name(dev)})"
     elif dev.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device=mps, but this machine has no Apple GPU: use --device=cpu or auto")
     elif dev.type not in ("cpu", "mps"):

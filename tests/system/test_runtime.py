@@ -124,6 +124,21 @@ def test_setup_says_what_was_picked():
     assert "cpu" in runtime.summary and runtime.dtype in runtime.summary
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_more_processes_than_gpus(monkeypatch, device):
+    """Or a LOCAL_RANK that a job has left: one line says which, for 'auto', too."""
+    names = ["Card 0", "Card 1"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda dev: names[dev.index])
+    why = " (Card 1)" if device == "auto" else ""
+    assert pick_device(device, 1) == (torch.device("cuda", 1), why)
+    with pytest.raises(UserError, match=r"cuda:2 \(of LOCAL_RANK=2 .*\) does not exist: .* 2 CUDA"):
+        pick_device(device, 2)
+    with pytest.raises(UserError, match="device cuda:3 does not exist"):
+        pick_device("cuda:3", 1)
+
+
 PLAIN = (0, 0, 1, False)
 
 
