@@ -28,7 +28,8 @@ HEAD_SECONDS = 20.0  # for the head of a request to arrive
 HEAD_BYTES = 64 * 2**10  # the largest head of a request
 HEAD_LINES = 128  # headers
 BODY_SECONDS = 40.0  # for the rest of a request; the guard answers those that wait for it sooner
-PIPELINED = 16  # requests of a connection that may wait for the answer to an earlier one
+PIPELINED = 16  # requests of a connection that may wait for the answer to an earlier one,
+PIPELINED_BYTES = 64 * 2**10  # and what they may be together
 SEND_SECONDS = 60.0  # for a client to take something of what was sent
 # Bytes that the system holds for a client. It says that there is room once a third of them is gone:
 # of the megabytes that it takes by itself, a slow client would seem to take nothing for minutes.
@@ -72,7 +73,7 @@ class Connection(HttpToolsProtocol):
                 # asyncio sets it, but not where the listening socket does not name its protocol
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.in_head = True
-        self.head_bytes = self.head_lines = 0
+        self.head_bytes = self.head_lines = self.waiting_bytes = 0
         self.useless_bytes = 0  # since the last that were of a body, or completed a head
         self.useful = False
         self.arrival = self.loop.call_later(self.head_seconds, self.give_up)
@@ -102,6 +103,8 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.in_head, self.head_bytes, self.head_lines = True, 0, 0
+        if not self.pipeline:
+            self.waiting_bytes = 0
         self.arrive_within(self.head_seconds)
 
     def on_url(self, url: bytes) -> None:
@@ -120,6 +123,8 @@ class Connection(HttpToolsProtocol):
             raise ValueError("the head is too large")
 
     def on_headers_complete(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.wait(self.head_bytes)
         if len(self.pipeline) >= PIPELINED:
             raise ValueError("too many requests at once")
         self.in_head, self.useful = False, True
@@ -128,7 +133,15 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.useful = True
+        if self.pipeline:
+            self.wait(len(body))
         super().on_body(body)
+
+    def wait(self, size: int) -> None:
+        """Count bytes of requests that wait for the answer to an earlier one."""
+        self.waiting_bytes += size
+        if self.waiting_bytes > PIPELINED_BYTES:
+            raise ValueError("too large requests at once")
 
     def on_message_complete(self) -> None:
         self.arrival.cancel()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from helpers.server_in_process import answering, running, wait
 
-from bonsai.serving.http import Process
+from bonsai.serving.http import PIPELINED_BYTES, Process
 
 START = {"type": "http.response.start", "status": 401, "headers": []}
 
@@ -52,6 +52,26 @@ def test_what_has_no_end_is_cut_off(app, begin, more):
                     sent += len(more)
             assert sent < 64e6
         wait(lambda: not process.server_state.connections)
+
+
+@pytest.mark.parametrize("form", ["heads", "bodies"])
+def test_requests_that_wait_for_an_answer_take_little(form):
+    """Who takes no answers fills no memory with further requests, whose turn never comes."""
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: " + b"b" * 6000 + b"\r\n\r\n"
+    if form == "bodies":
+        request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6000\r\n\r\n" + b"b" * 6000
+    with running(answering(send_much), send_seconds=20) as process:
+        with socket.create_connection(("127.0.0.1", process.port), timeout=20) as s:
+            s.sendall(request)
+            wait(lambda: process.server_state.connections)
+            (connection,) = process.server_state.connections
+            with pytest.raises(OSError):  # the server has closed it
+                for _ in range(1000):
+                    s.sendall(request * 40)
+        wait(lambda: not process.server_state.connections)
+    waiting = [cycle for cycle, _ in connection.pipeline]
+    heads = sum(len(value) for cycle in waiting for _, value in cycle.scope["headers"])
+    assert 0 < heads + sum(len(cycle.body) for cycle in waiting) <= PIPELINED_BYTES
 
 
 def test_small_answers_do_not_wait_for_receipts():
