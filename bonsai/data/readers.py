@@ -7,12 +7,13 @@ the whole. To read another format: a function, and a line in READERS.
 
 import codecs
 import errno
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bonsai.files.access import UTF16, file_size, not_utf8, reading
+from bonsai.files.access import UTF16, bounded, file_size, not_utf8, reading
 from bonsai.files.jsonfile import MOST_VALUES, has_many_values
 from bonsai.files.unpack import BLOCK, Unpacked, check_expansion, lines, pyarrow, unpacked
 from bonsai.system.errors import UserError
@@ -24,6 +25,8 @@ LONGEST = 64 << 20  # bytes: of a row, and of text that is held because it can b
 LONG = 1 << 20  # bytes of a row whose values are counted before they are read
 TRIES = 10_000  # newlines, and blanks, that are looked at for a place to cut
 WHOLE = 1 << 30  # bytes of a text that is wanted in one
+AT_ONCE = 16 << 20  # bytes, about, of the texts of a .parquet that are held
+PAGES = 1 << 30  # bytes that pyarrow may take at a time for a .parquet, beyond 4 times its size
 
 
 class Piece(NamedTuple):
@@ -359,8 +362,12 @@ def _read_parquet(path: Path, size: int, options: Options, seen: Seen) -> Iterat
     import pyarrow.parquet as pq
 
     column, count = options.text_column, 0
+    limit = PAGES + 4 * size
+    pa.allocate_buffer(1)  # what its allocator sets apart at first, in addresses, does not count
     try:
-        with pq.ParquetFile(path) as f:
+        with bounded(limit):
+            f = pq.ParquetFile(path)
+        with f:
             schema, rows = f.schema_arrow, 0
             if column not in schema.names:
                 raise _no_column(str(path), column, schema.names)
@@ -370,12 +377,15 @@ def _read_parquet(path: Path, size: int, options: Options, seen: Seen) -> Iterat
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise UserError(f"{path}: the column {column!r} holds no text but {kind}")
             at_once = _rows_at_once(path, size, f.metadata)
-            for batch in f.iter_batches(batch_size=at_once, columns=[column]):
-                rows += batch.num_rows
-                texts = batch.column(0)
-                texts = texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
-                texts.validate(full=True)  # that they are UTF-8
-                for text in texts.cast(pa.large_binary()):
+            # no threads: each would have an address space of its own
+            batches = f.iter_batches(batch_size=at_once, columns=[column], use_threads=False)
+            while True:
+                with bounded(limit):
+                    held = _texts(pa, batches)
+                if not held:
+                    break
+                for text in (text for texts in held for text in texts):
+                    rows += 1
                     data, position = text.as_py() or b"", size * rows // f.metadata.num_rows
                     count += len(data)
                     check_expansion(path, size, count)
@@ -386,6 +396,20 @@ def _read_parquet(path: Path, size: int, options: Options, seen: Seen) -> Iterat
         raise UserError(f"{path} is damaged or no parquet file: {e}") from None
 
 
+def _texts(pa, batches: Iterator) -> list:
+    """The texts of the next few batches, as bytes: some 16 MB, or those of one; none at the end."""
+    held, size = [], 0
+    for batch in itertools.islice(batches, 64):
+        texts = batch.column(0)
+        texts = texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
+        texts.validate(full=True)  # that they are UTF-8
+        held.append(texts.cast(pa.large_binary()))
+        size += held[-1].nbytes
+        if size > AT_ONCE:
+            break
+    return held
+
+
 def _rows_at_once(path: Path, size: int, metadata) -> int:
     """How many rows to hold: they take about 16 MB, unpacked, and are few, as one text may stand
     for many. Asked of the groups: where a column's metadata are damaged, pyarrow ends the process.
@@ -393,7 +417,7 @@ def _rows_at_once(path: Path, size: int, metadata) -> int:
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     count = sum(group.total_byte_size for group in groups)
     check_expansion(path, size, count)
-    return min(max(1, (16 << 20) * metadata.num_rows // max(count, 1)), 8)
+    return min(max(1, AT_ONCE * metadata.num_rows // max(count, 1)), 8)
 
 
 def _no_column(where: str, column: str, names: Iterable[str]) -> UserError:

@@ -110,6 +110,27 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
         ) from None
 
 
+@contextlib.contextmanager
+def bounded(size: int) -> Iterator[None]:
+    """Within it this process can have `size` bytes more of address space, or MemoryError: for a
+    library that believes what a file says of its own sizes. On Linux alone; elsewhere no bound."""
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = used + size
+    limit = limit if before == resource.RLIM_INFINITY else min(limit, before)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
+
+
 def exists(path: str | Path) -> bool:
     """Whether there is such a path; UserError where the system does not let us know."""
     try:

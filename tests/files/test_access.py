@@ -3,8 +3,10 @@
 import errno
 import os
 import re
+import sys
 
 import pytest
+from helpers.programs import ROOT, run_command
 
 from bonsai.files.access import (
     exists,
@@ -114,3 +116,26 @@ def test_a_part_of_a_path_that_is_no_folder_is_said(tmp_path):
         for write in (lambda path: check_writable(path, "it"), lambda path: write_json(path, {})):
             with pytest.raises(UserError, match=rf"cannot write .*{part}.a: a part of its path is"):
                 write(tmp_path / part / "a")
+
+
+BOUNDED = """
+import resource
+from bonsai.files.access import bounded
+
+before = resource.getrlimit(resource.RLIMIT_AS)
+for size, good in ((64 << 20, True), (64 << 20, False), (1 << 40, True)):
+    try:
+        with bounded(size):
+            taken = bytearray((32 if good else 128) << 20)
+        assert good
+    except MemoryError:
+        assert not good
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+taken = bytearray(128 << 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as Linux does")
+def test_a_library_may_take_so_much_and_no_more():
+    result = run_command([sys.executable, "-c", BOUNDED], ROOT)
+    assert result.rc == 0, result

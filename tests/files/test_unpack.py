@@ -75,6 +75,21 @@ def test_what_unpacks_to_gigabytes_is_refused_in_bounded_memory(tmp_path):
         assert words in said[name], (name, said[name])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as Linux does")
+def test_a_parquet_file_takes_no_more_than_it_may(tmp_path):
+    """pyarrow takes what a page says that it unpacks to, before it unpacks it."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(
+        pa.table({"text": ["a" * (100 << 20)]}), tmp_path / "a.parquet", compression="zstd"
+    )
+    assert (tmp_path / "a.parquet").stat().st_size < 10 << 20
+    code = "from bonsai.data import readers; readers.PAGES = 16 << 20\n" + READ
+    command = [sys.executable, "-c", code, str(16 * GIB), str(tmp_path)]
+    result = run_command(command, ROOT, {"ARROW_DEFAULT_MEMORY_POOL": "system"})
+    assert "refused: out of memory while reading" in result.stdout, result
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.xz", "a.txt.zst"])
 def test_what_expands_beyond_the_limit(tmp_path, monkeypatch, name):
     data, path = b"a line\n" * 200_000, tmp_path / name
