@@ -1,11 +1,11 @@
 """How long it will take: an evaluation while it goes on, a run after its first steps."""
 
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from bonsai.data.advice import command
 from bonsai.planning.costs import describe_time
 from bonsai.system.progress import LINE_SECONDS
 
@@ -87,8 +87,8 @@ class Forecast:
         if self.device == "cpu":
             folder = Path(self.dataset.split(",")[0].partition(":")[0]).name
             words = ["config/quickstart.py", f"--dataset={self.dataset}", f"--out_dir=out-{folder}"]
-            other = shlex.join(words)
-            return f"{text}: this run is for GPUs; on a CPU minutes are enough for {other}"
+            other = command("train.py", words)
+            return f"{text}: this run is for GPUs; on a CPU minutes are enough for: {other}"
         return f"{text}: more GPUs (torchrun), a smaller model or a lower max_iters take less"
 
 

@@ -1,9 +1,11 @@
 """forecast.py: what is said of how long it will take, by a clock that the tests turn."""
 
 import io
+import shlex
 import sys
 
 import pytest
+from helpers.settings import settings
 
 from bonsai.training import forecast
 from bonsai.training.forecast import DAY, Forecast, describe_cost, tracked
@@ -81,7 +83,9 @@ def test_gpt2_on_a_cpu_is_years_and_says_so_within_a_step(clock):
 )
 def test_the_command_that_is_advised_can_be_run(dataset, words):
     line = Forecast(1, 1, "cpu", dataset, print).line(2 * DAY, 1.0)
-    assert line.endswith(f" config/quickstart.py {words}")
+    assert line.endswith(f"train.py config/quickstart.py {words}")
+    _, program, *given = shlex.split(line.partition(" enough for: ")[2])
+    assert program.endswith("train.py") and settings("train.py", given)["dataset"] == dataset
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
