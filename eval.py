@@ -134,8 +134,9 @@ def evaluate(c: Config, loaded: Loaded, model, spec: str, runtime: Runtime) -> l
     block = c.block_size or loaded.model.config.block_size
     data = Mixture.open(spec)
     check_data(c, loaded, data, block)
-    if loaded.unknown_tokenizer and runtime.master:
-        print(loaded.unknown_tokenizer, file=sys.stderr, flush=True)
+    for note in filter(None, (loaded.unknown_tokenizer, data.without_bytes(c.split))):
+        if runtime.master:
+            print(note, file=sys.stderr, flush=True)
     rows = []
     for part in data.parts:
         text = part.split(c.split)

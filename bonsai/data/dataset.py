@@ -376,16 +376,14 @@ class Mixture:
         means = [p.split(split).bytes_per_token for p in self.parts]
         return None if None in means else sum(p.weight * m for p, m in zip(self.parts, means))
 
-    def without_bytes(self, split: str) -> Path | None:
-        """The first data set of text that does not say how many bytes that is, None if all do."""
-        return next(
-            (
-                part.source or part.folder
-                for part in self.parts
-                if part.is_text and part.split(split).bytes_per_token is None
-            ),
-            None,
-        )
+    def without_bytes(self, split: str) -> str:
+        """That a data set of text does not say how many bytes that is; "" where all do."""
+        for part in self.parts:
+            if part.is_text and part.split(split).bytes_per_token is None:
+                where = part.source or part.folder
+                what = f"{where} does not say how many bytes of text it is"
+                return f"bits per byte are not known: {what}"
+        return ""
 
     def check(self, block_size: int, vocab_size: int, splits=("train", "val")) -> None:
         """Raise UserError where a split is too short for a window or an id is too large."""

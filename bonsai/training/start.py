@@ -78,7 +78,7 @@ def describe_run(c, runtime: Runtime, start: Start, batches: Batches) -> Iterato
     yield f"tokens per iteration will be: {batches.rows * T:,}"
     yield from start.notes
     if unknown := start.data.without_bytes("val"):
-        yield f"bits per byte are not known: {unknown} does not say how many bytes of text it is"
+        yield unknown
     yield f"number of parameters: {model.num_params() / 1e6:.2f}M"
     yield runtime.summary
     yield describe_memory(model, c.batch_size, T, runtime)

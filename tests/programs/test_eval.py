@@ -97,6 +97,16 @@ ERRORS = {
 }
 
 
+def test_why_bits_per_byte_are_not_known(runs, workplace, monkeypatch, capsys):
+    program = runpy.run_path(str(ROOT / "eval.py"), run_name="not main")
+    monkeypatch.chdir(workplace)
+    settings = dict(out_dir="eval-a", device="cpu", dtype="float32", windows=1)
+    for data, words in (("meta", ""), ("bare", "data/bare does not say how many bytes of text")):
+        program["main"](**settings, dataset=data, other_tokenizer=True)
+        said = capsys.readouterr()
+        assert words in said.err and ("n/a" in said.out) == bool(words)
+
+
 @pytest.fixture(scope="module")
 def bundle(workplace):
     folder = workplace / "bundle"
