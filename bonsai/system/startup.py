@@ -10,6 +10,7 @@ environment was not activated. That is one line too, so this file keeps to what 
 """
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -26,9 +27,9 @@ def environment() -> str:
         return "install bonsai again, with the packages that it needs"
     venv = ROOT / ".venv"
     if Path(sys.prefix).resolve() == venv.resolve():
-        return f"run: pip install -r {ROOT / 'requirements-all.txt'}"
+        return f"run: pip install -r {shlex.quote(str(ROOT / 'requirements-all.txt'))}"
     if (venv / "bin/activate").exists():
-        return f"run: source {venv / 'bin/activate'}"
+        return f"run: source {shlex.quote(str(venv / 'bin/activate'))}"
     return f"run `make setup` in {ROOT}, then: source .venv/bin/activate"
 
 

@@ -4,6 +4,7 @@ import ast
 import errno
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -131,6 +132,19 @@ def test_a_missing_package_is_one_line():
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, (program, done)
         assert re.match(r"error: \S+ has no (torch|numpy|psutil|tqdm);", done.stderr), done
         assert ".venv/bin/activate" in done.stderr
+
+
+def test_the_command_that_is_printed_is_one_for_the_shell(tmp_path):
+    clone = tmp_path / "my clone"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    (clone / ".venv" / "bin" / "activate").touch()
+    (clone / "Makefile").touch()
+    code = "import pathlib, sys; import bonsai.system.startup as s; "
+    code += "s.ROOT = pathlib.Path(sys.argv[1]); print(s.environment())"
+    command = [sys.executable, "-S", "-c", code, str(clone)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    words = shlex.split(done.stdout)
+    assert words == ["run:", "source", str(clone / ".venv" / "bin" / "activate")], done
 
 
 @pytest.mark.parametrize(
