@@ -54,8 +54,8 @@ def turn(OVERLAP: tl.constexpr):
     steps, weights, and writes nothing: neither the cache nor memory that had another use before.
     Only after its own wait it lets the next kernel begin. So when that one begins, all before this
     one have ended, and when that one has waited, this one has too: what it needs is there, however
-    many launches back it was written. What is launched otherwise, as torch's kernels and copies
-    are, waits for all before it, and a graph for the one before it.
+    many launches back it was written. What is launched otherwise, torch's kernels, copies and whole
+    graphs, waits for all before it.
     """
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
