@@ -107,9 +107,11 @@ def processes() -> tuple[int, int, int, bool]:
     launcher sets.
     """
     env = {name: os.environ.get(name, "").strip() for name in LAUNCHED}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
         if not re.fullmatch(r"\d{0,9}", env[name], re.ASCII):
             raise UserError(f"{name}={env[name]} in the environment is no number: unset it")
+    if int(env["MASTER_PORT"] or 0) > 65535:
+        raise UserError(f"MASTER_PORT={env['MASTER_PORT']} in the environment is no port: unset it")
     rank, local_rank = int(env["RANK"] or 0), int(env["LOCAL_RANK"] or 0)
     world_size = int(env["WORLD_SIZE"] or 1)
     missing = [name for name in LAUNCHED if not env[name] and name != "LOCAL_RANK"]
@@ -151,10 +153,23 @@ def setup(
     summary = f"device: {dev}{why_device}, dtype {dtype}{why_dtype}, "
     summary += "compiled" if compile else f"not compiled{why_not}"
     if distributed:
-        dist.init_process_group(backend)
+        join(backend)
         summary += f", {world_size} processes ({backend})"
     agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
     return Runtime(dev, dtype, compile, backend, rank, local_rank, world_size, summary, agent)
+
+
+def join(backend: str) -> None:
+    """Meet the other processes. Raises UserError where that fails."""
+    try:
+        dist.init_process_group(backend)
+    except dist.DistError as e:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(e).splitlines()[0]
+        raise UserError(
+            f"cannot meet the other processes at {place} ({reason:.200}): unset MASTER_ADDR and "
+            "MASTER_PORT if nothing has started several, or choose another port"
+        ) from None
 
 
 def pick_compile(compile: bool | str, device: torch.device) -> tuple[bool, str]:

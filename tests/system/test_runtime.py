@@ -1,5 +1,6 @@
 """Where a program computes: what is picked on which machine, peaks, seeds, estimates."""
 
+import socket
 import subprocess
 import sys
 
@@ -159,6 +160,8 @@ PLAIN = (0, 0, 1, False)
         (dict(RANK="zero"), "RANK=zero in the environment is no number"),
         (dict(LOCAL_RANK="-1"), "LOCAL_RANK=-1 in the environment is no number"),
         (dict(WORLD_SIZE="1e9"), "WORLD_SIZE=1e9 in the environment is no number"),
+        (dict(MASTER_PORT="x"), "MASTER_PORT=x in the environment is no number"),
+        (dict(MASTER_PORT="70000"), "MASTER_PORT=70000 in the environment is no port"),
         (dict(RANK="1"), "has RANK=1, but no WORLD_SIZE: start several processes"),
         (dict(RANK="0", WORLD_SIZE="2"), "WORLD_SIZE=2, but no MASTER_ADDR: start several"),
         (dict(WORLD_SIZE="2"), "environment has WORLD_SIZE=2, but no RANK: start several"),
@@ -177,6 +180,16 @@ def test_what_a_launcher_left_in_the_environment(monkeypatch, env, expected):
         assert processes() == expected
         if not expected[3]:
             assert setup("cpu").world_size == 1  # joins nothing
+
+
+def test_a_port_that_is_taken(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        env = dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"cannot meet .* at 127.0.0.1:{port} .*unset MASTER_"):
+            setup("cpu")
 
 
 def test_seeds_are_a_function_of_seed_and_position():
