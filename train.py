@@ -9,8 +9,9 @@
 
 Every setting below, and every field of the model (n_layer, block_size, ...: see model.py), can be
 set in a config file or as --key=value. The run is in out_dir: ckpt.pt and last.pt, metrics.jsonl,
-loss.png, log.txt, config.json. Ctrl-C finishes the step, saves, and says how to go on. A new run in
-the folder of an earlier one moves that to out_dir/earlier/1, the next one to earlier/2.
+loss.png, log.txt, config.json. Ctrl-C finishes the step (or gives up one of minutes), saves, and
+says how to go on. A new run in the folder of an earlier one moves that to out_dir/earlier/1, the
+next one to earlier/2.
 """
 
 if __name__ == "__main__":
