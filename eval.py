@@ -37,6 +37,7 @@ from bonsai.planning.memory import memory_errors
 from bonsai.system.errors import UserError, run
 from bonsai.system.hub import use_cache_if_offline
 from bonsai.system.libraries import installed
+from bonsai.system.paths import split_paths
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
@@ -109,9 +110,8 @@ TASKS = (
 def sources(c: Config) -> list[str]:
     """What load_model takes for each of the models."""
     sources = []
-    for name in filter(None, map(str.strip, c.init_from.split(","))):
-        folders = c.out_dir.split(",") if name == "resume" else ["out"]
-        for folder in filter(None, map(str.strip, folders)):
+    for name in split_paths(c.init_from):
+        for folder in split_paths(c.out_dir) if name == "resume" else ["out"]:
             sources.append(find_source(name, folder))
     if not sources:
         raise UserError("nothing to evaluate: give --out_dir or --init_from")
@@ -275,7 +275,7 @@ def main(**settings) -> None:
     questions = read_questions(resolve_path(c.choices)) if c.choices else []
     bundle = read_bundle(resolve_path(c.core), c.limit) if c.core else []
     if c.json:
-        check_writable(c.json, "the results", [c.choices, *c.init_from.split(",")])
+        check_writable(c.json, "the results", [c.choices, *split_paths(c.init_from)])
 
     def too_large() -> str:
         return f": lower batch_size (now {c.batch_size})"

@@ -13,6 +13,7 @@ import sys
 from bonsai.files.access import write_whole
 from bonsai.files.textfile import check_writable, decode_text, read_text
 from bonsai.system.errors import UserError, run
+from bonsai.system.paths import split_paths
 from bonsai.tokenizers import get
 from bonsai.tokenizers.view import html_page, terminal
 from configurator import Config, configure, refuse_idle, resolve_path
@@ -39,7 +40,7 @@ def the_text(c: Config) -> str:
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     refuse_idle(c, (c.html, "color ids", "with --html"))
-    chosen = {name: get(name) for name in filter(None, map(str.strip, c.tokenizers.split(",")))}
+    chosen = {name: get(name) for name in split_paths(c.tokenizers)}
     if not chosen:
         raise UserError("no tokenizer: name some with --tokenizers=gpt2,gpt4")
     shown = the_text(c)

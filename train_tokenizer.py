@@ -21,6 +21,7 @@ from bonsai.files.access import write_whole, writing
 from bonsai.files.atomic import is_stream
 from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError, run
+from bonsai.system.paths import split_paths
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get
 from bonsai.tokenizers import study as report
@@ -108,7 +109,7 @@ def from_ranks(c: Config) -> BPETokenizer:
 def others(c: Config) -> dict[str, Tokenizer]:
     """The tokenizers to compare with, less those that cannot be loaded here."""
     usable = {}
-    for name in filter(None, map(str.strip, c.compare.split(","))):
+    for name in split_paths(c.compare):
         try:
             usable[name] = get(name)
             usable[name].encode("")
@@ -155,7 +156,7 @@ def main(**settings) -> None:
     places = [os.path.realpath(path) for path in written if path and not is_stream(path)]
     if twice := next((path for path in places if places.count(path) > 1), None):
         raise UserError(f"two results cannot be written to one file, {twice}: name another")
-    sources = [c.ranks, *c.input.split(",")]
+    sources = [c.ranks, *split_paths(c.input)]
     for path in filter(None, written):
         check_writable(path, "the results", sources)
     start = time.time()

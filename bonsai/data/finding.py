@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bonsai.data.readers import READERS
 from bonsai.system.errors import UserError, reason
+from bonsai.system.paths import split_paths
 
 
 def find_files(
@@ -19,9 +20,7 @@ def find_files(
         raise UserError("no input: name a file, a folder or a pattern with --input=PATH")
     known = (*READERS, *endings)
     files: dict[Path, None] = {}  # a set that keeps its order
-    one = any(os.path.exists(base / spec) for base in bases)  # of that name, commas and all
-    parts = [spec] if one else spec.split(",")
-    for part in filter(None, map(str.strip, parts)):
+    for part in split_paths(spec, bases):
         files.update(dict.fromkeys(_find(part, bases, known)))
     return list(files)
 

@@ -24,6 +24,7 @@ from bonsai.data.finding import as_endings, walk
 from bonsai.data.writer import Writer, describe_prepared
 from bonsai.files.access import reading
 from bonsai.system.errors import UserError, run
+from bonsai.system.paths import split_paths
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import ByteTokenizer
 from configurator import Config, configure, resolve_path
@@ -42,7 +43,7 @@ def find_files(c: Config) -> list[tuple[str, Path]]:
     """(name that decides the split, path) of all files, in sorted order."""
     ends = as_endings(c.endings)
     name_of: dict[Path, str] = {}
-    for part in filter(None, map(str.strip, c.input.split(","))):
+    for part in split_paths(c.input):
         path = resolve_path(os.path.expanduser(part))
         if path.is_file():
             name_of[path] = path.name

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from bonsai.system import paths
-from bonsai.system.paths import resolve_path
+from bonsai.system.paths import resolve_path, split_paths
 
 
 def test_resolve_path(tmp_path, monkeypatch):
@@ -19,3 +21,23 @@ def test_resolve_path(tmp_path, monkeypatch):
     assert resolve_path("config/a.py") == Path("config/a.py")
     assert resolve_path(root) == root
     assert resolve_path("~/nowhere") == Path.home() / "nowhere"
+
+
+@pytest.mark.parametrize(
+    "text, paths",
+    [
+        ("", []),
+        ("a", ["a"]),
+        ("a, b,,c ", ["a", "b", "c"]),
+        ("here, it is", ["here, it is"]),  # a folder of that name
+        ("here, it is,a", ["here", "it is", "a"]),
+        ("~/mine,too", ["~/mine,too"]),
+        (",".join(["name"] * 100), ["name"] * 100),  # longer than a name may be
+    ],
+)
+def test_several_paths_between_commas(tmp_path, monkeypatch, text, paths):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("here, it is", "mine,too"):
+        (tmp_path / name).mkdir()
+    assert split_paths(text) == paths
