@@ -144,8 +144,6 @@ def main(**settings) -> None:
     )
     text = "" if c.interactive or c.prompts else text_or_file(c.start, "the start")
     jobs = read_jobs(c.prompts, params) if c.prompts else []
-    if c.prompts and c.interactive:
-        raise UserError("--prompts is a file of prompts, --interactive asks for them: give one")
     if c.out and not c.prompts:
         raise UserError("--out is a file for the answers to --prompts; > FILE takes samples")
     if c.out:

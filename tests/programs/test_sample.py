@@ -417,7 +417,7 @@ def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
         (["--start=FILE:latin1.txt"], "the start from latin1.txt: byte 0, in line 1, is not UTF-8"),
         (["--start=aXb"], "'X'"),
         (["--start=caf\udce9"], "the start is not UTF-8 from '\\udce9' on"),
-        (["--prompts=one.jsonl", "--interactive"], "give one"),
+        (["--prompts=one.jsonl", "--interactive"], "without effect with --prompts"),
         (["--temperature=-1"], "temperature=-1"),
         (["--num_samples=0"], "num_samples=0"),
         (["--on_full=slied"], "slide, refill, stop"),
