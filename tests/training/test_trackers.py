@@ -134,7 +134,7 @@ def test_one_that_does_not_start_is_one_line(tmp_path, monkeypatch, name):
 def test_the_setting_knows_the_trackers():
     known = configure(vars(importlib.import_module("train")), settings={"tracker": "trackio"})
     assert known.tracker == "trackio"
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="tracker=mlflow is not one of"):
         configure(vars(importlib.import_module("train")), settings={"tracker": "mlflow"})
 
 
