@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bonsai.files.access import exists, file_size, reading
-from bonsai.files.atomic import replace_text
+from bonsai.files.atomic import whole_file
 from bonsai.files.jsonfile import finite
 from bonsai.runs.names import METRICS
 
@@ -29,18 +29,27 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 def read_rows(path: Path) -> tuple[list[dict], int]:
-    """The rows of a file that need not be there, and the number of lines that are none. UserError
-    for what is no file, as a pipe, or cannot be read."""
+    """The rows of a file that need not be there, and the number of lines that are none. Raises
+    UserError as `each_row`."""
+    rows, broken = [], 0
+    for row in each_row(path):
+        if row is None:
+            broken += 1
+        else:
+            rows.append(row)
+    return rows, broken
+
+
+def each_row(path: Path) -> Iterator[dict | None]:
+    """The rows of a file that need not be there, None for a line that is none. UserError for what
+    is no file, as a pipe, or cannot be read."""
     if not exists(path):
-        return [], 0
+        return
     file_size(path)  # that it is a file
-    rows, lines = [], 0
     with reading(path), open(path, "rb") as f:
         for line in lines_of(f):
-            lines += 1
-            if is_row(row := parse_object(line)):
-                rows.append(row)
-    return rows, lines - len(rows)
+            row = parse_object(line)
+            yield row if is_row(row) else None
 
 
 def evaluations(rows: list[dict]) -> list[dict]:
@@ -86,12 +95,16 @@ def forget_after(path: Path, start: int, evaluated: int) -> int:
 
     Returns the number of lines that were broken, and went as well. Raises OSError.
     """
-    rows, broken = read_rows(path)
-    kept = [
-        r
-        for r in rows
-        if r["iter"] < start or ("val_loss" in r and r["iter"] == start == evaluated)
-    ]
-    if path.exists():
-        replace_text(path, "".join(row_text(r) + "\n" for r in kept))
+    if not exists(path):
+        return 0
+    file_size(path)  # that it is a file, before one is put in its place
+    broken = 0
+    with whole_file(path) as f:
+        for row in each_row(path):  # one at a time: a run may have made a million steps
+            if row is None:
+                broken += 1
+                continue
+            again = row["iter"] >= start
+            if not again or ("val_loss" in row and row["iter"] == start == evaluated):
+                f.write(f"{row_text(row)}\n".encode())
     return broken
