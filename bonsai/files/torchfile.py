@@ -219,6 +219,8 @@ def rebuild_tensor(storage, offset, shape, stride, requires_grad, hooks, metadat
         raise Refused("a tensor of it has no shape")
     if max(offset, *stride, 0) >= 2**62:
         raise Refused("a tensor of it has no place")
+    if any(n > 1 and not step for n, step in zip(shape, stride)):
+        raise Refused("a tensor of it repeats its bytes")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride))
     if math.prod(shape) > storage.numel or (math.prod(shape) and last >= storage.numel):
         raise Refused("a tensor of it is larger than its bytes")

@@ -151,7 +151,8 @@ def steps_done(path: Path) -> int:
 def crop_moments(optimizer_state: dict, parameters: list[torch.Tensor]) -> None:
     """Cut the optimizer's moments to the parameters' shapes, after crop_block_size shortened them.
 
-    parameters: in the order of the optimizer's groups. Raises UserError for moments of others.
+    parameters: in the order of the optimizer's groups. Raises UserError for moments of others:
+    torch's fused AdamW does not look at their shapes and strides, and would write beside them.
     """
     state = optimizer_state["state"]
     if not state.keys() <= set(range(len(parameters))):
@@ -159,9 +160,11 @@ def crop_moments(optimizer_state: dict, parameters: list[torch.Tensor]) -> None:
     for i, entry in state.items():
         shape = parameters[i].shape
         for key, value in entry.items():
-            if not isinstance(value, torch.Tensor) or not value.dim() or value.shape == shape:
+            if not isinstance(value, torch.Tensor) or (not value.dim() and key not in MOMENTS):
                 continue
-            if value.dim() == len(shape) and all(n >= k for n, k in zip(value.shape, shape)):
+            if value.shape == shape:
+                entry[key] = value.contiguous()
+            elif value.dim() == len(shape) and all(n >= k for n, k in zip(value.shape, shape)):
                 entry[key] = value[tuple(slice(n) for n in shape)].clone()
             elif key in MOMENTS:
                 raise UserError(

@@ -109,7 +109,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     load_state_dict decides on which device the step counters live.
     """
     saved, now = (
-        [(g.get("kind"), len(g["params"])) for g in s["param_groups"]]
+        [(g.get("kind"), g["params"]) for g in s["param_groups"]]  # they are numbered in order
         for s in (state, optimizer.state_dict())
     )
     if saved != now:
@@ -131,7 +131,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     ]
     try:
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-    except (KeyError, ValueError, RuntimeError) as e:
+    except (LookupError, ValueError, TypeError, RuntimeError) as e:
         raise UserError(
             f"the checkpoint's optimizer does not fit its model ({' '.join(str(e).split()):.120}): "
             "start from its weights alone, --init_from=FILE"

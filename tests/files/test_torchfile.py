@@ -79,6 +79,7 @@ def bombs(path: Path) -> dict[str, Callable[[], None]]:
         "long string": program(b"X\xff\xff\xff\x7fabc"),
         "tensor of 2**60": program(tensor % (number + b"\x85", b"K\1\x85")),
         "tensor of stride 0": program(tensor % (number + b"\x85", b"K\0\x85")),
+        "tensor that repeats its bytes": program(tensor % (b"K\4\x85", b"K\0\x85")),
         "tensor beyond its end": program(tensor % (b"K\2\x85", number + b"\x85")),
         "torch.Tensor": program(b"ctorch\nTensor\n" + number + b"\x85R"),
         "a part of torch": program(b"ctorch\n_inductor\n"),

@@ -16,6 +16,7 @@ from bonsai.runs import checkpoint, restore
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.names import previous
 from bonsai.runs.restore import crop_moments, load_checkpoint, run_checkpoint, steps_done
+from bonsai.runs.schema import MOMENTS
 from bonsai.system.errors import UserError
 
 
@@ -141,6 +142,19 @@ def test_which_checkpoint_of_a_run(tmp_path):
     for name in ("ckpt.pt", "last.pt"):
         (tmp_path / name).unlink()
     assert run_checkpoint(tmp_path).name == "ckpt.prev.pt"
+
+
+def test_moments_are_of_their_parameters_shape_and_in_one_piece():
+    """Fused kernels take neither shapes nor strides into account, and write beyond the end."""
+    weight, turned = torch.zeros(3, 3), torch.arange(9.0).view(3, 3).t()
+    optimizer = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": turned}}}
+    crop_moments(optimizer, [weight])
+    assert optimizer["state"][0]["exp_avg"].is_contiguous()
+    assert torch.equal(optimizer["state"][0]["exp_avg"], turned)
+    for key in MOMENTS:
+        for wrong in (torch.tensor(0.0), torch.zeros(0), torch.zeros(9), torch.zeros(3, 3, 1)):
+            with pytest.raises(UserError, match="does not fit its model"):
+                crop_moments({"state": {0: {key: wrong}}}, [weight])
 
 
 def test_crop_moments():

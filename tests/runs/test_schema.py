@@ -79,8 +79,10 @@ def test_what_a_resume_needs_fits_the_model_and_is_there(tmp_path):
     for field, wrong in {
         "optimizer.param_groups": state["optimizer"]["param_groups"][:1],
         "optimizer.param_groups.0.params": [0],
+        "optimizer.param_groups.0.params.0": 1,
         "optimizer.state.0.exp_avg": moment[:-1],
         "optimizer.state.0.exp_avg_sq": moment[None],
+        "optimizer.state.1.exp_avg": torch.tensor(0.0),
         "optimizer.state.0": {"exp_avg": moment},
         "optimizer.state": {99: state["optimizer"]["state"][0]},
         "config": {"dataset": ["meta"]},
