@@ -131,7 +131,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     ]
     try:
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-    except (LookupError, ValueError, TypeError, RuntimeError) as e:
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as e:
         raise UserError(
             f"the checkpoint's optimizer does not fit its model ({' '.join(str(e).split()):.120}): "
             "start from its weights alone, --init_from=FILE"

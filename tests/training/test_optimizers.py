@@ -3,12 +3,15 @@
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.settings import SETTINGS
 
 from bonsai.models.contract import LanguageModel
+from bonsai.runs.restore import crop_moments
+from bonsai.runs.schema import check_checkpoint
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
 from bonsai.training.optimizers import (
@@ -156,6 +159,39 @@ def test_the_other_optimizers_state_is_refused():
     for optimizer, state in ((other, muon.state_dict()), (muon, other.state_dict())):
         with pytest.raises(UserError, match="other optimizer"):
             load_optimizer_state(optimizer, state)
+
+
+WRONG = [3, math.inf, torch.tensor(1.0), torch.zeros(0), torch.zeros(5), torch.zeros(2, 3, 4)]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_that_is_not_of_this_model_is_one_line(name):
+    """As a checkpoint of a stranger's may hold; or it does no harm, and the run goes on."""
+    settings = replace(SETTINGS, optimizer=name, neuron_beta=0.9)
+    model = tiny()
+    optimizer = build_optimizer(model, settings, CPU)
+    backward(model, 0)
+    clip_gradients(optimizer, 1.0)
+    optimizer.step()
+    good, refused = optimizer.state_dict(), set()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, entry in good["state"].items():
+        for key in entry:
+            for wrong in WRONG:
+                state = {"optimizer": copy.deepcopy(good)}
+                state["optimizer"]["state"][i][key] = wrong
+                try:
+                    check_checkpoint(state, Path("it"))
+                    crop_moments(state["optimizer"], parameters)
+                    load_optimizer_state(optimizer, state["optimizer"])
+                except UserError as e:
+                    assert "\n" not in str(e)
+                    refused.add(key)
+                else:
+                    clip_gradients(optimizer, 1.0)
+                    optimizer.step()
+        load_optimizer_state(optimizer, copy.deepcopy(good))
+    assert refused >= {key for entry in good["state"].values() for key in entry} - {"step"}
 
 
 def test_muon_wants_matrices():
