@@ -55,13 +55,15 @@ class Config(dict):
 
     A dict of plain values whose keys are attributes too: `c.learning_rate`. Save `dict(c)` where
     only plain classes load back (torch.load with weights_only=True). `defaults` holds the values
-    without any argument, `given` the names that a file or the command line set, `sources` the
-    config files and "command line" in order of use, `settings` what each takes.
+    without any argument, `given` the names that a file or the command line set, `typed` those that
+    no file set, `sources` the config files and "command line" in order of use, `settings` what each
+    takes.
     """
 
     settings: dict[str, Setting]
     defaults: dict[str, Any]
     given: set[str]
+    typed: set[str]
     sources: list[str]
 
     def __getattr__(self, name: str) -> Any:
@@ -138,14 +140,15 @@ def describe(config: Config) -> str:
 
 
 def refuse_idle(config: Config, *rules: tuple[object, str, str]) -> None:
-    """Raise UserError for a setting that was given and changes nothing this time.
+    """Raise UserError for a setting that was typed and changes nothing this time.
 
     rules: whether that is so, the names of the settings, and why: `(not c.hub, "revision keep",
-    "without --hub")`. What was given as it is by default does no harm.
+    "without --hub")`. What is as it is by default does no harm, and a config file may be for more
+    than one use.
     """
     for idle, names, why in rules:
         for name in names.split() if idle else ():
-            if name in config.given and config[name] != config.defaults[name]:
+            if name in config.typed and config[name] != config.defaults[name]:
                 _fail(f"--{name} is without effect {why}: leave it out")
 
 
@@ -394,6 +397,10 @@ class _Arguments:
         config.settings = settings
         config.defaults = {name: setting.default for name, setting in settings.items()}
         config.given, config.sources = set(self.given), self.sources
+        typed = (
+            name for name, (_, source) in self.given.items() if source in (COMMAND_LINE, PYTHON)
+        )
+        config.typed = set(typed)
         return config
 
     def help(self, doc: str | None) -> str:

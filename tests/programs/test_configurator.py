@@ -866,3 +866,12 @@ def test_what_was_given_as_it_is_by_default_is_not_idle():
     configurator.refuse_idle(c, (True, "batch_size", "now"), (False, "max_iters", "now"))
     with pytest.raises(UserError, match=r"^--max_iters is without effect now: leave it out$"):
         configurator.refuse_idle(c, (True, "batch_size max_iters", "now"))
+
+
+def test_what_a_config_file_sets_is_not_idle(tmp_path):
+    """It may be for more than one use."""
+    (tmp_path / "small.py").write_text("max_iters = 5\nbatch_size = 3\n")
+    c = train(str(tmp_path / "small.py"), "--batch_size=4")
+    configurator.refuse_idle(c, (True, "max_iters", "now"))
+    with pytest.raises(UserError, match="--batch_size is without effect now"):
+        configurator.refuse_idle(c, (True, "batch_size", "now"))
