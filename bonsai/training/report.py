@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from bonsai.files.atomic import replace_text, whole_file
-from bonsai.runs.metrics import evaluations, forget_after, read_metrics, row_text
+from bonsai.runs.metrics import evaluations, forget_after, read_curve, row_text
 from bonsai.runs.names import CURVE, LOG, METRICS, SETTINGS
 from bonsai.system.errors import FULL, UserError, flush, no_writing
 from bonsai.system.provenance import header
@@ -222,7 +222,7 @@ class Report:
         self.plot()
         self.track(lambda tracker: tracker.picture("loss curve", self.folder / CURVE))
         line = f"{steps} steps, {tokens:,} tokens, {seconds:.0f} s training"
-        evals = evaluations(read_metrics(self.folder))
+        evals = evaluations(read_curve(self.folder)[2])
         if evals:
             first, last = evals[0], evals[-1]
             line += f"; validation loss {first['val_loss']:.4f} -> {last['val_loss']:.4f}"
@@ -254,20 +254,18 @@ def plot_loss(folder: Path, title: str = "") -> Path:
     """Draw the loss curve of a run into loss.png in its folder; returns its path."""
     from matplotlib.figure import Figure
 
-    rows = read_metrics(folder)
-    steps = [(r["iter"], r["loss"]) for r in rows if r.get("loss") is not None]
-    evals = [r for r in rows if r.get("val_loss") is not None]
+    steps, losses, evals = read_curve(folder)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     if steps:
-        axes.plot(*zip(*steps), color="#9db8d2", lw=0.8, label="training batch")
+        axes.plot(steps, losses, color="#9db8d2", lw=0.8, label="training batch")
     if evals:
         at = [r["iter"] for r in evals]
         marker = dict(marker="o", ms=3)
         train = [math.nan if r.get("train_loss") is None else r["train_loss"] for r in evals]
         axes.plot(at, train, color="#2f6db3", label="train", **marker)
         axes.plot(at, [r["val_loss"] for r in evals], color="#d1495b", label="validation", **marker)
-        best = min(evaluations(rows), key=lambda r: r["val_loss"])
+        best = min(evaluations(evals), key=lambda r: r["val_loss"])
         text = f"best validation {best['val_loss']:.4f} at step {best['iter']}"
         if evals[-1].get("val_bpb"):
             text += f"; last {evals[-1]['val_bpb']:.3f} bits per byte"

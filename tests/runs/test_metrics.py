@@ -5,7 +5,14 @@ import os
 
 import pytest
 
-from bonsai.runs.metrics import evaluations, forget_after, read_metrics, read_rows, row_text
+from bonsai.runs.metrics import (
+    evaluations,
+    forget_after,
+    read_curve,
+    read_metrics,
+    read_rows,
+    row_text,
+)
 from bonsai.system.errors import UserError
 
 
@@ -22,6 +29,7 @@ def test_what_json_does_not_have_is_null(value):
 
 
 BROKEN = ['{"iter": "1"}', '{"loss": 1.0}', "[]", "3", '{"iter": 1, "loss": "a"}', '{"iter": -1}']
+BROKEN += [f'{{"iter": {2**63}, "loss": 1}}']
 BROKEN += ['{"iter": 1, "x": ' + "1" * 70_000 + "}"]
 BROKEN += ['{"iter": 1.5}', '{"iter": true}', '{"iter": 1, "x": {}}', "\udcff", "[" * 100_000]
 
@@ -33,6 +41,16 @@ def test_a_line_that_is_no_row_is_left_out_and_counted(tmp_path, line):
     assert read_rows(path) == ([{"iter": 0, "loss": 1}] * 2, 1)
     assert forget_after(path, 5, -1) == 1
     assert path.read_text() == good * 2
+
+
+def test_a_curve_is_read_without_its_rows(tmp_path):
+    lines = ['{"iter": 0, "val_loss": 3.5, "lr": 1}', "broken", '{"iter": 0, "loss": 3}']
+    lines += ['{"iter": 1, "loss": null}', '{"iter": 2, "loss": 2.5}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    steps, losses, evals = read_curve(tmp_path)
+    assert (steps.tolist(), losses.tolist()) == ([0, 2], [3.0, 2.5])
+    assert evals == [{"iter": 0, "val_loss": 3.5, "lr": 1}]
+    assert not any(map(len, read_curve(tmp_path / "nowhere")))
 
 
 def test_what_is_done_again_is_forgotten(tmp_path):
