@@ -82,6 +82,13 @@ def file_size(path: str | Path, name: str = "") -> int:
     return status.st_size
 
 
+def check_no_pipe(path: str | Path) -> None:
+    """Raises UserError for a pipe, which is no place for a file: to open it waits for a reader."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            raise UserError(f"cannot write {path}: it is a pipe, not a file")
+
+
 def read_bytes(path: str | Path, limit: int = SETTINGS, what: str = "") -> bytes:
     """All of a file, or of the pipe that a shell has made of <(...). what: it holds, for messages.
     Raises UserError for more than `limit` bytes, before they are read."""

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -73,6 +74,9 @@ class RunLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             while True:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                if not stat.S_ISREG(os.fstat(fd).st_mode):  # a pipe would be waited for
+                    os.close(fd)
+                    raise UserError(f"{self.path} is no file: remove it, or set another --out_dir")
                 locked = lock_file(fd)
                 if same_file(fd, self.path):
                     break
@@ -197,17 +201,22 @@ def clock(folder: Path) -> float:
     return now
 
 
+def at_once(path: str, flags: int) -> int:
+    """An opener for what may have become a pipe: nothing in it is waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def touched(path: Path) -> float:
     """When the file was last touched. Opened first: over NFS the answer may be old otherwise."""
-    with suppress(FileNotFoundError), open(path, "rb") as f:
+    with suppress(FileNotFoundError), open(path, "rb", opener=at_once) as f:
         return os.fstat(f.fileno()).st_mtime
     return 0.0
 
 
 def owner(path: Path) -> dict[str, object]:
     """What the lock file says of its owner; nothing where it is empty, or not one of ours."""
-    with suppress(OSError, ValueError, RecursionError):
-        content = json.loads(path.read_bytes()[:2000])
+    with suppress(OSError, ValueError, RecursionError), open(path, "rb", opener=at_once) as f:
+        content = json.loads(f.read(2000) or b"")
         if isinstance(content, dict):
             return {key: content.get(key) for key in FIELDS}
     return {}

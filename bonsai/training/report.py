@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from bonsai.files.access import check_no_pipe
 from bonsai.files.atomic import replace_text, whole_file
 from bonsai.runs.metrics import evaluations, forget_after, read_curve, row_text
 from bonsai.runs.names import CURVE, LOG, METRICS, SETTINGS
@@ -71,6 +72,8 @@ class Report:
     def _open(self) -> None:
         """Write what stands at the head of a run's files, and open those that grow."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (SETTINGS, LOG, METRICS, CURVE):
+            check_no_pipe(self.folder / name)
         settings = json.dumps(self.settings, indent=1, default=str)
         replace_text(self.folder / SETTINGS, settings + "\n")
         # a command may have names in it that are not UTF-8
@@ -91,7 +94,8 @@ class Report:
             for old in (self.log, self.metrics):
                 with contextlib.suppress(OSError):
                     old.close()
-            with contextlib.suppress(OSError):  # the checkpoint that is saved next says it
+            # what is wrong there, the checkpoint that is saved next says
+            with contextlib.suppress(OSError, UserError):
                 self._open()
             return
 

@@ -377,6 +377,32 @@ def test_a_run_that_was_replaced_stops_and_overwrites_nothing(out, at_step):
     assert (out / "run.lock").exists()
 
 
+@needs_posix
+@pytest.mark.parametrize("init_from", ["scratch", "resume", "auto"])
+@pytest.mark.parametrize(
+    "name", ["run.lock", "log.txt", "config.json", "metrics.jsonl", "loss.png"]
+)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(out, name, init_from):
+    """To open one waits until somebody reads it, for ever."""
+    if init_from != "scratch":
+        assert run(out, max_iters=1) == 0
+    out.mkdir(exist_ok=True)
+    (out / name).unlink(missing_ok=True)
+    os.mkfifo(out / name)
+    said = []
+
+    def tried():
+        try:
+            run(out, init_from=init_from)
+        except UserError as e:
+            said.append(str(e))
+
+    thread = threading.Thread(target=tried, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert said and str(out / name) in said[0] and "\n" not in said[0]
+
+
 # ---- which checkpoint ----
 
 

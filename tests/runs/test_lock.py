@@ -144,6 +144,29 @@ def test_a_file_that_is_not_ours(tmp_path, content):
     held(tmp_path).release()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_no_lock_and_is_not_waited_for(tmp_path):
+    def others() -> None:
+        os.mkfifo(tmp_path / LOCK)
+        said.append(lock.owner(tmp_path / LOCK))
+        said.append(lock.touched(tmp_path / LOCK) > 0)
+        with pytest.raises(UserError, match=r"run\.lock is no file: .*--out_dir"):
+            held(tmp_path)
+        said.append("refused")
+        with pytest.raises(UserError, match="taken over"):
+            mine.check()
+        said.append("taken over")
+
+    said, mine = [], held(tmp_path)
+    (tmp_path / LOCK).unlink()
+    thread = threading.Thread(target=others, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert said == [{}, True, "refused", "taken over"]
+    mine.release()
+    assert (tmp_path / LOCK).is_fifo()
+
+
 def test_a_folder_that_was_removed_or_taken_over(tmp_path):
     out = tmp_path / "out"
     with held(out) as mine:
