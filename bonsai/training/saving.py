@@ -68,7 +68,7 @@ class Saving:
         self.report.reopen()
         if self.c.keep_last and LAST in names:
             names += (step_name(step),)
-        if not (self.sound and torch.isfinite(self.training.loss)):  # the others stay as they were
+        if not (self.sound and self.training.is_finite()):  # the others stay as they were
             names = (DIVERGED,)
             self.report.say(f"the loss is not finite: saving as {self.folder / DIVERGED} alone")
         save_checkpoint(self.folder, self.state(optimizer_state), names, self.c.keep_last)

@@ -47,6 +47,7 @@ class TrainingStep:
         self.network.train()
         self.left = 0  # micro-batches of this step that are still to come
         self.updating = False  # within an update, when some weights are of the step before
+        self.row: torch.Tensor | None = None  # (1, T), a row of the last micro-batch
         self.loss = torch.zeros((), device=device)  # this process's part of the step's mean
         self.norm, self.skipped = torch.zeros((), device=device), torch.zeros((), device=device)
 
@@ -72,6 +73,7 @@ class TrainingStep:
         if self.averages:  # over the processes, once, after the last micro-batch
             self.network.require_backward_grad_sync = self.left == 0
         batch = [part.to(self.runtime.device, non_blocking=True) for part in batch]
+        self.row = batch[0][:1]
         with self.runtime.autocast():
             _, loss = self.network(*batch, **self.loss_alone)
         loss = loss / divisor
@@ -93,6 +95,16 @@ class TrainingStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.updating = False
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether the step's loss is finite, and so is a loss of the weights as they are after it:
+        the update may be what has spoilt them. Waits for the device."""
+        loss = self.loss
+        if self.row is not None:
+            with self.runtime.autocast():  # of each token given itself: any targets will do
+                loss = loss + self.model(self.row, self.row, **self.loss_alone)[1]
+        return bool(torch.isfinite(loss))
 
     def __call__(
         self, number: int, micro_batches: Iterable, divisors: Sequence[float] = (1,)

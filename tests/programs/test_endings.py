@@ -428,6 +428,28 @@ def test_a_diverged_model_replaces_none(out, capfd, monkeypatch):
         json.loads(line, parse_constant=pytest.fail)
 
 
+@pytest.mark.parametrize("ends", ["at its end", "by a save", "by a signal"])
+def test_weights_that_the_last_step_has_spoilt_replace_none(out, monkeypatch, ends):
+    """No loss of theirs is known when they are saved: that of the step is of those before it."""
+    update, begun = TrainingStep.update, []
+
+    def spoiling(self):
+        update(self)
+        begun.append(self)
+        if len(begun) == 5:
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(math.nan)
+            if ends == "by a signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(TrainingStep, "update", spoiling)
+    options = {"save_interval": 1} if ends == "by a save" else {"save_interval": 4}
+    options |= {"max_iters": 5} if ends == "at its end" else {"max_iters": 7}
+    assert run(out, keep_last=1, **options) == (143 if ends == "by a signal" else 0)
+    assert load(out / "last.pt")["iter_num"] == 4 and (out / "step_0000004.pt").exists()
+    assert load(out / "diverged.pt")["iter_num"] == (7 if ends == "by a save" else 5)
+
+
 @pytest.mark.parametrize("left", ["ckpt.prev.pt", "last.prev.pt", "step_0000004.pt", "best.pt"])
 def test_auto_starts_from_whatever_there_is(out, capfd, left):
     options = {"eval_interval": 2, "save_interval": 2, "keep_last": 2, "keep_best": True}

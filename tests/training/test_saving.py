@@ -1,9 +1,9 @@
 """bonsai/training/saving.py: which checkpoints are due, and under which names."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from bonsai.training import saving
 from bonsai.training.progress import Progress
@@ -26,7 +26,10 @@ def make(monkeypatch, tmp_path):
         report = SimpleNamespace(say=say, reopen=lambda: None)
         optimizer = SimpleNamespace(state_dict=dict)
         training = SimpleNamespace(
-            loss=torch.tensor(loss), optimizer=optimizer, optimizer_is_sharded=False, updating=False
+            is_finite=lambda: math.isfinite(loss),
+            optimizer=optimizer,
+            optimizer_is_sharded=False,
+            updating=False,
         )
         runtime = SimpleNamespace(master=True, world_size=1)
         start = SimpleNamespace(progress=Progress())

@@ -67,6 +67,21 @@ def test_dropout_is_a_function_of_seed_and_step():
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf, 1e30])
+def test_weights_that_the_update_has_spoilt(spoilt):
+    """Their step's loss, of the weights before it, is finite."""
+    training = TrainingStep(tiny(), SLOW, CPU)
+    assert training.is_finite()  # before any step
+    training(0, [batch(2)])
+    before = torch.get_rng_state(), training.loss.clone()
+    assert training.is_finite() and training.model.training
+    assert torch.equal(before[0], torch.get_rng_state()) and training.loss == before[1]
+    with torch.no_grad():
+        for p in training.model.parameters():
+            p.fill_(spoilt)
+    assert math.isfinite(training.loss) and not training.is_finite()
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_gradient_that_is_not_finite_changes_nothing(name, fused, monkeypatch):
