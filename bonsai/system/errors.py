@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-PROGRAM = os.getpid()
+PROGRAM, PARENT = os.getpid(), os.getppid()  # as the program was started
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT = ("allocate memory", "out of memory", "can't start new thread", "failed to map segment")
 ENDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}

@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from bonsai.system.caches import keep_compiled_graphs
-from bonsai.system.errors import UserError
+from bonsai.system.errors import PARENT, UserError
 from bonsai.system.hashing import signed, splitmix
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun
@@ -60,6 +60,8 @@ class Runtime:
     world_size: int
     summary: str  # what was picked and why, one line
     agent: int = 0  # the process of torchrun that has started this one; 0: none
+    # set once the program itself looks whether that goes on; until then this process ends with it
+    looks: threading.Event = field(default_factory=threading.Event)
 
     @property
     def master(self) -> bool:
@@ -96,6 +98,7 @@ class Runtime:
             dist.barrier()
 
     def close(self) -> None:
+        self.looks.set()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -152,17 +155,33 @@ def setup(
         torch.backends.cudnn.allow_tf32 = True
     summary = f"device: {dev}{why_device}, dtype {dtype}{why_dtype}, "
     summary += "compiled" if compile else f"not compiled{why_not}"
+    agent = PARENT if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    summary += f", {world_size} processes ({backend})" if distributed else ""
+    runtime = Runtime(dev, dtype, compile, backend, rank, local_rank, world_size, summary, agent)
     if distributed:
-        join(backend)
-        summary += f", {world_size} processes ({backend})"
-    agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
-    return Runtime(dev, dtype, compile, backend, rank, local_rank, world_size, summary, agent)
+        if agent:
+            name, parts = "looking for torchrun", (agent, runtime.looks)
+            threading.Thread(target=end_with, args=parts, name=name, daemon=True).start()
+        with meeting():
+            dist.init_process_group(backend)
+    return runtime
 
 
-def join(backend: str) -> None:
-    """Meet the other processes. Raises UserError where that fails."""
+def end_with(agent: int, looks: threading.Event, every: float = 1.0) -> None:
+    """End this process where torchrun has ended, until the program looks for itself: it would wait
+    for processes that never come, half an hour or for ever."""
+    while not looks.wait(every):
+        if os.getppid() != agent:
+            with suppress(OSError):
+                os.write(2, b"error: torchrun has ended\n")
+            os._exit(1)
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """Where processes meet: UserError where that fails."""
     try:
-        dist.init_process_group(backend)
+        yield
     except dist.DistError as e:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(e).splitlines()[0]

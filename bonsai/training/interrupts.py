@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 
-from bonsai.system.runtime import Runtime
+from bonsai.system.runtime import Runtime, meeting
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 REPEATED = 1.0  # seconds within which the same signal again is not a second request
@@ -33,10 +33,12 @@ class Interrupts:
         self.received, self.runtime, self.before, self.times = 0, runtime, {}, {}
         self.since = 0.0  # when it came
         # signals reach the processes at different moments: they agree over the CPU
-        self.group = dist.new_group(backend="gloo") if runtime.world_size > 1 else None
+        with meeting():
+            self.group = dist.new_group(backend="gloo") if runtime.world_size > 1 else None
 
     def watch(self) -> None:
         """Take over the signals. In a thread other than the main one Python does not allow that."""
+        self.runtime.looks.set()  # for torchrun's end, which `status` notices from here on
         if threading.current_thread() is not threading.main_thread():
             return
         for name in SIGNALS:

@@ -80,8 +80,8 @@ def test_accumulation_must_be_divisible(workplace, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def at_step_5(workplace, out: Path, *options: str) -> subprocess.Popen:
-    """A run of two processes that has come so far; they are a session of their own."""
+def started(workplace, out: Path, said: str, *options: str) -> subprocess.Popen:
+    """A run of two processes that has said so; they are a session of their own."""
     process = subprocess.Popen(
         torchrun_command(out, *options),
         cwd=workplace,
@@ -93,7 +93,7 @@ def at_step_5(workplace, out: Path, *options: str) -> subprocess.Popen:
         start_new_session=True,
     )
     for line in process.stdout:
-        if "iter 5:" in line:
+        if said in line:
             break
     return process
 
@@ -101,7 +101,7 @@ def at_step_5(workplace, out: Path, *options: str) -> subprocess.Popen:
 def test_sigterm_stops_all_and_saves(workplace, tmp_path):
     """Sent to each process, as clusters do, and passed on by torchrun; they agree on the step."""
     out = tmp_path / "run"
-    process = at_step_5(workplace, out, "--max_iters=100000", "--eval_interval=100000")
+    process = started(workplace, out, "iter 5:", "--max_iters=100000", "--eval_interval=100000")
     try:
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)
@@ -118,9 +118,18 @@ def test_workers_whose_torchrun_was_killed_save_and_end(workplace, tmp_path):
     """They would go on for ever, and nobody could stop them; here within an evaluation."""
     out = tmp_path / "run"
     options = ["--max_iters=100000", "--eval_interval=6", "--eval_iters=100000", "--batch_size=1"]
-    process = at_step_5(workplace, out, *options)
+    process = started(workplace, out, "iter 5:", *options)
     process.send_signal(signal.SIGKILL)
     rest = process.communicate(timeout=100)[0]  # once the workers, too, have closed their stdout
     state = load(out / "last.pt")
     assert "torchrun has ended" in rest and f"stopped at step {state['iter_num']}" in rest, rest
     assert not (out / "run.lock").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes of POSIX")
+def test_workers_whose_torchrun_was_killed_while_they_start_end(workplace, tmp_path):
+    """They would wait for one another where nobody tells them any more how to meet."""
+    process = started(workplace, tmp_path / "run", "settings:", "--max_iters=100000")
+    process.send_signal(signal.SIGKILL)
+    rest = process.communicate(timeout=100)[0]
+    assert "error: " in rest and "Traceback" not in rest, rest

@@ -1,8 +1,10 @@
 """Where a program computes: what is picked on which machine, peaks, seeds, estimates."""
 
+import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from bonsai.system.runtime import (
     LAUNCHED,
     PEAK_TFLOPS,
     cpu_computes_bfloat16,
+    end_with,
     leave_a_core,
     memory_in_use,
     peak_flops,
@@ -190,6 +193,24 @@ def test_a_port_that_is_taken(monkeypatch):
             monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=f"cannot meet .* at 127.0.0.1:{port} .*unset MASTER_"):
             setup("cpu")
+
+
+def test_a_program_that_waits_for_others_ends_with_torchrun(monkeypatch, capfd):
+    class Ended(BaseException):
+        pass
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended, match="1"):
+        end_with(os.getppid() + 1, threading.Event(), every=0.01)
+    assert capfd.readouterr().err == "error: torchrun has ended\n"
+    there = threading.Timer(0.2, (looks := threading.Event()).set)
+    there.start()
+    end_with(os.getppid(), looks, every=0.01)  # it is there until the program looks for itself
+    end_with(os.getppid() + 1, looks, every=0.01)
+    assert capfd.readouterr().err == ""
 
 
 def test_seeds_are_a_function_of_seed_and_position():
