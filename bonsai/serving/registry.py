@@ -1,5 +1,6 @@
 """The models that a server has, by name, and the tokenizers that a page may ask for."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from bonsai.files.textfile import whole_text
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
+from bonsai.system.paths import resolve_path
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
@@ -100,6 +102,12 @@ def written(source: str) -> int:
     return int(max((file.stat().st_mtime for file in files), default=0))
 
 
+def is_there(model: str) -> bool:
+    """Whether the path of `name=PATH` is."""
+    path = model.partition("=")[2].strip()
+    return bool(path) and resolve_path(path).exists()
+
+
 def parse_models(text: str) -> dict[str, str]:
     """`a=out-a,b=out-b/ckpt.pt` -> {name: path}. Raises UserError.
 
@@ -107,7 +115,10 @@ def parse_models(text: str) -> dict[str, str]:
     {'small': 'out-small', 'big': 'out-big/last.pt'}
     """
     models: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    parts = re.split(r",(?=[^,=]*=)", text)
+    # a comma that no name follows is the path's where that is there
+    parts = [p for whole in parts for p in ([whole] if is_there(whole) else whole.split(","))]
+    for part in filter(None, map(str.strip, parts)):
         name, equals, path = (word.strip() for word in part.partition("="))
         if not equals or not name or not path:
             raise UserError(f"models={text}: {part!r} is not name=PATH")

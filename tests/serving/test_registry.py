@@ -15,12 +15,20 @@ def test_names_of_models():
     assert parse_models("a=b, c=d=e,") == {"a": "b", "c": "d=e"}
 
 
+def test_a_path_of_a_model_may_have_commas(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run 1, of 2, big").mkdir()
+    models = parse_models("a=run 1, of 2, big, b=run 1, of 2, big,c=d")
+    assert models == {"a": "run 1, of 2, big", "b": "run 1, of 2, big", "c": "d"}
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
         ("a", "'a' is not name=PATH"),
         ("a=", "is not name=PATH"),
         ("=b", "is not name=PATH"),
+        ("a=b,c,d=e", "'c' is not name=PATH"),
         ("a=b,a=c", "the name a is given twice"),
         ("caf\udce9=b", r"models: a name is not UTF-8 from '\\udce9' on"),
     ],
