@@ -86,10 +86,10 @@ def take_back(folder: Path) -> None:
         for path in part.iterdir():
             if not (folder / path.name).exists():
                 os.replace(path, folder / path.name)
-            elif filecmp.cmp(path, folder / path.name, shallow=False):  # a copy
+            elif not differs(path, folder / path.name):  # a copy
                 path.unlink()
         if any(part.iterdir()):
-            os.replace(part, free(folder))
+            settle(part, folder)
         else:
             part.rmdir()
 
@@ -98,6 +98,9 @@ def move(folder: Path, files: list[Path], copies: Sequence[Path] = ()) -> Path:
     """Move `files` and copy `copies` to earlier/N; returns that. Raises UserError."""
     with errors(folder):
         part = unfinished(folder)
+        if part is not None and any(differs(path, part / path.name) for path in files):
+            settle(part, folder)  # of another run than these: it stays as it is
+            part = None
         if part is None:
             target = free(folder)
             part = target.with_name(target.name + PART)
@@ -112,6 +115,11 @@ def move(folder: Path, files: list[Path], copies: Sequence[Path] = ()) -> Path:
     return target
 
 
+def differs(path: Path, other: Path) -> bool:
+    """Whether `other` is there too, and is not the same file as `path`."""
+    return other.exists() and not filecmp.cmp(path, other, shallow=False)
+
+
 @contextmanager
 def errors(folder: Path) -> Iterator[None]:
     try:
@@ -121,6 +129,11 @@ def errors(folder: Path) -> Iterator[None]:
             f"cannot move the earlier run in {folder} to {folder / EARLIER} ({e.strerror}): "
             "make that possible, or set another --out_dir"
         ) from None
+
+
+def settle(part: Path, folder: Path) -> None:
+    """What is in earlier/N.part stays apart, as an earlier run of its own."""
+    os.replace(part, free(folder))
 
 
 def free(folder: Path) -> Path:

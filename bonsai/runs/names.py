@@ -44,9 +44,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if CHECKPOINT.fullmatch(p.name) and p.is_file())
 
 
+def resumes(name: str) -> bool:
+    """Whether a run goes on from a file of this name; diverged.pt is none."""
+    return bool(CHECKPOINT.fullmatch(name)) and not name.startswith("diverged")
+
+
 def resumable(folder: Path) -> bool:
-    """Whether there is a checkpoint that a run goes on from; diverged.pt is none."""
-    return any(not path.name.startswith("diverged") for path in checkpoints(folder))
+    """Whether there is a checkpoint that a run goes on from."""
+    return any(resumes(path.name) for path in checkpoints(folder))
 
 
 def step_files(folder: Path) -> list[tuple[int, Path]]:

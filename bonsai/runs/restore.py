@@ -19,7 +19,7 @@ from bonsai.files.access import exists
 from bonsai.files.torchfile import Damaged, Refused, read_torch_file
 from bonsai.runs.checkpoint import FORMAT
 from bonsai.runs.mingpt import is_mingpt, mingpt_checkpoint
-from bonsai.runs.names import CHECKPOINT, CKPT, EARLIER, LAST, previous, spare
+from bonsai.runs.names import CKPT, EARLIER, LAST, checkpoints, previous, resumes, spare
 from bonsai.runs.portable import is_portable, read_portable
 from bonsai.runs.schema import MOMENTS, check_checkpoint
 from bonsai.system.errors import UserError
@@ -65,13 +65,18 @@ def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
 
 
 def the_one_before(path: Path) -> str:
-    """How to go on with the checkpoint that a damaged one replaced; nothing is overwritten."""
+    """How to go on with the checkpoint that a damaged one of a run replaced, or with what else the
+    run has; nothing is overwritten."""
     older = previous(path)
-    if not exists(older):
+    others = [p.name for p in checkpoints(path.parent) if p != path and resumes(p.name)]
+    if exists(older):
+        found = f"the one before it is {older}, which is"
+    elif resumes(path.name) and others:
+        found = f"there is also {', '.join(others)}: {'one of these' if others[1:] else 'it'} is"
+    else:
         return ""
     aside = next(p for i in count() if not exists(p := path.with_name(f"{path.name}.bad{i or ''}")))
-    move = shlex.join(["mv", str(path), str(aside)])
-    return f"; the one before it is {older}, which is used after {move}"
+    return f"; {found} used after {shlex.join(['mv', str(path), str(aside)])}"
 
 
 def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
@@ -101,7 +106,7 @@ def runs_there_are(out_dir: Path, setting: str = "out_dir") -> str:
     folders: dict[Path, float] = {}
     for base in (out_dir / EARLIER, out_dir, out_dir.parent, Path(), ROOT):
         for path in base.glob("*/*.pt"):
-            if not CHECKPOINT.fullmatch(path.name) or path.name.startswith("diverged"):
+            if not resumes(path.name):
                 continue
             with suppress(OSError):
                 folder, time = path.parent.resolve(), path.stat().st_mtime

@@ -25,7 +25,8 @@ from bonsai.data.advice import command
 from bonsai.data.fetch import download
 from bonsai.data.readers import read_pieces
 from bonsai.data.writer import Writer, disk_errors
-from bonsai.files.access import file_size
+from bonsai.files.access import file_size, write_whole
+from bonsai.files.atomic import whole_file
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, get
 from configurator import Config, configure, resolve_path
@@ -52,8 +53,8 @@ def read_lines(c: Config, split: str, language: str, folder: Path) -> list[str]:
             raise UserError(f"there is no {given}: give the folder of Multi30k's task 1 files")
         file_size(given)  # that it is a file
         if given.resolve() != path.resolve():
-            with disk_errors(path):
-                shutil.copyfile(given, path)
+            with disk_errors(path), open(given, "rb") as source, whole_file(path) as copy:
+                shutil.copyfileobj(source, copy)
     elif not path.exists():
         download(c.url + name, path)
     text = b"".join(piece.data for piece in read_pieces([path])).decode("utf-8")
@@ -63,8 +64,7 @@ def read_lines(c: Config, split: str, language: str, folder: Path) -> list[str]:
 def train_bpe(c: Config, texts: dict[str, list[str]], folder: Path) -> Path:
     """A vocabulary of both languages, by train_tokenizer.py."""
     corpus, path = folder / "downloads" / "train.txt", folder / "downloads" / "bpe.json"
-    with disk_errors(corpus):
-        corpus.write_text("\n".join(line for lines in texts.values() for line in lines), "utf-8")
+    write_whole(corpus, "\n".join(line for lines in texts.values() for line in lines))
     program = Path(__file__).resolve().parents[2] / "train_tokenizer.py"
     options = [f"--input={corpus}", f"--out={path}", f"--vocab_size={c.vocab_size}"]
     options += [f"--special_tokens={SPECIAL}", "--stats=False"]

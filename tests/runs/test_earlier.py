@@ -130,6 +130,20 @@ def test_killed_at_any_moment(tmp_path, monkeypatch, then):
     assert moment > 10
 
 
+def test_what_a_kill_has_left_half_moved_is_not_replaced_by_another_run(tmp_path):
+    """ckpt.pt was moved; before the next new run somebody, or another program, wrote one there."""
+    part = tmp_path / "earlier" / "1.part"
+    save_checkpoint(part, state(1))
+    (part / "metrics.jsonl").write_text("rows")
+    (tmp_path / "metrics.jsonl").write_text("rows")  # a copy: of the same run
+    save_checkpoint(tmp_path, state(2))
+    before = sorted(p.read_bytes() for p in tmp_path.rglob("*.pt"))
+    assert "earlier/3 " in set_aside(tmp_path)
+    assert sorted(p.read_bytes() for p in tmp_path.rglob("*.pt")) == before
+    left = ["earlier/2/ckpt.pt", "earlier/2/metrics.jsonl"]
+    assert names(tmp_path) == [*left, "earlier/3/ckpt.pt", "earlier/3/metrics.jsonl"]
+
+
 def test_going_back_sets_aside_what_came_after(tmp_path):
     for step in range(1, 8):
         save_checkpoint(tmp_path, state(step), ("last.pt", step_name(step)), keep_last=4)

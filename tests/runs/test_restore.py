@@ -55,6 +55,29 @@ def test_a_flipped_byte_is_found_wherever_it_matters(tmp_path):
     assert run_checkpoint(tmp_path) == previous(path)
 
 
+@pytest.mark.parametrize(
+    "damaged, others, advice",
+    [
+        ("last.prev.pt", ["ckpt.pt", "step_0000004.pt"], "also ckpt.pt, step_0000004.pt: one of"),
+        ("step_0000006.pt", ["step_0000004.pt", "diverged.pt"], "also step_0000004.pt: it is used"),
+        ("last.pt", ["last.prev.pt", "ckpt.pt"], "the one before it is "),
+        ("last.pt", ["diverged.pt"], ""),
+        ("mine.pt", ["ckpt.pt"], ""),
+    ],
+)
+def test_a_damaged_one_names_what_else_the_run_has(tmp_path, damaged, others, advice):
+    """And after what is advised a resume takes one of those."""
+    for name in others:
+        save_checkpoint(tmp_path, state(1), (name,))
+    (tmp_path / damaged).write_bytes(b"")
+    with pytest.raises(UserError) as e:
+        load_checkpoint(tmp_path / damaged)
+    assert advice in one_line(e) and ("mv" in one_line(e)) == bool(advice)
+    if advice:
+        (tmp_path / damaged).rename(one_line(e).split()[-1])
+        assert run_checkpoint(tmp_path).name in others
+
+
 @pytest.mark.parametrize("keep", [0, 1, 3, 100, 2000, -4000, -1])
 def test_a_file_cut_short_is_damaged(tmp_path, keep):
     save_checkpoint(tmp_path, state(1))
