@@ -1,6 +1,7 @@
 """bonsai/system/provenance.py: what stands beside a measurement can be repeated, and be stored."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -38,6 +39,13 @@ def test_the_commit_is_that_of_the_repository(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("1")
     subprocess.run([*git, "add", "a"], check=True)
     assert commit().endswith("+")
+    subprocess.run([*git, "commit", "-q", "-m", "y"], check=True)
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    os.utime(tmp_path / "a", (1, 1))  # of which git would make a note in its index
+    assert re.fullmatch(r"[0-9a-f]{7,40}", commit()) and index.read_bytes() == before
+    (tmp_path / "a").write_text("2")
+    assert commit().endswith("+") and index.read_bytes() == before
 
 
 def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
