@@ -234,6 +234,7 @@ def test_others_do_not_wait_for_large_bodies(served):
         ("/detokenize", {"tokens": [1] * 200_000}),
         ("/detokenize", {"tokens": [1] * 100_000}),
         ("/tokenize", {"prompt": "a" * 3_900_000}),
+        ("/tokenize", {"prompt": "a" * 1_200_000}),
         ("/inspect", {"model": "m", "prompt": "a" * 3_900_000}),
     ]
     headers, statuses, longest = {"Content-Type": "application/json"}, [], {}

@@ -1,6 +1,7 @@
 """bonsai/serving/app.py: every route and every error is JSON, asked without a socket."""
 
 import asyncio
+import json
 
 import httpx
 import jinja2
@@ -16,6 +17,7 @@ from bonsai.tokenizers import BPETokenizer
 from bonsai.tokenizers.bpe import BYTES
 from bonsai.tokenizers.chat import ChatTemplate
 
+JSON = {"Content-Type": "application/json"}
 PAGE = "<title>bonsai</title>"
 
 
@@ -103,6 +105,26 @@ def test_what_a_harness_asks_of_the_tokenizer(server, monkeypatch, eot):
     messages = [{"role": "user", "content": "hi"}]
     template = jinja2.Template(info["chat_template"])
     assert template.render(messages=messages, add_generation_prompt=True) == "Q: hi\nA: "
+
+
+@pytest.mark.parametrize(
+    "field, text, wrong",
+    [
+        ("prompt", "a" * 1_200_000, None),
+        ("prompt", "a" * 1_200_001, "send it in parts"),
+        ("prompt", "漢" * 400_001, "send it in parts"),  # three tokens each
+        ("text", "a" * 200_001, "longer than 200,000"),
+    ],
+    ids=lambda v: v[:12] if isinstance(v, str) else None,
+)
+def test_texts_to_tokenize_have_a_length(server, field, text, wrong):
+    """Before a tokenizer sees them: while its list is made, no other thread runs."""
+    answer = ask(server, "POST", "/tokenize", content=json.dumps({field: text}), headers=JSON)
+    if wrong:
+        assert answer.status_code == 400 and wrong in answer.json()["error"]["message"]
+        assert answer.json()["error"]["param"] == field
+    else:
+        assert answer.status_code == 200 and answer.json()["count"] >= len(text)
 
 
 def test_the_field_that_cannot_be_looked_into(server, monkeypatch):

@@ -18,6 +18,9 @@ from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.tokenizer_json import jinja
 
 LONGEST_TEXT = 200_000  # characters to tokenize for the page
+# Bytes of a prompt to tokenize, a Tiny Shakespeare: while a library makes or frees its list of ids,
+# here of up to as many, Python runs nothing else.
+LONGEST_PROMPT = 1_200_000
 MOST_INSPECTIONS = 4  # at once
 PIECE = 2000  # values of a list
 
@@ -80,6 +83,10 @@ def playground_routes(server) -> APIRouter:
             raise bad_request("one of text and prompt is needed", field)
         if field == "text" and len(text) > LONGEST_TEXT:  # an entry per token is large
             raise bad_request(f"the text is longer than {LONGEST_TEXT:,} characters", field)
+        if len(text.encode()) > LONGEST_PROMPT:
+            raise bad_request(
+                f"the prompt is longer than {LONGEST_PROMPT:,} bytes: send it in parts", field
+            )
 
         def shown(token: int) -> dict:
             data = token_bytes(token)
