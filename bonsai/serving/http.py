@@ -28,8 +28,11 @@ HEAD_SECONDS = 20.0  # for the head of a request to arrive
 HEAD_BYTES = 64 * 2**10  # the largest head of a request
 HEAD_LINES = 128  # headers
 BODY_SECONDS = 40.0  # for the rest of a request; the guard answers those that wait for it sooner
-PIPELINED = 16  # requests of a connection that may wait for the answer to an earlier one,
+PIPELINED = 4  # requests of a connection that may wait for the answer to an earlier one,
 PIPELINED_BYTES = 64 * 2**10  # and what they may be together
+# Bytes that are read of a connection before the others have their turn. asyncio's 256 KiB are some
+# milliseconds of short requests or long heads: with a thousand of such clients, seconds a turn.
+READ_BYTES = 16 * 2**10
 SEND_SECONDS = 60.0  # for a client to take something of what was sent
 # Bytes that the system holds for a client. It says that there is room once a third of them is gone:
 # of the megabytes that it takes by itself, a slow client would seem to take nothing for minutes.
@@ -65,6 +68,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
+        transport.max_size = READ_BYTES
         self.logger = LOGGER
         if sock := transport.get_extra_info("socket"):
             with contextlib.suppress(OSError):

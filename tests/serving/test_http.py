@@ -1,5 +1,6 @@
 """What one connection may send and hold, and how the server ends: in this process, times short."""
 
+import contextlib
 import json
 import socket
 import time
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from helpers.server_in_process import answering, running, wait
 
-from bonsai.serving.http import PIPELINED_BYTES, Process
+from bonsai.serving.http import PIPELINED_BYTES, READ_BYTES, Connection, Process
 
 START = {"type": "http.response.start", "status": 401, "headers": []}
 
@@ -72,6 +73,28 @@ def test_requests_that_wait_for_an_answer_take_little(form):
     waiting = [cycle for cycle, _ in connection.pipeline]
     heads = sum(len(value) for cycle in waiting for _, value in cycle.scope["headers"])
     assert 0 < heads + sum(len(cycle.body) for cycle in waiting) <= PIPELINED_BYTES
+
+
+@pytest.mark.parametrize("request_bytes", [40, 6000, 1_000_000])
+def test_nobody_takes_a_long_turn(monkeypatch, request_bytes):
+    """What a client sends at once is read in parts, between which others are served."""
+    parts, received = [], Connection.data_received
+
+    def data_received(self, data: bytes) -> None:
+        parts.append(len(data))
+        received(self, data)
+
+    monkeypatch.setattr(Connection, "data_received", data_received)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % request_bytes
+    sent = (head + b"b" * request_bytes) * max(1, 100_000 // request_bytes)
+    with running(answering(listen_to_all)) as process:
+        address = ("127.0.0.1", process.port)
+        # so many requests at once are refused
+        with socket.create_connection(address, timeout=20) as s, contextlib.suppress(OSError):
+            s.sendall(sent)
+            s.recv(100)
+        wait(lambda: not process.server_state.connections)
+    assert 0 < max(parts) <= READ_BYTES
 
 
 def test_small_answers_do_not_wait_for_receipts():
