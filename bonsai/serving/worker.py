@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from bonsai.engine import Engine, Event, Request, SamplingParams
 from bonsai.planning.memory import out_of_memory
 from bonsai.system.errors import UserError
@@ -309,9 +311,12 @@ class Worker:
             stream.engine.cancel(request)
 
     def _broken(self, engine: Engine, e: Exception) -> Failed:
-        """A step failed (memory, or a bug of ours): end all requests of this engine, go on."""
+        """A step failed (memory, or a bug of ours): end all requests of this engine, go on. Raises
+        `e` if it says that the GPU has failed, on which nothing runs in this process any more."""
         failed = Failed("the model failed; see the server's log")
         short = out_of_memory(e)
+        if isinstance(e, torch.AcceleratorError) and not short:
+            raise e
         if short:
             failed = Stopped("out of memory: ask for fewer or shorter texts at once")
         with contextlib.suppress(OSError, ValueError):  # nobody may be there to read it

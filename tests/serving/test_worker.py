@@ -1,12 +1,15 @@
 """bonsai/serving/worker.py: what becomes of answers when the engine, a step or a client fails."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
+from dataclasses import replace
 
 import httpx
 import pytest
+import torch
 from helpers.made_model import TEXT, knowing
 from helpers.server_in_process import answering, model_server, running, wait
 
@@ -49,25 +52,77 @@ def test_running_answers_are_told_that_the_server_stops(capfd):
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_an_engine_that_has_died_is_known_at_once(monkeypatch, capfd):
-    monkeypatch.setattr(serving_http, "LINGER", 1.5)
-    server = model_server()
+def end_thread(*args) -> None:
+    raise SystemExit("the engine's thread ends")
 
-    def die() -> None:
-        raise SystemExit("the engine's thread ends")
+
+def fail(*args) -> None:
+    raise ZeroDivisionError("a bug")
+
+
+def lose_gpu(*args) -> None:
+    raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+
+WAYS_TO_DIE = {
+    "with nothing to do": {},
+    "in a step": {(Engine, "step"): end_thread},
+    "in a step on a GPU that has failed": {(Engine, "step"): lose_gpu},
+    "after a step that failed": {(Engine, "step"): fail, (Engine, "clear"): fail},
+    "while a request is taken": {(Worker, "_submit"): fail},
+    "while a row is ended": {(Worker, "_cancel"): fail},
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_DIE)
+@pytest.mark.parametrize("models", [1, 2])
+def test_an_engine_that_has_died_is_known_at_once(monkeypatch, capfd, way, models):
+    """By those who wait for it, a stream and a whole answer; by who comes then; by /health. The
+    thread is that of all models."""
+    monkeypatch.setattr(serving_http, "LINGER", 1.5)
+    server, other = model_server(block_size=4096), model_server()
+    if models == 2:
+        (served,) = other.models.values()
+        server = replace(server, models={**server.models, "other": served})
+    last, answers = [], []
+
+    def stream(url: str) -> None:
+        with httpx.stream("POST", url, json={**BODY, "n": 2, "stream": True}, timeout=60) as r:
+            last.extend([*filter(None, r.iter_lines())][-2:])
+
+    def whole(url: str) -> None:
+        answers.append(httpx.post(url, json={**BODY, "n": 2}, timeout=60))
 
     with running(create_app(server), server.worker) as process:
         url = f"http://127.0.0.1:{process.port}"
         assert httpx.get(f"{url}/health").status_code == 200
-        server.worker._commands.put(die)
+        asked = [stream, whole] if WAYS_TO_DIE[way] else []
+        threads = [threading.Thread(target=f, args=[f"{url}/v1/completions"]) for f in asked]
+        for thread in threads:
+            thread.start()
+        wait(lambda: server.worker.running == 2 * len(asked))
+        for (owner, name), instead in WAYS_TO_DIE[way].items():
+            monkeypatch.setattr(owner, name, instead)
+        if not asked:
+            server.worker._commands.put(end_thread)
+        elif (Engine, "step") not in WAYS_TO_DIE[way]:  # one who comes, and leaves
+            seconds = httpx.Timeout(20, read=0.3)
+            with contextlib.suppress(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/completions", json=BODY, timeout=seconds)
         wait(lambda: server.worker.died is not None)
         health = httpx.get(f"{url}/health")
         assert health.status_code == 503 and "died" in health.json()["reason"]
-        for path, body in (("v1/completions", BODY), ("inspect", {"model": "m", "prompt": "a"})):
+        paths = {"v1/completions": {**BODY, "model": [*server.models][-1]}}
+        for path, body in {**paths, "inspect": {"model": "m", "prompt": "a"}}.items():
             answer = httpx.post(f"{url}/{path}", json=body, timeout=20)
             assert answer.status_code == 503 and "died" in answer.json()["error"]["message"]
+        for thread in threads:
+            thread.join(20)
         wait(lambda: process.should_exit)  # by itself
-    assert "the engine's thread ends" in capfd.readouterr().err
+    if asked:
+        assert "died" in json.loads(last[0][6:])["error"]["message"] and last[1] == "data: [DONE]"
+        assert [a.status_code for a in answers] == [503]
+    assert capfd.readouterr().err.count("Traceback") >= 1
 
 
 def test_the_engine_does_not_write_for_a_client_that_is_behind(monkeypatch):
