@@ -18,6 +18,11 @@ from pathlib import Path
 
 from bonsai import ROOT
 
+# but in a notebook (%run) the signals are the notebook's
+IS_PROGRAM = not hasattr(sys, "ps1") and threading.current_thread() is threading.main_thread()
+if IS_PROGRAM and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a word until there is one, below
+
 OWN = {"bonsai", "model", "configurator"}  # not to find these would be a mistake of ours
 
 
@@ -72,8 +77,8 @@ def open_closed_streams() -> None:
 
 
 open_closed_streams()
-if not hasattr(sys, "ps1") and threading.current_thread() is threading.main_thread():
-    for name in ENDS:  # but in a notebook (%run) the signals are the notebook's
+if IS_PROGRAM:
+    for name in ENDS:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         # what is ignored stays ignored: nohup, and a shell's background jobs
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:

@@ -42,6 +42,17 @@ def libraries(folder: Path, content: str) -> dict[str, str]:
 
 
 @needs_posix
+def test_ctrl_c_before_the_first_of_our_modules_is_no_traceback():
+    """While startup.py itself still loads what it says the line with."""
+    code = "import os, signal, sys\nclass Stop:\n    def find_spec(self, name, *_):\n"
+    code += "        if name.endswith('errors'):\n            os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "sys.meta_path.insert(0, Stop())\nimport bonsai.system.startup"
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGINT and done.stderr == "", done
+
+
+@needs_posix
 @pytest.mark.parametrize("name", ENDS)
 def test_a_signal_while_the_libraries_load_is_one_line(tmp_path, name):
     """In every program, wherever its imports stand."""
