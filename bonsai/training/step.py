@@ -1,6 +1,7 @@
 """One step of training: forward and backward of its micro-batches, clipping, the update."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -23,7 +24,7 @@ class TrainingStep:
     or all of that as `step(number, micro_batches, divisors)`. Afterwards `loss`, `norm` (of the
     gradient, before clipping) and `skipped` (steps in a row whose gradient was not finite, up to
     this one) are tensors without dimensions on the device. Nothing here waits for the device but
-    the update of an optimizer without fused kernels.
+    is_finite and the update of an optimizer without fused kernels.
     """
 
     def __init__(self, model: torch.nn.Module, c, runtime: Runtime):
@@ -99,10 +100,12 @@ class TrainingStep:
     @torch.no_grad()
     def is_finite(self) -> bool:
         """Whether the step's loss is finite, and so is a loss of the weights as they are after it:
-        the update may be what has spoilt them. Waits for the device."""
+        the update may be what has spoilt them. Where memory does not suffice for that, nothing
+        speaks against them. Waits for the device."""
         loss = self.loss
         if self.row is not None:
-            with self.runtime.autocast():  # of each token given itself: any targets will do
+            with self.runtime.autocast(), suppress(torch.OutOfMemoryError):
+                # of each token given itself: any targets will do
                 loss = loss + self.model(self.row, self.row, **self.loss_alone)[1]
         return bool(torch.isfinite(loss))
 

@@ -82,6 +82,19 @@ def test_weights_that_the_update_has_spoilt(spoilt):
     assert math.isfinite(training.loss) and not training.is_finite()
 
 
+def test_a_save_does_not_fail_for_want_of_memory(monkeypatch):
+    training = TrainingStep(tiny(), SLOW, CPU)
+    training(0, [batch(2)])
+
+    def full(*args, **keywords):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.model, "forward", full)
+    assert training.is_finite()
+    training.loss.fill_(math.nan)
+    assert not training.is_finite()
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_gradient_that_is_not_finite_changes_nothing(name, fused, monkeypatch):
