@@ -634,20 +634,31 @@ def test_an_error_in_the_middle_keeps_the_text(server, visit):
     assert continuation(page) == "so far"
 
 
+def stopped_in_mid_stream(own: Server, page) -> bool:
+    """Whether the server stands still with an answer half written; on a busy machine it may have
+    been faster than we were."""
+    page.locator("#prompt").fill(PROMPT)
+    page.locator("#go").click()
+    for _ in range(200):  # a little at a time
+        own.process.send_signal(signal.SIGSTOP)
+        page.wait_for_timeout(100)
+        if page.locator("#output .token").count() >= 6:
+            break
+        own.process.send_signal(signal.SIGCONT)
+        time.sleep(0.003)
+    if page.locator("#stop").is_visible():
+        return True
+    own.process.send_signal(signal.SIGCONT)
+    page.reload()
+    return False
+
+
 def test_the_server_is_killed_in_mid_stream(folder, visit):
     own = Server(folder)
     try:
         page = visit(own.url)
         settings(page, max_tokens=900, temperature=0)
-        page.locator("#prompt").fill(PROMPT)
-        page.locator("#go").click()
-        for _ in range(200):  # a little at a time, or it may be done before the page is asked
-            own.process.send_signal(signal.SIGSTOP)
-            page.wait_for_timeout(100)
-            if page.locator("#output .token").count() >= 6:
-                break
-            own.process.send_signal(signal.SIGCONT)
-            time.sleep(0.003)
+        assert any(stopped_in_mid_stream(own, page) for _ in range(20))
         own.kill()
         expect(page.locator("#after .cut")).to_contain_text("The connection broke after")
         expect(page.locator("#connection")).to_have_text("Disconnected")
