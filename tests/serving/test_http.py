@@ -61,7 +61,7 @@ def test_requests_that_wait_for_an_answer_take_little(form):
     request = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: " + b"b" * 6000 + b"\r\n\r\n"
     if form == "bodies":
         request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6000\r\n\r\n" + b"b" * 6000
-    with running(answering(send_much), send_seconds=20) as process:
+    with running(answering(send_much), send_seconds=4) as process:
         with socket.create_connection(("127.0.0.1", process.port), timeout=20) as s:
             s.sendall(request)
             wait(lambda: process.server_state.connections)
