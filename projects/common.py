@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bonsai import ROOT
 from bonsai.data.dataset import Mixture, Split
-from bonsai.files.access import save_picture
+from bonsai.files.access import file_size, save_picture
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import load_checkpoint, run_checkpoint
 from bonsai.system.errors import UserError
@@ -84,6 +84,14 @@ def check_options(out: Path, config: dict, given: dict[str, str]) -> None:
                 f"{out} was trained with {name}={was}, not {asked}: set another --out_dir, or "
                 "delete it to train anew"
             )
+
+
+def without_empty(files: list[Path]) -> list[Path]:
+    """Those of the files that hold something; how many do not is said."""
+    full = [path for path in files if file_size(path)]
+    if len(full) < len(files):
+        print(f"empty files left out: {len(files) - len(full)}")
+    return full
 
 
 def run_and_pass_on(command: list[str]) -> int:

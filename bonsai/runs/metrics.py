@@ -26,7 +26,7 @@ def row_text(row: dict) -> str:
 def read_metrics(folder: Path) -> list[dict]:
     """The rows of a run's metrics.jsonl; what is no such row, as the last line after a kill, is
     left out."""
-    return read_rows(Path(folder) / METRICS)[0]
+    return [*filter(None, each_row(Path(folder) / METRICS))]
 
 
 def read_curve(folder: Path) -> tuple[array, array, list[dict]]:
@@ -40,18 +40,6 @@ def read_curve(folder: Path) -> tuple[array, array, list[dict]]:
         if row.get("val_loss") is not None:
             evals.append(row)
     return steps, losses, evals
-
-
-def read_rows(path: Path) -> tuple[list[dict], int]:
-    """The rows of a file that need not be there, and the number of lines that are none. Raises
-    UserError as `each_row`."""
-    rows, broken = [], 0
-    for row in each_row(path):
-        if row is None:
-            broken += 1
-        else:
-            rows.append(row)
-    return rows, broken
 
 
 def each_row(path: Path) -> Iterator[dict | None]:

@@ -30,14 +30,13 @@ from bonsai.data.finding import files_below
 from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
-from bonsai.files.access import file_size
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
 from configurator import Config, configure, refuse_idle, resolve_path
-from projects.common import new_figure, save_figure, train
+from projects.common import new_figure, save_figure, train, without_empty
 
 # the pictures
 source = "digits"  # digits (scikit-learn's), photo (one of matplotlib's), or a folder [path]
@@ -99,12 +98,9 @@ def folder_of_pictures(c: Config, folder: Path, side: int) -> Pictures:
     """All pictures below a folder, split by folders train/ and val/, or by a hash of the path."""
     from PIL import Image, UnidentifiedImageError
 
-    found = files_below(folder, ENDINGS)
-    files = [path for path in found if file_size(path)]
+    files = without_empty(files_below(folder, ENDINGS))
     if not files:
         raise UserError(f"no picture ({', '.join(ENDINGS)}) and no .npz file in {folder}")
-    if len(files) < len(found):
-        print(f"empty files left out: {len(found) - len(files)}")
     keys = {p: document_key(p.relative_to(folder).as_posix().encode()) for p in files}
     limit = max(c.val_fraction, min(keys.values()))  # one at least
     parts: dict[str, list[np.ndarray]] = {"train": [], "val": []}

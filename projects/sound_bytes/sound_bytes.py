@@ -29,14 +29,13 @@ from bonsai.data.finding import files_below
 from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
-from bonsai.files.access import file_size
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
 from configurator import Config, configure, refuse_idle, resolve_path
-from projects.common import COLORS, new_figure, save_figure, train
+from projects.common import COLORS, new_figure, save_figure, train, without_empty
 
 # the sound
 source = ""  # a folder of WAV files; without: tunes that this script makes [path]
@@ -129,12 +128,9 @@ def sounds(c: Config) -> Iterator[tuple[str, np.ndarray]]:
             yield f"tune {i}", to_bytes(tune(np.random.default_rng((c.seed, i)), c.rate))
         return
     folder = resolve_path(c.source)
-    found = [folder] if folder.is_file() else files_below(folder, (".wav",))
-    files = [path for path in found if file_size(path)]
+    files = without_empty([folder] if folder.is_file() else files_below(folder, (".wav",)))
     if not files:
         raise UserError(f"source={c.source}: there is no WAV file")
-    if len(files) < len(found):
-        print(f"empty files left out: {len(found) - len(files)}")
     for path in files:
         yield path.name, read_wav(path, c.rate)
 

@@ -6,11 +6,11 @@ import os
 import pytest
 
 from bonsai.runs.metrics import (
+    each_row,
     evaluations,
     forget_after,
     read_curve,
     read_metrics,
-    read_rows,
     row_text,
 )
 from bonsai.system.errors import UserError
@@ -38,7 +38,7 @@ BROKEN += ['{"iter": 1.5}', '{"iter": true}', '{"iter": 1, "x": {}}', "\udcff", 
 def test_a_line_that_is_no_row_is_left_out_and_counted(tmp_path, line):
     path, good = tmp_path / "metrics.jsonl", '{"iter": 0, "loss": 1}\n'
     path.write_bytes((good + line + "\n" + good).encode(errors="surrogateescape"))
-    assert read_rows(path) == ([{"iter": 0, "loss": 1}] * 2, 1)
+    assert [*each_row(path)] == [{"iter": 0, "loss": 1}, None, {"iter": 0, "loss": 1}]
     assert forget_after(path, 5, -1) == 1
     assert path.read_text() == good * 2
 
