@@ -36,7 +36,7 @@ from bonsai.models.loading import load_model
 from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.lock import RunLock
-from bonsai.runs.names import CKPT
+from bonsai.runs.names import CKPT, DIVERGED
 from bonsai.runs.restore import load_checkpoint
 from bonsai.system.errors import UserError, flush, run
 from bonsai.system.runtime import Runtime, setup
@@ -210,7 +210,12 @@ def train_model(c: Config, data: Mixture, runtime: Runtime, lock: RunLock) -> tu
             state |= {"model_args": asdict(config), "tokenizer": data.tokenizer, "config": dict(c)}
             state |= {"model_name": "seq2seq"}  # so that other programs know that it is not theirs
             state |= {"data": data.fingerprints(), "seconds": seconds}
-            save_checkpoint(out, {**state, "iter_num": step, "epoch": epoch, "batch": batch})
+            names = (CKPT,)
+            if not all(p.isfinite().all() for p in model.parameters()):  # the one there stays
+                names = (DIVERGED,)
+                print(f"weights are not finite: saving as {out / DIVERGED} alone", file=sys.stderr)
+            state |= {"iter_num": step, "epoch": epoch, "batch": batch}
+            save_checkpoint(out, state, names)
 
         def stop(epoch: int, batch: int = 0) -> None:
             if status := interrupts.status():

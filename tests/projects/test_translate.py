@@ -158,6 +158,20 @@ def test_a_signal_saves_and_the_run_that_goes_on_is_exact(train, tmp_path, monke
     assert all(torch.equal(w, again["model"][key]) for key, w in whole["model"].items())
 
 
+def test_a_diverged_model_replaces_none(train, tmp_path, monkeypatch):
+    before, step = train(tmp_path, *FEW, "--epochs=1"), TrainingStep.__call__
+
+    def spoilt(self, *given):
+        loss = step(self, *given)
+        next(self.model.parameters()).data.fill_(torch.nan)
+        return loss
+
+    monkeypatch.setattr(TrainingStep, "__call__", spoilt)
+    after = train(tmp_path, *FEW, "--epochs=2")
+    assert after["iter_num"] == before["iter_num"] and not (tmp_path / "ckpt.prev.pt").exists()
+    assert load(tmp_path / "diverged.pt")["iter_num"] > before["iter_num"]
+
+
 def test_a_reader_that_has_gone_stops_it_with_a_save(train, tmp_path, monkeypatch):
     def gone(*words, file=None, **how):
         if file is None and str(words[0]).startswith("epoch"):
