@@ -53,12 +53,22 @@ def short_of_memory(e: BaseException) -> bool:
     return any(word in str(e).lower() for word in SHORT)
 
 
+def kept_from_compiling(e: BaseException) -> str:
+    """What the system said where torch.compile could not keep what it makes; '' of other errors,
+    and its own."""
+    cause = getattr(e, "inner_exception", None)  # of those that it wraps
+    if isinstance(cause, OSError):
+        return reason(cause) + (f": {cause.filename}" if cause.filename else "")
+    return "the disk is full" if "No space left on device" in str(cause) else ""
+
+
 LONGEST = 1200  # characters of an error line
 
 NO_MEMORY = (
     "out of memory: use a smaller batch_size or a smaller model, free some memory, or raise its "
     "limit (ulimit -v)"
 )
+ELSEWHERE = "free some space, or name another folder in TORCHINDUCTOR_CACHE_DIR"
 
 
 def one_line(message: object) -> str:
@@ -157,9 +167,11 @@ def run(*steps: Callable[[], object]) -> None:
     except (MemoryError, RuntimeError, ImportError) as e:
         if by_interrupt(e):
             interrupted()
-        if not short_of_memory(e):
-            raise
-        fail(NO_MEMORY)
+        if short_of_memory(e):
+            fail(NO_MEMORY)
+        if said := kept_from_compiling(e):
+            fail(f"torch.compile cannot keep what it makes ({said}): {ELSEWHERE}")
+        raise
     except OSError as e:
         if e.errno == errno.ENOMEM:
             fail(NO_MEMORY)

@@ -20,7 +20,7 @@ from shutil import which
 import torch
 import torch.distributed as dist
 
-from bonsai.system.caches import keep_compiled_graphs
+from bonsai.system.caches import keep_compiled_graphs, keep_kernels
 from bonsai.system.errors import PARENT, UserError
 from bonsai.system.hashing import signed, splitmix
 
@@ -146,6 +146,7 @@ def setup(
         backend = "gloo"  # nanoGPT's default in a user's config; nccl has no CPU
     if dev.type == "cuda":
         torch.cuda.set_device(dev)
+        keep_kernels()
     if compile or dev.type == "cuda":  # where some kernels are compiled whatever is set
         keep_compiled_graphs()
     # some releases advise new names, which their compilers fail to read

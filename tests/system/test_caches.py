@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import stat
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -14,17 +16,35 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="a cache of POSIX sys
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """The user's cache, empty, and torch's not named; the variable is as before at the end."""
-    monkeypatch.setenv(caches.TORCHS, "")  # so that monkeypatch knows what to restore
-    monkeypatch.delenv(caches.TORCHS)
+    """The user's cache and /tmp, empty, and no folder named; variables are as before at the end."""
+    for name in (caches.TORCHS, caches.TRITONS, "TRITON_HOME"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch knows what to restore
+        monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     return tmp_path
+
+
+def without_rights(monkeypatch, *folders: Path) -> None:
+    """As for a user who may not write there; the tests' user may be root, who may."""
+    may = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path) not in folders and may(path, mode)
+    )
+
+
+def in_tmp(home: Path) -> Path:
+    return home / "tmp" / f"bonsai-{os.getuid()}"
 
 
 def test_the_folder_is_this_users_alone(home):
     folder = caches.cache_folder()
     assert folder == home / "bonsai" and stat.S_IMODE(folder.stat().st_mode) == 0o700
     folder.chmod(0o777)
+    assert caches.cache_folder() == in_tmp(home)
+    assert stat.S_IMODE(in_tmp(home).stat().st_mode) == 0o700
+    in_tmp(home).chmod(0o777)
     assert caches.cache_folder() is None
 
 
@@ -52,30 +72,82 @@ def test_what_is_set_stays(home, monkeypatch):
     assert os.environ[caches.TORCHS] == elsewhere and not (home / "bonsai").exists()
 
 
-def test_what_is_set_and_cannot_be_is_one_line(home, monkeypatch):
+KEPT = {caches.TORCHS: caches.keep_compiled_graphs, caches.TRITONS: caches.keep_kernels}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_set_and_cannot_be_is_one_line(home, monkeypatch, name):
     (home / "file").touch()
-    for odd in (str(home / "file"), ""):
-        monkeypatch.setenv(caches.TORCHS, odd)
-        with pytest.raises(UserError, match=f"^{caches.TORCHS}={odd} cannot be a folder"):
-            caches.keep_compiled_graphs()
+    for odd in (str(home / "file"), str(home / "file" / "below"), ""):
+        monkeypatch.setenv(name, odd)
+        with pytest.raises(UserError, match=f"^{name}={odd} cannot be a folder"):
+            KEPT[name]()
+    (home / "others").mkdir()
+    without_rights(monkeypatch, home / "others")
+    monkeypatch.setenv(name, str(home / "others"))
+    with pytest.raises(UserError, match=f"^{name}=.*others cannot be written to: unset it"):
+        KEPT[name]()
 
 
-@pytest.mark.parametrize("odd", ["others may write", "cannot be locked", "no home"])
-def test_without_a_good_folder_torch_has_its_own(home, monkeypatch, odd):
-    if odd == "others may write":
-        (home / "bonsai").mkdir()
-        (home / "bonsai").chmod(0o777)
+ODD = ["others may write", "cannot be written to", "made by another user", "no home", "HOME unset"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_without_a_good_home_there_is_one_in_tmp(home, monkeypatch, odd):
+    (home / "bonsai" / "torch").mkdir(parents=True, mode=0o700)
+    (home / "bonsai").chmod(0o777 if odd == "others may write" else 0o700)
+    if odd == "cannot be written to":
+        without_rights(monkeypatch, home / "bonsai")
+    elif odd == "made by another user":
+        without_rights(monkeypatch, home / "bonsai" / "torch")
     elif odd == "no home":
         (home / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(home / "file"))
-    else:
+    elif odd == "HOME unset":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", no_home)
+    caches.keep_compiled_graphs()
+    assert Path(os.environ[caches.TORCHS]).parent == in_tmp(home) / "torch"
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("odd", ["cannot be locked", "no folder at all", "no /tmp"])
+def test_without_a_good_folder_torch_has_its_own(home, monkeypatch, odd):
+    if odd == "cannot be locked":
 
         def flock(file, how):
             raise OSError("no locks available")
 
         monkeypatch.setattr("fcntl.flock", flock)
+    else:
+        (home / "bonsai").touch()
+        in_tmp(home).touch()
+    if odd == "no /tmp":
+        monkeypatch.setattr(tempfile, "gettempdir", no_tmp)
     caches.keep_compiled_graphs()
     assert caches.TORCHS not in os.environ
+    assert (caches.cache_folder() is None) == (odd != "cannot be locked")
+
+
+def no_tmp() -> str:
+    raise FileNotFoundError("No usable temporary directory found")
+
+
+@pytest.mark.parametrize("where", ["home", "nowhere", "TRITON_HOME", "no home"])
+def test_kernels_are_kept_where_the_home_has_no_place_for_them(home, monkeypatch, where):
+    """Triton writes below the home, and compiles nothing where it cannot."""
+    monkeypatch.setattr(Path, "home", no_home if where == "no home" else lambda: home)
+    if where in ("nowhere", "TRITON_HOME"):
+        (home / ".triton").touch()
+    if where == "TRITON_HOME":
+        monkeypatch.setenv(where, str(home))
+    caches.keep_kernels()
+    elsewhere = where in ("nowhere", "no home")
+    want = str(home / "bonsai" / "triton") if elsewhere else None
+    assert os.environ.get(caches.TRITONS) == want
 
 
 def lock_often(folder, failures) -> None:

@@ -101,6 +101,29 @@ def test_short_memory_in_a_program_is_one_line(capsys, failure):
     assert capsys.readouterr().err.startswith("error: out of memory")
 
 
+@pytest.mark.parametrize(
+    "cause, said",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "(the disk is full): free some space"),
+        (PermissionError(13, "Permission denied", "/c/locks"), "(Permission denied: /c/locks): "),
+        (OSError(errno.EROFS, "Read-only file system", "/c"), "(Read-only file system: /c): free"),
+        (RuntimeError("C++ compile error: /tmp/a.s: No space left on device"), "disk is full"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
+        (ValueError("of the compiler's own"), None),
+    ],
+)
+def test_a_compiler_that_cannot_keep_its_work_is_one_line(capsys, cause, said):
+    from torch._inductor.exc import InductorError
+
+    def compiles():
+        raise InductorError(cause, None)
+
+    with pytest.raises(SystemExit if said else InductorError):
+        run(compiles)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(said) and (said or "") in "".join(lines)
+
+
 def test_ctrl_c_is_ctrl_c_whatever_wraps_it(capfd):
     """As while a class is made, in torch's import: RuntimeError from KeyboardInterrupt."""
 
