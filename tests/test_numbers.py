@@ -16,21 +16,21 @@ from helpers.programs import ROOT
 # ... stands for any words, {min} for minutes made of seconds, {nats} for nats made of bits.
 NUMBERS = """
 docs/BENCHMARKS.md: | recipe | float32 | eager | 12 x 64 | {}
-    README.md: | ... seconds, median | ... tokens/s, float32 | {}
+    README.md: | that recipe: tokens/s, float32 | {}
 docs/BENCHMARKS.md: | recipe | float32 | eager | 12 x 64 | ... | float32 | {}
-    README.md: | ... seconds, median | ... tokens/s, float32 | ... | {}
+    README.md: | that recipe: tokens/s, float32 | ... | {}
 docs/BENCHMARKS.md: | recipe | bfloat16 | eager | 12 x 64 | {}
-    README.md: | ... seconds, median | ... tokens/s, `dtype=auto` | {}
+    README.md: | that recipe: tokens/s, `dtype=auto` | {}
 docs/BENCHMARKS.md: | recipe | bfloat16 | eager | 12 x 64 | ... | float32 | {}
-    README.md: | ... seconds, median | ... tokens/s, `dtype=auto` | ... | {} (float32)
+    README.md: | that recipe: tokens/s, `dtype=auto` | ... | {} (float32)
 docs/BENCHMARKS.md: | char | float32 | eager | 16 x 256 | {}
     README.md: | 10.65M parameters, 16 x 256: tokens/s, float32 | {}
 docs/BENCHMARKS.md: | char | float32 | eager | 16 x 256 | ... | float32 | {}
     README.md: | 10.65M parameters, 16 x 256: tokens/s, float32 | ... | {}
 docs/BENCHMARKS.md: | char | bfloat16 | eager | 16 x 256 | {}
-    README.md: | 10.65M parameters, 16 x 256: tokens/s, ... `dtype=auto` | {}
+    README.md: | 10.65M parameters, 16 x 256: tokens/s, `dtype=auto` | {}
 docs/BENCHMARKS.md: | char | bfloat16 | eager | 16 x 256 | ... | float32 | {}
-    README.md: | 10.65M parameters, 16 x 256: tokens/s, ... `dtype=auto` | ... | {} (float32)
+    README.md: | 10.65M parameters, 16 x 256: tokens/s, `dtype=auto` | ... | {} (float32)
 docs/BENCHMARKS.md: | recipe | float32 | eager | 12 x 64 | ...% | float32 | ...% | {}
     docs/BENCHMARKS.md: Met: {} and ... in float32
 docs/BENCHMARKS.md: | char | float32 | eager | 16 x 256 | ...% | float32 | ...% | {}
@@ -44,10 +44,10 @@ docs/BENCHMARKS.md: ours: {} (mean of 3;
 docs/BENCHMARKS.md: nanoGPT: {} (
     README.md: whole-split validation loss, mean of 3 seeds | ... | {}
 docs/BENCHMARKS.md: ours: ... to ...), {} s (median;
-    README.md: | ... seconds, median | {}
+    README.md: | that recipe: seconds, median | {}
     config/train_shakespeare_char_cpu.py: {} s in float32 on two cores
 docs/BENCHMARKS.md: nanoGPT: ... to ...), {} s (
-    README.md: | ... seconds, median | ... | {}
+    README.md: | that recipe: seconds, median | ... | {}
 docs/BENCHMARKS.md: ours ... (mean of 3; ...) in {} s (median)
     README.md: (`fast_shakespeare_char_cpu.py`): seconds, median of 3 | {}
     config/fast_shakespeare_char_cpu.py: {} s on two CPU cores
@@ -59,11 +59,11 @@ docs/BENCHMARKS.md: (median); nanoGPT ... in {} s.
     README.md: (`fast_shakespeare_char_cpu.py`): seconds, median of 3 | ... | {}
     config/fast_shakespeare_char_cpu.py: (nanoGPT: {} s)
 docs/BENCHMARKS.md: | ours | 1337 | 160 | {}
-    README.md: (`fast_shakespeare_char_cpu.py`): ... tokens | {}
+    README.md: (`fast_shakespeare_char_cpu.py`): tokens | {}
     config/fast_shakespeare_char_cpu.py: Cost: {} tokens
     docs/BENCHMARKS.md: at a time: the same {} tokens
 docs/BENCHMARKS.md: | nanoGPT | 1337 | 2000 | {}
-    README.md: (`fast_shakespeare_char_cpu.py`): ... tokens | ... | {}
+    README.md: (`fast_shakespeare_char_cpu.py`): tokens | ... | {}
     config/train_shakespeare_char_cpu.py: Cost: {}M tokens
 docs/BENCHMARKS.md: Met: {} in ... minutes
     README.md: (`fast_shakespeare_char.py`, {}): minutes
@@ -77,7 +77,7 @@ docs/BENCHMARKS.md: | ours | 1339 | 650 | ... | ... | ... | ... | {}
 docs/BENCHMARKS.md: | ours | 1337 | 650 | ... | ... | ... | ... | {}
     config/fast_shakespeare_char.py: whole split (three seeds, ... to {};
 docs/BENCHMARKS.md: Tiny Shakespeare, context 256, target {}
-    README.md: to the loss of its GPU recipe, {}
+    README.md: its GPU recipe's, {}
     config/fast_shakespeare_char.py: nanoGPT's is {}
 docs/BENCHMARKS.md: | ours | 1337 | 650 | {}
     config/fast_shakespeare_char.py: Cost: {}M tokens
@@ -94,18 +94,18 @@ docs/BENCHMARKS.md: | 124M | float32 | 1 | {}
 docs/BENCHMARKS.md: | 124M | nanoGPT's generate, float32 | 1 | {}
     README.md: | GPT-2 (124M), one text: tokens/s, float32 | ... | {}
 docs/BENCHMARKS.md: | 124M | float32, drafted | 1 | {}
-    README.md: | ... float32, int8 guessing ahead | {}
+    README.md: tokens/s, float32, its int8 copy guessing ahead | {}
 docs/BENCHMARKS.md: | 124M | int8 | 1 | {}
-    README.md: int8 guessing ahead | ... int8 | {}
+    README.md: | GPT-2, one text: tokens/s, int8 | {}
 docs/BENCHMARKS.md: | 124M | int8 | 16 | {}
-    README.md: int8 guessing ahead | ... 16 texts, int8 | {}
+    README.md: | GPT-2, 16 texts: tokens/s, int8 | {}
 docs/BENCHMARKS.md: | char | int8 | 1 | {}
     README.md: | 10.65M parameters, one text: tokens/s, int8 | {}
     docs/BENCHMARKS.md: - 700 tokens/s at 10.65M: met, {}.
 docs/BENCHMARKS.md: | char | nanoGPT's generate, float32 | 1 | {}
     README.md: | 10.65M parameters, one text: tokens/s, int8 | ... | {} (float32)
 docs/BENCHMARKS.md: | char | int8 | 16 | {}
-    README.md: one text: tokens/s, int8 | ... 16 texts, int8 | {}
+    README.md: | 10.65M parameters, 16 texts: tokens/s, int8 | {}
 docs/BENCHMARKS.md: | 124M | float32 | 1 | ...% | ... | {}%
     docs/BENCHMARKS.md: - 65% of the limit in float32: met, {}%.
 docs/BENCHMARKS.md: | 124M | int8 | 1 | ...% | ...% | {}
