@@ -12,7 +12,7 @@ V = vocab_size, nh heads of size hs (nkv of them for keys and values).
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -104,12 +104,6 @@ class GPTConfig:
     def has_value_embedding(self, layer: int) -> bool:
         """Every other layer, the last one included."""
         return self.value_embeddings and (self.n_layer - 1 - layer) % 2 == 0
-
-    @property
-    def is_classic(self) -> bool:
-        """Whether nanoGPT can build this model: all beyond its seven keys is at the default."""
-        free = {*CLASSIC_KEYS, "activation_checkpointing"}
-        return all(getattr(self, f.name) == f.default for f in fields(self) if f.name not in free)
 
 
 # nanoGPT's model_args, in its order

@@ -21,11 +21,9 @@ import torch.distributed as dist
 
 from bonsai.training import adam
 
-# Coefficients (a, b, c) of X <- a X + (b A + c A^2) X, A = X X^T, one row per iteration.
-NEWTON_SCHULZ = (
-    (3.4445, -4.7750, 2.0315),
-) * 5  # Jordan et al. 2024: singular values in 0.7 ... 1.2
-POLAR_EXPRESS = (  # Amsel et al. 2025: the best polynomial of each iteration, nearer to 1
+# Coefficients (a, b, c) of X <- a X + (b A + c A^2) X, A = X X^T, one row per iteration: the best
+# polynomial of each (Amsel et al. 2025). Singular values end nearer to 1 than by Jordan et al.
+POLAR_EXPRESS = (
     (8.075796559309367, -21.822062606537262, 15.108104735722222),  # for singular values below 1.01
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
     (3.8916678022926607, -2.772484153217685, 0.5060648178503393),

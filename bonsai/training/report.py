@@ -254,7 +254,7 @@ def printable(line: str) -> str:
     return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def plot_loss(folder: Path, title: str = "") -> Path:
+def plot_loss(folder: Path) -> Path:
     """Draw the loss curve of a run into loss.png in its folder; returns its path."""
     from matplotlib.figure import Figure
 
@@ -273,7 +273,7 @@ def plot_loss(folder: Path, title: str = "") -> Path:
         text = f"best validation {best['val_loss']:.4f} at step {best['iter']}"
         if evals[-1].get("val_bpb"):
             text += f"; last {evals[-1]['val_bpb']:.3f} bits per byte"
-        axes.set_title(title or text, fontsize=10)
+        axes.set_title(text, fontsize=10)
         axes.axhline(best["val_loss"], color="#d1495b", lw=0.6, ls=":")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")

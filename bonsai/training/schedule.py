@@ -8,8 +8,6 @@ import torch
 from bonsai.system.errors import UserError
 from model import CausalSelfAttention
 
-SCHEDULES = ("cosine", "trapezoid")
-
 
 def learning_rate_at(step: int, c) -> float:
     """The rate of a step by train.py's settings `c`: constant, nanoGPT's cosine, or a trapezoid.

@@ -235,7 +235,7 @@ def programs(monkeypatch, workplace):
     """train.py and eval.py with one more line in the table of models."""
     monkeypatch.setitem(models.MODELS, "gru", (GRU, GRUConfig))
     monkeypatch.setitem(models.CONFIGS, "gru", GRUConfig)
-    monkeypatch.setattr(report, "plot_loss", lambda folder, title="": None)
+    monkeypatch.setattr(report, "plot_loss", lambda folder: None)
     monkeypatch.chdir(workplace)
 
     def program(name: str):

@@ -22,7 +22,6 @@ from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 
 CHARS = CharTokenizer.from_text("abcdefghijklmnopqrstuvwxyz ,.\n")
-PADDED = CHARS.vocab_size + 3
 LLAMA = dict(norm="rmsnorm", activation="swiglu", position="rope", bias=False)
 FAST = dict(
     **{"norm": "rmsnorm", "norm_gain": False, "norm_embedding": True, "position": "rope"},

@@ -310,9 +310,6 @@ def test_the_defaults_are_nanogpts():
         vocab_size=50304,
         dropout=0.0,
     )
-    assert c.is_classic
-    assert not GPTConfig(position="rope").is_classic
-    assert GPTConfig(activation_checkpointing=True, n_layer=1).is_classic
 
 
 # ---- the surface nanoGPT's users know ----

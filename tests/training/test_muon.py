@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bonsai.system.runtime import setup
 from bonsai.training import muon
 from bonsai.training.muon import (
-    NEWTON_SCHULZ,
     POLAR_EXPRESS,
     Fixed,
     Muon,
@@ -34,6 +33,8 @@ from bonsai.training.optimizers import build_optimizer
 from bonsai.training.schedule import learning_rate_at, set_rates
 from model import GPT, GPTConfig
 
+# Jordan et al. 2024: the same coefficients five times, singular values in 0.7 ... 1.2
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 MUON = dict(kind="muon", lr=0.02, weight_decay=0.1, cautious=False, momentum=0.95)
 ADAM = dict(kind="adamw", lr=0.01, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
 

@@ -53,7 +53,7 @@ def program() -> ModuleType:
 def train(program, workplace, monkeypatch):
     """train.main with these settings alone, in the workplace."""
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr(report, "plot_loss", lambda folder, title="": None)  # not the subject
+    monkeypatch.setattr(report, "plot_loss", lambda folder: None)  # not the subject
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def main(out, *parts: dict, **settings) -> int:
