@@ -21,6 +21,8 @@ import torch.distributed as dist
 
 from bonsai.training import adam
 
+ADAM_SETTINGS = ("lr", "weight_decay", "betas", "eps")  # of a group of kind adamw
+
 # Coefficients (a, b, c) of X <- a X + (b A + c A^2) X, A = X X^T, one row per iteration: the best
 # polynomial of each (Amsel et al. 2025). Singular values end nearer to 1 than by Jordan et al.
 POLAR_EXPRESS = (
@@ -38,7 +40,7 @@ def plain_product(x: torch.Tensor, alpha: float = 1.0, beta: float = 0.0) -> tor
 
 
 def fastest_product(device: torch.device, dtype: torch.dtype) -> Callable:
-    """plain_product, or what computes the same by half the work where there is such a kernel."""
+    """symmetric_product, which does half the work, where a device has it; else plain_product."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         if torch.cuda.get_device_capability(device) < (8, 0):  # bfloat16 in name only
             return plain_product
@@ -54,9 +56,9 @@ def orthogonalize(
 ) -> list[torch.Tensor]:
     """The nearest (semi-)orthogonal matrix of each in stacks, approximately, computed in `dtype`.
 
-    stacks: each (K, m, n) or (K, n, m), with K of its own: tall ones lie down, so that all are one
-    stack. With g = U S V^T the result is U V^T, by an iteration of matrix products that brings
-    every singular value near 1 and needs no decomposition. product: as plain_product.
+    stacks: each (K, m, n) or (K, n, m), with a K of its own. Tall matrices are transposed, so that
+    all stacks can be one. With g = U S V^T the result is U V^T, by an iteration of matrix products
+    that brings every singular value near 1 and needs no decomposition. product: as plain_product.
     """
     tall = [g.size(-2) > g.size(-1) for g in stacks]
     lying = [(g.mT if up else g).to(dtype) for g, up in zip(stacks, tall)]
@@ -71,8 +73,8 @@ def orthogonalize(
 
 
 class Rates(NamedTuple):
-    """What moves from step to step, as tensors without dimensions: a compiled update reads their
-    values on the device, where the program's own numbers would be compiled anew."""
+    """What changes from step to step, as tensors without dimensions, whose values a compiled update
+    reads on the device: for each new Python number it would be compiled anew."""
 
     lr: torch.Tensor
     decay: torch.Tensor  # the part of lr by which weights shrink
@@ -93,11 +95,12 @@ class Fixed(NamedTuple):
 
 
 def even_out(u: torch.Tensor, square: torch.Tensor, fresh) -> tuple[torch.Tensor, torch.Tensor]:
-    """NorMuon (Li et al. 2025): each neuron's part of an update by the root of its mean square.
+    """NorMuon (Li et al. 2025): divide each row of an update, a neuron's, by the root of the
+    running mean of its square.
 
     An orthogonal update moves all directions alike, but not all rows. u (K, m, n): the updates,
-    whose norms stay; square (K, m, 1): the running mean of the squares of their rows, of which
-    `fresh` is this step's part. Returns both as they are after it.
+    whose norms stay; square (K, m, 1): that running mean, in which this step counts for `fresh`.
+    Returns both as they are after the step.
     """
     square = square.lerp(u.square().mean(-1, keepdim=True), fresh)
     even = u * (square + 1e-10).rsqrt()
@@ -116,7 +119,7 @@ def muon_update(
     """Muon's step as a pure function: the weights, the momenta and the squares after it.
 
     weights, grads, momenta: stacks of matrices as orthogonalize takes them, a whole model's or one
-    process's share: no matrix needs to know of another. squares: of even_out, none without it.
+    process's share: no matrix needs to know of another. squares: of even_out, [] without it.
     """
     finite = [g.nan_to_num(0.0, 0.0, 0.0) * rates.on for g in grads]
     momenta = [old.lerp(g, rates.fresh * rates.on) for old, g in zip(momenta, finite)]
@@ -145,8 +148,8 @@ def update_in_place(families: list[tuple], rates: Rates, fixed: Fixed) -> None:
 
 
 class Share:
-    """This process's share of a buffer (items, ...): of rank r the c items from r c on, where
-    c = ceil(items / world). `local` is a view of them."""
+    """This process's share of a buffer (items, ...): rank r has the c = ceil(items / world) items
+    from r c on. `local` is a view of them."""
 
     def __init__(self, items: torch.Tensor, rank: int, world: int):
         self.world, self.count, size = world, len(items), -(-len(items) // world)
@@ -159,8 +162,8 @@ class Share:
         self.rank, self.size = rank, size
 
     def reduce(self, grad: torch.Tensor):
-        """Start to average grad (items, ...) over the processes. Returns our share of the average
-        and a handle to wait for; None: it is there."""
+        """Start to average grad (items, ...) over the processes. Returns this process's share of
+        the average, and a handle to wait for it, None where it is there already: see `wait`."""
         if self.world == 1:
             return grad, None
         full = torch.zeros_like(self.buffer)
@@ -173,8 +176,9 @@ class Share:
         return local, dist.reduce_scatter_tensor(local, full, async_op=True)
 
     def gather(self, local: torch.Tensor | None = None):
-        """Start to collect the shares of all processes: those of the buffer into it, or those of
-        another tensor, of which `local` is ours, into a new one. Returns it and a handle."""
+        """Start to collect the shares of all processes: those of the buffer in it, or, if `local`
+        is this process's share of another tensor, those of that one in a new tensor. Returns what
+        they are collected in, and a handle as `reduce` does."""
         if self.world == 1:
             return (self.buffer if local is None else local), None
         full = self.buffer
@@ -184,17 +188,33 @@ class Share:
         return full, dist.all_gather_into_tensor(full, local, async_op=True)
 
     def of(self, whole: torch.Tensor) -> torch.Tensor:
-        """Our share of a tensor (items, ...) of the same number of items."""
+        """This process's share of another tensor (items, ...) of as many items."""
         padded = whole.new_zeros(self.size * self.world, *whole.shape[1:])
         padded[: len(whole)] = whole
         return padded[self.rank * self.size :][: self.size].clone()
 
 
+class Stack(NamedTuple):
+    """Matrices of one shape, in one buffer of which each parameter is a view."""
+
+    group: dict
+    params: list[torch.nn.Parameter]
+    share: Share
+
+
+class Flat(NamedTuple):
+    """A parameter that is no matrix, as a vector."""
+
+    param: torch.nn.Parameter
+    share: Share
+    local: torch.nn.Parameter  # this process's share, which its AdamW updates
+
+
 class Muon(torch.optim.Optimizer):
     """One optimizer over groups of parameters with 'kind' 'muon' or 'adamw'.
 
-    All groups: lr, weight_decay. muon: momentum, coefficients, cautious, and neuron_beta where the
-    updates of neurons are evened out; adamw: betas, eps.
+    All groups have lr and weight_decay. Those of kind muon: momentum, coefficients, cautious and,
+    where the updates of neurons are evened out, neuron_beta. Those of kind adamw: betas, eps.
     Weight decay is decoupled; `cautious` (Chen et al. 2025) decays only where the update, too,
     moves towards 0. With found_inf (a tensor, 1 where the gradient is not finite) set to 1 a step
     changes nothing, without a wait for the device.
@@ -204,55 +224,59 @@ class Muon(torch.optim.Optimizer):
     _step_supports_amp_scaling = True  # GradScaler leaves the decision to found_inf
 
     def __init__(self, groups: list[dict], dtype: torch.dtype, compile: bool = False):
+        """dtype: of the matrix products. compile: the updates, by torch.compile."""
         super().__init__(groups, {})
         self.dtype = dtype
         self.update_in_place = torch.compile(update_in_place) if compile else update_in_place
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world = world
-        # Matrices of one shape are one buffer of which each parameter is a view.
-        self.stacks: list[tuple[dict, list, Share]] = []
-        # Of the others each process updates a share, as a parameter of an AdamW of its own.
-        self.flats: list[tuple[torch.Tensor, Share]] = []
-        # Indices of the stacks that are orthogonalized as one, by group.
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.stacks: list[Stack] = []
+        self.flats: list[Flat] = []
+        # by group, the numbers of the stacks that are orthogonalized as one
         self.families: list[tuple[dict, list[list[int]]]] = []
-        inner = []
+        adam_groups = []
         for group in self.param_groups:
             if group["kind"] == "muon":
-                alike: dict[tuple, list[int]] = {}
-                shapes: dict[tuple, list] = {}
-                for p in group["params"]:
-                    shape = getattr(p, "row_block", len(p)), p.size(1)
-                    shapes.setdefault(shape, []).append(p)
-                for shape, params in shapes.items():
-                    share = Share(stack([p.detach() for p in params], params), rank, world)
-                    for p, whole in zip(params, unstack(share.buffer, params)):
-                        p.data = whole
-                    on_cpu = share.local.device.type == "cpu"  # to lay tall ones down costs more
-                    key = shape if on_cpu else tuple(sorted(shape))
-                    alike.setdefault(key, []).append(len(self.stacks))
-                    self.stacks.append((group, params, share))
-                self.families.append((group, list(alike.values())))
+                self.families.append((group, self.stack_group(group)))
             else:
-                shares = []
-                for p in group["params"]:
-                    share = Share(p.detach().flatten(), rank, world)
-                    p.data = share.buffer[: p.numel()].view(p.shape)
-                    self.flats.append((p, share))
-                    shares.append(torch.nn.Parameter(share.local))
-                names = ("lr", "weight_decay", "betas", "eps")
-                inner.append({"params": shares, **{k: group[k] for k in names}})
-        self.adam = torch.optim.AdamW(inner or [{"params": []}], fused=True)
-        compiled = compile and any(p.is_cuda for group in inner for p in group["params"])
+                adam_groups.append(self.flatten_group(group))
+        self.adam = torch.optim.AdamW(adam_groups or [{"params": []}], fused=True)
         self.adamw_in_place = None
-        if compiled:
+        if compile and any(flat.local.is_cuda for flat in self.flats):
             self.adamw_in_place = torch.compile(adam.adamw_in_place, dynamic=True)
         self.momenta = [torch.zeros_like(share.local) for _, _, share in self.stacks]
-        self.squares = [  # of even_out
+        self.squares = [  # of even_out; None without it
             share.local.new_zeros(*share.local.shape[:2], 1) if group.get("neuron_beta") else None
             for group, _, share in self.stacks
         ]
-        self.grads: list[torch.Tensor] | None = None
+        self.grads: list[torch.Tensor] | None = None  # of the shares: stacks, then flats
+
+    def stack_group(self, group: dict) -> list[list[int]]:
+        """Make the matrices of a group views of stacks; which stacks are orthogonalized as one."""
+        by_shape: dict[tuple, list] = {}
+        for p in group["params"]:
+            by_shape.setdefault((getattr(p, "row_block", len(p)), p.size(1)), []).append(p)
+        alike: dict[tuple, list[int]] = {}
+        for shape, params in by_shape.items():
+            share = Share(stack([p.detach() for p in params], params), self.rank, self.world)
+            for p, whole in zip(params, unstack(share.buffer, params)):
+                p.data = whole
+            # on a GPU tall ones lie down beside wide ones; on a CPU that costs more than it saves
+            on_cpu = share.local.device.type == "cpu"
+            key = shape if on_cpu else tuple(sorted(shape))
+            alike.setdefault(key, []).append(len(self.stacks))
+            self.stacks.append(Stack(group, params, share))
+        return list(alike.values())
+
+    def flatten_group(self, group: dict) -> dict:
+        """Make the parameters of a group views of vectors; the group of their shares for AdamW."""
+        shares = []
+        for p in group["params"]:
+            share = Share(p.detach().flatten(), self.rank, self.world)
+            p.data = share.buffer[: p.numel()].view(p.shape)
+            shares.append(torch.nn.Parameter(share.local))
+            self.flats.append(Flat(p, share, shares[-1]))
+        return {"params": shares, **{k: group[k] for k in ADAM_SETTINGS}}
 
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
@@ -261,12 +285,9 @@ class Muon(torch.optim.Optimizer):
         pending = []
         for _, params, share in self.stacks:
             pending.append(share.reduce(stack([p.grad for p in params], params)))
-        for p, share in self.flats:
+        for p, share, _ in self.flats:
             pending.append(share.reduce(p.grad.flatten()))
-        for _, handle in pending:
-            if handle is not None:
-                handle.wait()
-        self.grads = [grad for grad, _ in pending]
+        self.grads = list(map(wait, pending))
         norm = torch.nn.utils.get_total_norm(self.grads)
         if self.world > 1:
             squares = norm.square()
@@ -281,12 +302,11 @@ class Muon(torch.optim.Optimizer):
         """One update with the gradients of the last clip_gradients()."""
         assert self.grads is not None, "clip_gradients() comes before step()"
         bad = getattr(self, "found_inf", None)  # GradScaler deletes it after each step
-        flats = self.grads[len(self.stacks) :]
         adam_groups = [g for g in self.param_groups if g["kind"] == "adamw"]
         for inner, group in zip(self.adam.param_groups, adam_groups):
-            inner.update({k: group[k] for k in ("lr", "weight_decay", "betas", "eps")})
-        for p, grad in zip((p for g in self.adam.param_groups for p in g["params"]), flats):
-            p.grad = grad
+            inner.update({k: group[k] for k in ADAM_SETTINGS})
+        for flat, grad in zip(self.flats, self.grads[len(self.stacks) :]):
+            flat.local.grad = grad
         if self.adamw_in_place:
             self.update_others(bad)
         else:
@@ -295,10 +315,9 @@ class Muon(torch.optim.Optimizer):
         self.adam.zero_grad()
         for group, families in self.families:
             self.update(group, families, bad)
-        pending = [share.gather() for *_, share in [*self.stacks, *self.flats]]
-        for _, handle in pending:
-            if handle is not None:
-                handle.wait()
+        pending = [each.share.gather() for each in (*self.stacks, *self.flats)]
+        for each in pending:
+            wait(each)
         self.grads = None
 
     def update_others(self, bad: torch.Tensor | None) -> None:
@@ -313,70 +332,69 @@ class Muon(torch.optim.Optimizer):
 
     def update(self, group: dict, families: list[list[int]], bad: torch.Tensor | None) -> None:
         """Muon's part of the step, for the stacks of one group."""
-        weights = [share.local for *_, share in self.stacks]
-        tensors = weights, self.grads, self.momenta, self.squares
+        weights = [share.local for _, _, share in self.stacks]
         device, mu, decay = weights[0].device, group["momentum"], group["weight_decay"]
         # Filled in by kernels that are told the numbers: a copy might wait for the device.
         moving = [torch.full((), v, device=device) for v in (group["lr"], decay, mu, 1 - mu)]
         on = torch.ones((), device=device) if bad is None else 1.0 - bad
-        product = fastest_product(device, self.dtype)
-        beta = group.get("neuron_beta", 0.0)
-        how = group["coefficients"], self.dtype, decay > 0, group["cautious"], beta, product
+        fixed = Fixed(
+            coefficients=group["coefficients"],
+            dtype=self.dtype,
+            decays=decay > 0,
+            cautious=group["cautious"],
+            neuron_beta=group.get("neuron_beta", 0.0),
+            product=fastest_product(device, self.dtype),
+        )
+        tensors = weights, self.grads, self.momenta, self.squares
         taken = [
             tuple([every[i] for i in family if every[i] is not None] for every in tensors)
             for family in families
         ]
-        self.update_in_place(taken, Rates(*moving, on), Fixed(*how))
+        self.update_in_place(taken, Rates(*moving, on), fixed)
 
     # ---- state, whole tensors whatever the number of processes ----
 
+    def numbers(self) -> dict[torch.nn.Parameter, int]:
+        """By which number a state_dict knows each parameter: they are counted group by group."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        return {p: number for number, p in enumerate(params)}
+
     def state_dict(self) -> dict:
         """As torch's, of whole tensors; all processes must call it."""
-        state, index = {}, {}
-        for group in self.param_groups:
-            for p in group["params"]:
-                index[p] = len(index)
+        state, number = {}, self.numbers()
         for kind, moments in (("momentum", self.momenta), ("square", self.squares)):
             for (_, params, share), local in zip(self.stacks, moments):
                 if local is not None:
                     full = wait(share.gather(local))
                     for p, whole in zip(params, unstack(full, params)):
-                        state.setdefault(index[p], {})[kind] = whole.clone()
-        inner = [p for g in self.adam.param_groups for p in g["params"]]
-        for (p, share), local in zip(self.flats, inner):
-            moments = self.adam.state.get(local)
-            if moments:
-                state[index[p]] = {
+                        state.setdefault(number[p], {})[kind] = whole.clone()
+        for p, share, local in self.flats:
+            if moments := self.adam.state.get(local):
+                state[number[p]] = {
                     k: v.clone()
                     if k == "step"
                     else wait(share.gather(v))[: p.numel()].view(p.shape).clone()
                     for k, v in moments.items()
                 }
-        groups, n = [], 0
+        groups = []
         for group in self.param_groups:
-            size = len(group["params"])
             plain = {k: v for k, v in group.items() if k not in ("params", "coefficients")}
-            groups.append({**plain, "params": list(range(n, n + size))})
-            n += size
+            groups.append({**plain, "params": [number[p] for p in group["params"]]})
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take the moments; rates and the like stay as they are set now."""
-        state, index = state_dict["state"], {}
-        for group in self.param_groups:
-            for p in group["params"]:
-                index[p] = len(index)
+        state, number = state_dict["state"], self.numbers()
         for kind, moments in (("momentum", self.momenta), ("square", self.squares)):
             for (_, params, share), local in zip(self.stacks, moments):
                 if local is not None:
-                    saved = [state[index[p]][kind].to(p) for p in params]
+                    saved = [state[number[p]][kind].to(p) for p in params]
                     local.copy_(share.of(stack(saved, params)))
-        inner = [p for g in self.adam.param_groups for p in g["params"]]
-        for (p, share), local in zip(self.flats, inner):
-            if index[p] in state:
+        for p, share, local in self.flats:
+            if number[p] in state:
                 self.adam.state[local] = {
                     k: v.to(torch.float32).clone() if k == "step" else share.of(v.to(p).flatten())
-                    for k, v in state[index[p]].items()
+                    for k, v in state[number[p]].items()
                 }
 
 
@@ -398,8 +416,9 @@ def unstack(blocks: torch.Tensor, params: list) -> list[torch.Tensor]:
     return out
 
 
-def wait(pending) -> torch.Tensor:
-    full, handle = pending
+def wait(pending: tuple) -> torch.Tensor:
+    """The tensor that Share.reduce or Share.gather has begun to make, once it is there."""
+    tensor, handle = pending
     if handle is not None:
         handle.wait()
-    return full
+    return tensor
