@@ -16,7 +16,7 @@ from bonsai.engine.cpu.linear import FastLinear, call, has_tiles, products
 from bonsai.engine.cpu.pages import LargePages
 from bonsai.engine.cuda.block import join as join_on_gpu
 from bonsai.engine.cuda.int8 import CudaInt8Linear
-from bonsai.engine.cuda.kernels import kernels
+from bonsai.engine.cuda.kernels import load_kernels
 from bonsai.engine.cuda.layers import HALF
 from bonsai.system.errors import UserError
 from model import CausalSelfAttention
@@ -57,13 +57,13 @@ def prepare(
         return model.eval()
 
     pages = LargePages()
-    found = kernels() if on_gpu and dtype in HALF else None
-    if found and not overlap:
-        found = found.in_order or found
+    kernels = load_kernels() if on_gpu and dtype in HALF else None
+    if kernels and not overlap:
+        kernels = kernels.in_order or kernels
 
     def make(linear: nn.Linear) -> nn.Module | None:
         if quantize == "int8" and on_gpu:
-            return CudaInt8Linear(linear, dtype, found)
+            return CudaInt8Linear(linear, dtype, kernels)
         if quantize == "int8":
             return Int8Linear(linear, dtype, native, pages)
         return PackedLinear(linear, dtype, pages) if pack else None
@@ -78,8 +78,8 @@ def prepare(
         for module in model.modules():
             if isinstance(module, CausalSelfAttention):
                 module.attend = attend
-    if found:
-        join_on_gpu(model, dtype, found, batch)
+    if kernels:
+        join_on_gpu(model, dtype, kernels, batch)
     return model
 
 

@@ -26,23 +26,23 @@ from model import Block, Norm
 
 
 class StepBlock(nn.Module):
-    """A block of a GPT: a step of few rows as captured ones are, one token at the positions of
-    `cache.pos`, by kernels of our own; all else by the block as it is.
+    """A block of a GPT whose captured steps of few rows, one token each at the positions of
+    `cache.pos`, are computed by kernels of our own; everything else is computed by `block`.
 
-    block: whose layers are prepared for `dtype`. first: its first norm; following: the next one to
-    see what this block returns, None where nothing sees it as it is. In a step of more rows than go
-    by themselves that norm is computed with the block's last sum, and handed on with it.
+    block: with layers prepared for `dtype`. first: its first norm. following: the norm that reads
+    what this block returns; None if something else does. In a step of more than sizes[0] rows that
+    norm is computed together with the block's last sum, and handed on with it.
     """
 
     def __init__(
-        self, block: Block, dtype: torch.dtype, found: Kernels, first: NormLayer,
+        self, block: Block, dtype: torch.dtype, kernels: Kernels, first: NormLayer,
         following: NormLayer | None,
     ):  # fmt: skip
         super().__init__()
-        self.block, self.dtype, self.kernels = block, dtype, found
+        self.block, self.dtype, self.kernels = block, dtype, kernels
         a, mlp = block.attn, block.mlp
         self.first, self.second, self.following = first, norm_layer(block.ln_2), following
-        # what gates value embeddings sees the stream after the norm, too
+        # the gate of value embeddings reads the normed stream, too: the norm is then a kernel apart
         self.apart = a.gate is not None
         self.qkv = product_of(a.c_attn, None if self.apart else self.first)
         self.out = product_of(a.c_proj)
@@ -60,22 +60,22 @@ class StepBlock(nn.Module):
 
     def step(self, x, k, v, pos, rotation=None, values=None) -> torch.Tensor:
         """x (B, 1, C) through the block, as model.py's Block; the rest as layers.attend_step."""
-        found = self.kernels
-        many, extra = len(x) > found.sizes[0], None
+        kernels = self.kernels
+        many, extra = len(x) > kernels.sizes[0], None
         if many or self.apart:
             normed = handed(x, self.first)
-            normed = found.normed(x, *self.first) if normed is None else normed
+            normed = kernels.normed(x, *self.first) if normed is None else normed
             extra = None if values is None else self.gated(normed, values)
-            qkv = found.product(normed, self.qkv._replace(norm=0))
+            qkv = kernels.product(normed, self.qkv._replace(norm=0))
         else:
-            qkv = found.product(x, self.qkv)
-        y = found.attend_step(qkv, k, v, pos, self.heads, rotation, extra)
+            qkv = kernels.product(x, self.qkv)
+        y = kernels.attend_step(qkv, k, v, pos, self.heads, rotation, extra)
         if not many:
-            x = found.product(y, self.out, x)
-            return found.product(found.product(x, self.up), self.down, x)
-        x, normed = found.add_and_norm(y, self.out, x, self.second)
-        up = found.product(normed, self.up._replace(norm=0))
-        x, normed = found.add_and_norm(up, self.down, x, self.following)
+            x = kernels.product(y, self.out, x)
+            return kernels.product(kernels.product(x, self.up), self.down, x)
+        x, normed = kernels.add_and_norm(y, self.out, x, self.second)
+        up = kernels.product(normed, self.up._replace(norm=0))
+        x, normed = kernels.add_and_norm(up, self.down, x, self.following)
         x.handed = self.following, normed
         return x
 
@@ -126,14 +126,14 @@ def product_of(linear: nn.Module, norm: NormLayer | None = None, activation: str
     return Product(weight, scale, linear.bias, *(norm or ()), activation=activation)
 
 
-def join(model: nn.Module, dtype: torch.dtype, found: Kernels, batch: int) -> None:
-    """Make the blocks of a model of prepared layers StepBlocks where the kernels compute them; none
-    of them, after one line that says why, where one would give something else in a step of up to
-    `batch` rows."""
+def join(model: nn.Module, dtype: torch.dtype, kernels: Kernels, batch: int) -> None:
+    """Replace the blocks of a model of prepared layers by StepBlocks where the kernels compute what
+    they do. If one gives other numbers than torch in a step of up to `batch` rows, all blocks stay,
+    after one line that says why."""
     rope = getattr(model.config, "position", "") == "rope"
     owners = [m for m in model.modules() if isinstance(getattr(m, "h", None), nn.ModuleList)]
     failed = []
-    for chosen in filter(None, (found, found.in_order)):
+    for chosen in filter(None, (kernels, kernels.in_order)):
         layers = [step_layers(model, owner, dtype, chosen) for owner in owners]
         try:
             for blocks, _ in layers:
@@ -153,7 +153,7 @@ def join(model: nn.Module, dtype: torch.dtype, found: Kernels, batch: int) -> No
 
 
 def step_layers(
-    model: nn.Module, owner: nn.Module, dtype: torch.dtype, found: Kernels
+    model: nn.Module, owner: nn.Module, dtype: torch.dtype, kernels: Kernels
 ) -> tuple[list[nn.Module], nn.Module]:
     """The blocks `h` of their owner as StepBlocks where they can be, and `ln_f` after them."""
     last = norm_layer(owner.ln_f) if isinstance(owner.ln_f, Norm) else None
@@ -162,34 +162,34 @@ def step_layers(
     if getattr(model.config, "residual_lambdas", False):  # the next sees it mixed with another
         following[:-1] = [None] * (len(firsts) - 1)
     blocks = [
-        StepBlock(block, dtype, found, *norms) if norms[0] else block
+        StepBlock(block, dtype, kernels, *norms) if norms[0] else block
         for block, *norms in zip(owner.h, firsts, following)
     ]
     return blocks, StepNorm(owner.ln_f, last) if last else owner.ln_f
 
 
 def check(step: StepBlock | None, batch: int, rope: bool) -> None:
-    """Raise what Triton does, or RuntimeError where a kernel gives something else for the block, or
-    where kernels that overlap do, one after another in a captured graph."""
+    """Raise what Triton raises, or RuntimeError where a kernel gives other numbers than torch for
+    this block, or where kernels that overlap give others in a captured graph than one by one."""
     if step is None:
         return
-    found, dtype = step.kernels, step.dtype
+    kernels, dtype = step.kernels, step.dtype
     with torch.no_grad():
         like = step.out.weight.new_empty(0, dtype=dtype)
-        for of in (step.qkv, step.up):
-            check_product(found, of, dtype, batch)
-        check_sum(found, step.out, step.second, dtype, batch)
-        check_sum(found, step.down, step.following, dtype, batch)
-        if step.apart or batch > found.sizes[0]:
-            check_norm(found, step.first, step.up.weight.size(1), like, batch)
+        for layer in (step.qkv, step.up):
+            check_product(kernels, layer, dtype, batch)
+        check_sum(kernels, step.out, step.second, dtype, batch)
+        check_sum(kernels, step.down, step.following, dtype, batch)
+        if step.apart or batch > kernels.sizes[0]:
+            check_norm(kernels, step.first, step.up.weight.size(1), like, batch)
         for rows in {2, max(2, batch)}:
-            check_attend_step(found, step.heads, like, rope, rows)
-        for rows in rows_of(found.sizes, batch) if found.in_order else ():
+            check_attend_step(kernels, step.heads, like, rope, rows)
+        for rows in rows_of(kernels.sizes, batch) if kernels.in_order else ():
             check_overlap(steps_of(step, rows, rope), like.device)
 
 
 def steps_of(step: StepBlock, rows: int, rope: bool) -> Callable[[], list[torch.Tensor]]:
-    """Some tokens, one after another, through a block, which sees those before in its cache."""
+    """A function that takes three tokens, one after another, through a block with a cache."""
     heads, like = step.heads, step.out.weight.new_empty(0, dtype=step.dtype)
     first = random((rows, 1, step.out.weight.size(0)), like, step.dtype)
     cache = random((2, rows, heads.nkv, 16, heads.hs), like, step.dtype)

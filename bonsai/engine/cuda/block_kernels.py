@@ -248,35 +248,37 @@ def shape_of_rows(M: int, N: int) -> dict:
 
 
 def product(
-    x: torch.Tensor, of: Product, residual: torch.Tensor | None = None, overlap: bool = False
+    x: torch.Tensor, layer: Product, residual: torch.Tensor | None = None, overlap: bool = False
 ) -> torch.Tensor:
     """layers.product of x (..., K) in half precision: up to SIZES[-1] rows of it, with a norm or a
     residual up to ALONE."""
-    N, K = of.weight.shape
-    N = N // 2 if of.activation == "swiglu" else N
+    N, K = layer.weight.shape
+    N = N // 2 if layer.activation == "swiglu" else N
     x = x.contiguous()
     M = x.numel() // K
     y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
-    layer = [y if t is None else t for t in (of.weight, of.scale, of.bias)]
+    tensors = [y if t is None else t for t in (layer.weight, layer.scale, layer.bias)]
     options = launch_options(overlap)
     flags = dict(
-        SCALE=of.scale is not None, BIAS=of.bias is not None, ACT=FOLLOWS.index(of.activation)
+        SCALE=layer.scale is not None,
+        BIAS=layer.bias is not None,
+        ACT=FOLLOWS.index(layer.activation),
     )
     with torch.cuda.device_of(x):  # Triton launches on the thread's device, whatever x's is
         if M <= ALONE:
-            others = [y if t is None else t for t in (of.gain, of.shift, residual)]
+            others = [y if t is None else t for t in (layer.gain, layer.shift, residual)]
             flags |= dict(
-                NORM=of.norm, GAIN=of.gain is not None, SHIFT=of.shift is not None,
+                NORM=layer.norm, GAIN=layer.gain is not None, SHIFT=layer.shift is not None,
                 RESIDUAL=residual is not None,
             )  # fmt: skip
             shape = shape_of_row(K)
             grid = (triton.cdiv(N, shape["BN"]), M)
-            row_kernel[grid](x, *layer, *others, y, N, of.eps, K, **flags, **shape, **options)
+            row_kernel[grid](x, *tensors, *others, y, N, layer.eps, K, **flags, **shape, **options)
         else:
-            assert not of.norm and residual is None
+            assert not layer.norm and residual is None
             shape = shape_of_rows(M, N)
             grid = (triton.cdiv(N, shape["BN"]),)
-            rows_kernel[grid](x, *layer, y, M, N, K, **flags, **shape, **options)
+            rows_kernel[grid](x, *tensors, y, M, N, K, **flags, **shape, **options)
     return y
 
 
@@ -368,13 +370,13 @@ def shape_of_parts(M: int, N: int, K: int) -> dict:
 
 def add_and_norm(
     x: torch.Tensor,
-    of: Product,
+    layer: Product,
     residual: torch.Tensor,
     norm: NormLayer | None = None,
     overlap: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """layers.add_and_norm of x (..., K) in half precision, up to SIZES[-1] rows of it."""
-    N, K = of.weight.shape
+    N, K = layer.weight.shape
     x = x.contiguous()
     M = x.numel() // K
     shape = shape_of_parts(M, N, K)
@@ -382,8 +384,8 @@ def add_and_norm(
     parts = torch.empty((count, M, N), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         grid = (triton.cdiv(N, shape["BN"]), count)
-        parts_kernel[grid](x, of.weight, parts, M, N, K, **shape, **launch_options(overlap))
-    return summed(parts, of, residual, norm, overlap)
+        parts_kernel[grid](x, layer.weight, parts, M, N, K, **shape, **launch_options(overlap))
+    return summed(parts, layer, residual, norm, overlap)
 
 
 def normed(x, kind: int, gain=None, shift=None, eps=1e-5, overlap: bool = False) -> torch.Tensor:
@@ -391,22 +393,22 @@ def normed(x, kind: int, gain=None, shift=None, eps=1e-5, overlap: bool = False)
     return summed(None, None, x, NormLayer(kind, gain, shift, eps), overlap)[1]
 
 
-def summed(parts, of: Product | None, residual, norm: NormLayer | None, overlap: bool):
+def summed(parts, layer: Product | None, residual, norm: NormLayer | None, overlap: bool):
     """By add_and_norm_kernel: the stream, and its norm where there is one."""
     residual = residual.contiguous()
     N, kind = residual.size(-1), norm.kind if norm else 0
     stream = residual if parts is None else torch.empty_like(residual)
     y = torch.empty_like(residual) if norm else stream
-    layer = of[1:3] if of else (None, None)  # scale and bias
-    affine = (norm.gain, norm.shift) if norm else (None, None)
-    given = [y if t is None else t for t in (parts, *layer, residual, *affine, stream)]
+    scale, bias = (layer.scale, layer.bias) if layer else (None, None)
+    gain, shift = (norm.gain, norm.shift) if norm else (None, None)
+    given = [y if t is None else t for t in (parts, scale, bias, residual, gain, shift, stream)]
     with torch.cuda.device_of(residual):
         NP = triton.next_power_of_2(N)
         add_and_norm_kernel[(residual.numel() // N,)](
             *given, y, residual.numel() // N, N, norm.eps if norm else 0.0,
             PARTS=0 if parts is None else len(parts),
-            SCALE=layer[0] is not None, BIAS=layer[1] is not None, NORM=kind,
-            GAIN=affine[0] is not None, SHIFT=affine[1] is not None,
+            SCALE=scale is not None, BIAS=bias is not None, NORM=kind,
+            GAIN=gain is not None, SHIFT=shift is not None,
             NP=NP, num_warps=min(16, max(1, NP // (32 * ADD))), **launch_options(overlap),
         )  # fmt: skip
     return stream, y if norm else None

@@ -26,7 +26,7 @@ class Graphs:
     """
 
     def __init__(self, device: torch.device):
-        self.kept: OrderedDict[Hashable, CapturedGraph | Again] = OrderedDict()
+        self.kept: OrderedDict[Hashable, CapturedGraph | Uncaptured] = OrderedDict()
         self.captures = device.type == "cuda"
         self.refused = 0
         if self.captures:
@@ -48,8 +48,8 @@ class Graphs:
         if len(self.kept) > MOST:
             self.kept.popitem(last=False)
 
-    def capture(self, function: Callable[[], None]) -> "CapturedGraph | Again":
-        """A graph of `function`, or where none can be had, after one line that says why, itself."""
+    def capture(self, function: Callable[[], None]) -> "CapturedGraph | Uncaptured":
+        """A graph of `function`; where none can be had, its stand-in, after one line why."""
         if self.captures:
             try:
                 return CapturedGraph(function, self.stream, self.pool)
@@ -60,7 +60,7 @@ class Graphs:
                 reason = next(iter(str(first).strip().splitlines()), type(first).__name__)
                 if self.refused == 1:
                     print(f"a step without CUDA graph, slower: {reason}", file=sys.stderr)
-        return Again(function)
+        return Uncaptured(function)
 
 
 class CapturedGraph:
@@ -78,8 +78,8 @@ class CapturedGraph:
         self.replay = graph.replay
 
 
-class Again:
-    """Stands in for a graph where there is none: a replay calls the function again."""
+class Uncaptured:
+    """Stands in for a graph where there is none: a replay calls the function."""
 
     def __init__(self, function: Callable[[], None]):
         self.replay = function

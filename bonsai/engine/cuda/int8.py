@@ -16,16 +16,16 @@ class CudaInt8Linear(FastLinear):
     Few rows go through a kernel that reads the weights as they are. Of many rows, and without
     Triton, they are converted first, which for a few rows takes longer than weights in bfloat16.
 
-    found: kernels for this dtype, where there are any.
+    kernels: those for this dtype, where there are any.
     """
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype, found: Kernels | None = None):
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, kernels: Kernels | None = None):
         super().__init__()
         # no buffers: the scale stays in float32 whatever the model is converted to
         self.q, self.scale = to_int8(linear.weight)
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
-        self.kernels, self.few = found, found.sizes[-1] if found else 0
-        for rows in (1, *found.sizes) if found else ():  # compiled now, not in the first step
+        self.kernels, self.few = kernels, kernels.sizes[-1] if kernels else 0
+        for rows in (1, *kernels.sizes) if kernels else ():  # compiled now, not in the first step
             self.forward(self.scale.new_zeros((rows, self.q.size(1)), dtype=dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from bonsai.engine.cuda import layers
-from bonsai.engine.cuda.graphs import Again, CapturedGraph, on_stream
+from bonsai.engine.cuda.graphs import CapturedGraph, Uncaptured, on_stream
 from bonsai.engine.cuda.layers import Heads, NormLayer, Product
 from bonsai.engine.sampling import noise
 from bonsai.system.hashing import splitmix_tensor
@@ -24,34 +24,39 @@ class Kernels(NamedTuple):
     normed: Callable  # layers.normed
     attend_step: Callable  # layers.attend_step
     draw: Callable  # draw_kernel.draw
-    sizes: tuple[int, ...]  # rows up to which kernels of one shape go, none of more
-    # of those that begin before the one ahead has ended: the same ones, one after another
+    sizes: tuple[int, ...]  # the most rows of each shape of kernel, ascending; more: none takes
+    # if each of these begins before the one ahead has ended: the same, one after another
     in_order: "Kernels | None" = None
 
 
-REPLAYS = 3  # of a graph whose kernels overlap, until it is believed
+REPLAYS = 3  # of a graph whose kernels overlap, before it is trusted
 
 
 @functools.cache
-def kernels() -> Kernels | None:
-    """None, after one line that says why, where there is no Triton, or no compiler for it, or where
-    a draw comes out otherwise. Those that overlap where the device has that, and they give what
-    they give in order."""
+def load_kernels() -> Kernels | None:
+    """The kernels for this GPU, which overlap where it can do that without other numbers. None,
+    after one line that says why, where there is no Triton, or no compiler for it, or where a draw
+    is not what it should be."""
     if not torch.cuda.is_available():
         return None
     device = torch.device("cuda", torch.cuda.current_device())
     try:
-        from bonsai.engine.cuda import block_kernels as found
+        from bonsai.engine.cuda import block_kernels
         from bonsai.engine.cuda.draw_kernel import draw
 
         check_draw(draw, device)
-        of_block = found.product, found.add_and_norm, found.normed, found.attend_step
-        in_order = Kernels(*of_block, draw, found.SIZES)
+        of_block = (
+            block_kernels.product,
+            block_kernels.add_and_norm,
+            block_kernels.normed,
+            block_kernels.attend_step,
+        )
+        in_order = Kernels(*of_block, draw, block_kernels.SIZES)
     except Exception as e:  # Triton has many ways to fail, and plain torch does the same
         refuse(e)
         return None
     overlapping = [functools.partial(function, overlap=True) for function in of_block]
-    overlap = Kernels(*overlapping, draw, found.SIZES, in_order)
+    overlap = Kernels(*overlapping, draw, block_kernels.SIZES, in_order)
     try:
         if can_overlap(device):
             check_products_overlap(overlap, device)
@@ -102,8 +107,8 @@ def check_draw(draw: Callable, device: torch.device) -> None:
     top_k.zero_()
     same(draw(logits, ids, keys, steps), plain_draw(logits, ids, *columns(ints, floats)))
 
-    # of a whole vocabulary, with equal logits in it: of the filters two have their k largest where
-    # keep_kernel does not look first, and one has more of them than it looks at
+    # a whole vocabulary with equal logits: two rows have their k largest in one lane, of which
+    # keep_kernel first looks at three, and one keeps more tokens than it looks at in all lanes
     logits = torch.randn(7, 50000, generator=generator).bfloat16().float().to(device)
     logits[:2, ::4096] = 20
     ids = torch.arange(50000, device=device).expand(7, -1)
@@ -125,45 +130,49 @@ def same(got: torch.Tensor, want: torch.Tensor) -> None:
         raise RuntimeError("a draw is not what it should be")
 
 
-def check_product(found: Kernels, of: Product, dtype: torch.dtype, batch: int) -> None:
-    """Raise RuntimeError where a layer gives other numbers than in plain torch, of as many rows as
-    each shape of its kernels takes. They are compiled by it: no text waits later."""
-    for rows in rows_of(found.sizes, batch):
-        part = of if rows <= found.sizes[0] else of._replace(norm=0)
-        x = random((rows, 1, of.weight.size(1)), of.weight, dtype)
-        compare(f"a product of {rows} rows", found.product(x, part), layers.product(x, part))
+def check_product(kernels: Kernels, layer: Product, dtype: torch.dtype, batch: int) -> None:
+    """Raise RuntimeError where a layer gives other numbers than in plain torch, for each shape of
+    its kernels. This compiles them, too, so that no text waits for it later."""
+    for rows in rows_of(kernels.sizes, batch):
+        part = layer if rows <= kernels.sizes[0] else layer._replace(norm=0)
+        x = random((rows, 1, layer.weight.size(1)), layer.weight, dtype)
+        compare(f"a product of {rows} rows", kernels.product(x, part), layers.product(x, part))
 
 
 def check_sum(
-    found: Kernels, of: Product, norm: NormLayer | None, dtype: torch.dtype, batch: int
+    kernels: Kernels, layer: Product, norm: NormLayer | None, dtype: torch.dtype, batch: int
 ) -> None:
     """As check_product, of a layer that adds to the stream, and of the norm after it."""
-    for rows in rows_of(found.sizes, batch):
-        x, stream = (random((rows, 1, n), of.weight, dtype) for n in reversed(of.weight.shape))
-        if rows <= found.sizes[0]:
-            got, want = found.product(x, of, stream), layers.product(x, of, stream)
+    for rows in rows_of(kernels.sizes, batch):
+        x, stream = (
+            random((rows, 1, n), layer.weight, dtype) for n in reversed(layer.weight.shape)
+        )
+        if rows <= kernels.sizes[0]:
+            got, want = kernels.product(x, layer, stream), layers.product(x, layer, stream)
             compare(f"a sum of {rows} rows", got, want)
             continue
-        got = found.add_and_norm(x, of, stream, norm)
-        for y, want in zip(got, layers.add_and_norm(x, of, stream, norm)):
+        got = kernels.add_and_norm(x, layer, stream, norm)
+        for y, want in zip(got, layers.add_and_norm(x, layer, stream, norm)):
             if want is not None:
                 compare(f"a sum of {rows} rows or its norm", y, want)
 
 
-def check_norm(found: Kernels, norm: NormLayer, width: int, like: torch.Tensor, batch: int) -> None:
+def check_norm(
+    kernels: Kernels, norm: NormLayer, width: int, like: torch.Tensor, batch: int
+) -> None:
     """As check_product, of a norm by itself. like: of its device and dtype."""
-    for rows in rows_of(found.sizes, batch):
+    for rows in rows_of(kernels.sizes, batch):
         x = random((rows, 1, width), like, like.dtype)
-        compare(f"a norm of {rows} rows", found.normed(x, *norm), layers.normed(x, *norm))
+        compare(f"a norm of {rows} rows", kernels.normed(x, *norm), layers.normed(x, *norm))
 
 
 def rows_of(sizes: tuple[int, ...], batch: int) -> list[int]:
-    """How many rows there are, one and at most, to kernels of each shape in steps of a batch."""
+    """Numbers of rows to check: one, and the most that each shape of kernel gets from a batch."""
     return sorted({1, *(min(size, batch) for size in sizes)})
 
 
 def check_attend_step(
-    found: Kernels, heads: Heads, like: torch.Tensor, rope: bool, rows: int = 2
+    kernels: Kernels, heads: Heads, like: torch.Tensor, rope: bool, rows: int = 2
 ) -> None:
     """Raise RuntimeError where a step of attention comes out otherwise than in plain torch, or
     leaves something else in the cache. like: of its device and dtype. rows: 2 or more."""
@@ -174,7 +183,7 @@ def check_attend_step(
     pos = torch.tensor(ends, device=like.device).repeat(rows)[:rows]
     turns = random((2, rows, 1, 1, hs), like, torch.float32) if rope else None
     outcomes = []
-    for attend in (found.attend_step, layers.attend_step):
+    for attend in (kernels.attend_step, layers.attend_step):
         k, v = cache.clone()
         outcomes.append((attend(qkv, k, v, pos, heads, turns), k, v))
     for name, got, want in zip(("attention", "a key in the cache", "a value"), *outcomes):
@@ -192,14 +201,14 @@ def check_overlap(compute: Callable[[], Sequence[torch.Tensor]], device: torch.d
 
     if device.type == "cuda":
         stream = torch.cuda.Stream(device)
-        with on_stream(stream):  # where libraries get ready, too, for which a capture is no time
+        with on_stream(stream):  # libraries get ready on it, too, which they cannot in a capture
             computed()
         want = [x.clone() for x in got]
         graph = CapturedGraph(computed, stream, torch.cuda.graph_pool_handle())
     else:
         computed()
         want = [x.clone() for x in got]
-        graph = Again(computed)
+        graph = Uncaptured(computed)
     for _ in range(REPLAYS):
         graph.replay()
         # as integers: what is no number is the same, too
@@ -211,15 +220,15 @@ def bits(x: torch.Tensor) -> torch.Tensor:
     return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
 
 
-def check_products_overlap(found: Kernels, device: torch.device) -> None:
+def check_products_overlap(kernels: Kernels, device: torch.device) -> None:
     """As check_overlap, before anything is built on it: products of products, of one row."""
     weight = random((256, 256), torch.empty(0, device=device), torch.bfloat16) / 16
-    of, x = Product(weight, None, None), random((1, 1, 256), weight, torch.bfloat16)
+    layer, x = Product(weight, None, None), random((1, 1, 256), weight, torch.bfloat16)
 
     def compute() -> list[torch.Tensor]:
         y = x.clone()
         for _ in range(8):
-            y = found.product(y, of)
+            y = kernels.product(y, layer)
         return [y]
 
     check_overlap(compute, device)

@@ -58,19 +58,21 @@ def normed(x: torch.Tensor, kind: int, gain=None, shift=None, eps: float = 1e-5)
     return F.rms_norm(x, x.shape[-1:], gain, eps) if kind == RMS else x
 
 
-def product(x: torch.Tensor, of: Product, residual: torch.Tensor | None = None) -> torch.Tensor:
+def product(x: torch.Tensor, layer: Product, residual: torch.Tensor | None = None) -> torch.Tensor:
     """x (..., K) -> the layer's y (..., N) as x, to which the residual (..., N) is added."""
-    y = F.linear(normed(x, of.norm, of.gain, of.shift, of.eps).float(), of.weight.float())
-    y = y if of.scale is None else y * of.scale
-    y = (y if of.bias is None else y + of.bias).to(x.dtype)
-    y = ACTIVATIONS[of.activation](y) if of.activation else y
+    y = F.linear(
+        normed(x, layer.norm, layer.gain, layer.shift, layer.eps).float(), layer.weight.float()
+    )
+    y = y if layer.scale is None else y * layer.scale
+    y = (y if layer.bias is None else y + layer.bias).to(x.dtype)
+    y = ACTIVATIONS[layer.activation](y) if layer.activation else y
     return y if residual is None else y + residual
 
 
-def add_and_norm(x, of: Product, residual, norm: NormLayer | None = None):
+def add_and_norm(x, layer: Product, residual, norm: NormLayer | None = None):
     """x (..., K) -> the stream, which is the residual (..., N) with the layer's y added, and the
     norm of the stream; None without one."""
-    stream = product(x, of, residual)
+    stream = product(x, layer, residual)
     return stream, None if norm is None else normed(stream, *norm)
 
 

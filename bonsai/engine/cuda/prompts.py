@@ -16,7 +16,7 @@ from bonsai.engine.prefixes import Prefixes
 from bonsai.models.cache import KVCache
 
 PROMPT, STRIDE = 32, 256  # tokens, see `padded`
-LEAST = 32  # tokens in common from which on what is known of a prompt saves more than it costs
+LEAST = 32  # tokens in common from which on it pays to copy what is known of a prompt
 LONGEST = 2048  # tokens that a graph reads, of all its prompts together
 
 
@@ -24,7 +24,7 @@ LONGEST = 2048  # tokens that a graph reads, of all its prompts together
 class Unread:
     """Where a prompt goes."""
 
-    slots: list[int]  # several: of answers to the same prompt
+    slots: list[int]  # one for each answer to it
     keep: bool  # another answer to it waits for a slot, see Prefixes.store
 
 
@@ -42,13 +42,13 @@ class Prompts:
         self.unread: dict[tuple[int, ...], Unread] = {}  # in the order of their last slots
         self.longest = min(cache.length, LONGEST)  # prompt that a graph reads
         rows = min(len(cache.lengths), -(-LONGEST // self.longest))
-        # what graphs read, and where: rows of whatever size, one after another in the same memory
-        self.desk = model.new_cache(rows, self.longest, cache.k.dtype)
+        # graphs read `ids` into `staging`: rows of any size, one after another in the same memory
+        self.staging = model.new_cache(rows, self.longest, cache.k.dtype)
         most = min(rows * self.longest, LONGEST)
         self.ids = torch.zeros(most, dtype=torch.int64, device=cache.k.device)
 
     def add(self, slot: int, tokens: tuple[int, ...], keep: bool) -> None:
-        """Tokens, at least one, go into an empty slot. keep: as Prefixes.store."""
+        """Have tokens, at least one, read into an empty slot. keep: as Prefixes.store."""
         if tokens in self.unread:
             slots = self.unread.pop(tokens).slots
             self.unread[tokens] = Unread([*slots, slot], keep)
@@ -63,7 +63,7 @@ class Prompts:
         if not known and len(tokens) <= self.longest:
             self.unread[tokens] = Unread([slot], keep)
             return
-        # a long one takes the device longer than the launches
+        # too long for a graph, or partly known: read by itself, as its launches hardly count
         self.read()  # prefixes get prompts in the order in which they came
         prefill(self.model, torch.tensor([tokens[known:]], device=self.ids.device), row)
         self.remember(slot, tokens, keep)
@@ -87,24 +87,24 @@ class Prompts:
                 for row, tokens in enumerate(some):
                     for slot in unread[tokens].slots:
                         self.cache.copy_row(slot, done, row, len(tokens))
-        for tokens, of in unread.items():
-            self.remember(of.slots[0], tokens, of.keep)
+        for tokens, to in unread.items():
+            self.remember(to.slots[0], tokens, to.keep)
 
     def read_together(self, size: int, prompts: Sequence[tuple[int, ...]]) -> KVCache:
-        """Prompts of up to `size` tokens, each a row of the cache that is returned. A graph reads
-        more than they are, rows and tokens: they do not see what comes after them."""
+        """Read prompts of up to `size` tokens; each is a row of the cache that is returned. Rows
+        and tokens are padded to the graph's; a prompt does not see what comes after it."""
         rows = power_of_two(len(prompts), 1, len(self.ids) // size)
         ids = torch.zeros((rows, size), dtype=torch.int64)
         for row, tokens in zip(ids, prompts):
             row[: len(tokens)] = torch.tensor(tokens)
         self.ids[: rows * size].copy_(ids.flatten(), non_blocking=True)
         self.graphs.run(("prompts", rows, size), lambda: self.compute(rows, size))
-        return self.desk.reshaped(rows, size)
+        return self.staging.reshaped(rows, size)
 
     def compute(self, rows: int, size: int) -> None:
         """The first tokens of `ids`, as rows of this size, go through the model."""
         ids = self.ids[: rows * size].view(rows, size)
-        self.model(ids, cache=self.desk.reshaped(rows, size))
+        self.model(ids, cache=self.staging.reshaped(rows, size))
 
     def remember(self, slot: int, tokens: tuple[int, ...], keep: bool) -> None:
         """A prompt is in its slot: later ones may begin like it."""
@@ -113,6 +113,6 @@ class Prompts:
 
 
 def padded(n: int) -> int:
-    """How many tokens are read for a prompt of n: a power of two, from STRIDE on a multiple of it,
-    as from there on it is the tokens that take the time."""
+    """How many tokens a graph reads for a prompt of n: a power of two, or above STRIDE a multiple
+    of STRIDE, as there it is the tokens that take the time."""
     return power_of_two(n, PROMPT, STRIDE) if n <= STRIDE else -(-n // STRIDE) * STRIDE

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from bonsai.engine.cuda.kernels import Kernels, kernels
+from bonsai.engine.cuda.kernels import Kernels, load_kernels
 from bonsai.engine.sampling import Row, SamplingParams, Score, noise
 from bonsai.system.hashing import signed, splitmix_tensor
 
 INTS = ("pos", "step", "key", "top_k", "limit", "greedy")
 FLOATS = ("temperature", "top_p", "log_min_p", "repetition", "presence", "frequency")
-NEUTRAL = SamplingParams(temperature=0)  # of a row that nobody waits for
+NEUTRAL = SamplingParams(temperature=0)  # of a slot without a request
 
 
 class Draw(NamedTuple):
@@ -106,7 +106,7 @@ class Rows:
         p, V = row.params, self.vocab_size
         hot = p.temperature > 0
         ints = [pos, len(row.tokens), signed(row.key), top_k_of(p, V), limit_of(p, V), not hot]
-        # what is neutral where others have the setting
+        # a setting that this row does not use has its neutral value: others may use it
         floats = [max(p.temperature, 1e-6) if hot else 1.0, p.top_p if p.top_p < 1 else inf]
         floats += [log(p.min_p) if p.min_p > 0 else -inf, p.repetition_penalty]
         floats += [p.presence_penalty, p.frequency_penalty]
@@ -173,13 +173,13 @@ def next_tokens(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
     logits = within_limit(logits, rows, draw)
     if not draw.random:
         return logits.argmax(dim=-1)
-    found = kernels() if logits.is_cuda else None
-    if found and not draw.top_p:  # for which a row has to be sorted
+    kernels = load_kernels() if logits.is_cuda else None
+    if kernels and not draw.top_p:  # for which a row has to be sorted
         filters = (rows.top_k[:n], rows.log_min_p[:n]) if draw.filters else ()
         of_rows = rows.key[:n], rows.step[:n], rows.temperature[:n]
-        drawn = found.draw(logits, None, *of_rows, *filters)
+        drawn = kernels.draw(logits, None, *of_rows, *filters)
     else:
-        drawn = drawn_from(*candidates(logits, rows, draw), rows, found)
+        drawn = drawn_from(*candidates(logits, rows, draw), rows, kernels)
     if draw.greedy:
         drawn = torch.where(rows.greedy[:n] == 1, logits.argmax(dim=-1), drawn)
     return drawn
@@ -233,12 +233,12 @@ def candidates(logits: torch.Tensor, rows: Rows, draw: Draw):
     return logits, ids
 
 
-def drawn_from(kept: torch.Tensor, ids, rows: Rows, found: Kernels | None) -> torch.Tensor:
+def drawn_from(kept: torch.Tensor, ids, rows: Rows, kernels: Kernels | None) -> torch.Tensor:
     """What `candidates` gives -> tokens (n,) of the first rows, as sampling.py's `draw`: argmax of
     the logits and the noise of (key, step, id)."""
     keys, steps = rows.key[: len(kept)], rows.step[: len(kept)]
-    if found:
-        return found.draw(kept, ids, keys, steps)
+    if kernels:
+        return kernels.draw(kept, ids, keys, steps)
     places = torch.arange(kept.size(1), device=kept.device) if ids is None else ids
     best = kept + noise(splitmix_tensor(keys, steps)[:, None], places)
     best = best.argmax(-1, keepdim=True)

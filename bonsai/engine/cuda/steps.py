@@ -30,7 +30,7 @@ class Flight:
     rows: list[Row | None]  # by slot; None: nobody waits for its tokens any more
     tokens: torch.Tensor  # (steps, B), on the host once `done`
     scores: torch.Tensor | None  # (steps, B, 1 + 2 k), see packed_scores
-    done: torch.cuda.Event | None  # None: they are there
+    done: torch.cuda.Event | None  # None: tokens and scores are there already
 
     def drop(self, row: Row) -> None:
         """Nobody waits for the tokens of this row."""
@@ -52,7 +52,7 @@ class Flight:
 
 
 class CapturedSteps:
-    """Steps of the first rows of a cache of keys and values.
+    """Steps of the first rows of a cache of keys and values, for a model prepared for inference.
 
     On a CPU the same functions are called again instead of replayed, to test all but the capture.
     """
@@ -76,7 +76,7 @@ class CapturedSteps:
     def of(cls, model: torch.nn.Module, batch: int, length: int) -> "CapturedSteps | None":
         """With a cache of their own for at least `length` tokens; None for a model whose cache
         knows no steps of fixed shapes: it is decoded without."""
-        length = -(-length // phases.SHORTEST) * phases.SHORTEST  # addresses that kernels like
+        length = -(-length // phases.SHORTEST) * phases.SHORTEST  # rows begin at aligned addresses
         cache = new_cache(model, batch, min(length, model.config.block_size))
         return cls(model, cache) if isinstance(cache, KVCache) else None
 
@@ -132,7 +132,7 @@ class CapturedSteps:
         self.rows.take(tokens, draw)
 
     def run(self, rows: Sequence[Row], length: int, steps: int) -> Iterator[list[int]]:
-        """The next tokens of rows of which each has `length` tokens in the cache, step by step."""
+        """The next tokens of rows that have `length` tokens each in the cache, step by step."""
         for slot, row in enumerate(rows):
             self.put(slot, row, length)
         flight = None

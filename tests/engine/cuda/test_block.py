@@ -147,9 +147,9 @@ class Late:
 
     def __init__(self, name: str, monkeypatch):
         self.function, self.replays = getattr(layers, name), False
-        monkeypatch.setattr(kernels_module, "Again", self.again)
+        monkeypatch.setattr(kernels_module, "Uncaptured", self.uncaptured)
 
-    def again(self, function):
+    def uncaptured(self, function):
         def replay():
             self.replays = True
             function()

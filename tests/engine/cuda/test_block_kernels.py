@@ -26,7 +26,7 @@ def close(got, want, at_most=2e-3):
     assert (got.float() - want.float()).abs().max() < at_most * want.float().abs().max()
 
 
-def layer(N: int, K: int, int8=False, bias=True, **more) -> Product:
+def random_layer(N: int, K: int, int8=False, bias=True, **more) -> Product:
     weight, scale = torch.randn(N, K).half(), None
     if int8:
         weight, scale = torch.randint(-127, 128, (N, K), dtype=torch.int8), torch.rand(N) / 64
@@ -41,8 +41,8 @@ def layer(N: int, K: int, int8=False, bias=True, **more) -> Product:
 def test_a_product(kernels, M, N, K, int8):
     x = torch.randn(M, 1, K).half()
     for bias in (True, False):
-        of = layer(N, K, int8, bias)
-        close(kernels.product(x, of), layers.product(x, of))
+        layer = random_layer(N, K, int8, bias)
+        close(kernels.product(x, layer), layers.product(x, layer))
 
 
 @pytest.mark.parametrize("M", [1, 4])
@@ -50,20 +50,20 @@ def test_a_product(kernels, M, N, K, int8):
 @pytest.mark.parametrize("without", [(), ("shift",), ("gain", "shift")])
 def test_a_norm_before_it(kernels, M, norm, without):
     x = 3 + torch.randn(M, 1, 72).half()
-    of = layer(40, 72, norm=norm, **dict.fromkeys(without))
-    of = of._replace(shift=None) if norm == RMS else of
-    close(kernels.product(x, of), layers.product(x, of), 4e-3)
+    layer = random_layer(40, 72, norm=norm, **dict.fromkeys(without))
+    layer = layer._replace(shift=None) if norm == RMS else layer
+    close(kernels.product(x, layer), layers.product(x, layer), 4e-3)
 
 
 @pytest.mark.parametrize("M", [1, 5])
 @pytest.mark.parametrize("activation", FOLLOWS)
 def test_an_activation_and_the_stream_behind_it(kernels, M, activation):
     for int8, bias in ((False, True), (True, False), (True, True)):
-        of = layer(80, 64, int8, bias, activation=activation)
+        layer = random_layer(80, 64, int8, bias, activation=activation)
         x, residual = torch.randn(M, 1, 64).half(), torch.randn(M, 1, 80).half()
         residual = residual[..., :40].contiguous() if activation == "swiglu" else residual
         given = (residual,) if M <= kernels.ALONE else ()
-        close(kernels.product(x / 4, of, *given), layers.product(x / 4, of, *given), 4e-3)
+        close(kernels.product(x / 4, layer, *given), layers.product(x / 4, layer, *given), 4e-3)
 
 
 @pytest.mark.parametrize("M", [5, 40])
@@ -75,10 +75,10 @@ def test_a_sum_and_its_norm(kernels, M, N, K):
     norms = [None, NormLayer(LAYER, torch.randn(N).half(), torch.randn(N).half())]
     norms += [NormLayer(LAYER), NormLayer(LAYER, norms[1].gain), NormLayer(RMS, norms[1].gain)]
     for i, norm in enumerate(norms):
-        of = layer(N, K, int8=i % 2 == 1, bias=i % 3 == 0)
+        layer = random_layer(N, K, int8=i % 2 == 1, bias=i % 3 == 0)
         x, stream = torch.randn(M, 1, K).half() / 8, 2 + torch.randn(M, 1, N).half()
         before = stream.clone()
-        got, want = (f(x, of, stream, norm) for f in (kernels.add_and_norm, layers.add_and_norm))
+        got, want = (f(x, layer, stream, norm) for f in (kernels.add_and_norm, layers.add_and_norm))
         close(got[0], want[0])
         assert torch.equal(stream, before)  # others may read it
         assert (got[1] is None) == (norm is None)
@@ -189,34 +189,34 @@ OVERLAP = {"overlap": True}
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 @pytest.mark.parametrize("M", [2, 9, 40])
 def test_products_read_weights_and_wait(kernels, accesses, M, activation, int8):
-    of = layer(70, 200, int8, norm=LAYER, activation=activation)
-    of = of if M <= kernels.ALONE else of._replace(norm=0)
+    layer = random_layer(70, 200, int8, norm=LAYER, activation=activation)
+    layer = layer if M <= kernels.ALONE else layer._replace(norm=0)
     x = torch.randn(M, 1, 200).half()
-    got = kernels.product(x, of, **OVERLAP)
-    accesses.check(list(of[:3]) + [of.gain, of.shift], prefetches=M > kernels.ALONE)
-    assert torch.equal(got, kernels.product(x, of))
+    got = kernels.product(x, layer, **OVERLAP)
+    accesses.check(list(layer[:3]) + [layer.gain, layer.shift], prefetches=M > kernels.ALONE)
+    assert torch.equal(got, kernels.product(x, layer))
     accesses.begin()
     if M <= kernels.ALONE:
-        of, residual = layer(70, 200, int8), torch.randn(M, 1, 70).half()
-        got = kernels.product(x, of, residual, **OVERLAP)
-        accesses.check(list(of[:3]), prefetches=False)
-        assert torch.equal(got, kernels.product(x, of, residual))
+        layer, residual = random_layer(70, 200, int8), torch.randn(M, 1, 70).half()
+        got = kernels.product(x, layer, residual, **OVERLAP)
+        accesses.check(list(layer[:3]), prefetches=False)
+        assert torch.equal(got, kernels.product(x, layer, residual))
 
 
 @pytest.mark.parametrize("int8", [True, False])
 @pytest.mark.parametrize("M", [9, 40])
 def test_sums_read_weights_and_wait(kernels, accesses, M, int8):
-    of, stream = layer(72, 520, int8), torch.randn(M, 1, 72).half()
+    layer, stream = random_layer(72, 520, int8), torch.randn(M, 1, 72).half()
     x = torch.randn(M, 1, 520).half() / 8
     norm = NormLayer(LAYER, torch.randn(72).half(), torch.randn(72).half())
-    got = kernels.add_and_norm(x, of, stream, norm, **OVERLAP)
+    got = kernels.add_and_norm(x, layer, stream, norm, **OVERLAP)
     programs, accesses.programs = accesses.programs, []
     shape = kernels.shape_of_parts(M, 72, 520)
     count = -(-520 // shape["SIZE"]) * -(-72 // shape["BN"])
     for part, prefetches in ((programs[:count], True), (programs[count:], False)):
         accesses.programs = part
-        accesses.check([of.weight, of.scale, of.bias, norm.gain, norm.shift], prefetches)
-    assert all(map(torch.equal, got, kernels.add_and_norm(x, of, stream, norm)))
+        accesses.check([layer.weight, layer.scale, layer.bias, norm.gain, norm.shift], prefetches)
+    assert all(map(torch.equal, got, kernels.add_and_norm(x, layer, stream, norm)))
     accesses.begin()
     kernels.normed(stream, *norm, **OVERLAP)
     accesses.check([norm.gain, norm.shift], prefetches=False)
@@ -239,11 +239,11 @@ def test_attention_waits_before_all_else(kernels, accesses):
 
 def test_the_first_read_of_something_else_is_found(kernels, accesses):
     """Of the checks above: they fail where an input is taken for a weight, or nobody waits."""
-    of, x = layer(70, 200), torch.randn(9, 1, 200).half()
-    kernels.product(x, of, **OVERLAP)
+    layer, x = random_layer(70, 200), torch.randn(9, 1, 200).half()
+    kernels.product(x, layer, **OVERLAP)
     with pytest.raises(AssertionError):
-        accesses.check([of.weight], prefetches=True)  # the bias is not named
+        accesses.check([layer.weight], prefetches=True)  # the bias is not named
     accesses.begin()
-    kernels.product(x, of)
+    kernels.product(x, layer)
     with pytest.raises(ValueError, match="gdc_wait"):
-        accesses.check([of.weight, of.bias], prefetches=False)
+        accesses.check([layer.weight, layer.bias], prefetches=False)

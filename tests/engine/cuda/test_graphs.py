@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bonsai.engine.cuda import graphs
-from bonsai.engine.cuda.graphs import Again, Graphs
+from bonsai.engine.cuda.graphs import Graphs, Uncaptured
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_without_cuda_a_replay_calls_the_function_again():
     made, x = Graphs(torch.device("cpu")), torch.zeros(2)
     for _ in range(3):
         made.run("add", lambda: x.add_(1))
-    assert x.tolist() == [3, 3] and isinstance(made.kept["add"], Again)
+    assert x.tolist() == [3, 3] and isinstance(made.kept["add"], Uncaptured)
 
 
 def test_each_key_is_captured_once(made):

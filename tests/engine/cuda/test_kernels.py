@@ -29,13 +29,13 @@ def draw(logits, ids, keys, steps, temperature=None, top_k=None, log_min_p=None)
     return torch.tensor(tokens)
 
 
-def found(**others) -> Kernels:
+def kernels_with(**others) -> Kernels:
     names = ("product", "add_and_norm", "normed", "attend_step")
     plain = {name: getattr(layers, name) for name in names}
     return Kernels(**{**plain, **others}, draw=draw, sizes=(4, 10, 20))
 
 
-OF = Product(
+UP = Product(
     torch.randn(40, 24),
     None,
     torch.randn(40),
@@ -48,68 +48,71 @@ OF = Product(
 HEADS, LIKE = Heads(4, 2, 16, 0.3, 200, LAYER, 1e-5), torch.empty(0)
 
 
-DOWN, NORM = OF._replace(norm=0, activation=""), NormLayer(LAYER, torch.randn(40))
+DOWN, NORM = UP._replace(norm=0, activation=""), NormLayer(LAYER, torch.randn(40))
 
 
 def test_kernels_that_compute_the_same_pass():
     module.check_draw(draw, torch.device("cpu"))
-    for of in (OF, OF._replace(activation="swiglu"), OF._replace(scale=torch.rand(40))):
-        module.check_product(found(), of, torch.float32, 64)
-    for of in (DOWN, DOWN._replace(scale=torch.rand(40), bias=None)):
+    for layer in (UP, UP._replace(activation="swiglu"), UP._replace(scale=torch.rand(40))):
+        module.check_product(kernels_with(), layer, torch.float32, 64)
+    for layer in (DOWN, DOWN._replace(scale=torch.rand(40), bias=None)):
         for norm in (NORM, None):
-            module.check_sum(found(), of, norm, torch.float32, 64)
+            module.check_sum(kernels_with(), layer, norm, torch.float32, 64)
     for norm in (NORM, NormLayer(RMS)):
-        module.check_norm(found(), norm, 40, LIKE, 64)
+        module.check_norm(kernels_with(), norm, 40, LIKE, 64)
     for rope in (True, False):
         for rows in (2, 5):
-            module.check_attend_step(found(), HEADS, LIKE, rope, rows)
+            module.check_attend_step(kernels_with(), HEADS, LIKE, rope, rows)
 
 
-def many(x, of):  # wrong for many rows alone
-    return layers.product(x, of) * (1.1 if len(x) > 4 else 1)
+def many(x, layer):  # wrong for many rows alone
+    return layers.product(x, layer) * (1.1 if len(x) > 4 else 1)
 
 
 @pytest.mark.parametrize(
     "product, says",
     [
-        (lambda x, of: torch.nan * layers.product(x, of), "off by nan"),
-        (lambda x, of: layers.product(x, of._replace(bias=None)), "of 1 rows is off by"),
-        (lambda x, of: layers.product(x, of._replace(activation="")), "is off by"),
+        (lambda x, layer: torch.nan * layers.product(x, layer), "off by nan"),
+        (lambda x, layer: layers.product(x, layer._replace(bias=None)), "of 1 rows is off by"),
+        (lambda x, layer: layers.product(x, layer._replace(activation="")), "is off by"),
         (many, "of 10 rows is off by"),
     ],
 )
 def test_wrong_products_are_refused(product, says):
     with pytest.raises(RuntimeError, match=says):
-        module.check_product(found(product=product), OF, torch.float32, 64)
+        module.check_product(kernels_with(product=product), UP, torch.float32, 64)
 
 
-def forgets_the_stream(x, of, residual, norm=None):
-    stream = layers.product(x, of)
+def forgets_the_stream(x, layer, residual, norm=None):
+    stream = layers.product(x, layer)
     return stream, layers.normed(stream, *norm)
 
 
-def forgets_the_norm(x, of, residual, norm=None):
-    stream = layers.product(x, of, residual)
+def forgets_the_norm(x, layer, residual, norm=None):
+    stream = layers.product(x, layer, residual)
     return stream, stream
 
 
 @pytest.mark.parametrize(
     "function, says",
     [
-        ({"product": lambda x, of, residual: layers.product(x, of)}, "a sum of 1 rows is off by"),
+        (
+            {"product": lambda x, layer, residual: layers.product(x, layer)},
+            "a sum of 1 rows is off by",
+        ),
         ({"add_and_norm": forgets_the_stream}, "a sum of 10 rows or its norm is off by"),
         ({"add_and_norm": forgets_the_norm}, "a sum of 10 rows or its norm is off by"),
     ],
 )
 def test_wrong_sums_are_refused(function, says):
     with pytest.raises(RuntimeError, match=says):
-        module.check_sum(found(**function), DOWN, NORM, torch.float32, 64)
+        module.check_sum(kernels_with(**function), DOWN, NORM, torch.float32, 64)
 
 
 def test_wrong_norms_are_refused():
     for wrong in (lambda x, kind, *given: x, lambda x, *given: layers.normed(x, RMS)):
         with pytest.raises(RuntimeError, match="a norm of 1 rows is off by"):
-            module.check_norm(found(normed=wrong), NORM, 40, LIKE, 64)
+            module.check_norm(kernels_with(normed=wrong), NORM, 40, LIKE, 64)
 
 
 def test_as_many_rows_are_checked_as_there_may_be():
@@ -120,9 +123,9 @@ def test_as_many_rows_are_checked_as_there_may_be():
             return lambda *given: (seen.append(len(given[0])), function(*given))[1]
 
         every = ("product", "add_and_norm", "normed")
-        kernels = found(**{name: noting(getattr(layers, name)) for name in every})
+        kernels = kernels_with(**{name: noting(getattr(layers, name)) for name in every})
         for check, about in (
-            (module.check_product, (OF, torch.float32)),
+            (module.check_product, (UP, torch.float32)),
             (module.check_sum, (DOWN, NORM, torch.float32)),
             (module.check_norm, (NORM, 40, LIKE)),
         ):
@@ -150,7 +153,7 @@ def forgets(qkv, k, v, *given):  # the new key does not go into the cache
 )
 def test_wrong_attention_is_refused(attend, says):
     with pytest.raises(RuntimeError, match=says):
-        module.check_attend_step(found(attend_step=attend), HEADS, LIKE, True)
+        module.check_attend_step(kernels_with(attend_step=attend), HEADS, LIKE, True)
 
 
 @pytest.mark.parametrize(
@@ -188,17 +191,17 @@ def test_a_replay_has_to_give_the_same_bits():
 def test_products_of_products_are_replayed():
     seen = []
 
-    def product(x, of):
+    def product(x, layer):
         seen.append(x)
-        return layers.product(x, of)
+        return layers.product(x, layer)
 
-    module.check_products_overlap(found(product=product), torch.device("cpu"))
+    module.check_products_overlap(kernels_with(product=product), torch.device("cpu"))
     chain = 8
     assert len(seen) == chain * (1 + module.REPLAYS)
     assert len({x.data_ptr() for x in seen[:2]}) == 2 and not torch.equal(seen[0], seen[1])
     late = iter(range(1000))  # something else each time
     with pytest.raises(RuntimeError, match="something else"):
-        wrong = found(product=lambda x, of: layers.product(x, of) + next(late))
+        wrong = kernels_with(product=lambda x, layer: layers.product(x, layer) + next(late))
         module.check_products_overlap(wrong, torch.device("cpu"))
 
 
@@ -213,9 +216,9 @@ def gpu(monkeypatch):
         monkeypatch.setitem(module.sys.modules, f"bonsai.engine.cuda.{name}", fake)
         monkeypatch.setattr(f"bonsai.engine.cuda.{name}", fake, raising=False)
     monkeypatch.setattr(module, "check_draw", lambda *given: None)
-    module.kernels.cache_clear()
+    module.load_kernels.cache_clear()
     yield
-    module.kernels.cache_clear()
+    module.load_kernels.cache_clear()
 
 
 @pytest.mark.parametrize("how", ["can", "cannot", "asking fails", "is wrong"])
@@ -229,8 +232,8 @@ def test_kernels_overlap_where_that_is_right(gpu, how, monkeypatch, capsys):
     monkeypatch.setattr(
         module, "check_products_overlap", fail if how == "is wrong" else lambda *given: None
     )
-    got = module.kernels()
-    assert got is module.kernels() and got.sizes == (4, 10, 20) and got.draw is draw
+    got = module.load_kernels()
+    assert got is module.load_kernels() and got.sizes == (4, 10, 20) and got.draw is draw
     said = capsys.readouterr().err
     if how == "can":
         assert all(f.keywords == {"overlap": True} for f in got[:4]) and said == ""
@@ -269,9 +272,10 @@ def test_where_there_are_none_it_is_said_once(gpu, monkeypatch, capsys):
         raise RuntimeError("failed to find a C compiler\nand more")
 
     monkeypatch.setattr(module, "check_draw", fail)
-    assert module.kernels() is None and module.kernels() is None
+    assert module.load_kernels() is None and module.load_kernels() is None
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "slower: failed to find a C compiler" in said
-    module.kernels.cache_clear()
+    module.load_kernels.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert module.kernels() is None and capsys.readouterr().err == ""  # no GPU: nothing is missed
+    assert module.load_kernels() is None
+    assert capsys.readouterr().err == ""  # no GPU: nothing is missed

@@ -18,10 +18,12 @@ def test_a_product(activation):
     want = linear(norm(x))
     want = ACTIVATIONS[activation](want) if activation else want
     residual = torch.randn_like(want)
-    of = Product(linear.weight, None, linear.bias, LAYER, norm.weight, norm.bias, 1e-5, activation)
-    torch.testing.assert_close(layers.product(x, of, residual), want + residual)
+    layer = Product(
+        linear.weight, None, linear.bias, LAYER, norm.weight, norm.bias, 1e-5, activation
+    )
+    torch.testing.assert_close(layers.product(x, layer, residual), want + residual)
     scale = torch.rand(20)
-    eighth = of._replace(weight=(linear.weight / scale[:, None]), scale=scale)
+    eighth = layer._replace(weight=(linear.weight / scale[:, None]), scale=scale)
     torch.testing.assert_close(layers.product(x, eighth), want, atol=1e-5, rtol=1e-5)
 
 
@@ -29,12 +31,14 @@ def test_a_product(activation):
 def test_a_sum_and_its_norm():
     torch.manual_seed(0)
     linear, norm, x = nn.Linear(12, 20), nn.LayerNorm(20), torch.randn(3, 1, 12)
-    stream, of = torch.randn(3, 1, 20), Product(linear.weight, None, linear.bias)
+    stream, layer = torch.randn(3, 1, 20), Product(linear.weight, None, linear.bias)
     want = stream + linear(x)
-    found = layers.add_and_norm(x, of, stream, NormLayer(LAYER, norm.weight, norm.bias, norm.eps))
+    found = layers.add_and_norm(
+        x, layer, stream, NormLayer(LAYER, norm.weight, norm.bias, norm.eps)
+    )
     torch.testing.assert_close(found, (want, norm(want)))
-    torch.testing.assert_close(layers.add_and_norm(x, of, stream)[0], want)
-    assert layers.add_and_norm(x, of, stream)[1] is None
+    torch.testing.assert_close(layers.add_and_norm(x, layer, stream)[0], want)
+    assert layers.add_and_norm(x, layer, stream)[1] is None
 
 
 @pytest.mark.parametrize("window", [0, 4])

@@ -84,12 +84,12 @@ def test_prompts_of_a_size_share_a_graph(model, read):
 
 def test_one_memory_for_all_sizes(model):
     for max_batch, length, tokens in ((1, 48, 48), (9, 48, 96), (9, 10, 70), (2, 10, 20)):
-        desk = (of := Engine(model, max_batch, length, capture=True).prompts).desk
-        assert len(desk.lengths) * desk.length == tokens >= len(of.ids)
-        assert len(of.ids) == min(tokens, prompts.LONGEST)
-        for size in (4, 8, of.longest):
-            part = desk.reshaped(len(of.ids) // size, size)
-            assert part.k.data_ptr() == desk.k.data_ptr()
+        staging = (reader := Engine(model, max_batch, length, capture=True).prompts).staging
+        assert len(staging.lengths) * staging.length == tokens >= len(reader.ids)
+        assert len(reader.ids) == min(tokens, prompts.LONGEST)
+        for size in (4, 8, reader.longest):
+            part = staging.reshaped(len(reader.ids) // size, size)
+            assert part.k.data_ptr() == staging.k.data_ptr()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -256,15 +256,15 @@ def test_a_step_that_failed_leaves_nothing_to_read(model, read, monkeypatch):
 def test_reading_looks_at_no_number(variant):
     """Nor does what it does depend on which tokens they are, nor on how many slots they go into."""
     model = copy.deepcopy(tiny(block_size=48, **VARIANTS[variant])).to("meta")
-    of = Prompts(model, model.new_cache(4, 48), Prefixes(0), Graphs(torch.device("meta")))
+    reader = Prompts(model, model.new_cache(4, 48), Prefixes(0), Graphs(torch.device("meta")))
     logs = []
     for lengths in ((16, 9), (12, 13, 15), (5,)):
         for slot, length in enumerate(lengths):
-            of.add(slot, tuple(prompt(length, slot)), keep=False)
+            reader.add(slot, tuple(prompt(length, slot)), keep=False)
         with Log() as log:
-            of.compute(4, 16)
+            reader.compute(4, 16)
         logs.append(log.operations)
-        of.read()
+        reader.read()
     assert logs[0] == logs[1] == logs[2] and len(logs[0]) > 30
     # a list as an index becomes a tensor on the host, which a capture may not copy; no mode sees it
     assert not [name for name, _ in logs[0] if name.startswith("aten.index.")]
@@ -274,9 +274,14 @@ def test_reading_looks_at_no_number(variant):
 def test_replays_find_everything_where_it_was(model):
     """A replay reads and writes addresses: no prompt may give a buffer another."""
     cache = model.new_cache(4, 48)
-    of = Prompts(model, cache, Prefixes(0), Graphs(torch.device("cpu")))
-    before = [x.data_ptr() for x in (of.ids, of.desk.k, of.desk.v, cache.k, cache.v)]
+    reader = Prompts(model, cache, Prefixes(0), Graphs(torch.device("cpu")))
+    caches = (reader.staging, cache)
+
+    def addresses() -> list[int]:
+        return [x.data_ptr() for x in (reader.ids, *(x for c in caches for x in (c.k, c.v)))]
+
+    before = addresses()
     for slot in range(4):
-        of.add(slot, tuple(prompt(8, slot)), keep=False)
-    of.read()
-    assert [x.data_ptr() for x in (of.ids, of.desk.k, of.desk.v, cache.k, cache.v)] == before
+        reader.add(slot, tuple(prompt(8, slot)), keep=False)
+    reader.read()
+    assert addresses() == before and reader.staging is caches[0]
