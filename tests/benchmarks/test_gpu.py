@@ -34,7 +34,7 @@ from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.cpu.weights import prepare as prepare_weights
 from bonsai.engine.cuda.block import StepBlock
-from bonsai.engine.cuda.kernels import can_overlap, kernels
+from bonsai.engine.cuda.kernels import can_overlap, load_kernels
 from bonsai.evaluation.loss import split_loss
 from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import write_json
@@ -400,7 +400,7 @@ def test_kernels_of_decoding(device):
     """Triton's kernels compile here and compute what plain torch does, for blocks of all kinds."""
     if not device.startswith("cuda"):
         raise SkipTest("needs CUDA")
-    assert kernels(), "no Triton kernels: the line on stderr says why"
+    assert load_kernels(), "no Triton kernels: the line on stderr says why"
     kinds = {
         "classic": dict(n_layer=2),
         "recipe": dict(n_layer=2, **{k: getattr(recipe, k) for k in RECIPE}),
