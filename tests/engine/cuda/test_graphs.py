@@ -1,6 +1,8 @@
 """bonsai/engine/cuda/graphs.py: what is called, what is replayed, and what a refusal changes."""
 
+import itertools
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +23,11 @@ def made(monkeypatch):
 
     monkeypatch.setattr(graphs, "CapturedGraph", Recorded)
     monkeypatch.setattr(graphs, "on_stream", nullcontext)
+    pools = itertools.count(1)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(pools)))
     made = Graphs(torch.device("cpu"))
-    made.captures, made.stream, made.pool = True, None, None
+    made.captures, made.stream = True, SimpleNamespace(device_index=1)
+    made.pool = torch.cuda.graph_pool_handle()
     return made, captured
 
 
@@ -82,6 +87,71 @@ def test_a_refused_capture_is_said_once_and_changes_no_number(made, monkeypatch,
     assert x.item() == 9 and not made.captures
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(error).splitlines()[0] in said
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_refused_capture_leaves_its_pool(made, monkeypatch, ended):
+    """Which torch's allocator would capture into for ever; where it has ended well that is known,
+    and to end it once more is an error."""
+    made, captured = made
+    told, pools = [], []
+
+    def end(*given):
+        told.append(("end", *given))
+        if ended:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    def refuse(function, stream, pool):
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(
+        torch._C,
+        "_cuda_releasePool",
+        lambda *given: told.append(("release", *given)),
+        raising=False,
+    )
+    working = graphs.CapturedGraph
+    monkeypatch.setattr(graphs, "CapturedGraph", refuse)
+    made.run("a", lambda: None)
+    assert told == [("end", 1, (0, 1))] + ([] if ended else [("release", 1, (0, 1))])
+    monkeypatch.setattr(
+        graphs,
+        "CapturedGraph",
+        lambda f, stream, pool: pools.append(pool) or working(f, stream, pool),
+    )
+    made.run("b", lambda: None)
+    made.run("c", lambda: None)
+    assert pools == [(0, 2), (0, 2)] and len(captured) == 2
+
+
+class RecordedGraph:
+    """In the place of torch's: begins where no tensor is one of inference mode."""
+
+    def capture_begin(self, pool, capture_error_mode):
+        self.begun = torch.is_inference_mode_enabled(), pool, capture_error_mode
+
+    def capture_end(self):
+        self.ended = True
+
+    def replay(self):
+        self.replayed = True
+
+
+def test_a_capture_begins_outside_of_inference_mode(monkeypatch):
+    """Where torch makes the tensors of its noise, which all graphs share, those of an engine and of
+    `generate` too; what is captured runs as it did."""
+    made, modes = [], []
+    monkeypatch.setattr(
+        torch.cuda, "CUDAGraph", lambda: made.append(RecordedGraph()) or made[-1], raising=False
+    )
+    monkeypatch.setattr(graphs, "on_stream", nullcontext)
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            function = lambda: modes.append(torch.is_inference_mode_enabled())  # noqa: E731
+            graphs.CapturedGraph(function, None, (0, 7)).replay()
+    assert modes == [True, False] and all(graph.ended and graph.replayed for graph in made)
+    assert [graph.begun for graph in made] == [(False, (0, 7), "thread_local")] * 2
 
 
 def test_what_the_function_itself_raises_is_raised(made):
