@@ -400,7 +400,7 @@ def test_kernels_of_decoding(device):
     """Triton's kernels compile here and compute what plain torch does, for blocks of all kinds."""
     if not device.startswith("cuda"):
         raise SkipTest("needs CUDA")
-    assert load_kernels(), "no Triton kernels: the line on stderr says why"
+    assert load_kernels(torch.device(device)), "no Triton kernels: the line on stderr says why"
     kinds = {
         "classic": dict(n_layer=2),
         "recipe": dict(n_layer=2, **{k: getattr(recipe, k) for k in RECIPE}),

@@ -57,13 +57,13 @@ def prepare(
         return model.eval()
 
     pages = LargePages()
-    kernels = load_kernels() if on_gpu and dtype in HALF else None
+    kernels = load_kernels(weight.device) if on_gpu and dtype in HALF else None
     if kernels and not overlap:
         kernels = kernels.in_order or kernels
 
     def make(linear: nn.Linear) -> nn.Module | None:
         if quantize == "int8" and on_gpu:
-            return CudaInt8Linear(linear, dtype, kernels)
+            return CudaInt8Linear(linear, dtype)
         if quantize == "int8":
             return Int8Linear(linear, dtype, native, pages)
         return PackedLinear(linear, dtype, pages) if pack else None

@@ -127,29 +127,45 @@ def product_of(linear: nn.Module, norm: NormLayer | None = None, activation: str
 
 
 def join(model: nn.Module, dtype: torch.dtype, kernels: Kernels, batch: int) -> None:
-    """Replace the blocks of a model of prepared layers by StepBlocks where the kernels compute what
-    they do. If one gives other numbers than torch in a step of up to `batch` rows, all blocks stay,
-    after one line that says why."""
+    """Have the kernels compute what they can of a model of prepared layers: blocks are replaced by
+    StepBlocks, and layers in int8 use them. If one gives other numbers than torch in a step of up
+    to `batch` rows, nothing does, after one line that says why."""
     rope = getattr(model.config, "position", "") == "rope"
-    owners = [m for m in model.modules() if isinstance(getattr(m, "h", None), nn.ModuleList)]
+    # other caches know no steps of fixed shapes
+    steps = isinstance(model.new_cache(1, 1), KVCache)
+    owners = [m for m in model.modules() if steps and has_blocks(m)]
+    linears = [m for m in model.modules() if isinstance(m, CudaInt8Linear)]
     failed = []
     for chosen in filter(None, (kernels, kernels.in_order)):
-        layers = [step_layers(model, owner, dtype, chosen) for owner in owners]
         try:
+            layers = [step_layers(model, owner, dtype, chosen) for owner in owners]
             for blocks, _ in layers:
-                check(next((b for b in blocks if isinstance(b, StepBlock)), None), batch, rope)
+                for block in one_of_each_kind(blocks):
+                    check(block, batch, rope)
+            # prompts, too, have as few rows as some of their kernels take
+            for linear in {(m.q.shape, m.bias is None): m for m in linears}.values():
+                check_product(chosen, linear.product, dtype, chosen.sizes[-1])
             break
-        except Exception as e:  # Triton has many ways to fail, and the blocks compute the same
+        except Exception as e:  # Triton has many ways to fail, and plain torch does the same
             failed.append(e)
     else:
         return refuse(failed[-1])
     if failed:
         refuse_overlap(failed[0])
-        for module in model.modules():
-            if isinstance(module, CudaInt8Linear):
-                module.kernels = chosen
+    for linear in linears:
+        linear.use(chosen)
     for owner, (blocks, last) in zip(owners, layers):
         owner.h, owner.ln_f = nn.ModuleList(blocks), last
+
+
+def has_blocks(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "h", None), nn.ModuleList)
+
+
+def one_of_each_kind(blocks: list[nn.Module]) -> list[StepBlock]:
+    """Of the StepBlocks among the blocks of a model, which differ in no more than this."""
+    steps = [b for b in blocks if isinstance(b, StepBlock)]
+    return [*{(b.apart, b.following is None, b.heads): b for b in reversed(steps)}.values()]
 
 
 def step_layers(
@@ -168,11 +184,9 @@ def step_layers(
     return blocks, StepNorm(owner.ln_f, last) if last else owner.ln_f
 
 
-def check(step: StepBlock | None, batch: int, rope: bool) -> None:
+def check(step: StepBlock, batch: int, rope: bool) -> None:
     """Raise what Triton raises, or RuntimeError where a kernel gives other numbers than torch for
     this block, or where kernels that overlap give others in a captured graph than one by one."""
-    if step is None:
-        return
     kernels, dtype = step.kernels, step.dtype
     with torch.no_grad():
         like = step.out.weight.new_empty(0, dtype=dtype)
@@ -182,8 +196,8 @@ def check(step: StepBlock | None, batch: int, rope: bool) -> None:
         check_sum(kernels, step.down, step.following, dtype, batch)
         if step.apart or batch > kernels.sizes[0]:
             check_norm(kernels, step.first, step.up.weight.size(1), like, batch)
-        for rows in {2, max(2, batch)}:
-            check_attend_step(kernels, step.heads, like, rope, rows)
+        for rows in {2, max(2, min(batch, kernels.sizes[-1]))}:
+            check_attend_step(kernels, step.heads, like, rope, rows, step.apart)
         for rows in rows_of(kernels.sizes, batch) if kernels.in_order else ():
             check_overlap(steps_of(step, rows, rope), like.device)
 

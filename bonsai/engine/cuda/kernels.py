@@ -33,13 +33,10 @@ REPLAYS = 3  # of a graph whose kernels overlap, before it is trusted
 
 
 @functools.cache
-def load_kernels() -> Kernels | None:
+def load_kernels(device: torch.device) -> Kernels | None:
     """The kernels for this GPU, which overlap where it can do that without other numbers. None,
     after one line that says why, where there is no Triton, or no compiler for it, or where a draw
-    is not what it should be."""
-    if not torch.cuda.is_available():
-        return None
-    device = torch.device("cuda", torch.cuda.current_device())
+    is not what it should be. device: with its index."""
     try:
         from bonsai.engine.cuda import block_kernels
         from bonsai.engine.cuda.draw_kernel import draw
@@ -172,20 +169,27 @@ def rows_of(sizes: tuple[int, ...], batch: int) -> list[int]:
 
 
 def check_attend_step(
-    kernels: Kernels, heads: Heads, like: torch.Tensor, rope: bool, rows: int = 2
+    kernels: Kernels,
+    heads: Heads,
+    like: torch.Tensor,
+    rope: bool,
+    rows: int = 2,
+    values: bool = False,
 ) -> None:
     """Raise RuntimeError where a step of attention comes out otherwise than in plain torch, or
-    leaves something else in the cache. like: of its device and dtype. rows: 2 or more."""
+    leaves something else in the cache. like: of its device and dtype. rows: 2 or more. values:
+    whether something is added to the values."""
     nh, nkv, hs, *_ = heads
     places, ends = 304, (7, 280)
     qkv = random((rows, 1, (nh + 2 * nkv) * hs), like, like.dtype)
+    extra = random((rows, 1, nkv * hs), like, like.dtype) if values else None
     cache = random((2, rows, nkv, places, hs), like, like.dtype)
     pos = torch.tensor(ends, device=like.device).repeat(rows)[:rows]
     turns = random((2, rows, 1, 1, hs), like, torch.float32) if rope else None
     outcomes = []
     for attend in (kernels.attend_step, layers.attend_step):
         k, v = cache.clone()
-        outcomes.append((attend(qkv, k, v, pos, heads, turns), k, v))
+        outcomes.append((attend(qkv, k, v, pos, heads, turns, extra), k, v))
     for name, got, want in zip(("attention", "a key in the cache", "a value"), *outcomes):
         compare(name, got, want)
 
@@ -236,8 +240,8 @@ def check_products_overlap(kernels: Kernels, device: torch.device) -> None:
 
 def random(shape: tuple, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Noise, the same each time, from a generator of its own."""
-    generator = torch.Generator().manual_seed(len(shape))
-    return torch.randn(shape, generator=generator).to(like.device, dtype)
+    generator = torch.Generator(like.device).manual_seed(len(shape))
+    return torch.randn(shape, generator=generator, device=like.device).to(dtype)
 
 
 def compare(name: str, got: torch.Tensor, want: torch.Tensor) -> None:

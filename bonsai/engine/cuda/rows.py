@@ -173,7 +173,7 @@ def next_tokens(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
     logits = within_limit(logits, rows, draw)
     if not draw.random:
         return logits.argmax(dim=-1)
-    kernels = load_kernels() if logits.is_cuda else None
+    kernels = load_kernels(logits.device) if logits.is_cuda else None
     if kernels and not draw.top_p:  # for which a row has to be sorted
         filters = (rows.top_k[:n], rows.log_min_p[:n]) if draw.filters else ()
         of_rows = rows.key[:n], rows.step[:n], rows.temperature[:n]

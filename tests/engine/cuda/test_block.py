@@ -5,11 +5,14 @@ norm, activation, cache and positions is the same. block_kernels.py has a test o
 """
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.byte_models import MEGABYTE, SPACEBYTE
 from helpers.tiny_model import VARIANTS, VOCAB, tiny
+from torch import nn
 
 from bonsai.engine.cuda import block as module
 from bonsai.engine.cuda import kernels as kernels_module
@@ -20,6 +23,7 @@ from bonsai.engine.cuda.kernels import Kernels
 from bonsai.engine.phases import decode_one_token, fixed_view, prefill
 from bonsai.models.cache import KVCache
 from bonsai.models.decoder import Decoder, decoder_config
+from bonsai.models.table import build_model
 from model import GPTConfig, Norm
 
 OF_LAYERS = (layers.product, layers.add_and_norm, layers.normed, layers.attend_step)
@@ -113,6 +117,7 @@ def test_decoders_of_bytes_hand_on_their_norms():
         config = decoder_config(config, n_embd=16)
         plain = Decoder(config, final_norm).eval()
         joined = copy.deepcopy(plain)
+        joined.new_cache = partial(KVCache, config, dtype=torch.float32, device="cpu")
         join(joined, torch.float32, PLAIN, 8)
         assert isinstance(joined.ln_f, StepNorm) == final_norm
         found = []
@@ -140,6 +145,106 @@ def test_where_a_kernel_computes_something_else_blocks_stay(name, how, capsys):
     assert not any(isinstance(b, StepBlock) for b in model.transformer.h)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and ("is off by" if how == "wrong" else "shared memory") in said
+
+
+def in_int8(model):
+    """The model with all of its linear layers in int8, as `prepare` makes them on a GPU."""
+    for owner in list(model.modules()):
+        for name, child in owner.named_children():
+            if type(child) is nn.Linear:
+                setattr(owner, name, CudaInt8Linear(child, torch.float32))
+    return model
+
+
+def linears_of(model) -> list[CudaInt8Linear]:
+    return [m for m in model.modules() if isinstance(m, CudaInt8Linear)]
+
+
+@pytest.mark.parametrize("variant", ["classic", "rmsnorm, swiglu", "post norm, relu"])
+@pytest.mark.parametrize("how", ["right", "wrong", "fails", "wrong for the head alone"])
+def test_layers_in_int8_use_kernels_that_were_compared(variant, how, capsys):
+    """Those outside of the blocks, too, and of blocks that no kernel computes; else all layers
+    compute by themselves."""
+
+    def product(x, of, residual=None):
+        if how == "fails":
+            raise ValueError("out of shared memory\nand more")
+        y = layers.product(x, of, residual)
+        head = len(of.weight) == VOCAB
+        return 1.1 * y if how == "wrong" or (head and "head" in how) else y
+
+    model = in_int8(tiny(**VARIANTS[variant]))
+    want = logits_of_steps(model, 3)
+    join(model, torch.float32, PLAIN._replace(product=product), 3)
+    taken = how == "right"
+    assert {m.kernels is not None for m in linears_of(model)} == {taken}
+    steps = [isinstance(b, StepBlock) for b in model.transformer.h]
+    assert steps == [taken and variant != "post norm, relu"] * 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == (not taken) and ("no Triton kernels" in said) == (not taken)
+    for got, same in zip(logits_of_steps(model, 3), want):
+        torch.testing.assert_close(got, same, atol=1e-4, rtol=1e-4)
+
+
+def test_layers_in_int8_are_compared_for_the_rows_of_prompts():
+    rows = []
+
+    def product(x, of, residual=None):
+        rows.append(len(x))
+        return layers.product(x, of, residual)
+
+    model = tiny()
+    model.lm_head = CudaInt8Linear(model.lm_head, torch.float32)
+    join(model, torch.float32, PLAIN._replace(product=product), 1)
+    assert {*rows} == {1, *PLAIN.sizes} and linears_of(model)[0].few == PLAIN.sizes[-1]
+
+
+@pytest.mark.parametrize("name", ["megabyte", "spacebyte"])
+def test_byte_models_have_no_such_steps(name, capsys):
+    """Nothing is compiled for blocks that never see one; layers in int8 have their kernels."""
+    fields = {"megabyte": MEGABYTE, "spacebyte": SPACEBYTE}[name]
+    model, calls = in_int8(build_model(name, fields)).eval(), []
+    join(model, torch.float32, counted(calls), 9)
+    assert not any(isinstance(m, StepBlock | StepNorm) for m in model.modules())
+    assert {*calls} == {"product"} and all(m.kernels for m in linears_of(model))
+    assert not capsys.readouterr().err
+
+
+VALUES = dict(value_embeddings=True, attention_window=5, window_pattern="LLD", n_layer=4)
+
+
+@pytest.mark.parametrize("kind", ["values", "no values", "a window", "none", "no norm follows"])
+def test_blocks_of_each_kind_are_compared(kind, capsys):
+    """A kernel that is wrong for some of the blocks alone: with value embeddings, to a window, or
+    where lambdas mix the stream before the next norm."""
+
+    def attend(qkv, k, v, pos, heads, rotation=None, extra=None):
+        y = layers.attend_step(qkv, k, v, pos, heads, rotation, extra)
+        wrong = {"values": extra is not None, "no values": extra is None, "a window": heads.window}
+        return y + 0.5 if wrong.get(kind) else y
+
+    def add_and_norm(x, of, residual, norm=None):
+        stream, normed = layers.add_and_norm(x, of, residual, norm)
+        return stream + 0.5 * (norm is None and kind == "no norm follows"), normed
+
+    model = tiny(**VALUES, residual_lambdas=True)
+    found = PLAIN._replace(attend_step=attend, add_and_norm=add_and_norm)
+    join(model, torch.float32, found, 9)
+    assert [isinstance(b, StepBlock) for b in model.transformer.h] == [kind == "none"] * 4
+    assert capsys.readouterr().err.count("\n") == (kind != "none")
+
+
+def test_attention_is_compared_for_no_more_rows_than_it_takes():
+    rows = []
+
+    def attend(qkv, *given):
+        rows.append(len(qkv))
+        return layers.attend_step(qkv, *given)
+
+    for batch, most in ((1, 2), (5, 5), (500, PLAIN.sizes[-1])):
+        rows.clear()
+        join(tiny(), torch.float32, PLAIN._replace(attend_step=attend), batch)
+        assert max(rows) == most
 
 
 class Late:
@@ -182,7 +287,7 @@ def test_kernels_that_overlap_wrongly_run_in_order(name, capsys, monkeypatch):
     late = Late(name, monkeypatch)
     model = tiny()
     model.lm_head = CudaInt8Linear(model.lm_head, torch.float32)
-    model.lm_head.kernels = overlap = PLAIN._replace(**{name: late}, in_order=PLAIN)
+    overlap = PLAIN._replace(**{name: late}, in_order=PLAIN)
     join(model, torch.float32, overlap, 9)
     assert all(b.kernels is PLAIN for b in model.transformer.h) and model.lm_head.kernels is PLAIN
     said = capsys.readouterr().err

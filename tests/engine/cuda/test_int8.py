@@ -27,10 +27,12 @@ def test_few_rows_go_through_the_kernel(monkeypatch):
     layer = CudaInt8Linear(nn.Linear(64, 40), torch.bfloat16)
     seen = []
     product = lambda x, of: seen.append((x.shape, of[:3]))  # noqa: E731
-    layer.kernels, layer.few = SimpleNamespace(product=product), 16
+    layer.use(SimpleNamespace(product=product, sizes=(4, 16)))
     layer(torch.zeros(16, 1, 64, dtype=torch.bfloat16))
     assert layer(torch.zeros(17, 1, 64, dtype=torch.bfloat16)).shape == (17, 1, 40)
     ((shape, (q, scale, _)),) = seen
     assert shape == (16, 1, 64) and (q.dtype, scale.dtype) == (torch.int8, torch.float32)
+    layer.use(None)
+    assert layer(torch.zeros(16, 1, 64, dtype=torch.bfloat16)).shape == (16, 1, 40)
     layer.to(torch.float16)
     assert layer.scale.dtype == torch.float32

@@ -1,5 +1,6 @@
 """bonsai/engine/cuda/kernels.py: kernels are used where they give what torch gives, only there."""
 
+from itertools import product
 from math import exp, inf
 from types import SimpleNamespace
 
@@ -60,9 +61,9 @@ def test_kernels_that_compute_the_same_pass():
             module.check_sum(kernels_with(), layer, norm, torch.float32, 64)
     for norm in (NORM, NormLayer(RMS)):
         module.check_norm(kernels_with(), norm, 40, LIKE, 64)
-    for rope in (True, False):
+    for rope, values in product((True, False), repeat=2):
         for rows in (2, 5):
-            module.check_attend_step(kernels_with(), HEADS, LIKE, rope, rows)
+            module.check_attend_step(kernels_with(), HEADS, LIKE, rope, rows, values)
 
 
 def many(x, layer):  # wrong for many rows alone
@@ -134,6 +135,9 @@ def test_as_many_rows_are_checked_as_there_may_be():
             assert seen == want
 
 
+ATTEND = layers.attend_step
+
+
 def forgets(qkv, k, v, *given):  # the new key does not go into the cache
     return layers.attend_step(qkv, k.clone(), v, *given)
 
@@ -141,19 +145,18 @@ def forgets(qkv, k, v, *given):  # the new key does not go into the cache
 @pytest.mark.parametrize(
     "attend, says",
     [
-        (
-            lambda a, k, v, p, h, t: layers.attend_step(a, k, v, p, h._replace(scale=1.0), t),
-            "atten",
-        ),
-        (lambda a, k, v, p, h, t: layers.attend_step(a, k, v, p, h._replace(window=0), t), "atten"),
-        (lambda a, k, v, p, h, t: layers.attend_step(a, k, v, p - 1, h, t), "off by"),
-        (lambda a, k, v, p, h, t: layers.attend_step(a, k, v, p, h, None), "off by"),
+        (lambda a, k, v, p, h, *more: ATTEND(a, k, v, p, h._replace(scale=1.0), *more), "atten"),
+        (lambda a, k, v, p, h, *more: ATTEND(a, k, v, p, h._replace(window=0), *more), "atten"),
+        (lambda a, k, v, p, h, *more: ATTEND(a, k, v, p - 1, h, *more), "off by"),
+        (lambda a, k, v, p, h, t, extra: ATTEND(a, k, v, p, h, None, extra), "off by"),
+        (lambda a, k, v, p, h, t, extra: ATTEND(a, k, v, p, h, t), "off by"),
         (forgets, "a key in the cache is off by"),
     ],
 )
 def test_wrong_attention_is_refused(attend, says):
     with pytest.raises(RuntimeError, match=says):
-        module.check_attend_step(kernels_with(attend_step=attend), HEADS, LIKE, True)
+        kernels = kernels_with(attend_step=attend)
+        module.check_attend_step(kernels, HEADS, LIKE, True, values=True)
 
 
 @pytest.mark.parametrize(
@@ -205,11 +208,12 @@ def test_products_of_products_are_replayed():
         module.check_products_overlap(wrong, torch.device("cpu"))
 
 
+FIRST, SECOND = (torch.device("cuda", i) for i in range(2))
+
+
 @pytest.fixture
 def gpu(monkeypatch):
-    """As if there were one: what block_kernels.py and draw_kernel.py are does not matter."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    """As if there were some: what block_kernels.py and draw_kernel.py are does not matter."""
     functions = {name: getattr(layers, name) for name in ("product", "add_and_norm", "normed")}
     blocks = SimpleNamespace(**functions, attend_step=layers.attend_step, SIZES=(4, 10, 20))
     for name, fake in (("block_kernels", blocks), ("draw_kernel", SimpleNamespace(draw=draw))):
@@ -232,8 +236,8 @@ def test_kernels_overlap_where_that_is_right(gpu, how, monkeypatch, capsys):
     monkeypatch.setattr(
         module, "check_products_overlap", fail if how == "is wrong" else lambda *given: None
     )
-    got = module.load_kernels()
-    assert got is module.load_kernels() and got.sizes == (4, 10, 20) and got.draw is draw
+    got = module.load_kernels(FIRST)
+    assert got is module.load_kernels(FIRST) and got.sizes == (4, 10, 20) and got.draw is draw
     said = capsys.readouterr().err
     if how == "can":
         assert all(f.keywords == {"overlap": True} for f in got[:4]) and said == ""
@@ -272,10 +276,23 @@ def test_where_there_are_none_it_is_said_once(gpu, monkeypatch, capsys):
         raise RuntimeError("failed to find a C compiler\nand more")
 
     monkeypatch.setattr(module, "check_draw", fail)
-    assert module.load_kernels() is None and module.load_kernels() is None
+    assert module.load_kernels(FIRST) is None and module.load_kernels(FIRST) is None
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "slower: failed to find a C compiler" in said
-    module.load_kernels.cache_clear()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert module.load_kernels() is None
-    assert capsys.readouterr().err == ""  # no GPU: nothing is missed
+
+
+def test_each_device_is_asked_for_itself(gpu, monkeypatch, capsys):
+    """Say an old GPU beside a new one, whichever of them the thread is on."""
+    asked = []
+
+    def check_draw(draw, device):
+        asked.append(device)
+        if device == SECOND:
+            raise RuntimeError("too old")
+
+    monkeypatch.setattr(module, "check_draw", check_draw)
+    monkeypatch.setattr(module, "can_overlap", lambda device: asked.append(device) or False)
+    for _ in range(2):
+        assert module.load_kernels(FIRST) and module.load_kernels(SECOND) is None
+    assert asked == [FIRST, FIRST, SECOND]
+    assert capsys.readouterr().err.count("\n") == 1
