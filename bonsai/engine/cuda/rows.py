@@ -128,7 +128,9 @@ class Rows:
     def take(self, tokens: torch.Tensor, draw: Draw) -> None:
         """The next tokens (n,) of the first rows, each one step and one position further."""
         n = len(tokens)
-        self.token[:n, 0].copy_(tokens)
+        # among logits that are no numbers a kernel finds anything as the best; to look up an id
+        # that is none would end the process
+        tokens = torch.clamp(tokens, 0, draw.limit - 1, out=self.token[:n, 0])
         self.ints[:n, :2].add_(1)
         if draw.adjusted:
             self.texts.take(tokens)
@@ -262,4 +264,5 @@ def unpacked(numbers: list[float], params: SamplingParams) -> Score:
     """The score of one row of `packed_scores`, for a row with these settings."""
     k = len(numbers) // 2
     ids, top = numbers[1 : 1 + k], numbers[1 + k :]
-    return numbers[0], [(int(i), p) for i, p in zip(ids[: params.logprobs], top)]
+    most = min(params.logprobs, params.vocab_limit or params.logprobs)
+    return numbers[0], [(int(i), p) for i, p in zip(ids[:most], top)]

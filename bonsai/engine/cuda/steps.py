@@ -125,11 +125,10 @@ class CapturedSteps:
     def choose(self, size: int, draw: Draw) -> None:
         """The next tokens of the first rows."""
         logits = self.logits[:size]
-        tokens = next_tokens(logits, self.rows, draw)
+        self.rows.take(next_tokens(logits, self.rows, draw), draw)
         if draw.logprobs is not None:
-            scores = packed_scores(logits, tokens, self.rows, draw)
+            scores = packed_scores(logits, self.rows.token[:size, 0], self.rows, draw)
             self.scores[draw.logprobs][:size].copy_(scores)
-        self.rows.take(tokens, draw)
 
     def run(self, rows: Sequence[Row], length: int, steps: int) -> Iterator[list[int]]:
         """The next tokens of rows that have `length` tokens each in the cache, step by step."""

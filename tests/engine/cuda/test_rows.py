@@ -122,6 +122,30 @@ def test_scores_are_those_of_the_logits_as_they_are(limit):
         assert [x for _, x in got[1]] == pytest.approx([x for _, x in want[1]])
 
 
+def test_a_limit_below_the_number_of_likeliest_tokens():
+    """Beside a row that has another."""
+    logits, tokens = torch.randn(2, V), [1, 7]
+    params = [SamplingParams(vocab_limit=limit, logprobs=5) for limit in (3, None)]
+    rows = [Row((1,), p, i, [2]) for i, p in enumerate(params)]
+    draw = Draw.of(rows, V)
+    numbers = packed_scores(logits, torch.tensor(tokens), on_device(rows), draw).tolist()
+    for i, p in enumerate(params):
+        (want,) = scores(logits[i : i + 1], [tokens[i]], 5, p.vocab_limit)
+        assert [t for t, _ in unpacked(numbers[i], p)[1]] == [t for t, _ in want[1]]
+
+
+@pytest.mark.parametrize("vocab_limit", [None, 30])
+def test_what_is_drawn_is_always_a_token(vocab_limit):
+    """Whatever a kernel makes of logits that are no numbers: the next step looks it up."""
+    params = SamplingParams(vocab_limit=vocab_limit, frequency_penalty=0.1)
+    rows = [Row((1,), params, i, [2]) for i in range(3)]
+    made = on_device(rows)
+    made.take(torch.tensor([-5, V + 3, 2**40]), Draw.of(rows, V))
+    last = (vocab_limit or V) - 1
+    assert made.token[:3, 0].tolist() == [0, last, last]
+    assert made.texts.counts[:3].sum(1).tolist() == [2, 2, 2]
+
+
 def test_rows_of_free_slots_draw_some_token():
     made = Rows(4, V, torch.device("cpu"))
     for filters, change in product(FILTERS.values(), CHANGES.values()):
