@@ -240,10 +240,12 @@ def shape_of_row(K: int) -> dict:
     return {"BN": outputs, "KP": inputs, "num_warps": warps}
 
 
-def shape_of_rows(M: int, N: int) -> dict:
+def shape_of_rows(M: int, N: int, gated: bool = False) -> dict:
+    """How rows_kernel is launched. gated: it has two weights for each output; with twice as many
+    outputs those of its stages would not fit in the shared memory of a GPU at home, 99 KiB."""
     rows = 16 if M <= 16 else 64
     outputs, inputs, warps, stages = ROWS[rows]
-    outputs = outputs if N <= 4096 else 2 * outputs
+    outputs = outputs if N <= 4096 or gated else 2 * outputs
     return {"BM": rows, "BN": outputs, "BK": inputs, "num_warps": warps, "num_stages": stages}
 
 
@@ -276,7 +278,7 @@ def product(
             row_kernel[grid](x, *tensors, *others, y, N, layer.eps, K, **flags, **shape, **options)
         else:
             assert not layer.norm and residual is None
-            shape = shape_of_rows(M, N)
+            shape = shape_of_rows(M, N, layer.activation == "swiglu")
             grid = (triton.cdiv(N, shape["BN"]),)
             rows_kernel[grid](x, *tensors, y, M, N, K, **flags, **shape, **options)
     return y

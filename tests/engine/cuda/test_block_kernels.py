@@ -4,6 +4,7 @@ Its interpreter knows no product of bfloat16, so that is of float16 here; block.
 them where they run.
 """
 
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,6 +97,17 @@ def test_programs_fill_a_gpu_but_not_twice(kernels):
             programs = parts * -(-width // shape["BN"])
             assert shape["SIZE"] % shape["BK"] == 0 and parts * shape["SIZE"] >= K
             assert least <= programs <= 264
+
+
+def test_what_a_program_reads_ahead_fits_in_shared_memory(kernels):
+    """Of a GPU at home, which has 99 KiB; a program that reads n stages ahead has n - 1 of them."""
+    for M, N, gated in product((5, 16, 64), (768, 4096, 5120, 8192), (False, True)):
+        shape = kernels.shape_of_rows(M, N, gated)
+        numbers = (shape["BM"] + (1 + gated) * shape["BN"]) * shape["BK"]
+        assert 2 * numbers * (shape["num_stages"] - 1) <= 99 * 1024
+        shape = kernels.shape_of_parts(M, N, 4 * N)
+        numbers = (shape["BM"] + shape["BN"]) * shape["BK"]
+        assert 2 * numbers * (shape["num_stages"] - 1) <= 99 * 1024
 
 
 @pytest.mark.parametrize("nh, nkv, hs", [(4, 4, 64), (4, 2, 48), (3, 1, 16)])
