@@ -190,6 +190,13 @@ def cross_entropy_rows(
         row += tl.num_programs(0)
 
 
+def has_instructions(device: torch.device) -> bool:
+    """Whether FAST is possible: neither interpreted, nor on AMD, nor before Turing, whose
+    predecessor has no tanh."""
+    nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return nvidia and torch.cuda.get_device_capability(device) >= (7, 5)
+
+
 def launch(
     logits: torch.Tensor,
     targets: torch.Tensor,
@@ -212,25 +219,26 @@ def launch(
     programs = PROGRAMS * WARPS // warps
     if logits.is_cuda:
         programs *= torch.cuda.get_device_properties(logits.device).multi_processor_count
-    cross_entropy_rows[(min(N, programs),)](
-        logits,
-        logits.stride(0),
-        targets.contiguous(),
-        after if after is None else after.contiguous(),
-        further,
-        losses,
-        N,
-        float(cap),
-        V,
-        WIDE=V if logits.stride(0) % 16 else triton.cdiv(V, 8) * 8,
-        CAP=cap > 0,
-        LOW=0 < cap <= 30,
-        AFTER=after is not None,
-        GRADIENT=gradient,
-        FAST=logits.is_cuda and torch.version.cuda is not None,  # neither interpreted nor on AMD
-        BLOCK=block,
-        STAGES=STAGES,
-        HINTS=HINTS,
-        num_warps=warps,
-    )
+    with torch.cuda.device_of(logits):  # Triton launches on the thread's device
+        cross_entropy_rows[(min(N, programs),)](
+            logits,
+            logits.stride(0),
+            targets.contiguous(),
+            after if after is None else after.contiguous(),
+            further,
+            losses,
+            N,
+            float(cap),
+            V,
+            WIDE=V if logits.stride(0) % 16 else triton.cdiv(V, 8) * 8,
+            CAP=cap > 0,
+            LOW=0 < cap <= 30,
+            AFTER=after is not None,
+            GRADIENT=gradient,
+            FAST=has_instructions(logits.device),
+            BLOCK=block,
+            STAGES=STAGES,
+            HINTS=HINTS,
+            num_warps=warps,
+        )
     return losses

@@ -39,7 +39,7 @@ SMALLEST = 512  # rows from which on most tiles have a mirror image
 CLEARLY = 0.95  # of torch's time at most: the choice should be the same in every run
 
 chosen: dict[tuple, Tile | None] = {}  # by shape and kind; None: torch's product
-refused: set[tuple] = set()  # (tile, device) that cannot be run, or was wrong
+refused: dict[tuple, str] = {}  # why (tile, device) cannot be run, or that it was wrong
 
 
 @triton.jit
@@ -136,10 +136,11 @@ def symmetric_product(x: torch.Tensor, alpha: float = 1.0, beta: float = 0.0) ->
     if x.size(1) < SMALLEST or x.size(1) % 8 or x.size(2) % 8:
         return plain_product(x, alpha, beta)
     x, key = x.contiguous(), (x.shape, x.dtype, x.device, beta != 0)
-    if key not in chosen and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        chosen[key] = fastest(x, beta != 0)
-    tile = chosen.get(key)
-    return launch(x, alpha, beta, tile) if tile else plain_product(x, alpha, beta)
+    with torch.cuda.device_of(x):  # Triton launches on the thread's device
+        if key not in chosen and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+            chosen[key] = fastest(x, beta != 0)
+        tile = chosen.get(key)
+        return launch(x, alpha, beta, tile) if tile else plain_product(x, alpha, beta)
 
 
 @symmetric_product.register_fake
@@ -156,7 +157,8 @@ def tiles_of(device: torch.device) -> tuple[Tile, ...]:
 def fastest(x: torch.Tensor, plus: bool) -> Tile | None:
     """The tile by which the product of x (K, m, n) takes least time; None: torch's takes no more.
 
-    A tile that cannot be run, or is wrong, is named in one line and never tried again.
+    A tile that cannot be run, or is wrong, is never tried again; the first one with a reason is
+    named in one line.
     """
     beta = 1.0 if plus else 0.0
     best, least = None, CLEARLY * seconds(lambda: plain_product(x, 1.0, beta))
@@ -164,8 +166,10 @@ def fastest(x: torch.Tensor, plus: bool) -> Tile | None:
         if (tile, x.device) in refused:
             continue
         if why := refusal(x, plus, tile):
-            refused.add((tile, x.device))
-            print(one_line(f"no symmetric products by {tile}: {why}"), file=sys.stderr, flush=True)
+            if why not in refused.values():
+                said = one_line(f"no symmetric products by {tile}: {why}")
+                print(said, file=sys.stderr, flush=True)
+            refused[tile, x.device] = why
         elif (took := seconds(lambda tile=tile: launch(x, 1.0, beta, tile))) < least:
             best, least = tile, took
     return best

@@ -21,6 +21,8 @@ def kernel():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")  # read where a kernel is declared
         pytest.importorskip("triton", reason="triton is not installed")
+        # launches go to the device of a tensor, which is none here
+        patch.setattr(torch.cuda, "device_of", lambda x: torch.cuda.device(-1))
         module = importlib.import_module("bonsai.models.triton_loss")
         for name, value in dict(BLOCK=64, PROGRAMS=3, WARPS=1).items():
             patch.setattr(module, name, value)
@@ -86,3 +88,19 @@ def test_rows_that_are_apart(kernel, length):
 def test_of_no_rows_there_are_none(kernel):
     logits, targets, *_ = given(64, HALF[0], False)
     assert kernel.launch(logits[:0], targets[:0], None, None, 0.0, True).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "kind, capability, cuda, want",
+    [
+        ("cpu", None, None, False),
+        ("cuda", (9, 0), None, False),  # AMD
+        ("cuda", (7, 0), "12.8", False),  # V100
+        ("cuda", (7, 5), "12.8", True),  # T4
+        ("cuda", (9, 0), "12.8", True),
+    ],
+)
+def test_where_there_are_instructions_for_it(kernel, kind, capability, cuda, want, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert kernel.has_instructions(torch.device(kind)) == want

@@ -27,6 +27,8 @@ def symmetric(monkeypatch):
     skip_without_interpreter()
     module = importlib.reload(importlib.import_module("bonsai.training.symmetric"))
     monkeypatch.setattr(module, "SMALLEST", 0)
+    # launches go to the device of a tensor, which is none here
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: torch.cuda.device(-1))
     monkeypatch.setattr(module, "tiles_of", lambda device: [module.Tile(*TILES["square"])])
     monkeypatch.setattr(module, "seconds", lambda product: (product(), 1.0 / next(faster))[1])
     faster = itertools.count(1)  # each is faster than the one before
@@ -98,6 +100,22 @@ def test_a_kernel_that_does_not_do_is_refused_in_one_line(symmetric, kind, monke
     said = capsys.readouterr().err
     assert said.startswith("no symmetric products by Tile(rows=32") and said.count("\n") == 1
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_tiles_that_fail_for_the_same_reason_are_one_line(symmetric, alike, monkeypatch, capsys):
+    """Say where there is no compiler."""
+
+    def broken(x, alpha, beta, tile):
+        raise RuntimeError("no C compiler" if alike else f"{tile.columns} columns are too many")
+
+    monkeypatch.setattr(symmetric, "launch", broken)
+    tiles = [symmetric.Tile(*tile) for tile in TILES.values()]
+    monkeypatch.setattr(symmetric, "tiles_of", lambda device: tiles)
+    x = noise(2, 64, 48)
+    assert torch.equal(symmetric.symmetric_product(x), torch.bmm(x, x.mT))
+    assert capsys.readouterr().err.count("\n") == (1 if alike else 2)
+    assert len(symmetric.refused) == len(tiles)
 
 
 def test_one_that_does_is_taken_and_checked_once(symmetric, monkeypatch, capsys):
