@@ -228,8 +228,8 @@ def test_blocks_of_each_kind_are_compared(kind, capsys):
         return stream + 0.5 * (norm is None and kind == "no norm follows"), normed
 
     model = tiny(**VALUES, residual_lambdas=True)
-    found = PLAIN._replace(attend_step=attend, add_and_norm=add_and_norm)
-    join(model, torch.float32, found, 9)
+    kernels = PLAIN._replace(attend_step=attend, add_and_norm=add_and_norm)
+    join(model, torch.float32, kernels, 9)
     assert [isinstance(b, StepBlock) for b in model.transformer.h] == [kind == "none"] * 4
     assert capsys.readouterr().err.count("\n") == (kind != "none")
 
