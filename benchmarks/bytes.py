@@ -259,7 +259,7 @@ def compare(c: Config) -> None:
     count = c.steps or (one_pass if c.full else QUICK_STEPS[c.scale])
     number = len(names) * (len(tried) + c.seeds - 1 if c.full else 1)
     print(f"{number} runs of {count} steps of {BYTES_PER_STEP[c.scale]:,} bytes", flush=True)
-    results = Results("bytes", c.out, runtime.device, ARM_COLUMNS, same=())
+    results = Results("bytes", c.out, runtime.device, ARM_COLUMNS, same=("hardware",))
 
     def measure(arm: str, lr: float, seed: int) -> dict:
         settings = settings_of(*SCALES[c.scale][arm])

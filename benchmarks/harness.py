@@ -1,11 +1,11 @@
 """What the benchmarks share: turns, tables, files of results, checkouts of nanoGPT."""
 
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from bonsai.files.access import write_whole
-from bonsai.files.jsonfile import write_json
+from bonsai.files.jsonfile import finite, read_json_object, write_json
+from bonsai.files.textfile import check_writable
 from bonsai.system import tables
 from bonsai.system.errors import UserError
 from bonsai.system.provenance import header, provenance
 
 Columns = Sequence[tuple[str, str, str]]
+MOST = 2**30  # bytes of a file of results, which has the losses of every step of a race
 
 
 def in_turn(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
@@ -72,8 +74,9 @@ class Results:
     which both are written with every row. Rows that are there are not measured again.
 
     out: a folder; none, no files. columns: of the table; none, it is written at the end. same:
-    names of `about`, what is noted beside a row, in which an earlier row must agree to be taken.
-    again: take none.
+    names of `about`, what is noted beside a row, in which an earlier row must agree to be taken;
+    a line says of how many that was not so, and NAME.before.json keeps them. again: take none.
+    Raises UserError where nothing can be written there, or what is there are no results.
     """
 
     def __init__(
@@ -82,18 +85,38 @@ class Results:
         out: str | Path,
         device: torch.device,
         columns: Columns = (),
-        same: Sequence[str] = ("commit", "hardware"),
+        same: Sequence[str] = ("commit", "versions", "hardware"),
         again: bool = False,
         **about,
     ):
         print("\n".join(header(device)), flush=True)
         self.name, self.folder = name, Path(out).resolve() if out else None
         self.columns = columns
-        self.about, self.rows = {**provenance(device), **about}, []
-        path = self.folder and self.folder / f"{name}.json"
-        if path and path.exists() and not again:
-            before = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
-            self.rows = [r for r in before if all(r["about"][k] == self.about[k] for k in same)]
+        self.about, self.rows, self.lock = {**provenance(device), **about}, [], threading.Lock()
+        if self.folder:
+            path = self.folder / f"{name}.json"
+            check_writable(path, "the results")
+            if path.exists() and not again:
+                self.take(path, same)
+
+    def take(self, path: Path, same: Sequence[str]) -> None:
+        """The rows of an earlier call that agree in all of `same`."""
+        before = read_json_object(path, MOST)
+        rows = before.get("rows")
+        if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+            raise UserError(f"{path} has no results of this benchmark: set another --out")
+        now = finite(self.about)  # as the file has it
+        others = set()
+        for row in rows:
+            about = row.get("about") or {}
+            apart = {k for k in same if about.get(k) != now[k]}
+            others |= apart
+            if not apart:
+                self.rows.append(row)
+        if left := len(rows) - len(self.rows):
+            write_json(path.with_suffix(".before.json"), before)
+            apart = " or ".join(k for k in same if k in others)
+            print(f"{left} of {len(rows)} rows in {path} are of another {apart}: not taken")
 
     def find(self, key: dict) -> dict | None:
         """The row that has all of `key`, if it has been measured."""
@@ -104,14 +127,17 @@ class Results:
         """The row of `key`: the earlier one, or what `call` finds now, which is written at once."""
         if row := self.find(key):
             what = textwrap.shorten(", ".join(map(str, key.values())), 60, placeholder=" ...")
-            print(f"{what}: measured before, in {self.folder}")
+            commit = (row.get("about") or {}).get("commit")
+            by = "" if commit == self.about["commit"] else f", by commit {commit}"
+            print(f"{what}: measured before, in {self.folder}{by}")
             return row
         return self.add({**key, **call()})
 
     def add(self, row: dict) -> dict:
-        self.rows.append({**row, "about": self.about})
-        self.write()
-        return self.rows[-1]
+        with self.lock:  # runs that go at once
+            self.rows.append(added := {**row, "about": self.about})
+            self.write()
+        return added
 
     def put(self, rows: Iterable[dict]) -> None:
         """What is known by now, in place of the rows so far."""

@@ -35,7 +35,8 @@ n_head = 12  # [>= 1]
 n_embd = 768  # [>= 1]
 block_size = 1024  # [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-out = ""  # folder for sample.json and .txt [path]
+out = ""  # folder for sample.json and .txt; what is there is not measured again [path]
+force = False  # measure it again
 # -----------------------------------------------------------------------------
 
 COLUMNS = (
@@ -47,25 +48,34 @@ COLUMNS = (
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     where, _ = pick_device(c.device)
-    results = Results("sample", c.out, where, COLUMNS, again=True, options=c.options)
+    checkout = Peer(resolve_path(c.peer)) if c.peer else None
     shape = {name: c[name] for name in ("n_layer", "n_head", "n_embd", "block_size")}
     shape |= {"vocab_size": 50257, "bias": False, "dropout": 0.0}
+    about = {"options": c.options, "shape": shape}
+    about["peer_commit"] = checkout.commit if checkout else None
+    same = ("commit", "versions", "hardware", *about)
+    results = Results("sample", c.out, where, COLUMNS, same, c.force, **about)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         programs = {"sample.py": ROOT / "sample.py"}
-        if c.peer:
-            checkout = Peer(resolve_path(c.peer))
+        if checkout:
             checkout.copy(folder)
             shutil.copyfile(checkout.file("sample.py"), folder / "sample.py")
             programs["nanoGPT's sample.py"] = folder / "sample.py"
         make_run(folder, shape)
         words = ["--out_dir=.", f"--device={where.type}", *c.options.split()]
         seconds = {name: [] for name in programs}
-        for _, name in in_turn(programs, c.repeats):
+        for row in results.rows:  # of a call that was ended
+            seconds[row["name"]] = row["each"]
+        for repeat, name in in_turn(programs, c.repeats):
+            if repeat < len(seconds[name]):
+                continue
             took = launch([str(programs[name]), *words], folder, folder / "log")
             seconds[name].append(took)
             print(f"{name}: {took:.1f} s", flush=True)
-            results.put({"name": n, "seconds": spread(s)} for n, s in seconds.items() if s)
+            results.put(
+                {"name": n, "seconds": spread(s), "each": s} for n, s in seconds.items() if s
+            )
     results.finish()
 
 

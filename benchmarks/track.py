@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -58,15 +57,15 @@ class Track:
         columns: of the table of all runs so far."""
         data = find_folder(dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.results = Results(name, out, device, columns, same=())
+        text = {split: (data / f"{split}.bin").stat().st_size for split in ("train", "val")}
+        about = {"dataset": data.name, "text": text}
+        self.results = Results(name, out, device, columns, ("hardware", *about), **about)
         self.dataset, self.block_size = data.name, block_size
         self.minutes, self.begin, self.place = minutes, time.monotonic(), {}
         for project in ("ours", "peer"):
             self.place[project] = folder = self.results.folder / project
             (folder / "data").mkdir(parents=True, exist_ok=True)
-            link = folder / "data" / self.dataset
-            if not link.exists():
-                shutil.copytree(data, link, ignore=shutil.ignore_patterns("*.py", "*.md", "*.txt"))
+            copy_data(data, folder / "data" / self.dataset)
 
     def add_peer(self, checkout: Path) -> None:
         Peer(checkout).copy(self.place["peer"])
@@ -90,15 +89,14 @@ class Track:
 
     def run_together(self, arms: Sequence[Arm], seed: int, at_once: int) -> list[dict]:
         """As run, several at a time: of runs whose losses count, not their seconds."""
-        keys = [self.key(arm, seed) for arm in arms]
-        new = [arm for arm, key in zip(arms, keys) if not self.results.find(key)]
-        if new:
-            self.check_clock()
         with ThreadPoolExecutor(at_once) as pool:
-            trained = dict(zip((arm.name for arm in new), pool.map(self.train, new, repeat(seed))))
-        return [
-            self.results.measure(k, lambda a=arm: trained[a.name]) for arm, k in zip(arms, keys)
-        ]
+            runs = [pool.submit(self.run, arm, seed) for arm in arms]
+            try:
+                return [run.result() for run in runs]
+            except BaseException:
+                for run in runs:
+                    run.cancel()
+                raise
 
     def train(self, arm: Arm, seed: int) -> dict:
         folder, count = self.place[arm.project], arm.steps
@@ -143,6 +141,22 @@ class Track:
         launch([*command, "--batch_size=32"], self.place["ours"], log)
         row = json.loads(target.read_text(encoding="utf-8"))["losses"][0]
         return {"loss": row["loss"], "kept": row["step"]}
+
+
+def copy_data(source: Path, target: Path) -> None:
+    """A prepared data set to where a program looks for it: whole, and anew if it has changed."""
+
+    def sizes(folder: Path) -> dict:
+        found = (f for f in folder.glob("*") if f.suffix not in (".py", ".md", ".txt"))
+        return {f.name: f.stat().st_size for f in found}
+
+    if sizes(target) == sizes(source):
+        return
+    part = target.with_name(f"{target.name}.part")  # where an earlier call was ended
+    for folder in (part, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, part, ignore=lambda _, names: {*names} - {*sizes(source)})
+    part.rename(target)
 
 
 def launch(command: list[str], folder: Path, log: Path) -> float:

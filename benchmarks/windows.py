@@ -35,7 +35,8 @@ repeats = 5  # [>= 1]
 device = "auto"
 dtype = "auto"  # [auto | float32 | bfloat16 | float16]
 compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
-out = ""  # folder for windows.json and .txt [path]
+out = ""  # folder for windows.json and .txt; rows that are there are not measured again [path]
+force = False  # measure them again
 
 COLUMNS = (
     ("T", "T", ",d"), ("pattern", "pattern", ""), ("scores/position", "scores", ",.0f"),
@@ -115,8 +116,15 @@ def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     runtime = setup(c.device, c.dtype, c.compile)
     print(runtime.summary)
-    results = Results("windows", c.out, runtime.device, COLUMNS, again=True, window=c.window)
+    about = {name: c[name] for name in ("patterns", "window", "n_layer", "n_head", "n_embd")}
+    about |= {"repeats": c.repeats, "dtype": runtime.dtype, "compile": runtime.compile}
+    same = ("commit", "versions", "hardware", *about)
+    results = Results("windows", c.out, runtime.device, COLUMNS, same, c.force, **about)
     for T in map(int, c.lengths.split(",")):
+        if all(results.find({"T": T, "pattern": p}) for p in c.patterns.split(",")):
+            print(f"T={T}: measured before, in {results.folder}")
+            continue
+        results.rows = [row for row in results.rows if row["T"] != T]
         for row in measure(c, T, runtime):
             results.add(row)
     results.finish()

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from unittest import SkipTest  # on which pytest skips too
@@ -28,6 +29,7 @@ if __name__ == "__main__":
 
 import torch
 
+from benchmarks.harness import Results, table
 from bonsai import ROOT
 from bonsai.data.dataset import open_dataset
 from bonsai.data.writer import Writer
@@ -36,14 +38,11 @@ from bonsai.engine.cpu.weights import prepare as prepare_weights
 from bonsai.engine.cuda.block import StepBlock
 from bonsai.engine.cuda.kernels import can_overlap, load_kernels
 from bonsai.evaluation.loss import split_loss
-from bonsai.files.access import write_whole
-from bonsai.files.jsonfile import write_json
 from bonsai.models import head_loss, loss_kernel
 from bonsai.models.kernels import attend, to_device
 from bonsai.models.table import build_model
 from bonsai.planning import recipe
 from bonsai.system.errors import run
-from bonsai.system.provenance import provenance
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.training import breakdown
@@ -67,7 +66,8 @@ with contextlib.suppress(ImportError):  # a machine that is lent may lack it
 
 # -----------------------------------------------------------------------------
 device = "auto"  # cpu, cuda, cuda:1; auto: the first that is there
-out = ""  # a folder for tests.json and tests.txt [path]
+out = ""  # folder for tests.json and .txt; checks that passed there are not repeated [path]
+force = False  # repeat them
 # -----------------------------------------------------------------------------
 
 # fields of the recipe's model
@@ -501,35 +501,43 @@ def test_where_a_steps_time_goes(device):
     print(", ".join(f"{part} {share:.0%}" for part, share in shares.items()))
 
 
+COLUMNS = (("check", "check", ""), ("ended", "how", ""), ("s", "seconds", ".1f"),
+           ("what it said", "said", ""))  # fmt: skip
+
+
 def main(**settings) -> int:
-    """Run the tests above, in order."""
+    """Run the tests above, in order; of an earlier call that was ended, those that are left."""
     c = configure(globals(), settings=settings or None)
     dev = setup(c.device, "float32", False).device
-    said, ended = {}, {"passed": 0, "failed": 0, "skipped": 0}
+    results = Results("tests", c.out, dev, COLUMNS, again=c.force)
+    results.rows = [row for row in results.rows if row["how"] == "passed"]
     for name, check in [(n, f) for n, f in globals().items() if n.startswith("test_")]:
-        begin, how, words = time.perf_counter(), "passed", io.StringIO()
-        with tempfile.TemporaryDirectory() as folder:
-            given = {"device": str(dev), "tmp_path": Path(folder)}
-            try:
-                with contextlib.redirect_stdout(words):
-                    check(**{k: given[k] for k in inspect.signature(check).parameters})
-            except SkipTest as e:
-                how = "skipped"
-                words.write(f"skipped: {e}")
-            except Exception as e:
-                traceback.print_exc()
-                how = "failed"
-                words.write(f"FAILED: {' '.join(str(e).split())[:200]}")
-        ended[how] += 1
-        said[name] = " ".join(words.getvalue().split())
-        print(f"{name}: {said[name]} ({time.perf_counter() - begin:.1f} s)", flush=True)
-        line = "{passed} checks passed, {failed} failed, {skipped} skipped".format(**ended)
-        if c.out:  # what is cut short has its lines
-            write_json(Path(c.out) / "tests.json", {**provenance(dev), **ended, "checks": said})
-            lines = [f"{check}: {words}" for check, words in said.items()]
-            write_whole(Path(c.out) / "tests.txt", "\n".join([*lines, line]) + "\n")
-    print(line)
+        row = results.measure({"check": name}, lambda check=check: outcome(check, dev))
+        print(f"{name}: {row['said']} ({row['seconds']:.1f} s)", flush=True)
+    ways = [row["how"] for row in results.rows]
+    ended = {how: ways.count(how) for how in ("passed", "failed", "skipped")}
+    line = "{passed} checks passed, {failed} failed, {skipped} skipped".format(**ended)
+    results.finish(f"{table(results.rows, COLUMNS)}\n\n{line}", **ended)
     return 1 if ended["failed"] else 0
+
+
+def outcome(check: Callable, dev: torch.device) -> dict:
+    """How a test ends, and what it prints."""
+    begin, how, words = time.perf_counter(), "passed", io.StringIO()
+    with tempfile.TemporaryDirectory() as folder:
+        given = {"device": str(dev), "tmp_path": Path(folder)}
+        try:
+            with contextlib.redirect_stdout(words):
+                check(**{k: given[k] for k in inspect.signature(check).parameters})
+        except SkipTest as e:
+            how = "skipped"
+            words.write(f"skipped: {e}")
+        except Exception as e:
+            traceback.print_exc()
+            how = "failed"
+            words.write(f"FAILED: {' '.join(str(e).split())[:200]}")
+    said = " ".join(words.getvalue().split())
+    return {"how": how, "seconds": time.perf_counter() - begin, "said": said}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """benchmarks/gpu.sh: its stages with a stand-in for Python, and how they end."""
 
+import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import SkipTest
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 # where $SLOW is, it goes on for long.
 STUB = """#!/usr/bin/env bash
 echo "$@" >> "$CALLS"
+case "$*" in *"${FAILS:-no such word}"*) echo "error: no luck"; exit 1;; esac
 [ -e "$FAIL" ] && { echo "error: no luck"; exit 1; }
 for word in "$@"; do
     out=${word#--out=}
@@ -49,6 +53,9 @@ def gpu_sh(tmp_path):
     os.chmod(tmp_path / "stub", 0o755)
     calls = tmp_path / "calls"
 
+    (tmp_path / "peer").mkdir()
+    (tmp_path / "peer" / "model.py").touch()
+
     def start(*stages, run=run_command, **env):
         env = {"TOY": "1", "OUT": "results", "PYTHON": "./stub", "CALLS": str(calls), **env}
         env |= {"FAIL": str(tmp_path / "fail"), "SLOW": str(tmp_path / "slow")}
@@ -61,25 +68,40 @@ def gpu_sh(tmp_path):
 
 
 def test_it_goes_on_where_it_was_cut(gpu_sh, tmp_path):
-    (tmp_path / "fail").touch()
-    done, calls = gpu_sh("train", PEER="peer")
-    assert done.rc == 1 and "NOT done" in done.stdout and "no luck" in done.stdout, done
+    """Of a stage's programs those go on that have not ended well, with the same words."""
+    done, calls = gpu_sh("train", PEER="peer", FAILS="config/fast_gpt2.py")
+    assert done.rc == 1 and "train: NOT done" in done.stdout and "no luck" in done.stdout, done
+    assert "train:\ntable\n" in done.stdout
     assert calls[0].startswith("benchmarks/train.py --out=")
     for word in ("--sizes=toy", "--repeats=2", f"--peer={tmp_path / 'peer'}", "--device=cpu"):
         assert word in calls[0].split()
-    (tmp_path / "fail").unlink()
-    done, calls = gpu_sh("train", PEER="peer")
-    assert done.rc == 0 and "train:\ntable\n" in done.stdout, done
-    assert [call.split()[:2] for call in calls[2:]] == [
+    assert [call.split()[:2] for call in calls[1:]] == [
         *(["bench.py", "--n_layer=1"], *[["bench.py", "config/fast_gpt2.py"]] * 2)
     ]
-    assert "--micro_batches=2" in calls[4] and "--micro_batches" not in calls[3]
-    assert (tmp_path / "results" / "train.log").read_text() == "measured\n" * 4
+    assert "--micro_batches=2" in calls[3] and "--micro_batches" not in calls[2]
+    assert (tmp_path / "results" / "train.log").read_text() == "measured\n"
     done, again = gpu_sh("train", PEER="peer")
-    assert done.rc == 0 and "train: done before" in done.stdout and again == calls, done
-    done, again = gpu_sh("train", FORCE="1")
-    first = again[len(calls)].split()
-    assert done.rc == 0 and "--force" in first and "--peer" not in first, done
+    assert done.rc == 0 and "train:\ntable\n" in done.stdout, done
+    assert again == [*calls, *calls[2:]] and done.stdout.count("done before") == 2
+    done, again = gpu_sh("train", PEER="peer")
+    assert done.rc == 0 and done.stdout.count("done before") == 4 and len(again) == 6, done
+
+
+@pytest.mark.parametrize("stage", ["train", "decode"])
+@pytest.mark.parametrize("other", ["settings", "FORCE", "commit", "nothing"])
+def test_what_was_measured_otherwise_is_measured_again(gpu_sh, tmp_path, stage, other):
+    """With another peer, at another commit or elsewhere; and no old table stands for it."""
+    assert gpu_sh(stage, PEER="peer")[0].rc == 0
+    count = len(gpu_sh(stage, PEER="peer")[1])
+    for words in (tmp_path / "results").glob("*.words") if other == "commit" else ():
+        words.write_text(words.read_text().replace("commit ", "commit earlier"))
+    env = {"settings": {}, "FORCE": {"PEER": "peer", "FORCE": "1"}}.get(other, {"PEER": "peer"})
+    done, calls = gpu_sh(stage, FAILS="benchmarks/", **env)
+    assert (done.rc == 1) == (other != "nothing") == (len(calls) > count), done
+    assert ("table" in done.stdout) == (other == "nothing")
+    forced = [call for call in calls[count:] if "--force" in call.split()]
+    assert len(forced) == (other == "FORCE")
+    assert not any("--peer" in call for call in calls[count:]) or other != "settings"
 
 
 def test_every_stage(gpu_sh, tmp_path):
@@ -102,37 +124,109 @@ def test_what_takes_too_long_is_ended_and_its_table_printed(gpu_sh, tmp_path, ho
     begin = time.monotonic()
     done, calls = gpu_sh("decode", "tests", NAME="decode", **{how: "2"})
     assert done.rc == 1 and time.monotonic() - begin < 30
-    assert "decode: NOT done" in done.stdout and done.stdout.endswith("decode:\ntable\n\n"), done
+    assert "decode: NOT done" in done.stdout and "decode:\ntable\n\n" in done.stdout, done
     assert ends(int((tmp_path / "slow").read_text()))
     assert len(calls) == (2 if how == "LIMIT" else 1)
-    assert ("no time is left" in done.stdout) == (how == "TOTAL")
+    assert "sample: no time is left" in done.stdout  # of the same stage
+    assert ("tests: no time is left" in done.stdout) == (how == "TOTAL")
     (tmp_path / "slow").unlink()
     assert gpu_sh("decode")[0].rc == 0  # nothing is taken as done
 
 
-def test_a_signal_ends_it_with_its_tables(gpu_sh, tmp_path):
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_signal_ends_it_with_its_tables(gpu_sh, tmp_path, number):
+    """And all that it has started, when it is killed as well; the same command goes on."""
+    status = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGKILL": -9}[number]
     (tmp_path / "slow").touch()
 
     def stopped(command, folder, env):
-        env = environment(**env)
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        process = subprocess.Popen(command, cwd=folder, env=env, **pipes)
+        process = subprocess.Popen(command, cwd=folder, env=environment(**env), **pipes)
         while not (tmp_path / "slow").read_text().strip():
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        return process.communicate(timeout=30)[0]
+        process.send_signal(signal.Signals[number])
+        said = process.communicate(timeout=30)[0]
+        assert process.returncode == status
+        return said
 
     said, _ = gpu_sh("decode", run=stopped)
-    assert said.endswith("decode:\ntable\n\n")
+    assert said.endswith("decode:\ntable\n\n") or number == "SIGKILL"
     assert ends(int((tmp_path / "slow").read_text()))
+    (tmp_path / "slow").unlink()
+    done, calls = gpu_sh("decode", "decode")  # what is left of the first has 10 s to end
+    assert done.rc == 0 and len(calls) == 3, done
+    assert done.stdout.count("done before") == 2
+
+
+def test_one_call_at_a_time(gpu_sh, tmp_path):
+    (tmp_path / "results").mkdir()
+    with open(tmp_path / "results" / "lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        assert_one_line_error(gpu_sh("tests")[0], "another call works in", "set OUT to another")
+    assert gpu_sh("tests")[0].rc == 0
+
+
+def test_the_race_begins_nothing_in_the_last_minute(gpu_sh):
+    """minutes: what is left but for one, in decimals."""
+    for limit, most in (("45", 0.0001), ("64", 0.07), ("300", 4), ("304", 4.07)):
+        _, calls = gpu_sh("race", LIMIT=limit, FORCE="1")
+        given = [word for word in calls[-1].split() if word.startswith("--minutes=")]
+        assert 0 < float(given[0].partition("=")[2]) <= most, calls[-1]
 
 
 def test_it_says_what_is_wrong(gpu_sh, tmp_path):
     assert_one_line_error(gpu_sh("nosuch")[0], "unknown stage nosuch")
     assert_one_line_error(gpu_sh()[0], "no stage given")
     assert_one_line_error(gpu_sh("tests", PYTHON="no-python")[0], "no-python")
+    for name, value, words in (
+        ("TOTAL", "5m", "TOTAL=5m is no whole number"),
+        ("LIMIT", "-3", "LIMIT=-3 is no whole number"),
+        ("TOKENS", "1e7", "TOKENS=1e7 is no whole number"),
+        ("PEER", "nowhere", "nowhere is no checkout of nanoGPT"),
+        ("TEXT", "nowhere.xz", "nowhere.xz does not exist"),
+        ("OUT", "stub", "cannot write into the folder"),
+    ):
+        assert_one_line_error(gpu_sh("tests", **{name: value})[0], words)
     (tmp_path / "fail").touch()
     assert_one_line_error(gpu_sh("tests", TOY="")[0], "TOY=1")
+
+
+def test_the_checks_go_on_where_they_were_cut(tmp_path, capsys):
+    """Those that passed are not repeated, but with --force."""
+    spec = importlib.util.spec_from_file_location("checks", ROOT / "tests/benchmarks/test_gpu.py")
+    checks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(checks)
+    for name in [name for name in vars(checks) if name.startswith("test_")]:
+        delattr(checks, name)
+    ran, ends = [], {"a": None, "b": KeyboardInterrupt(), "c": SkipTest("needs CUDA")}
+
+    def add(name: str) -> None:
+        def check(device):
+            ran.append(name)
+            print(f"{name} is right")
+            if ends[name]:
+                raise ends[name]
+
+        setattr(checks, f"test_{name}", check)
+
+    for name in ends:
+        add(name)
+    given = {"device": "cpu", "out": str(tmp_path)}
+    with pytest.raises(KeyboardInterrupt):
+        checks.main(**given)
+    assert "| test_a | passed |" in (tmp_path / "tests.txt").read_text()
+    for failure, more, want in (
+        (AssertionError("off by 1"), {}, ["b", "c"]),
+        (None, {}, ["b", "c"]),
+        (None, {}, ["c"]),
+        (None, {"force": True}, ["a", "b", "c"]),
+    ):
+        ends["b"] = failure
+        ran.clear()
+        assert checks.main(**given, **more) == bool(failure) and ran == want
+        said = (tmp_path / "tests.txt").read_text()
+        passed = "1 checks passed, 1 failed" if failure else "2 checks passed, 0 failed"
+        assert said.endswith(f"{passed}, 1 skipped\n") and "skipped: needs CUDA" in said
 
 
 @pytest.mark.slow

@@ -59,6 +59,54 @@ def test_results_go_on_where_they_were_cut(tmp_path, capsys):
     assert start(peer="2").rows == start(again=True).rows == [] != start().rows
 
 
+@pytest.mark.parametrize("other", ["commit", "versions", "hardware", "peer"])
+def test_rows_of_another_commit_or_machine_are_said_and_kept(tmp_path, capsys, other):
+    def start() -> Results:
+        same = ("commit", "versions", "hardware", "peer")
+        return Results("speed", tmp_path, CPU, same=same, peer="1")
+
+    for size in ("toy", "char"):
+        start().add({"size": size})
+    path = tmp_path / "speed.json"
+    state = json.loads(path.read_text())
+    state["rows"][0]["about"][other] = "another"
+    path.write_text(json.dumps(state))
+    capsys.readouterr()
+    results = start()
+    assert [row["size"] for row in results.rows] == ["char"]
+    line = f"1 of 2 rows in {path} are of another {other}: not taken"
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    results.add({"size": "toy"})
+    kept = json.loads((tmp_path / "speed.before.json").read_text())["rows"]
+    assert kept == state["rows"]
+
+
+def test_a_row_of_another_commit_says_so_where_it_is_taken(tmp_path, capsys):
+    Results("speed", tmp_path, CPU).add({"size": "toy"})
+    path = tmp_path / "speed.json"
+    state = json.loads(path.read_text())
+    state["rows"][0]["about"]["commit"] = "abc1234"
+    path.write_text(json.dumps(state))
+    results = Results("speed", tmp_path, CPU, same=("hardware",))
+    results.measure({"size": "toy"}, dict)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(", by commit abc1234")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"rows": 3}', '{"rows": [3]}'])
+def test_what_is_no_file_of_results_is_left_alone(tmp_path, text):
+    (tmp_path / "speed.json").write_text(text)
+    with pytest.raises(UserError, match=r"speed\.json (is not|has no results of this)"):
+        Results("speed", tmp_path, CPU)
+    assert (tmp_path / "speed.json").read_text() == text
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot write the results to"):
+            Results("speed", folder, CPU)
+
+
 def test_a_table_is_there_from_the_first_row_on(tmp_path):
     results = Results("speed", tmp_path, CPU, (("size", "size", ""), ("rate", "rate.low", "d")))
     results.put([{"size": "a", "rate": {"low": 1}}, {"size": "b"}])

@@ -86,6 +86,53 @@ def test_runs_to_tune_go_at_once(place, monkeypatch):
     assert sorted(trained) == ["0", "1", "2"]
 
 
+def test_each_run_to_tune_has_its_row_when_it_is_through(place, monkeypatch):
+    """Where a later one fails, or the time is over, those before are not lost, and none follows."""
+    runs, trained = track.Track("race", "out", "shakespeare_char", 16), []
+
+    def train(arm, seed):
+        trained.append(arm.name)
+        if arm.name == "1":
+            raise UserError("a run failed")
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(runs, "train", train)
+    arms = [track.Arm(str(i), "peer", 1, "", probe=True) for i in range(3)]
+    with pytest.raises(UserError, match="a run failed"):
+        runs.run_together(arms, 1, 1)
+    rows = json.loads((place / "out" / "race.json").read_text())["rows"]
+    assert rows[0]["name"] == "0" and trained[:2] == ["0", "1"]
+    runs.minutes, runs.begin = 1.0, runs.begin - 61
+    with pytest.raises(UserError, match="minutes are over"):
+        runs.run_together([arms[0], track.Arm("3", "peer", 1, "")], 1, 2)
+    assert "3" not in trained
+
+
+def test_data_are_copied_whole_and_anew_where_they_have_changed(tmp_path):
+    """A call that was ended has left a part of a copy; a data set may be prepared anew."""
+    source, target = tmp_path / "data" / "text", tmp_path / "ours" / "text"
+    source.mkdir(parents=True)
+    (source / "prepare.py").touch()
+    (tmp_path / "ours" / "text.part").mkdir(parents=True)
+    for size in (3, 5, 5):
+        (source / "train.bin").write_bytes(bytes(size))
+        track.copy_data(source, target)
+        assert (target / "train.bin").stat().st_size == size
+        assert [f.name for f in (tmp_path / "ours").iterdir()] == ["text"]
+    assert [f.name for f in target.iterdir()] == ["train.bin"]
+
+
+def test_another_text_or_machine_is_another_race(place):
+    for name in ("shakespeare_char", "other"):
+        results = track.Track("race", "out", name, 16).results
+        assert results.rows == []
+        results.add({"name": name})
+        (place / "data" / "other").mkdir(exist_ok=True)
+        for file in (place / "data" / "shakespeare_char").iterdir():
+            (place / "data" / "other" / file.name).write_bytes(file.read_bytes())
+    assert len(track.Track("race", "out", "other", 16).results.rows) == 1
+
+
 @pytest.mark.parametrize("memory, runs", [(80e9, 2), (150e9, 4), (16e9, 1)])
 def test_as_many_runs_to_tune_as_fit(monkeypatch, memory, runs):
     properties = SimpleNamespace(total_memory=int(memory))

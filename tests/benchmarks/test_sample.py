@@ -31,6 +31,13 @@ def test_both_programs_sample_from_one_checkpoint(tmp_path, monkeypatch):
     assert [(r["name"], r["seconds"]["median"]) for r in rows] == [
         *(("sample.py", 3.5), ("nanoGPT's sample.py", 3.5))
     ]
+    # what was cut short goes on, and what was measured otherwise begins anew
+    state = {"rows": [rows[0], {**rows[1], "each": [3.0]}]}
+    for more, count in (({}, 1), ({"force": True}, 4), ({"options": "--seed=1"}, 4)):
+        (tmp_path / "out" / "sample.json").write_text(json.dumps(state))
+        calls.clear()
+        sample.main(**TOY, **{**there, **more})
+        assert len(calls) == count, more
 
 
 def test_the_program_writes_what_the_made_run_gives(tmp_path):

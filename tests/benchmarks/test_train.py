@@ -51,7 +51,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
 # ---- windows.py ----
 
 
-def test_windows_are_measured(tmp_path):
+def test_windows_are_measured(tmp_path, monkeypatch):
     shape = dict(n_layer=2, n_head=2, n_embd=16, window=8, repeats=2)
     there = dict(device="cpu", dtype="float32", out=str(tmp_path))
     windows.main(lengths="32,64", **shape, **there)
@@ -61,6 +61,17 @@ def test_windows_are_measured(tmp_path):
     ]
     assert [r["scores"] for r in rows] == [32, 24, 16, 64, 40, 16]
     assert all(r["spread"]["n"] == 2 and r["kept"] > 0 for r in rows)
+    # what was cut short goes on: a length that lacks a pattern is measured anew, others are not
+    (tmp_path / "windows.json").write_text(json.dumps({"rows": rows[:4]}))
+    lengths, measure = [], windows.measure
+    monkeypatch.setattr(windows, "measure", lambda c, T, r: lengths.append(T) or measure(c, T, r))
+    windows.main(lengths="32,64", **shape, **there)
+    again = json.loads((tmp_path / "windows.json").read_text())["rows"]
+    assert lengths == [64] and again[:3] == rows[:3] and len(again) == 6
+    for more, found in (({}, []), ({"force": True}, [32, 64]), ({"window": 4}, [32, 64])):
+        lengths.clear()
+        windows.main(lengths="32,64", **{**shape, **there, **more})
+        assert lengths == found
 
 
 def test_windows_mistakes_are_one_line():
