@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from bonsai.system.caches import keep_compiled_graphs, keep_kernels
-from bonsai.system.errors import PARENT, UserError
+from bonsai.system.errors import PARENT, UserError, one_line
 from bonsai.system.hashing import signed, splitmix
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun
@@ -145,7 +145,10 @@ def setup(
     if backend == "nccl" and dev.type != "cuda":
         backend = "gloo"  # nanoGPT's default in a user's config; nccl has no CPU
     if dev.type == "cuda":
-        torch.cuda.set_device(dev)
+        try:
+            torch.cuda.set_device(dev)
+        except RuntimeError as e:  # say another process has it for itself
+            raise UserError(f"{dev} cannot be used: {one_line(e):.200}") from None
         keep_kernels()
     if compile or dev.type == "cuda":  # where some kernels are compiled whatever is set
         keep_compiled_graphs()
@@ -265,9 +268,10 @@ def leave_a_core(threads: int) -> int:
 def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
     """The torch device for a setting, and why it was picked ('' when it was given)."""
     why = ""
+    gpus, none = (0, "") if device == "cpu" else count_gpus()
     if device == "auto":
-        device, why = "cpu", " (no GPU found)"
-        if torch.cuda.is_available():
+        device, why = "cpu", f" (no GPU found{none})"
+        if gpus:
             device, why = "cuda", "the first, or that of this process"
         elif torch.backends.mps.is_available():
             device, why = "mps", " (Apple GPU)"
@@ -276,23 +280,58 @@ def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
     except RuntimeError:
         raise UserError(f"device={device} is unknown: use auto, cpu, cuda, cuda:1 or mps") from None
     if dev.type == "cuda":
-        n = torch.cuda.device_count()
-        if not n:
-            raise UserError("device=cuda, but no CUDA GPU is usable here: use --device=cpu or auto")
+        if not gpus:
+            raise UserError(
+                f"device={dev}, but no CUDA GPU is usable here{none}: use --device=cpu or auto"
+            )
         index, by = dev.index, ""
         if index is None:
             index, by = local_rank, f" (of LOCAL_RANK={local_rank} in the environment)"
-        if index >= n:
+        if index >= gpus:
             raise UserError(
-                f"device cuda:{index}{by} does not exist: this machine has {n} CUDA GPU(s)"
+                f"device cuda:{index}{by} does not exist: this machine has {gpus} CUDA GPU(s)"
             )
         dev = torch.device("cuda", index)
+        if not_for := not_built_for(dev):
+            if not why:
+                raise UserError(f"{dev}: {not_for}; install an older torch, or use --device=cpu")
+            return torch.device("cpu"), f" ({not_for})"
         why = why and f" ({torch.cuda.get_device_name(dev)})"
     elif dev.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device=mps, but this machine has no Apple GPU: use --device=cpu or auto")
     elif dev.type not in ("cpu", "mps"):
         raise UserError(f"device={device} is not supported: use auto, cpu, cuda or mps")
     return dev, why
+
+
+def count_gpus() -> tuple[int, str]:
+    """How many CUDA GPUs torch can use, and where there are none what it says of them, say of an
+    old driver, which it prints as a warning of several lines."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count or not said:
+        return count, ""
+    text = str(said[-1].message).split("(Triggered internally")[0]
+    text = text.removeprefix("CUDA initialization: ").strip()
+    error = re.search(r"Error \d+: .*", text)
+    return 0, f": {error[0] if error else text.split('. ')[0]:.200}"
+
+
+def not_built_for(device: torch.device) -> str:
+    """Why no kernel of this torch runs on a CUDA GPU; '': they do. NVIDIA's only become too old."""
+    listed = " ".join(torch.cuda.get_arch_list())  # sm_75 sm_90a compute_120; of AMD's gfx90a
+    digits = [int(number) for number in re.findall(r"\b(?:sm|compute)_(\d+)", listed)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same, in several lines
+        major, minor = torch.cuda.get_device_capability(device)
+    if not digits or 10 * major + minor >= (least := min(digits)):
+        return ""
+    name = torch.cuda.get_device_name(device)
+    return (
+        f"{name} has compute capability {major}.{minor}, and torch {torch.__version__} needs "
+        f"{least // 10}.{least % 10}"
+    )
 
 
 def pick_dtype(dtype: str, device: torch.device) -> tuple[str, str]:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 import torch
@@ -128,13 +129,104 @@ def test_setup_says_what_was_picked():
     assert "cpu" in runtime.summary and runtime.dtype in runtime.summary
 
 
+def with_gpus(monkeypatch, capabilities, architectures=("sm_75", "sm_90a", "compute_120")) -> None:
+    """As if there were GPUs called Card 0, Card 1 ..., and a torch built for some architectures."""
+    for name, value in {
+        "is_available": lambda: bool(capabilities),
+        "device_count": lambda: len(capabilities),
+        "get_device_name": lambda device: f"Card {device.index}",
+        "get_device_capability": lambda device: capabilities[device.index],
+        "get_arch_list": lambda: list(architectures),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+
+@pytest.mark.parametrize(
+    "warning, said",
+    [
+        ("", ""),
+        (
+            "CUDA initialization: The NVIDIA driver on your system is too old (found version "
+            "11040). Please update your GPU driver by downloading and installing a new version "
+            "from the URL: http://www.nvidia.com/Download/index.aspx (Triggered internally at "
+            "/pytorch/c10/cuda/CUDAFunctions.cpp:109.)",
+            ": The NVIDIA driver on your system is too old (found version 11040)",
+        ),
+        (
+            "CUDA initialization: Unexpected error from cudaGetDeviceCount(). Did you run some "
+            "cuda functions before calling NumCudaDevices() that might have already set an error? "
+            "Error 804: forward compatibility was attempted on non supported HW (Triggered "
+            "internally at /pytorch/c10/cuda/CUDAFunctions.cpp:109.)",
+            ": Error 804: forward compatibility was attempted on non supported HW",
+        ),
+    ],
+)
+def test_why_there_is_no_gpu_is_said_in_the_line(monkeypatch, recwarn, warning, said):
+    """Where torch warns, say of an old driver; and the CPU is taken, or what was asked for is an
+    error."""
+
+    def is_available() -> bool:
+        if warning:
+            warnings.warn(warning, stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == (CPU, f" (no GPU found{said})")
+    assert pick_device("cpu") == (CPU, "")
+    with pytest.raises(UserError) as e:
+        pick_device("cuda:1")
+    assert str(e.value) == (
+        f"device=cuda:1, but no CUDA GPU is usable here{said}: use --device=cpu or auto"
+    )
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "capability, architectures, usable",
+    [
+        ((7, 0), ("sm_75", "sm_80", "sm_90", "compute_120"), False),
+        ((6, 1), ("sm_70", "sm_120a"), False),
+        ((7, 0), ("sm_70", "sm_75"), True),
+        ((7, 5), ("sm_75", "sm_80"), True),
+        ((8, 9), ("sm_75", "sm_86", "sm_90"), True),
+        ((12, 1), ("sm_75", "sm_120"), True),  # newer ones run what was made for older ones
+        ((9, 4), ("gfx90a", "gfx942"), True),  # AMD's
+        ((7, 0), (), True),  # not known
+    ],
+)
+def test_a_gpu_that_torch_was_not_built_for(monkeypatch, capability, architectures, usable):
+    """Its first kernel would end in a traceback."""
+    with_gpus(monkeypatch, [(12, 0), capability], architectures)
+    if usable:
+        assert pick_device("auto", 1) == (torch.device("cuda", 1), " (Card 1)")
+        assert pick_device("cuda:1") == (torch.device("cuda", 1), "")
+        return
+    major, minor = capability
+    says = f"Card 1 has compute capability {major}.{minor}, and torch {torch.__version__} needs 7."
+    device, why = pick_device("auto", 1)
+    assert device == CPU and why.startswith(f" ({says}")
+    with pytest.raises(UserError) as e:
+        pick_device("cuda:1")
+    assert str(e.value).startswith(f"cuda:1: {says}") and "--device=cpu" in str(e.value)
+    assert pick_device("cuda:0") == (torch.device("cuda", 0), "")
+
+
+def test_a_gpu_that_another_process_has(monkeypatch):
+    with_gpus(monkeypatch, [(9, 0)])
+
+    def busy(device):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nCUDA kernel errors ...")
+
+    monkeypatch.setattr(torch.cuda, "set_device", busy)
+    with pytest.raises(UserError, match="cuda:0 cannot be used: CUDA error: all CUDA-capable"):
+        setup("cuda", "float32", False)
+
+
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_more_processes_than_gpus(monkeypatch, device):
     """Or a LOCAL_RANK that a job has left: one line says which, for 'auto', too."""
-    names = ["Card 0", "Card 1"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda dev: names[dev.index])
+    with_gpus(monkeypatch, [(9, 0), (9, 0)])
     why = " (Card 1)" if device == "auto" else ""
     assert pick_device(device, 1) == (torch.device("cuda", 1), why)
     with pytest.raises(UserError, match=r"cuda:2 \(of LOCAL_RANK=2 .*\) does not exist: .* 2 CUDA"):
