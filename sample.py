@@ -153,6 +153,8 @@ def main(**settings) -> None:
 
     loaded = load_model(find_source(c.init_from, c.out_dir), overrides={"dropout": 0.0})
     loaded.checkpoint = None  # the optimizer's memory
+    if not c.quantize:  # as it will compute: on a GPU half of the memory
+        loaded.model.to(DTYPES[runtime.dtype])
     model = to_device(loaded.model, runtime.device)
     tokenizer, where = find_tokenizer(loaded)
     if loaded.newer:

@@ -39,7 +39,8 @@ def prepare(
     batch: int = 1,
     overlap: bool = True,
 ) -> nn.Module:
-    """A copy of the model for inference only: all linear layers replaced by faster ones.
+    """A copy of the model for inference only: all linear layers replaced by faster ones. Weights
+    that stay as they are may be those of the model.
 
     dtype: of weights and activations; None: the weights' own. quantize: a key of QUANTIZE. An
     output head that shares the embedding's weights gets a copy. pack: call kernels of oneDNN and
@@ -72,6 +73,10 @@ def prepare(
     large = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features >= SMALL]
     memo = {id(m): new for m in large if (new := make(m))}
     memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
+    if not (pack or quantize):  # nor one of all weights in the dtype that they had
+        memo |= {
+            id(p): nn.Parameter(p.detach().to(dtype), p.requires_grad) for p in model.parameters()
+        }
     model = copy.deepcopy(model, memo).to(dtype).eval()
     if pack:
         join(model, dtype)

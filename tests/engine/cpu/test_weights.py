@@ -1,8 +1,11 @@
 """Models prepared for inference: packed, in bfloat16 or int8, and how far their logits move."""
 
+import copy
+
 import pytest
 import torch
 from helpers.tiny_model import BLOCK, VOCAB, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bonsai.engine.cpu.weights import prepare
 from model import ACTIVATIONS
@@ -28,6 +31,41 @@ def test_logits_of_converted_weights_stay_close(dtype, quantize, pack):
         assert (torch.stack(steps, 1) - got[:, 30:]).std() / want.std() < error
     assert fast.transformer.wte.weight.dtype == (dtype or torch.float32)
     assert model.lm_head.weight.dtype == torch.float32  # the original is left alone
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_weights_that_were_converted_before_are_the_same(pack):
+    """As sample.py converts them on the host, so that a GPU never has them in float32."""
+    model, idx = tiny(n_embd=128), torch.randint(VOCAB, (2, BLOCK))
+    late = prepare(model, torch.bfloat16, pack=pack)
+    early = prepare(copy.deepcopy(model).to(torch.bfloat16), torch.bfloat16, pack=pack)
+    with torch.no_grad():
+        for part in (idx, idx[:, :1]):
+            assert torch.equal(late(part)[0], early(part)[0])
+
+
+class Made(TorchDispatchMode):
+    """The elements of the tensors in float32 that were made."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float32 and not function.is_view:
+            self.elements += out.numel()
+        return out
+
+
+def test_no_second_copy_in_float32():
+    """What is not packed goes from one dtype to the other, weight by weight."""
+    model = tiny(n_embd=128)
+    with Made() as made:
+        fast = prepare(model, torch.bfloat16, pack=False)
+    assert not made.elements and fast.lm_head.weight is fast.transformer.wte.weight
+    assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_packed_float32_weights_are_exact_to_rounding():
