@@ -1,6 +1,6 @@
 """Tokenizers by name. To add one: a file with a `Tokenizer` subclass (bonsai/tokenizers/base.py
-says what it has to do), and a line in TOKENIZERS. Data can then be prepared with it, models carry
-it, and the shared tests pick it up.
+says what it has to do), its import here, and a line in TOKENIZERS. Data can then be prepared with
+it, checkpoints carry it, and the shared tests include it.
 
     tokenizer = get("gpt2")
     ids = tokenizer.encode("hello")
@@ -10,7 +10,6 @@ No file here imports torch; tiktoken, rustbpe, regex and sentencepiece are impor
 first needed.
 """
 
-import importlib
 import json
 import shlex
 from pathlib import Path
@@ -40,28 +39,22 @@ __all__ = [
     "from_dict",
     "get",
     "names",
-    "tokenizer_class",
     "well_formed",
 ]
 
-TOKENIZERS = {  # the type in to_dict -> its class
-    "char": "bonsai.tokenizers.char.CharTokenizer",
-    "byte": "bonsai.tokenizers.byte.ByteTokenizer",
-    "bpe": "bonsai.tokenizers.bpe.BPETokenizer",
-    "gpt2": "bonsai.tokenizers.gpt.GPT2Tokenizer",
-    "gpt4": "bonsai.tokenizers.gpt.GPT4Tokenizer",
-    "sentencepiece": "bonsai.tokenizers.sentencepiece.SentencePieceTokenizer",
+TOKENIZERS: dict[str, type[Tokenizer]] = {  # the type in to_dict -> its class
+    "char": CharTokenizer,
+    "byte": ByteTokenizer,
+    "bpe": BPETokenizer,
+    "gpt2": GPT2Tokenizer,
+    "gpt4": GPT4Tokenizer,
+    "sentencepiece": SentencePieceTokenizer,
 }
-
-
-def tokenizer_class(kind: str) -> type[Tokenizer]:
-    module, _, name = TOKENIZERS[kind].rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def names() -> list[str]:
     """The tokenizers that need nothing but their name."""
-    return [kind for kind in TOKENIZERS if tokenizer_class(kind).complete]
+    return [name for name, kind in TOKENIZERS.items() if kind.complete]
 
 
 def get(name_or_path: str | Path) -> Tokenizer:
@@ -99,7 +92,7 @@ def get(name_or_path: str | Path) -> Tokenizer:
             state = state["tokenizer"]
         return from_dict(state)
     if name_or_path in TOKENIZERS:
-        kind = tokenizer_class(str(name_or_path))
+        kind = TOKENIZERS[str(name_or_path)]
         if kind.complete:
             return kind()
         how = "data set's folder, data/NAME" if name_or_path == "char" else ".json file of one"
@@ -116,4 +109,4 @@ def from_dict(state: dict) -> Tokenizer:
     kind = state.get("type") if isinstance(state, dict) else None
     if not isinstance(kind, str) or kind not in TOKENIZERS:
         raise UserError(f"no tokenizer of type {kind!r:.60}: known are {', '.join(TOKENIZERS)}")
-    return tokenizer_class(kind).from_dict(state)
+    return TOKENIZERS[kind].from_dict(state)

@@ -15,7 +15,7 @@ from bonsai.data.dataset import open_dataset
 from bonsai.data.meta import open_meta
 from bonsai.data.writer import Writer, describe_prepared
 from bonsai.system.errors import UserError
-from bonsai.tokenizers import CharTokenizer, tokenizer_class
+from bonsai.tokenizers import TOKENIZERS, CharTokenizer
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65535, "uint16"), (65536, "uint32")])
@@ -227,7 +227,7 @@ def test_nothing_here_imports_torch():
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe", "sentencepiece"])
 def test_bytes_of_text_are_counted_unless_given(out, kind):
     texts = ["größer, 你好 😀\n" * 30, " a text\twith  blanks" * 9]
-    tokenizer = tokenizer_class(kind).from_texts([*texts, "the rest\n" * 40], 330)
+    tokenizer = TOKENIZERS[kind].from_texts([*texts, "the rest\n" * 40], 330)
     end = [] if tokenizer.eot is None else [tokenizer.eot]
     with Writer(out, tokenizer) as writer:
         for split in ("train", "val"):

@@ -1,6 +1,7 @@
 """A tokenizer of one's own, as small as they come: the example that keeps the contract honest.
 
-Copied to bonsai/tokenizers/toy.py, with its line in TOKENIZERS, it is one like the others.
+Copied to bonsai/tokenizers/toy.py, with its import and its line in TOKENIZERS, it is one like the
+others.
 """
 
 from collections.abc import Iterable

@@ -26,13 +26,13 @@ from bonsai.tokenizers import (
     EOT_TEXT,
     TOKENIZERS,
     BPETokenizer,
+    ByteTokenizer,
     CharTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
     from_dict,
     get,
     names,
-    tokenizer_class,
 )
 
 PROSE = [inspect.getdoc(module) for module in (argparse, decimal, inspect, json, typing)]
@@ -41,7 +41,7 @@ PROSE = [inspect.getdoc(module) for module in (argparse, decimal, inspect, json,
 MAKE: dict[str, Callable[[], Tokenizer]] = {
     **{
         name: functools.partial(lambda kind: kind.from_texts(PROSE + HOSTILE, 500), kind)
-        for name, kind in [*((n, tokenizer_class(n)) for n in TOKENIZERS), ("toy", ToyTokenizer)]
+        for name, kind in [*TOKENIZERS.items(), ("toy", ToyTokenizer)]
     },
     "bpe by itself": lambda: slow(BPETokenizer.train(PROSE, 500)),
     "bpe without pattern": lambda: BPETokenizer.train(PROSE, 400, None),
@@ -60,11 +60,11 @@ def slow(tokenizer: BPETokenizer) -> BPETokenizer:
 def tokenizer(request, monkeypatch):
     if request.param in ("gpt2", "gpt4"):
         need_vocabulary(request.param)
-    monkeypatch.setitem(TOKENIZERS, "toy", "helpers.toy_tokenizer.ToyTokenizer")
+    monkeypatch.setitem(TOKENIZERS, "toy", ToyTokenizer)
     return made(request.param)
 
 
-def test_a_tokenizer_is_one_file_and_one_line(tmp_path):
+def test_a_tokenizer_is_one_file_its_import_and_a_line_in_the_table(tmp_path):
     """In a copy of the repository, from text to a sample; the toy is in the shared tests too."""
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
@@ -76,9 +76,14 @@ def test_a_tokenizer_is_one_file_and_one_line(tmp_path):
         tmp_path / "bonsai" / "tokenizers" / "toy.py",
     )
     table = tmp_path / "bonsai" / "tokenizers" / "__init__.py"
-    line = '    "toy": "bonsai.tokenizers.toy.ToyTokenizer",\n'
-    before = '    "byte": "bonsai'
-    table.write_text(table.read_text().replace(before, line + before, 1))
+    code = table.read_text()
+    for line, before in (
+        ("from bonsai.tokenizers.toy import ToyTokenizer\n", "\n__all__ = ["),
+        ('    "toy": ToyTokenizer,\n', '    "byte": ByteTokenizer,'),
+    ):
+        assert code.count(before) == 1
+        code = code.replace(before, line + before)
+    table.write_text(code)
     (tmp_path / "a.txt").write_text(tiny_text(3000))
     small = [*TINY, "--max_iters=4", "--sample_interval=2", "--dataset=by", "--out_dir=out"]
     for command in (
@@ -281,6 +286,6 @@ def test_a_tokenizer_is_where_it_is_said_to_be(tmp_path):
         tokenizers.get(tmp_path / "config.json")
     (tmp_path / "meta.json").write_text('{"tokenizer": {"type": "byte"}}')
     of_data = tokenizers.get(tmp_path)  # a data set's folder
-    assert isinstance(of_data, tokenizers.tokenizer_class("byte"))
+    assert isinstance(of_data, ByteTokenizer)
     with pytest.raises(UserError, match="a data set's folder"):
         tokenizers.get("char")
