@@ -23,8 +23,7 @@ from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError, run
 from bonsai.system.paths import split_paths
 from bonsai.system.progress import Progress
-from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get
-from bonsai.tokenizers import study as report
+from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get, study
 from bonsai.tokenizers.patterns import PATTERNS, named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
 from bonsai.tokenizers.tokenizer_json import tokenizer_json
@@ -107,7 +106,7 @@ def from_ranks(c: Config) -> BPETokenizer:
 
 
 def others(c: Config) -> dict[str, Tokenizer]:
-    """The tokenizers to compare with, less those that cannot be loaded here."""
+    """The tokenizers to compare with, without those that cannot be loaded here."""
     usable = {}
     for name in split_paths(c.compare):
         try:
@@ -120,23 +119,24 @@ def others(c: Config) -> dict[str, Tokenizer]:
 
 
 def print_report(c: Config, tokenizer: Tokenizer, texts: list[str]) -> None:
-    print("\n" + report.compression({"this": tokenizer} | others(c), texts))
+    print("\n" + study.compression({"this": tokenizer} | others(c), texts))
     if not isinstance(tokenizer, BPETokenizer):
         return
-    print("\n" + report.longest_tokens(tokenizer))
-    print("\n" + report.merges_as_learnt(tokenizer))
-    print("\n" + report.unused_tokens(tokenizer, texts))
+    print("\n" + study.longest_tokens(tokenizer))
+    print("\n" + study.merges_as_learnt(tokenizer))
+    print("\n" + study.unused_tokens(tokenizer, texts))
     if c.curve and c.pattern != "none" and any(texts):
-        points = report.size_curve(texts, tokenizer.pattern, fast=c.fast)
-        print("\n" + report.curve_table(points, c.n_embd))
+        points = study.size_curve(texts, tokenizer.pattern, fast=c.fast)
+        print("\n" + study.curve_table(points, c.n_embd))
         if c.curve_png:
             with writing(c.curve_png):
-                report.draw_curve(points, c.n_embd, c.curve_png)
+                study.draw_curve(points, c.n_embd, c.curve_png)
             print(f"wrote {c.curve_png}")
 
 
-def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+def check(c: Config) -> None:
+    """Raise UserError, before an hour's training and not after it, for settings that do not go
+    together and for files that cannot be written."""
     refuse_idle(
         c,
         (c.ranks, "vocab_size type fast", "with --ranks: nothing is trained"),
@@ -145,7 +145,7 @@ def main(**settings) -> None:
         (not c.curve or c.pattern == "none", "curve_png", "without a curve"),
         (not c.stats, "curve_png n_embd", "with --stats=False"),
     )
-    if c.tiktoken_out and c.type != "bpe":  # not after an hour's training
+    if c.tiktoken_out and c.type != "bpe":
         raise UserError("a .tiktoken file can hold the tokens of --type=bpe only")
     if not c.out.endswith(".json"):
         raise UserError(f"out is {c.out!r}: a tokenizer is written to a .json file")
@@ -159,6 +159,11 @@ def main(**settings) -> None:
     sources = [c.ranks, *split_paths(c.input)]
     for path in filter(None, written):
         check_writable(path, "the results", sources)
+
+
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    check(c)
     start = time.time()
     kept: list[str] = []  # for the report
 
