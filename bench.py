@@ -127,7 +127,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
         data.check(T, vocab_size, ["train"])
         rows = c.batch_size * c.micro_batches * runtime.world_size
         batches = Batches(data, T, rows, c.seed)
-        check = 0 if data.stated else vocab_size
+        check = 0 if data.states_max_ids else vocab_size
         pin = runtime.device.type == "cuda"
         stream = prefetch(
             batches,

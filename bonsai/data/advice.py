@@ -14,14 +14,14 @@ from pathlib import Path
 from bonsai import ROOT
 
 CPU, GPU, LARGE = "quickstart.py", "train_shakespeare_char.py", "fast_gpt2.py"
-MANY = 500_000_000  # tokens, from which on a GPU can learn more than a small model holds
+MANY = 500_000_000  # tokens; on more than these a GPU trains the LARGE model
 
 
 def training_command(dataset: str, meta: dict, gpu: bool | None = None) -> str:
-    """The command that trains a model on a data set as it was just prepared.
+    """The command that trains a model on a data set that was just prepared.
 
-    dataset: a name in data/, or a path. meta: of the data set. gpu: unless given, whether there is
-    one. The config file is one for this machine; windows are as long as the data allow.
+    dataset: a name in data/, or a path. meta: of the data set. gpu: None looks for one. The config
+    file is one for this machine; its windows are shortened where the data are too short for them.
     """
     splits = [split["tokens"] for split in meta["splits"].values()]
     gpu = has_gpu() if gpu is None else gpu

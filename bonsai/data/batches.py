@@ -16,13 +16,14 @@ from bonsai.system.hashing import GAMMA, MIX1
 class Batches:
     """The training batches. The rows of step s are a pure function of (data, seed, s).
 
-    rows: windows of one optimizer step over all processes. ramp: steps that begin with fewer, the
-    first half of them with a quarter of rows, then with half of them. order: 'random' draws windows
-    with replacement, as nanoGPT; 'epoch' takes every window once per pass, shuffled, on a grid that
-    is shifted from pass to pass. In a mixture each row draws its data set by weight, and 'epoch'
-    then means that no window of a part comes twice within a pass, not that each comes.
-    noise: the share of the inputs, not of the targets, that become random ids below vocab_size, in
-    each pass others (Xie et al. 2017, arXiv 1703.02573).
+    rows: windows of one optimizer step over all processes.
+    ramp: so many steps at the beginning have fewer rows: the first half of them a quarter, the
+    second half of them one half.
+    order: 'random' draws windows with replacement, as nanoGPT; 'epoch' takes every window once per
+    pass, shuffled, on a grid that is shifted from pass to pass. In a mixture each row draws its
+    data set by weight; 'epoch' then means only that no window of a part comes twice within a pass.
+    noise: the share of the inputs, not of the targets, that become random ids below vocab_size,
+    others in each pass (Xie et al. 2017, arXiv 1703.02573).
     """
 
     def __init__(
@@ -111,12 +112,13 @@ class Batches:
         return x, y
 
     def divisors(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list:
-        """By what the mean loss of each micro-batch of a process is divided, so that the mean over
-        the processes of their sums is the mean over all targets of the step.
+        """A number for each micro-batch of this process. Its mean loss is divided by that number.
 
-        That is their number where every token is a target. With masks a micro-batch counts by its
-        targets: one without any is divided by infinity. All is known from the data: nothing waits
-        for the device or for another process.
+        The quotients are added up, and processes average their sums: the result is the mean over
+        all targets of the step. Where every token is a target, the number is the count of this
+        process's micro-batches. With masks a micro-batch counts by its targets, and one without any
+        is divided by infinity. All this is known from the data, without waiting for the device or
+        for another process.
         """
         n = self.rows_at(step) // batch_size
         share = range(rank, n, world_size)
@@ -166,11 +168,10 @@ def prefetch(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Micro-batches (x, y), each (batch_size, T) int64, of this process from `step` on, for ever.
 
-    A step has rows_at(step) / (batch_size world_size) of them.
-
-    Micro-step m of rank r takes the global rows (m * world_size + r) * batch_size onward, so the
-    data of a step do not depend on how many processes share it. A thread reads two ahead (into
-    pinned memory for a GPU). check_below: raise UserError for an id that is not below it.
+    A process has rows_at(step) / (batch_size world_size) of them in a step. Number m of rank r
+    takes the batch_size rows from row (m * world_size + r) * batch_size of the step on, so the data
+    of a step do not depend on how many processes share it. A thread reads two ahead (pin: into
+    pinned memory, for a GPU). check_below: raise UserError for an id that is not below it.
     """
     ready: queue.Queue = queue.Queue(maxsize=2)
     stop = threading.Event()

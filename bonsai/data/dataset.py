@@ -28,10 +28,10 @@ GPT2_VOCAB = 50257
 
 
 class OpenFile:
-    """A file that is read in pieces and stays open: what is put in its place does not change it.
+    """A file that is read in pieces and stays open: a new file under its name does not change it.
 
-    Reading, unlike a map of the file, leaves no pages in this process's resident memory, and a file
-    that was written over in place is noticed instead of ending the process.
+    Unlike a memory map, reading leaves no pages in this process's resident memory, and a file that
+    was written over in place raises an error instead of ending the process.
     """
 
     def __init__(self, path: Path):
@@ -121,8 +121,8 @@ class Split:
 
     @functools.cached_property
     def sample_checksum(self) -> str:
-        """Of tokens and masks at up to 64 places: other data of the same length have nearly always
-        another one, and a large file need not be read for it."""
+        """Of tokens and masks at up to 64 places: it nearly always tells other data of the same
+        length, and a large file need not be read whole for it."""
         digest = hashlib.blake2b(digest_size=8)
         places = np.linspace(0, max(len(self) - 4096, 0), 64).astype(np.int64)
         for start in np.unique(places).tolist():
@@ -148,7 +148,8 @@ class Split:
         return ids[:, :-1], np.where(keep[:, 1:], ids[:, 1:], -1)
 
     def _check_ids(self, ids: np.ndarray) -> None:
-        """meta.json may say nothing of the largest id, or what is not so."""
+        """Raise UserError for an id that is too large: meta.json may not say the largest, or may
+        be wrong about it."""
         if self.limit and ids.size and (top := int(ids.max())) >= self.limit:
             raise UserError(
                 f"{self.files[0]}: the data hold the id {top}, the model's vocabulary ends at "
@@ -259,17 +260,17 @@ def open_dataset(name: str, weight: float = 1.0) -> Dataset:
                 lost = next(f for f in files + masks if not f.exists())
                 raise UserError(f"{lost} is missing: prepare the data again")
             continue
-        s = Split(files, meta.get("dtype", "uint16"), masks, meta.get("row_length"))
-        s.bytes, s.max_id = info.get("bytes"), info.get("max_id")
-        if "tokens" in info and info["tokens"] != len(s):
+        dtype, row_length = meta.get("dtype", "uint16"), meta.get("row_length")
+        data = Split(files, dtype, masks, row_length, info.get("bytes"), info.get("max_id"))
+        if "tokens" in info and info["tokens"] != len(data):
             raise UserError(
-                f"{files[0]} has {len(s):,} tokens, {source} says {info['tokens']:,}: "
+                f"{files[0]} has {len(data):,} tokens, {source} says {info['tokens']:,}: "
                 "prepare the data again"
             )
         chars = (meta.get("tokenizer") or {}).get("chars")
-        if s.bytes is None and chars and all(c.isascii() for c in chars):
-            s.bytes = len(s)  # nanoGPT's character data: one byte each
-        splits[split] = s
+        if data.bytes is None and chars and all(c.isascii() for c in chars):
+            data.bytes = len(data)  # nanoGPT's character data: one byte each
+        splits[split] = data
     if "train" not in splits and "val" not in splits:
         raise UserError(f"{folder} has no train.bin: prepare the data again")
     vocab = meta.get("vocab_size")
@@ -368,8 +369,8 @@ class Mixture:
         return [n for n, was in known.items() if was not in (now[n], now[n].split(", ")[0])]
 
     @property
-    def stated(self) -> bool:
-        """Whether meta.json states the largest ids; else batches are checked as they come."""
+    def states_max_ids(self) -> bool:
+        """Whether every meta.json states the largest ids; else each batch has to be checked."""
         return all(s.max_id is not None for p in self.parts for s in p.splits.values())
 
     def bytes_per_token(self, split: str) -> float | None:
@@ -378,7 +379,8 @@ class Mixture:
         return None if None in means else sum(p.weight * m for p, m in zip(self.parts, means))
 
     def without_bytes(self, split: str) -> str:
-        """That a data set of text does not say how many bytes that is; "" where all do."""
+        """A line that names a data set of text which does not say how many bytes it is; "" where
+        all say it."""
         for part in self.parts:
             if part.is_text and part.split(split).bytes_per_token is None:
                 where = part.source or part.folder

@@ -22,9 +22,9 @@ from bonsai.tokenizers import EOT_TEXT, well_formed
 
 PIECE = 1 << 20  # bytes, about: a longer text comes in several pieces
 LONGEST = 64 << 20  # bytes: of a row, and of text that is held because it can be cut nowhere
-LONG = 1 << 20  # bytes of a row whose values are counted before they are read
+LONG = 1 << 20  # bytes; the values of a longer row are counted before it is parsed
 TRIES = 10_000  # newlines, and blanks, that are looked at for a place to cut
-WHOLE = 1 << 30  # bytes of a text that is wanted in one
+WHOLE = 1 << 30  # bytes: the longest text that is given in one piece where that is asked for
 AT_ONCE = 16 << 20  # bytes, about, of the texts of a .parquet that are held
 PAGES = 1 << 30  # bytes that pyarrow may take at a time for a .parquet, beyond 4 times its size
 
@@ -61,7 +61,8 @@ DEFAULTS = Options()
 
 
 class Seen:
-    """What turns up while a corpus is read and its user should know; of the last time through."""
+    """What a user should know of a corpus that was read, such as what was left out. It counts the
+    last time that the corpus was read."""
 
     def __init__(self):
         self.faults: dict[Path, str] = {}  # files that cannot be read, and why
@@ -115,7 +116,7 @@ def read_pieces(
 
     progress: is called with the bytes of the files as they are read.
     heads: only the beginnings of the documents are wanted: a long text file is not read to its end.
-    seen: is told what was left out, and of the text.
+    seen: takes note of what was left out, and of what may not have been meant.
     Raises UserError, naming the place, for bad input, and where all files are empty or left out.
     """
     if options.on_error not in ("stop", "skip"):
@@ -141,12 +142,12 @@ def read_pieces(
         except MemoryError:
             raise UserError(f"out of memory while reading {file}") from None
         except UserError as e:
-            if options.on_error == "stop" or inside or _is_short(e):
+            if options.on_error == "stop" or inside or _lacks_resources(e):
                 raise
             seen.faults[file] = str(e)
         progress(size - done)
     if not count:
-        _say_nothing_found(file, seen)
+        _fail_if_unreadable(file, seen)
 
 
 def _look_at(file: Path, options: Options, seen: Seen) -> int:
@@ -165,12 +166,13 @@ def _look_at(file: Path, options: Options, seen: Seen) -> int:
     return size
 
 
-def _is_short(e: UserError) -> bool:
-    """Whether an error is not the file's: this process has too many of them open."""
+def _lacks_resources(e: UserError) -> bool:
+    """Whether it is no fault of the file: too many files are open, or there is no memory."""
     return getattr(e.__context__, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-def _say_nothing_found(file: Path | None, seen: Seen) -> None:
+def _fail_if_unreadable(file: Path | None, seen: Seen) -> None:
+    """Raise UserError where nothing was read because of faults, or as all files are empty."""
     if seen.faults or seen.first_row:
         first = next(iter(seen.faults.values()), seen.first_row)
         raise UserError(f"nothing in the input can be read: {first}")
