@@ -22,7 +22,7 @@ from bonsai.data.fetch import hub_downloads, hub_files
 from bonsai.data.finding import find_files, total_size
 from bonsai.data.readers import Options, Piece, Seen, read_pieces
 from bonsai.data.writer import Writer, describe_prepared
-from bonsai.system.errors import UserError, run
+from bonsai.system.errors import run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
 from configurator import configure
@@ -50,8 +50,6 @@ def main(**settings) -> None:
     target = Path(c.out or HERE)
     downloads = target / "downloads"
     options, seen = Options(c.text_column, on_error=c.on_error), Seen()
-    if c.shards < 0:
-        raise UserError(f"shards is {c.shards}: give a number of files, or 0 for all")
     if c.input:
         files = find_files(c.input, (Path(), ROOT))[: c.shards or None]
         sizes = [total_size([file]) for file in files]

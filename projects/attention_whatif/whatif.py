@@ -171,8 +171,7 @@ def main(**settings) -> None:
         if name not in QUESTIONS:
             raise UserError(f"only={name!r} is not one of {', '.join(QUESTIONS)}")
     if c.n_embd % c.n_head or c.n_embd % 8:
-        raise UserError("steps, batch_size, block_size and windows must be at least 1, and n_embd "
-                        f"(now {c.n_embd}) divisible by n_head ({c.n_head}) and by 8")  # fmt: skip
+        raise UserError(f"n_embd={c.n_embd} must be divisible by n_head={c.n_head} and by 8")
     data = Mixture.open(c.dataset)
     data.check(c.block_size, data.model_vocab_size)
     curves, rows = {}, []

@@ -200,8 +200,6 @@ class Layout:
 def open_source(c: Config) -> tuple[Pictures, Layout]:
     """The pictures, not read yet, and their layout."""
     side = c.size or (8 if c.source == "digits" else 32)
-    if side < 2:
-        raise UserError(f"size={c.size} must be at least 2")
     channels = 1 if c.gray or c.source == "digits" else 3
     squares = c.order == "squares"
     width = c.patch or (2 if squares else side if c.source == "digits" else min(4, side))
