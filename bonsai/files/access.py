@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bonsai.files.atomic import replace_text, whole_file
-from bonsai.system.errors import FULL, UserError, no_place, reason
+from bonsai.system.errors import FULL, UserError, reason, why_not_written
 
 # Bytes of a meta.json or of a tokenizer: JSON takes up to 35 times its size in memory, and the
 # largest vocabularies there are have 5 MB.
@@ -49,7 +49,7 @@ def writing(path: str | Path, hint: str = "") -> Iterator[None]:
                 f"the disk is full while writing {path}: free some space, or write to another disk"
                 f"{hint}"
             ) from None
-        raise UserError(f"cannot write {path}: {no_place(e, path)}") from None
+        raise UserError(f"cannot write {path}: {why_not_written(e, path)}") from None
 
 
 def write_whole(path: str | Path, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from bonsai.files.access import SETTINGS
 from bonsai.files.atomic import replace_text
 from bonsai.files.textfile import read_text
-from bonsai.system.errors import UserError, no_place
+from bonsai.system.errors import UserError, why_not_written
 
 DEPTH = 64  # of values within values; what is nested deeper is no file of this field
 MOST_VALUES = 1_000_000  # of one text, which Python's objects for them make 100 MB
@@ -81,4 +81,4 @@ def write_json(target: str | os.PathLike[str], results: dict) -> None:
         text = json.dumps(finite(results), indent=1, allow_nan=False)
         replace_text(path, text + "\n")
     except OSError as e:
-        raise UserError(f"cannot write the results to {path}: {no_place(e, path)}") from None
+        raise UserError(f"cannot write the results to {path}: {why_not_written(e, path)}") from None

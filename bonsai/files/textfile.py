@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bonsai.files.access import UTF16, read_bytes
-from bonsai.system.errors import UserError, no_place
+from bonsai.system.errors import UserError, why_not_written
 from bonsai.system.paths import resolve_path
 
 LARGEST = 256 << 20  # bytes
@@ -84,4 +84,4 @@ def check_writable(
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as e:
-        raise UserError(f"cannot write {what} to {path}: {no_place(e, path)}") from None
+        raise UserError(f"cannot write {what} to {path}: {why_not_written(e, path)}") from None

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bonsai.files.atomic import temporary
 from bonsai.runs.names import LOCK
-from bonsai.system.errors import UserError, no_writing
+from bonsai.system.errors import UserError, cannot_write_into
 
 try:
     import fcntl
@@ -90,7 +90,7 @@ class RunLock:
             return True
         except OSError as e:
             self.release(ours=self.fd is not None)
-            raise UserError(no_writing(self.folder, e)) from None
+            raise UserError(cannot_write_into(self.folder, e)) from None
 
     def _is_foreign(self, locked: bool | None) -> bool:
         """Whether the owner that the file names is one of whom the system's lock says nothing."""

@@ -28,15 +28,15 @@ def reason(e: OSError) -> str:
     return "the disk is full" if e.errno in FULL else e.strerror or str(e)
 
 
-def no_place(e: OSError, path: str | os.PathLike[str]) -> str:
-    """What the system says where `path` cannot be written: to make a folder of what is none ends in
-    "File exists"."""
+def why_not_written(e: OSError, path: str | os.PathLike[str]) -> str:
+    """What the system says where `path` cannot be written; but "File exists", which is what it says
+    where a part of the path is a file, is put into better words."""
     if e.errno == errno.EEXIST and not os.path.lexists(path):
         return "a part of its path is no folder"
     return reason(e)
 
 
-def no_writing(folder: object, e: OSError) -> str:
+def cannot_write_into(folder: object, e: OSError) -> str:
     """One line for a run's folder in which the system lets us write nothing."""
     if e.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"cannot write into {folder}: it, or a part of its path, is no folder: set --out_dir"
@@ -123,8 +123,8 @@ def end_by_exit(number: int, frame: object) -> None:
 
 
 def by_interrupt(e: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind it: Python before 3.12 wraps what ends a class's making into a
-    RuntimeError, and so do libraries what ends their import."""
+    """Whether Ctrl-C is the cause: where it ends the making of a class, Python before 3.12 raises a
+    RuntimeError from it, and libraries do so where it ends their import."""
     while e is not None and not isinstance(e, KeyboardInterrupt):
         e = e.__cause__
     return e is not None

@@ -60,8 +60,8 @@ class Runtime:
     world_size: int
     summary: str  # what was picked and why, one line
     agent: int = 0  # the process of torchrun that has started this one; 0: none
-    # set once the program itself looks whether that goes on; until then this process ends with it
-    looks: threading.Event = field(default_factory=threading.Event)
+    # set once the program itself notices the end of torchrun; until then a thread ends the process
+    notices: threading.Event = field(default_factory=threading.Event)
 
     @property
     def master(self) -> bool:
@@ -98,7 +98,7 @@ class Runtime:
             dist.barrier()
 
     def close(self) -> None:
-        self.looks.set()
+        self.notices.set()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -164,17 +164,17 @@ def setup(
     runtime = Runtime(dev, dtype, compile, backend, rank, local_rank, world_size, summary, agent)
     if distributed:
         if agent:
-            name, parts = "looking for torchrun", (agent, runtime.looks)
-            threading.Thread(target=end_with, args=parts, name=name, daemon=True).start()
+            name, parts = "watching torchrun", (agent, runtime.notices)
+            threading.Thread(target=end_with_torchrun, args=parts, name=name, daemon=True).start()
         with meeting():
             dist.init_process_group(backend)
     return runtime
 
 
-def end_with(agent: int, looks: threading.Event, every: float = 1.0) -> None:
-    """End this process where torchrun has ended, until the program looks for itself: it would wait
-    for processes that never come, half an hour or for ever."""
-    while not looks.wait(every):
+def end_with_torchrun(agent: int, notices: threading.Event, every: float = 1.0) -> None:
+    """End this process when torchrun ends, until the program notices that itself (`notices` is
+    set): it would wait for processes that never come, half an hour or for ever."""
+    while not notices.wait(every):
         if os.getppid() != agent:
             with suppress(OSError):
                 os.write(2, b"error: torchrun has ended\n")

@@ -16,9 +16,9 @@ A setting says in brackets, at the end of its comment, which values it takes:
     split_on = ""  # [escapes]             \\n, \\t, \\xNN and \\uNNNN from a command line are read
     start = ""  #                          any other text is taken as it was typed, quotes included
 
-The default is always taken, even where the brackets leave it out, and a path that has one is never
-empty. Quotes around a whole path, list
-or word are dropped: some shells pass them on.
+The default is always allowed, even where the brackets leave it out. A path whose default is not
+empty cannot be set to an empty one. Quotes around a whole path, list or word are dropped, as some
+shells pass them on.
 """
 
 import ast

@@ -38,7 +38,7 @@ class Interrupts:
 
     def watch(self) -> None:
         """Take over the signals. In a thread other than the main one Python does not allow that."""
-        self.runtime.looks.set()  # for torchrun's end, which `status` notices from here on
+        self.runtime.notices.set()  # that torchrun has ended: from here on `status` does
         if threading.current_thread() is not threading.main_thread():
             return
         for name in SIGNALS:

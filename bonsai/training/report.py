@@ -20,7 +20,7 @@ from bonsai.files.access import check_no_pipe
 from bonsai.files.atomic import replace_text, whole_file
 from bonsai.runs.metrics import evaluations, forget_after, read_curve, row_text
 from bonsai.runs.names import CURVE, LOG, METRICS, SETTINGS
-from bonsai.system.errors import FULL, UserError, flush, no_writing
+from bonsai.system.errors import FULL, UserError, cannot_write_into, flush
 from bonsai.system.provenance import header
 from bonsai.system.runtime import Runtime
 from bonsai.training.trackers import Tracker, start_tracker
@@ -60,7 +60,7 @@ class Report:
             broken = forget_after(self.folder / METRICS, start, evaluated)
             self._open()
         except OSError as e:
-            raise UserError(no_writing(self.folder, e)) from None
+            raise UserError(cannot_write_into(self.folder, e)) from None
         if broken:
             self.say(f"{self.folder / METRICS}: {broken} lines that are no rows were left out")
         if sys.stdout is not None and sys.stdout.isatty():

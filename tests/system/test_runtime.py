@@ -16,7 +16,7 @@ from bonsai.system.runtime import (
     LAUNCHED,
     PEAK_TFLOPS,
     cpu_computes_bfloat16,
-    end_with,
+    end_with_torchrun,
     leave_a_core,
     memory_in_use,
     peak_flops,
@@ -296,12 +296,12 @@ def test_a_program_that_waits_for_others_ends_with_torchrun(monkeypatch, capfd):
 
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(Ended, match="1"):
-        end_with(os.getppid() + 1, threading.Event(), every=0.01)
+        end_with_torchrun(os.getppid() + 1, threading.Event(), every=0.01)
     assert capfd.readouterr().err == "error: torchrun has ended\n"
-    there = threading.Timer(0.2, (looks := threading.Event()).set)
+    there = threading.Timer(0.2, (notices := threading.Event()).set)
     there.start()
-    end_with(os.getppid(), looks, every=0.01)  # it is there until the program looks for itself
-    end_with(os.getppid() + 1, looks, every=0.01)
+    end_with_torchrun(os.getppid(), notices, every=0.01)  # it goes on until `notices` is set
+    end_with_torchrun(os.getppid() + 1, notices, every=0.01)
     assert capfd.readouterr().err == ""
 
 
