@@ -89,6 +89,8 @@ compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
 backend = "auto"  # of torch.distributed; auto: nccl on CUDA [auto | nccl | gloo | mpi | ucc]
 # -----------------------------------------------------------------------------
 
+TRACE = "trace.json"
+
 
 def say(line: str, runtime: Runtime) -> None:
     if runtime.master:
@@ -191,7 +193,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
         "settings": dict(c),
     }
     if c.profile:
-        results["shares"] = profile_steps(step, Path(c.out_dir) / "trace.json", runtime)
+        results["shares"] = profile_steps(step, Path(c.out_dir) / TRACE, runtime)
     return results
 
 
@@ -248,6 +250,11 @@ def size_of(c: Config) -> str:
     return f"{c.size}{f' ({notes})' if notes else ''}\n\n{cost}"
 
 
+def is_gpt2(c: Config) -> bool:
+    """Whether the model is as large as what others have measured."""
+    return c.model == "gpt" and (c.n_layer, c.n_embd, c.block_size) == (12, 768, 1024)
+
+
 def main(**settings) -> None:
     watch = Stopwatch(since_the_command=not settings)
     given = settings or None
@@ -262,6 +269,8 @@ def main(**settings) -> None:
         return
     if c.json:
         check_writable(c.json, "the results")
+    if c.profile:
+        check_writable(Path(c.out_dir) / TRACE, "the trace")
 
     def too_large() -> str:
         return f" with batches of {c.batch_size} x {c.block_size} tokens: {LOWER}"
@@ -270,7 +279,7 @@ def main(**settings) -> None:
     with closing(runtime), memory_errors(too_large):
         results = measure(c, runtime, watch)
     say(describe(results, runtime, watch), runtime)
-    if runtime.device.type == "cuda" and (c.n_layer, c.n_embd, c.block_size) == (12, 768, 1024):
+    if runtime.device.type == "cuda" and is_gpt2(c):
         rate = results["tokens_per_s"] / runtime.world_size
         say(f"\n{beside_published(rate, device_name(runtime.device))}", runtime)
     if c.json and runtime.master:

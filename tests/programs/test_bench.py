@@ -1,16 +1,20 @@
 """bench.py, with tiny models on the CPU."""
 
 import json
+import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.programs import ROOT, assert_one_line_error, losses, run_command, run_program, train
 
+import bench as bench_program
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture, open_dataset
 from bonsai.models.table import build_model
 from bonsai.system.runtime import setup
+from bonsai.training import breakdown
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
 from bonsai.training.timing import TimedSteps
@@ -107,9 +111,47 @@ def test_config_files_of_train_are_taken(tmp_path):
     assert_one_line_error(done, "typo.py:2: unknown setting max_itres")
 
 
-def test_mistakes_end_in_one_line(workplace):
+def test_mistakes_end_in_one_line(workplace, tmp_path):
     done = bench("--dataset=meta", "--block_size=99999", cwd=workplace)
     assert_one_line_error(done, "too few for a window of block_size 99999")
+    (tmp_path / "file").touch()
+    for wrong, said in (
+        ("--micro_batches=0", "micro_batches=0 must be at least 1"),
+        ("--micro_batches=1.5", "--micro_batches expects int"),
+        ("--profile=perhaps", "--profile expects bool"),
+        ("--json=file/b.json", "cannot write the results to file/b.json"),
+        ("--profile --out_dir=file", "cannot write the trace to file/trace.json"),
+    ):
+        done = bench(*wrong.split(), cwd=tmp_path)
+        assert_one_line_error(done, said)
+        assert "to warm up" not in done.stdout  # nothing was measured before it was said
+
+
+@pytest.mark.parametrize("name", ["gpt", "megabyte", "spacebyte"])
+def test_a_profile_of_any_model(tmp_path, name):
+    """Of several micro-batches and rows that are no power of two; the parts are all of it."""
+    local = [] if name == "gpt" else ["--local_layer=2", "--local_head=2", "--local_embd=16"]
+    options = [f"--model={name}", *local, "--steps=2", "--real_data=False", "--vocab_size=257"]
+    options += ["--profile", "--json=b.json", "--out_dir=here"]
+    done = bench(*options, "--batch_size=3", "--micro_batches=5", cwd=tmp_path)
+    assert done.rc == 0, done
+    results = json.loads((tmp_path / "b.json").read_text())
+    assert results["tokens_per_step"] == 3 * 5 * 16 and results["settings"]["model"] == name
+    shares = results["shares"]
+    assert set(shares) == {*breakdown.PARTS, breakdown.REST} and all(shares.values())
+    assert sum(shares.values()) == pytest.approx(1)
+    line = next(x for x in done.stdout.splitlines() if x.startswith("share of time"))
+    said = dict(re.findall(r"([a-z][a-z ]*) ([\d.]+)%", line.removeprefix("share of time")))
+    assert {part: float(share) / 100 for part, share in said.items()} == {
+        part: pytest.approx(share, abs=6e-4) for part, share in shares.items()
+    }
+
+
+def test_only_gpt_2s_rate_stands_beside_what_others_published():
+    shape = dict(model="gpt", n_layer=12, n_embd=768, block_size=1024)
+    assert bench_program.is_gpt2(SimpleNamespace(**shape))
+    for key, value in (("model", "megabyte"), ("n_layer", 6), ("n_embd", 384), ("block_size", 64)):
+        assert not bench_program.is_gpt2(SimpleNamespace(**{**shape, key: value}))
 
 
 # ---- the step that is timed ----
