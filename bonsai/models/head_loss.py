@@ -10,6 +10,8 @@ make the gradient together with the loss, so that nothing is computed twice:
                         and nothing of it is kept (Liger Kernel, Hsu et al. 2024)
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -45,7 +47,14 @@ def kernel_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -
         x, weight = x.to(dtype), weight.to(dtype)
     cap = model.config.logit_softcap
     total, _ = summed_loss(x, weight, targets, after, further, cap, dtype, torch.is_grad_enabled())
-    return total / (targets >= 0).sum()
+    return mean(total, targets)
+
+
+def mean(total: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """A sum over the targets that are not -1, as their mean. Without any it is NaN and moves
+    nothing, as that of F.cross_entropy."""
+    count = (targets >= 0).sum()
+    return torch.where(count > 0, total / count.clamp(min=1), math.nan)
 
 
 def dtype_of_products(x: torch.Tensor) -> torch.dtype:
@@ -75,7 +84,7 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
         for part, target in zip(x.split(rows), targets.split(rows)):
             logits = model.head(part)
             total += F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
-        return total / (targets >= 0).sum()
+        return mean(total, targets)
     cap, dtype = model.config.logit_softcap, dtype_of_products(x)
     return ChunkedHeadLoss.apply(x, head.weight, targets, after, model.further, cap, rows, dtype)
 
@@ -120,9 +129,9 @@ class ChunkedHeadLoss(torch.autograd.Function):
                 dw.addmm_(grad.T, part)
             else:
                 dw += grad.T @ part
-        ctx.save_for_backward(torch.cat(dx), dw, count := (targets >= 0).sum())
+        ctx.save_for_backward(torch.cat(dx), dw, (targets >= 0).sum().clamp(min=1))
         ctx.dtypes = x.dtype, weight.dtype
-        return total / count
+        return mean(total, targets)
 
     @staticmethod
     def backward(ctx, grad):

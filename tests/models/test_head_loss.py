@@ -148,8 +148,23 @@ def test_a_loss_that_is_not_finite_is_seen(ours):
         x[0, 4] = torch.nan
     loss, dx, dw = results(ours, model, x, targets)
     assert loss.isnan() and dx.isnan().any() and dw.isnan().any()
-    nothing = results(ours, model, *rows(range(N)))[0]
-    assert nothing.isnan()  # as that of torch
+
+
+@BOTH
+@pytest.mark.parametrize("further", [None, 0.4])
+@pytest.mark.parametrize("cap", [0.0, 15.0])
+def test_without_targets_nothing_moves(ours, cap, further):
+    """The loss is NaN, the gradients are zeros, as those of torch: with other micro-batches it
+    spoils no step. To a compiler, too."""
+    torch._dynamo.reset()
+    model = model_of(cap)
+    model.further = None if further is None else torch.tensor(further)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for loss_of in (head_loss, ours, compiled):
+        loss, dx, dw = results(loss_of, model, *rows(range(N)))
+        assert loss.isnan() and not dx.any() and not dw.any()
+    with torch.no_grad():
+        assert ours(model, *rows(range(N))).isnan()
 
 
 @BOTH
