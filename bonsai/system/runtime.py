@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+import sysconfig
 import threading
 import warnings
 from collections.abc import Iterator
@@ -210,12 +211,22 @@ def pick_compile(compile: bool | str, device: torch.device) -> tuple[bool, str]:
         missing = f"there is no C++ compiler {CXX}: install one, or name one in CXX"
     elif compile and not missing and not any(map(which, C_COMPILERS)):
         missing = "there is no C compiler: install gcc, or name one in CC"
+    elif compile and not missing and not has_python_header():
+        missing = "there is no Python.h: install the headers of Python, in Debian python3-dev"
     return bool(compile) and not missing, f" ({missing})" if missing else ""
 
 
 # what torch.compile runs on a CPU, and what it and triton look for on a GPU, of C or C++
 CXX = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
 C_COMPILERS = [*map(os.environ.get, ("CC", "CXX"), ("", "")), "gcc", "g++", "cc", "clang", "cl"]
+
+
+def has_python_header() -> bool:
+    """Whether there are C headers of this Python, which all that is compiled for it includes; many
+    systems have them in a package of their own."""
+    if os.name != "posix" or sys.platform == "darwin":  # where they come with Python, or elsewhere
+        return True
+    return Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists()
 
 
 @contextmanager

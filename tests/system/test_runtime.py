@@ -90,30 +90,43 @@ def test_devices():
 
 @pytest.mark.parametrize("asked", ["auto", True])
 @pytest.mark.parametrize(
-    "capability, triton, compiler, said",
+    "capability, triton, compiler, header, said",
     [
-        ((9, 0), True, True, ""),
-        ((7, 5), True, True, ""),
-        ((6, 1), True, True, "before Volta"),
-        ((9, 0), False, True, "no triton"),
-        ((9, 0), True, False, "no C compiler"),
+        ((9, 0), True, True, True, ""),
+        ((7, 5), True, True, True, ""),
+        ((6, 1), True, True, True, "before Volta"),
+        ((9, 0), False, True, True, "no triton"),
+        ((9, 0), True, False, True, "no C compiler"),
+        ((9, 0), True, True, False, "no Python.h"),
     ],
 )
 def test_without_a_compiler_all_is_done_uncompiled(
-    monkeypatch, asked, capability, triton, compiler, said
+    monkeypatch, asked, capability, triton, compiler, header, said
 ):
+    monkeypatch.setattr(runtime_module, "has_python_header", lambda: header)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(runtime_module, "find_spec", lambda name: triton or None)
     monkeypatch.setattr(runtime_module, "which", lambda name: "/usr/bin/cc" if compiler else None)
     compiled, why = pick_compile(asked, torch.device("cuda"))
     assert compiled == (not said) and said in why
     compiled, why = pick_compile(asked, torch.device("cpu"))  # which needs no triton
-    assert compiled == (asked is True and compiler) and (asked == "auto" or bool(why) != compiler)
+    can = compiler and header
+    assert compiled == (asked is True and can) and (asked == "auto" or bool(why) != can)
     assert pick_compile(False, torch.device("cuda")) == (False, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they come with Python")
+@pytest.mark.parametrize("there", [True, False])
+def test_where_pythons_headers_are(monkeypatch, tmp_path, there):
+    if there:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(runtime_module.sysconfig, "get_path", lambda *names: str(tmp_path))
+    assert runtime_module.has_python_header() == there
 
 
 def test_on_a_cpu_a_compiler_of_c_alone_is_none(monkeypatch):
     """As on a machine with gcc, but without g++: torch would fail at the first step."""
+    monkeypatch.setattr(runtime_module, "has_python_header", lambda: True)
     monkeypatch.setattr(runtime_module, "which", lambda name: None if "++" in name else name)
     monkeypatch.setattr(runtime_module, "CXX", "g++")
     compiled, why = pick_compile(True, torch.device("cpu"))
