@@ -35,6 +35,8 @@ def random_requests(engine, rng, count):
             min_p=rng.choice([0.0, 0.05]),
             repetition_penalty=rng.choice([1.0, 1.3]),
             frequency_penalty=rng.choice([0.0, 0.4]),
+            presence_penalty=rng.choice([0.0, 0.7]),
+            vocab_limit=rng.choice([None, VOCAB - 4]),
             logit_bias=rng.choice([{}, {7: 2.0}]),
             stop_tokens=rng.choice([(), (0, 1)]),
             seed=rng.randrange(100),
