@@ -156,8 +156,11 @@ def sinusoids(pos: torch.Tensor, channels: int) -> torch.Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :channels]
 
 
-def rope_angles(pos: torch.Tensor, head_dim: int, base: float):
-    """cos and sin of the rotary angles, (..., T, head_dim), fp32; first half of sin negated."""
+def rope_angles(pos: torch.Tensor, head_dim: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """pos (..., T) -> cos and sin of the rotary angles, each (..., T, head_dim) in fp32.
+
+    The first half of sin is negated, as `rotate` needs it.
+    """
     i = torch.arange(0, head_dim, 2, device=pos.device, dtype=torch.float32)
     angle = pos[..., None] * base ** (-i / head_dim)  # (..., T, head_dim/2)
     cos, sin = angle.cos(), angle.sin()
@@ -188,9 +191,8 @@ def causal_mask(T: int, S: int, window: int, device) -> torch.Tensor:
 def attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
     """softmax(scale q k^T) v: q (B, nh, T, hs), k and v (B, nkv, S, hs) -> like q.
 
-    mask (T, S) or (B, 1, T, S) bool: where a query sees a key. None: a single query sees all keys,
-    T = S queries each see the positions up to their own, with a window > 0 the last `window` of
-    those.
+    mask (T, S) or (B, 1, T, S) bool: where a query sees a key. Without one a single query sees all
+    keys, and T = S queries see the positions up to their own, or the last `window` of those.
     """
     T, S = q.size(2), k.size(2)
     if mask is None and 0 < window < T:
@@ -211,11 +213,11 @@ class CausalSelfAttention(nn.Module):
         self.scale = config.attention_scale or 1 / math.sqrt(self.hs)
         self.attend = attention  # bonsai/models/kernels.py and bonsai/engine/cpu have faster ones
         self.window = config.window(layer)
-        self.narrowed = 1  # by what the window is divided in training: schedule.set_windows
+        self.narrowed = 1  # training divides the window by this: schedule.set_windows
         # queries, keys and values in one product
         width = (self.nh + 2 * self.nkv) * self.hs
         self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
-        # ... which are matrices of their own to an optimizer that treats a matrix as a whole
+        # ... whose weight is several matrices, each of row_block rows, to Muon: training/muon.py
         self.c_attn.weight.row_block = math.gcd(self.nh, self.nkv) * self.hs
         self.c_proj = nn.Linear(self.nh * self.hs, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -226,8 +228,8 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, rotation=None, cache=None, values=None):
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.hs)
-        # (B, T, nh + nkv, hs) and (B, T, nkv, hs): heads move to the front after all that is done
-        # to a channel alone, so that a compiler makes one pass of it, gradients included
+        # (B, T, nh + nkv, hs) and (B, T, nkv, hs): heads move to the front only after what is done
+        # channel by channel, so that a compiler makes one pass of that, gradients included
         qk, v = qkv.split_with_sizes((self.nh + self.nkv, self.nkv), dim=2)
         if values is not None:  # (B, T, nkv hs), value embeddings
             gate = 3 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, nkv)
@@ -236,13 +238,14 @@ class CausalSelfAttention(nn.Module):
             qk = (F.rms_norm if self.rms else F.layer_norm)(qk, (self.hs,))
         if rotation is not None:  # cos, sin, each (T, hs) or (B, 1, T, hs)
             qk = rotate(qk, [r.view(-1, T, 1, self.hs) for r in rotation])
-        qk = qk.to(qkv.dtype)  # before they part: of one tensor a compiler makes one pass
+        qk = qk.to(qkv.dtype)  # while they are one tensor, which is one pass to a compiler
         qkv = *qk.split_with_sizes((self.nh, self.nkv), dim=2), v
         q, k, v = (part.transpose(1, 2) for part in qkv)  # (B, nh or nkv, T, hs)
         mask = None
         if cache is not None:  # keys and values of all tokens so far, and which of them are seen
             k, v, mask = cache.update(self.layer, k, v, self.window)
-        # without either, a compiled model needs one graph to be trained and to be evaluated
+        # self.training is read only where it matters: compiled, a model that asks it needs a second
+        # graph to be evaluated
         window, dropout = self.window, 0.0
         if self.dropout and self.training:
             dropout = self.dropout
@@ -261,13 +264,13 @@ def cross_entropy(
 ) -> torch.Tensor:
     """Mean in nats over the targets (B, T) that are not -1, of logits (B, T, V).
 
-    further: the weight, a tensor, of a second loss: that the same logits foretell the token after
-    next. It adds to the gradients alone, not to what is returned. Gloeckle et al. 2024 give each
-    further token a head of its own; one head for all, and a weight that falls to 0, as in
-    modded-nanogpt.
+    further: the weight, a tensor, of a second loss, by which the same logits predict the token
+    after next. It changes the gradients, not the value that is returned. Gloeckle et al. 2024 give
+    each further token a head of its own; one head for both, and a weight that falls to 0, are
+    modded-nanogpt's.
     """
     logits = logits.view(-1, logits.size(-1))
-    flat = targets.clone().flatten()  # as a view a compiler may be given other strides
+    flat = targets.clone().flatten()  # a copy: torch 2.9 compiles a view with wrong strides
     loss = F.cross_entropy(logits, flat, ignore_index=-1)
     if further is not None:
         after = F.pad(targets[:, 1:], (0, 1), value=-1).flatten()
@@ -278,8 +281,8 @@ def cross_entropy(
 
 
 def head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """cross_entropy of model.head(x): where nobody else reads them, a compiler needs to write no
-    logits in fp32. x (B, T, C), targets (B, T)."""
+    """cross_entropy of model.head(x), x (B, T, C), targets (B, T). Nobody else reads the logits, so
+    a compiler need not write them in fp32."""
     further = model.further if torch.is_grad_enabled() else None
     return cross_entropy(model.head(x), targets, further)
 
@@ -328,6 +331,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    context_step = 1  # a full context is moved on by multiples of this many tokens
+    further = None  # weight of a second loss in training, which schedule.set_further sets
+    head_loss = staticmethod(head_loss)  # bonsai/models/head_loss.py has others, of less memory
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
@@ -357,16 +364,17 @@ class GPT(nn.Module):
         if config.residual_lambdas:  # modded-nanogpt, 2024
             self.residual_lambdas = nn.Parameter(torch.empty(config.n_layer))
             self.x0_lambdas = nn.Parameter(torch.empty(config.n_layer))
-        # rope_angles of all positions, (2, block_size, hs), where a compiler would compute them
-        # anew for every element of every layer: bonsai/models/kernels.py
+        # rope_angles of all positions, (2, block_size, hs), which bonsai/models/kernels.py sets on
+        # a GPU: a compiler would compute them anew for every element of every layer
         self.register_buffer("rotation", None, persistent=False)
         self.init_weights()
 
     def init_weights(self) -> None:
         """N(0, 0.02) everywhere, biases 0; residual projections scaled by 1/sqrt(2 n_layer), GPT-2.
 
-        The order of the draws is part of the contract: the same seed gives nanoGPT's weights. What
-        starts at 0 is drawn before, too, but for the last ones: no other weight depends on them.
+        The order of the draws is part of the contract: the same seed gives nanoGPT's weights. So
+        what starts at 0 is drawn all the same, as the draws after it depend on it; only at the end
+        of the order it is not.
         """
         c = self.config
         draws: list[tuple[nn.Parameter, float]] = []  # (weights, standard deviation)
@@ -409,7 +417,8 @@ class GPT(nn.Module):
 
         Targets of -1 are ignored. Without targets the loss is None and the logits are those of the
         last position, (B, 1, V). With a cache of `new_cache`, idx are the tokens after those in it.
-        return_logits: False where the loss alone is wanted: logits are None, and never all there.
+        return_logits: False where only the loss is wanted: then the logits are None, and need not
+        be in memory all at once.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
@@ -447,13 +456,10 @@ class GPT(nn.Module):
             cache.advance(T)
         return self.logits_and_loss(x, targets, return_logits)
 
-    further = None  # weight of a second loss in training: schedule.set_further
-    head_loss = staticmethod(head_loss)  # or, of a model, one in chunks: bonsai/models/head_loss.py
-
     def logits_and_loss(self, x: torch.Tensor, targets: torch.Tensor | None, return_logits: bool):
         """What forward returns, of the stream's last state x (B, T, C)."""
         if targets is None:
-            return self.head(x[:, -1:]), None  # a list as index is copied from the host
+            return self.head(x[:, -1:]), None  # a slice: x[:, [-1]] would copy the list to a GPU
         if not return_logits:
             return None, self.head_loss(self, x, targets)
         logits = self.head(x)
@@ -499,8 +505,6 @@ class GPT(nn.Module):
         return idx
 
     # ---- sizes and costs ----
-
-    context_step = 1  # a full context is moved on by multiples of this many tokens
 
     def num_params(self, non_embedding: bool = True) -> int:
         """How many parameters; by default without those that are only looked up, not multiplied.

@@ -66,7 +66,7 @@ init_from = "scratch"  # scratch, resume, auto, gpt2*, a Hugging Face folder, or
 save_interval = 0  # steps between saves of last.pt; 0: only at the end and on interruption [>= 0]
 keep_last = 0  # how many of those saves to keep beside it, as step_NNNNNNN.pt [>= 0]
 keep_best = False  # keep the model with the lowest validation loss as best.pt
-patience = 0  # stop after so many evaluations without improvement; 0: never [>= 0]
+patience = 0  # stop after this many evaluations without improvement; 0: never [>= 0]
 sample_interval = 0  # steps between samples on the console; 0: none [>= 0]
 # tracking
 tracker = ""  # also show the run there [wandb | tensorboard | trackio]
@@ -78,7 +78,7 @@ dataset = "openwebtext"  # a folder in data/, or several by weight: a:0.7,b:0.3 
 other_tokenizer = False  # go on where the data's tokenizer is not that of the weights
 gradient_accumulation_steps = 5 * 8  # micro-batches per step, over all processes together [>= 1]
 batch_size = 12  # rows per micro-batch [>= 1]
-batch_ramp = 0  # so many first steps have fewer micro-batches: a quarter, then half [>= 0]
+batch_ramp = 0  # first steps with fewer micro-batches: a quarter of them, then half [>= 0]
 batch_order = "random"  # epoch: each window once per pass, shuffled [random | epoch]
 token_noise = 0.0  # share of random inputs, for many passes over little text [>= 0, < 1]
 seed = 1337  # of the initial weights, the batches and dropout [>= 0]
@@ -86,8 +86,8 @@ seed = 1337  # of the initial weights, the batches and dropout [>= 0]
 model = "gpt"  # the architecture; its fields are settings too
 depth = 0  # layers of a compute-optimal run: all else follows (bonsai/planning/depth.py) [>= 0]
 bias = False  # biases in the linear layers and norms (GPT-2: True)
-further_weight = 0.0  # at first, of a second loss: the token after next; falls to 0 [>= 0]
-window_ramp = 0  # in so many first steps attention sees a quarter, then half as far [>= 0]
+further_weight = 0.0  # first weight of a loss on the token after next; it falls to 0 [>= 0]
+window_ramp = 0  # first steps in which attention sees a quarter, then half as far [>= 0]
 # optimizer
 optimizer = "adamw"  # adamw, or muon: Muon for the matrices, AdamW for the rest
 learning_rate = 6e-4  # the highest rate; with muon that of the matrices [>= 0]
@@ -101,10 +101,10 @@ embedding_lr = 0.3  # muon: the rate of embeddings [>= 0]
 head_lr = 4e-3  # muon: the rate of a head that is not tied to the embedding [>= 0]
 scalar_lr = 1.5e-2  # muon: the rate of gains, biases and the like [>= 0]
 momentum = 0.95  # muon: of the gradient, with Nesterov's look ahead [>= 0, < 1]
-momentum_warmup = 300  # muon: steps from 0.85 to that [>= 0]
+momentum_warmup = 300  # muon: first steps, in which it rises from 0.85 to that [>= 0]
 neuron_beta = 0.0  # muon: of the mean square of each neuron's updates (NorMuon); 0: off [>= 0, < 1]
 cautious_decay = False  # muon: decay a weight only where its update, too, moves towards 0
-max_skipped = 20  # stop after so many steps in a row whose gradient is not finite [>= 1]
+max_skipped = 20  # stop after this many steps in a row whose gradient is not finite [>= 1]
 # learning rate schedule
 decay_lr = True  # False: constant, without warm-up
 lr_schedule = "cosine"  # trapezoid: constant, then a linear cooldown [cosine | trapezoid]
@@ -121,7 +121,8 @@ compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
 
 
 def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> int:
-    """The whole run; returns the exit status. at_end: takes what is to be done when it is over."""
+    """The whole run; returns the exit status. watch: times its start. at_end: what is to be closed
+    when the run is over is pushed on it."""
     world, device = runtime.world_size, runtime.device
     folder = resolve_path(c.out_dir) if c.init_from in ("resume", "auto") else Path(c.out_dir)
     lock = at_end.enter_context(RunLock(folder))
@@ -185,9 +186,9 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     at_end.push(saving.rescue)
     meter, status = Meter(progress, training, watch), 0
     while True:
-        step = progress.step  # the number of the next one, as they count from 0
+        step = progress.step  # steps that are done, and the number of the next one
         lr = learning_rate_at(step, c)
-        set_further(model, step, c)  # before an evaluation, which takes the graph of training
+        set_further(model, step, c)  # before an evaluation: compiled, it runs the graph of training
 
         # evaluate, and save what is due then
         if c.eval_only or (evaluation_due(step, c) and step != progress.evaluated):
@@ -272,8 +273,8 @@ def evaluate(
     report: Report,
     interrupts: Interrupts,
 ) -> dict[str, float | None]:
-    """Losses on fixed windows of both splits, which the processes share; on a part of the windows
-    where a signal comes in between."""
+    """Losses on fixed windows of both splits, which the processes share; if a signal comes in
+    between, on the windows so far."""
     losses, windows = {}, c.eval_iters * c.batch_size
     for split in ("train", "val"):
 
