@@ -43,7 +43,7 @@ class Cache:
         return cls(c, batch, length, dtype or weight.dtype, device or weight.device)
 
     def entries(self, name: str, tokens: int, row: int | None = None) -> int:
-        """Entries of a buffer or a part that so many tokens take: at most, or in this row."""
+        """Entries of a buffer or part that so many tokens take in a row; without a row: at most."""
         return tokens
 
     @property
@@ -70,7 +70,8 @@ class Cache:
         self.lengths = self.lengths * n
 
     def view(self, begin: int, end: int, length: int = 0) -> "Cache":
-        """Rows begin ... end - 1 (and only `length` tokens) in the same memory; counts its own."""
+        """Rows begin ... end - 1 (and only `length` tokens) in the same memory, with lengths of its
+        own."""
         part = copy.copy(self)
         for name, rows, tokens in self.buffers:
             x = getattr(self, name).narrow(rows, begin, end - begin)

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from bonsai.models.loss_kernel import HALF, summed_loss
 from model import head_loss
 
-# How many logits are there at once. On a GPU they are in 16 bits, for our kernel and for what a
-# compiler fuses: whole is fastest there as long as an index of 32 bits reaches them all.
+# The most logits in memory at once. On a GPU our kernel and a compiler have them in 16 bits: there
+# it is fastest to have them all, as long as an index of 32 bits reaches them (MOST_COMPILED).
 MOST = {"cpu": 2**25, "cuda": 2**28}
 MOST_COMPILED = 2**31 - 1
 
@@ -92,10 +92,10 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
 class ChunkedHeadLoss(torch.autograd.Function):
     """Mean cross-entropy of cap(x W^T), whose forward makes the gradients of x and W.
 
-    x (N, C), weight (V, C), targets (N,); after (N,), the targets of a second loss that adds to the
-    gradients alone, by the weight further, or None; cap: 0 or the softcap, rows of a chunk, dtype
-    of the products. Gradients are those of the sum until the backward pass divides by the number of
-    targets: with 1 / N in them those of float16 would vanish.
+    x (N, C), weight (V, C), targets (N,). after (N,): targets of a second loss, which changes the
+    gradients alone, with the weight `further`; or None. cap: the softcap, or 0. rows: of a chunk.
+    dtype: of the products. The gradients are of the sum; the backward pass divides them by the
+    number of targets, as in float16 those of a mean would vanish.
     """
 
     @staticmethod

@@ -193,9 +193,9 @@ class ReluSquared(torch.autograd.Function):
 def drop(x: torch.Tensor, p: float) -> torch.Tensor:
     """Dropout (Srivastava et al. 2014) at training time on a CPU.
 
-    A byte of noise decides for each element, so that p counts in steps of 1/256; torch draws a
-    number for each and takes three times as long. A compiler, which fuses torch's with what is
-    around it, gets that.
+    A byte of noise decides for each element, so p is rounded to a multiple of 1/256; torch draws a
+    number for each, which takes three times as long. A compiler gets torch's dropout, which it
+    fuses with what is around it.
     """
     if p == 0:
         return x

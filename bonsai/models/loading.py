@@ -44,8 +44,8 @@ class Loaded:
 
     @property
     def unknown_tokenizer(self) -> str:
-        """A line for programs that take a data set's tokens for the model's, where there is no
-        telling; '' where there is, and for checkpoints that never say."""
+        """A warning for programs that read a data set's tokens as the model's, if nothing says
+        whether they are; '' if something does, and for checkpoints, which need not say."""
         if self.tokenizer is not None or not self.tokenizer_note:
             return ""
         return f"nothing says whether the data's tokens are the model's: {self.tokenizer_note}"
@@ -61,8 +61,7 @@ def load_model(init_from: str, out_dir: str | Path = "", overrides: dict | None 
     """
     overrides = {k: v for k, v in (overrides or {}).items() if k in RUN_FIELDS}
     if init_from in ("resume", "best"):
-        resume = init_from == "resume"
-        return from_run(out_dir, overrides, resume)
+        return from_run(out_dir, overrides, resume=init_from == "resume")
     path = Path(init_from)
     if exists(path) and not path.is_dir():
         kinds = ((is_llmc, from_llmc), (is_gguf, from_gguf))
@@ -113,6 +112,7 @@ def from_run(folder: str | Path, overrides: dict, resume: bool = False) -> Loade
 
 
 def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loaded:
+    """A checkpoint file of ours or nanoGPT's; optimizer: with its state, to go on from."""
     checkpoint = load_checkpoint(path, optimizer)
     # nanoGPT's checkpoints have only its seven fields; the rest are GPT-2's defaults
     model_fields = dict(checkpoint.get("model_config") or checkpoint["model_args"])
@@ -131,7 +131,7 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
 
 
 def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Module:
-    """A model of settings and weights that fit together."""
+    """A model of settings and weights that fit together; source: for messages."""
     try:
         with WithoutDraws():
             model = build_model(name, settings)

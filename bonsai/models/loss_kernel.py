@@ -18,8 +18,8 @@ from bonsai.system.errors import one_line
 HALF = (torch.bfloat16, torch.float16)  # the dtypes of logits that the kernel takes
 PART = 2**26  # logits that plain torch has in fp32 at a time
 
-# The gradient of W of a sum over all tokens may be above what float16 can say: there it is one of
-# activations that are smaller by this power of 2.
+# Summed over all tokens the gradient of W may exceed float16: there the activations of which it is
+# made are scaled down by this power of 2.
 SMALLER = 2.0**-7
 
 checked: set[tuple] = set()  # what the kernel has been compiled for and compared with torch's
@@ -50,11 +50,11 @@ def summed_loss(
     dtype: torch.dtype,
     gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the cross-entropy of cap(x W^T), and with `gradient` the logits' gradient, for the
-    backward pass, not divided by anything: as part of a mean float16 could not say it.
+    """The sum of the cross-entropy of cap(x W^T) and, with `gradient`, its gradient for the logits,
+    which the backward pass scales: that of a mean would vanish in float16.
 
-    x (N, C), weight (V, C), multiplied in `dtype`; the rest as in `losses`. -> (), fp32, and (N, V)
-    in `dtype`, or (0,). Only the first can be differentiated.
+    x (N, C), weight (V, C), multiplied in `dtype`; the rest as in `losses`. Returns the sum in fp32
+    and the gradient (N, V) in `dtype`, or (0,) without. Only the sum can be differentiated.
     """
     (N, _), V = x.shape, weight.size(0)
     logits = x.new_empty(N, row_length(V), dtype=dtype)[:, :V]
@@ -78,10 +78,10 @@ def row_length(V: int) -> int:
 
 @torch.library.custom_op(f"bonsai::product_later_{VERSION}", mutates_args=())
 def product_later(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """a b, which a compiler leaves in the backward pass because of `scale`, which comes from there.
+    """a b, which a compiler leaves in the backward pass because `scale` comes from there.
 
-    From forward to backward it keeps what is smallest: it would rather compute the gradients of x
-    and W in the forward pass, also in an evaluation, where nobody asks for them.
+    It keeps as little as it can between the passes, and would rather compute the gradients of x and
+    W in the forward pass: in an evaluation, too, where nobody asks for them.
     """
     return a @ b
 

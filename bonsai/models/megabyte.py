@@ -211,9 +211,8 @@ class Megabyte(ByteModel):
     def step(self, idx: torch.Tensor, cache: MegabyteCache, last: bool = True) -> torch.Tensor:
         """Take the bytes idx (B, T) after those in the cache -> (B, T, DL), last: (B, 1, DL).
 
-        The global model advances where a byte completes its patch, by all those patches at once;
-        the local one goes through the bytes of a patch, for the last place of all only through the
-        last patch.
+        The global model takes all patches that these bytes complete at once. The local model goes
+        patch by patch; where only the last place is wanted, through the last patch alone.
         """
         T, P, begin = idx.size(1), self.config.patch_size, cache.lengths[0]
         if cache.lengths.count(begin) < len(cache.lengths):

@@ -1,6 +1,6 @@
 """The Transformer of 2017 (Vaswani et al.): an encoder reads, a decoder writes.
 
-An encoder-decoder has a source, so its contract differs from that of bonsai/models/table.py:
+An encoder-decoder has a source, so it does not keep the contract of bonsai/models/contract.py:
 
     model = Seq2Seq(Seq2SeqConfig(vocab_size=8000))
     logits, loss = model(source, target_in, target_out)   # (B, S), (B, T), (B, T) -> (B, T, V)

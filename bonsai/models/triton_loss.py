@@ -111,12 +111,14 @@ def cross_entropy_rows(
     """losses (N,) of logits (N, V), rows of `stride`, with targets (N,); with GRADIENT that of
     their sum is written over the logits, with AFTER also that of further times a second one's.
 
-    What takes the time is instructions per logit, as much as memory: so exponentials are of 2, a
-    block has a row for each lane of eight neighbours, whose maxima and sums are of a lane until the
-    end, only the last block looks where the vocabulary ends, and what is subtracted at a target is
-    so once it is all written. WIDE: the columns of a row that may be read and written, V or as many
-    more as make whole eights, which are accessed at once. LOW: the cap is so low that it serves as
-    the maximum, which is else searched for, and no exponential is then 0.
+    Instructions per logit take as much time as the memory, so they are few. Exponentials are powers
+    of 2. A block is (lanes, 8): each lane keeps a maximum and a sum of its own until the end. Only
+    the last block looks where the vocabulary ends. The 1 at a target is subtracted when the whole
+    row is written.
+
+    WIDE: columns of a row that may be read and written: V, or rounded up to a multiple of 8, which
+    are accessed at once. LOW: the cap is so low that it can stand for the maximum of a row, which
+    is not searched for then; no exponential becomes 0.
     """
     keep: tl.constexpr = "evict_last" if HINTS else ""
     leave: tl.constexpr = "evict_first" if HINTS else ""

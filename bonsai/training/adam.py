@@ -19,8 +19,8 @@ class Moments(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """Of an update, as tensors without dimensions: numbers of the program's would be compiled anew
-    when they move. The first four are 0 where the gradient is not finite: nothing is to change."""
+    """Of an update, as tensors without dimensions: for each new Python number it would be compiled
+    anew. The first four are 0 where the gradient is not finite, so that nothing changes."""
 
     lr: torch.Tensor
     decay: torch.Tensor  # the part of a weight that it loses
@@ -32,7 +32,7 @@ class Rates(NamedTuple):
 
 
 def moments_of(state: dict, p: torch.Tensor) -> Moments:
-    """Those in a state of torch's AdamW, which begins with them where it is empty."""
+    """Those in p's state of torch's AdamW, to which they are added where it is empty."""
     if not state:
         state["step"] = torch.zeros((), device=p.device)
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
@@ -41,8 +41,8 @@ def moments_of(state: dict, p: torch.Tensor) -> Moments:
 
 
 def rates_after(moments: list[Moments], group: dict, bad: torch.Tensor) -> Rates:
-    """Count one more step, unless `bad` is 1, of tensors that were updated equally often; the rates
-    of a group of torch's AdamW for it."""
+    """Count one more step of tensors that were updated equally often, unless `bad` is 1; returns
+    its rates by the settings of their group."""
     on, lr, betas = 1.0 - bad, group["lr"], group["betas"]
     torch._foreach_add_([m.step for m in moments], on)
     count = moments[0].step.clamp(min=1.0)

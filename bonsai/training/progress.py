@@ -58,9 +58,9 @@ class Meter:
     appendix B); None before them, or where the peak is not known.
     """
 
-    def __init__(self, progress: Progress, training: TrainingStep, start: Stopwatch | None = None):
-        """start: has the parts before the first step so far; first_step is the last of them."""
-        self.start = start
+    def __init__(self, progress: Progress, training: TrainingStep, watch: Stopwatch | None = None):
+        """watch: has timed what came before; it is stopped by first_step."""
+        self.watch = watch
         self.progress, self.training, self.runtime = progress, training, training.runtime
         self.peak = peak_flops(self.runtime.device, self.runtime.dtype)
         self.flops_per_token = training.model.flops_per_token(training.model.config.block_size)
@@ -70,7 +70,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done within is not training."""
+        """The seconds within do not count as training."""
         start = time.perf_counter()
         try:
             yield
@@ -80,16 +80,16 @@ class Meter:
 
     def first_step(self) -> str:
         """Once, after the first step: a line with the seconds since the command; then nothing."""
-        if self.start is None:
+        if self.watch is None:
             return ""
         self.runtime.synchronize()
         self._lap("first step")
-        line, self.start = f"first step done after {self.start}", None
+        line, self.watch = f"first step done after {self.watch}", None
         return line
 
     def _lap(self, part: str) -> None:
-        if self.start:
-            self.start.lap(f"compile and {part}" if self.runtime.compile else part)
+        if self.watch:
+            self.watch.lap(f"compile and {part}" if self.runtime.compile else part)
 
     def step_row(self, lr: float) -> dict:
         """Of a step that is done, with its speed since the one logged before; lr: its rate.

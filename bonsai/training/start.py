@@ -102,8 +102,9 @@ def is_fresh(init_from: str, folder) -> bool:
 def begin(c, folder, world_size: int, lap: Callable[[str], object] = str) -> Start:
     """The data and the model of a run; changes the settings `c` to those that hold.
 
-    c: a configurator.Config. folder: the run's. lap: is told when a part is through. Raises
-    UserError for settings that clash with one another, with the data, or with the weights.
+    c: a configurator.Config. folder: the run's. lap: called with the name of each part when it is
+    done. Raises UserError for settings that clash with one another, with the data, or with the
+    weights.
     """
     before, loaded, requested = None, None, dict(c)
     if not is_fresh(c.init_from, folder):

@@ -66,8 +66,8 @@ class TrainingStep:
     def backward(self, *batch: torch.Tensor, divisor: float = 1) -> None:
         """Forward and backward of one micro-batch: adds to the gradients and to `loss`.
 
-        batch: what the model takes, x and y (B, T) int64. divisor: by what the micro-batch's mean
-        loss is divided: the number of micro-batches of the step, or where targets are masked what
+        batch: what the model takes, x and y (B, T) int64. divisor: the micro-batch's mean loss is
+        divided by it: the number of micro-batches of the step or, where targets are masked, what
         Batches.divisors says.
         """
         self.left -= 1
@@ -99,9 +99,9 @@ class TrainingStep:
 
     @torch.no_grad()
     def is_finite(self) -> bool:
-        """Whether the step's loss is finite, and so is a loss of the weights as they are after it:
-        the update may be what has spoilt them. Where memory does not suffice for that, nothing
-        speaks against them. Waits for the device."""
+        """Whether the step's loss is finite and so is a loss of the weights after it, which the
+        update may have spoilt. If memory does not suffice for the second, the first decides. Waits
+        for the device."""
         loss = self.loss
         if self.row is not None:
             with self.runtime.autocast(), suppress(torch.OutOfMemoryError):

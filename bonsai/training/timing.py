@@ -24,7 +24,7 @@ class TimedSteps:
         return loss
 
     def backward(self) -> torch.Tensor:
-        """The first part of a step, up to the gradients; training.update is the second."""
+        """The first part of a step, up to the gradients; training.update() is the second."""
         self.training.begin(self.count, self.micro_batches)
         for _ in range(self.micro_batches):
             begin = time.perf_counter()
