@@ -165,7 +165,12 @@ def main(**settings) -> None:
     if c.prompts:
         dtype = DTYPES[runtime.dtype]
         engine = Engine(
-            *(model, c.batch_size, 0, dtype, c.quantize, runtime.compile, PREFIX_TOKENS),
+            model,
+            c.batch_size,
+            dtype=dtype,
+            quantize=c.quantize,
+            compile=runtime.compile,
+            prefix_cache=PREFIX_TOKENS,
             capture=graphs,
         )
         n = c.num_samples if "num_samples" in c.given else 1
@@ -176,9 +181,18 @@ def main(**settings) -> None:
     if runtime.compile:
         model.compile()
 
-    def captured_steps(n: int, length: int) -> CapturedSteps | None:
-        """Graphs for n texts of so many tokens, where they are wanted and can be had."""
-        return CapturedSteps.of(model, n, length) if graphs and c.kv_cache else None
+    at_once, length = 1, model.config.block_size
+    if not c.interactive:
+        if "start" not in c.given:
+            text = default_start(tokenizer, text)
+        prompt = encode_start(tokenizer, text)
+        shown = prompt if text else []
+        wanted = len(prompt) + c.max_new_tokens
+        if c.on_full == "slide" and c.kv_cache and length < wanted:
+            say(f"beyond the context of {length} tokens each is slow: --on_full=refill is fast")
+        length = min(length, wanted)
+        at_once = 1 if alone else min(c.num_samples, rows_at_once(model, length))
+    captured = CapturedSteps.of(model, at_once, length) if graphs and c.kv_cache else None
 
     def continuations(prompt: list[int], params: SamplingParams, first: int = 0, n: int = 1):
         """Texts first ... first + n - 1 of a prompt, token by token."""
@@ -186,25 +200,13 @@ def main(**settings) -> None:
         return generate(model, prompt, params, n, first_row=first, **options)
 
     if c.interactive:
-        captured = captured_steps(1, model.config.block_size)
         return prompt_loop(tokenizer, params, continuations)
-
-    if "start" not in c.given:
-        text = default_start(tokenizer, text)
-    prompt = encode_start(tokenizer, text)
-    shown = prompt if text else []
-    length = min(model.config.block_size, len(prompt) + c.max_new_tokens)
-    if c.on_full == "slide" and c.kv_cache and length < len(prompt) + c.max_new_tokens:
-        say(f"beyond the context of {length} tokens each is slow: --on_full=refill is fast")
-    at_once = min(c.num_samples, rows_at_once(model, length))
     if alone:
-        captured = captured_steps(1, length)
         for sample in range(c.num_samples):
             steps = continuations(prompt, params, sample)
             stream(tokenizer, chain(shown, (token for (token,) in steps)))
             print("-" * 15)
         return
-    captured = captured_steps(at_once, length)
     for first in range(0, c.num_samples, at_once):
         rows = [[*shown] for _ in range(first, min(first + at_once, c.num_samples))]
         for tokens in continuations(prompt, params, first, len(rows)):
