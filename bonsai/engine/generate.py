@@ -63,7 +63,7 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
     ids[:, :begin] = torch.tensor(prompt, device=device)
     context = max(0, begin - block_size)  # at step t the model sees ids[:, context:t]
     captured = captured if use_cache else None
-    cache = ahead = None  # ahead: gives the tokens of steps that are queued
+    cache = ahead = None  # ahead: an iterator over the tokens of queued steps
     alive = [True] * n
     was_training = model.training
     model.eval()
@@ -77,7 +77,7 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
                 context += min(-(-(t - keep - context) // step) * step, t - 1 - context)
                 if cache is not None:
                     cache.reset()  # every token has a new position
-                if ahead is not None:  # whose tokens are not in ids yet
+                if ahead is not None:  # the tokens of queued steps are not in ids yet
                     ahead, answers = None, [row.tokens for row in rows]
                     ids[:, begin:t] = torch.tensor(answers, device=device)
             logits = None

@@ -1,4 +1,5 @@
-"""The two phases of inference, with a cache or without."""
+"""The two phases of inference, prefill and one-token steps, with a cache or without; and what both
+need: a cache, steps of few fixed shapes, the check of a request."""
 
 from collections.abc import Sequence
 

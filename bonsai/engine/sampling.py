@@ -31,7 +31,7 @@ class SamplingParams:
     min_p: float = 0.0  # keep tokens with at least this share of the likeliest's probability
     repetition_penalty: float = 1.0  # divides the logits of tokens in prompt or answer, if positive
     presence_penalty: float = 0.0  # taken from the logits of tokens that the answer has
-    frequency_penalty: float = 0.0  # taken as many times as the answer has the token
+    frequency_penalty: float = 0.0  # taken from them once for each time that it has them
     logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()  # added to a token's logit
     logprobs: int | None = None  # also report log-probabilities, and this many likeliest tokens'
     prompt_logprobs: bool = False  # report those of the prompt's tokens too
@@ -129,8 +129,10 @@ def adjust(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 NUCLEUS = 1024  # top_p looks at this many tokens before it sorts the whole vocabulary
 
 
-def candidates(logits: torch.Tensor, params: SamplingParams):
-    """Logits (n, V) -> logits (n, m) over the temperature, -inf where filtered out; ids or None.
+def candidates(
+    logits: torch.Tensor, params: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits (n, V) -> logits (n, m) divided by the temperature, -inf where filtered out; and ids.
 
     ids (n, m) say which tokens those are; None: 0 ... m - 1. In this order: vocab_limit,
     temperature, top_k, top_p (nucleus sampling, Holtzman et al. 2019, over the probabilities that
@@ -219,7 +221,7 @@ def draw(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 
 # ---- log-probabilities ----
 
-Score = tuple[float | None, list[tuple[int, float]] | None]  # of a token; of the likeliest ones
+Score = tuple[float | None, list[tuple[int, float]] | None]  # log p; the likeliest ids and theirs
 
 
 def scores(logits: torch.Tensor, tokens: Sequence[int], k: int, limit: int | None) -> list[Score]:

@@ -29,6 +29,8 @@ from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scor
 from bonsai.models.cache import KVCache
 from bonsai.system.errors import UserError
 
+CHUNK = 256  # positions of a prompt whose logits are in memory at once, to score them
+
 
 @dataclass(eq=False)
 class Request(Row):
@@ -60,15 +62,19 @@ class Engine:
 
     Not thread-safe: one thread submits, holds and steps; `cancel` alone may be called from others.
 
-    max_batch: requests that run at once; others wait. length: context in tokens, of prompt and
-    answer together (one more token can be drawn from a full context); 0: the model's block_size.
-    dtype, quantize: as `prepare`, for a copy of the weights. compile: the one-token steps, see
-    CompiledStep. capture: queue them as captured graphs, several before their tokens are read, see
-    bonsai/engine/cuda/steps.py; not for models without a cache of keys and values, nor together
-    with compile, lookup or draft, which go before it. prefix_cache: how many tokens of prompts to
-    keep keys and values of, for prompts that begin alike. lookup, draft: how many tokens to guess
-    ahead while one request runs alone, from the text so far or by the same model in int8, see
-    bonsai/engine/ahead.py; 0: none. overlap: as `prepare`.
+    max_batch: requests that run at once; others wait.
+    length: context in tokens, of prompt and answer together (one more token can be drawn from a
+        full context); 0: the model's block_size.
+    dtype, quantize, overlap: as `prepare`, for a copy of the weights.
+    compile: the one-token steps, see CompiledStep.
+    prefix_cache: how many tokens of prompts to keep keys and values of, for prompts that begin
+        alike.
+    lookup, draft: how many tokens to guess ahead while one request runs alone, from the text so far
+        or by the same model in int8, see bonsai/engine/ahead.py; 0: none.
+    capture: queue one-token steps as captured graphs, several before their tokens are read, see
+        bonsai/engine/cuda/steps.py. Has no effect for models without a cache of keys and values,
+        and together with compile, lookup or draft.
+
     Raises UserError for impossible values.
     """
 
@@ -181,8 +187,8 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Admit waiting requests, advance the running ones by one token (captured: by what was
-        queued in the step before); what happened."""
+        """Advance the running requests by one token (captured: by those that were queued in the
+        step before), then admit waiting ones; returns what happened."""
         events = self.drop_cancelled()
         if self.captured:
             events += self.decode_captured()
@@ -257,9 +263,9 @@ class Engine:
         return [event]
 
     def admit_captured(self, request: Request) -> None:
-        """Give a request the next slot, where all but its last token are read with those of others
-        that are admitted. That goes through the model with the last ones of the others in the next
-        step, which draws: nothing is waited for."""
+        """Give a request the next slot. All but its last token are read together with those of the
+        others that are admitted; the last one is read by the next step of all rows, which draws:
+        nothing is waited for."""
         slot, known = len(self.running), (*request.prompt, *request.tokens)[:-1]
         self.running.append(request)
         if known:
@@ -275,7 +281,6 @@ class Engine:
         params, prompt = request.params, request.prompt
         idx = torch.tensor([prompt], device=self.device)
         prompt_scores: list[Score] = [(None, None)]
-        CHUNK = 256  # positions whose logits are held at once
         for begin in range(0, len(prompt), CHUNK):
             part = idx[:, begin : begin + CHUNK]
             logits = all_logits(self.model, part, row)[0]  # (T, V)
@@ -302,7 +307,7 @@ class Engine:
         """Queue the next steps of the running rows; the events of those that were queued before."""
         flight, self.flight = self.flight, None
         left = [n for n in map(self.tokens_left, range(len(self.running))) if n > 0]
-        if left:  # who waits gets a place as soon as one is free
+        if left:  # while others wait, no further than to the first end: then one of them goes on
             steps = min(AT_ONCE, min(left) if self.waiting else max(left))
             self.flight = self.captured.launch(self.running, steps)
         events = []
@@ -354,14 +359,14 @@ class Engine:
         ]
 
     def take(self, request: Request, token: int, logits: torch.Tensor) -> Event:
-        """Note a request's next token, drawn from logits (1, V)."""
+        """As `note`, with the score of the token in the logits (1, V), if that was asked for."""
         params, score = request.params, None
         if params.logprobs is not None:
             (score,) = scores(logits, [token], params.logprobs, params.vocab_limit)
         return self.note(request, token, score)
 
     def note(self, request: Request, token: int, score: Score | None) -> Event:
-        """Note a request's next token, and whether it was the last; score: if it was asked for."""
+        """Give a request its next token, and its end if that is due. score: of the token."""
         params = request.params
         if token in params.stop_tokens:
             request.finish = "stop"

@@ -31,6 +31,10 @@ from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.tokenizers import Tokenizer
 
+OFFLINE = (
+    "without the hub there are data in its cache (HF_HOME) and tasks of one's own, --tasks_dir"
+)
+
 
 def run_tasks(
     model: torch.nn.Module,
@@ -83,15 +87,10 @@ def run_tasks(
     return results
 
 
-OFFLINE = (
-    "without the hub there are data in its cache (HF_HOME) and tasks of one's own, --tasks_dir"
-)
-
-
 def find_tasks(tasks: Sequence[str], folder: str) -> TaskManager:
-    """The harness's table of tasks: those beside the ones that are asked for, where all are found
-    by name, as to read its own thousands takes seconds; else all, and those of the folder.
-    UserError as `check_yaml`."""
+    """The harness's table of tasks. To read all of its thousands takes seconds: if those that are
+    asked for are found by name, it has these and the ones beside them; else all, and those of the
+    folder. Raises UserError as `check_yaml` does."""
     check_yaml(folder)
     places = [*named_in({*tasks}), *([folder] if folder else [])]
     some = TaskManager(include_path=places, include_defaults=False)
@@ -114,8 +113,8 @@ def named_in(names: set[str]) -> list[str]:
 
 
 def check_yaml(folder: str) -> None:
-    """Raise UserError for a file of a folder that is no YAML, which the harness passes over, and
-    for a task whose name is none. Nothing is made of it: a task may name functions."""
+    """Raise UserError for a file of a folder that is no YAML, which the harness would pass over,
+    and for a task whose name is no text. Nothing in it is executed: a task may name functions."""
     for path in sorted(Path(folder).rglob("*.yaml")) if folder else ():
         tree = read_yaml(path, nodes=True)
         for key, value in tree.value if isinstance(tree, yaml.MappingNode) else ():
@@ -189,7 +188,7 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm=False) -> list[str]:
         """Texts after the prompts, up to the first of their stop strings; many at a time."""
         dtype = DTYPES[self.runtime.dtype]
-        engine = Engine(self.model, self.batch_size, 0, dtype, capture=self.runtime.captures)
+        engine = Engine(self.model, self.batch_size, dtype=dtype, capture=self.runtime.captures)
         texts, jobs = [""] * len(requests), {}
         for number, request in enumerate(requests):
             prompt, options = request.args
