@@ -1,5 +1,5 @@
-"""The classes of transformers that a GPT can be: what each has a place for, and its weights by its
-names, out and in.
+"""The classes of transformers that a GPT can be: which fields each has a place for, and the weights
+by its names, out and in.
 
 Classic models are GPT2LMHeadModel, which hugging_face.py beside this reads; models with rotary
 positions, RMSNorm and SwiGLU are LlamaForCausalLM (Touvron et al. 2023); those of the fast recipe's
@@ -17,7 +17,8 @@ from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES
 from model import GPTConfig
 
-# of training alone, or without effect where the fields that decide over them are at their default
+# Fields that need no place: of training alone, or without effect unless another field has a value
+# that is checked.
 FREE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "init", "zero_init"}
 FREE |= {"activation_checkpointing", "norm_bias", "rope_base", "window_pattern"}
 ANY = object()
@@ -25,10 +26,10 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2":
 # What a class has besides the defaults of GPTConfig: field -> values.
 PLACES = {
     "GPT2LMHeadModel": {
-        "bias": ANY,  # left out: zeros
-        "norm_gain": ANY,  # left out: ones
+        "bias": ANY,  # False: zeros
+        "norm_gain": ANY,  # False: ones
         "activation": (*ACTIVATIONS,),
-        "attention_scale": ANY,  # in the queries
+        "attention_scale": ANY,  # folded into the queries
         "tie_head": ANY,
     },
     "LlamaForCausalLM": {
@@ -57,11 +58,15 @@ PLACES = {
     },
 }
 KINDS = ("weight", "bias")
+# of GPT-2's classes, where OpenAI's Conv1D stores a matrix the other way round than nn.Linear
+CONV1D = tuple(f"{m}.weight" for m in ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"))
+# of Llama's class, whose rows are the hidden channels of an MLP
+ROWS = tuple(f"mlp.{name}.{kind}" for name in ("gate_proj", "up_proj") for kind in KINDS)
 EPSILON = 1e-5  # what norms here add to the mean square
 QK_EPSILON = 2.0**-23  # ... of queries and keys: torch's own, 1.19e-7
-# NanoChat adds one number everywhere, here EPSILON. Of queries and keys that are eight times as
-# long it is 1e-5 / 8**2 = 1.56e-7. Another power of two is further off, and another number would
-# round the weights.
+# NanoChat adds one number everywhere, here EPSILON. To queries and keys eight times as long it is
+# what 1e-5 / 8**2 = 1.56e-7 is to them as they are. Other powers of two are further off, and other
+# numbers would round the weights.
 QK_LENGTHS = 8.0
 Weights = dict[str, torch.Tensor]
 
@@ -115,8 +120,8 @@ def class_for(config: GPTConfig, source: str) -> str:
 
 
 def fold_scale(weights: Weights, config: GPTConfig) -> None:
-    """Another attention_scale than 1 / sqrt(head size) into the queries, which the scores are
-    proportional to."""
+    """Put an attention_scale other than 1 / sqrt(head size) into the queries, to which the scores
+    are proportional. Changes `weights`, as `fill_in` does."""
     if not config.attention_scale:
         return
     factor, rows = config.attention_scale * math.sqrt(config.head_dim), config.n_head
@@ -137,7 +142,7 @@ def in_dtype(w: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
 
 
 def fill_in(weights: Weights, config: GPTConfig, biases: bool = False) -> None:
-    """Ones for gains that a model has not; biases: zeros for biases, too."""
+    """Add ones for gains that a model has not; biases: zeros for biases, too."""
     c, like = config, weights["transformer.wte.weight"]
     rows = {"attn.c_attn": (c.n_head + 2 * c.kv_heads) * c.head_dim, "mlp.c_fc": 4 * c.n_embd}
     names = [f"transformer.h.{i}." for i in range(c.n_layer)]
@@ -156,7 +161,7 @@ Parts = list[tuple[str, int]]  # names, and the rows that each has of a tensor o
 
 
 def layout(config: GPTConfig, llama: bool) -> Iterable[tuple[str, Parts]]:
-    """Names of ours, and those of transformers' modules that they are made of, in order."""
+    """Each module of ours, and those of transformers' that it is made of, in order."""
     c = config
     heads = [("q_proj", c.n_head), ("k_proj", c.kv_heads), ("v_proj", c.kv_heads)]
     yield "transformer.wte", [("model.embed_tokens", c.vocab_size)]
@@ -209,9 +214,9 @@ def from_rotary(theirs: Weights, config: GPTConfig, llama: bool) -> Weights:
 
 def turned(weights: Weights, config: GPTConfig, factor: float) -> Weights:
     """Queries and keys as NanoChat has them, `factor` times as long. It rotates by -theta: with the
-    second half of each head negated it computes the same scores, to the last bit. With 1 / factor
-    its own inverse."""
-    turned = dict(weights)
+    second half of each head negated it computes the same scores, to the last bit. Called again with
+    1 / factor it gives the weights back."""
+    theirs = dict(weights)
     for name, w in weights.items():
         if not name.endswith(("q_proj.weight", "k_proj.weight")) or not w.is_floating_point():
             continue
@@ -219,8 +224,8 @@ def turned(weights: Weights, config: GPTConfig, factor: float) -> Weights:
             heads = len(w) // config.head_dim
             halves = (w * factor).view(heads, 2, config.head_dim // 2, *w.shape[1:])
             halves[:, 1].neg_()
-            turned[name] = halves.view(w.shape)
-    return turned
+            theirs[name] = halves.view(w.shape)
+    return theirs
 
 
 def widened(theirs: Weights, config: GPTConfig, inner: int, source: object) -> Weights:
@@ -241,10 +246,10 @@ def widened(theirs: Weights, config: GPTConfig, inner: int, source: object) -> W
 def with_our_epsilon(weights: Weights, config: GPTConfig, eps: float) -> Weights:
     """A Llama or NanoChat whose norms add `eps`, by our names, as one whose norms add ours.
 
-    A norm of s x that adds s^2 eps is the norm of x that adds eps. So Llama's stream is s times as
-    large: what is embedded, and what each block adds. A tied head is undone in the gain before it.
-    NanoChat normalises what is embedded, after which 1e-5 is as good as nothing, and its queries
-    and keys, each of which gets an s of its own.
+    A norm of s x that adds s^2 eps is the norm of x that adds eps. So Llama's stream is scaled by
+    s: what is embedded, and what each block adds; a tied head is made up for in the gain before it.
+    NanoChat normalises what is embedded, beside which 1e-5 does not count; its queries and keys are
+    scaled by an s of their own.
     """
     s, scaled = math.sqrt(EPSILON / eps), dict(weights)
     adds = ("transformer.wte.weight", *(f"c_proj.{kind}" for kind in KINDS))
@@ -259,9 +264,6 @@ def with_our_epsilon(weights: Weights, config: GPTConfig, eps: float) -> Weights
         scaled["lm_head.weight"] = scaled["transformer.wte.weight"]
         scaled["transformer.ln_f.weight"] = weights["transformer.ln_f.weight"] / s
     return scaled
-
-
-ROWS = tuple(f"mlp.{name}.{kind}" for name in ("gate_proj", "up_proj") for kind in KINDS)
 
 
 # ---- out: weights and config.json ----
@@ -294,7 +296,6 @@ def exported_gpt2(config: GPTConfig, weights: Weights) -> tuple[dict, Weights]:
     if not unscaled:
         fold_scale(weights, config)
     fill_in(weights, config, biases=True)
-    # OpenAI's Conv1D stores its matrix the other way round than nn.Linear
     weights = {k: w.t() if k.endswith(CONV1D) else w for k, w in weights.items()}
     settings = {
         "model_type": "gpt2",
@@ -309,9 +310,6 @@ def exported_gpt2(config: GPTConfig, weights: Weights) -> tuple[dict, Weights]:
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
     }
     return settings, weights
-
-
-CONV1D = tuple(f"{m}.weight" for m in ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"))
 
 
 def exported_rotary(config: GPTConfig, weights: Weights, llama: bool) -> tuple[dict, Weights]:

@@ -26,6 +26,9 @@ from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.tokenizer_json import tokenizer_config, tokenizer_json
 from model import CLASSIC_KEYS, GPTConfig
 
+# fields that do not change a classic model, of any value
+NOT_NEEDED = ("init", "zero_init", "activation_checkpointing", "window_pattern", "rope_base")
+
 
 def gpt_of(loaded: Loaded, tokenizer: Tokenizer) -> tuple[GPTConfig, Weights]:
     """Configuration and weights of a GPT without the rows that pad its vocabulary; UserError for
@@ -122,6 +125,3 @@ def portable(loaded: Loaded, tokenizer: Tokenizer, dtype: str) -> dict:
         "tokenizer": tokenizer.to_dict(),
         "config": loaded.config,
     }
-
-
-NOT_NEEDED = ("init", "zero_init", "activation_checkpointing", "window_pattern", "rope_base")

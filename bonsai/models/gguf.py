@@ -29,17 +29,17 @@ from model import GPTConfig
 
 # transformers' modules, without what stands before them: GGUF's names
 OF_GPT2 = {
-    **{"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"},
-    **{"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output"},
-    **{"ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
-}
+    "wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output",
+    "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
+}  # fmt: skip
 OF_LLAMA = {
-    **{"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"},
-    **{f"self_attn.{k}_proj": f"attn_{k}" for k in "qkv"},
-    **{f"mlp.{k}_proj": f"ffn_{k}" for k in ("gate", "up", "down")},
-    **{"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+    "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
-}
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
 NAMES = OF_GPT2 | OF_LLAMA
 # llama.cpp's names of the patterns by which it cuts a text
 PRE = {GPT2: "gpt-2", GPT4: "llama-bpe"}
@@ -128,7 +128,7 @@ def write_gguf(
 
 # ---- in ----
 
-SIZES = {  # of transformers' config.json: GGUF's, after the architecture
+SIZES = {  # by architecture: a name in transformers' config.json -> GGUF's after the architecture
     "gpt2": {
         "n_positions": "context_length",
         "n_embd": "embedding_length",
@@ -150,8 +150,7 @@ SIZES = {  # of transformers' config.json: GGUF's, after the architecture
     },
 }
 
-
-# what else llama.cpp lets change the logits: the values that change nothing
+# Other values of a file by which llama.cpp changes the logits -> those by which it does not.
 CHANGES = {
     **dict.fromkeys(("rope.scaling.type", "expert_count"), (0, "none")),
     **dict.fromkeys(("rope.scaling.factor", "rope.scale_linear"), (0, 1)),
@@ -225,7 +224,8 @@ def read_vocabulary(values: dict, vocab_size: int, name: str) -> dict:
     """Tokenizer.to_dict() of the tokenizer in a file. Raises UserError for one that is not byte-
     level BPE with GPT-2's or GPT-4's pattern."""
     kind, pre, tokens, kinds, merges = (
-        values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre", *LISTS)
+        values.get(f"tokenizer.ggml.{key}")
+        for key in ("model", "pre", "tokens", "token_type", "merges")
     )
     if kind is None:
         raise UserError(f"{name} has no tokenizer")
@@ -248,14 +248,11 @@ def read_vocabulary(values: dict, vocab_size: int, name: str) -> dict:
     return bpe_state(vocab | added, pairs, added, pattern, eos, vocab_size, name, whole)
 
 
-LISTS = ("tokens", "token_type", "merges")
-
-
 # ---- out, part by part ----
 
 
 def describe(file, config: GPTConfig, settings: dict) -> None:
-    """The sizes of a model."""
+    """Write the sizes of a model."""
     file.add_vocab_size(config.vocab_size)
     file.add_context_length(config.block_size)
     file.add_embedding_length(config.n_embd)
@@ -273,13 +270,14 @@ def describe(file, config: GPTConfig, settings: dict) -> None:
 
 
 def add_tensor(gguf, file, name: str, w: torch.Tensor, kind) -> None:
-    """A tensor in `kind`, or in float16 where its rows are no whole number of blocks."""
+    """Add a tensor in `kind`: in float16 where its rows are no whole number of blocks, in float32
+    if it is no matrix, or positions."""
     types = gguf.GGMLQuantizationType
     if w.dim() < 2 or name.startswith("position"):
         kind = types.F32
     elif kind == types.Q8_0 and w.size(-1) % BLOCK:
         kind = types.F16
-    if kind in (types.F16, types.Q8_0):  # whose scale of a block, its largest by 127, is one
+    if kind in (types.F16, types.Q8_0):  # a block's scale, its largest / 127, is float16, too
         in_dtype(w / 127 if kind == types.Q8_0 else w, "float16", name)
     array = w.contiguous().numpy()
     file.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)

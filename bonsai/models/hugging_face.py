@@ -30,7 +30,7 @@ from bonsai.system.hub import use_cache_if_offline
 from model import GPT, GPTConfig
 
 CONFIG_BYTES = 4 * 2**20  # of config.json, and of the index of several files of weights
-# fields of ours: the names in config.json, transformers' alias after, and GPT-2's value
+# field of ours -> GPT-2's name in config.json and transformers' alias of it, and the default
 SIZES = {
     "vocab_size": (("vocab_size",), 50257),
     "block_size": (("n_positions", "max_position_embeddings"), 1024),
@@ -57,7 +57,7 @@ FIXED = {
     "pruned_heads": {},
     "quantization_config": None,
 }
-FLAGS = {  # these are honoured
+FLAGS = {  # booleans that may be set, and their defaults
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
@@ -93,7 +93,8 @@ def read_model(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     config = read_json_object(folder / "config.json", CONFIG_BYTES)
     kind = config.get("model_type")
     if kind not in ("gpt2", *ROTARY):
-        names = f"{brief(kind).strip(QUOTES)} model, not a gpt2, {' or '.join(ROTARY)}"
+        name = brief(kind).strip("'\"")
+        names = f"{name} model, not a gpt2, {' or '.join(ROTARY)}"
         raise UserError(f"{folder} holds a {names}")
     if config.get("auto_map"):
         raise UserError(
@@ -135,7 +136,6 @@ def read_gpt2(
     weights = without_masks(read())
     weights = {k.removeprefix("transformer."): v for k, v in weights.items()}
     weights = {k if k == "lm_head.weight" else f"transformer.{k}": v for k, v in weights.items()}
-    # OpenAI's Conv1D stores its matrix the other way round than nn.Linear
     return settings, {
         k: v.t() if k.endswith(CONV1D) and v.dim() == 2 else v for k, v in weights.items()
     }
@@ -198,7 +198,7 @@ def rotary_settings(config: dict, folder: Path) -> tuple[dict, int]:
     if not least <= inner <= 4 * channels:
         raise UserError(
             f"{folder}: intermediate_size={inner} of its config.json is not supported, only "
-            f"{'one to ' * (kind == 'llama')}four times its hidden_size={channels}"
+            f"{'one to ' if kind == 'llama' else ''}four times its hidden_size={channels}"
         )
     groups = size(config, ("num_key_value_heads",), heads, folder)
     head = size(config, ("head_dim",), max(1, channels // heads), folder)
@@ -208,7 +208,10 @@ def rotary_settings(config: dict, folder: Path) -> tuple[dict, int]:
     if kind == "llama" and biased[0] != biased[1]:
         raise UserError(f"{folder}: attention_bias without mlp_bias is not supported, nor reversed")
     return settings | ROTARY[kind] | {
-        **{"norm": "rmsnorm", "position": "rope", "dropout": 0.0, "bias": biased[0]},
+        "norm": "rmsnorm",
+        "position": "rope",
+        "dropout": 0.0,
+        "bias": biased[0],
         "n_kv_head": 0 if groups == heads else groups,
         "head_size": 0 if head * heads == channels else head,
         "rope_base": rope_base(config, folder),
@@ -278,9 +281,6 @@ def activation(config: dict, name: str, default: str, folder: Path) -> str:
             f"{', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[value]
-
-
-QUOTES = "'\""
 
 
 def flag(config: dict, name: str, folder: Path) -> bool:

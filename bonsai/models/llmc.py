@@ -18,27 +18,22 @@ MAGIC, HEADER = 20240326, 256 * 4
 VERSIONS = {3: torch.float32, 5: torch.bfloat16}
 SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "padded")
 
-# parameters in their order: name, and shape in channels C, positions T and rows V of the vocabulary
+# Parameters in their order: name, and shape in channels C (3, 4: so many times C), positions T and
+# rows V of the vocabulary.
 ALONE = (("transformer.wte.weight", "VC"), ("transformer.wpe.weight", "TC"))
 OF_LAYERS = (
-    *(
-        ("ln_1.weight", "C"),
-        ("ln_1.bias", "C"),
-        ("attn.c_attn.weight", "3C"),
-        ("attn.c_attn.bias", "3"),
-    ),
-    *(
-        ("attn.c_proj.weight", "CC"),
-        ("attn.c_proj.bias", "C"),
-        ("ln_2.weight", "C"),
-        ("ln_2.bias", "C"),
-    ),
-    *(
-        ("mlp.c_fc.weight", "4C"),
-        ("mlp.c_fc.bias", "4"),
-        ("mlp.c_proj.weight", "C4"),
-        ("mlp.c_proj.bias", "C"),
-    ),
+    ("ln_1.weight", "C"),
+    ("ln_1.bias", "C"),
+    ("attn.c_attn.weight", "3C"),
+    ("attn.c_attn.bias", "3"),
+    ("attn.c_proj.weight", "CC"),
+    ("attn.c_proj.bias", "C"),
+    ("ln_2.weight", "C"),
+    ("ln_2.bias", "C"),
+    ("mlp.c_fc.weight", "4C"),
+    ("mlp.c_fc.bias", "4"),
+    ("mlp.c_proj.weight", "C4"),
+    ("mlp.c_proj.bias", "C"),
 )
 LAST = (("transformer.ln_f.weight", "C"), ("transformer.ln_f.bias", "C"))
 
