@@ -10,10 +10,12 @@ from bonsai.engine.cpu import native
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache of the user's, and nothing built yet in this process."""
+    """An empty cache of the user's, also where /tmp has to do, and nothing built in this process."""
     if native.build("attention") is None:
         pytest.skip("there is no C++ compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     native.build.cache_clear(), native.functions.cache_clear()
     yield tmp_path / "bonsai"
     native.build.cache_clear(), native.functions.cache_clear()
