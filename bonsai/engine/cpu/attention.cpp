@@ -1,7 +1,8 @@
 // softmax(scale q K^T) V for one query per row and head: the attention of a one-token step.
 //
-// Each row reads only what it sees, fetched into the cache while the loop before it computes, and
-// its result does not depend on its neighbours. The sums are float32, whatever the numbers are.
+// Each row reads only the keys that it sees, which are fetched into the cache during the loop
+// before, and its result does not depend on its neighbours. The sums are float32, whatever the
+// numbers are.
 
 #include <algorithm>
 #include <vector>
@@ -16,7 +17,7 @@ template <class T>
 void attend(const T* q, const T* k, const T* v, const uint8_t* seen, T* y, int64_t rows,
             int64_t heads, int64_t kv_heads, int64_t keys, int64_t channels, int64_t q_row,
             int64_t row, int64_t head, int64_t key, int64_t seen_row, float scale, int threads) {
-    const auto run = one_of<T, T>(channels);
+    const auto run = attend_head_of<T, T>(channels);
     const int64_t tasks = rows * heads, group = heads / kv_heads;
     const auto place = [=](int64_t t) { return t / heads * row + t % heads / group * head; };
 #pragma omp parallel num_threads(threads)

@@ -3,7 +3,7 @@
 // The products of such a step read their weights as fast as the memory gives them. What lies
 // between has so little to compute that starting each operation by itself takes longer than the
 // operation. A token's result does not depend on what else is computed with it, with the exception
-// that linear.cpp makes. All numbers between are float32.
+// that linear.cpp names. All intermediate numbers are float32.
 
 #include <cmath>
 #include <cstring>
@@ -126,12 +126,12 @@ struct Angles {
     int64_t text;            // how far apart those of two texts lie; 0: they are the same
 };
 
-// One head of one row, and where the `seen` keys that it sees begin
+// One head of one row, how many keys it sees, and where in the cache they begin
 struct Query {
     int64_t row, head, seen, at;
 };
 
-// x (texts, tokens, D) -> y, like it; each token sees those of its text up to itself. own: of a
+// x (texts, tokens, D) -> y, like it; each token sees those of its text up to itself. own: for a
 // block with a gate the tokens' value embeddings (texts, tokens, kv_heads, channels), else null.
 template <class T>
 void step(const Block* blocks, int count, const T* x, const T* own, T* y, int64_t texts,
@@ -141,7 +141,7 @@ void step(const Block* blocks, int count, const T* x, const T* own, T* y, int64_
     const int64_t group = blocks->heads / blocks->kv_heads, rows = texts * tokens;
     const int64_t most = std::max({D, inner, wide});
     const int64_t longest = *std::max_element(cache.lengths, cache.lengths + texts) + tokens;
-    const auto attend = one_of<float, T>(channels);
+    const auto attend = attend_head_of<float, T>(channels);
     std::vector<float> stream(x, x + rows * D), qkv(rows * width), hidden(rows * wide);
     std::vector<float> heads(rows * inner);
     static thread_local Input mine;  // kept: new memory takes time

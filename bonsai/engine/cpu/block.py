@@ -33,8 +33,8 @@ class Settings(Structure):
 class Blocks(nn.Module):
     """Consecutive blocks: a few tokens by block.cpp, more of them one block after another.
 
-    blocks: with linear layers of which `direct` gives the parts, and `few` says for how many
-    numbers the products of few rows are the fastest. dtype: of activations and cache.
+    blocks: their linear layers are prepared: `direct` gives their parts, and `few` is the size of
+    an input up to which the products for few rows are fastest. dtype: of activations and cache.
     """
 
     def __init__(self, blocks: list[Block], dtype: torch.dtype):
@@ -124,7 +124,7 @@ def linears(block: Block) -> list[nn.Module]:
 
 
 def activation_number(name: str) -> int:
-    """By which block.cpp knows an activation of model.py; -1 for one that it does not compute."""
+    """block.cpp's number of an activation of model.py; -1 for one that it does not compute."""
     return build("block").block_activation(name.encode())
 
 

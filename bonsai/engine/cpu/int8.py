@@ -36,8 +36,9 @@ class Int8Linear(FastLinear):
         self.register_buffer("scale", scale.to(dtype))
         bias = None if linear.bias is None else linear.bias.detach()
         self.register_buffer("bias", None if bias is None else bias.to(dtype))
-        # no buffers: these keep their dtype, and are found faster. The numbers of activations up to
-        # which each product is taken; torch's knows whole vectors of inputs and bfloat16 alone
+        # No buffers: these keep their dtype, and are looked up faster. few, few_torch: the size of
+        # an input up to which linear.cpp's product is taken, or torch's, which knows bfloat16 and
+        # whole vectors alone.
         self.shape, self.few, self.few_torch = (n, k), 0, 0
         if q.device.type == "cpu":
             self.products = products() if native else {}
@@ -64,7 +65,7 @@ class Int8Linear(FastLinear):
 
 
 def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight (N, K) -> int8 (N, K) and fp32 scales (N,), of which it is about the product."""
+    """weight (N, K) -> int8 (N, K) and fp32 scales (N,), whose product is about the weight."""
     weight = weight.detach().float()
     scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale

@@ -1,7 +1,7 @@
 // What one thread computes: products of a few rows of weights, and one head of attention.
 //
-// While it multiplies some weights it fetches others, `soon`, usually those AHEAD bytes further on:
-// the processor itself does not look beyond a page.
+// While a product goes on with some weights, others are fetched into the cache: `soon`, usually
+// those AHEAD bytes further on. The processor itself does not look beyond a page.
 
 #pragma once
 
@@ -27,7 +27,7 @@ inline void prefetch(const T* x, int64_t count) {
 
 const int64_t PIECE = 512;  // weights that are fetched and multiplied at a time
 
-// |x| as bits, whose order is that of the numbers; NaN comes last.
+// |x| as an integer of the same order; NaN is the largest
 inline uint32_t magnitude(float x) { return as<uint32_t>(x) & 0x7fffffff; }
 
 // The products of N rows of weights with R rows of activations, k inputs each
@@ -61,8 +61,8 @@ void dot(const int8_t* w, const int8_t* soon, const int16_t* q, int64_t k, int32
     std::copy_n(sum, N * R, sums);
 }
 
-// A row x (k) -> integers q (k) and the step that they count: x is about step q. A row that is not
-// finite becomes zeros and a step that is no number.
+// Rounds a row x (k) to integers q (k); returns the step between them: x is about step * q. A row
+// that is not finite becomes zeros, with NaN for the step.
 template <class T>
 float round_row(const T* x, int16_t* q, int64_t k) {
     const int64_t room = std::numeric_limits<int32_t>::max() / (127 * k);
@@ -116,9 +116,9 @@ void dot(const T* w, const T* soon, const float* x, int64_t k, float* sums) {
 
 // ---- of either ----
 
-// `dot` for as many of `rows` as it takes at once; how many those were
+// `dot` for as many of `rows` as it takes at once, 8 at most; how many those were
 template <int N, class W, class X, class Sum>
-int some(const W* w, const W* soon, const X* x, int64_t rows, int64_t k, Sum* sums) {
+int dot_most(const W* w, const W* soon, const X* x, int64_t rows, int64_t k, Sum* sums) {
     if (rows >= 8) return dot<N, 8>(w, soon, x, k, sums), 8;
     if (rows >= 4) return dot<N, 4>(w, soon, x, k, sums), 4;
     if (rows >= 2) return dot<N, 2>(w, soon, x, k, sums), 2;
@@ -132,8 +132,8 @@ void dots(int outputs, const W* w, const W* soon, const X* x, int64_t rows, int6
     std::conditional_t<std::is_same_v<W, int8_t>, int32_t, float> sums[16];
     for (int64_t row = 0, R; row < rows; row += R) {
         const X* at = x + row * k;
-        R = outputs == 2 ? some<2>(w, soon, at, rows - row, k, sums)
-                         : some<1>(w, soon, at, rows - row, k, sums);
+        R = outputs == 2 ? dot_most<2>(w, soon, at, rows - row, k, sums)
+                         : dot_most<1>(w, soon, at, rows - row, k, sums);
         for (int i = 0; i < outputs; i++)
             for (int r = 0; r < R; r++) store(i, row + r, sums[i * R + r]);
     }
@@ -141,7 +141,7 @@ void dots(int outputs, const W* w, const W* soon, const X* x, int64_t rows, int6
 
 // ---- attention ----
 
-// e^x for x <= 0 to 3e-7 of itself: 2^n times a Taylor polynomial, of which vectors are made
+// e^x for x <= 0 to a relative error of 3e-7: 2^n times a Taylor polynomial, which vectorises
 inline float exponential(float x) {
     const float t = std::max(x * 1.44269504f, -126.0f), n = std::nearbyint(t), f = t - n;
     const float taylor[] = {1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f,
@@ -151,11 +151,12 @@ inline float exponential(float x) {
     return p * as<float>((int32_t(n) + 127) << 23);
 }
 
-// One head of N * LANES channels. K, V: (keys, channels), rows `stride` apart; K_next: what will be
-// read next; see (keys) or null; weight: room for `keys` numbers.
+// Attention of a query q in one head of N * LANES channels -> y. K, V (keys, channels), rows
+// `stride` apart; K_next: the keys that are read next, to be fetched; see (keys): which keys are
+// seen, null for all; weight: room for `keys` numbers.
 template <int N, class Q, class T>
-void one(const Q* q, const T* K, const T* V, const T* K_next, const uint8_t* see, Q* y,
-         int64_t keys, int64_t stride, float scale, float* weight) {
+void attend_head(const Q* q, const T* K, const T* V, const T* K_next, const uint8_t* see, Q* y,
+                 int64_t keys, int64_t stride, float scale, float* weight) {
     floats query[N], out[N] = {};
     for (int i = 0; i < N; i++) query[i] = load(q + i * LANES) * scale;
     for (int64_t s = 0; s < keys; s++) {
@@ -177,10 +178,11 @@ void one(const Q* q, const T* K, const T* V, const T* K_next, const uint8_t* see
     for (int j = 0; j < N * LANES; j++) y[j] = out[j / LANES][j % LANES] / all;
 }
 
-// `one` for heads of so many channels, a multiple of LANES up to 8 of them
+// `attend_head` for heads of so many channels, a multiple of LANES up to 8 of them
 template <class Q, class T>
-auto one_of(int64_t channels) {
-    decltype(&one<1, Q, T>) const all[] = {one<1, Q, T>, one<2, Q, T>, one<3, Q, T>, one<4, Q, T>,
-                                           one<5, Q, T>, one<6, Q, T>, one<7, Q, T>, one<8, Q, T>};
+auto attend_head_of(int64_t channels) {
+    decltype(&attend_head<1, Q, T>) const all[] = {
+        attend_head<1, Q, T>, attend_head<2, Q, T>, attend_head<3, Q, T>, attend_head<4, Q, T>,
+        attend_head<5, Q, T>, attend_head<6, Q, T>, attend_head<7, Q, T>, attend_head<8, Q, T>};
     return all[channels / LANES - 1];
 }

@@ -2,9 +2,8 @@
 //
 // The sums are float32, whatever the numbers are. For weights of 8 bits the activations of a row
 // become integers of as many bits as the sums have room for (14 for 768 inputs, 12 for 3,072), and
-// the sums are exact. A row's result does not depend on its neighbours, but that in bfloat16 the
-// tiles of many rows add up in another order than the loops of few. The weights are fetched a good
-// way ahead, as the processor itself does not look beyond a page.
+// the sums are exact. A row's result does not depend on its neighbours, except that in bfloat16 the
+// tiles of many rows add up in another order than the loops of few.
 
 #include "product.h"
 

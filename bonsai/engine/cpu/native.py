@@ -36,7 +36,7 @@ def build(source: str) -> ctypes.CDLL | None:
     folder = cache_folder()
     kept = folder and folder / f"{source}-{fingerprint(compiler, *OPTIONS)}.so"
     if kept and kept.exists() and kept.stat().st_uid == os.getuid():
-        with contextlib.suppress(OSError):  # else it is damaged, and made anew
+        with contextlib.suppress(OSError):  # OSError: it is damaged, and made anew below
             return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary) / f"{source}.so"

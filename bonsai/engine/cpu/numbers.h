@@ -45,8 +45,8 @@ inline floats load(const bfloat16* x) {
     return (floats)(__builtin_convertvector(read<halves>(x), words) << 16);
 }
 
-// The sum of a vector's numbers, by halves. Nothing takes the vector's address: sums that have one
-// would be kept in memory, not in registers.
+// The sum of a vector's numbers, by halves. It takes no address of the vector: a compiler would
+// keep sums whose address is taken in memory, not in registers.
 inline float total(floats x) {
 #ifdef __clang__
 #define SHUFFLE(...) __builtin_shufflevector(x, x, __VA_ARGS__)

@@ -33,7 +33,7 @@ bool tiled(const Matrix& m, int64_t rows) {
            bytes % sizeof(Line) == 0;
 }
 
-// The rows that a product reads, as it reads them
+// The rows x of a product, in the form in which it reads them
 struct Input {
     std::vector<float> x, step;
     std::vector<int16_t> rounded;  // for weights of 8 bits: x is about step times that
@@ -48,8 +48,8 @@ struct Input {
         lines.resize(std::max(lines.size(), most));
     }
 
-    // Rows for a product with m: fill(row, place) makes each (k). The threads share them out, but a
-    // single one each has in an Input of its own, and waits for nobody.
+    // Makes the rows for a product with m by fill(row, place), k numbers each. The threads share
+    // them out and wait for each other; a single row every thread makes in an Input of its own.
     template <class T, class Fill>
     void prepare(const Matrix& m, int64_t rows, Fill fill) {
         const Thread self = rows > 1 ? Thread() : Thread{0, 1};
@@ -110,8 +110,8 @@ void products(int outputs, const W* w, const W* soon, const X* x, const Line* li
     }
 }
 
-// Its part of the product of m with rows of `in`: store(row, output, number). Towards the end it
-// fetches the beginning of its part of `next`, which is read after other work.
+// A thread's part of the product of m with the rows of `in`: store(row, output, number). Towards
+// its end it fetches the beginning of its part of `next`, the matrix that is read after other work.
 template <class T, class Store>
 void multiply(const Thread& self, const Matrix& m, const Matrix* next, const Input& in,
               int64_t rows, Store store) {

@@ -1,9 +1,9 @@
 // Products of 16 rows at a time by the matrix unit of newer Intel processors (AMX).
 //
-// A tile has 16 lines of 64 bytes. Weights are taken as they lie in memory, 16 outputs of 64 bytes
-// of inputs each; of rows there is a line for every four bytes of inputs, 16 rows side by side.
-// Inputs are sums of two numbers, upper and lower, of as many bits as a weight has: integers of 16
-// bits lose nothing by that, float32 keeps 16 bits of fraction.
+// A tile has 16 lines of 64 bytes. A tile of weights is read as it lies in memory: a line for each
+// of 16 outputs, its weights for 64 bytes of inputs. A tile of inputs has a line for every four
+// bytes of them, with 16 rows side by side. An input is the sum of two numbers, upper and lower, of
+// as many bits as a weight: 16-bit integers lose nothing, float32 keeps 16 bits of fraction.
 
 #pragma once
 
@@ -47,7 +47,7 @@ struct UsesTiles {
     }
 };
 
-// 16 vectors, as the rows of a matrix, become its columns: quarters change places, then theirs
+// Transposes a matrix of 16 vectors: two of its quarters change places, then two of each quarter
 inline void transpose(ints* x) {
     for (int size = 8; size; size /= 2) {
         ints upper, lower;
@@ -64,6 +64,7 @@ inline void transpose(ints* x) {
     }
 }
 
+// 64 bytes of inputs as upper and lower parts
 inline void halve(const int16_t* x, int8_t* upper, int8_t* lower) {
     for (int i = 0; i < 64; i++) {
         upper[i] = int8_t((x[i] + 128) >> 8);

@@ -43,9 +43,9 @@ def prepare(
     that stay as they are may be those of the model.
 
     dtype: of weights and activations; None: the weights' own. quantize: a key of QUANTIZE. An
-    output head that shares the embedding's weights gets a copy. pack: call kernels of oneDNN and
-    our own, which torch.compile does not take. batch: rows of a step at most. overlap: False, for a
-    comparison, has a GPU's kernels of a step begin when the one ahead has ended. Raises UserError.
+    output head that shares the embedding's weights gets a copy. pack: use oneDNN's kernels and our
+    own, which torch.compile cannot take. batch: the most rows of a step. overlap: whether a GPU's
+    kernel may begin while the one ahead still runs; False is for comparisons. Raises UserError.
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
@@ -89,7 +89,7 @@ def prepare(
 
 
 def packs(device: torch.device) -> bool:
-    """Whether torch has oneDNN's kernels, and the operators of torch.compile to call them."""
+    """Whether torch has oneDNN's kernels, and the operators by which torch.compile calls them."""
     ops = torch.ops.mkldnn
     return (
         device.type == "cpu"
@@ -101,9 +101,9 @@ def packs(device: torch.device) -> bool:
 class PackedLinear(FastLinear):
     """nn.Linear on the CPU with weights in the orders in which its two products read them.
 
-    A few rows (a decoding step) go through linear.cpp, whose weights lie in large pages; more
-    through oneDNN, which nn.Linear has reorder the weights in every call. Without a compiler all
-    do, but for one row in float32, where a plain product with a vector takes less time to start.
+    A few rows (a decoding step) go through linear.cpp, whose weights lie in large pages; more go
+    through oneDNN, without reordering the weights in every call as nn.Linear does. Without a C++
+    compiler all do, except one row in float32: a plain product with a vector starts faster.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, pages: LargePages):
