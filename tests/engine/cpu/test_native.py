@@ -10,7 +10,7 @@ from bonsai.engine.cpu import native
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache of the user's, also where /tmp has to do, and nothing built in this process."""
+    """An empty cache of the user's, in /tmp too, and nothing built yet in this process."""
     if native.build("attention") is None:
         pytest.skip("there is no C++ compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
