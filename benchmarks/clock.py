@@ -15,15 +15,16 @@ import sys
 import time
 from pathlib import Path
 
+if sys.argv[1:] in (["-h"], ["--help"]):
+    print(__doc__)
+    sys.exit()
+if len(sys.argv) < 5 or not all(word.lstrip("-").isdecimal() for word in sys.argv[2:4]):
+    sys.exit(__doc__)
+
 import torch
 import torch._inductor.compile_fx  # what a compiled step imports, before the clock or after it
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-if sys.argv[1:] in (["-h"], ["--help"]):
-    print(__doc__)
-    sys.exit()
-if len(sys.argv) < 5:
-    sys.exit(__doc__)
 target, steps, offset = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 begin, ends, outer = None, [], None
 

@@ -31,6 +31,7 @@ import numpy as np
 from bonsai import ROOT
 from bonsai.data.finding import find_files
 from bonsai.data.readers import read_pieces
+from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import get
 from configurator import Config, configure
@@ -201,6 +202,8 @@ def main(c: Config) -> None:
     names = c.rows.split(",")
     if unknown := set(names) - set(ROWS):
         raise UserError(f"rows={c.rows}: {unknown.pop()!r} is not one of {', '.join(ROWS)}")
+    if c.out:
+        check_writable(Path(c.out) / "data.json", "the results")
     text = find_files(c.input)[0]
     size = text.stat().st_size / 1e6
     print(f"{text.name}: {size:,.1f} MB; {c.workers} workers, {c.repeats} runs in turn")

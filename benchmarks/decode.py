@@ -41,7 +41,7 @@ from bonsai.models.loading import load_model
 from bonsai.models.table import build_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import DTYPES, Runtime, cpu_computes_bfloat16, setup, setup_inference
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------
 peer = ""  # folder of a nanoGPT checkout to compare with [path]
@@ -204,6 +204,7 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
         dtype, settings = KINDS[kind]
         engines[kind] = Engine(model, max(counts), dtype=DTYPES[dtype], **settings)
     keys = [(k, n) for k, e in engines.items() for n in (counts if not e.draft else [1])]
+    fewest = dict(reversed(keys))  # the first number of answers of each kind
     theirs = peer_model(peer, model, runtime) if peer else None
     others, length = list(results.rows), prompt_length + count / 2
     rows = {key: {"size": name, "kind": key[0], "batch": key[1], "wait": 0.0} for key in keys}
@@ -219,7 +220,7 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
         row["rates"] = spread([batch * count / r["seconds"] for r in given])
         row["rates"]["n"] = repeat
         row["decode_rates"] = decode = spread([r["decode_rate"] for r in given])
-        alone = rows[kind, counts[0]].get("decode_rates", decode)
+        alone = rows[kind, fewest[kind]].get("decode_rates", decode)
         row["batching"] = decode["median"] / alone["median"]
         row["bandwidth"] = spread(bandwidth)
         if not engines[kind].draft:
@@ -235,7 +236,7 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
             kind, batch = key
             engine = engines[kind]
             note(key, answer(engine, prompts[repeat : repeat + batch], params), repeat)
-            if batch == counts[0]:
+            if batch == fewest[kind]:
                 alone = answer(engine, [long], SamplingParams(1, 0))["first"]
                 first[kind] = [*first.get(kind, []), alone] if repeat > 1 else [alone]
                 rows[key]["first_ms"] = 1e3 * statistics.median(first[kind])
@@ -254,7 +255,7 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
             rows["peer"] = {"size": name, "kind": kind, "batch": 1, "rates": rates}
             write()
     for kind, engine in engines.items():
-        rows[kind, counts[0]]["kernels"] = kernels_per_step(engine, prompts[0])
+        rows[kind, fewest[kind]]["kernels"] = kernels_per_step(engine, prompts[0])
     write()
     speed = spread(bandwidth)
     print(f"{name}: reads {speed['high'] / 1e9:.1f} GB/s, at worst {speed['low'] / 1e9:.1f}")
@@ -330,6 +331,11 @@ def guess(c: Config) -> None:
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(
+        c,
+        (c.out_dir, "peer sizes kinds batches", "with --out_dir"),
+        (not c.out_dir, "most temperatures prompts tokens dtype quantize", "without --out_dir"),
+    )
     (guess if c.out_dir else compare)(c)
 
 

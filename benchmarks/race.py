@@ -30,12 +30,12 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 from benchmarks.harness import in_turn, known, table
-from benchmarks.track import SEED, Arm, Track, scaled
+from benchmarks.track import SEED, Arm, Track, scaled, words_of
 from bonsai import ROOT
 from bonsai.files.access import save_picture
 from bonsai.system.errors import UserError, run
 from bonsai.system.tables import spread
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------
 race = "cpu"  # a key of RACES below
@@ -265,6 +265,13 @@ def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     known("race", [c.race], RACES)
     spec = RACES[c.race]
+    refuse_idle(
+        c,
+        (not c.peer, "sweep", "without --peer"),
+        (not spec.lengths, "sweep", f"in the race {c.race}"),
+        (c.race not in CHANGED, "only", f"in the race {c.race}, which is no ablation"),
+    )
+    words_of(c, "ours")
     dataset, T = c.dataset or spec.dataset, c.block_size or spec.block_size
     track = Track(c.race, c.out, dataset, T, c.minutes)
     if c.peer:

@@ -16,6 +16,7 @@ In this order, each a process of its own and timed as in benchmarks/race.py:
 Runs that are in the results already are not repeated: what was cut short goes on.
 """
 
+import re
 import runpy
 import statistics
 import sys
@@ -29,10 +30,10 @@ if __name__ == "__main__":
 import torch
 
 from benchmarks.harness import table
-from benchmarks.track import SEED, Arm, Track, scaled
+from benchmarks.track import SEED, Arm, Track, scaled, words_of
 from bonsai import ROOT
 from bonsai.planning.memory import GIB
-from bonsai.system.errors import run
+from bonsai.system.errors import UserError, run
 from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
@@ -59,6 +60,13 @@ RUNS = (
 TUNING = tuple(column for column in RUNS if column[0] in ("run", "steps", "tokens", "loss"))
 
 
+def rows_by_micro_batches(c: Config, name: str) -> list[tuple[int, int]]:
+    """Those of a setting, as 24x5,30x2. Raises UserError."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", c[name]):
+        raise UserError(f"{name}={c[name]} must be rows by micro-batches of a step, such as 24x5")
+    return [tuple(map(int, word.split("x"))) for word in c[name].split(",")]
+
+
 def peer_arm(c: Config, name: str, batch: str, rate: float, share: int = 1) -> Arm:
     """nanoGPT with batches of ROWSxMICRO-BATCHES, on a 1 / share of the tokens."""
     rows, micro = map(int, batch.split("x"))
@@ -72,7 +80,7 @@ def our_arm(c: Config, name: str, count: int = 0) -> Arm:
     """config/fast_gpt2.py; count: steps, 0: as many as all the tokens take."""
     config = ROOT / "config" / "fast_gpt2.py"
     set_there = runpy.run_path(str(config))
-    given = dict(word.lstrip("-").split("=", 1) for word in c.ours.split())
+    given = dict(word[2:].split("=", 1) for word in words_of(c, "ours"))
     rows, micro = (
         int(given.get(name, set_there[name]))
         for name in ("batch_size", "gradient_accumulation_steps")
@@ -127,6 +135,10 @@ def verdict(long: dict, pairs: list[tuple[dict, dict]]) -> str:
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    for name in ("shipped", "batches"):
+        rows_by_micro_batches(c, name)
+    for name in ("ours", "theirs"):
+        words_of(c, name)
     track = Track("race", c.out, c.dataset, c.block_size, c.minutes, RUNS)
     if not c.peer:
         rows = [track.run(our_arm(c, "ours"), SEED)]

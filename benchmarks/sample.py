@@ -70,7 +70,8 @@ def main(**settings) -> None:
         for repeat, name in in_turn(programs, c.repeats):
             if repeat < len(seconds[name]):
                 continue
-            took = launch([str(programs[name]), *words], folder, folder / "log")
+            log = (results.folder or folder) / "sample.log"
+            took = launch([str(programs[name]), *words], folder, log)
             seconds[name].append(took)
             print(f"{name}: {took:.1f} s", flush=True)
             results.put(

@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.harness import Results, in_turn, spread, table
 from bonsai import ROOT
+from bonsai.files.textfile import read_text
 from bonsai.system.errors import run
 from bonsai.tokenizers import BPETokenizer
 from bonsai.tokenizers.bpe import count_chunks, learn_merges, rust_tokens, tokens_of
@@ -150,7 +151,7 @@ def main(**settings) -> None:
     print(", ".join(f"{name} {number}" for name, number in packages.items()), flush=True)
     texts, rows = library_source(), []
     if c.shakespeare:
-        text = resolve_path(c.shakespeare).read_text(encoding="utf-8")
+        text = read_text(resolve_path(c.shakespeare))
         rows += training([text], 4096, c.runs)
     rows += training(texts, c.vocab_size, c.runs) + encoding(texts[:100], c.vocab_size, c.runs)
     for row in rows:

@@ -19,8 +19,10 @@ from benchmarks.harness import Columns, Peer, Results
 from bonsai import ROOT
 from bonsai.data.dataset import find_folder
 from bonsai.system.errors import UserError
+from configurator import Config
 
 SEED = 1337  # in the peer's train.py it is a constant; ours has the same
+COUNTS = ("batch_size", "gradient_accumulation_steps", "max_iters")  # read here, too
 
 
 @dataclass
@@ -141,6 +143,17 @@ class Track:
         launch([*command, "--batch_size=32"], self.place["ours"], log)
         row = json.loads(target.read_text(encoding="utf-8"))["losses"][0]
         return {"loss": row["loss"], "kept": row["step"]}
+
+
+def words_of(c: Config, name: str) -> list[str]:
+    """The settings for other programs that one of ours holds. Raises UserError for other words."""
+    for word in (words := c[name].split()):
+        if not re.fullmatch(r"--\w+=.*", word):
+            raise UserError(f"{name}: {word} is no setting, as in --{name}='--seed=1 --dropout=0'")
+        key, _, value = word[2:].partition("=")
+        if key in COUNTS and not value.isdecimal():
+            raise UserError(f"{name}: {word} is no number")
+    return words
 
 
 def copy_data(source: Path, target: Path) -> None:

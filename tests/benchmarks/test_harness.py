@@ -1,13 +1,17 @@
 """benchmarks/harness.py: turns, results that go on where they were cut, checkouts of nanoGPT."""
 
+import importlib
 import json
+import sys
 
 import pytest
 import torch
 from helpers.peer import make_peer
+from helpers.programs import ROOT
 
 from benchmarks.harness import Peer, Results, in_turn, known, spread, table
-from bonsai.system.errors import UserError
+from bonsai.system.errors import UserError, run
+from configurator import configure
 
 CPU = torch.device("cpu")
 
@@ -124,6 +128,78 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     results.add({"rate": 1.0})
     results.finish("a table")
     assert not list(tmp_path.iterdir())
+
+
+# setting that is wrong -> what is said of it, of every benchmark; nothing is measured before
+WRONG = [
+    ("train", "--peer=nowhere", "peer=nowhere has no model.py"),
+    ("train", "--out=file", "cannot write the results to"),
+    ("train", "--sizes=huge", "sizes=huge is not one of"),
+    ("decode", "--peer=nowhere", "peer=nowhere has no model.py"),
+    ("decode", "--sizes=toy --out=file", "cannot write the results to"),
+    ("decode", "--kinds=fp8", "kinds=fp8 is not one of"),
+    ("decode", "--out_dir=nowhere", "no checkpoint in nowhere"),
+    ("decode", "--out_dir=nowhere --kinds=int8", "--kinds is without effect with --out_dir"),
+    ("decode", "--most=9", "--most is without effect without --out_dir"),
+    ("windows", "--out=file", "cannot write the results to"),
+    ("windows", "--patterns=X", "of the letters D and L"),
+    ("windows", "--lengths=0", "lengths=0 must be numbers"),
+    ("sample", "--peer=nowhere", "peer=nowhere has no model.py"),
+    ("sample", "--out=file", "cannot write the results to"),
+    ("race_gpu", "--dataset=nosuch", "no data set nosuch"),
+    ("race_gpu", "--peer=here --batches=24", "batches=24 must be rows by micro-batches"),
+    ("race_gpu", "--peer=here --shipped=0x4", "shipped=0x4 must be rows by micro-batches"),
+    ("race_gpu", "--ours=--compile", "ours: --compile is no setting"),
+    ("race_gpu", "--ours=--batch_size=a", "ours: --batch_size=a is no number"),
+    ("race_gpu", "--peer=here --theirs=dropout=0", "theirs: dropout=0 is no setting"),
+    ("race", "--race=nosuch", "race=nosuch is not one of"),
+    ("race", "--dataset=nosuch", "no data set nosuch"),
+    ("race", "--sweep=True", "--sweep is without effect without --peer"),
+    ("race", "--race=recipe --sweep=True --peer=here", "--sweep is without effect in the race"),
+    ("race", "--only=norm", "--only is without effect in the race cpu"),
+    ("race", "--ours=--max_iters=a", "ours: --max_iters=a is no number"),
+    ("bytes", "", "choose one of --quick and --full"),
+    ("bytes", "--quick --dataset=nosuch", "no data set nosuch"),
+    ("bytes", "--quick --arms=none", "arms=none is not one of"),
+    ("bytes", "--part=generation --out=file", "cannot write the results to"),
+    ("serve", "--out_dir=nowhere", "no checkpoint in nowhere"),
+    ("tokenizer", "--out=file", "cannot write the results to"),
+    ("tokenizer", "--vocab_size=9", "vocab_size=9 must be at least 256"),
+    ("data", "--input=nowhere.txt", "nowhere.txt"),
+    ("data", "--input=nowhere.txt --out=file", "cannot write the results to"),
+]
+NAMES = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if "configure(" in p.read_text())
+
+
+@pytest.mark.parametrize("name, words, said", WRONG, ids=lambda v: v[:50])
+def test_a_mistake_is_one_line_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys, name, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *words.split()])
+    (tmp_path / "file").touch()
+    module = importlib.import_module(f"benchmarks.{name}")
+    for call in ("launch", "seconds_of", "training"):  # what would take time
+        monkeypatch.delattr(module, call, raising=False)
+    with pytest.raises(SystemExit) as e:
+        run(lambda: module.main(*([configure(vars(module))] if name == "data" else [])))
+    err = capsys.readouterr().err
+    assert e.value.code in (1, 2) and err.startswith("error: ") and said in err, err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_table_has_every_benchmark():
+    assert {name for name, _, _ in WRONG} == {*NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_setting_is_one_line(monkeypatch, capsys, name):
+    module = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", "--no_such=1"])
+    with pytest.raises(SystemExit) as e:
+        run(lambda: configure(vars(module).copy()))
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and len(err.splitlines()) == 1 and "no_such" in err, err
 
 
 def test_a_peer_is_a_folder_with_its_model(tmp_path, capsys):

@@ -84,6 +84,44 @@ def test_a_program_loads_no_library_that_it_does_not_use(loaded, program):
     assert program in loaded[program]  # it has run here
 
 
+# All in one process: what one of them loads is there for the next, and nothing of it may be.
+HELP = """
+import contextlib, io, json, runpy, sys
+loaded = {}
+for program in sys.argv[1:]:
+    sys.argv = [program, "--help"]
+    sys.path[0] = program.rpartition("/")[0]
+    before = set(sys.modules)
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        runpy.run_path(program, run_name="__main__")
+    loaded[program] = sorted({m.partition(".")[0] for m in set(sys.modules) - before})
+print(json.dumps(loaded))
+"""
+
+
+def test_help_of_no_program_loads_what_only_some_runs_use():
+    """Of every program, with those that begin quickest first: they do not load torch."""
+    quick = ["show_tokens.py", "train_tokenizer.py", "benchmarks/clock.py"]
+    quick += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("data/*/prepare.py"))
+    others = {
+        str(p.relative_to(ROOT))
+        for f in ("", "benchmarks/", "projects/*/")
+        for p in ROOT.glob(f"{f}*.py")
+        if "    run(" in p.read_text(encoding="utf-8")
+    }
+    programs = [*quick, *sorted(others - {*quick, "serve.py"}), "serve.py"]
+    command = [sys.executable, "-c", HELP, *(str(ROOT / p) for p in programs)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    loaded = json.loads(done.stdout)
+    assert len(loaded) > 35
+    for program, names in loaded.items():
+        used = SERVER if program.endswith("/serve.py") else ""
+        idle = {*f"{OPTIONAL} {DRAWING} {SERVER} {COMPILER} triton".split()} - {*used.split()}
+        assert set(names) & idle == set(), program
+        assert "torch" not in names or program.removeprefix(f"{ROOT}/") not in quick, program
+
+
 # ---- train.py ----
 
 
