@@ -32,18 +32,14 @@ class CompletionForm:
         return []
 
     def choice(self, piece: AnswerPiece, chunk: bool) -> dict:
-        logprobs = None
-        if self.plan.params.logprobs is not None:
-            logprobs = self.logprobs(piece.tokens)
-        choice = {
-            "index": piece.index,
-            "text": piece.text,
-            "logprobs": logprobs,
-            "finish_reason": piece.finish,
-        }
-        if self.plan.want_ids:
-            choice |= self.ids(piece)
-        return choice
+        """A choice of a whole answer, or of a chunk of a stream."""
+        logprobs = None if self.plan.params.logprobs is None else self.logprobs(piece.tokens)
+        choice = {"index": piece.index, **self.content(piece, chunk)}
+        choice |= {"logprobs": logprobs, "finish_reason": piece.finish}
+        return choice | self.ids(piece) if self.plan.want_ids else choice
+
+    def content(self, piece: AnswerPiece, chunk: bool) -> dict:
+        return {"text": piece.text}
 
     def ids(self, piece: AnswerPiece) -> dict:
         """What return_token_ids adds: the tokens of a choice, and once those of its prompt. With
@@ -95,23 +91,13 @@ class ChatForm(CompletionForm):
             for i in range(self.plan.rows)
         ]
 
-    def choice(self, piece: AnswerPiece, chunk: bool) -> dict:
-        logprobs = None
-        if self.plan.params.logprobs is not None:
-            logprobs = {"content": [self.token(t) for t in piece.tokens], "refusal": None}
+    def content(self, piece: AnswerPiece, chunk: bool) -> dict:
         if chunk:
-            message = {"delta": {"content": piece.text} if piece.text else {}}
-        else:
-            message = {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
-        choice = {
-            "index": piece.index,
-            **message,
-            "logprobs": logprobs,
-            "finish_reason": piece.finish,
-        }
-        if self.plan.want_ids:
-            choice |= self.ids(piece)
-        return choice
+            return {"delta": {"content": piece.text} if piece.text else {}}
+        return {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
+
+    def logprobs(self, tokens: Sequence[TokenInfo]) -> dict:
+        return {"content": [self.token(token) for token in tokens], "refusal": None}
 
     def token(self, token: TokenInfo) -> dict:
         def entry(i: int, logprob: float) -> dict:
