@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import signal
 import threading
 from collections.abc import Sequence
@@ -366,6 +367,15 @@ class _File:
         with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
             self._file.close()
         self.tmp.unlink(missing_ok=True)
+
+
+def named_folder(name: str) -> Path:
+    """data/<name> of the repository. Raises UserError for what no data set can be called."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+        raise UserError(
+            f"name is {name!r}: name the data set with --name=, in letters, digits, _ - and ."
+        )
+    return ROOT / "data" / name
 
 
 def disk_errors(path: Path):

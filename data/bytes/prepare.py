@@ -5,15 +5,13 @@ python data/bytes/prepare.py --input=book.txt,songs/ --endings=.txt,.mid --name=
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
@@ -21,7 +19,7 @@ import numpy as np
 
 from bonsai.data.corpus import document_key
 from bonsai.data.finding import as_endings, walk
-from bonsai.data.writer import Writer, describe_prepared
+from bonsai.data.writer import Writer, describe_prepared, named_folder
 from bonsai.files.access import reading
 from bonsai.system.errors import UserError, run
 from bonsai.system.paths import split_paths
@@ -68,6 +66,19 @@ def choose_val(c: Config, files: list[tuple[str, Path]]) -> set[Path]:
     return {path for _, path in keys[: min(max(count, 1), len(keys) - 1)]}
 
 
+def split_files(
+    c: Config, files: list[tuple[str, Path]], sizes: dict[Path, int]
+) -> list[tuple[str, Path, int, int]]:
+    """(split, path, first byte, last byte + 1) of each file; a single file is cut into both."""
+    if len(files) == 1:
+        path = files[0][1]
+        size = sizes[path]
+        cut = min(max(1, round(size * (1 - c.val_fraction))), size - 1)
+        return [("train", path, 0, cut), ("val", path, cut, size)]
+    val = choose_val(c, files)
+    return [("val" if path in val else "train", path, 0, sizes[path]) for _, path in files]
+
+
 def pieces(path: Path, start: int, end: int) -> Iterator[np.ndarray]:
     """Bytes start ... end - 1 of a file, in pieces."""
     with reading(path), open(path, "rb") as f:
@@ -80,9 +91,8 @@ def pieces(path: Path, start: int, end: int) -> Iterator[np.ndarray]:
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     begin = time.time()
-    if c.name and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", c.name):
-        raise UserError(f"name is {c.name!r}: use letters, digits, _ - and .")
-    folder = Path(c.out) if c.out else ROOT / "data" / c.name if c.name else HERE
+    named = named_folder(c.name) if c.name else HERE
+    folder = Path(c.out) if c.out else named
     listed = find_files(c)
     sizes = {path: path.stat().st_size for _, path in listed}
     files = [(key, path) for key, path in listed if sizes[path]]
@@ -94,21 +104,13 @@ def main(**settings) -> None:
     if total < 2:
         raise UserError(f"{files[0][1]} has 1 byte: too few to train on and to validate with")
 
-    parts = []  # (split, path, first byte, last byte + 1)
-    if len(files) == 1:
-        path = files[0][1]
-        cut = min(max(1, round(total * (1 - c.val_fraction))), total - 1)
-        parts = [("train", path, 0, cut), ("val", path, cut, total)]
-    else:
-        val = choose_val(c, files)
-        parts = [("val" if p in val else "train", p, 0, sizes[p]) for _, p in files]
     tokenizer = ByteTokenizer()
     with (
         Writer(folder, tokenizer, shard_tokens=c.shard_tokens) as writer,
         Progress(total, label="reading") as progress,
     ):
-        for split, path, first, last in parts:
-            for data in pieces(path, first, last):
+        for split, path, first, end in split_files(c, files, sizes):
+            for data in pieces(path, first, end):
                 writer.add(split, data, text_bytes=len(data), documents=0)
                 progress.advance(len(data))
             writer.add(split, np.array([tokenizer.eot], "<u2"))

@@ -7,7 +7,6 @@ python data/custom/prepare.py --hub=roneneldan/TinyStories --name=stories --toke
 
 import fnmatch
 import functools
-import re
 import shutil
 import sys
 import time
@@ -23,7 +22,7 @@ if __name__ == "__main__":
 from bonsai.data.corpus import char_tokenizer, split_documents, write_documents
 from bonsai.data.finding import as_endings, find_files, total_size
 from bonsai.data.readers import Options, Piece, Seen, read_pieces
-from bonsai.data.writer import Writer, describe_prepared
+from bonsai.data.writer import Writer, describe_prepared, named_folder
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
@@ -55,13 +54,10 @@ encoder = "auto"  # auto: gigatoken where it can, else the tokenizer [auto | gig
 
 
 def target_folder(c: Config) -> Path:
-    if not c.name and c.out:
+    if c.out and not c.name:
         return Path(c.out)
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", c.name):
-        raise UserError(
-            f"name is {c.name!r}: name the data set with --name=, in letters, digits, _ - and ."
-        )
-    return Path(c.out) if c.out else ROOT / "data" / c.name
+    named = named_folder(c.name)
+    return Path(c.out) if c.out else named
 
 
 def hub_paths(c: Config) -> list[tuple[str, int]]:
