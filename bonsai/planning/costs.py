@@ -40,10 +40,10 @@ def parameters_by_part(model: torch.nn.Module) -> dict[str, int]:
     return counts
 
 
-def cache_bytes(model: torch.nn.Module, T: int, width: int = 2) -> int:
-    """Keys and values of one row of T tokens, in numbers of `width` bytes."""
+def cache_bytes(model: torch.nn.Module, T: int) -> int:
+    """Keys and values of one row of T tokens, in bfloat16."""
     c = model.config
-    return 2 * c.n_layer * c.kv_heads * c.head_dim * T * width
+    return 2 * c.n_layer * c.kv_heads * c.head_dim * T * 2
 
 
 def chinchilla_tokens(N: float) -> dict[str, float]:

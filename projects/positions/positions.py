@@ -7,7 +7,6 @@ The same model, data and batches; only GPTConfig.position differs. Each model is
 four times as long as those it was trained on.
 """
 
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -53,15 +52,6 @@ def lengthened(model: GPT, T: int) -> GPT:
         weights["transformer.wpe.weight"][: len(trained)] = trained
     longer.load_state_dict(weights)
     return longer
-
-
-def sinusoid(p: int, channel: int, d: int) -> float:
-    """One number of the formula of 2017: channel 2i is sin(p / 10000^(2i/d)), 2i + 1 its cosine.
-
-    model.sinusoids computes all of them at once.
-    """
-    angle = p / 10000 ** (2 * (channel // 2) / d)
-    return math.cos(angle) if channel % 2 else math.sin(angle)
 
 
 def similarity(vectors: torch.Tensor) -> torch.Tensor:

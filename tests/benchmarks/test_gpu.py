@@ -76,13 +76,13 @@ RECIPE = ("norm", "norm_gain", "position", "activation", "qk_norm", "value_embed
 FIELDS = dict(n_layer=2, n_head=4, n_embd=128, block_size=64, vocab_size=257, bias=False)
 
 
-def make_step(device: str, dtype: str, compiled: bool, learning_rate: float = 1e-3) -> TimedSteps:
+def make_step(device: str, dtype: str, compiled: bool) -> TimedSteps:
     """Steps on one random batch, which a model learns by heart."""
     runtime = setup(device, dtype, compiled)
     torch.manual_seed(0)
     model = build_model("gpt", FIELDS).to(runtime.device)
     stream = synthetic(FIELDS["vocab_size"], 8, FIELDS["block_size"], runtime.device)
-    settings = StepSettings(learning_rate=learning_rate, seed=0)
+    settings = StepSettings(learning_rate=1e-3, seed=0)
     return TimedSteps(TrainingStep(model, settings, runtime), stream)
 
 
