@@ -1,4 +1,4 @@
-"""The parts of bonsai, in rooms along the way that data take: README.md has the map.
+"""The parts of bonsai, a package for each stage on the way of the data: README.md has the map.
 
 Programs import these; these import model.py; nothing imports a program.
 """

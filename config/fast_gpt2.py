@@ -10,7 +10,7 @@
 # $ python train.py config/fast_gpt2.py
 # $ torchrun --standalone --nproc_per_node=8 train.py config/fast_gpt2.py
 
-# the fast recipe; below stands what is this run's own
+# the fast recipe; below is what this run changes and adds
 from bonsai.planning.recipe import *
 
 out_dir = "out-fast-gpt2"

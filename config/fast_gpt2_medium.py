@@ -5,7 +5,7 @@
 # $ python train.py config/fast_gpt2_medium.py
 # $ torchrun --standalone --nproc_per_node=8 train.py config/fast_gpt2_medium.py
 
-# the fast recipe; below stands what is this run's own
+# the fast recipe; below is what this run changes and adds
 from bonsai.planning.recipe import *
 
 out_dir = "out-fast-gpt2-medium"
@@ -25,6 +25,6 @@ n_layer = 24
 n_head = 8
 n_embd = 1024
 
-# of the embedding and the head lower than the recipe's: the model is wider
+# lower rates of embedding and head than the recipe's, as the model is wider
 embedding_lr = 0.6
 head_lr = 0.0035

@@ -7,7 +7,7 @@
 # 1.439 (three seeds, 1.434 to 1.446) after 20 passes over the text, an hour on one core:
 # $ python train.py config/fast_shakespeare_char.py --token_noise=0.1 --max_iters=2400
 
-# the fast recipe; below stands what is this run's own
+# the fast recipe; below is what this run changes and adds
 from bonsai.planning.recipe import *
 
 out_dir = "out-fast-shakespeare-char"
@@ -41,7 +41,7 @@ cautious_decay = False
 cooldown = 0.6
 max_iters = 650
 
-# of the recipe's second edition nothing: it was measured without
+# nothing of the recipe's second edition: this run was measured without it
 value_embeddings = False
 bigram_embeddings = 0
 further_weight = 0.0

@@ -4,7 +4,7 @@
 # $ python data/shakespeare_char/prepare.py
 # $ python train.py config/fast_shakespeare_char_cpu.py
 
-# the fast recipe; below stands what is this run's own
+# the fast recipe; below is what this run changes and adds
 from bonsai.planning.recipe import *
 
 out_dir = "out-fast-shakespeare-char-cpu"
@@ -37,7 +37,7 @@ cautious_decay = False
 cooldown = 0.6
 max_iters = 160
 
-# of the recipe's second edition nothing: it was measured without
+# nothing of the recipe's second edition: this run was measured without it
 value_embeddings = False
 bigram_embeddings = 0
 further_weight = 0.0

@@ -90,7 +90,7 @@ def check_no_pipe(path: str | Path) -> None:
 
 
 def read_bytes(path: str | Path, limit: int = SETTINGS, what: str = "") -> bytes:
-    """All of a file, or of the pipe that a shell has made of <(...). what: it holds, for messages.
+    """All of a file, or of the pipe that a shell makes of <(...). what: its content, for messages.
     Raises UserError for more than `limit` bytes, before they are read."""
     name = f"{what} from {path}" if what else str(path)
     size = 0 if str(path).startswith(PIPES) else file_size(path, name)

@@ -40,8 +40,8 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def undone_by_signals() -> Iterator[None]:
-    """A block out of which a signal that ends a program at once (SIGTERM, a closed terminal) leads
-    as Ctrl-C does: through what removes the unfinished."""
+    """A block that a signal which ends the program (SIGTERM, a closed terminal) leaves by an
+    exception, as Ctrl-C does: what removes unfinished files is then run."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         numbers = [getattr(signal, name) for name in ENDS if hasattr(signal, name)]
@@ -116,8 +116,8 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def put_if_free(tmp: Path, path: Path) -> None:
-    """A place for whole_file that replaces nothing: FileExistsError where another has written
-    there meanwhile."""
+    """To be given to whole_file as `place`: put the file there, but replace nothing. Raises
+    FileExistsError where another has written there meanwhile."""
     try:
         os.link(tmp, path)
     except FileExistsError:
@@ -131,7 +131,7 @@ def put_if_free(tmp: Path, path: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, which what later takes the first one's place does not change."""
+    """Give a file a second name, which stays when another file takes the first one's place."""
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links

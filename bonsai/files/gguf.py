@@ -68,7 +68,7 @@ class Head:
         return struct.unpack(f"<{letter}", self.take(struct.calcsize(letter)))[0]
 
     def count(self, n: int) -> int:
-        """A number of things that follow, each of which has a byte at least."""
+        """`n`, the number of parts that follow, if the file has at least a byte for each."""
         self.left -= n
         if n > self.size - self.at or self.left < 0:
             raise Damaged(f"it has not {n} parts")

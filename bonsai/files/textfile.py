@@ -35,8 +35,8 @@ def text_or_file(text: str, what: str) -> str:
 
 
 def whole_text(text: str, what: str) -> str:
-    """A text that was typed. Raises UserError where it came in other bytes than UTF-8, for which
-    Python puts halves of characters."""
+    """A text that was typed, as it is. Raises UserError where its bytes were not UTF-8, which
+    Python turns into lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:

@@ -24,11 +24,12 @@ def training_bytes(
 ) -> tuple[int, int]:
     """Estimated bytes of (weights, gradients and AdamW's moments; activations of a micro-batch).
 
-    Activations by what autograd keeps: per token and layer some 10 residual-wide tensors of the
-    block, 2 hidden-wide ones of the MLP, and of the logits those that are there at once, with their
-    softmax in fp32; compiled for a GPU, 18 times a channel in dtype, and the logits with their
-    gradient; by a kernel the gradient is in their place. Attention keeps no T x T matrix. A model
-    says how wide its layers are together: channels_per_token().
+    Activations are what autograd keeps. Attention keeps no T x T matrix. Per token and layer these
+    are some 10 tensors as wide as the residual stream and 2 as wide as the MLP; compiled for a GPU,
+    18 numbers in `dtype` for each channel. Beside them are the logits that exist at one time, with
+    their softmax in float32; compiled for a GPU, with their gradient; or, where a kernel computes
+    the loss, with the gradient in their place. model.channels_per_token() is the width of all
+    layers together.
     """
     c = model.config
     state = 16 * sum(p.numel() for p in model.parameters())

@@ -1,8 +1,8 @@
 """A folder that is used again: what was in it moves to earlier/1, earlier/2, ...
 
-Nothing is ever deleted. A move is many renames, between any two of which the program may be killed:
-it goes to earlier/N.part, which is renamed when all is there. A new run finishes what it finds
-like this, a run that goes on takes it back.
+Nothing is ever deleted. A move is many renames, and the program may be killed between any two. So
+the files go to earlier/N.part, which is renamed when all are there. A new run that finds such a
+folder finishes the move; a run that goes on takes the files back.
 """
 
 import filecmp
@@ -82,27 +82,27 @@ def take_back(folder: Path) -> None:
     part = unfinished(folder)
     if part is None:
         return
-    with errors(folder):
+    with move_errors(folder):
         for path in part.iterdir():
             if not (folder / path.name).exists():
                 os.replace(path, folder / path.name)
             elif not differs(path, folder / path.name):  # a copy
                 path.unlink()
         if any(part.iterdir()):
-            settle(part, folder)
+            keep_apart(part, folder)
         else:
             part.rmdir()
 
 
 def move(folder: Path, files: list[Path], copies: Sequence[Path] = ()) -> Path:
     """Move `files` and copy `copies` to earlier/N; returns that. Raises UserError."""
-    with errors(folder):
+    with move_errors(folder):
         part = unfinished(folder)
         if part is not None and any(differs(path, part / path.name) for path in files):
-            settle(part, folder)  # of another run than these: it stays as it is
+            keep_apart(part, folder)  # it is of another run than `files`
             part = None
         if part is None:
-            target = free(folder)
+            target = next_folder(folder)
             part = target.with_name(target.name + PART)
             part.mkdir(parents=True)
         for path in copies:
@@ -121,7 +121,8 @@ def differs(path: Path, other: Path) -> bool:
 
 
 @contextmanager
-def errors(folder: Path) -> Iterator[None]:
+def move_errors(folder: Path) -> Iterator[None]:
+    """Turn what the system says of a move into one line for the user."""
     try:
         yield
     except OSError as e:
@@ -131,12 +132,12 @@ def errors(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def settle(part: Path, folder: Path) -> None:
-    """What is in earlier/N.part stays apart, as an earlier run of its own."""
-    os.replace(part, free(folder))
+def keep_apart(part: Path, folder: Path) -> None:
+    """What is in earlier/N.part becomes an earlier run of its own."""
+    os.replace(part, next_folder(folder))
 
 
-def free(folder: Path) -> Path:
+def next_folder(folder: Path) -> Path:
     """earlier/N with the first N that comes after all that are there."""
     numbers = [int(p.stem) for p in (folder / EARLIER).glob("*") if p.stem.isdecimal()]
     return folder / EARLIER / str(max(numbers, default=0) + 1)

@@ -65,8 +65,8 @@ def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
 
 
 def the_one_before(path: Path) -> str:
-    """How to go on with the checkpoint that a damaged one of a run replaced, or with what else the
-    run has; nothing is overwritten."""
+    """Advice where a checkpoint of a run is damaged: how to go on with the one that it replaced, or
+    with another of the run. What it says overwrites nothing."""
     older = previous(path)
     others = [p.name for p in checkpoints(path.parent) if p != path and resumes(p.name)]
     if exists(older):
@@ -101,8 +101,8 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
 
 
 def runs_there_are(out_dir: Path, setting: str = "out_dir") -> str:
-    """What to give as a setting instead of a folder without a run: those in it, also of before,
-    beside it and around here."""
+    """Advice where a folder has no run, as a setting to give instead: the runs that are in it
+    (earlier ones, too), beside it, in the working directory and in the repository."""
     folders: dict[Path, float] = {}
     for base in (out_dir / EARLIER, out_dir, out_dir.parent, Path(), ROOT):
         for path in base.glob("*/*.pt"):

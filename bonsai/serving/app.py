@@ -46,7 +46,7 @@ class Server:
     guard: GuardLimits = field(default_factory=GuardLimits)
     api_key: str = ""
     hosts: tuple[str, ...] = ()  # names under which the server may be called, beyond loopback's
-    any_address: bool = False  # ... and by any IP address
+    any_address: bool = False  # it may also be called by any IP address
     origins: tuple[str, ...] = ()  # of other sites whose pages may ask; "*": all
     run_folders: tuple[Path, ...] = ()  # where the page looks for out*/
     web: Path | None = None  # the page's files

@@ -152,10 +152,8 @@ def jinja(chat: ChatTemplate) -> str:
     """The template that renders messages as ChatTemplate.encode does: as one text, in which a token
     may reach over the border of a message, and special tokens are found in messages too."""
 
-    def text(words: str) -> str:
-        return json.dumps(
-            well_formed(words), ensure_ascii=False
-        )  # a string of JSON is one of Jinja's
+    def text(words: str) -> str:  # a string of JSON is one of Jinja's, too
+        return json.dumps(well_formed(words), ensure_ascii=False)
 
     parts = [f"{{{{ {text(chat.start)} }}}}{{% for message in messages %}}"]
     for i, (role, (before, after)) in enumerate(chat.roles.items()):

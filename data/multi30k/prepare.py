@@ -65,7 +65,7 @@ def train_bpe(c: Config, texts: dict[str, list[str]], folder: Path) -> Path:
     """A vocabulary of both languages, by train_tokenizer.py."""
     corpus, path = folder / "downloads" / "train.txt", folder / "downloads" / "bpe.json"
     write_whole(corpus, "\n".join(line for lines in texts.values() for line in lines))
-    program = Path(__file__).resolve().parents[2] / "train_tokenizer.py"
+    program = HERE.parents[1] / "train_tokenizer.py"
     options = [f"--input={corpus}", f"--out={path}", f"--vocab_size={c.vocab_size}"]
     options += [f"--special_tokens={SPECIAL}", "--stats=False"]
     if subprocess.run([sys.executable, str(program), *options]).returncode:
