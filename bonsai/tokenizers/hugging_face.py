@@ -195,7 +195,7 @@ def bpe_state(
 
     Our encoder joins the neighbours whose token has the lowest id; theirs, the neighbours that come
     first in a list. For ids in the order of the list, as training gives them, that is the same, and
-    it is tried for each token; another order is refused.
+    each token is checked for it; another order is refused.
     """
     if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise UserError(f"{name}: its vocabulary is not a table of tokens and ids")
@@ -212,30 +212,14 @@ def bpe_state(
             "do not belong together"
         )
     tokens: list[bytes | None] = [None] * (max(plain.values(), default=-1) + 1)
-    made: dict[str, tuple[bytes, bytes]] = {}
+    made = merged_tokens(plain, merges, alphabet, name)
     ends = (eos, EOT_TEXT)
-    last, pairs = -1, set()
-    try:
-        for a, b in merges:
-            if (a, b) in pairs:  # of which theirs takes the last
-                raise UserError(f"{name}: the merge of {a!r:.40} and {b!r:.40} is there twice")
-            pairs.add((a, b))
-            if a + b in made:
-                continue
-            i = plain[a + b]
-            if i <= last or a not in plain or b not in plain:
-                raise UserError(
-                    f"{name}: the ids of its tokens are not in the order of its merges, which is "
-                    f"not supported ({a + b!r})"
-                )
-            made[a + b], last = (spell(a, alphabet), spell(b, alphabet)), i
-            tokens[i] = b"".join(made[a + b])
-    except (KeyError, ValueError, TypeError):
-        raise UserError(f"{name}: its merges are not pairs of byte-level tokens") from None
     for token, i in plain.items():
         if token in alphabet:
             tokens[i] = bytes([alphabet[token]])
-        elif whole and token not in made and token not in ends and alphabet.keys() >= {*token}:
+        elif token in made:
+            tokens[i] = b"".join(made[token])
+        elif whole and token not in ends and alphabet.keys() >= {*token}:
             if len(token) > LONGEST:
                 raise UserError(f"{name}: the token {token!r:.40} is too long to be supported")
             if any(token[:n] in plain and token[n:] in plain for n in range(1, len(token))):
@@ -244,7 +228,7 @@ def bpe_state(
                     "is not supported"
                 )
             tokens[i] = spell(token, alphabet)  # which our encoder never joins either
-        elif token not in made:  # it can be read, but no text is ever encoded so
+        else:  # it can be read, but no text is ever encoded so
             special[token] = i
     while tokens and tokens[-1] is None:
         tokens.pop()
@@ -264,6 +248,32 @@ def bpe_state(
                 f"not supported ({token!r})"
             )
     return tokenizer.to_dict()
+
+
+def merged_tokens(
+    plain: dict[str, int], merges: Iterable, alphabet: dict[str, int], name: str
+) -> dict[str, tuple[bytes, bytes]]:
+    """The tokens that merges make -> the two that each is made of. UserError where the ids are not
+    in the order of the merges."""
+    made: dict[str, tuple[bytes, bytes]] = {}
+    last, pairs = -1, set()
+    try:
+        for a, b in merges:
+            if (a, b) in pairs:  # of which theirs takes the last
+                raise UserError(f"{name}: the merge of {a!r:.40} and {b!r:.40} is there twice")
+            pairs.add((a, b))
+            if a + b in made:
+                continue
+            i = plain[a + b]
+            if i <= last or a not in plain or b not in plain:
+                raise UserError(
+                    f"{name}: the ids of its tokens are not in the order of its merges, which is "
+                    f"not supported ({a + b!r})"
+                )
+            made[a + b], last = (spell(a, alphabet), spell(b, alphabet)), i
+    except (KeyError, ValueError, TypeError):
+        raise UserError(f"{name}: its merges are not pairs of byte-level tokens") from None
+    return made
 
 
 def spell(token: str, alphabet: dict[str, int]) -> bytes:
