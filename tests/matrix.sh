@@ -2,7 +2,8 @@
 # matrix.sh PYTHON TORCH...: the tests that depend most on torch, under other releases of it.
 #
 # Each release gets an environment of its own in .venv-matrix, several GB, which is removed when its
-# tests have passed: so one at a time is on the disk. `make matrix` calls this.
+# tests have passed: so one at a time is on the disk. What fails with one, installing included, is
+# said at the end; the others are run. `make matrix` calls this.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
@@ -15,22 +16,36 @@ kernels=(
     tests/engine/cuda/test_block_kernels.py
     tests/engine/cuda/test_draw_kernel.py
 )
-failed=
+
+install() { # TORCH FOLDER: it first, which also chooses its setuptools
+    "$python" -m venv "$2" && "$2/bin/pip" install -q "torch==$1" || return 1
+    cat requirements.txt requirements-all.txt | grep -Ev '^(torch|setuptools)==|^-r' > "$2/others.txt"
+    "$2/bin/pip" install -q -r "$2/others.txt"
+}
+
+run_tests() { # FOLDER
+    local passed=yes
+    "$1/bin/python" -c 'import sys, torch; print("torch", torch.__version__, "on", sys.version)'
+    "$1/bin/python" -m pytest tests/models tests/training tests/engine || passed=
+    # in one process with the others they skip, and with triton 3.6 also where numpy is 2.4
+    "$1/bin/pip" install -q "numpy<2.4" || passed=
+    for test in "${kernels[@]}"; do
+        "$1/bin/python" -m pytest "$test" || passed=
+    done
+    [ -n "$passed" ]
+}
+
+results=() status=0
 for torch in "$@"; do
     folder=.venv-matrix/$torch
     rm -rf "$folder"
-    "$python" -m venv "$folder"
-    "$folder/bin/pip" install -q "torch==$torch"  # which also chooses its setuptools
-    cat requirements.txt requirements-all.txt | grep -Ev '^(torch|setuptools)==|^-r' > "$folder/others.txt"
-    "$folder/bin/pip" install -q -r "$folder/others.txt"
-    "$folder/bin/python" -c 'import sys, torch; print("torch", torch.__version__, "on", sys.version)'
-    passed=yes
-    "$folder/bin/python" -m pytest tests/models tests/training tests/engine || passed=
-    # in one process with the others they skip, and with triton 3.6 also where numpy is 2.4
-    "$folder/bin/pip" install -q "numpy<2.4"
-    for test in "${kernels[@]}"; do
-        "$folder/bin/python" -m pytest "$test" || passed=
-    done
-    if [ -n "$passed" ]; then rm -rf "$folder"; else failed="$failed $torch"; fi
+    if ! install "$torch" "$folder"; then
+        results+=("torch $torch: not installed, pip says why above") status=1
+    elif run_tests "$folder"; then
+        results+=("torch $torch: passed") && rm -rf "$folder"
+    else
+        results+=("torch $torch: FAILED, its environment is in $folder") status=1
+    fi
 done
-[ -z "$failed" ] || { echo "tests failed with torch$failed; look into .venv-matrix"; exit 1; }
+printf '%s\n' "${results[@]}"
+exit $status

@@ -4,6 +4,7 @@
 environment into one `Runtime`, and says what was picked and why in one line.
 """
 
+import gc
 import os
 import platform
 import re
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -99,8 +101,11 @@ class Runtime:
             dist.barrier()
 
     def close(self) -> None:
+        """Leave the process group. Nothing may keep it, for its threads end with it: one that lets
+        go of a tensor while Python ends would abort the process, after a whole run."""
         self.notices.set()
         if dist.is_initialized():
+            gc.collect()  # DistributedDataParallel refers to itself, and to the group
             dist.destroy_process_group()
 
 
@@ -167,6 +172,8 @@ def setup(
         if agent:
             name, parts = "watching torchrun", (agent, runtime.notices)
             threading.Thread(target=end_with_torchrun, args=parts, name=name, daemon=True).start()
+        # imported later, by torch itself, it would keep the group: as default of its functions
+        import_module("torch.distributed.nn")
         with meeting():
             dist.init_process_group(backend)
     return runtime

@@ -21,6 +21,10 @@ import torch.distributed as dist
 
 from bonsai.training import adam
 
+# under the names that newer releases have; they warn of the older ones
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 ADAM_SETTINGS = ("lr", "weight_decay", "betas", "eps")  # of a group of kind adamw
 
 # Coefficients (a, b, c) of X <- a X + (b A + c A^2) X, A = X X^T, one row per iteration: the best
@@ -173,7 +177,7 @@ class Share:
             handle = dist.all_reduce(full, async_op=True)
             return full[self.rank * self.size :][: self.size], handle
         local = torch.empty_like(self.local)
-        return local, dist.reduce_scatter_tensor(local, full, async_op=True)
+        return local, reduce_scatter(local, full, async_op=True)
 
     def gather(self, local: torch.Tensor | None = None):
         """Start to collect the shares of all processes: those of the buffer in it, or, if `local`
@@ -185,7 +189,7 @@ class Share:
         if local is not None:
             full = local.new_empty(self.world * len(local), *local.shape[1:])
         local = (self.local if local is None else local).clone()
-        return full, dist.all_gather_into_tensor(full, local, async_op=True)
+        return full, all_gather(full, local, async_op=True)
 
     def of(self, whole: torch.Tensor) -> torch.Tensor:
         """This process's share of another tensor (items, ...) of as many items."""

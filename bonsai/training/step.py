@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from inspect import signature
 
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -11,6 +12,10 @@ from bonsai.models.kernels import to_device
 from bonsai.system.allocator import keep_freed_memory
 from bonsai.system.runtime import Runtime, seed_everything
 from bonsai.training.optimizers import build_optimizer, clip_gradients, guards_itself
+
+# DDP's option to send buffers around at each step, under the name that newer releases have
+RENAMED = "forward_sync_buffers" in signature(DDP).parameters
+SYNC_BUFFERS = "forward_sync_buffers" if RENAMED else "broadcast_buffers"
 
 
 class TrainingStep:
@@ -44,7 +49,7 @@ class TrainingStep:
         if self.averages:
             ids = [device.index] if device.type == "cuda" else None
             # buffers are tables, the same everywhere: not to be sent around at each step
-            self.network = DDP(self.compiled, device_ids=ids, broadcast_buffers=False)
+            self.network = DDP(self.compiled, device_ids=ids, **{SYNC_BUFFERS: False})
         self.network.train()
         self.left = 0  # micro-batches of this step that are still to come
         self.updating = False  # within an update, when some weights are of the step before

@@ -109,10 +109,12 @@ def torchrun(cwd: Path, out: Path, *options: str, processes: int = 2) -> Result:
     return run_command(torchrun_command(out, *options, processes=processes), cwd)
 
 
-def torchrun_command(out: Path, *options: str, processes: int = 2) -> list[str]:
+def torchrun_command(
+    out: Path, *options: str, processes: int = 2, program: Path = ROOT / "train.py"
+) -> list[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     settings = [*TINY, *SHARED, "--dataset=meta", f"--out_dir={out}"]
-    return [sys.executable, *launch, str(ROOT / "train.py"), *settings, *options]
+    return [sys.executable, *launch, str(program), *settings, *options]
 
 
 def train_all(cwd: Path, runs: dict[Path, list[str]], **keywords) -> dict[Path, Result]:

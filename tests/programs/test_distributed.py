@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.programs import (
+    ROOT,
     SHARED,
     environment,
     load,
     losses,
     metrics,
+    run_command,
     torchrun,
     torchrun_command,
     train,
@@ -70,6 +72,34 @@ def test_a_run_of_one_goes_on_with_two(one, workplace, tmp_path):
     result = torchrun(workplace, out, "--init_from=resume", "--backend=nccl")
     assert result.rc == 0, result
     assert_close(one, out)
+
+
+# train.py, and then the threads that are left of what the processes spoke through
+LEFT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import train
+train.main()
+names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+print("left:", [name for name in names if "gloo" in name], flush=True)
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_leaves_no_thread_that_could_abort_it_and_warns_of_nothing(
+    optimizer, workplace, tmp_path
+):
+    """A thread of gloo that frees a tensor while Python ends aborts the process, now and then on a
+    busy machine: torchrun then says that a run has failed which is whole."""
+    program = tmp_path / "program.py"
+    program.write_text(LEFT.format(root=str(ROOT)))
+    options = (f"--optimizer={optimizer}", "--max_iters=2", "--eval_interval=2")
+    command = torchrun_command(tmp_path / "run", *options, program=program)
+    result = run_command(command, workplace)
+    assert result.rc == 0, result
+    assert result.stdout.count("left: []") == 2, result
+    assert "Warning" not in result.stderr, result
 
 
 def test_accumulation_must_be_divisible(workplace, tmp_path):
