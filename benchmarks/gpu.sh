@@ -202,7 +202,7 @@ stage_long() { # what local attention saves
 
 stage_race() { # a run and its evaluation take up to a minute: none is begun in the last one
     local options=(--out="$out" ${TOKENS:+--tokens="$TOKENS"}) tokenizer=gpt2 data=race_text
-    local last minutes=0.0001
+    local last endings name minutes=0.0001
     if [[ -n $toy ]]; then
         local tiny="--device=cpu --dtype=float32 --compile=False --n_layer=1 --n_head=1 --n_embd=32"
         tokenizer=byte text=$out/toy.txt.xz data=race_toy
@@ -216,9 +216,10 @@ stage_race() { # a run and its evaluation take up to a minute: none is begun in 
     else
         [[ -n $text ]] ||
             { echo "no text: set TEXT to a file or folder of some hundred MB" && return 1; }
-        measure prepare data/custom/prepare.py --input="$text" \
-            --endings=".c,.h,.py,.md,.${text##*.}" --name="$data" --tokenizer=$tokenizer \
-            --val_fraction=0.005 || return 1
+        endings=.c,.h,.py,.md name=${text##*/}
+        [[ -f $text && $name == *.* ]] && endings+=,.${name##*.} # a packed one is no known kind
+        measure prepare data/custom/prepare.py --input="$text" --endings=$endings \
+            --name="$data" --tokenizer=$tokenizer --val_fraction=0.005 || return 1
     fi
     last=$(($(left) - 60))
     [[ $last -gt 0 ]] && minutes=$(printf %d.%02d $((last / 60)) $((last % 60 * 100 / 60)))

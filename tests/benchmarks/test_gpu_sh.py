@@ -174,6 +174,22 @@ def test_the_race_begins_nothing_in_the_last_minute(gpu_sh):
         assert 0 < float(given[0].partition("=")[2]) <= most, calls[-1]
 
 
+@pytest.mark.skipif((ROOT / "data" / "race_text").exists(), reason="its text is prepared here")
+@pytest.mark.parametrize(
+    "text, ending", [("a.c.xz", ",.xz"), ("a", ""), ("folder.d", ""), ("folder.d/a.txt", ",.txt")]
+)
+def test_the_text_of_the_race_may_be_any_file_or_folder(gpu_sh, tmp_path, text, ending):
+    (tmp_path / "folder.d").mkdir()
+    for file in ("a.c.xz", "a", "folder.d/a.txt"):
+        (tmp_path / file).touch()
+    done, calls = gpu_sh("race", TOY="", TEXT=text)
+    assert done.rc == 0 and len(calls) == 3, done  # the first asks for the GPU
+    words = calls[1].split()
+    assert f"--input={tmp_path / text}" in words
+    assert f"--endings=.c,.h,.py,.md{ending}" in words and "--tokenizer=gpt2" in words
+    assert "--dataset=race_text" in calls[2].split() and "--device=cpu" not in calls[2]
+
+
 def test_it_says_what_is_wrong(gpu_sh, tmp_path):
     assert_one_line_error(gpu_sh("nosuch")[0], "unknown stage nosuch")
     assert_one_line_error(gpu_sh()[0], "no stage given")

@@ -1,12 +1,15 @@
 """benchmarks/race.py, track.py and clock.py, at toy size and with a stand-in for the peer."""
 
+import itertools
 import json
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 from helpers.peer import make_peer
 from helpers.programs import ROOT, run_command
+from helpers.settings import settings
 
 from benchmarks import race, track
 from bonsai.system.errors import UserError
@@ -127,3 +130,37 @@ def test_a_run_that_fails_is_one_line(place, monkeypatch):
     (place / "program.py").write_text("print('out of luck')\nraise SystemExit(1)\n")
     with pytest.raises(UserError, match=r"a run failed: out of luck \(see .*log\)"):
         track.launch(["program.py"], place, place / "log")
+
+
+def table_below(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading of a page, without its head."""
+    text = (ROOT / page).read_text(encoding="utf-8").partition(f"{heading}\n")[2]
+    rows = itertools.takewhile(
+        lambda line: line.startswith("|"),
+        itertools.dropwhile(lambda line: not line.startswith("|"), text.splitlines()),
+    )
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows][2:]
+
+
+def test_every_technique_is_a_setting_with_its_source_and_a_row_of_what_it_brought():
+    """On the page about training fast; the tables are those of the ablations."""
+    known, named = settings("train.py", []), set()
+    for technique, words, _, source in table_below("docs/fast-training.md", "technique does"):
+        names = re.findall(r"`(\w+)", words)
+        assert set(names) <= set(known), technique
+        assert (names or words == "always") and (source or names == ["batch_order"]), technique
+        named |= {*names}
+    rows = table_below("docs/BENCHMARKS.md", "## Ablations of the fast recipe")
+    assert [row[0] for row in rows] == [*race.ABLATIONS]
+    text = (ROOT / "docs/BENCHMARKS.md").read_text(encoding="utf-8")
+    change = text[text.index("| change | setting |") :].partition("\n\n")[0]
+    asked = " ".join(race.ABLATIONS_BPE.values())
+    for line in change.splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0].startswith("**") or not cells[1]:
+            continue  # what the rows below are compared with; several at once
+        for setting in re.findall(r"`([\w=.]+)`", cells[1]):
+            name = setting.partition("=")[0]
+            assert name in known and name in named | {"scalar_lr"}, line
+            assert f"--{setting}" in asked or name == "scalar_lr", line
+        assert "`" in cells[1] or (cells[1] == "not in the code" and "(" in cells[2]), line
