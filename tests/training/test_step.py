@@ -7,6 +7,8 @@ import pytest
 import torch
 from helpers.programs import ROOT
 
+from bonsai.models import head_loss as head_loss_module
+from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
 from bonsai.system.runtime import setup
 from bonsai.training import optimizers
 from bonsai.training.settings import StepSettings
@@ -113,6 +115,43 @@ def test_a_gradient_that_is_not_finite_changes_nothing(name, fused, monkeypatch)
         assert same(before, weights(training)) and int(training.skipped) == spoilt
     training(3, [batch(2)])
     assert not same(before, weights(training)) and int(training.skipped) == 0
+
+
+@pytest.mark.parametrize("head_loss", [chunked_head_loss, kernel_head_loss])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_in_a_fused_head(head_loss, name, spoilt, monkeypatch):
+    """Of one token in one of two micro-batches: it is found, and the step is left out; one where no
+    target counts moves nothing."""
+    monkeypatch.setattr(head_loss_module, "MOST", {"cpu": 3 * 11})  # three rows at a time
+    monkeypatch.setattr(head_loss_module, "HALF", (torch.float32,))
+    training = TrainingStep(tiny(), StepSettings(optimizer=name), CPU)
+    training.model.head_loss = head_loss
+    training(0, [batch(2)])
+    before = weights(training)
+    training.begin(1, 2)
+    training.backward(*batch(2), divisor=2)
+    with training.model.transformer.ln_f.register_forward_hook(lambda m, x, y: spoil(y, spoilt)):
+        training.backward(*batch(2), divisor=2)
+    training.update()
+    assert same(before, weights(training)) and int(training.skipped) == 1
+    assert not math.isfinite(training.loss) and not training.is_finite()
+    x, y = batch(2)
+    gradient = []
+    for batches in ([(x, y)], [(x, y), (x, torch.full_like(y, -1))]):
+        training.begin(2, len(batches))
+        for part in batches:
+            training.backward(*part)
+        training.scaler.unscale_(training.optimizer)
+        gradient.append([p.grad.clone() for p in training.model.parameters()])
+        training.optimizer.zero_grad()
+    assert same(*gradient) and all(g.isfinite().all() for g in gradient[0])
+
+
+def spoil(y: torch.Tensor, value: float) -> torch.Tensor:
+    y = y.clone()
+    y[0, 3, 5] = value
+    return y
 
 
 def test_nobody_else_writes_out_the_update():
