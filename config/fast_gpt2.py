@@ -1,11 +1,12 @@
-# A 124M-class GPT on FineWeb by the fast recipe: 124M parameters of products, 464M looked up.
-# Cost: 1.7B tokens; not measured here (one H100: about an hour at 486K tokens/s, 42% of its peak;
-# an H200 took 58 ms for a micro-batch and 11 for an update: with 16 of them 51 minutes).
-# Expected validation loss: not measured here; below 3.28, which modded-nanogpt's simple baseline,
-# of which the recipe's first edition is a blend, reached with as many tokens.
-# To 3.28 on one H100 at that speed, calculated, not measured: 1.46B tokens (--max_iters=2790) in 50
-# minutes if what is new in the second edition is worth what was published of each part; 1.14B
-# (--max_iters=2170) in 39 minutes if what it saves at 1.3M parameters, a third, held at 124M.
+# A GPT on FineWeb by the fast recipe: 124M parameters that are multiplied, as in GPT-2, and 464M in
+# embedding tables, which are only looked up.
+# Cost: 1.7B tokens; no whole run was measured here. One H100 takes about an hour at 486K tokens/s,
+# 42% of its peak; one H200 51 minutes, by the 58 ms of a micro-batch and 11 ms of an update.
+# Expected validation loss: not measured here; below 3.28, which modded-nanogpt's simple baseline, a
+# part of the recipe's first edition, reached with as many tokens.
+# To 3.28 on one H100 at that speed, calculated, not measured: 50 minutes for 1.46B tokens
+# (--max_iters=2790) if each part of the second edition is worth what was published of it, or 39
+# for 1.14B (--max_iters=2170) if it saves a third of the tokens, as at 1.3M parameters.
 # $ python data/fineweb/prepare.py
 # $ python train.py config/fast_gpt2.py
 # $ torchrun --standalone --nproc_per_node=8 train.py config/fast_gpt2.py

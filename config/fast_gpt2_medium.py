@@ -1,4 +1,5 @@
-# A 355M-class GPT on FineWeb by the fast recipe: 354M parameters of products, 927M looked up.
+# A GPT on FineWeb by the fast recipe: 354M parameters that are multiplied, about as many as GPT-2
+# medium has in all, and 927M in embedding tables, which are only looked up.
 # Cost: 4.2B tokens; not measured here.
 # Expected validation loss: not measured here; below config/fast_gpt2.py, whose rates it has, scaled
 # $ python data/fineweb/prepare.py
