@@ -36,7 +36,7 @@ def endings(texts: Iterable[Sequence[int]], most: int) -> dict[tuple[int, ...], 
     """The token that follows, by the fewest tokens before it that leave no doubt, at most `most`.
 
     >>> endings([[1, 2, 1, 3]], 2)
-    {(2,): 1, (1, 2): 2, (2, 1): 3}
+    {(2,): 1, (2, 1): 3}
     """
     followers: dict[tuple[int, ...], set[int]] = {}
     for text in texts:
