@@ -38,23 +38,23 @@ def test_a_known_prefix_is_not_computed_again(model):
     assert computed == [[30], [2], [], [1], [30]]
 
 
-class Known(list):
+class FakeRow(list):
     """The tokens of one row of a cache: as much of one as prefixes need."""
 
-    def copy_row(self, row: int, source: "Known", source_row: int, length: int) -> None:
+    def copy_row(self, row: int, source: "FakeRow", source_row: int, length: int) -> None:
         self[:] = source[:length]
 
-    def clone(self, length: int) -> "Known":
-        return Known(self[:length])
+    def clone(self, length: int) -> "FakeRow":
+        return FakeRow(self[:length])
 
 
 def remember(prefixes: Prefixes, *prompt: int, keep: bool = False) -> None:
-    prefixes.store(prompt, Known(prompt), torch.tensor([float(sum(prompt))]), keep)
+    prefixes.store(prompt, FakeRow(prompt), torch.tensor([float(sum(prompt))]), keep)
 
 
 def restored(prefixes: Prefixes, *prompt: int) -> tuple[list[int], float | None]:
     """What of a prompt was known, and the logits behind it where those are."""
-    row = Known()
+    row = FakeRow()
     logits = prefixes.restore(prompt, row)
     return list(row), None if logits is None else logits.item()
 

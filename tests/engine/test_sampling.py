@@ -1,5 +1,6 @@
 """bonsai/engine/sampling.py: noise, filters and penalties follow their definitions."""
 
+import math
 import random
 from itertools import product
 
@@ -9,6 +10,7 @@ from helpers.tiny_model import VOCAB, reference_probs
 
 from bonsai.engine import SamplingParams, next_probs
 from bonsai.engine.sampling import Row, adjust, noise, sample_next, scores, step_key
+from bonsai.system.errors import UserError
 
 
 def test_noise_differs_between_rows_seeds_and_steps():
@@ -147,6 +149,30 @@ def test_rows_with_different_filters_are_drawn_as_each_alone():
     rows = [Row((1,), kinds[i % 3], i, [5] * i) for i in range(6)]
     alone = [sample_next(logits[i : i + 1], [row]).item() for i, row in enumerate(rows)]
     assert sample_next(logits, rows).tolist() == alone
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        (dict(temperature=-0.1), "temperature=-0.1"),
+        (dict(temperature=math.nan), "temperature=nan"),
+        (dict(max_new_tokens=-1), "max_new_tokens=-1"),
+        (dict(top_k=-5), "top_k=-5"),
+        (dict(top_p=0.0), "top_p=0.0"),
+        (dict(top_p=1.5), "top_p=1.5"),
+        (dict(vocab_limit=0), "vocab_limit=0"),
+        (dict(min_p=1.5), "min_p=1.5"),
+        (dict(repetition_penalty=0), "repetition_penalty=0"),
+        (dict(presence_penalty=math.nan), "presence_penalty=nan"),
+        (dict(frequency_penalty=math.inf), "frequency_penalty=inf"),
+        (dict(logit_bias={-1: 1.0}), "logit_bias: -1"),
+        (dict(logit_bias=[(1, math.inf)]), "logit_bias: 1=inf"),
+        (dict(logprobs=-1), "logprobs=-1"),
+    ],
+)
+def test_impossible_settings_say_so_at_once(settings, says):
+    with pytest.raises(UserError, match=says):
+        SamplingParams(**settings)
 
 
 def test_a_row_behind_more_tokens_is_another_row():

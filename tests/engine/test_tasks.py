@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from helpers.errors import one_line
-from helpers.evaluated import runtime
+from helpers.evaluated import phrase, runtime
 from helpers.server_in_process import running
 from helpers.tiny_model import tiny
 from torch.nn import functional as F
@@ -26,7 +26,6 @@ from bonsai.system.errors import UserError
 from bonsai.tokenizers import ByteTokenizer
 
 BLOCK, VOCAB = 48, 257
-WORDS = ["a", "tree", "has", "roots", "and", "leaves", ";", "or not,", "it", "grows", "12", "äöü"]
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +40,6 @@ def harness(model):
 
 def asked(kind: str, *args) -> Instance:
     return Instance(kind, {}, args, 0)
-
-
-def phrase(rng: random.Random, words: int) -> str:
-    return " ".join(rng.choices(WORDS, k=words))
 
 
 @torch.no_grad()

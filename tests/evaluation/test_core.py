@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from helpers.errors import one_line
-from helpers.evaluated import runtime
+from helpers.evaluated import phrase, runtime
 from helpers.tiny_model import tiny
 from torch.nn import functional as F
 
@@ -14,7 +14,6 @@ from bonsai.evaluation.core import Task, core, prompts, read_bundle, scored, tas
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import ByteTokenizer, CharTokenizer
 
-WORDS = ["a", "tree", "has", "roots", "and", "leaves", "or not,", "it", "grows", "12", "äöü"]
 YAML = """icl_tasks:
 - {{label: trees, dataset_uri: trees.jsonl, num_fewshot: [{shots}], icl_task_type: multiple_choice}}
 - {{label: who, dataset_uri: who.jsonl, num_fewshot: [0], icl_task_type: schema}}
@@ -24,10 +23,6 @@ YAML = """icl_tasks:
   icl_task_type: language_modeling
   continuation_delimiter: ""
 """
-
-
-def phrase(rng: random.Random, words: int) -> str:
-    return " ".join(rng.choices(WORDS, k=words))
 
 
 @pytest.fixture

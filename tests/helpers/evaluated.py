@@ -1,5 +1,7 @@
 """What the tests of evaluation share: a small model of texts, a process, questions."""
 
+import random
+
 import numpy as np
 import torch
 from helpers.tiny_data import CHARS
@@ -9,6 +11,11 @@ from bonsai.system.runtime import Runtime
 from model import GPT, GPTConfig
 
 BLOCK = 16
+WORDS = ["a", "tree", "has", "roots", "and", "leaves", ";", "or not,", "it", "grows", "12", "äöü"]
+
+
+def phrase(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choices(WORDS, k=words))
 
 
 def runtime(rank: int = 0, world_size: int = 1, compile: bool = False) -> Runtime:

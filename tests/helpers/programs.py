@@ -1,5 +1,6 @@
 """Programs run as subprocesses, by tiny models, and what their runs leave behind."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from helpers import nursery
 
@@ -53,6 +55,14 @@ class Payload:
 
     def __reduce__(self):
         return os.mkdir, (self.marker,)
+
+
+def program_module(path: str) -> ModuleType:
+    """A program of the repository as a module, to call in this process; a new one each time."""
+    spec = importlib.util.spec_from_file_location(f"{Path(path).stem}_in_process", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The contract: every model of the table, and one that is one file and one line, here a GRU, in
 every program."""
 
-import importlib.util
 import inspect
 import sys
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn as nn
-from helpers.programs import ROOT
+from helpers.programs import program_module
 from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate
@@ -237,14 +236,7 @@ def programs(monkeypatch, workplace):
     monkeypatch.setitem(models.CONFIGS, "gru", GRUConfig)
     monkeypatch.setattr(report, "plot_loss", lambda folder: None)
     monkeypatch.chdir(workplace)
-
-    def program(name: str):
-        spec = importlib.util.spec_from_file_location(f"{name}_in_process", ROOT / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return program
+    return lambda name: program_module(f"{name}.py")
 
 
 def test_a_gru_trains_goes_on_evaluates_and_samples(programs, monkeypatch, tmp_path, capsys):

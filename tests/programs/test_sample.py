@@ -1,7 +1,6 @@
 """sample.py as its users run it: a process, piped or on a terminal, with a tiny checkpoint."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.made_model import save
-from helpers.programs import ROOT
+from helpers.programs import ROOT, program_module
 
 from bonsai.engine import SamplingParams
 from bonsai.engine.cuda.steps import CapturedSteps
@@ -70,10 +69,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "TERM"
 @pytest.fixture
 def program():
     """sample.py as a module of this process."""
-    spec = importlib.util.spec_from_file_location("sample_in_process", SAMPLE)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    return program
+    return program_module("sample.py")
 
 
 def sample(*args, cwd, status=0, stdin="") -> subprocess.CompletedProcess:

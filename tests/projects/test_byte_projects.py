@@ -1,6 +1,5 @@
 """projects/image_bytes and projects/sound_bytes."""
 
-import importlib.util
 import json
 import sys
 import wave
@@ -8,17 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.programs import ROOT, assert_one_line_error, run_command
+from helpers.programs import ROOT, assert_one_line_error, program_module, run_command
 from helpers.settings import settings
 
 PIL = pytest.importorskip("PIL.Image", reason="pillow is not installed")
-
-
-def load_script(path: str):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 IMAGES, SOUND = "projects/image_bytes/image_bytes.py", "projects/sound_bytes/sound_bytes.py"
@@ -35,7 +27,7 @@ def script(path: str, cwd: Path, *options: str):
     "order, patch, size", [("raster", 2, 3), ("raster", 4, 12), ("squares", 2, 12)]
 )
 def test_a_layout_is_undone(order, patch, size):
-    images = load_script(IMAGES)
+    images = program_module(IMAGES)
     layout = images.Layout(4, 3, order == "squares", patch)
     assert layout.patch_size == {3: 6, 12: 12}[size]
     pictures = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
@@ -46,7 +38,7 @@ def test_a_layout_is_undone(order, patch, size):
 
 
 def test_imagenet64s_planes_become_pixels(tmp_path):
-    images = load_script(IMAGES)
+    images = program_module(IMAGES)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
     planes = pixels.transpose(0, 3, 1, 2).reshape(7, -1)
     np.savez(tmp_path / "train_data_batch_1.npz", data=planes, labels=np.arange(7))
@@ -121,7 +113,7 @@ def test_linked_folders_are_read_and_empty_and_hidden_files_left_out(
     tmp_path, capsys, path, ending
 ):
     """As by data/custom/prepare.py: one download that broke off does not end it all."""
-    program = load_script(path)
+    program = program_module(path)
     for name in ("in/a", "elsewhere/b"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         if ending == ".png":
@@ -161,7 +153,7 @@ def save_wav(path: Path, x: np.ndarray, width: int, rate: int) -> None:
 @pytest.mark.parametrize("rate", [4000, 8000, 11025, 2000])
 def test_any_wav_becomes_the_same_bytes(tmp_path, width, channels, rate):
     """A tone of 100 Hz as 8, 16, 24 and 32 bits, mono and stereo, at several rates."""
-    sound = load_script(SOUND)
+    sound = program_module(SOUND)
     t = np.arange(rate) / rate
     x = (0.8 * np.sin(2 * np.pi * 100 * t))[:, None].repeat(channels, 1)
     save_wav(tmp_path / "x.wav", x, width, rate)
@@ -174,7 +166,7 @@ def test_any_wav_becomes_the_same_bytes(tmp_path, width, channels, rate):
 
 
 def test_bytes_stay_as_they_are(tmp_path):
-    sound = load_script(SOUND)
+    sound = program_module(SOUND)
     data = np.arange(256, dtype=np.uint8)
     sound.write_wav(tmp_path / "x.wav", data, sound.rate)
     assert np.array_equal(sound.read_wav(tmp_path / "x.wav", sound.rate), data)
@@ -185,7 +177,7 @@ def test_sound_from_start_to_wav(tmp_path):
     result = script(SOUND, tmp_path, *options)
     assert result.rc == 0 and "bits per byte on" in result.stdout, result
     original, made = (
-        load_script(SOUND).read_wav(tmp_path / "out-sound" / f"0_{n}.wav", 4000)
+        program_module(SOUND).read_wav(tmp_path / "out-sound" / f"0_{n}.wav", 4000)
         for n in ("original", "continued")
     )
     assert len(original) == len(made) == 600 and np.array_equal(original[:400], made[:400])

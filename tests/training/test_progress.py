@@ -120,8 +120,7 @@ def test_at_the_end_the_steps_that_were_not_logged_count(seconds):
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_the_parts_before_the_first_step_are_said_once(seconds, compile):
-    start = Stopwatch()
-    meter = Meter(Progress(step=0, tokens=0), a_step(), start)
+    meter = Meter(Progress(step=0, tokens=0), a_step(), Stopwatch())
     meter.runtime = SimpleNamespace(compile=compile, synchronize=lambda: None)
     with meter.paused():
         seconds.now += 1.0

@@ -16,7 +16,7 @@ from bonsai.training.step import TrainingStep
 from model import GPT, GPTConfig
 
 CPU = setup("cpu", "float32", False)
-SLOW = StepSettings(learning_rate=1e-2, seed=7)
+SETTINGS = StepSettings(learning_rate=1e-2, seed=7)
 
 
 def tiny(dropout: float = 0.0) -> GPT:
@@ -41,7 +41,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_micro_batches_are_parts_of_one_batch():
     """Their mean loss and gradient are those of all rows together."""
     x, y = batch(4)
-    whole, parts = TrainingStep(tiny(), SLOW, CPU), TrainingStep(tiny(), SLOW, CPU)
+    whole, parts = TrainingStep(tiny(), SETTINGS, CPU), TrainingStep(tiny(), SETTINGS, CPU)
     loss = whole(0, [(x, y)]).item()
     halves = iter([(x[:2], y[:2]), (x[2:], y[2:]), "one that is not of this step"])
     assert parts(0, halves, [2, 2]).item() == pytest.approx(loss, abs=1e-6)
@@ -52,7 +52,7 @@ def test_micro_batches_are_parts_of_one_batch():
 
 
 def test_the_parts_of_a_step_are_the_step():
-    one, other = TrainingStep(tiny(), SLOW, CPU), TrainingStep(tiny(), SLOW, CPU)
+    one, other = TrainingStep(tiny(), SETTINGS, CPU), TrainingStep(tiny(), SETTINGS, CPU)
     for number in range(3):
         one(number, [batch(2, number)])
         other.begin(number)
@@ -65,14 +65,14 @@ def test_the_parts_of_a_step_are_the_step():
 def test_dropout_is_a_function_of_seed_and_step():
     losses = []
     for number in (3, 3, 4):
-        losses.append(TrainingStep(tiny(0.5), SLOW, CPU)(number, [batch(2)]).item())
+        losses.append(TrainingStep(tiny(0.5), SETTINGS, CPU)(number, [batch(2)]).item())
     assert losses[0] == losses[1] != losses[2]
 
 
 @pytest.mark.parametrize("spoilt", [math.nan, math.inf, 1e30])
 def test_weights_that_the_update_has_spoilt(spoilt):
     """Their step's loss, of the weights before it, is finite."""
-    training = TrainingStep(tiny(), SLOW, CPU)
+    training = TrainingStep(tiny(), SETTINGS, CPU)
     assert training.is_finite()  # before any step
     training(0, [batch(2)])
     before = torch.get_rng_state(), training.loss.clone()
@@ -85,7 +85,7 @@ def test_weights_that_the_update_has_spoilt(spoilt):
 
 
 def test_a_save_does_not_fail_for_want_of_memory(monkeypatch):
-    training = TrainingStep(tiny(), SLOW, CPU)
+    training = TrainingStep(tiny(), SETTINGS, CPU)
     training(0, [batch(2)])
 
     def full(*args, **keywords):
