@@ -16,6 +16,7 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -108,6 +109,39 @@ def open_data(c: Config, runtime: Runtime) -> Mixture | None:
         return None
 
 
+def micro_batches_of(
+    data: Mixture | None, T: int, vocab_size: int, c: Config, runtime: Runtime
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """x, y (batch_size, T) for ever: of a data set, or without one of random tokens."""
+    if data is None:
+        return synthetic(vocab_size, c.batch_size, T, runtime.device)
+    data.check(T, vocab_size, ["train"])
+    world = runtime.world_size
+    return prefetch(
+        Batches(data, T, c.batch_size * c.micro_batches * world, c.seed),
+        0,
+        c.batch_size,
+        runtime.rank,
+        world,
+        check_below=0 if data.states_max_ids else vocab_size,
+        pin=runtime.device.type == "cuda",
+    )
+
+
+def time_updates(step: TimedSteps, count: int, runtime: Runtime) -> list[float]:
+    """Milliseconds that the updates of some steps take. These steps are slower than others, as the
+    device is waited for before the update."""
+    milliseconds = []
+    for _ in range(count):
+        step.backward()
+        runtime.synchronize()
+        begin = time.perf_counter()
+        step.training.update()
+        runtime.synchronize()
+        milliseconds.append(1000 * (time.perf_counter() - begin))
+    return milliseconds
+
+
 def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
     """Train some steps; returns what they took."""
     watch.lap("imports")
@@ -123,23 +157,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
     say(f"number of parameters: {model.num_params() / 1e6:.2f}M", runtime)
     say(runtime.summary, runtime)
     say(describe_memory(model, c.batch_size, T, runtime), runtime)
-    if data is None:
-        stream = synthetic(vocab_size, c.batch_size, T, runtime.device)
-    else:
-        data.check(T, vocab_size, ["train"])
-        rows = c.batch_size * c.micro_batches * runtime.world_size
-        batches = Batches(data, T, rows, c.seed)
-        check = 0 if data.states_max_ids else vocab_size
-        pin = runtime.device.type == "cuda"
-        stream = prefetch(
-            batches,
-            0,
-            c.batch_size,
-            runtime.rank,
-            runtime.world_size,
-            check_below=check,
-            pin=pin,
-        )
+    stream = micro_batches_of(data, T, vocab_size, c, runtime)
     settings = StepSettings(**model_fields(c, StepSettings))
     training = TrainingStep(model, settings, runtime)
     set_further(training.model, 0, settings)
@@ -160,14 +178,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
         seconds.append(time.perf_counter() - begin)
         say(f"{k}/{c.steps} loss: {losses[-1]:.4f}, time {1000 * seconds[-1]:.2f}ms", runtime)
     waited = step.waited / sum(seconds)
-    updates = []  # apart from the others: the device is waited for in mid-step
-    for _ in range(min(c.steps, 5)):
-        step.backward()
-        runtime.synchronize()
-        begin = time.perf_counter()
-        training.update()
-        runtime.synchronize()
-        updates.append(1000 * (time.perf_counter() - begin))
+    updates = time_updates(step, min(c.steps, 5), runtime)
     tokens = c.batch_size * c.micro_batches * T * runtime.world_size  # of a step
     ms = spread([1000 * s for s in seconds])
     rate = tokens / ms["median"] * 1000
