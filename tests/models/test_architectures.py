@@ -68,14 +68,13 @@ def test_the_same_model_with_fewer_fields():
 
 @pytest.mark.parametrize("llama", [True, False])
 def test_names_there_and_back_are_bit_equal(llama):
-    model = tiny(n_head=4, n_embd=16, n_kv_head=2, tie_head=False, **LLAMA)
-    weights = {k: w for k, w in model.state_dict().items() if llama or ".ln_" not in k}
-    theirs = to_rotary(weights, model.config, llama) if llama else None
+    fields = LLAMA
     if not llama:
-        fewer = tiny(n_head=4, n_embd=16, n_kv_head=2, tie_head=False, norm="rmsnorm", bias=False,
-                     position="rope", norm_gain=False, norm_embedding=True)  # fmt: skip
-        weights, theirs = fewer.state_dict(), to_rotary(fewer.state_dict(), fewer.config, llama)
-        model = fewer
+        fields = dict(norm="rmsnorm", norm_gain=False, norm_embedding=True, position="rope")
+        fields |= dict(bias=False)
+    model = tiny(n_head=4, n_embd=16, n_kv_head=2, tie_head=False, **fields)
+    weights = model.state_dict()
+    theirs = to_rotary(weights, model.config, llama)
     assert not set(theirs) & (set(weights) - {"lm_head.weight"})
     back = from_rotary(theirs, model.config, llama)
     assert back.keys() == weights.keys()

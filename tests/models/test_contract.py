@@ -152,6 +152,9 @@ def test_a_context_can_be_shortened(name):
     model.crop_block_size(16)
     assert model.config.block_size == model.new_cache(1).length == 16
     assert torch.equal(model(ids(16))[0], before)
+    if name in models.MODELS:
+        with pytest.raises(AssertionError):
+            model(ids(17))
 
 
 # ---- every cache ----

@@ -110,16 +110,6 @@ def test_flops_are_those_counted(name, fields):
     assert counted == pytest.approx(model.flops_per_token(T), rel=0.02)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_shorter_context_is_the_same_model(name):
-    model, idx = make(name), batch(name, 16)
-    before = logits_of(model, idx)
-    model.crop_block_size(16)
-    assert model.config.block_size == 16 and torch.equal(logits_of(model, idx), before)
-    with pytest.raises(AssertionError):
-        model(batch(name, 17))
-
-
 # ---- in the engine ----
 
 ENGINE = [("megabyte", dict(position="rope", cross_patch=2))]

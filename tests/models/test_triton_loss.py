@@ -3,12 +3,9 @@
 That needs triton, which torch for CPUs does not bring; tests/benchmarks/test_gpu.py has the rest.
 """
 
-import importlib
-import os
-import sys
-
 import pytest
 import torch
+from helpers.interpreted import interpreted
 
 from bonsai.models.loss_kernel import HALF, plain_losses
 
@@ -16,17 +13,11 @@ from bonsai.models.loss_kernel import HALF, plain_losses
 @pytest.fixture(scope="module")
 def kernel():
     """The module, with so small blocks that a row has several, and a program several rows."""
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("triton is here to compile, and cannot interpret any more")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")  # read where a kernel is declared
-        pytest.importorskip("triton", reason="triton is not installed")
-        # launches go to the device of a tensor, which is none here
-        patch.setattr(torch.cuda, "device_of", lambda x: torch.cuda.device(-1))
-        module = importlib.import_module("bonsai.models.triton_loss")
-        for name, value in dict(BLOCK=64, PROGRAMS=3, WARPS=1).items():
-            patch.setattr(module, name, value)
-        yield module
+    for module in interpreted("bonsai.models.triton_loss"):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in dict(BLOCK=64, PROGRAMS=3, WARPS=1).items():
+                patch.setattr(module, name, value)
+            yield module
 
 
 def given(V: int, dtype: torch.dtype, second: bool, N: int = 11):
