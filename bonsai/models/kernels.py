@@ -35,7 +35,8 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
             c, positions = module.config, torch.arange(module.config.block_size, device=device)
             module.rotation = torch.stack(rope_angles(positions, c.head_dim, c.rope_base))
         if isinstance(module, CausalSelfAttention):
-            module.attend = cpu_attend if on_cpu else attend
+            flex = has_flex(device, module.hs)
+            module.attend = cpu_attend if on_cpu else attend if flex else attend_in_blocks
         if isinstance(module, MLP) and module.activation == "relu2" and on_cpu:
             module.activate = relu_squared
         if isinstance(module, MLP) and module.activation == "gelu" and device.type == "cuda":
@@ -52,10 +53,26 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
+    """Attention to a window by a kernel where a compiler makes one, else in blocks."""
+    local = mask is None and 0 < window < q.size(2)
+    if local and not dropout and q.device.type == "cuda" and torch.compiler.is_compiling():
+        return flex_local_attention(q, k, v, window, scale)
+    return attend_in_blocks(q, k, v, mask, window, scale, dropout)
+
+
+def has_flex(device: torch.device, channels: int) -> bool:
+    """Whether torch can compile FlexAttention for heads of so many channels on a device. Of more
+    than these its kernels do not fit in the shared memory of most GPUs, and the first step would
+    end in a traceback; none before Ampere was tried."""
+    if device.type != "cuda":
+        return False
+    major, _ = torch.cuda.get_device_capability(device)
+    return major >= 8 and 16 <= channels <= (256 if major in (9, 10) else 128)
+
+
+def attend_in_blocks(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
     """Attention to a window in blocks, all else as model.py does it."""
     if mask is None and 0 < window < q.size(2):
-        if q.device.type == "cuda" and torch.compiler.is_compiling() and not dropout:
-            return flex_local_attention(q, k, v, window, scale)
         return local_attention(attention, q, k, v, window, scale, dropout)
     return attention(q, k, v, mask, window, scale, dropout)
 
@@ -69,7 +86,7 @@ def cpu_attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torc
             return product_attention(q, k, v, seen, 0, scale, dropout)
         if 0 < 2 * window <= SHORT:
             return local_attention(product_attention, q, k, v, window, scale, dropout)
-    return attend(q, k, v, mask, window, scale, dropout)
+    return attend_in_blocks(q, k, v, mask, window, scale, dropout)
 
 
 def local_attention(kernel, q, k, v, window: int, scale: float, dropout: float) -> torch.Tensor:

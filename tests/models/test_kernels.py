@@ -15,6 +15,7 @@ from bonsai.models.kernels import (
     ByteDropout,
     ReluSquared,
     attend,
+    attend_in_blocks,
     cpu_attend,
     drop,
     flex_local_attention,
@@ -99,7 +100,7 @@ def test_another_device_has_torchs_own():
     modules = {name: type(m) for name, m in model.named_modules()}
     model = to_device(model, torch.device("meta"))
     assert {name: type(m) for name, m in model.named_modules()} == modules
-    assert model.transformer.h[0].attn.attend is attend
+    assert model.transformer.h[0].attn.attend is attend_in_blocks
     noisy = ByteDropout(0.1)(torch.empty(3, device="meta"))  # of a model that was moved since
     assert noisy.device.type == "meta"
 
@@ -243,6 +244,20 @@ def test_a_compiled_model_on_a_gpu_takes_the_kernel_for_windows(monkeypatch):
                 attend(q, None, None, None, 6, 0.3, dropout)
                 assert bool(taken) == (device == "cuda" and compiling and not dropout)
                 taken.clear()
+
+
+@pytest.mark.parametrize(
+    "capability, channels, want",
+    [
+        *(((9, 0), 8, False), ((9, 0), 16, True), ((9, 0), 256, True), ((10, 0), 320, False)),
+        *(((8, 0), 128, True), ((8, 9), 64, True), ((8, 6), 160, False), ((12, 0), 192, False)),
+        *(((7, 5), 64, False), ((7, 0), 64, False)),
+    ],
+)
+def test_heads_for_which_a_kernel_for_windows_can_be_made(capability, channels, want, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert kernels.has_flex(torch.device("cuda", 0), channels) == want
+    assert not kernels.has_flex(torch.device("mps"), 64)
 
 
 def test_relu_squared_and_its_gradient():
