@@ -38,6 +38,27 @@ def test_every_pin_holds_for_one_python(name):
         assert len(lines) == 1 or {"python_version" in line for line in lines} == {True}, lines
 
 
+def test_releases_of_torch_and_python_are_the_same_everywhere():
+    """What `make matrix` runs: the ends of pyproject.toml's range; README.md names these. The pin
+    lies within, and every Python from the oldest to the newest is named as tested."""
+
+    def text(name: str) -> str:
+        return (ROOT / name).read_text(encoding="utf-8")
+
+    lowest, below = re.search(r'"torch>=2\.(\d+),<2\.(\d+)"', text("pyproject.toml")).groups()
+    run = re.search(r"^TORCHES \?= (.*)$", text("Makefile"), re.M)[1].split()
+    releases = [release.removesuffix(".0") for release in run]
+    assert releases[0] == f"2.{lowest}" and releases[-1] == f"2.{int(below) - 1}"
+    pin = int(re.search(r"^torch==2\.(\d+)\.", text("requirements.txt"), re.M)[1])
+    assert int(lowest) <= pin < int(below)
+    readme = " ".join(text("README.md").split())
+    said = f"`make matrix` on torch {', '.join(releases[:-1])} and {releases[-1]} with Python 3."
+    assert said in readme
+    tested = {int(minor) for minor in re.findall(r"3\.(\d+)", readme[readme.index(said) :][:300])}
+    oldest = int(re.search(r'requires-python = ">=3\.(\d+)"', text("pyproject.toml"))[1])
+    assert tested == {*range(oldest, 14)} and f"Python 3.{oldest} to 3.13" in readme
+
+
 def test_the_programs_start_without_what_tests_and_projects_need():
     """As after `make quickstart`: nothing of requirements-all.txt, nor what only that brings."""
     others = {name.replace("-", "_") for name in listed("requirements-all.txt")}
