@@ -3,6 +3,7 @@
     python benchmarks/decode.py                          # ours alone
     python benchmarks/decode.py --peer=../nanoGPT        # side by side
     python benchmarks/decode.py --sizes=char --repeats=5 --out=results
+    python benchmarks/decode.py --sizes=124M --prompt=100 --tokens=300
     python benchmarks/decode.py --out_dir=out-quickstart --most=4,8     # what guessing ahead brings
 
 A one-token step reads every weight of the linear layers and the keys and values of all rows once:
@@ -48,6 +49,7 @@ peer = ""  # folder of a nanoGPT checkout to compare with [path]
 sizes = "124M,char"  # models, from SIZES below [list]
 kinds = "auto"  # of KINDS below, with ; between; auto: those that this machine computes in
 batches = "auto"  # answers at once; auto: 1,16 on a CPU, 1,64 on a GPU [list of int >= 1]
+prompt = 0  # tokens of each prompt; 0: as SIZES says [>= 0]
 repeats = 3  # of which the table has the median [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 seed = 1337  # of weights, prompts and draws [>= 0]
@@ -57,7 +59,7 @@ out_dir = ""  # the run whose model writes; without one, the models above are me
 most = "4,8"  # tokens to guess ahead, at most [list of int >= 1]
 temperatures = "0,0.8"  # 0: the likeliest token [list of float >= 0]
 prompts = 4  # pieces of the validation data [>= 1]
-tokens = 0  # of each answer; 0: half the context, after a prompt of the other half [>= 0]
+tokens = 0  # of each answer; 0: as SIZES says; of a run half its context, after the rest [>= 0]
 dtype = "auto"  # auto: as serve.py [auto | float32 | bfloat16 | float16]
 quantize = ""  # int8: weights in 8 bits [int8]
 # -----------------------------------------------------------------------------
@@ -193,6 +195,12 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
     settings, prompt_length, count, long_length = SIZES[name]
     torch.manual_seed(c.seed)
     model = build_model("gpt", settings).to(runtime.device).eval()
+    prompt_length, count = c.prompt or prompt_length, c.tokens or count
+    if count < 2 or prompt_length + count > model.config.block_size:
+        raise UserError(
+            f"{name}: an answer has 2 tokens or more (--tokens), and with its prompt (--prompt) "
+            f"at most {model.config.block_size}"
+        )
     params = SamplingParams(count, 0.8, 200, seed=c.seed)
     auto = "1,16" if runtime.device.type == "cpu" else "1,64"
     counts = [int(b) for b in (auto if c.batches == "auto" else c.batches).split(",")]
@@ -259,6 +267,7 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
     write()
     speed = spread(bandwidth)
     print(f"{name}: reads {speed['high'] / 1e9:.1f} GB/s, at worst {speed['low'] / 1e9:.1f}")
+    print(f"{name}: prompts of {prompt_length} tokens, answers of {count}")
     print(f"{name}: first token of a prompt of {long_length} tokens", flush=True)
 
 
@@ -333,8 +342,8 @@ def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     refuse_idle(
         c,
-        (c.out_dir, "peer sizes kinds batches", "with --out_dir"),
-        (not c.out_dir, "most temperatures prompts tokens dtype quantize", "without --out_dir"),
+        (c.out_dir, "peer sizes kinds batches prompt", "with --out_dir"),
+        (not c.out_dir, "most temperatures prompts dtype quantize", "without --out_dir"),
     )
     (guess if c.out_dir else compare)(c)
 

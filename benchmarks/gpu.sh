@@ -21,6 +21,7 @@
 #                   with the same words, commit, GPU and torch, nor is a row of a table measured
 #                   again, so that an interrupted call can be repeated
 #   PYTHON=python   the Python to use
+#   TOY=1           all of it tiny, on a CPU: a rehearsal
 #
 # Nothing is installed or downloaded: torch, numpy, tqdm and this repository are enough, but to
 # prepare TEXT: tiktoken with GPT-2's vocabulary in TIKTOKEN_CACHE_DIR. The tables of what has been
@@ -183,8 +184,10 @@ bench() { # a row of stage_train: bench.py with these options; NAME.txt has what
 }
 
 stage_decode() { # one text and 64, compiled ones left out, as they take minutes; whole programs
-    local options=(--sizes=124M "--kinds=bfloat16;bfloat16, graphs;int8, graphs") tiny=() status=0
-    [[ -n $toy ]] && options=(--sizes=toy --repeats=2 "--kinds=float32;int8, float32")
+    local options=(--sizes=124M --prompt=100 --tokens=300) tiny=() status=0
+    options+=("--kinds=bfloat16;bfloat16, graphs;int8, graphs")
+    [[ -n $toy ]] && options=(--sizes=toy --prompt=10 --tokens=30 --repeats=2
+        "--kinds=float32;int8, float32")
     [[ -n $toy ]] && tiny=(--n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --repeats=1
         "--options=--num_samples=2 --max_new_tokens=9")
     step decode benchmarks/decode.py --out="$out" "${options[@]}" ${peer:+--peer="$peer"} ||

@@ -63,6 +63,27 @@ def test_queued_steps_are_timed_as_others(tmp_path, monkeypatch):
     assert row["decode_rates"]["median"] > 0 and row["first_ms"] > 0
 
 
+def test_prompts_and_answers_may_be_of_any_length(tmp_path, monkeypatch, capsys):
+    """Also where a draft, which goes one text at a time, stands beside others that do not."""
+    real, seen = decode.answer, set()
+
+    def answer(engine, prompts, params):
+        seen.add((len(prompts), len(prompts[0]), params.max_new_tokens))
+        return real(engine, prompts, params)
+
+    monkeypatch.setattr(decode, "answer", answer)
+    monkeypatch.setattr(decode, "read_bandwidth", lambda runtime: 1e9)
+    there = dict(sizes="toy", batches="3", repeats=1, device="cpu", out=str(tmp_path))
+    decode.main(**there, kinds="float32, drafted;float32", prompt=5, tokens=7)
+    assert seen == {(1, 5, 7), (3, 5, 7), (1, 50, 1)}
+    assert "toy: prompts of 5 tokens, answers of 7" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "decode.json").read_text())["rows"]
+    assert [(r["kind"], r["batch"]) for r in rows] == [("float32, drafted", 1), ("float32", 3)]
+    for wrong in ({"tokens": 1}, {"prompt": 60}, {"prompt": 40, "tokens": 25}):
+        with pytest.raises(UserError, match="at most 64"):
+            decode.main(**there, kinds="float32", **wrong)
+
+
 def test_what_is_measured_is_there_when_it_is_cut_short(tmp_path, monkeypatch):
     """Rows are written one by one; the first round warms up, which n = 0 says."""
     real, calls = decode.answer, []
