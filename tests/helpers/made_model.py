@@ -114,9 +114,9 @@ def save(out: Path, model: GPT, tokenizer: Tokenizer, **more) -> Path:
     return out
 
 
-def knows_text(out: Path, text: str = TEXT, block_size: int = 160, **more) -> Path:
-    """A checkpoint of a byte model that knows one text and that an end of text follows."""
-    ids = [EOT, *text.encode(), EOT]
+def knows_text(out: Path, block_size: int = 160, **more) -> Path:
+    """A checkpoint of a byte model that knows TEXT, and that an end of text follows."""
+    ids = [EOT, *TEXT.encode(), EOT]
     return save(out, knowing([ids], EOT + 1, block_size), ByteTokenizer(), **more)
 
 

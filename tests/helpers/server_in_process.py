@@ -16,10 +16,10 @@ from bonsai.tokenizers import ByteTokenizer
 
 
 @contextmanager
-def running(app, worker: Worker | None = None, grace: float = 0.3, **limits: float):
+def running(app, worker: Worker | None = None, **limits: float):
     """An app on a free port, in a thread: its Process; ended in the end."""
     sock = listen("127.0.0.1", 0)
-    process = Process(configured(app, 8, **limits), worker or Worker([], 1), grace)
+    process = Process(configured(app, 8, **limits), worker or Worker([], 1), grace=0.3)
     process.port = sock.getsockname()[1]
     thread = threading.Thread(target=lambda: asyncio.run(process.serve(sockets=[sock])))
     thread.start()

@@ -55,14 +55,14 @@ def write_meta(folder: Path, splits: dict[str, np.ndarray], per_split=None, **ch
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
-def make_dataset(folder: Path, kind: str = "meta", seed: int = 0, words: int = 1500) -> Path:
+def make_dataset(folder: Path, kind: str = "meta", seed: int = 0) -> Path:
     """A prepared data set of some 6,000 tokens of characters.
 
     kind: meta (meta.json), nanogpt (meta.pkl), bare (neither: GPT-2's vocabulary), llmc (files
     with a header), shards (train in two files), rows (of 8 tokens, the first 4 are masked).
     """
     folder.mkdir(parents=True)
-    train, val = char_ids(tiny_text(words, seed)), char_ids(tiny_text(words // 5, seed + 1))
+    train, val = char_ids(tiny_text(1500, seed)), char_ids(tiny_text(300, seed + 1))
     splits = {"train": train, "val": val}
     if kind == "rows":
         splits = {name: ids[: len(ids) // 8 * 8] for name, ids in splits.items()}

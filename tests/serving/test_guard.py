@@ -12,10 +12,6 @@ def guarded(app, **limits) -> Guard:
     return Guard(app, GuardLimits(**limits), "", (), False, (), Counter())
 
 
-async def whole_body():
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
 async def never(*_):
     await asyncio.sleep(1000)
 
