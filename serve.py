@@ -83,7 +83,7 @@ def read_key(text: str) -> str:
 def main(**settings) -> int:
     c = configure(globals(), settings=settings or None)
     refuse_idle(c, (c.models, "init_from out_dir", "with --models"))
-    welcome = parse_origins(c.origins)
+    origins = parse_origins(c.origins)
     key = read_key(c.api_key)
     chosen = chosen_models(c)
     runtime = setup_inference(c.device, c.dtype, c.compile, c.quantize)
@@ -93,6 +93,7 @@ def main(**settings) -> int:
     sock = listen(c.host, c.port)  # before the models: a port that is taken is known at once
     address, bound = sock.getsockname()[:2]
     loopback = address in ("127.0.0.1", "::1")
+    names = [c.host, *c.hosts.split(",")] + ([] if loopback else [socket.gethostname()])
     served = {}
     options = {"quantize": c.quantize, "prefix_cache": c.prefix_cache}
     options |= {"lookup": c.lookup, "draft": c.draft}
@@ -115,9 +116,9 @@ def main(**settings) -> int:
         limits=Limits(min(c.max_rows, c.max_queue), c.max_tokens, c.truncate),
         guard=GuardLimits(body_bytes=int(c.max_body_mb * 2**20)),
         api_key=key,
-        hosts=(c.host, *(() if loopback else (socket.gethostname(),)), *c.hosts.split(",")),
+        hosts=tuple(names),
         any_address=not loopback,
-        origins=welcome,
+        origins=origins,
         run_folders=tuple(dict.fromkeys((Path.cwd(), ROOT))),
         web=web if (web / "index.html").exists() else None,
     )

@@ -118,17 +118,16 @@ class GigatokenEncoder(Encoder):
 
     def __init__(self, tokenizer: Tokenizer, eot: bool = True):
         super().__init__(tokenizer, eot)
-        ranks, pattern = _ranks_and_pattern(tokenizer)
+        vocabulary = _ranks_and_pattern(tokenizer)
         try:
             import gigatoken.gigatoken_rs as library
         except ImportError:
             raise _NotPossible("gigatoken is not installed") from None
-        self._library = library
+        self._library, self._vocabulary = library, vocabulary
         self._padding = library.PadTruncate(0)
         # Where no token marks the end, one beyond the vocabulary does until it is taken out.
         self._border = tokenizer.vocab_size if self.eot is None else self.eot
-        self._joining = _load(library, ranks, pattern, {EOT_TEXT: self._border})
-        self._load_plain = functools.partial(_load, library, ranks, pattern, None)
+        self._joining = _load(library, *vocabulary, {EOT_TEXT: self._border})
         self._separator = EOT_TEXT.encode()
 
     def __call__(self, texts: Sequence[Text]) -> np.ndarray:
@@ -148,7 +147,8 @@ class GigatokenEncoder(Encoder):
 
     @functools.cached_property
     def _plain(self):
-        return self._load_plain()
+        """gigatoken's tokenizer without special tokens; few texts need it."""
+        return _load(self._library, *self._vocabulary, None)
 
     def _encode_batch(self, texts: Sequence[bytes]) -> Sequence[np.ndarray]:
         return [self._encode(self._plain, data) for data in texts]
