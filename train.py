@@ -194,6 +194,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
         if c.eval_only or (evaluation_due(step, c) and step != progress.evaluated):
             runtime.synchronize()
             with meter.paused():
+                set_windows(model, c.window_ramp, c)  # whole ones, for which there is a graph
                 losses = evaluate(training.compiled, data, c, runtime, report, interrupts)
                 if status := interrupts.status():  # then these may be losses of a part only
                     break

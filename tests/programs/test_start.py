@@ -134,8 +134,14 @@ def test_train_says_how_long_it_took_to_the_first_step(workplace, out):
 
 
 @pytest.mark.parametrize("eval_iters", [0, 2])
-@pytest.mark.parametrize("fields", [{}, {"further_weight": 0.5}], ids=["classic", "second loss"])
-def test_a_compiled_run_compiles_its_model_once(workplace, out, monkeypatch, eval_iters, fields):
+@pytest.mark.parametrize(
+    "fields, count",
+    [({}, 1), ({"further_weight": 0.5}, 1), ({"window_ramp": 3, "attention_window": 8}, 3)],
+    ids=["classic", "second loss", "windows that grow twice"],
+)
+def test_a_compiled_run_compiles_its_model_once(
+    workplace, out, monkeypatch, eval_iters, fields, count
+):
     """Evaluation goes through the graph of training, whole splits with a shorter last batch too."""
     graphs, compile_as_told = [], torch.compile
 
@@ -150,4 +156,4 @@ def test_a_compiled_run_compiles_its_model_once(workplace, out, monkeypatch, eva
     tiny |= dict(device="cpu", dtype="float32", compile=True, gradient_accumulation_steps=2)
     settings = dict(dataset="meta", max_iters=3, eval_iters=eval_iters, out_dir=str(out))
     assert train_program.main(**tiny, **settings, **fields) == 0
-    assert len(graphs) == 1
+    assert len(graphs) == count
