@@ -144,6 +144,11 @@ def setup(
     """
     rank, local_rank, world_size, distributed = processes()
     dev, why_device = pick_device(device, local_rank)
+    if dev.type == "cuda":  # now, as some of what torch is asked is about the device that is set
+        try:
+            torch.cuda.set_device(dev)
+        except RuntimeError as e:  # say another process has it for itself
+            raise UserError(f"{dev} cannot be used: {one_line(e):.200}") from None
     dtype, why_dtype = pick_dtype(dtype, dev)
     compile, why_not = pick_compile(compile, dev)
     if backend == "auto":
@@ -151,10 +156,6 @@ def setup(
     if backend == "nccl" and dev.type != "cuda":
         backend = "gloo"  # nanoGPT's default in a user's config; nccl has no CPU
     if dev.type == "cuda":
-        try:
-            torch.cuda.set_device(dev)
-        except RuntimeError as e:  # say another process has it for itself
-            raise UserError(f"{dev} cannot be used: {one_line(e):.200}") from None
         keep_kernels()
     if compile or dev.type == "cuda":  # where some kernels are compiled whatever is set
         keep_compiled_graphs()

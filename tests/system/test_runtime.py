@@ -236,6 +236,27 @@ def test_a_gpu_that_another_process_has(monkeypatch):
         setup("cuda", "float32", False)
 
 
+@pytest.mark.parametrize(
+    "device, dtype, summary",
+    [
+        ("cuda:0", "bfloat16", "device: cuda:0, dtype bfloat16, not compiled"),
+        ("cuda:1", "float16", "device: cuda:1, dtype float16 (this GPU has no bfloat16), not c"),
+    ],
+)
+def test_of_two_gpus_the_one_that_is_asked_for_decides(monkeypatch, device, dtype, summary):
+    """torch says of the device that is set whether it has bfloat16."""
+    with_gpus(monkeypatch, [(8, 0), (7, 5)])
+    now = [torch.device("cuda", 0)]
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: now.append(device))
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: now[-1].index == 0
+    )
+    for name in ("keep_kernels", "keep_compiled_graphs"):
+        monkeypatch.setattr(runtime_module, name, lambda: None)
+    runtime = setup(device, "auto", False)
+    assert runtime.dtype == dtype and runtime.summary.startswith(summary)
+
+
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_more_processes_than_gpus(monkeypatch, device):
     """Or a LOCAL_RANK that a job has left: one line says which, for 'auto', too."""
