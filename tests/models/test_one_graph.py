@@ -1,6 +1,8 @@
 """A training step is one compiled graph, of every config: what breaks a graph costs a quarter of
 the speed on a GPU, and breaks silently."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
@@ -13,6 +15,7 @@ from bonsai.models.head_loss import kernel_head_loss
 from bonsai.models.kernels import gelu, to_device
 from bonsai.models.loss_kernel import product_later, summed_loss
 from bonsai.models.table import build_model
+from bonsai.training.schedule import set_further, set_windows
 from model import MLP
 
 TINY = dict(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=97)
@@ -62,6 +65,36 @@ def settings_of(file: str) -> dict:
     values = {"model": "gpt", "bias": False}  # train.py's
     exec((ROOT / "config" / file).read_text(), values)
     return {k: v for k, v in values.items() if not k.startswith("__")}
+
+
+EVERYTHING = dict(
+    dropout=0.1, activation_checkpointing=True, attention_window=8, logit_softcap=15.0, qk_norm=True
+)
+OF_A_GPT = dict(
+    position="rope", value_embeddings=True, residual_lambdas=True, bigram_embeddings=2, n_kv_head=1
+)
+
+
+@pytest.mark.parametrize("name", ["gpt", "megabyte"])
+def test_settings_together_are_one_graph(name):
+    """Those that no config has beside one another; with the windows and the second loss of a run's
+    first steps, and targets that are left out."""
+    torch._dynamo.reset()
+    more = OF_A_GPT if name == "gpt" else TINY_BYTES
+    model = to_device(build_model(name, TINY | EVERYTHING | more), torch.device("cpu"))
+    model.head_loss = kernel_head_loss
+    first = SimpleNamespace(further_weight=0.3, lr_decay_iters=9, window_ramp=9)
+    set_windows(model, 0, first)
+    if name == "gpt":
+        set_further(model, 0, first)
+    counter = Counter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for _ in range(3):
+        idx = torch.randint(97, (2, 24))
+        with torch.autocast("cpu", torch.bfloat16):
+            _, loss = compiled(idx, idx.masked_fill(idx < 9, -1), return_logits=False)
+        loss.backward()
+    assert (counter.forward, counter.backward) == (1, 1) and loss.isfinite()
 
 
 @pytest.mark.parametrize("kernels", ["model.py's", "a CPU's", "a GPU's"])
