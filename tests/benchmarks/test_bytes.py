@@ -81,18 +81,6 @@ def test_the_best_rate_has_further_seeds(place, capsys):
     assert "edge of those tried" in said and "3 runs of 2 steps of 512 bytes" in said
 
 
-@pytest.mark.parametrize(
-    "wrong, says",
-    [
-        ({"quick": True, "arms": "GPT"}, "arms=GPT is not one of dense, short; MEGABYTE 4"),
-        ({}, "choose one of --quick and --full"),
-    ],
-)
-def test_mistakes(place, wrong, says):
-    with pytest.raises(UserError, match=says):
-        bench.main(**TOY, **wrong)
-
-
 def test_costs_of_generation(place):
     bench.main(part="generation", length=32, rows="1,2", device="cpu")
     rows = json.loads((place / "out-bytes" / "generation.json").read_text())["rows"]

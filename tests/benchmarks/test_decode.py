@@ -127,21 +127,6 @@ def test_an_answer_is_timed_in_its_parts():
     assert got["decode_rate"] == pytest.approx(3 * 8 / (got["seconds"] - got["first"]))
 
 
-@pytest.mark.parametrize(
-    "wrong, says",
-    [
-        ({"sizes": "huge"}, "sizes=huge is not one of 124M, char, toy"),
-        ({"sizes": "toy", "kinds": "int3"}, "kinds=int3 is not one of float32"),
-        ({"peer": "nowhere"}, "has no model.py"),
-        ({"out_dir": "nowhere"}, "nowhere"),
-    ],
-)
-def test_mistakes(tmp_path, monkeypatch, wrong, says):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=says):
-        decode.main(device="cpu", **wrong)
-
-
 def test_guessing_ahead_at_toy_size(made_run, monkeypatch, capsys):
     monkeypatch.chdir(made_run)
     options = dict(most="3", temperatures="0", repeats=1, prompts=2, tokens=20)

@@ -37,17 +37,6 @@ def test_both_are_measured_and_rows_are_not_measured_again(tmp_path, capsys):
     assert (out / "train.txt").read_text() == text
 
 
-def test_mistakes_are_one_line(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for wrong, says in (
-        ({"peer": "nowhere"}, "peer=nowhere has no model.py"),
-        ({"sizes": "huge"}, "sizes=huge is not one of toy, recipe"),
-        ({"modes": "fast"}, "modes=fast is not one of eager, compiled"),
-    ):
-        with pytest.raises(UserError, match=says):
-            train.main(**{**TOY, **wrong})
-
-
 # ---- windows.py ----
 
 
