@@ -104,7 +104,7 @@ def trained(tokenizer, text: str, steps: int) -> Loaded:
 @pytest.mark.parametrize("steps, shorter", [(200, 1), (200, 0.3), (0, 0.1)])
 def test_short_queries_and_keys_have_the_norm_that_they_had(tmp_path, steps, shorter):
     """Its epsilon is another there: bonsai/models/architectures.py, QK_LENGTHS."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     coder = CharTokenizer.from_text(text)
     source = trained(coder, text, steps)
     model = source.model
