@@ -164,10 +164,11 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
     step = TimedSteps(training, stream, c.micro_batches)
     watch.lap("model")
 
+    first = "compile and first step" if runtime.compile else "first step"
     if c.warmup:
         say(f"{c.warmup} steps to warm up{', compiling' if runtime.compile else ''}", runtime)
         time_steps(step, 1, runtime.synchronize)
-        watch.lap("compile and first step" if runtime.compile else "first step")
+        watch.lap(first)
         time_steps(step, c.warmup - 1, runtime.synchronize)
     seconds, losses, step.waited = [], [], 0.0
     for k in range(c.steps):
@@ -176,6 +177,8 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
         losses.append(step.log(step())[0])
         runtime.synchronize()
         seconds.append(time.perf_counter() - begin)
+        if first not in watch.laps:
+            watch.lap(first)
         say(f"{k}/{c.steps} loss: {losses[-1]:.4f}, time {1000 * seconds[-1]:.2f}ms", runtime)
     waited = step.waited / sum(seconds)
     updates = time_updates(step, min(c.steps, 5), runtime)
