@@ -111,20 +111,10 @@ def train(cwd: Path, out: Path, *options: str, dataset: str = "meta", **keywords
     )
 
 
-# what several processes and one have to agree in, for their losses to be compared
-SHARED = ["--dropout=0.0", "--gradient_accumulation_steps=4", "--eval_iters=3"]
-
-
-def torchrun(cwd: Path, out: Path, *options: str, processes: int = 2) -> Result:
-    return run_command(torchrun_command(out, *options, processes=processes), cwd)
-
-
-def torchrun_command(
-    out: Path, *options: str, processes: int = 2, program: Path = ROOT / "train.py"
-) -> list[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    settings = [*TINY, *SHARED, "--dataset=meta", f"--out_dir={out}"]
-    return [sys.executable, *launch, str(program), *settings, *options]
+def torchrun(program: str | Path, *args: str) -> list[str]:
+    """The command that runs a program, of the repository root or elsewhere, as two processes."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return [sys.executable, *launch, str(ROOT / program), *args]
 
 
 def train_all(cwd: Path, runs: dict[Path, list[str]], **keywords) -> dict[Path, Result]:
@@ -139,6 +129,11 @@ def train_all(cwd: Path, runs: dict[Path, list[str]], **keywords) -> dict[Path, 
 
 def metrics(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    """What each file under a folder holds."""
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def losses(out: Path) -> list[tuple[int, float]]:

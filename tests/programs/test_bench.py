@@ -2,12 +2,18 @@
 
 import json
 import re
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.programs import ROOT, assert_one_line_error, losses, run_command, run_program, train
+from helpers.programs import (
+    assert_one_line_error,
+    losses,
+    run_command,
+    run_program,
+    torchrun,
+    train,
+)
 
 import bench as bench_program
 from bonsai.data.batches import Batches, prefetch
@@ -88,9 +94,8 @@ def test_without_data_it_measures_random_tokens_and_profiles(tmp_path):
 
 
 def test_two_processes_share_the_work(workplace, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     options = ["--dataset=meta", "--steps=2", f"--json={tmp_path / 'b.json'}"]
-    done = run_command([*command, str(ROOT / "bench.py"), *TINY, *options], workplace)
+    done = run_command(torchrun("bench.py", *TINY, *options), workplace)
     assert done.rc == 0, done
     results = json.loads((tmp_path / "b.json").read_text())
     assert (results["processes"], results["tokens_per_step"]) == (2, 2 * 4 * 16)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.programs import (
     ROOT,
+    TINY,
     assert_one_line_error,
     differences,
     load,
@@ -21,13 +22,23 @@ from helpers.programs import (
     train_all,
 )
 
+LOCAL = ["--local_embd=16", "--local_head=2"]
 ARMS = {
-    "megabyte": ["--model=megabyte", "--patch_size=4", "--local_layer=1", "--cross_patch=2"],
-    "spacebyte": ["--model=spacebyte", "--local_window=8", "--position=rope"],
+    "megabyte": [
+        *LOCAL,
+        "--local_layer=1",
+        "--model=megabyte",
+        "--patch_size=4",
+        "--cross_patch=2",
+    ],
+    "spacebyte": [
+        *LOCAL,
+        "--local_layer=2",
+        "--model=spacebyte",
+        "--local_window=8",
+        "--position=rope",
+    ],
 }
-for _options in ARMS.values():
-    _options += ["--local_embd=16", "--local_head=2"]
-ARMS["spacebyte"] += ["--local_layer=2"]
 arms = pytest.mark.parametrize("name", ARMS)
 
 
@@ -65,7 +76,8 @@ def test_two_processes_equal_one(name, workplace, tmp_path):
     options = [*ARMS[name], "--dropout=0.0", "--gradient_accumulation_steps=4", "--eval_iters=3"]
     options += ["--max_iters=6", "--eval_interval=6"]
     assert train(workplace, tmp_path / "one", *options).rc == 0
-    result = torchrun(workplace, tmp_path / "two", *options)
+    words = [*TINY, "--dataset=meta", f"--out_dir={tmp_path / 'two'}", *options]
+    result = run_command(torchrun("train.py", *words), workplace)
     assert result.rc == 0, result
     for (i, x), (_, y) in zip(losses(tmp_path / "one"), losses(tmp_path / "two")):
         assert x == pytest.approx(y, abs=1e-5), f"step {i}"

@@ -11,16 +11,23 @@ import pytest
 import torch
 from helpers.programs import (
     ROOT,
-    SHARED,
+    TINY,
     environment,
     load,
     losses,
     metrics,
     run_command,
     torchrun,
-    torchrun_command,
     train,
 )
+
+# what one process and two must have the same, for their losses to be compared
+SHARED = ["--dropout=0.0", "--gradient_accumulation_steps=4", "--eval_iters=3"]
+
+
+def two_processes(out: Path, *options: str, program: str | Path = "train.py") -> list[str]:
+    """The command of a tiny run."""
+    return torchrun(program, *TINY, *SHARED, "--dataset=meta", f"--out_dir={out}", *options)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,7 @@ def test_two_processes_equal_one_also_when_one_goes_on(one, workplace, tmp_path)
     how many share it.
     """
     out = tmp_path / "run"
-    result = torchrun(workplace, out, "--max_iters=10")
+    result = run_command(two_processes(out, "--max_iters=10"), workplace)
     assert result.rc == 0, result
     assert "2 processes (gloo)" in result.stdout
     assert result.stdout.count("iter 3: loss") == 1  # one process speaks
@@ -69,7 +76,8 @@ def test_a_run_of_one_goes_on_with_two(one, workplace, tmp_path):
     """And nanoGPT's settings for GPUs, backend=nccl in a config file, do no harm on a CPU."""
     out = tmp_path / "run"
     assert train(workplace, out, *SHARED, "--max_iters=10").rc == 0
-    result = torchrun(workplace, out, "--init_from=resume", "--backend=nccl")
+    command = two_processes(out, "--init_from=resume", "--backend=nccl")
+    result = run_command(command, workplace)
     assert result.rc == 0, result
     assert_close(one, out)
 
@@ -95,15 +103,15 @@ def test_a_run_leaves_no_thread_that_could_abort_it_and_warns_of_nothing(
     program = tmp_path / "program.py"
     program.write_text(LEFT.format(root=str(ROOT)))
     options = (f"--optimizer={optimizer}", "--max_iters=2", "--eval_interval=2")
-    command = torchrun_command(tmp_path / "run", *options, program=program)
-    result = run_command(command, workplace)
+    result = run_command(two_processes(tmp_path / "run", *options, program=program), workplace)
     assert result.rc == 0, result
     assert result.stdout.count("left: []") == 2, result
     assert "Warning" not in result.stderr, result
 
 
 def test_accumulation_must_be_divisible(workplace, tmp_path):
-    result = torchrun(workplace, tmp_path / "run", "--gradient_accumulation_steps=3")
+    command = two_processes(tmp_path / "run", "--gradient_accumulation_steps=3")
+    result = run_command(command, workplace)
     assert result.rc != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert lines and "gradient_accumulation_steps=3 is not divisible by the 2" in lines[0], result
@@ -113,7 +121,7 @@ def test_accumulation_must_be_divisible(workplace, tmp_path):
 def started(workplace, out: Path, said: str, *options: str) -> subprocess.Popen:
     """A run of two processes that has said so; they are a session of their own."""
     process = subprocess.Popen(
-        torchrun_command(out, *options),
+        two_processes(out, *options),
         cwd=workplace,
         env=environment(PYTHONUNBUFFERED="1"),
         stdin=subprocess.DEVNULL,

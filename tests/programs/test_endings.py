@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.programs import ROOT, TINY, environment, load, losses, metrics
+from helpers.programs import ROOT, TINY, environment, load, losses, metrics, snapshot
 
 from bonsai.engine import text
 from bonsai.evaluation import loss as evals
@@ -148,10 +148,8 @@ def test_a_long_evaluation_stops_between_batches(out, monkeypatch, capfd, eval_o
     assert status == 143 and len(calls) == 9
     monkeypatch.undo()
     if not eval_only:  # 6 batches at step 0; the signal came in the middle of those at step 3
-        assert (
-            load(out / "last.pt")["iter_num"] == 3
-            and load(out / "last.pt")["progress"]["evaluated"] == 0
-        )
+        state = load(out / "last.pt")
+        assert state["iter_num"] == 3 and state["progress"]["evaluated"] == 0
         assert [r["iter"] for r in metrics(out) if "val_loss" in r] == [0]
     assert "stopped at step" in capfd.readouterr().out
 
@@ -354,11 +352,11 @@ def test_two_runs_in_one_folder(out, at_step):
     seen = []
 
     def second():
-        before = {p: p.read_bytes() for p in out.iterdir()}
+        before = snapshot(out)
         for init_from in ("scratch", "resume"):
             with pytest.raises(UserError, match=f"process {os.getpid()} on"):
                 run(out, init_from=init_from)
-        assert {p: p.read_bytes() for p in out.iterdir()} == before
+        assert snapshot(out) == before
         seen.append(run(out, init_from="resume", eval_only=True))
 
     at_step(4, second)

@@ -3,12 +3,11 @@
 import json
 import math
 import runpy
-import sys
 
 import pytest
 import torch
 from helpers.evaluated import BLOCK, questions, runtime, tiny
-from helpers.programs import ROOT, assert_one_line_error, run_command, run_program
+from helpers.programs import ROOT, assert_one_line_error, run_command, run_program, torchrun
 from helpers.tiny_data import CHARS
 
 from bonsai.data.dataset import open_dataset
@@ -65,9 +64,8 @@ def test_checkpoints_side_by_side_alone_and_with_two_processes(runs, workplace, 
         assert {k: row[k] for k in want} == pytest.approx(want)
         assert f"{want['accuracy']:.2%}" in done.stdout
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     target = tmp_path / "two.json"
-    two = run_command([*command, str(ROOT / "eval.py"), *options, f"--json={target}"], workplace)
+    two = run_command(torchrun("eval.py", *options, f"--json={target}"), workplace)
     assert two.rc == 0, two
     both = json.loads(target.read_text())
     for key in ("losses", "choices"):
@@ -84,17 +82,6 @@ def test_a_mixture_has_a_row_of_its_own(runs, workplace):
     assert both["loss"] == pytest.approx(0.7 * a["loss"] + 0.3 * b["loss"])
     assert 16 < a["tokens"] <= 24 and both["tokens"] == a["tokens"] + b["tokens"]
     assert both["block_size"] == 8
-
-
-ERRORS = {
-    "another tokenizer": (["--dataset=bare"], "(char, 30 characters)", "(gpt2)"),
-    "too long": (["--dataset=meta", "--block_size=17"], "block_size=17", "16 tokens"),
-    "questions": (["--choices=data/meta/meta.json"], "meta.json:1 has no 'ctx'"),
-    "a folder of tasks alone": (["--tasks_dir=data"], "name some by --tasks"),
-    "few shots of no task": (["--num_fewshot=2", "--core=data"], "--num_fewshot is of --tasks"),
-    "a limit of a data set": (["--limit=2"], "--limit is of --tasks and --core"),
-    "no folder of tasks": (["--tasks=rings", "--tasks_dir=no-such"], "tasks_dir=no-such is no"),
-}
 
 
 def test_why_bits_per_byte_are_not_known(runs, workplace, monkeypatch, capsys):
@@ -183,6 +170,17 @@ def test_tasks_without_a_network_are_one_line(runs, workplace):
     env |= {"HF_HOME": str(workplace / "hf")}
     done = run_program(options, workplace, program="eval.py", env=env)
     assert_one_line_error(done, "the data of hellaswag cannot be had", "HF_HOME")
+
+
+ERRORS = {
+    "another tokenizer": (["--dataset=bare"], "(char, 30 characters)", "(gpt2)"),
+    "too long": (["--dataset=meta", "--block_size=17"], "block_size=17", "16 tokens"),
+    "questions": (["--choices=data/meta/meta.json"], "meta.json:1 has no 'ctx'"),
+    "a folder of tasks alone": (["--tasks_dir=data"], "name some by --tasks"),
+    "few shots of no task": (["--num_fewshot=2", "--core=data"], "--num_fewshot is of --tasks"),
+    "a limit of a data set": (["--limit=2"], "--limit is of --tasks and --core"),
+    "no folder of tasks": (["--tasks=rings", "--tasks_dir=no-such"], "tasks_dir=no-such is no"),
+}
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -2,8 +2,6 @@
 
 import math
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,11 +9,12 @@ from helpers.programs import (
     ROOT,
     TINY,
     differences,
-    environment,
     load,
     losses,
     metrics,
+    run_command,
     run_program,
+    torchrun,
     train,
 )
 
@@ -59,16 +58,9 @@ def test_two_processes_equal_one(workplace, tmp_path):
     options = [*FAST, "--dropout=0.0", "--batch_ramp=0", "--log_interval=1"]
     one = train(workplace, tmp_path / "one", *options)
     assert one.rc == 0, one
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     words = [*TINY, "--dataset=meta", *options, f"--out_dir={tmp_path / 'two'}", "--max_iters=10"]
-    done = subprocess.run(
-        [*launch, str(ROOT / "train.py"), *words],
-        cwd=workplace,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two = run_command(torchrun("train.py", *words), workplace)
+    assert two.rc == 0, two
     more = train(workplace, tmp_path / "two", *options, "--init_from=resume")
     assert more.rc == 0, more
     for (i, a), (j, b) in zip(losses(tmp_path / "one"), losses(tmp_path / "two")):

@@ -3,7 +3,6 @@
 Every case finds a finished run in out/, and has to leave it as it was.
 """
 
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.programs import Result, assert_one_line_error, load, train
+from helpers.programs import Payload, Result, assert_one_line_error, load, snapshot, train
 from helpers.tiny_data import make_dataset
 
 try:
@@ -35,11 +34,6 @@ class Case:
     limits: dict[str, int] | None = None  # of resources, for this process
     starts: bool = False  # it goes wrong on the way: the run before may have been set aside
     skip: str | None = None
-
-
-class Payload:
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
 
 
 def config_file(text: str) -> Callable[[Path], None]:
@@ -69,12 +63,13 @@ def damaged_meta(here: Path) -> None:
 
 def payload_meta(here: Path) -> None:
     make_dataset(here / "data" / "payload", "nanogpt")
-    content = {"vocab_size": 30, "itos": Payload()}
+    content = {"vocab_size": 30, "itos": Payload(here / "executed")}
     (here / "data" / "payload" / "meta.pkl").write_bytes(pickle.dumps(content))
 
 
 def payload_checkpoint(here: Path) -> None:
-    torch.save({**load(here / "out" / "ckpt.pt"), "config": Payload()}, here / "out" / "bad.pt")
+    state = load(here / "out" / "ckpt.pt")
+    torch.save({**state, "config": Payload(here / "executed")}, here / "out" / "bad.pt")
 
 
 def damaged_checkpoint(here: Path) -> None:
@@ -237,10 +232,6 @@ def run_case(case: Case, template: Path, here: Path) -> tuple[Path, dict, Result
     return here, before, train(here, "out", *case.options, **options)
 
 
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 @pytest.fixture(scope="module")
 def results(request, template, tmp_path_factory):
     """Two programs at a time: they spend their time importing torch."""
@@ -269,5 +260,5 @@ def test_mistake(case, results):
         assert after == before, "the run that was there has changed"
     else:
         for path in after:
-            if path.endswith(".pt"):
+            if path.suffix == ".pt":
                 assert load(path)["iter_num"] in (7, 14, 20)
