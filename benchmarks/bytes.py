@@ -7,15 +7,16 @@
     python benchmarks/bytes.py --part=generation       # some 3 minutes, as is the next
     python benchmarks/bytes.py --part=context --dense_limit=65536
 
-All arms see the same number of bytes, in batches of as many, and cost the same FLOPs per byte of
-training within 6%. Runs that are in the results are not repeated: call it again after an
-interruption. --full takes the best of `rates` for each arm with the first seed, then the other
-seeds with it. Bits per byte are of the whole validation split (--quick: of windows spread over it).
+An arm is a model and its sizes. All arms see the same number of bytes, in batches of the same size,
+and their training costs the same FLOPs per byte within 6%. --full tries all `rates` with the first
+seed, and trains each arm with the other seeds at its best rate. Bits per byte are of the whole
+validation split (--quick: of windows spread over it). Runs that are in the results already are not
+repeated: after an interruption the same command goes on.
 
-What long contexts cost, with random weights: `generation` of 8,192 bytes by MEGABYTE and a dense
-GPT of equal training FLOPs per byte at that context, with caches, `rows` texts at a time; and by
+--part measures what long contexts cost, with random weights. `generation`: 8,192 bytes by MEGABYTE
+and by a dense GPT of equal training FLOPs per byte at that context, `rows` texts at a time; also by
 MEGABYTE without its caches, timed at some lengths and summed over all. `context`: a training step
-at each length, in a process of its own, so that its memory is its own.
+at each length, each in a process of its own, so that memory is measured for it alone.
 """
 
 import itertools

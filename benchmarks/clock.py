@@ -2,10 +2,10 @@
 
     python benchmarks/clock.py TIMES.json STEPS SEED_OFFSET train.py [its arguments]
 
-The clock starts where the optimizer is made, when a model is there and nothing of it compiled, and
-no batch is read; it stands for each step where the optimizer has been called, for the last one
-after the device is idle. SEED_OFFSET is added to what the program gives torch.manual_seed: in
-nanoGPT the seed is a constant.
+The clock starts when the optimizer is made: the model is there, but nothing is compiled and no
+batch is read. A step ends when the optimizer has been called; the last one when the device is idle,
+too. SEED_OFFSET is added to what the program gives torch.manual_seed, as nanoGPT's seed is a
+constant.
 """
 
 import atexit

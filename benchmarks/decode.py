@@ -6,19 +6,21 @@
     python benchmarks/decode.py --sizes=124M --prompt=100 --tokens=300
     python benchmarks/decode.py --out_dir=out-quickstart --most=4,8     # what guessing ahead brings
 
-A one-token step reads every weight of the linear layers and the keys and values of all rows once:
-no step is faster than these bytes at the measured read bandwidth. The table has the share of that
-limit. "tokens/s" is of whole answers, prefill included (what nanoGPT's generate is compared on);
-"decode/s" of all tokens but the first, all rows together. "drafted": the model's weights in int8
-guess 8 tokens, which a step checks; such steps have no limit here. Weights are random, which
-changes no timing but the drafted one; how much of a guess is right depends on the text, so every
-repeat has prompts of its own. Repeats alternate between all contestants, in one process on one
-machine. "cold" is the first token of a row's first answer, with what is built for it, "longest
-wait" what at most passed between two steps after it; with n = 0 a row has warmed up only.
+A one-token step reads every weight of the linear layers and the keys and values of all rows once.
+So no step is faster than reading these bytes at the measured bandwidth; "share" is how much of that
+limit is reached. Repeats alternate between all contestants, in one process on one machine.
 
-With the model of a run, one text at a time, with and without tokens guessed from the text so far:
-prompts are pieces of the run's validation data, on each of which the ways take turns. "per step" is
-how many tokens a step gave; in float32 the texts are the same, which is checked.
+- "tokens/s" is of whole answers, prefill included, and is what nanoGPT's generate is compared by;
+  "decode/s" is of all tokens but the first, all rows together.
+- "drafted": the model with its weights in int8 guesses 8 tokens, which a step checks; such steps
+  have no limit here. Weights are random, which changes the time of drafted answers alone: how much
+  of a guess is right depends on the text, so every repeat has other prompts.
+- "cold" is the time to the first token of a row's first answer, with what is built for it; "longest
+  wait" the longest time between two steps after that token. A row with n = 0 has only warmed up.
+
+With --out_dir the model of a run writes one text at a time, with and without tokens guessed from
+the text so far. Prompts are pieces of the run's validation data, and the ways take turns on each.
+"per step" is how many tokens a step gave. In float32 the texts are the same, which is checked.
 """
 
 import itertools

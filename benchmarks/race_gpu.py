@@ -3,15 +3,16 @@
     python data/custom/prepare.py --input=text.xz --endings=.xz --name=race_text --tokenizer=gpt2
     python benchmarks/race_gpu.py --peer=../nanoGPT
 
-In this order, each a process of its own and timed as in benchmarks/race.py:
+Each run is a process of its own, timed as in benchmarks/race.py. In this order:
 
-- nanoGPT tuned over batch size and learning rate: every pair for a third of the tokens, judged by
-  its last training losses. Beside these, two steps of what is timed later, to compile it: both
-  projects find what they have compiled again.
-- nanoGPT as shipped, its warm-up and decay scaled to the run; ours, on as many tokens; nanoGPT with
-  the best of the pairs.
-- ours again, ending where nanoGPT's two final losses are: the first guess is where the training
-  loss of our long run, smoothed, falls below them, which the verdict has too ("read off").
+- nanoGPT is tuned: every pair of a batch size and a learning rate runs for a third of the tokens,
+  and is judged by its last training losses. Beside these, two steps of what is timed later are run
+  so that it is compiled; both projects find again what they have compiled.
+- On the same number of tokens: nanoGPT as shipped, with warm-up and decay scaled to the run, then
+  ours, then nanoGPT with the best pair.
+- Ours again, in shorter runs that should end at each of nanoGPT's two final losses. Their length is
+  guessed from our long run: where its smoothed training loss falls below that loss. The verdict has
+  the seconds to that place, too ("read off").
 
 Runs that are in the results already are not repeated: what was cut short goes on.
 """

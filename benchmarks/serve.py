@@ -3,11 +3,11 @@
     python benchmarks/serve.py --out_dir=out-quickstart --seconds=10          # a look
     python benchmarks/serve.py --out_dir=out-shakespeare-char --out=results   # two minutes
 
-First the engine is timed alone in this process, on the same requests, as many at a time. Then
-serve.py is started on a free port and each client asks, reads the stream to its end and asks again.
+First the engine alone is timed in this process, with the same requests and as many at a time. Then
+serve.py is started on a free port; each client asks, reads the stream to its end and asks again.
 Afterwards some of the requests are made once more, alone: in float32 the tokens must be the same.
-Where they are not, the choice is computed anew from the whole context; it is excused when the two
-tokens were closer than 1e-3 there (in nats, noise included).
+Where one differs, both candidates are scored again from the whole context; a difference is excused
+if their scores are closer than 1e-3 (in nats, noise included).
 """
 
 import asyncio

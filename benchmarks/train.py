@@ -4,11 +4,11 @@
     python benchmarks/train.py --peer=../nanoGPT        # side by side
     python benchmarks/train.py --sizes=124M --modes=compiled --out=results
 
-A step is what each project's train.py does for one: make a batch from a file of tokens, forward,
-backward, clip the gradient, update; the loss is read every log_interval steps, as both do. Repeats
-alternate between the two, in one process on one machine; a repeat is timed from idle device to idle
-device, and the table has medians. The peer runs its own model, optimizer and way to make batches,
-under autocast where its train.py has it (on GPUs), and compiled where ours is.
+A step is what each project's train.py does in one: make a batch from a file of tokens, forward,
+backward, clip the gradient, update. The loss is read every log_interval steps, as both do. Repeats
+alternate between the two, in one process on one machine. A repeat is timed from an idle device to
+an idle device, and the table has medians. The peer runs its own model, optimizer and way to make
+batches, under autocast where its train.py has it (on GPUs), and compiled where ours is.
 """
 
 import gc

@@ -3,9 +3,9 @@
     python benchmarks/windows.py
     python benchmarks/windows.py --lengths=1024,4096,16384 --window=256     # on a GPU
 
-One forward and backward pass of a GPT per measurement, the patterns in turn; compiled on a GPU,
-where that makes local attention one kernel. `kept` is what the forward pass leaves for the backward
-pass, peak the most that the GPU's allocator gave.
+A measurement is one forward and backward pass of a GPT; the patterns take turns. On a GPU the model
+is compiled, which makes local attention one kernel. "kept" is the memory that the forward pass
+leaves for the backward pass, "peak" the most that the GPU's allocator gave.
 """
 
 import sys
