@@ -5,7 +5,9 @@ draws and what is read behind are the same. tests/benchmarks/test_gpu.py capture
 """
 
 import copy
+import itertools
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -16,6 +18,7 @@ from helpers.on_meta import Log
 from helpers.tiny_model import VARIANTS, VOCAB, texts, tiny
 
 from bonsai.engine import Engine, SamplingParams, generate, phases
+from bonsai.engine.cuda import graphs
 from bonsai.engine.cuda.prompts import Prompts
 from bonsai.engine.cuda.rows import Draw
 from bonsai.engine.cuda.steps import AT_ONCE, CapturedSteps
@@ -132,6 +135,49 @@ def test_set_aside_and_cancelled_while_steps_are_queued(model):
     engine.step(), engine.step()
     engine.clear()
     assert not engine.busy and engine.step() == []
+
+
+@pytest.mark.parametrize("refused", [(), (0,), (1, 4), range(99)], ids=str)
+def test_captures_that_are_refused_change_no_token(model, refused, monkeypatch, capsys):
+    """The first, some, or all: one line, and texts that join and leave are what they are alone."""
+    tried = itertools.count()
+
+    def capture(function, stream, pool):
+        if next(tried) in refused:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB\nmore")
+        return graphs.Uncaptured(function)
+
+    monkeypatch.setattr(graphs, "CapturedGraph", capture)
+    monkeypatch.setattr(graphs, "on_stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    engine = Engine(model, max_batch=4, capture=True)
+    engine.captured.graphs.captures = True
+    engine.captured.graphs.stream, engine.captured.graphs.pool = None, None
+    requests = random_requests(engine, random.Random(5), 8)
+    finish(engine)
+    for request in requests:
+        assert request.tokens == alone(model, request)
+    said = capsys.readouterr().err
+    line = "a step without CUDA graph, slower: CUDA out of memory. Tried to allocate 20.00 MiB\n"
+    assert said == (line if refused else "")
+    assert next(tried) == (
+        graphs.REFUSALS if len(refused) > 9 else len(engine.captured.graphs.kept)
+    )
+
+
+def test_a_step_for_which_memory_is_short_leaves_a_working_engine(model, monkeypatch):
+    """As the server goes on after it."""
+    engine = Engine(model, max_batch=4, capture=True)
+    compute = engine.captured.compute
+    engine.captured.compute = lambda *size: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
+    engine.submit([1, 2, 3], SamplingParams(20), n=2)
+    with pytest.raises(torch.OutOfMemoryError):
+        finish(engine)
+    engine.clear()
+    engine.captured.compute = compute
+    requests = random_requests(engine, random.Random(6), 5)
+    finish(engine)
+    assert all(request.tokens == alone(model, request) for request in requests)
 
 
 @pytest.mark.parametrize("options", [dict(lookup=4), dict(draft=4)], ids=str)
