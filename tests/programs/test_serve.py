@@ -9,9 +9,8 @@ import httpx
 import numpy as np
 import pytest
 from helpers.made_model import EOT, TEXT, knowing, knows_nothing, knows_text, save
-from helpers.programs import ROOT, TINY, run_program
+from helpers.programs import ROOT, TINY, assert_one_line_error, run_program
 from helpers.server_process import events, server
-from helpers.server_process import server as server_process
 from helpers.tiny_data import make_dataset, write_meta
 
 from bonsai.runs.restore import load_checkpoint
@@ -349,13 +348,11 @@ def test_token_ids_on_request(served):
     # with the prompt's they are the next prompt
     assert bytes(choice["prompt_token_ids"]).decode() == "One"
     ids = [*choice["prompt_token_ids"], *choice["token_ids"]]
-    more = served.post("/v1/completions", {**body, "prompt": ids}).json()["choices"][0]["text"]
-    assert (
-        more
-        == served.post("/v1/completions", {**body, "prompt": "One day"}).json()["choices"][0][
-            "text"
-        ]
+    from_ids, from_text = (
+        served.post("/v1/completions", {**body, "prompt": prompt}).json()["choices"][0]["text"]
+        for prompt in (ids, "One day")
     )
+    assert from_ids == from_text
     empty = served.post("/v1/completions", {**body, "prompt": "", "return_token_ids": True})
     assert empty.json()["choices"][0]["prompt_token_ids"] == [EOT]  # the beginning of a text
     plain = served.post("/v1/completions", body).json()["choices"][0]
@@ -824,7 +821,7 @@ runpy.run_path({path!r}, run_name="__main__")
 def test_the_program_ends_when_its_engine_has_died(tmp_path):
     knows_text(tmp_path / "m")
     options = ["--out_dir=m"]
-    with server_process(tmp_path, *options, code=DIES) as program:
+    with server(tmp_path, *options, code=DIES) as program:
         answer = program.post("/v1/completions", {"model": "m", "prompt": "a"})
         assert answer.status_code == 503
         assert program.http.get("/health").status_code == 503
@@ -836,9 +833,7 @@ def test_the_program_ends_when_its_engine_has_died(tmp_path):
 
 def test_too_little_memory(tmp_path):
     """In one line, whether it is short while a model is loaded or when a cache is made."""
-    import resource
-
-    from helpers.programs import assert_one_line_error, run_program
+    import resource  # not on Windows
 
     knows_nothing(tmp_path / "m", block_size=200_000)
     limit = 6 * 2**30
