@@ -130,6 +130,24 @@ docs/BENCHMARKS.md: (`--threads=2`, 30 seconds, no error) the server made {}
     docs/serving.md: from one thread and {} from two
 docs/BENCHMARKS.md: | 1 | 64 | 120 | ... | ... | ... | ... | {}%
     docs/BENCHMARKS.md: as many threads, one, it is {}%
+docs/BENCHMARKS.md: | classic 124M, 32 x 1024, compiled: tokens/s | ... | **{}** (nanoGPT
+    README.md: | GPT-2 (124M), 32 x 1024, compiled: tokens/s, median of 5 | {}
+docs/BENCHMARKS.md: | classic 124M, 32 x 1024, compiled: tokens/s | ... | **...** (nanoGPT {})
+    README.md: | GPT-2 (124M), 32 x 1024, compiled: tokens/s, median of 5 | ... | {}
+docs/BENCHMARKS.md: peak memory, GiB | nanoGPT's | ... | **{}** (nanoGPT
+    README.md: | GPT-2 (124M), 32 x 1024, compiled: peak memory, GiB | {}
+docs/BENCHMARKS.md: peak memory, GiB | nanoGPT's | ... | **...** (nanoGPT {})
+    README.md: | GPT-2 (124M), 32 x 1024, compiled: peak memory, GiB | ... | {}
+docs/BENCHMARKS.md: an update after each: tokens/s | ... | ... | {} |
+    README.md: an update after every 32 x 1024: tokens/s | {}
+docs/BENCHMARKS.md: start included: seconds | ... | ... | **{}** (nanoGPT
+    README.md: start included: seconds | {}
+docs/BENCHMARKS.md: start included: seconds | ... | ... | **...** (nanoGPT {})
+    README.md: start included: seconds | ... | {}
+docs/BENCHMARKS.md: | one text of 124M, prompt of 100: tokens/s | ... | ... | {} |
+    docs/serving.md: in bfloat16 at {} tokens/s
+docs/BENCHMARKS.md: prompts of 100 and answers of 300: tokens/s | ... | ... | {};
+    docs/serving.md: and 64 texts together at {}
 docs/BENCHMARKS.md: | 102 MB of text | {} s
     README.md: | 100 MB of text to GPT-2 tokens on disk: seconds | {}
 docs/BENCHMARKS.md: | 102 MB of text | ... s | {} s
