@@ -64,8 +64,8 @@ mkdir -p "$out" 2> /dev/null && [[ -w $out ]] ||
     fail "cannot write into the folder $out: set OUT to another"
 command -v "$python" > /dev/null || fail "there is no $python: set PYTHON"
 machine="a rehearsal" commit=unknown
-[[ -e $root/.git ]] &&
-    commit=$(git --no-optional-locks -C "$root" describe --always --dirty=+ --exclude='*')
+git=(git --no-optional-locks -C "$root" describe --always --dirty=+ "--exclude=*")
+[[ -e $root/.git ]] && commit=$("${git[@]}" 2> /dev/null || echo unknown)
 if [[ -z $toy ]]; then
     code="import torch; print(torch.cuda.get_device_name(), torch.__version__)"
     machine=$("$python" -c "$code" 2> /dev/null) ||

@@ -4,7 +4,7 @@
     python tests/benchmarks/test_gpu.py                 # needs nothing but torch and the repository
     python tests/benchmarks/test_gpu.py --device=cpu    # what of them a CPU can do
 
-Each prints one line; exit status 1 when one fails. On one H100 all take about two minutes.
+Each prints one line; exit status 1 when one fails.
 """
 
 import contextlib
