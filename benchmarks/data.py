@@ -28,6 +28,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from benchmarks.processes import running
 from bonsai import ROOT
 from bonsai.data.finding import find_files
 from bonsai.data.readers import read_pieces
@@ -112,10 +113,9 @@ def command(row: str, text: Path, jsonl: Path, target: Path, workers: int) -> li
 def timed(arguments: list[str], log: Path) -> tuple[float, float]:
     """(seconds, MB of memory) of a program. Raises UserError with its last words if it fails."""
     start = time.perf_counter()
-    with open(log, "w") as f:
-        process = subprocess.Popen(arguments, stdout=f, stderr=subprocess.STDOUT)
+    with open(log, "w") as f, running(arguments, stdout=f, stderr=subprocess.STDOUT) as process:
         _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+        process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - start
     if process.returncode:
         raise UserError(f"{arguments[1]} failed: {log.read_text().strip().splitlines()[-1:]}")

@@ -31,6 +31,7 @@ import psutil
 import torch
 
 from benchmarks.harness import Results, table
+from benchmarks.processes import running
 from bonsai import ROOT
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.sampling import Row, candidates, noise, step_key
@@ -140,16 +141,19 @@ def time_engine(c: Config, served) -> float:
 # ---- the server and its clients ----
 
 
-def start_server(c: Config, source: str) -> tuple[subprocess.Popen, int]:
+def server_command(c: Config, source: str) -> list[str]:
     command = [sys.executable, "-u", str(ROOT / "serve.py"), f"--models=m={source}", "--port=0"]
     given = ("max_batch", "device", "dtype", "quantize", "compile", "threads")
     command += [f"--{name}={c[name]}" for name in given]
-    command += [f"--max_queue={2 * c.clients + 16}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
+    return [*command, f"--max_queue={2 * c.clients + 16}"]
+
+
+def port_of(server: subprocess.Popen) -> int:
+    """Where it serves, once it does."""
+    for line in server.stdout:
         if match := re.search(r"serving on http://127.0.0.1:(\d+)", line):
-            return process, int(match[1])
-    raise UserError(f"the server did not start: {' '.join(command)}")
+            return int(match[1])
+    raise UserError(f"the server did not start: {' '.join(server.args)}")
 
 
 def post(port: int, ask: Ask) -> list[int]:
@@ -253,16 +257,14 @@ def main(**settings) -> int:
     results = Results("serve", c.out, runtime.device, again=True)
     row["engine"] = time_engine(c, served)
     asks = questions(c, served)
-    process, port = start_server(c, source)
-    try:
+    command = server_command(c, source)
+    with running(command, stdout=subprocess.PIPE, text=True) as process:
+        port = port_of(process)
         crowd = load(c, port, psutil.Process(process.pid), asks)
         asked, row["server"], memory = asyncio.run(crowd)
         row |= {"requests": len(asked), "tokens": sum(len(ask.answer()) for ask in asked)}
         errors = [ask.error for ask in asked if ask.error]
         row |= {"errors": len(errors), **compare(c, port, served, asked)}
-    finally:
-        process.terminate()
-        process.wait(60)
     row["share"] = row["server"] / row["engine"]
     row["memory"] = memory[-1] / 2**20
     row["growth"] = (memory[-1] - memory[len(memory) // 4]) / 2**20

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Columns, Peer, Results
+from benchmarks.processes import end_all, heed_signals, running
 from bonsai import ROOT
 from bonsai.data.dataset import find_folder
 from bonsai.system.errors import UserError
@@ -91,13 +91,16 @@ class Track:
 
     def run_together(self, arms: Sequence[Arm], seed: int, at_once: int) -> list[dict]:
         """As run, several at a time: of runs whose losses count, not their seconds."""
+        heed_signals()
         with ThreadPoolExecutor(at_once) as pool:
             runs = [pool.submit(self.run, arm, seed) for arm in arms]
             try:
                 return [run.result() for run in runs]
-            except BaseException:
+            except BaseException as e:
                 for run in runs:
                     run.cancel()
+                if not isinstance(e, UserError):  # those that go on come to their end
+                    end_all()
                 raise
 
     def train(self, arm: Arm, seed: int) -> dict:
@@ -176,10 +179,13 @@ def launch(command: list[str], folder: Path, log: Path) -> float:
     """Run a program of Python in a folder; its seconds. Raises UserError where it fails."""
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     begin = time.perf_counter()
-    with open(log, "w", encoding="utf-8") as f:
-        command = [sys.executable, *command]
-        done = subprocess.run(command, cwd=folder, env=env, stdout=f, stderr=f, check=False)
-    if done.returncode:
+    command = [sys.executable, *command]
+    with (
+        open(log, "w", encoding="utf-8") as f,
+        running(command, cwd=folder, env=env, stdout=f, stderr=f) as process,
+    ):
+        status = process.wait()
+    if status:
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
         raise UserError(f"a run failed: {' '.join(last)} (see {log})")
     return time.perf_counter() - begin

@@ -1,0 +1,77 @@
+"""benchmarks/processes.py: what was started ends with what has started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers.programs import ROOT, environment
+
+from benchmarks.processes import running, started
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+SLEEP = [sys.executable, "-S", "-c", "import time; print('on', flush=True); time.sleep(60)"]
+
+# A program that runs others, in its main thread or in two more.
+PROGRAM = f"""
+import bonsai.system.startup
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from benchmarks.processes import end_all, heed_signals, running
+from bonsai.system.errors import run
+
+def wait(_):
+    with running({SLEEP!r}) as process:
+        print(process.pid, flush=True)
+        process.wait()
+
+def main():
+    if sys.argv[1] == "1":
+        return wait(0)
+    heed_signals()
+    with ThreadPoolExecutor(2) as pool:
+        waits = [pool.submit(wait, i) for i in range(2)]
+        try:
+            [each.result() for each in waits]
+        except BaseException:
+            end_all()
+            raise
+
+run(main)
+"""
+
+
+def is_over(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name, status", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_to_the_benchmark_alone_ends_its_programs(count, name, status):
+    command = [sys.executable, "-c", PROGRAM, str(count)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
+    lines = [process.stdout.readline() for _ in range(2 * count)]
+    pids = [int(line) for line in lines if line.strip().isdecimal()]
+    assert len(pids) == count
+    process.send_signal(signal.Signals[name])
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == status and len(err.strip().splitlines()) == 1, err
+    assert all(map(is_over, pids))
+
+
+def test_a_program_that_has_ended_is_left_alone():
+    with running([sys.executable, "-S", "-c", "raise SystemExit(3)"]) as process:
+        assert started == {process} and process.wait() == 3
+    with running(SLEEP, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"on\n"
+    assert process.returncode == -signal.SIGTERM and not started
