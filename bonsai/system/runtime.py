@@ -313,7 +313,7 @@ def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
         dev = torch.device("cuda", index)
         if not_for := not_built_for(dev):
             if not why:
-                raise UserError(f"{dev}: {not_for}; install an older torch, or use --device=cpu")
+                raise UserError(f"{dev}: {not_for}: install another torch, or use --device=cpu")
             return torch.device("cpu"), f" ({not_for})"
         why = why and f" ({torch.cuda.get_device_name(dev)})"
     elif dev.type == "mps" and not torch.backends.mps.is_available():
@@ -338,19 +338,23 @@ def count_gpus() -> tuple[int, str]:
 
 
 def not_built_for(device: torch.device) -> str:
-    """Why no kernel of this torch runs on a CUDA GPU; '': they do. NVIDIA's only become too old."""
-    listed = " ".join(torch.cuda.get_arch_list())  # sm_75 sm_90a compute_120; of AMD's gfx90a
-    digits = [int(number) for number in re.findall(r"\b(?:sm|compute)_(\d+)", listed)]
+    """Why no kernel of this torch runs on a CUDA GPU; '': they do, or it is AMD's.
+
+    What was compiled for a GPU (sm_80) runs on those of the same generation that came later, what
+    is compiled there (compute_80) on all that came later.
+    """
+    built = re.findall(r"\b(sm|compute)_(\d+)", " ".join(torch.cuda.get_arch_list()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same, in several lines
         major, minor = torch.cuda.get_device_capability(device)
-    if not digits or 10 * major + minor >= (least := min(digits)):
+    for kind, number in built:
+        generation, step = divmod(int(number), 10)
+        if (generation, step) <= (major, minor) and (kind == "compute" or generation == major):
+            return ""
+    if not built:
         return ""
     name = torch.cuda.get_device_name(device)
-    return (
-        f"{name} has compute capability {major}.{minor}, and torch {torch.__version__} needs "
-        f"{least // 10}.{least % 10}"
-    )
+    return f"torch {torch.__version__} was not built for {name}, compute capability {major}.{minor}"
 
 
 def pick_dtype(dtype: str, device: torch.device) -> tuple[str, str]:
