@@ -165,8 +165,8 @@ def multiple_choice(
         for k, values in enumerate((total, total / tokens, total / size)):
             right[k] += int(values.argmax()) == question.label
         right[3] += 1 / len(group)
-    device = "cpu" if runtime.device.type == "mps" else runtime.device
-    plain, per_token, per_byte, chance = (runtime.sum(right.to(device)) / len(questions)).tolist()
+    shares = runtime.sum(right.to(runtime.float64_device)) / len(questions)
+    plain, per_token, per_byte, chance = shares.tolist()
     return {
         "questions": len(questions),
         "accuracy": plain,

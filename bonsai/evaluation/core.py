@@ -205,9 +205,8 @@ def task_accuracy(
         else:
             means = [score / n for score, _, n in got]
             right += means.index(max(means)) == task.items[number]["gold"]
-    device = "cpu" if runtime.device.type == "mps" else runtime.device
-    total = runtime.sum(torch.tensor(right, dtype=torch.float64, device=device))
-    return total.item() / len(task.items)
+    total = torch.tensor(right, dtype=torch.float64, device=runtime.float64_device)
+    return runtime.sum(total).item() / len(task.items)
 
 
 def prompts(task: Task, number: int) -> list[str]:

@@ -43,7 +43,7 @@ def split_loss(
     all_starts = split.eval_starts(block_size, windows)
     starts = all_starts[runtime.rank :: runtime.world_size]
     most = len(all_starts[:: runtime.world_size])  # of one process: all take as many batches
-    total = torch.zeros(2, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    total = torch.zeros(2, dtype=torch.float64, device=runtime.float64_device)
     finished = False  # track may stop early: then this is the mean over what was seen
     for i in track(range(0, most, batch_size)):
         finished = i + batch_size >= most

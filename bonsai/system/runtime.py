@@ -76,6 +76,11 @@ class Runtime:
         """Whether steps of the engine are captured as graphs: on CUDA, unless it compiles them."""
         return self.device.type == "cuda" and not self.compile
 
+    @property
+    def float64_device(self) -> torch.device:
+        """Where sums in float64 are kept: the device, but for Apple's GPU, which has no float64."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
     def autocast(self):
         """Context in which matrix products run in `dtype`."""
         if self.dtype == "float32":

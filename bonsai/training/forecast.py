@@ -52,7 +52,8 @@ class Forecast:
 
     def __init__(self, rows: int, T: int, device: str, dataset: str, say: Callable[[str], object]):
         self.rows, self.T, self.device, self.dataset, self.say = rows, T, device, dataset, say
-        self.done, self.looks, self.begin = 0, 0, None
+        self.done, self.looks = 0, 0
+        self.begin = self.first = None  # set by the first look: its time, what was done by then
 
     def count(self, rows: int) -> None:
         """To be called after each micro-batch. On a CPU it is done by then: no need to wait for the

@@ -99,7 +99,7 @@ def is_fresh(init_from: str, folder) -> bool:
     return init_from == "scratch"
 
 
-def begin(c, folder, world_size: int, lap: Callable[[str], object] = str) -> Start:
+def begin(c, folder, world_size: int, lap: Callable[[str], None]) -> Start:
     """The data and the model of a run; changes the settings `c` to those that hold.
 
     c: a configurator.Config. folder: the run's. lap: called with the name of each part when it is

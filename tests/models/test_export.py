@@ -23,10 +23,8 @@ from bonsai.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 
 CHARS = CharTokenizer.from_text("abcdefghijklmnopqrstuvwxyz ,.\n")
 LLAMA = dict(norm="rmsnorm", activation="swiglu", position="rope", bias=False)
-FAST = dict(
-    **{"norm": "rmsnorm", "norm_gain": False, "norm_embedding": True, "position": "rope"},
-    **{"bias": False, "qk_norm": True, "activation": "relu2"},
-)
+FAST = dict(norm="rmsnorm", norm_gain=False, norm_embedding=True, position="rope", bias=False)
+FAST |= dict(qk_norm=True, activation="relu2")
 SHAPES = {  # class there -> fields of models, beyond its own
     "GPT2LMHeadModel": [
         {},

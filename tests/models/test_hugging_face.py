@@ -214,11 +214,9 @@ def test_code_of_a_folder_is_never_executed(workplace, tmp_path, program):
 
 # ---- Llama and NanoChat ----
 
-ROTARY_SIZES = dict(
-    **{"vocab_size": 61, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2},
-    **{"num_attention_heads": 4, "max_position_embeddings": 24, "rms_norm_eps": 1e-5},
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
-)
+ROTARY_SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=128, num_hidden_layers=2)
+ROTARY_SIZES |= dict(num_attention_heads=4, max_position_embeddings=24, rms_norm_eps=1e-5)
+ROTARY_SIZES |= dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 KINDS = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "nanochat": (transformers.NanoChatConfig, transformers.NanoChatForCausalLM),

@@ -15,6 +15,7 @@ from bonsai.system.errors import UserError
 from bonsai.system.runtime import (
     LAUNCHED,
     PEAK_TFLOPS,
+    Runtime,
     cpu_computes_bfloat16,
     end_with_torchrun,
     leave_a_core,
@@ -77,6 +78,12 @@ def test_dtype_by_device():
     assert pick_dtype("auto", mps)[0] == "float32"
     with pytest.raises(UserError, match="float8"):
         pick_dtype("float8", CPU)
+
+
+@pytest.mark.parametrize("name, other", [("cpu", "cpu"), ("cuda:1", "cuda:1"), ("mps", "cpu")])
+def test_sums_in_float64_are_kept_where_there_is_float64(name, other):
+    runtime = Runtime(torch.device(name), "float32", False, "gloo", 0, 0, 1, "")
+    assert runtime.float64_device == torch.device(other)
 
 
 def test_devices():

@@ -60,9 +60,8 @@ def a_step(**values) -> SimpleNamespace:
     scaler = SimpleNamespace(is_enabled=lambda: False)
     measured = {"loss": torch.tensor(2.0), "norm": torch.tensor(0.5), "skipped": torch.tensor(0.0)}
     runtime, model = setup("cpu", "float32", False), tiny()
-    return SimpleNamespace(
-        **{**measured, "scaler": scaler, "model": model, "runtime": runtime, **values}
-    )
+    parts = dict(scaler=scaler, model=model, runtime=runtime)
+    return SimpleNamespace(**{**parts, **measured, **values})
 
 
 def test_the_row_of_a_step_counts_from_the_one_logged_before(seconds):

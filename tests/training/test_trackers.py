@@ -14,10 +14,8 @@ from configurator import configure
 
 STEP = {"iter": 0, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "ms": 3.0, "tokens_per_s": 100.0}
 EVAL = {"iter": 0, "train_loss": 2.0, "val_loss": 2.1, "val_bpb": 3.0, "lr": 1e-3, "mfu": None}
-SETTINGS = {
-    **{"max_iters": 10, "eval_only": False, "wandb_log": False, "tracker": ""},
-    **{"wandb_project": "tests", "wandb_run_name": "one"},
-}
+SETTINGS = {"max_iters": 10, "eval_only": False, "wandb_log": False, "tracker": ""}
+SETTINGS |= {"wandb_project": "tests", "wandb_run_name": "one"}
 
 
 def installed(name: str):
@@ -76,12 +74,19 @@ def test_what_a_tracker_is_told(told, tmp_path, asked):
     (_, evaluation, at), (_, step, _), sample, picture, close = tracker.told
     assert at == 0 and close == ("close",)
     assert evaluation == {
-        **{"train/loss": 2.0, "val/loss": 2.1, "lr": 1e-3, "mfu": -1.0},
-        **{"val/bits_per_byte": 3.0},
+        "train/loss": 2.0,
+        "val/loss": 2.1,
+        "val/bits_per_byte": 3.0,
+        "lr": 1e-3,
+        "mfu": -1.0,
     }
     assert step == {
-        **{"step/loss": 2.0, "step/grad_norm": 1.0, "step/ms": 3.0, "step/tokens_per_s": 100.0},
-        **{"step/mfu": 50.0, "lr": 1e-3},
+        "step/loss": 2.0,
+        "step/grad_norm": 1.0,
+        "step/ms": 3.0,
+        "step/tokens_per_s": 100.0,
+        "step/mfu": 50.0,
+        "lr": 1e-3,
     }
     assert sample == ("text", "sample", "once <b>upon", 1)
     assert picture == ("picture", "loss curve", tmp_path / "loss.png")
