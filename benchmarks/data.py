@@ -8,7 +8,7 @@ datasets library, split, tokenized one by one with tiktoken by `map` in some pro
 written through a memory map in 1024 parts. The documents are 5,000 characters of the input each.
 Making that table is not in its time, nor is the writing of the .jsonl in ours. Each run is a
 process of its own; the ways take turns, and the table has medians. Memory is that of the largest
-process. The ids of every row are held against tiktoken's, each of them, once.
+process. All ids of every row are compared with tiktoken's, once.
 """
 
 import collections

@@ -51,7 +51,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def known(name: str, words: Iterable[str], choices: Iterable[str], between: str = ", ") -> None:
-    """Raise UserError where one of the words of a setting is none of the choices."""
+    """Raise UserError where one of the words of a setting is not among the choices."""
     choices = list(choices)
     for word in words:
         if word not in choices:
@@ -161,7 +161,7 @@ class Results:
 
 
 class Peer:
-    """A checkout of nanoGPT. Raises UserError where the folder is none."""
+    """A checkout of nanoGPT. Raises UserError for a folder that is no such checkout."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -7,7 +7,7 @@
         meta = writer.finish()
 
 One thread reads and splits, others encode batches of text, and the first writes the ids in the
-order of the text. Python's lock is no hindrance: gigatoken and tiktoken let go of it.
+order of the text. Threads are enough, as gigatoken and tiktoken release Python's global lock.
 """
 
 import hashlib

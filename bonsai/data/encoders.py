@@ -6,7 +6,8 @@
 A tokenizer makes lists of Python's ints, and is what decides which ids are right. An encoder makes
 the same ids as an array, in several threads at once. Bytes and characters are looked up in a table;
 byte-pair encodings with the pattern of GPT-2 or GPT-4 go through gigatoken, some ten times faster
-than tiktoken, where it is installed. A part of every batch is held against the tokenizer.
+than tiktoken, where it is installed. The beginning of every batch is compared with the tokenizer's
+own ids.
 """
 
 import base64
@@ -24,7 +25,7 @@ from bonsai.tokenizers.gpt import TiktokenTokenizer
 from bonsai.tokenizers.patterns import GPT2, GPT4
 
 LETTERS = b"etaoinshrdlu"  # common enough: one of them ends a word in any 4096 bytes of prose
-SAMPLE = 4096  # bytes of each batch that are held against the tokenizer, about
+SAMPLE = 4096  # bytes of each batch, about, that the tokenizer encodes as well, to compare
 ENCODERS = ("auto", "gigatoken", "tokenizer")
 
 Text = tuple[bytes, bool]  # UTF-8, and whether a document ends here

@@ -25,8 +25,8 @@ MANY = 1 << 50  # tokens, bytes, documents
 IDS = {"uint16": 1 << 16, "uint32": LARGEST}  # dtype -> the largest vocabulary it is used for
 FILES = 1 << 20  # of a split
 PICKLE = 4 << 20  # bytes of a meta.pkl: 65,536 characters take half of it
-# Numbers of it that are no ids: as keys of a dict they can be chosen so that Python compares each
-# with all before it.
+# Numbers of it that are no ids: as keys of a dict they can be chosen so that their hashes collide,
+# and Python compares each with all before it.
 MOST_NUMBERS = 20_000
 
 # -- meta.json ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from bonsai.files.jsonfile import DEPTH
 
 MOST = 4_000_000  # instructions, and values, of one file: a tokenizer of a million tokens fits
 # Numbers that are keys of dicts: an optimizer's state has one for each parameter. They can be
-# chosen so that Python compares each with all before it.
+# chosen so that their hashes collide, and Python compares each with all before it.
 MOST_NUMBERS = 20_000
 ARGUMENTS = 8  # of a call, at most
 ODD = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, struct.error)

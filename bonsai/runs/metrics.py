@@ -11,7 +11,7 @@ from bonsai.files.atomic import whole_file
 from bonsai.files.jsonfile import finite
 from bonsai.runs.names import METRICS
 
-LONGEST_LINE = 2**16  # bytes of a row; what is longer is none
+LONGEST_LINE = 2**16  # bytes; a longer line is no row
 
 
 def row_text(row: dict) -> str:
@@ -43,8 +43,8 @@ def read_curve(folder: Path) -> tuple[array, array, list[dict]]:
 
 
 def each_row(path: Path) -> Iterator[dict | None]:
-    """The rows of a file that need not be there, None for a line that is none. UserError for what
-    is no file, as a pipe, or cannot be read."""
+    """The rows of a file, None for a line that is no row; nothing where there is no file. UserError
+    for what is no file, as a pipe, or cannot be read."""
     if not exists(path):
         return
     file_size(path)  # that it is a file

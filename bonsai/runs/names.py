@@ -45,7 +45,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def resumes(name: str) -> bool:
-    """Whether a run goes on from a file of this name; diverged.pt is none."""
+    """Whether a run can go on from a file of this name: any checkpoint but diverged.pt."""
     return bool(CHECKPOINT.fullmatch(name)) and not name.startswith("diverged")
 
 

@@ -34,13 +34,13 @@ PIPELINED_BYTES = 64 * 2**10  # and what they may be together
 # milliseconds of short requests or long heads: with a thousand of such clients, seconds a turn.
 READ_BYTES = 16 * 2**10
 SEND_SECONDS = 60.0  # for a client to take something of what was sent
-# Bytes that the system holds for a client. It says that there is room once a third of them is gone:
-# of the megabytes that it takes by itself, a slow client would seem to take nothing for minutes.
+# Bytes that the system buffers for a client. It reports room only after a third of the buffer was
+# taken: with the megabytes of its own choice, a slow client would seem to take nothing for minutes.
 SEND_BUFFER = 128 * 2**10
 KEEP_ALIVE = 30  # seconds that a connection may be idle between requests
 GRACE = 5.0  # seconds for running answers when the server is stopped
-# What a client gets wrong it is told; a line in the log for each would be its to fill. What we get
-# wrong is logged.
+# A client is told what it gets wrong; if that were logged, clients could fill the log. Only what we
+# get wrong is logged.
 LOGGER = logging.getLogger("bonsai.serving")
 LOGGER.setLevel(logging.ERROR)
 REASONS = {400: b"Bad Request", 503: b"Service Unavailable"}

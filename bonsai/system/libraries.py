@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 
 def installed(name: str) -> bool:
-    """Whether a library can be imported. A folder of its name, such as one of somebody's results
-    beside the programs, is none."""
+    """Whether a library can be imported. A mere folder of its name, such as one with results in the
+    working directory, does not count."""
     spec = find_spec(name)
     return spec is not None and spec.origin is not None

@@ -158,5 +158,5 @@ def count_lines(path: Path) -> int:
 
 
 def number(value: object) -> float | int | None:
-    """A number, None for what is none."""
+    """`value` if it is a number, else None."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
