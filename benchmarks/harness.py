@@ -101,22 +101,19 @@ class Results:
 
     def take(self, path: Path, same: Sequence[str]) -> None:
         """The rows of an earlier call that agree in all of `same`."""
-        before = read_json_object(path, MOST)
-        rows = before.get("rows")
-        if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-            raise UserError(f"{path} has no results of this benchmark: set another --out")
         now = finite(self.about)  # as the file has it
-        others = set()
-        for row in rows:
+        left, others = [], set()
+        for row in (rows := rows_of(path)):
             about = row.get("about") or {}
             apart = {k for k in same if about.get(k) != now[k]}
+            (left if apart else self.rows).append(row)
             others |= apart
-            if not apart:
-                self.rows.append(row)
-        if left := len(rows) - len(self.rows):
-            write_json(path.with_suffix(".before.json"), before)
+        if left:
+            kept = path.with_suffix(".before.json")
+            before = rows_of(kept) if kept.exists() else []
+            write_json(kept, {"rows": before + [row for row in left if row not in before]})
             apart = " or ".join(k for k in same if k in others)
-            print(f"{left} of {len(rows)} rows in {path} are of another {apart}: not taken")
+            print(f"{len(left)} of {len(rows)} rows in {path} are of another {apart}: not taken")
 
     def find(self, key: dict) -> dict | None:
         """The row that has all of `key`, if it has been measured."""
@@ -158,6 +155,14 @@ class Results:
         text = text or table(self.rows, self.columns)
         print(f"\n{text}", flush=True)
         self.write(text, **more)
+
+
+def rows_of(path: Path) -> list[dict]:
+    """Those of a file of results. Raises UserError where it is none."""
+    rows = read_json_object(path, MOST).get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} has no results of this benchmark: set another --out")
+    return rows
 
 
 class Peer:
