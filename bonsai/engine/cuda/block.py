@@ -14,6 +14,7 @@ from bonsai.engine.cuda.kernels import (
     check_norm,
     check_overlap,
     check_product,
+    check_products_overlap,
     check_sum,
     random,
     refuse,
@@ -138,6 +139,8 @@ def join(model: nn.Module, dtype: torch.dtype, kernels: Kernels, batch: int) -> 
     failed = []
     for chosen in filter(None, (kernels, kernels.in_order)):
         try:
+            if chosen.in_order:
+                check_products_overlap(chosen, next(model.parameters()).device)
             layers = [step_layers(model, owner, dtype, chosen) for owner in owners]
             for blocks, _ in layers:
                 for block in one_of_each_kind(blocks):

@@ -34,9 +34,9 @@ REPLAYS = 3  # of a graph whose kernels overlap, before it is trusted
 
 @functools.cache
 def load_kernels(device: torch.device) -> Kernels | None:
-    """The kernels for this GPU, which overlap where it can do that without other numbers. None,
-    after one line that says why, where there is no Triton, or no compiler for it, or where a draw
-    is not what it should be. device: with its index."""
+    """The kernels for this GPU, which overlap where it can do that: block.py's `join` looks whether
+    they give other numbers. None, after one line that says why, where there is no Triton, or no
+    compiler for it, or where a draw is not what it should be. device: with its index."""
     try:
         from bonsai.engine.cuda import block_kernels
         from bonsai.engine.cuda.draw_kernel import draw
@@ -56,7 +56,6 @@ def load_kernels(device: torch.device) -> Kernels | None:
     overlap = Kernels(*overlapping, draw, block_kernels.SIZES, in_order)
     try:
         if can_overlap(device):
-            check_products_overlap(overlap, device)
             return overlap
     except Exception as e:
         refuse_overlap(e)
@@ -225,7 +224,7 @@ def bits(x: torch.Tensor) -> torch.Tensor:
 
 
 def check_products_overlap(kernels: Kernels, device: torch.device) -> None:
-    """As check_overlap, before anything is built on it: products of products, of one row."""
+    """As check_overlap, without a block to look at: products of products, of one row."""
     weight = random((256, 256), torch.empty(0, device=device), torch.bfloat16) / 16
     layer, x = Product(weight, None, None), random((1, 1, 256), weight, torch.bfloat16)
 

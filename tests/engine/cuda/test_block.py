@@ -301,6 +301,22 @@ def test_kernels_that_overlap_wrongly_run_in_order(name, capsys, monkeypatch):
     assert said.count("\n") == 1 and "no Triton kernels" in said
 
 
+@pytest.mark.parametrize("in_order", ["right", "wrong"])
+def test_kernels_that_overlap_wrongly_where_layers_in_int8_alone_use_them(
+    in_order, capsys, monkeypatch
+):
+    """Post-norm blocks are no StepBlocks. One line, whether those in order do or do not, either."""
+    plain = PLAIN if in_order == "right" else PLAIN._replace(product=lambda *given: None)
+    late = Late("product", monkeypatch)
+    model = in_int8(tiny(**VARIANTS["post norm, relu"]))
+    join(model, torch.float32, PLAIN._replace(product=late, in_order=plain), 9)
+    want = PLAIN if in_order == "right" else None
+    assert all(linear.kernels is want for linear in linears_of(model))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert ("run one after another" if want else "no Triton kernels") in said
+
+
 def test_the_eps_of_heads_is_torchs():
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.full((1, 8), 0.002).to(dtype)

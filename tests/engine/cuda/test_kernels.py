@@ -225,16 +225,13 @@ def gpu(monkeypatch):
     module.load_kernels.cache_clear()
 
 
-@pytest.mark.parametrize("how", ["can", "cannot", "asking fails", "is wrong"])
+@pytest.mark.parametrize("how", ["can", "cannot", "asking fails"])
 def test_kernels_overlap_where_that_is_right(gpu, how, monkeypatch, capsys):
     def fail(*given):
         raise RuntimeError("it fails\nand more")
 
     monkeypatch.setattr(
         module, "can_overlap", fail if how == "asking fails" else lambda d: how != "cannot"
-    )
-    monkeypatch.setattr(
-        module, "check_products_overlap", fail if how == "is wrong" else lambda *given: None
     )
     got = module.load_kernels(FIRST)
     assert got is module.load_kernels(FIRST) and got.sizes == (4, 10, 20) and got.draw is draw
