@@ -30,6 +30,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import TextIO
 
+import torch
+
 from bonsai.engine import Engine, SamplingParams, generate, prepare
 from bonsai.engine.cuda.steps import CapturedSteps
 from bonsai.engine.text import find_tokenizer, start_tokens
@@ -38,9 +40,9 @@ from bonsai.models.kernels import to_device
 from bonsai.models.loading import find_source, load_model
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
-from bonsai.system.runtime import DTYPES, setup_inference
+from bonsai.system.runtime import DTYPES, Runtime, setup_inference
 from bonsai.tokenizers import Tokenizer
-from configurator import configure, refuse_idle, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------
 # the model
@@ -150,20 +152,11 @@ def main(**settings) -> None:
         check_writable(c.out, "the answers", [c.prompts, c.init_from])
     runtime = setup_inference(c.device, c.dtype, c.compile, c.quantize)
     say(runtime.summary)
-
-    loaded = load_model(find_source(c.init_from, c.out_dir), overrides={"dropout": 0.0})
-    loaded.checkpoint = None  # the optimizer's memory
-    if not c.quantize:  # as it will compute: on a GPU half of the memory
-        loaded.model.to(DTYPES[runtime.dtype])
-    model = to_device(loaded.model, runtime.device)
-    tokenizer, where = find_tokenizer(loaded)
-    if loaded.newer:
-        say(loaded.newer)
-    say(f"model: {loaded.source}, {model.num_params() / 1e6:.2f}M parameters; tokenizer: {where}")
+    model, tokenizer = load(c, runtime)
+    dtype = DTYPES[runtime.dtype]
     params = replace(params, vocab_limit=tokenizer.vocab_size)  # no padding rows
     graphs = c.cuda_graphs and runtime.captures
     if c.prompts:
-        dtype = DTYPES[runtime.dtype]
         engine = Engine(
             model,
             c.batch_size,
@@ -176,8 +169,8 @@ def main(**settings) -> None:
         n = c.num_samples if "num_samples" in c.given else 1
         return batch_job(engine, tokenizer, jobs, params, c.out, n)
     alone = c.interactive or sys.stdout.isatty()  # texts are written one after another
-    options = {"pack": not runtime.compile, "batch": 1 if alone else c.num_samples}
-    model = prepare(model, DTYPES[runtime.dtype], c.quantize, **options)
+    batch = 1 if alone else c.num_samples
+    model = prepare(model, dtype, c.quantize, pack=not runtime.compile, batch=batch)
     if runtime.compile:
         model.compile()
 
@@ -215,6 +208,20 @@ def main(**settings) -> None:
         for row in rows:
             stream(tokenizer, row)
             print("-" * 15)
+
+
+def load(c: Config, runtime: Runtime) -> tuple[torch.nn.Module, Tokenizer]:
+    """The model, on its device, and its tokenizer; says which they are."""
+    loaded = load_model(find_source(c.init_from, c.out_dir), overrides={"dropout": 0.0})
+    loaded.checkpoint = None  # the optimizer's memory
+    if not c.quantize:  # as it will compute: on a GPU half of the memory
+        loaded.model.to(DTYPES[runtime.dtype])
+    model = to_device(loaded.model, runtime.device)
+    tokenizer, where = find_tokenizer(loaded)
+    if loaded.newer:
+        say(loaded.newer)
+    say(f"model: {loaded.source}, {model.num_params() / 1e6:.2f}M parameters; tokenizer: {where}")
+    return model, tokenizer
 
 
 def read_jobs(name: str, params: SamplingParams) -> list[dict]:
