@@ -46,6 +46,7 @@ from bonsai.files.access import save_picture
 from bonsai.models.megabyte import Megabyte
 from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB
+from bonsai.system.caches import keep_fonts
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import Runtime, memory_in_use, pick_device, setup
 from bonsai.training.schedule import learning_rate_at, set_rates
@@ -296,6 +297,7 @@ def compare(c: Config) -> None:
 
 def draw(rows: list[dict], scale: str, path: Path) -> None:
     """Bits per byte against training speed, a point per arm."""
+    keep_fonts()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -33,6 +33,7 @@ from benchmarks.harness import in_turn, known, table
 from benchmarks.track import SEED, Arm, Track, scaled, words_of
 from bonsai import ROOT
 from bonsai.files.access import save_picture
+from bonsai.system.caches import keep_fonts
 from bonsai.system.errors import UserError, run
 from bonsai.system.tables import spread
 from configurator import Config, configure, refuse_idle, resolve_path
@@ -238,6 +239,7 @@ def verdict(spec: Race, summaries: list[dict]) -> str:
 
 def draw(runs: list[dict], target: float, path: Path) -> None:
     """Training loss (smoothed) over seconds, and the final validation losses as points."""
+    keep_fonts()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=130, layout="constrained")

@@ -15,6 +15,7 @@ from bonsai.data.dataset import Mixture, Split
 from bonsai.files.access import file_size, save_picture
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import load_checkpoint, run_checkpoint
+from bonsai.system.caches import keep_fonts
 from bonsai.system.errors import UserError
 from bonsai.system.values import COMMAND_LINE, Setting
 from bonsai.training.interrupts import SIGNALS
@@ -139,6 +140,7 @@ def loss_by_position(model: torch.nn.Module, split: Split, T: int, windows: int)
 
 def new_figure(width: float, height: float):
     """A figure that needs no display, its axes without frames at the top and right."""
+    keep_fonts()
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from bonsai.system.errors import UserError
 
 TORCHS = "TORCHINDUCTOR_CACHE_DIR"  # where torch.compile keeps what it has made
+FONTS = "MPLCONFIGDIR"  # and matplotlib its list of fonts
 TRITONS = "TRITON_CACHE_DIR"  # and where Triton keeps kernels, of ours and of torch.compile
 
 
@@ -83,6 +85,19 @@ def keep_kernels() -> None:
             return
     if folder := cache_folder():
         os.environ[TRITONS] = str(folder / "triton")
+
+
+def keep_fonts() -> None:
+    """Before matplotlib is imported: have it keep its list of fonts in the user's cache where it
+    cannot do so in the home. It would say so, in two lines, and make the list in each run."""
+    if FONTS in os.environ or not sys.platform.startswith("linux"):
+        return
+    with suppress(RuntimeError):  # no home
+        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        if can_be_written(base / "matplotlib"):
+            return
+    if folder := cache_folder():
+        os.environ[FONTS] = str(folder / "matplotlib")
 
 
 def is_named(variable: str) -> bool:

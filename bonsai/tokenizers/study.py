@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from bonsai.files.access import save_picture
+from bonsai.system.caches import keep_fonts
 from bonsai.system.tables import columns
 from bonsai.tokenizers.base import Tokenizer
 from bonsai.tokenizers.bpe import BPETokenizer
@@ -105,6 +106,7 @@ def curve_table(curve: Curve, width: int) -> str:
 
 def draw_curve(curve: Curve, width: int, path: str) -> None:
     """The curve as a picture: tokens per byte falling, embedding parameters rising."""
+    keep_fonts()
     import matplotlib
 
     matplotlib.use("Agg")

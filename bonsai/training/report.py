@@ -20,6 +20,7 @@ from bonsai.files.access import check_no_pipe
 from bonsai.files.atomic import replace_text, whole_file
 from bonsai.runs.metrics import evaluations, forget_after, read_curve, row_text
 from bonsai.runs.names import CURVE, LOG, METRICS, SETTINGS
+from bonsai.system.caches import keep_fonts
 from bonsai.system.errors import FULL, UserError, cannot_write_into, flush
 from bonsai.system.provenance import header
 from bonsai.system.runtime import Runtime
@@ -256,6 +257,7 @@ def printable(line: str) -> str:
 
 def plot_loss(folder: Path) -> Path:
     """Draw the loss curve of a run into loss.png in its folder; returns its path."""
+    keep_fonts()
     from matplotlib.figure import Figure
 
     steps, losses, evals = read_curve(folder)

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from bonsai.files.access import save_picture
+from bonsai.system.caches import keep_fonts
 from bonsai.system.errors import UserError, run
 from configurator import Config, configure, resolve_path
 
@@ -183,6 +184,7 @@ def draw(
     c: Config, w: dict[str, np.ndarray], curve: list[float], x: np.ndarray, y: np.ndarray
 ) -> Path:
     """The accuracy by epoch, and the held-out digits that the network is most wrong about."""
+    keep_fonts()
     from matplotlib.figure import Figure
 
     probs = forward(w, x)[1]

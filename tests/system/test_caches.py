@@ -2,14 +2,25 @@
 
 import multiprocessing
 import os
+import re
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from helpers.programs import ROOT
 
 from bonsai.system import caches
 from bonsai.system.errors import UserError
+
+PICTURES = [
+    path
+    for folder in ("bonsai", "benchmarks", "projects")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "matplotlib.figure import" in (text := path.read_text(encoding="utf-8"))
+    or "import matplotlib.pyplot" in text
+]
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a cache of POSIX systems")
 
@@ -17,7 +28,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="a cache of POSIX sys
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """The user's cache and /tmp, empty, and no folder named; variables are as before at the end."""
-    for name in (caches.TORCHS, caches.TRITONS, "TRITON_HOME"):
+    for name in (caches.TORCHS, caches.TRITONS, "TRITON_HOME", caches.FONTS, "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, "")  # so that monkeypatch knows what to restore
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -148,6 +159,29 @@ def test_kernels_are_kept_where_the_home_has_no_place_for_them(home, monkeypatch
     elsewhere = where in ("nowhere", "no home")
     want = str(home / "bonsai" / "triton") if elsewhere else None
     assert os.environ.get(caches.TRITONS) == want
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where matplotlib looks on Linux")
+@pytest.mark.parametrize("where", ["home", "nowhere", "named", "no home", "XDG_CONFIG_HOME"])
+def test_fonts_are_kept_where_the_home_has_no_place_for_them(home, monkeypatch, where):
+    monkeypatch.setattr(Path, "home", no_home if where == "no home" else lambda: home)
+    if where in ("nowhere", "named", "XDG_CONFIG_HOME"):
+        (home / ".config").touch()
+    if where == "named":
+        monkeypatch.setenv(caches.FONTS, "there")
+    if where == "XDG_CONFIG_HOME":
+        monkeypatch.setenv(where, str(home / "config"))
+    caches.keep_fonts()
+    want = {"named": "there", "home": None, "XDG_CONFIG_HOME": None}
+    assert os.environ.get(caches.FONTS) == want.get(where, str(home / "bonsai" / "matplotlib"))
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
+def test_whoever_draws_has_asked_for_a_place_for_fonts(path):
+    """In the line before matplotlib is first imported."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    imports = [i for i, line in enumerate(lines) if re.match("(import|from) matplotlib", line)]
+    assert lines[imports[0] - 1] == "keep_fonts()"
 
 
 def lock_often(folder, failures) -> None:
