@@ -177,7 +177,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
         losses.append(step.log(step())[0])
         runtime.synchronize()
         seconds.append(time.perf_counter() - begin)
-        if first not in watch.laps:
+        if first not in watch.laps:  # nothing was warmed up
             watch.lap(first)
         say(f"{k}/{c.steps} loss: {losses[-1]:.4f}, time {1000 * seconds[-1]:.2f}ms", runtime)
     waited = step.waited / sum(seconds)

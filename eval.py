@@ -70,6 +70,7 @@ compile = False  # torch.compile the model: worth it for long evaluations on a G
 backend = "auto"  # of torch.distributed; auto: nccl on CUDA [auto | nccl | gloo | mpi | ucc]
 # -----------------------------------------------------------------------------
 
+# columns of the tables: the title, the key in a result, how it is formatted
 HEAD = (("checkpoint", "checkpoint", ""), ("step", "step", ","))
 LOSSES = (
     *HEAD,

@@ -35,8 +35,8 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
             c, positions = module.config, torch.arange(module.config.block_size, device=device)
             module.rotation = torch.stack(rope_angles(positions, c.head_dim, c.rope_base))
         if isinstance(module, CausalSelfAttention):
-            flex = has_flex(device, module.hs)
-            module.attend = cpu_attend if on_cpu else attend if flex else attend_in_blocks
+            gpu_attend = attend if has_flex(device, module.hs) else attend_in_blocks
+            module.attend = cpu_attend if on_cpu else gpu_attend
         if isinstance(module, MLP) and module.activation == "relu2" and on_cpu:
             module.activate = relu_squared
         if isinstance(module, MLP) and module.activation == "gelu" and device.type == "cuda":
