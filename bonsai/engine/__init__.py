@@ -17,10 +17,10 @@ request gets the same tokens alone or beside others, cached or not, except where
 closer than rounding.
 """
 
-from bonsai.engine.cpu.weights import prepare
 from bonsai.engine.generate import ON_FULL, generate
 from bonsai.engine.sampling import SamplingParams, next_probs
 from bonsai.engine.scheduler import Engine, Event, Request
+from bonsai.engine.weights import prepare
 
 __all__ = [
     "ON_FULL",

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 
 from bonsai.engine.ahead import Draft, Lookup
-from bonsai.engine.cpu.weights import prepare
 from bonsai.engine.cuda.prompts import Prompts
 from bonsai.engine.cuda.steps import AT_ONCE, CapturedSteps, Flight
 from bonsai.engine.phases import (
@@ -26,6 +25,7 @@ from bonsai.engine.phases import (
 )
 from bonsai.engine.prefixes import Prefixes
 from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scores
+from bonsai.engine.weights import prepare
 from bonsai.models.cache import KVCache
 from bonsai.system.errors import UserError
 

@@ -34,9 +34,9 @@ from bonsai import ROOT
 from bonsai.data.dataset import open_dataset
 from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.engine.cpu.weights import prepare as prepare_weights
 from bonsai.engine.cuda.block import StepBlock
 from bonsai.engine.cuda.kernels import can_overlap, load_kernels
+from bonsai.engine.weights import prepare as prepare_weights
 from bonsai.evaluation.loss import split_loss
 from bonsai.models import head_loss, loss_kernel
 from bonsai.models.kernels import attend, to_device

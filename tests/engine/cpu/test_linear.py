@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bonsai.engine.cpu import linear, weights
+from bonsai.engine.cpu import linear
 from bonsai.engine.cpu.pages import LargePages
 
 own_kernel = pytest.mark.skipif(not linear.products(), reason="no C++ compiler")
@@ -17,7 +17,7 @@ own_kernel = pytest.mark.skipif(not linear.products(), reason="no C++ compiler")
 def test_a_row_of_a_product_does_not_depend_on_its_neighbours(n, k, bias):
     torch.manual_seed(0)
     layer = nn.Linear(k, n, bias=bias)
-    packed = weights.PackedLinear(layer, torch.float32, LargePages())
+    packed = linear.PackedLinear(layer, torch.float32, LargePages())
     x = torch.randn(2, 8, k)
     with torch.no_grad():
         got = [packed(x.reshape(-1, k)[:rows]) for rows in range(1, 17)]  # as linear.cpp takes
@@ -42,8 +42,8 @@ def test_products_are_as_exact_as_their_numbers(n, k, rows, dtype):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_without_a_compiler_one_row_is_a_plain_product(rows, bias, monkeypatch):
-    monkeypatch.setattr(weights, "products", dict)
+    monkeypatch.setattr(linear, "products", dict)
     layer, x = nn.Linear(48, 20, bias=bias), torch.randn(rows, 1, 48)
     with torch.no_grad():
-        got = weights.PackedLinear(layer, torch.float32, LargePages())(x)
+        got = linear.PackedLinear(layer, torch.float32, LargePages())(x)
         torch.testing.assert_close(got, layer(x))

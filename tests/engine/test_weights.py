@@ -7,7 +7,7 @@ import torch
 from helpers.tiny_model import BLOCK, VOCAB, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bonsai.engine.cpu.weights import prepare
+from bonsai.engine.weights import prepare
 from model import ACTIVATIONS
 
 # of the logits' own spread, on a model of GPT-2's shape in small with its initial weights

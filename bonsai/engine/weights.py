@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from bonsai.engine.cpu.attention import attend
-from bonsai.engine.cpu.block import join
+from bonsai.engine.cpu.block import join as join_on_cpu
 from bonsai.engine.cpu.int8 import Int8Linear
-from bonsai.engine.cpu.linear import FastLinear, call, has_tiles, products
+from bonsai.engine.cpu.linear import PackedLinear, packs
 from bonsai.engine.cpu.pages import LargePages
 from bonsai.engine.cuda.block import join as join_on_gpu
 from bonsai.engine.cuda.int8 import CudaInt8Linear
@@ -27,8 +27,6 @@ QUANTIZE = {
 }
 
 SMALL = 16  # a layer of fewer inputs stays as it is
-FEW_ROWS = {torch.float32: 16, torch.bfloat16: 4}  # up to which linear.cpp is faster
-FEW_TILES = 64  # ... in bfloat16 by the matrix unit
 
 
 def prepare(
@@ -79,57 +77,10 @@ def prepare(
         }
     model = copy.deepcopy(model, memo).to(dtype).eval()
     if pack:
-        join(model, dtype)
+        join_on_cpu(model, dtype)
         for module in model.modules():
             if isinstance(module, CausalSelfAttention):
                 module.attend = attend
     if kernels:
         join_on_gpu(model, dtype, kernels, batch)
     return model
-
-
-def packs(device: torch.device) -> bool:
-    """Whether torch has oneDNN's kernels, and the operators by which torch.compile calls them."""
-    ops = torch.ops.mkldnn
-    return (
-        device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
-    )
-
-
-class PackedLinear(FastLinear):
-    """nn.Linear on the CPU with weights in the orders in which its two products read them.
-
-    A few rows (a decoding step) go through linear.cpp, whose weights lie in large pages; more go
-    through oneDNN, without reordering the weights in every call as nn.Linear does. Without a C++
-    compiler all do, except one row in float32: a plain product with a vector starts faster.
-    """
-
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype, pages: LargePages):
-        super().__init__()
-        weight = linear.weight.detach().to(dtype)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
-        self.bias32 = None if self.bias is None else self.bias.float()
-        self.product = products().get(dtype)
-        few = 1 if dtype == torch.float32 else 0
-        if self.product:
-            tiles = has_tiles() and dtype == torch.bfloat16 and weight.size(1) % 32 == 0
-            few = FEW_TILES if tiles else FEW_ROWS[dtype]
-        self.plain = None if not few else pages.copy(weight) if self.product else weight
-        self.dtype, (self.n, self.k) = dtype, weight.shape
-        self.few = few * self.k  # numbers
-
-    def direct(self) -> tuple[torch.Tensor, None] | None:
-        """What block.cpp reads; None: nothing that it could."""
-        return (self.plain, None) if self.product else None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.numel() > self.few or x.dtype != self.dtype:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        if self.product is None:
-            row = x.view(-1)
-            y = self.plain @ row if self.bias is None else torch.addmv(self.bias, self.plain, row)
-            return y.view(*x.shape[:-1], -1)
-        return call(self.product, x, self.plain, None, self.bias32)
