@@ -37,21 +37,24 @@ def prepare(
     batch: int = 1,
     overlap: bool = True,
 ) -> nn.Module:
-    """A copy of the model for inference only: all linear layers replaced by faster ones. Weights
-    that stay as they are may be those of the model.
+    """A copy of the model for inference only, with faster linear layers, which may share with it
+    the weights that stay as they are; the model itself, in eval mode, where nothing would change.
 
-    dtype: of weights and activations; None: the weights' own. quantize: a key of QUANTIZE. An
-    output head that shares the embedding's weights gets a copy. pack: use oneDNN's kernels and our
-    own, which torch.compile cannot take. batch: the most rows of a step. overlap: whether a GPU's
-    kernel may begin while the one ahead still runs; False is for comparisons. Raises UserError.
+    dtype: of weights and activations; None: the weights' own.
+    quantize: a key of QUANTIZE. An output head that shares the embedding's weights gets a copy.
+    pack: use oneDNN's kernels and our own, which torch.compile cannot take.
+    batch: the most rows of a step.
+    overlap: whether a GPU's kernel may begin while the one ahead still runs; False is for
+    comparisons.
+
+    Raises UserError for an unknown `quantize`.
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
     weight = next(model.parameters())
     dtype = dtype or weight.dtype
-    native, pack = pack, pack and packs(weight.device)
-    on_gpu = native and weight.is_cuda
-    faster = pack or quantize or (on_gpu and dtype in HALF)
+    packed, on_gpu = pack and packs(weight.device), pack and weight.is_cuda
+    faster = packed or quantize or (on_gpu and dtype in HALF)
     if not faster and dtype == weight.dtype:
         return model.eval()
 
@@ -64,19 +67,19 @@ def prepare(
         if quantize == "int8" and on_gpu:
             return CudaInt8Linear(linear, dtype)
         if quantize == "int8":
-            return Int8Linear(linear, dtype, native, pages)
-        return PackedLinear(linear, dtype, pages) if pack else None
+            return Int8Linear(linear, dtype, pack, pages)
+        return PackedLinear(linear, dtype, pages) if packed else None
 
     # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
     large = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features >= SMALL]
     memo = {id(m): new for m in large if (new := make(m))}
     memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
-    if not (pack or quantize):  # nor one of all weights in the dtype that they had
+    if not (packed or quantize):  # nor one of all weights in the dtype that they had
         memo |= {
             id(p): nn.Parameter(p.detach().to(dtype), p.requires_grad) for p in model.parameters()
         }
     model = copy.deepcopy(model, memo).to(dtype).eval()
-    if pack:
+    if packed:
         join_on_cpu(model, dtype)
         for module in model.modules():
             if isinstance(module, CausalSelfAttention):

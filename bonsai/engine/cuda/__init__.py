@@ -1,1 +1,1 @@
-"""Decoding on CUDA: steps captured as graphs, and drawing that never waits for the host."""
+"""What the engine computes faster on CUDA: steps captured as graphs, small steps by own kernels."""
