@@ -207,12 +207,13 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
         "settings": dict(c),
     }
     if c.profile:
-        results["shares"] = profile_steps(step, Path(c.out_dir) / TRACE, runtime)
+        results |= profile_steps(step, Path(c.out_dir) / TRACE, runtime)
     return results
 
 
 def profile_steps(step: TimedSteps, path: Path, runtime: Runtime, count: int = 3) -> dict:
-    """Print where the time of some steps goes and write a trace of them; the share of each part."""
+    """Print where the time of some steps goes and write a trace of them; the shares and what takes
+    longest, for the results."""
     recorded = breakdown.record(step, count, runtime)
     rows = breakdown.timed(recorded.events(), runtime.device.type == "cuda")
     if runtime.master:
@@ -220,7 +221,7 @@ def profile_steps(step: TimedSteps, path: Path, runtime: Runtime, count: int = 3
         path.parent.mkdir(parents=True, exist_ok=True)
         recorded.export_chrome_trace(str(path))
         print(f"a trace of {count} steps is in {path}: open it in https://ui.perfetto.dev")
-    return breakdown.shares(rows)
+    return {"shares": breakdown.shares(rows), "longest": breakdown.longest(rows, count)}
 
 
 def describe(results: dict, runtime: Runtime, watch: Stopwatch) -> str:

@@ -80,28 +80,35 @@ def timed(events: Iterable, on_gpu: bool) -> list[tuple[str, str, float]]:
 
 
 def shares(rows: list[tuple[str, str, float]]) -> dict[str, float]:
-    """The share of each part in the time of all, the largest first; they sum to 1."""
+    """The share of each part in the time of all, the largest first; they sum to 1, but are 0 where
+    nothing was recorded."""
     times = Counter(dict.fromkeys((*PARTS, REST), 0.0))
     for part, _, time in rows:
         times[part] += time
-    return {part: time / times.total() for part, time in times.most_common()}
+    total = times.total() or 1.0
+    return {part: time / total for part, time in times.most_common()}
 
 
-def describe(rows: list[tuple[str, str, float]], count: int, longest: int = 15) -> str:
-    """The shares in a line, and a table of the longest kernels or operations of a step.
-
-    count: how many steps were recorded.
-    """
-    said = ", ".join(f"{part} {share:.1%}" for part, share in shares(rows).items())
+def longest(rows: list[tuple[str, str, float]], count: int, most: int = 15) -> list[dict]:
+    """The kernels or operations that take longest: part, name, milliseconds and calls of a step,
+    share of the time of all. count: how many steps were recorded."""
     times, calls = Counter(), Counter()
     for part, name, time in rows:
         times[part, name] += time
         calls[part, name] += 1
-    listed = [
-        {"part": key[0], "name": shorten(key[1]), "ms": time / count / 1000}
+    return [
+        {"part": key[0], "name": key[1], "ms": time / count / 1000}
         | {"share": time / times.total(), "calls": calls[key] / count}
-        for key, time in times.most_common(longest)
+        for key, time in times.most_common(most)
     ]
+
+
+def describe(rows: list[tuple[str, str, float]], count: int) -> str:
+    """The shares in a line, and a table of what takes longest in a step; as `longest`."""
+    if not rows:  # where one may not look into the GPU
+        return "share of time     n/a (the profiler has seen nothing of the device)"
+    said = ", ".join(f"{part} {share:.1%}" for part, share in shares(rows).items())
+    listed = [{**row, "name": shorten(row["name"])} for row in longest(rows, count)]
     columns = (
         ("part", "part", ""), ("kernel or operation", "name", ""), ("ms/step", "ms", ".3f"),
         ("share", "share", ".1%"), ("calls/step", "calls", ".0f"),

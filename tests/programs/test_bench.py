@@ -146,6 +146,9 @@ def test_a_profile_of_any_model(tmp_path, name):
     shares = results["shares"]
     assert set(shares) == {*breakdown.PARTS, breakdown.REST} and all(shares.values())
     assert sum(shares.values()) == pytest.approx(1)
+    rows = [row["name"] for row in results["longest"]]
+    assert 0 < len(rows) <= 15 and all(f"| {name[:61]}" in done.stdout for name in rows)
+    assert results["longest"][0]["share"] == max(row["share"] for row in results["longest"])
     line = next(x for x in done.stdout.splitlines() if x.startswith("share of time"))
     said = dict(re.findall(r"([a-z][a-z ]*) ([\d.]+)%", line.removeprefix("share of time")))
     assert {part: float(share) / 100 for part, share in said.items()} == {

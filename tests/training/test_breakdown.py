@@ -111,6 +111,15 @@ def test_kernels_within_an_update_are_the_optimizers():
     ]
 
 
+def test_a_device_that_cannot_be_looked_into_has_no_shares():
+    """As in a container without the rights to: the profiler has events of the CPU alone."""
+    event = kernel("aten::mm", 0, 5, DeviceType.CPU, self_cpu_time_total=5)
+    rows = breakdown.timed([event], on_gpu=True)
+    assert rows == breakdown.longest(rows, 3) == []
+    assert breakdown.shares(rows) == dict.fromkeys((*breakdown.PARTS, breakdown.REST), 0.0)
+    assert breakdown.describe(rows, 3).startswith("share of time     n/a (")
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_profile_of_real_steps(optimizer):
     """On a CPU: each part has its operations, and the update is the optimizer's alone."""
