@@ -513,8 +513,9 @@ class GPT(nn.Module):
         """
         n = sum(p.numel() for p in self.parameters())
         if non_embedding:
-            tables, head = self.param_groups()["embeddings"], self.lm_head.weight
-            n -= sum(p.numel() for p in tables if p is not head)
+            groups, head = self.param_groups(), self.lm_head.weight
+            looked_up = groups["embeddings"] + groups["tables"]
+            n -= sum(p.numel() for p in looked_up if p is not head)
         return n
 
     get_num_params = num_params  # nanoGPT's name
@@ -546,10 +547,13 @@ class GPT(nn.Module):
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Which parameters are what, for optimizers that treat them apart; each in one group."""
-        groups = {k: [] for k in ("matrices", "embeddings", "head", "scalars", "residual")}
+        kinds = ("matrices", "embeddings", "tables", "head", "scalars", "residual")
+        groups = {k: [] for k in kinds}
         for name, p in self.named_parameters():  # names a tied tensor once, as the embedding
-            if name.startswith(("transformer.wte", "transformer.wpe", "values", "bigrams")):
+            if name.startswith(("transformer.wte", "transformer.wpe")):
                 groups["embeddings"].append(p)
+            elif name.startswith(("values", "bigrams")):
+                groups["tables"].append(p)
             elif name.startswith("lm_head"):
                 groups["head"].append(p)
             elif name == "residual_lambdas":

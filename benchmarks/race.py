@@ -90,14 +90,18 @@ RACES = {
         "python_stdlib_bpe", 128, 0.0, "config/fast_gpt2.py", "", 0,
         ours="--n_layer=4 --n_head=2 --n_embd=128 --block_size=128 --batch_size=16 "
         "--gradient_accumulation_steps=1 --learning_rate=0.02 --embedding_lr=0.3 --head_lr=0.015 "
-        "--momentum=0.9 --momentum_warmup=0 --max_iters=400",
+        "--table_decay=0.03 --momentum=0.9 --momentum_warmup=0 --max_iters=400",
     ),
 }  # fmt: skip
 
-VALUES = "--bigram_embeddings=0 --further_weight=0.0 --neuron_beta=0.0 "
+KEPT = "--table_decay=0.0 "  # what tables have learnt
+VALUES = f"{KEPT}--bigram_embeddings=0 --further_weight=0.0 --neuron_beta=0.0 "
 FIRST = f"{VALUES}--value_embeddings=False "  # the first edition of the recipe
 ABLATIONS_BPE = {
     "the recipe": "",
+    "no decay of tables": KEPT,
+    "twice the tokens": "--max_iters=800",
+    "no decay of tables, twice the tokens": f"{KEPT}--max_iters=800",
     "first edition": FIRST,
     "first edition, 1.5 times the tokens": f"{FIRST}--max_iters=600",
     # of the second edition value embeddings alone, and beside them one more thing

@@ -29,3 +29,4 @@ n_embd = 1024
 # lower rates of embedding and head than the recipe's, as the model is wider
 embedding_lr = 0.6
 head_lr = 0.0035
+table_decay = 0.001  # and the run longer

@@ -42,3 +42,4 @@ value_embeddings = False
 bigram_embeddings = 0
 further_weight = 0.0
 neuron_beta = 0.0
+table_decay = 0.0

@@ -7,6 +7,7 @@
 | tokens | 20 per parameter of the blocks' matrices | Chinchilla (Hoffmann et al. 2022) |
 | batch | 2^19 tokens at 12 layers, then with tokens^0.383 | Power Lines (Bergsma et al. 2025) |
 | rates | with the root of the batch; AdamW's also with 1 / sqrt(width) | nanochat, 2025 |
+| decay of tables | rows remember the same share of the steps | Wang & Aitchison 2024 |
 
 Whatever else a run has is the fast recipe's, and so are the rates at 12 layers: recipe.py.
 """
@@ -49,6 +50,7 @@ def compute_optimal(depth: int, settings: dict, given: set[str], world_size: int
     steps = pick("max_iters", max(1, round(tokens / batch)))
     scale = (batch / REFERENCE_BATCH) ** 0.5
     adam = scale * (width / (WIDTH_PER_LAYER * REFERENCE_DEPTH)) ** -0.5
+    whole = reference / REFERENCE_BATCH  # steps at 12 layers
     rule = {
         "n_layer": depth,
         "n_embd": width,
@@ -59,6 +61,7 @@ def compute_optimal(depth: int, settings: dict, given: set[str], world_size: int
         "momentum_warmup": min(recipe.momentum_warmup, steps // 10),
         "learning_rate": recipe.learning_rate * scale,
         "embedding_lr": recipe.embedding_lr * adam,
+        "table_decay": recipe.table_decay * whole / (adam * max(1, steps)),
         "head_lr": recipe.head_lr * adam,
         "scalar_lr": recipe.scalar_lr * adam,
     }

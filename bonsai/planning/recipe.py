@@ -27,6 +27,7 @@ bigram_embeddings = 5  # with fewer rows less memory, and less of the effect
 optimizer = "muon"
 learning_rate = 0.025
 embedding_lr = 0.7
+table_decay = 0.002  # 1 / (0.7 x 0.002): rows remember 714 steps, a fifth of some 3,250
 head_lr = 0.004
 scalar_lr = 0.015
 momentum = 0.95

@@ -46,13 +46,16 @@ def adamw(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
 def muon(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
     """Muon for the matrices of the blocks, AdamW for the rest; see bonsai/training/muon.py.
 
-    learning_rate is the matrices' rate, the other kinds have their own; only matrices decay.
+    learning_rate is the matrices' rate, the other kinds have their own. Matrices decay, and tables
+    by table_decay, as they do in modded-nanogpt and nanochat.
     """
     if runtime.dtype == "float16" and runtime.world_size > 1:
         raise UserError("optimizer=muon on several processes needs bfloat16 or float32")
-    adam = {"kind": "adamw", "weight_decay": 0.0, "betas": (c.beta1, c.beta2)}
+    adam = {"kind": "adamw", "betas": (c.beta1, c.beta2), "eps": c.adam_eps}
+    decays = {"tables": c.table_decay}
     rates = {
         "embeddings": c.embedding_lr,
+        "tables": c.embedding_lr,
         "head": c.head_lr,
         "scalars": c.scalar_lr,
         "residual": c.scalar_lr / 100,  # their effect adds up over the layers
@@ -61,7 +64,7 @@ def muon(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
     if "matrices" not in kinds:
         raise UserError("optimizer=muon is for matrices, of which this model has none: use adamw")
     groups = [
-        {"params": params, "lr": rates[k], "eps": c.adam_eps, **adam}
+        {"params": params, "lr": rates[k], "weight_decay": decays.get(k, 0.0), **adam}
         for k, params in kinds.items()
         if k != "matrices"
     ]
@@ -108,9 +111,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     That also keeps our choice of fused kernels, which the non-finite guard needs, and by which
     load_state_dict decides on which device the step counters live.
     """
+    own = optimizer.state_dict()["param_groups"]
     saved, now = (
-        [(g.get("kind"), g["params"]) for g in s["param_groups"]]  # they are numbered in order
-        for s in (state, optimizer.state_dict())
+        # numbered in order; tables were in a group with other embeddings before they could decay
+        [(g.get("kind", i), number) for i, g in enumerate(groups) for number in g["params"]]
+        for groups in (state["param_groups"], own)
     )
     if saved != now:
         raise UserError(
@@ -126,8 +131,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
             "weights alone, --init_from=FILE"
         )
     groups = [
-        {**group, "params": saved["params"]}
-        for saved, group in zip(state["param_groups"], optimizer.param_groups)
+        {**group, "params": numbered["params"]}
+        for numbered, group in zip(own, optimizer.param_groups)
     ]
     try:
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

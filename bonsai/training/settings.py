@@ -18,6 +18,7 @@ class StepSettings:
     adam_eps: float = 1e-8
     grad_clip: float = 1.0
     embedding_lr: float = 0.3
+    table_decay: float = 0.0
     head_lr: float = 4e-3
     scalar_lr: float = 1.5e-2
     momentum: float = 0.95

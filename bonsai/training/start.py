@@ -38,7 +38,8 @@ PASS += ("batch_order",)
 
 ONLY_WITH = {  # settings that do nothing unless another has this value
     ("optimizer", "muon"): (
-        "embedding_lr head_lr scalar_lr momentum momentum_warmup neuron_beta cautious_decay"
+        "embedding_lr table_decay head_lr scalar_lr momentum momentum_warmup neuron_beta "
+        "cautious_decay"
     ),
     ("lr_schedule", "trapezoid"): "cooldown",
     ("decay_lr", True): "lr_schedule warmup_iters lr_decay_iters min_lr cooldown",

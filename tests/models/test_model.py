@@ -136,7 +136,7 @@ def test_every_parameter_learns_and_is_in_one_group(fields):
     _, loss = model(batch(), batch(2))
     loss.backward()
     groups = model.param_groups()
-    assert set(groups) == {"matrices", "embeddings", "head", "scalars", "residual"}
+    assert set(groups) == {"matrices", "embeddings", "tables", "head", "scalars", "residual"}
     ids = [id(p) for group in groups.values() for p in group]
     assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
     assert all(p.dim() == 2 for p in groups["matrices"])

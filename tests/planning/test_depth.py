@@ -46,6 +46,13 @@ def test_what_is_given_stays_and_the_rest_fits_it():
     assert run["n_head"] == 4
 
 
+def test_tables_remember_the_same_share_of_every_run():
+    """1 / (rate x decay) steps."""
+    runs = [compute_optimal(depth, SETTINGS, set()) for depth in (2, 4, 12, 20)]
+    shares = [1 / (r["embedding_lr"] * r["table_decay"] * r["max_iters"]) for r in runs]
+    assert shares == pytest.approx([0.22] * 4, abs=0.01)
+
+
 @pytest.mark.parametrize("world", [2, 3, 8])
 def test_the_batch_divides_among_processes(world):
     run = compute_optimal(6, SETTINGS, set(), world)

@@ -149,6 +149,58 @@ def test_a_rate_of_0_changes_nothing():
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
+def with_tables() -> GPT:
+    torch.manual_seed(0)
+    sizes = dict(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16)
+    model = GPT(GPTConfig(**sizes, value_embeddings=True, bigram_embeddings=2))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return model
+
+
+def test_of_muons_embeddings_tables_alone_decay():
+    """By table_decay times the rate, whatever the gradient; all else is as without."""
+    settings = replace(SETTINGS, optimizer="muon", embedding_lr=0.1, grad_clip=0.0)
+    plain, decayed, before = with_tables(), with_tables(), dict(with_tables().named_parameters())
+    for model, decay in ((plain, 0.0), (decayed, 0.5)):
+        optimizer = build_optimizer(model, replace(settings, table_decay=decay), CPU)
+        backward(model, 0)
+        clip_gradients(optimizer, 0.0)
+        optimizer.step()
+    tables = []
+    for (name, a), b in zip(plain.named_parameters(), decayed.parameters()):
+        if name.startswith(("values.", "bigrams.")):
+            tables.append(name)
+            torch.testing.assert_close(b, a - 0.1 * 0.5 * before[name])
+        else:
+            assert torch.equal(a, b), name
+    assert tables == ["values.0.weight", "bigrams.weight"]
+
+
+def test_a_state_from_before_tables_could_decay_goes_on():
+    """They were in the group of the embeddings, and stood where they stand now."""
+    settings = replace(SETTINGS, optimizer="muon", table_decay=0.1)
+    whole, parts = with_tables(), with_tables()
+    one, two = (build_optimizer(model, settings, CPU) for model in (whole, parts))
+
+    def step(model, optimizer, seed):
+        backward(model, seed)
+        clip_gradients(optimizer, 0.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(whole, one, 0)
+    state = copy.deepcopy(one.state_dict())
+    first, tables = state["param_groups"][:2]
+    assert len(tables["params"]) == 2
+    first["params"] += state["param_groups"].pop(1)["params"]
+    parts.load_state_dict(whole.state_dict())
+    load_optimizer_state(two, state)
+    for model, optimizer in ((whole, one), (parts, two)):
+        step(model, optimizer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters()))
+
+
 def test_the_other_optimizers_state_is_refused():
     model = tiny()
     other = build_optimizer(tiny(), SETTINGS, CPU)

@@ -248,6 +248,7 @@ BASE |= dict(position="learned", attention_window=0)
         (dict(momentum=0.8), ["without effect, as optimizer=adamw: momentum"]),
         (dict(momentum=0.8, optimizer="muon"), []),
         (dict(neuron_beta=0.9), ["without effect, as optimizer=adamw: neuron_beta"]),
+        (dict(table_decay=0.1), ["without effect, as optimizer=adamw: table_decay"]),
         (dict(cooldown=0.5), ["without effect, as lr_schedule=cosine: cooldown"]),
         (dict(decay_lr=False, min_lr=1e-4), ["without effect, as decay_lr=False: min_lr"]),
         (dict(rope_base=5e5), ["without effect, as position=learned: rope_base"]),
