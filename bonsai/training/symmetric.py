@@ -117,11 +117,10 @@ def launch(x: torch.Tensor, alpha: float, beta: float, tile: Tile) -> torch.Tens
             for size in (tile.rows, tile.columns)
         )
     product_tile[(tile.columns // tile.rows * (across * (across + 1) // 2), K)](
-        *(x, left, right, out, alpha, beta, m, n, beta != 0, even, tile.blocks),
-        *(tile.rows, tile.columns, tile.depth),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
+        x, left, right, out, alpha, beta, m, n, beta != 0, even, tile.blocks,
+        tile.rows, tile.columns, tile.depth,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
     return out
 
 

@@ -28,12 +28,14 @@ def attend(q, k, v, mask, window: int, scale: float, dropout: float):
         and (kernel := kernels().get(q.dtype))
     ):
         y = torch.empty((B, nh, 1, hs), dtype=q.dtype)
-        seen = (None, 0) if mask is None else (mask.data_ptr(), mask.expand(B, 1, 1, S).stride(0))
+        seen, seen_stride = None, 0
+        if mask is not None:
+            seen, seen_stride = mask.data_ptr(), mask.expand(B, 1, 1, S).stride(0)
         kernel(
-            *(q.data_ptr(), k.data_ptr(), v.data_ptr(), seen[0], y.data_ptr()),
-            *(B, nh, nkv, S, hs, q.stride(0), *k.stride()[:3], seen[1]),
-            *(scale, torch.get_num_threads()),
-        )
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), seen, y.data_ptr(),
+            B, nh, nkv, S, hs, q.stride(0), *k.stride()[:3], seen_stride,
+            scale, torch.get_num_threads(),
+        )  # fmt: skip
         return y
     return cpu_attend(q, k, v, mask, window, scale, dropout)
 

@@ -48,14 +48,14 @@ class Blocks(nn.Module):
     def describe(self, block: Block) -> Settings:
         a, mlp = block.attn, block.mlp
         eps = torch.finfo(self.dtype).eps if a.rms else 1e-5  # torch's own for heads
-        gate = None if a.gate is None else a.gate.weight
+        gate, gate_inputs = None, 0
+        if a.gate is not None:
+            gate, gate_inputs = self.numbers(a.gate.weight), a.gate.weight.size(1)
         return Settings(
-            *map(self.matrix, linears(block)),
-            *(Norm(self.numbers(n.weight), self.numbers(n.bias)) for n in (block.ln_1, block.ln_2)),
-            *(self.numbers(gate), 0 if gate is None else gate.size(1)),
-            *(a.nh, a.nkv, a.hs, a.window, a.scale, eps, block.ln_1.rms, a.qk_norm),
-            activation_number(mlp.activation),
-        )
+            *map(self.matrix, linears(block)), self.norm(block.ln_1), self.norm(block.ln_2),
+            gate, gate_inputs, a.nh, a.nkv, a.hs, a.window,
+            a.scale, eps, block.ln_1.rms, a.qk_norm, activation_number(mlp.activation),
+        )  # fmt: skip
 
     def numbers(self, x: torch.Tensor | None) -> int | None:
         """The address of x in float32."""
@@ -63,6 +63,9 @@ class Blocks(nn.Module):
             return None
         self.kept.append(x.detach().float().contiguous())
         return self.kept[-1].data_ptr()
+
+    def norm(self, norm: nn.Module) -> Norm:
+        return Norm(self.numbers(norm.weight), self.numbers(norm.bias))
 
     def matrix(self, linear: nn.Module) -> Matrix:
         weight, scale = linear.direct()
@@ -89,12 +92,12 @@ class Blocks(nn.Module):
         if rotation is not None:  # (T, hs), or (B, 1, T, hs) where the texts differ
             angles, turn = [r.data_ptr() for r in rotation], rotation[0].stride(0)
         self.run(
-            *(self.settings, len(self.blocks), x.data_ptr()),
-            *(None if own is None else own.data_ptr(), y.data_ptr(), B, T),
-            *(cache.k.data_ptr() + first, cache.v.data_ptr() + first, (c_int64 * B)(*lengths)),
-            *(layer, text, head, key, *angles, turn if cache.at is not None else 0),
+            self.settings, len(self.blocks),
+            x.data_ptr(), None if own is None else own.data_ptr(), y.data_ptr(), B, T,
+            cache.k.data_ptr() + first, cache.v.data_ptr() + first, (c_int64 * B)(*lengths),
+            layer, text, head, key, *angles, turn if cache.at is not None else 0,
             torch.get_num_threads(),
-        )
+        )  # fmt: skip
         return y
 
 

@@ -523,8 +523,8 @@ def attend_step(
     turns = cos.stride(0) if rotation is not None and cos.size(0) > 1 else 0
     with torch.cuda.device_of(qkv):
         attend_step_kernel[(B * nh,)](
-            *(qkv.contiguous(), y if extra is None else extra.contiguous(), k, v, pos, cos, sin, y),
-            *(nh, nkv, scale, eps, window or 2**30, *k.stride()[:3], turns),
+            qkv.contiguous(), y if extra is None else extra.contiguous(), k, v, pos, cos, sin, y,
+            nh, nkv, scale, eps, window or 2**30, *k.stride()[:3], turns,
             HS=hs, CHANNELS=channels, NORM=norm, ROPE=rotation is not None,
             EXTRA=extra is not None, **shape_of_step(B * nh, channels), **launch_options(overlap),
         )  # fmt: skip

@@ -184,12 +184,12 @@ def draw(logits, ids, keys, steps, temperature=None, top_k=None, log_min_p=None)
         if filtered:
             lanes = min(LANES, triton.next_power_of_2(m))
             keep_kernel[(n,)](
-                *(logits, temperature, top_k, log_min_p, least, until, m, *strides),
+                logits, temperature, top_k, log_min_p, least, until, m, *strides,
                 LANES=lanes, num_warps=max(1, lanes * WARPS // LANES),
             )  # fmt: skip
         draw_kernel[drawn.shape](
-            *(logits, drawn if ids is None else ids, keys, steps, temperature, *kept),
-            *(drawn, values, m, *strides),
+            logits, drawn if ids is None else ids, keys, steps, temperature, *kept,
+            drawn, values, m, *strides,
             IDS=ids is not None, SCALED=scaled, FILTERED=filtered, BLOCK=size, GAMMA=GAMMA,
         )  # fmt: skip
         if drawn.size(1) == 1:
