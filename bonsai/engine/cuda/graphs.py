@@ -54,7 +54,7 @@ class Graphs:
             try:
                 return CapturedGraph(function, self.stream, self.pool)
             except RuntimeError as e:  # it waits for the device, the memory is full, an old driver
-                self.leave_pool()
+                self.pool = torch.cuda.graph_pool_handle()  # into that one no other may be captured
                 self.refused += 1
                 self.captures = self.refused < REFUSALS
                 first = e.__context__ if isinstance(e.__context__, RuntimeError) else e
@@ -63,35 +63,37 @@ class Graphs:
                     print(f"a step without CUDA graph, slower: {reason}", file=sys.stderr)
         return Uncaptured(function)
 
-    def leave_pool(self) -> None:
-        """After a capture that was broken off: have the allocator go on as usual, and the next
-        graphs share another pool.
-
-        torch ends a capture in its allocator only where CUDA has ended it well. Until then no other
-        graph can be captured into the pool, and memory that is free is not given back where more
-        is needed.
-        """
-        with suppress(Exception):  # it has ended well, as where the memory was full
-            torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
-            torch._C._cuda_releasePool(self.stream.device_index, self.pool)
-        self.pool = torch.cuda.graph_pool_handle()
-
 
 class CapturedGraph:
     """The kernels that a function launches, to be launched at once."""
 
     def __init__(self, function: Callable[[], None], stream, pool):
         graph = torch.cuda.CUDAGraph()
-        with on_stream(stream):  # the default stream cannot be captured
-            # other threads may go on with what they do on the device; and torch makes a tensor
-            # here that graphs share, which it could not fill any more outside of inference mode
-            with torch.inference_mode(False):
-                graph.capture_begin(pool, capture_error_mode="thread_local")
-            try:
-                function()
-            finally:
-                graph.capture_end()
+        try:
+            with on_stream(stream):  # the default stream cannot be captured
+                # other threads may go on with what they do on the device; and torch makes a tensor
+                # here that graphs share, which it could not fill any more outside of inference mode
+                with torch.inference_mode(False):
+                    graph.capture_begin(pool, capture_error_mode="thread_local")
+                try:
+                    function()
+                finally:
+                    graph.capture_end()
+        except BaseException:
+            end_allocation(stream, pool)
+            raise
         self.replay = graph.replay
+
+
+def end_allocation(stream, pool) -> None:
+    """Have torch's allocator go on as usual after a capture that was broken off.
+
+    It ends one only where CUDA has ended it well. Until then no graph can be captured into the
+    pool, and memory that is free is not given back where more is needed.
+    """
+    with suppress(Exception):  # it has ended well, as where the memory was full
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        torch._C._cuda_releasePool(stream.device_index, pool)
 
 
 class Uncaptured:

@@ -89,32 +89,17 @@ def test_a_refused_capture_is_said_once_and_changes_no_number(made, monkeypatch,
     assert said.count("\n") == 1 and str(error).splitlines()[0] in said
 
 
-@pytest.mark.parametrize("ended", [True, False])
-def test_a_refused_capture_leaves_its_pool(made, monkeypatch, ended):
-    """Which torch's allocator would capture into for ever; where it has ended well that is known,
-    and to end it once more is an error."""
+def test_after_a_refused_capture_the_next_have_another_pool(made, monkeypatch):
     made, captured = made
-    told, pools = [], []
-
-    def end(*given):
-        told.append(("end", *given))
-        if ended:
-            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+    pools = []
 
     def refuse(function, stream, pool):
+        pools.append(pool)
         raise RuntimeError("operation failed due to a previous error during capture")
 
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
-    monkeypatch.setattr(
-        torch._C,
-        "_cuda_releasePool",
-        lambda *given: told.append(("release", *given)),
-        raising=False,
-    )
     working = graphs.CapturedGraph
     monkeypatch.setattr(graphs, "CapturedGraph", refuse)
     made.run("a", lambda: None)
-    assert told == [("end", 1, (0, 1))] + ([] if ended else [("release", 1, (0, 1))])
     monkeypatch.setattr(
         graphs,
         "CapturedGraph",
@@ -122,36 +107,82 @@ def test_a_refused_capture_leaves_its_pool(made, monkeypatch, ended):
     )
     made.run("b", lambda: None)
     made.run("c", lambda: None)
-    assert pools == [(0, 2), (0, 2)] and len(captured) == 2
+    assert pools == [(0, 1), (0, 2), (0, 2)] and len(captured) == 2
 
 
 class RecordedGraph:
-    """In the place of torch's: begins where no tensor is one of inference mode."""
+    """In the place of torch's; where CUDA has broken off the capture, its end is an error."""
+
+    def __init__(self, broken: bool = False):
+        self.broken = broken
 
     def capture_begin(self, pool, capture_error_mode):
         self.begun = torch.is_inference_mode_enabled(), pool, capture_error_mode
 
     def capture_end(self):
         self.ended = True
+        if self.broken:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     def replay(self):
         self.replayed = True
 
 
-def test_a_capture_begins_outside_of_inference_mode(monkeypatch):
+@pytest.fixture
+def recorded(monkeypatch) -> list[RecordedGraph]:
+    """The graphs that were made; the next one is broken where `recorded` begins with True."""
+    found = []
+    monkeypatch.setattr(graphs, "on_stream", nullcontext)
+    monkeypatch.setattr(
+        torch.cuda,
+        "CUDAGraph",
+        lambda: found.append(RecordedGraph(broken=True in found)) or found[-1],
+        raising=False,
+    )
+    return found
+
+
+def test_a_capture_begins_outside_of_inference_mode(recorded):
     """Where torch makes the tensors of its noise, which all graphs share, those of an engine and of
     `generate` too; what is captured runs as it did."""
-    made, modes = [], []
-    monkeypatch.setattr(
-        torch.cuda, "CUDAGraph", lambda: made.append(RecordedGraph()) or made[-1], raising=False
-    )
-    monkeypatch.setattr(graphs, "on_stream", nullcontext)
+    modes = []
     for mode in (True, False):
         with torch.inference_mode(mode):
             function = lambda: modes.append(torch.is_inference_mode_enabled())  # noqa: E731
             graphs.CapturedGraph(function, None, (0, 7)).replay()
-    assert modes == [True, False] and all(graph.ended and graph.replayed for graph in made)
-    assert [graph.begun for graph in made] == [(False, (0, 7), "thread_local")] * 2
+    assert modes == [True, False] and all(graph.ended and graph.replayed for graph in recorded)
+    assert [graph.begun for graph in recorded] == [(False, (0, 7), "thread_local")] * 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("it waits"), KeyboardInterrupt(), None])
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_capture_that_is_broken_off_ends_in_the_allocator(recorded, monkeypatch, error, broken):
+    """Which torch leaves out where CUDA has broken it off, else does itself: then to end it once
+    more is an error, which is passed over."""
+    told = []
+
+    def end(*given):
+        told.append(("end", *given))
+        if not broken:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    def function():
+        if error:
+            raise error
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    release = lambda *given: told.append(("release", *given))  # noqa: E731
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
+    recorded += [True] * broken
+    stream = SimpleNamespace(device_index=1)
+    if not broken and not error:
+        graphs.CapturedGraph(function, stream, (0, 7))
+        assert not told
+        return
+    with pytest.raises(RuntimeError if broken else type(error)) as raised:
+        graphs.CapturedGraph(function, stream, (0, 7))
+    assert told == [("end", 1, (0, 7)), ("release", 1, (0, 7))][: 1 + broken]
+    assert not (broken and error) or raised.value.__context__ is error
 
 
 def test_what_the_function_itself_raises_is_raised(made):
