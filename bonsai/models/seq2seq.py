@@ -219,9 +219,10 @@ def beam_search(
 ) -> list[list[int]]:
     """The best target found for each row of source (B, S), without bos and eos.
 
-    Each step keeps the `beams` likeliest beginnings of a row (1: greedy); ended ones are compared
-    by log P / ((5 + length) / 6)^alpha (Wu et al. 2016, eq. 14). At most source length + extra
-    tokens (the paper: 50). Only the last token is computed: keys and values are cached.
+    Each step keeps the `beams` likeliest beginnings of a row (1: greedy). Those that have ended are
+    compared by log P / ((5 + length) / 6)^alpha, the length with eos (Wu et al. 2016, eq. 14). A
+    target has at most source length + extra tokens (the paper: 50). Each step computes its token
+    alone: keys and values of those before are cached.
     """
     c, was_training = model.config, model.training
     model.eval()
@@ -229,8 +230,11 @@ def beam_search(
     most = min(source.size(1) + extra, c.max_length - 1)
     memory, mask = model.encode(source)
 
-    def spread(x):  # a row for each beam
+    def spread(x: torch.Tensor) -> torch.Tensor:  # a row for each beam
         return x.repeat_interleave(beams, dim=0)
+
+    def penalty(length: int) -> float:
+        return ((5 + length) / 6) ** alpha
 
     memory, mask = [(spread(k), spread(v)) for k, v in memory], spread(mask)
     ids = torch.full((B * beams, 1), c.bos, device=device)
@@ -243,7 +247,6 @@ def beam_search(
         logits, past = model.decode(ids[:, -1:], memory, mask, past)
         logp = logits[:, -1].log_softmax(dim=-1)  # (B beams, V)
         logp[:, [c.pad, c.bos]] = -math.inf
-        penalty = ((5 + length) / 6) ** alpha
         total = (scores.view(-1, 1) + logp).view(B, -1)  # (B, beams V)
         best, index = total.topk(2 * beams, dim=1)  # at most half of them end
         beam, token = index // c.vocab_size, index % c.vocab_size
@@ -251,7 +254,7 @@ def beam_search(
         for b, k in ends[:, :beams].nonzero().tolist():
             if not done[b] and best[b, k] > -math.inf:
                 row = ids[b * beams + beam[b, k], 1:].tolist()
-                ended[b].append((best[b, k].item() / penalty, row))
+                ended[b].append((best[b, k].item() / penalty(length), row))
         # go on with the best that have not ended
         best = best.masked_fill(ends, -math.inf)
         scores, order = best.topk(beams, dim=1)
@@ -260,17 +263,15 @@ def beam_search(
         ids = torch.cat((ids[rows], token.view(-1, 1)), dim=1)
         past = [(k[rows], v[rows]) for k, v in past]
         # a row is done when no beginning can beat what has ended, however long it gets
-        longest = ((5 + most) / 6) ** alpha
         for b in range(B):
             if len(ended[b]) >= beams or (
-                ended[b] and scores[b, 0].item() / longest <= max(ended[b])[0]
+                ended[b] and scores[b, 0].item() / penalty(most) <= max(ended[b])[0]
             ):
                 done[b] = True
         if done.all():
             break
-    penalty = ((5 + length) / 6) ** alpha
     for b in range(B):
         if not ended[b]:  # none came to its end: the likeliest beginning
-            ended[b].append((scores[b, 0].item() / penalty, ids[b * beams, 1:].tolist()))
+            ended[b].append((scores[b, 0].item() / penalty(length), ids[b * beams, 1:].tolist()))
     model.train(was_training)
     return [max(candidates)[1] for candidates in ended]
