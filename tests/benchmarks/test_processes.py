@@ -25,7 +25,8 @@ from bonsai.system.errors import run
 
 def wait(_):
     with running({SLEEP!r}) as process:
-        print(process.pid, flush=True)
+        sys.stdout.write(f"{{process.pid}}\\n")  # whole, beside another thread's
+        sys.stdout.flush()
         process.wait()
 
 def main():
