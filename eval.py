@@ -154,6 +154,7 @@ def evaluate(c: Config, loaded: Loaded, model, spec: str, runtime: Runtime) -> l
 def result(
     c: Config, name: str, block: int, tokens: int, loss: float, bytes_per_token: float | None
 ) -> dict:
+    """A row of the table of losses, without what is said of the model."""
     return {
         "dataset": name,
         "split": c.split,

@@ -226,17 +226,22 @@ class CausalSelfAttention(nn.Module):
             self.gate = nn.Linear(min(GATE, config.n_embd), self.nkv, bias=False)
 
     def forward(self, x, rotation=None, cache=None, values=None):
+        """x (B, T, C) -> (B, T, C).
+
+        rotation: cos and sin of the positions, each (T, hs) or (B, 1, T, hs). cache: has the keys
+        and values of the tokens before x. values: value embeddings (B, T, nkv hs).
+        """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.hs)
         # (B, T, nh + nkv, hs) and (B, T, nkv, hs): heads move to the front only after what is done
         # channel by channel, so that a compiler makes one pass of that, gradients included
         qk, v = qkv.split_with_sizes((self.nh + self.nkv, self.nkv), dim=2)
-        if values is not None:  # (B, T, nkv hs), value embeddings
+        if values is not None:
             gate = 3 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, nkv)
             v = v + gate[..., None] * values.view(B, T, self.nkv, -1)
         if self.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023; without gain
             qk = (F.rms_norm if self.rms else F.layer_norm)(qk, (self.hs,))
-        if rotation is not None:  # cos, sin, each (T, hs) or (B, 1, T, hs)
+        if rotation is not None:
             qk = rotate(qk, [r.view(-1, T, 1, self.hs) for r in rotation])
         qk = qk.to(qkv.dtype)  # while they are one tensor, which is one pass to a compiler
         qkv = *qk.split_with_sizes((self.nh, self.nkv), dim=2), v
@@ -323,6 +328,7 @@ class Block(nn.Module):
         self.post = config.norm_placement == "post"
 
     def forward(self, x, rotation=None, cache=None, values=None):
+        """x (B, T, C) -> (B, T, C), the stream; all else is for the attention."""
         if self.post:
             x = self.ln_1(x + self.attn(x, rotation, cache, values))
             return self.ln_2(x + self.mlp(x))

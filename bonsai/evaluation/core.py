@@ -30,6 +30,8 @@ Track = Callable[[Iterable], Iterable]  # wraps the iteration over batches
 
 @dataclass
 class Task:
+    """One of CORE's: questions of one kind, and how they are asked."""
+
     name: str
     kind: str  # a key of KINDS
     items: list[dict]
@@ -134,6 +136,7 @@ def read_items(path: Path, name: str, kind: str) -> list[dict]:
 
 
 def check_item(item: dict, kind: str, where: str) -> None:
+    """Raise UserError for a question without what its kind needs. where: its file and line."""
     answers = 0
     for field in KINDS[kind]:
         value = item.get(field)

@@ -292,6 +292,7 @@ def exported(config: GPTConfig, weights: Weights, source: str) -> tuple[dict, We
 
 
 def exported_gpt2(config: GPTConfig, weights: Weights) -> tuple[dict, Weights]:
+    """The fields of config.json and the weights as GPT2LMHeadModel has them."""
     unscaled = config.attention_scale == 1  # GPT-2's classes have that
     if not unscaled:
         fold_scale(weights, config)
@@ -313,6 +314,7 @@ def exported_gpt2(config: GPTConfig, weights: Weights) -> tuple[dict, Weights]:
 
 
 def exported_rotary(config: GPTConfig, weights: Weights, llama: bool) -> tuple[dict, Weights]:
+    """The same as LlamaForCausalLM has them, or NanoChatForCausalLM."""
     settings = {
         "model_type": "llama" if llama else "nanochat",
         "max_position_embeddings": config.block_size,

@@ -67,6 +67,7 @@ def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtyp
 
 
 def chat_of(loaded: Loaded) -> ChatTemplate | None:
+    """The chat template that the checkpoint of a run has in it, if any."""
     template = (loaded.checkpoint or {}).get("chat_template")
     return None if template is None else ChatTemplate.from_dict(template)
 

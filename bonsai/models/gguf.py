@@ -316,6 +316,7 @@ def unreached(tokenizer: BPETokenizer) -> bytes | None:
 
 
 def describe_tokens(file, words: tuple[str, list[str], list[int], list[str]], eot: int) -> None:
+    """Write what `vocabulary` returns; eot: the id of the end of a text."""
     pre, tokens, kinds, merges = words
     file.add_tokenizer_model("gpt2")
     file.add_tokenizer_pre(pre)
@@ -329,6 +330,7 @@ def describe_tokens(file, words: tuple[str, list[str], list[int], list[str]], eo
 
 
 def library():
+    """The package gguf; UserError where it is not installed."""
     if not installed("gguf"):
         raise UserError("writing GGUF needs a library: pip install gguf")
     import gguf

@@ -58,6 +58,7 @@ def mean(total: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def dtype_of_products(x: torch.Tensor) -> torch.dtype:
+    """What a product with x is computed in: autocast's dtype where that is on, else x's."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 

@@ -232,6 +232,7 @@ def epsilon(config: dict, folder: Path) -> float:
 
 
 def nanochat_fields(config: dict, folder: Path) -> dict:
+    """Fields of GPTConfig that NanoChat's models choose and Llama's do not."""
     cap = config.get("final_logit_softcapping", 15.0)
     if cap is not None and (type(cap) not in (int, float) or not 0 < cap < 2**31):
         raise UserError(f"{folder}: config.json has final_logit_softcapping={brief(cap)}")
@@ -274,6 +275,7 @@ def check_fixed(config: dict, fixed: dict, folder: Path) -> None:
 
 
 def activation(config: dict, name: str, default: str, folder: Path) -> str:
+    """model.py's name of the activation that stands under `name`; UserError for another one."""
     value = config.get(name, default)
     if not isinstance(value, str) or value not in ACTIVATIONS:
         raise UserError(
@@ -284,6 +286,7 @@ def activation(config: dict, name: str, default: str, folder: Path) -> str:
 
 
 def flag(config: dict, name: str, folder: Path) -> bool:
+    """A field that is true or false; UserError for anything else."""
     value = config.get(name, FLAGS[name])
     if not isinstance(value, bool):
         raise UserError(f"{folder}: config.json has {name}={brief(value)}, not true or false")
@@ -321,6 +324,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file by their names; UserError where it is damaged or holds more."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:

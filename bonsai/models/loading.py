@@ -148,6 +148,7 @@ def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Mo
 
 
 def from_hugging_face(source: str, overrides: dict) -> Loaded:
+    """Of a folder, or of the hub, as read_model."""
     settings, weights = read_model(source)
     model = with_weights("gpt", {**settings, **overrides}, weights, source)
     tokenizer, note = hugging_face_tokenizer(source, model.config.vocab_size)
@@ -155,6 +156,7 @@ def from_hugging_face(source: str, overrides: dict) -> Loaded:
 
 
 def from_llmc(path: Path, overrides: dict) -> Loaded:
+    """Of a file of llm.c, whose tokenizer is GPT-2's."""
     settings, weights = read_llmc(path)
     check_fit(*MODELS["gpt"], settings, weights, path)
     model = with_weights("gpt", {**settings, **overrides}, weights, str(path))
@@ -162,6 +164,7 @@ def from_llmc(path: Path, overrides: dict) -> Loaded:
 
 
 def from_gguf(path: Path, overrides: dict) -> Loaded:
+    """Of a GGUF file; without a tokenizer where that in the file cannot be read."""
     settings, weights, values = read_gguf(path)
     model = with_weights("gpt", {**settings, **overrides}, weights, str(path))
     try:

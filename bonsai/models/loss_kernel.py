@@ -92,6 +92,7 @@ def _(a, b, scale):
 
 
 def keep_for_backward(ctx, inputs, output):
+    """Both factors and the gradient for the logits."""
     x, weight, *_, dtype, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
     ctx.dtype = dtype
@@ -100,6 +101,7 @@ def keep_for_backward(ctx, inputs, output):
 
 
 def backward(ctx, scale, _):
+    """The gradients of x and W, in their dtypes; scale: that of the sum, a tensor () in fp32."""
     x, weight, grad = ctx.saved_tensors
     h, w, dx, dw = x.to(ctx.dtype), weight.to(ctx.dtype), None, None
     if ctx.needs_input_grad[0]:

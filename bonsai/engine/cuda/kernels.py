@@ -73,6 +73,7 @@ def can_overlap(device: torch.device) -> bool:
 
 
 def refuse(e: Exception, instead: str = "no Triton kernels, torch computes instead") -> None:
+    """Print one line: what is done instead, and why."""
     reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
     print(f"{instead}, slower: {reason}", file=sys.stderr)
 
@@ -122,6 +123,7 @@ def columns(ints: torch.Tensor, floats: torch.Tensor) -> tuple[torch.Tensor, ...
 
 
 def same(got: torch.Tensor, want: torch.Tensor) -> None:
+    """Raise RuntimeError where other ids were drawn than those that are wanted."""
     if got.tolist() != want.tolist():
         raise RuntimeError("a draw is not what it should be")
 
@@ -220,6 +222,7 @@ def check_overlap(compute: Callable[[], Sequence[torch.Tensor]], device: torch.d
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
+    """Numbers of two or four bytes, read as integers."""
     return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
 
 
@@ -244,6 +247,7 @@ def random(shape: tuple, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 
 
 def compare(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
+    """Raise RuntimeError where a number is off by over 2% of the largest that is wanted."""
     error = (got.float() - want.float()).abs().max()
     if got.shape != want.shape or not error <= 2e-2 * want.float().abs().max():
         raise RuntimeError(f"{name} is off by {error:.1e}")

@@ -64,6 +64,7 @@ class Draw(NamedTuple):
 
 
 def limit_of(params: SamplingParams, vocab_size: int) -> int:
+    """Ids below this one may be drawn."""
     return min(params.vocab_limit or vocab_size, vocab_size)
 
 
