@@ -93,8 +93,10 @@ class Track:
         """As run, several at a time: of runs whose losses count, not their seconds."""
         heed_signals()
         with ThreadPoolExecutor(at_once) as pool:
-            runs = [pool.submit(self.run, arm, seed) for arm in arms]
+            runs = []
             try:
+                for arm in arms:
+                    runs.append(pool.submit(self.run, arm, seed))
                 return [run.result() for run in runs]
             except BaseException as e:
                 for run in runs:

@@ -18,6 +18,7 @@ SLEEP = [sys.executable, "-S", "-c", "import time; print('on', flush=True); time
 # A program that runs others, in its main thread or in two more.
 PROGRAM = f"""
 import bonsai.system.startup
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from benchmarks.processes import end_all, heed_signals, running
@@ -25,8 +26,7 @@ from bonsai.system.errors import run
 
 def wait(_):
     with running({SLEEP!r}) as process:
-        sys.stdout.write(f"{{process.pid}}\\n")  # whole, beside another thread's
-        sys.stdout.flush()
+        os.write(1, b"%d\\n" % process.pid)  # whole, beside what another thread writes
         process.wait()
 
 def main():
@@ -34,9 +34,8 @@ def main():
         return wait(0)
     heed_signals()
     with ThreadPoolExecutor(2) as pool:
-        waits = [pool.submit(wait, i) for i in range(2)]
         try:
-            [each.result() for each in waits]
+            [each.result() for each in [pool.submit(wait, i) for i in range(2)]]
         except BaseException:
             end_all()
             raise
