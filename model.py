@@ -520,7 +520,7 @@ class GPT(nn.Module):
         n = sum(p.numel() for p in self.parameters())
         if non_embedding:
             groups, head = self.param_groups(), self.lm_head.weight
-            looked_up = groups["embeddings"] + groups["tables"]
+            looked_up = groups["embeddings"] + groups.get("tables", [])  # byte models have none
             n -= sum(p.numel() for p in looked_up if p is not head)
         return n
 
