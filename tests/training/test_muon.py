@@ -376,7 +376,7 @@ runtime = setup("cpu", "float32", False)
 torch.manual_seed(0)
 fields = dict(block_size=8, vocab_size=11, n_layer=3, n_head=2, n_embd=16, value_embeddings=True)
 model = GPT(GPTConfig(**fields, residual_lambdas=True, tie_head=False))
-chosen = {"optimizer": "muon", "learning_rate": 0.02, "neuron_beta": 0.9}
+chosen = {"optimizer": "muon", "learning_rate": 0.02, "neuron_beta": 0.9, "table_decay": 0.5}
 settings = StepSettings(**{**SETTINGS, **chosen})
 optimizer = build_optimizer(model, settings, runtime)
 rows = torch.randint(11, (5, 6, 9), generator=torch.Generator().manual_seed(1))
