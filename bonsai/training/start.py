@@ -220,7 +220,8 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
         was, now = tracker_name(before), tracker_name(c)
         if was == now or not (was and now):  # to another tracker its name means nothing
             start.wandb_id = state.get("wandb_id")
-        note += f", step {start.progress.step}" + changed_settings(before, c)
+        note += f", step {start.progress.step}"
+        note += changed_settings({**defaults_of(c, loaded.model), **before}, c)
         changed = data.changed_since(state.get("data") or {})
         if changed:
             start.notes.append(
@@ -304,6 +305,12 @@ def fit_model(c, loaded: Loaded) -> None:
     for name, value in config.items():
         c[name] = value
         c.defaults.setdefault(name, value)
+
+
+def defaults_of(c, model: nn.Module) -> dict:
+    """The defaults of the settings that were given, without fields of the model: what a run had
+    that knows nothing of them, as it is nanoGPT's or was begun before there was such a setting."""
+    return {k: c.defaults[k] for k in c.defaults if k in c.given and k not in vars(model.config)}
 
 
 def changed_settings(before: dict, now: dict) -> str:

@@ -99,6 +99,24 @@ def test_what_a_command_leaves_out_is_the_checkpoints(train, tmp_path, name):
     assert changed <= {"max_iters", "init_from"}  # lr_decay_iters was given, apart from max_iters
 
 
+def test_a_setting_of_which_an_older_run_knows_nothing_has_changed_if_it_is_given(
+    train, tmp_path, capsys
+):
+    """Say one that a config file has got since then."""
+    out, new = tmp_path / "run", dict(table_decay=0.002, batch_order="epoch")
+    assert train(out, SMALL, MODELS["muon"], max_iters=1) == 0
+    state = load(out / "last.pt")
+    for name in new:
+        del state["config"][name]
+    for given, said in (({}, ""), (new, "table_decay 0.0 -> 0.002"), (new, "random -> epoch")):
+        torch.save(state, out / "last.pt")
+        capsys.readouterr()
+        given = {**SMALL, **MODELS["muon"], **given}
+        assert train(out, given, init_from="resume", max_iters=2) == 0
+        line = next(x for x in capsys.readouterr().out.splitlines() if "weights from" in x)
+        assert said in line and ("changed" in line) == bool(said)
+
+
 def test_only_what_could_have_been_meant_is_said_to_be_left_out(train, tmp_path, capsys):
     """The vocabulary is the data's, so a command that repeats a run's settings leaves out none."""
     out, others = tmp_path / "run", {k: v for k, v in SMALL.items() if k != "batch_size"}
