@@ -1,10 +1,16 @@
 """Fixtures that many tests share, and the --slow option; tests/helpers/ has the rest."""
 
+import getpass
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+# torch does not tell apart what it has compiled for other instructions: NaN came of it
+if instructions := os.environ.get("ATEN_CPU_CAPABILITY"):
+    name = f"torchinductor_{getpass.getuser()}_{instructions}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), name)))
 
 import pytest
 from helpers.tiny_data import KINDS, make_dataset
