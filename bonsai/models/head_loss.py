@@ -47,13 +47,12 @@ def kernel_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -
         x, weight = x.to(dtype), weight.to(dtype)
     cap = model.config.logit_softcap
     total, _ = summed_loss(x, weight, targets, after, further, cap, dtype, torch.is_grad_enabled())
-    return mean(total, targets)
+    return mean(total, (targets >= 0).sum())
 
 
-def mean(total: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """A sum over the targets that are not -1, as their mean. Without any it is NaN and moves
-    nothing, as that of F.cross_entropy."""
-    count = (targets >= 0).sum()
+def mean(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """The mean of the losses of `count` targets, of their sum. Of none it is NaN and moves nothing,
+    as that of F.cross_entropy."""
     return torch.where(count > 0, total / count.clamp(min=1), math.nan)
 
 
@@ -85,7 +84,7 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
         for part, target in zip(x.split(rows), targets.split(rows)):
             logits = model.head(part)
             total += F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
-        return mean(total, targets)
+        return mean(total, (targets >= 0).sum())
     cap, dtype = model.config.logit_softcap, dtype_of_products(x)
     return ChunkedHeadLoss.apply(x, head.weight, targets, after, model.further, cap, rows, dtype)
 
@@ -130,12 +129,12 @@ class ChunkedHeadLoss(torch.autograd.Function):
                 dw.addmm_(grad.T, part)
             else:
                 dw += grad.T @ part
-        ctx.save_for_backward(torch.cat(dx), dw, (targets >= 0).sum().clamp(min=1))
+        ctx.save_for_backward(torch.cat(dx), dw, count := (targets >= 0).sum())
         ctx.dtypes = x.dtype, weight.dtype
-        return mean(total, targets)
+        return mean(total, count)
 
     @staticmethod
     def backward(ctx, grad):
         dx, dw, count = ctx.saved_tensors
-        scale = grad / count
+        scale = grad / count.clamp(min=1)
         return (dx * scale).to(ctx.dtypes[0]), (dw * scale).to(ctx.dtypes[1]), *[None] * 6

@@ -32,6 +32,7 @@ from bonsai.engine import SamplingParams, generate
 from bonsai.evaluation.loss import split_loss
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
+from bonsai.system.caches import keep_fonts
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
@@ -77,6 +78,7 @@ def digits(c: Config, side: int) -> Pictures:
 
 def photo(c: Config, side: int, count: int = 6000) -> Pictures:
     """Random cuts of matplotlib's sample photograph; those held out are of its lower fifth."""
+    keep_fonts()
     import matplotlib.cbook
     from PIL import Image
 

@@ -18,8 +18,7 @@ PICTURES = [
     path
     for folder in ("bonsai", "benchmarks", "projects")
     for path in sorted((ROOT / folder).rglob("*.py"))
-    if "matplotlib.figure import" in (text := path.read_text(encoding="utf-8"))
-    or "import matplotlib.pyplot" in text
+    if re.search(r"^ *(import|from) matplotlib", path.read_text(encoding="utf-8"), re.M)
 ]
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a cache of POSIX systems")
