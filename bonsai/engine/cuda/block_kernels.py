@@ -32,15 +32,15 @@ SIZES = (ALONE, 16, 64)  # rows up to which kernels of one shape go; none of mor
 # How they are launched: few shapes, as each is compiled. ROW, ROWS and STEP are what was fastest on
 # an H200, but for ROWS of 16, which had a norm then, and the stages of STEP; PARTS, PROGRAMS, ADD
 # and those stages are not measured.
-ROW = (2, 64)  # row_kernel: outputs of a program, half as many of long rows; weights per thread
+ROW = (4, 32)  # row_kernel: outputs of a program, half as many of long rows; weights per thread
 # rows_kernel, by the rows of a program: outputs, inputs at a time, warps, stages
-ROWS = {16: (16, 256, 4, 5), 64: (16, 128, 4, 4)}
+ROWS = {16: (32, 128, 4, 4), 64: (16, 128, 4, 4)}
 # parts_kernel, as ROWS
-PARTS = {16: (32, 128, 4, 4), 64: (32, 128, 4, 4)}
-PROGRAMS = 144  # ... of which so many at most: an H100 has 132 multiprocessors
+PARTS = {16: (16, 128, 2, 4), 64: (16, 128, 4, 3)}
+PROGRAMS = 216  # ... of which so many at most: an H100 has 132 multiprocessors
 ADD = 8  # add_and_norm_kernel: numbers per thread
 # attend_step_kernel, of few programs and of many: numbers of keys at a time, warps, stages
-STEP = {"few": (2**15, 16, 1), "many": (2**11, 1, 3)}
+STEP = {"few": (2**15, 16, 1), "many": (2**10, 1, 3)}
 
 # ---- kernels that overlap ----
 

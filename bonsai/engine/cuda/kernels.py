@@ -105,7 +105,7 @@ def check_draw(draw: Callable, device: torch.device) -> None:
     same(draw(logits, ids, keys, steps), plain_draw(logits, ids, *columns(ints, floats)))
 
     # a whole vocabulary with equal logits: two rows have their k largest in one lane, of which
-    # keep_kernel first looks at three, and one keeps more tokens than it looks at in all lanes
+    # keep_kernel first looks at four, and one keeps more tokens than it looks at in all lanes
     logits = torch.randn(7, 50000, generator=generator).bfloat16().float().to(device)
     logits[:2, ::4096] = 20
     ids = torch.arange(50000, device=device).expand(7, -1)

@@ -56,13 +56,13 @@ def test_a_draw_among_those_that_a_row_keeps(kernels, m, top_k, halves):
 
 
 @pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize("k", [1, 9, 17, 40, 49, 64])
+@pytest.mark.parametrize("k", [1, 9, 17, 40, 65, 90])
 def test_the_largest_may_be_where_they_are_not_looked_for_first(kernels, monkeypatch, k, halves):
-    """Of 16 lanes at most 48 logits are looked at: some are missed, and with more than 48 to keep
+    """Of 16 lanes at most 64 logits are looked at: some are missed, and with more than 64 to keep
     they cannot be enough."""
     monkeypatch.setattr(kernels, "LANES", 16)
     monkeypatch.setattr(kernels, "WARPS", 1)
-    got, want = drawn(kernels, 65, [k] * 2, halves)
+    got, want = drawn(kernels, 100, [k] * 2, halves)
     assert got == want
 
 
