@@ -1,6 +1,7 @@
 """Keys and values of prompts seen before, for prompts that begin alike."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,14 @@ class Known(NamedTuple):
     logits: torch.Tensor  # after its last token
 
 
+class Filled(NamedTuple):
+    """A prompt that is in a row of a cache."""
+
+    prompt: tuple[int, ...]
+    row: int
+    keep: bool  # to be remembered whatever the budget, until the next one is
+
+
 class Prefixes:
     """Prompts with their rows of the cache, at most `budget` tokens; least recently used go first.
 
@@ -31,16 +40,22 @@ class Prefixes:
         self.rows: OrderedDict[tuple[int, ...], Known] = OrderedDict()  # by prompt
         self.held: tuple[int, ...] | None = None
 
+    def nearest(self, prompt: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        """The known prompt that begins most like this one, and how many tokens they share."""
+        best, length = (), 0
+        for candidate, known in self.rows.items():
+            alike = candidate[: length + 1] == prompt[: length + 1]  # else they share no more
+            if alike and (n := shared(known.ids, np.array(prompt))) > length:
+                best, length = candidate, n
+        return best, length
+
     def restore(self, prompt: tuple[int, ...], row: Cache, least: int = 1) -> torch.Tensor | None:
         """Fill an empty row with what is known of `prompt`; its last logits if that is all of it.
 
         Otherwise at least one token is left to compute, for its logits. least: tokens from which on
         it is worth to copy a beginning.
         """
-        ids, best, length = np.array(prompt), (), 0
-        for candidate, known in self.rows.items():
-            if (n := shared(known.ids, ids)) > length:
-                best, length = candidate, n
+        best, length = self.nearest(prompt)
         if not length:
             return None
         known = self.rows[best]
@@ -57,19 +72,27 @@ class Prefixes:
         """Whether `store` remembers a prompt."""
         return keep or len(prompt) <= self.budget
 
-    def store(self, prompt: tuple[int, ...], row: Cache, logits: torch.Tensor, keep: bool) -> None:
-        """Remember a filled row. keep: whatever the budget, until the next call."""
-        self.held = prompt if keep else None
-        if prompt not in self.rows and self.takes(prompt, keep):
-            kept = row.clone(len(prompt))
-            for shorter in [p for p in self.rows if p == prompt[: len(p)]]:
-                del self.rows[shorter]  # what it has is in the new one
+    def store(self, cache: Cache, filled: Sequence[Filled], logits: torch.Tensor) -> None:
+        """Remember rows of a cache, one after another. logits: after each of the prompts."""
+        new: dict[tuple[int, ...], int] = {}
+        for prompt, row, keep in filled:
+            self.held = prompt if keep else None
+            if prompt not in self.rows and self.takes(prompt, keep):
+                for shorter in [p for p in self.rows if p == prompt[: len(p)]]:
+                    del self.rows[shorter]  # what it has is in the new one
+                self.rows[prompt], new[prompt] = None, row
+            total = sum(map(len, self.rows))
+            for old in list(self.rows):
+                if total > self.budget and old != self.held:
+                    total -= len(old)
+                    del self.rows[old]
+        # only what is left of them is copied; out again until then, as memory may be short for it
+        new = {prompt: row for prompt, row in new.items() if prompt in self.rows}
+        for prompt in new:
+            del self.rows[prompt]
+        for prompt, row in new.items():
+            kept = cache.view(row, row + 1).clone(len(prompt))
             self.rows[prompt] = Known(np.array(prompt), kept, logits.clone())
-        total = sum(map(len, self.rows))
-        for old in list(self.rows):
-            if total > self.budget and old != self.held:
-                total -= len(old)
-                del self.rows[old]
 
 
 def shared(a: np.ndarray, b: np.ndarray) -> int:

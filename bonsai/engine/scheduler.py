@@ -23,7 +23,7 @@ from bonsai.engine.phases import (
     new_cache,
     prefill,
 )
-from bonsai.engine.prefixes import Prefixes
+from bonsai.engine.prefixes import Filled, Prefixes
 from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scores
 from bonsai.engine.weights import prepare
 from bonsai.models.cache import KVCache
@@ -155,8 +155,9 @@ class Engine:
         self.waiting.clear()
         self.running.clear()
         self.flight = None
-        if self.prompts:
-            self.prompts.unread.clear()
+        if self.captured:
+            self.captured.joining.clear()
+            self.prompts.clear()
 
     def cancel(self, request: Request) -> None:
         """End a request at the next step, which reports it with finish 'cancelled'."""
@@ -251,7 +252,8 @@ class Engine:
             if logits is None:
                 rest = torch.tensor([prompt[row.lengths[0] :]], device=self.device)
                 logits = prefill(self.model, rest, row)
-        self.prefixes.store(prompt, row, logits, keep=not again and self.siblings_wait(request))
+        keep = not again and self.siblings_wait(request)
+        self.prefixes.store(row, [Filled(prompt, 0, keep)], logits)
         self.cache.lengths[slot] = len(prompt)
         if params.max_new_tokens == 0:
             request.finish = "length"

@@ -10,6 +10,7 @@ values, TokenCache the tokens alone. byte_caches.py has those of the byte models
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -141,6 +142,18 @@ class KVCache(Cache):
             setattr(part, name, memory.view(shape))
         part.lengths, part.length = [0] * rows, length
         return part
+
+    def copy_rows(self, rows: Sequence[int], source: "KVCache", lengths: Sequence[int]) -> None:
+        """As `copy_row` for each of `rows`: of the first rows of another cache, one after another.
+
+        In one go: up to the longest of `lengths`, whatever the source has behind the others.
+        """
+        index = torch.tensor(rows).to(self.k.device, non_blocking=True)
+        for name, at_rows, at_tokens in self.buffers:
+            x, y = (getattr(c, name).narrow(at_tokens, 0, max(lengths)) for c in (self, source))
+            x.index_copy_(at_rows, index, y.narrow(at_rows, 0, len(rows)))
+        for row, length in zip(rows, lengths):
+            self.lengths[row] = length
 
     def place(self, T: int) -> torch.Tensor:
         """Positions of the next T tokens: (T,), or (B, 1, T) where the rows differ."""

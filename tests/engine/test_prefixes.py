@@ -9,7 +9,7 @@ from helpers.engine import alone, finish
 from helpers.tiny_model import VOCAB, tiny
 
 from bonsai.engine import Engine, SamplingParams
-from bonsai.engine.prefixes import Prefixes, shared
+from bonsai.engine.prefixes import Filled, Prefixes, shared
 from bonsai.system.errors import UserError
 
 
@@ -44,12 +44,16 @@ class FakeRow(list):
     def copy_row(self, row: int, source: "FakeRow", source_row: int, length: int) -> None:
         self[:] = source[:length]
 
+    def view(self, begin: int, end: int) -> "FakeRow":
+        return self
+
     def clone(self, length: int) -> "FakeRow":
         return FakeRow(self[:length])
 
 
 def remember(prefixes: Prefixes, *prompt: int, keep: bool = False) -> None:
-    prefixes.store(prompt, FakeRow(prompt), torch.tensor([float(sum(prompt))]), keep)
+    filled = [Filled(prompt, 0, keep)]
+    prefixes.store(FakeRow(prompt), filled, torch.tensor([float(sum(prompt))]))
 
 
 def restored(prefixes: Prefixes, *prompt: int) -> tuple[list[int], float | None]:
@@ -102,6 +106,59 @@ def test_one_prompt_is_held_beyond_the_budget_until_the_next():
     assert restored(prefixes, 1, 2) == ([1, 2], 3.0)
     remember(prefixes, 3, keep=False)
     assert not prefixes.rows
+
+
+class FakeRows(list):
+    """Rows of a cache, and how often one of them was copied."""
+
+    copies = 0
+
+    def view(self, begin: int, end: int) -> "FakeRows":
+        part = FakeRows(self[begin:end])
+        part.whole = self
+        return part
+
+    def clone(self, length: int) -> FakeRow:
+        self.whole.copies += 1
+        if self.whole.copies > self.whole.room:
+            raise MemoryError
+        return FakeRow(self[0][:length])
+
+
+def told(prefixes: Prefixes) -> list:
+    return [(p, k.row, k.ids.tolist(), k.logits.item()) for p, k in prefixes.rows.items()]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_many_remembered_at_once_are_those_remembered_one_by_one(seed):
+    """In the same order; those that are forgotten again at once are not copied."""
+    rng, logits = random.Random(seed), torch.tensor([1.0])
+    budget = rng.choice([0, 6, 20, 99])
+    together, alone = Prefixes(budget), Prefixes(budget)
+    for _ in range(4):
+        prompts = {tuple(rng.choices((1, 2), k=rng.randint(1, 7))) for _ in range(9)}
+        filled = [Filled(p, row, rng.random() < 0.2) for row, p in enumerate(sorted(prompts))]
+        rng.shuffle(filled)
+        cache = FakeRows(map(list, sorted(prompts)))
+        cache.room, before = 9, {*together.rows}
+        together.store(cache, filled, logits)
+        for one in filled:
+            cache_of_one = FakeRows([one.prompt])
+            cache_of_one.room = 1
+            alone.store(cache_of_one, [one._replace(row=0)], logits)
+        assert told(together) == told(alone) and together.held == alone.held
+        assert cache.copies >= len({*together.rows} - before)
+        assert cache.copies <= len(together.rows)
+
+
+def test_prompts_for_which_memory_is_short_are_not_known():
+    prefixes, cache = Prefixes(20), FakeRows([[1, 1], [2, 2], [3, 3]])
+    remember(prefixes, 9, 9)
+    cache.room = 1
+    with pytest.raises(MemoryError):
+        prefixes.store(cache, [Filled((n, n), n - 1, False) for n in (1, 2, 3)], torch.zeros(1))
+    assert list(prefixes.rows) == [(9, 9), (1, 1)]
+    assert restored(prefixes, 2, 2)[0] == [] and restored(prefixes, 1, 1)[0] == [1, 1]
 
 
 def test_a_budget_below_nothing():

@@ -78,6 +78,27 @@ def test_the_same_memory_for_rows_of_other_lengths():
         cache.reshaped(3, BLOCK)
 
 
+@torch.inference_mode()
+def test_rows_copied_together_are_those_copied_one_by_one():
+    """And rows of nobody stay as they are."""
+    model = tiny(bigram_embeddings=2)
+    source, caches = model.new_cache(4, 6), [model.new_cache(5, BLOCK) for _ in range(2)]
+    model(torch.randint(VOCAB, (4, 6)), cache=source)
+    for rows, lengths in (([3], [6]), ([4, 0, 3], [2, 5, 1]), ([0, 1, 2, 3], [6, 6, 6, 6])):
+        caches[0].copy_rows(rows, source, lengths)
+        for place, (row, length) in enumerate(zip(rows, lengths)):
+            caches[1].copy_row(row, source, place, length)
+        assert caches[0].lengths == caches[1].lengths
+        for row, length in enumerate(caches[0].lengths):
+            for name, at_rows, at_tokens in caches[0].buffers:
+                x, y = (getattr(cache, name).narrow(at_rows, row, 1) for cache in caches)
+                assert torch.equal(*(z.narrow(at_tokens, 0, length) for z in (x, y)))
+                assert x.narrow(at_tokens, 0, length).any() == bool(length)
+    assert not any(
+        getattr(caches[0], n).narrow(t, 6, BLOCK - 6).any() for n, _, t in source.buffers
+    )
+
+
 def test_rows_can_be_copied_and_viewed(model):
     cache = model.new_cache(3, 10)
     model(torch.tensor([[1, 2, 3, 4]]), cache=cache.view(2, 3))

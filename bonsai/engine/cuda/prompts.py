@@ -7,12 +7,15 @@ reads them in a cache of its own, from which each goes to its slot.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
+import numpy as np
 import torch
 
 from bonsai.engine.cuda.graphs import Graphs
+from bonsai.engine.cuda.rows import to_device
 from bonsai.engine.phases import power_of_two, prefill
-from bonsai.engine.prefixes import Prefixes
+from bonsai.engine.prefixes import Filled, Prefixes
 from bonsai.models.cache import KVCache
 
 PROMPT, STRIDE = 32, 256  # tokens, see `padded`
@@ -40,6 +43,7 @@ class Prompts:
     ) -> None:
         self.model, self.cache, self.prefixes, self.graphs = model, cache, prefixes, graphs
         self.unread: dict[tuple[int, ...], Unread] = {}  # in the order of their last slots
+        self.beginnings: set[tuple[int, ...]] = set()  # the first LEAST tokens of each
         self.longest = min(cache.length, LONGEST)  # prompt that a graph reads
         rows = min(len(cache.lengths), -(-LONGEST // self.longest))
         # graphs read `ids` into `staging`: rows of any size, one after another in the same memory
@@ -53,20 +57,29 @@ class Prompts:
             slots = self.unread.pop(tokens).slots
             self.unread[tokens] = Unread([*slots, slot], keep)
             return
-        if any(self.helps(known, tokens) for known in self.unread):
+        if tokens[:LEAST] in self.beginnings and any(self.helps(p, tokens) for p in self.unread):
             self.read()
-        row = self.cache.view(slot, slot + 1)
-        row.lengths = [0]
-        if self.prefixes.restore(tokens, row, LEAST) is not None:
-            return
-        known = row.lengths[0]
+        known = 0
+        if self.prefixes.nearest(tokens)[1]:  # a view takes a while
+            row = self.empty_row(slot)
+            if self.prefixes.restore(tokens, row, LEAST) is not None:
+                return
+            known = row.lengths[0]
         if not known and len(tokens) <= self.longest:
             self.unread[tokens] = Unread([slot], keep)
+            self.beginnings.add(tokens[:LEAST])
             return
         # too long for a graph, or partly known: read by itself, as its launches hardly count
         self.read()  # prefixes get prompts in the order in which they came
-        prefill(self.model, torch.tensor([tokens[known:]], device=self.ids.device), row)
-        self.remember(slot, tokens, keep)
+        if not known:
+            row = self.empty_row(slot)
+        rest = to_device([tokens[known:]], torch.int64, self.ids.device)
+        prefill(self.model, rest, row)
+        self.remember([Filled(tokens, slot, keep)])
+
+    def clear(self) -> None:
+        """Forget what is unread."""
+        self.unread, self.beginnings = {}, set()
 
     def helps(self, unread: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
         """Whether a prompt, once it is read, is a known beginning of these tokens."""
@@ -75,7 +88,8 @@ class Prompts:
 
     def read(self) -> None:
         """Read what is unread."""
-        unread, self.unread = self.unread, {}
+        unread = self.unread
+        self.clear()
         of_size: dict[int, list[tuple[int, ...]]] = {}
         for tokens in unread:
             of_size.setdefault(min(padded(len(tokens)), self.longest), []).append(tokens)
@@ -83,21 +97,23 @@ class Prompts:
             most = len(self.ids) // size
             for begin in range(0, len(prompts), most):
                 some = prompts[begin : begin + most]
+                some.sort(key=lambda tokens: -len(unread[tokens].slots))  # with most answers first
                 done = self.read_together(size, some)
-                for row, tokens in enumerate(some):
-                    for slot in unread[tokens].slots:
-                        self.cache.copy_row(slot, done, row, len(tokens))
-        for tokens, to in unread.items():
-            self.remember(to.slots[0], tokens, to.keep)
+                lengths = [len(tokens) for tokens in some]
+                # the first slots of all rows, the second ones of those that have two, ...
+                for nth in zip_longest(*(unread[tokens].slots for tokens in some)):
+                    slots = [slot for slot in nth if slot is not None]
+                    self.cache.copy_rows(slots, done, lengths[: len(slots)])
+        self.remember([Filled(tokens, to.slots[0], to.keep) for tokens, to in unread.items()])
 
     def read_together(self, size: int, prompts: Sequence[tuple[int, ...]]) -> KVCache:
         """Read prompts of up to `size` tokens; each is a row of the cache that is returned. Rows
         and tokens are padded to the graph's; a prompt does not see what comes after it."""
         rows = power_of_two(len(prompts), 1, len(self.ids) // size)
-        ids = torch.zeros((rows, size), dtype=torch.int64)
+        ids = np.zeros((rows, size), dtype=np.int64)
         for row, tokens in zip(ids, prompts):
-            row[: len(tokens)] = torch.tensor(tokens)
-        self.ids[: rows * size].copy_(ids.flatten(), non_blocking=True)
+            row[: len(tokens)] = tokens
+        self.ids[: rows * size].copy_(torch.from_numpy(ids).flatten(), non_blocking=True)
         self.graphs.run(("prompts", rows, size), lambda: self.compute(rows, size))
         return self.staging.reshaped(rows, size)
 
@@ -106,10 +122,15 @@ class Prompts:
         ids = self.ids[: rows * size].view(rows, size)
         self.model(ids, cache=self.staging.reshaped(rows, size))
 
-    def remember(self, slot: int, tokens: tuple[int, ...], keep: bool) -> None:
-        """A prompt is in its slot: later ones may begin like it."""
-        no_logits = torch.empty(0, device=self.ids.device)  # a step draws after one token more
-        self.prefixes.store(tokens, self.cache.view(slot, slot + 1), no_logits, keep)
+    def remember(self, filled: Sequence[Filled]) -> None:
+        """Prompts are in their slots: later ones may begin like them."""
+        no_logits = self.ids[:0]  # a step draws after one token more
+        self.prefixes.store(self.cache, filled, no_logits)
+
+    def empty_row(self, slot: int) -> KVCache:
+        row = self.cache.view(slot, slot + 1)
+        row.lengths = [0]
+        return row
 
 
 def padded(n: int) -> int:

@@ -6,7 +6,7 @@ different settings are drawn side by side, so that a captured graph can do it. W
 graph is a `Draw`: which filters there are, and how many tokens they look at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf, log
 from typing import NamedTuple
 
@@ -80,6 +80,28 @@ def adjusts(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1 or bool(penalties or params.logit_bias)
 
 
+def ints_of(row: Row, vocab_size: int) -> list[int]:
+    """INTS without the position."""
+    p, V = row.params, vocab_size
+    greedy = p.temperature == 0
+    return [len(row.tokens), signed(row.key), top_k_of(p, V), limit_of(p, V), greedy]
+
+
+def floats_of(p: SamplingParams) -> list[float]:
+    """FLOATS. A setting that a row does not use has its neutral value: others may use it."""
+    return [
+        max(p.temperature, 1e-6) if p.temperature > 0 else 1.0,
+        p.top_p if p.top_p < 1 else inf,
+        log(p.min_p) if p.min_p > 0 else -inf,
+        *(p.repetition_penalty, p.presence_penalty, p.frequency_penalty),
+    ]
+
+
+def to_device(numbers: Sequence, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Numbers as a tensor; torch.tensor by itself would wait until the device has done its work."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+
+
 class Rows:
     """Rows on a device: their last tokens, positions and settings, by slot.
 
@@ -92,8 +114,7 @@ class Rows:
         self.ints = torch.zeros((batch, len(INTS)), dtype=torch.int64, device=device)
         self.floats = torch.zeros((batch, len(FLOATS)), device=device)
         self.texts: Texts | None = None  # made for the first row that needs it
-        for slot in range(batch):
-            self.put(slot, Row((0,), NEUTRAL), 0)
+        self.put(range(batch), [Row((0,), NEUTRAL)] * batch, [0] * batch)
 
     def __getattr__(self, name: str) -> torch.Tensor:
         if name in INTS:
@@ -102,23 +123,24 @@ class Rows:
             return self.floats[:, FLOATS.index(name)]
         raise AttributeError(name)
 
-    def put(self, slot: int, row: Row, pos: int) -> None:
-        """A row goes on in this slot: its last token is the next to be read, at position pos."""
-        p, V = row.params, self.vocab_size
-        hot = p.temperature > 0
-        ints = [pos, len(row.tokens), signed(row.key), top_k_of(p, V), limit_of(p, V), not hot]
-        # a setting that this row does not use has its neutral value: others may use it
-        floats = [max(p.temperature, 1e-6) if hot else 1.0, p.top_p if p.top_p < 1 else inf]
-        floats += [log(p.min_p) if p.min_p > 0 else -inf, p.repetition_penalty]
-        floats += [p.presence_penalty, p.frequency_penalty]
-        self.token[slot].fill_((row.tokens or row.prompt)[-1])
-        self.ints[slot].copy_(torch.tensor(ints), non_blocking=True)
-        self.floats[slot].copy_(torch.tensor(floats), non_blocking=True)
-        if self.texts is None and adjusts(p):
+    def put(self, slots: Sequence[int], rows: Sequence[Row], positions: Sequence[int]) -> None:
+        """Rows go on in these slots, which differ: the last token of each is the next to be read,
+        at its position. However many they are, they are written at once."""
+        ints, floats = [], []
+        for slot, row, pos in zip(slots, rows, positions):
+            last = (row.tokens or row.prompt)[-1]
+            ints.append([slot, last, pos, *ints_of(row, self.vocab_size)])
+            floats.append(floats_of(row.params))
+        ints = to_device(ints, torch.int64, self.device)
+        index = ints[:, 0]
+        self.token.index_copy_(0, index, ints[:, 1:2])
+        self.ints.index_copy_(0, index, ints[:, 2:])
+        self.floats.index_copy_(0, index, to_device(floats, torch.float32, self.device))
+        if self.texts is None and any(adjusts(row.params) for row in rows):
             with torch.inference_mode(False):  # a row may move outside of it
-                self.texts = Texts(len(self.token), V, self.device)
+                self.texts = Texts(len(self.token), self.vocab_size, self.device)
         if self.texts is not None:
-            self.texts.put(slot, row)
+            self.texts.put(slots, rows, index)
 
     def move(self, source: int, target: int) -> None:
         """Make one slot what another is."""
@@ -147,18 +169,27 @@ class Texts:
         self.one = torch.ones((batch, 1), device=device)
         self.all = self.prompt, self.counts, self.bias
 
-    def put(self, slot: int, row: Row) -> None:
+    def put(self, slots: Sequence[int], rows: Sequence[Row], index: torch.Tensor) -> None:
+        """As `Rows.put`. index: the slots on the device."""
         for x in self.all:
-            x[slot].zero_()
-        if not adjusts(row.params):
+            x.index_fill_(0, index, 0)
+        changed = [(slot, row) for slot, row in zip(slots, rows) if adjusts(row.params)]
+        if not changed:
             return
-        device = self.counts.device
-        answer = torch.tensor(row.tokens, dtype=torch.int64, device=device)
-        self.prompt[slot, torch.tensor(row.prompt, dtype=torch.int64, device=device)] = True
-        self.counts[slot].scatter_add_(0, answer, torch.ones(len(answer), device=device))
-        if bias := dict(row.params.logit_bias):
-            ids = torch.tensor([*bias], device=device)
-            self.bias[slot, ids] = torch.tensor([*map(float, bias.values())], device=device)
+        prompts = self.places((slot, row.prompt) for slot, row in changed)
+        answers = self.places((slot, row.tokens) for slot, row in changed)
+        biases = [(slot, dict(row.params.logit_bias)) for slot, row in changed]
+        values = [float(value) for _, bias in biases for value in bias.values()]
+        values = to_device(values, torch.float32, index.device)
+        self.prompt.view(-1).scatter_(0, prompts, True)
+        self.counts.view(-1).scatter_add_(0, answers, torch.ones(len(answers), device=index.device))
+        self.bias.view(-1).scatter_(0, self.places(biases), values)
+
+    def places(self, tokens_of: Iterable[tuple[int, Iterable[int]]]) -> torch.Tensor:
+        """Where the tokens of slots stand in a table whose rows are one after another."""
+        V = self.counts.size(1)
+        places = [slot * V + token for slot, tokens in tokens_of for token in tokens]
+        return to_device(places, torch.int64, self.counts.device)
 
     def take(self, tokens: torch.Tensor) -> None:
         n = len(tokens)

@@ -61,6 +61,7 @@ class CapturedSteps:
         self.model, self.cache, device = model, cache, cache.k.device
         batch, vocab_size = len(cache.lengths), model.config.vocab_size
         self.rows = Rows(batch, vocab_size, device)
+        self.joining: dict[int, Row] = {}  # by slot, see `join`
         self.logits = torch.zeros((batch, vocab_size), device=device)
         self.written = torch.zeros((AT_ONCE, batch), dtype=torch.int64, device=device)
         self.scores: dict[int, torch.Tensor] = {}  # of a step, by how many likeliest tokens
@@ -83,12 +84,21 @@ class CapturedSteps:
     # ---- which rows ----
 
     def put(self, slot: int, row: Row, length: int) -> None:
-        """A row goes on in this slot: `length` of its tokens are in the cache, its last is not."""
+        """A row goes on in this slot: `length` of its tokens are in the cache, its last is not. On
+        the device it is there after `join`."""
         self.cache.lengths[slot] = length
-        self.rows.put(slot, row, length)
+        self.joining[slot] = row
+
+    def join(self) -> None:
+        """Write what was `put` since the last time to the device, all of it at once."""
+        joining, self.joining = self.joining, {}
+        if joining:
+            positions = [self.cache.lengths[slot] for slot in joining]
+            self.rows.put([*joining], [*joining.values()], positions)
 
     def move(self, source: int, target: int) -> None:
         """A row goes on in another slot."""
+        self.join()
         self.cache.copy_row(target, self.cache, source, self.cache.lengths[source])
         self.rows.move(source, target)
 
@@ -96,6 +106,7 @@ class CapturedSteps:
 
     def launch(self, rows: Sequence[Row], steps: int) -> Flight:
         """Queue up to AT_ONCE steps of the rows in the first slots."""
+        self.join()
         lengths, device, n = self.cache.lengths, self.cache.k.device, len(rows)
         draw, scores = Draw.of(rows, self.rows.vocab_size), []
         if (k := draw.logprobs) is not None and k not in self.scores:

@@ -13,6 +13,7 @@ import torch
 from helpers.engine import alone, finish, random_requests
 from helpers.on_meta import Log
 from helpers.tiny_model import VARIANTS, VOCAB, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bonsai.engine import Engine, SamplingParams, phases
 from bonsai.engine.cuda import prompts
@@ -121,6 +122,49 @@ def test_answers_to_a_prompt_are_read_once(model, read):
     assert read == [(2, 8)] and not engine.prefixes.rows  # nobody waits: nothing is kept
     finish(engine)
     assert right(model, requests)
+
+
+def test_prompts_with_several_answers_beside_others(model, read):
+    """Of one size, in one graph: each answer's slot gets its prompt."""
+    engine = Engine(model, max_batch=10, capture=True)
+    requests = []
+    for place, n in enumerate((1, 3, 2, 1, 3)):
+        requests += submit(engine, [prompt(6 + place % 4, place)], n)
+    engine.step()
+    assert read == [(8, 8)]
+    assert engine.cache.lengths == [len(r.prompt) - 1 for r in requests]
+    finish(engine)
+    assert right(model, requests)
+
+
+def operations(model, count: int, budget: int, **settings) -> int:
+    """How many a step takes to admit prompts of one size, without the model's."""
+    engine = Engine(model, max_batch=8, prefix_cache=budget, capture=True)
+    engine.captured.graphs.run = lambda key, function: None
+    for place in range(count):
+        engine.submit(prompt(8, place), SamplingParams(4, 0.7, **settings))
+    with Count() as counted:
+        engine.step()
+        engine.captured.join()
+    return counted.calls
+
+
+class Count(TorchDispatchMode):
+    calls = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.calls += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [{}, dict(frequency_penalty=0.5, logit_bias={3: 1.0})])
+def test_many_prompts_take_no_more_operations_than_one(model, settings):
+    """Each would take longer than what it does: on a GPU a launch, or a copy from the host."""
+    few, many = (operations(model, count, 0, **settings) for count in (1, 8))
+    assert many == few < 60
+    # to remember one is a view and two copies of each: only of those that are left at the end
+    few, more, all_kept = (operations(model, 8, budget, **settings) for budget in (14, 21, 1000))
+    assert all_kept - few == 6 * (more - few) > 0
 
 
 def test_answers_that_wait_for_a_place_find_their_prompt(model, read):

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from bonsai.engine.cuda.rows import Draw, Rows, next_tokens, packed_scores, unpacked
+from bonsai.engine.cuda.rows import Draw, Rows, adjusts, next_tokens, packed_scores, unpacked
 from bonsai.engine.sampling import Row, SamplingParams, sample_next, scores
 
 V = 50
@@ -37,8 +37,8 @@ CHANGES = {
 
 def on_device(rows: list[Row]) -> Rows:
     made = Rows(len(rows) + 2, V, torch.device("cpu"))
-    for slot, row in enumerate(rows):
-        made.put(slot, row, len(row.prompt) + len(row.tokens) - 1)
+    lengths = [len(row.prompt) + len(row.tokens) - 1 for row in rows]
+    made.put(range(len(rows)), rows, lengths)
     return made
 
 
@@ -84,11 +84,34 @@ def test_a_row_is_the_same_in_another_slot_and_after_another_row():
     made.move(1, 0)
     draw = Draw.of([first], V)
     assert next_tokens(logits[:1], made, draw).tolist() == [sample_next(logits[:1], [second])]
-    made.put(0, first, 3)
-    made.put(1, first, 3)
-    made.put(0, second, 3)
+    made.put([0, 1], [first, first], [3, 3])
+    made.put([0], [second], [3])
     want = sample_next(logits, [second, first]).tolist()
     assert next_tokens(logits, made, Draw.of([second, first], V)).tolist() == want
+
+
+def tables(rows: Rows) -> list[list]:
+    return [x.tolist() for x in (rows.token, rows.ints, rows.floats, *rows.texts.all)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_put_together_are_what_they_are_one_by_one(seed):
+    """In whatever order of the slots, and over what was there."""
+    rng = random.Random(seed)
+    together, alone = (on_device([Row((1,), SamplingParams(logit_bias={3: 1.0}))]) for _ in "ab")
+    for made in (together, alone):
+        made.put(range(3), [Row((9, 3), SamplingParams(**CHANGES["all"]), 0, [4])] * 3, [1] * 3)
+    slots, rows = rng.sample(range(3), 3), []
+    for slot in slots:
+        params = {**FILTERS[rng.choice([*FILTERS])], **CHANGES[rng.choice([*CHANGES])]}
+        prompt, answer = ([rng.randrange(V) for _ in range(rng.randrange(1, 9))] for _ in "ab")
+        rows.append(Row(prompt, SamplingParams(seed=seed, **params), slot, answer * (slot > 0)))
+    together.put(slots, rows, [slot + 5 for slot in slots])
+    for slot, row in zip(slots, rows):
+        alone.put([slot], [row], [slot + 5])
+    assert tables(together) == tables(alone)
+    changed = [slot for slot, row in zip(slots, rows) if adjusts(row.params)]
+    assert [slot for slot in sorted(slots) if together.texts.prompt[slot].any()] == sorted(changed)
 
 
 def test_what_a_step_does_is_as_little_as_its_rows_need():
@@ -150,6 +173,6 @@ def test_rows_of_free_slots_draw_some_token():
     made = Rows(4, V, torch.device("cpu"))
     for filters, change in product(FILTERS.values(), CHANGES.values()):
         params = SamplingParams(**filters, **change)
-        made.put(0, Row((1,), params, tokens=[2]), 1)
+        made.put([0], [Row((1,), params, tokens=[2])], [1])
         tokens = next_tokens(torch.randn(4, V), made, Draw.of([Row((1,), params)], V))
         assert all(0 <= token < V for token in tokens.tolist())

@@ -165,6 +165,25 @@ def test_captures_that_are_refused_change_no_token(model, refused, monkeypatch, 
     )
 
 
+def test_rows_that_leave_or_move_before_their_first_step(model):
+    """Where they are is not on the device yet, and their slots get others."""
+    params = SamplingParams(20, 0.9, frequency_penalty=0.3)
+    for gone in ((0,), (2,), (1, 0), (3, 0), (0, 1, 2, 3)):
+        engine = Engine(model, max_batch=4, capture=True)
+        requests = engine.submit([4, 2], params, n=3) + engine.submit([7, 1, 1], params)
+        engine.step()
+        assert engine.running == requests and len(engine.captured.joining) == 4
+        for place in gone:
+            engine.hold(requests[place])
+        requests += engine.submit([5] * 6, params)
+        engine.step()
+        assert not {*engine.captured.joining} - {*range(4 - len(gone), 4)}
+        for place in gone:
+            engine.resume(requests[place])
+        finish(engine)
+        assert all(request.tokens == alone(model, request) for request in requests)
+
+
 def test_a_step_for_which_memory_is_short_leaves_a_working_engine(model, monkeypatch):
     """As the server goes on after it."""
     engine = Engine(model, max_batch=4, capture=True)
@@ -173,7 +192,10 @@ def test_a_step_for_which_memory_is_short_leaves_a_working_engine(model, monkeyp
     engine.submit([1, 2, 3], SamplingParams(20), n=2)
     with pytest.raises(torch.OutOfMemoryError):
         finish(engine)
+    engine.submit([1, 2, 4], SamplingParams(20, frequency_penalty=0.1))
+    engine.admit(engine.waiting.popleft())
     engine.clear()
+    assert not engine.captured.joining and not engine.prompts.unread
     engine.captured.compute = compute
     requests = random_requests(engine, random.Random(6), 5)
     finish(engine)
@@ -249,6 +271,7 @@ def made_on_meta(model, params: list[SamplingParams]) -> CapturedSteps:
     captured = CapturedSteps(model, model.new_cache(4, 48))
     for slot, p in enumerate(params):
         captured.put(slot, Row((1, 2), p, slot, [3]), 2)
+    captured.join()
     return captured
 
 
@@ -271,6 +294,7 @@ def test_what_is_captured_looks_at_no_number(model, name):
     # nor does what it does depend on the tokens and lengths that the host knows
     for slot in range(2):
         captured.put(slot, Row((1, 2, 5), params[-1], slot, [3, 8]), 4)
+    captured.join()
     with Log() as again:
         prompts.compute(2, 16)
         captured.compute(2, 16)
