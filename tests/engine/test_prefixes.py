@@ -108,6 +108,18 @@ def test_one_prompt_is_held_beyond_the_budget_until_the_next():
     assert not prefixes.rows
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_nearest_is_the_first_that_shares_most(seed):
+    rng, prefixes = random.Random(seed), Prefixes(10**6)
+    for _ in range(12):
+        remember(prefixes, *rng.choices((1, 2), k=rng.randint(1, 9)))
+    for _ in range(40):
+        prompt = tuple(rng.choices((1, 2, 3), (9, 9, 1), k=rng.randint(1, 9)))
+        common = {p: shared(np.array(p), np.array(prompt)) for p in prefixes.rows}
+        best = max(common, key=common.get)
+        assert prefixes.nearest(prompt) == ((best, common[best]) if common[best] else ((), 0))
+
+
 class FakeRows(list):
     """Rows of a cache, and how often one of them was copied."""
 
