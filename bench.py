@@ -91,6 +91,7 @@ backend = "auto"  # of torch.distributed; auto: nccl on CUDA [auto | nccl | gloo
 # -----------------------------------------------------------------------------
 
 TRACE = "trace.json"
+PROFILED = 3  # micro-batches, or a whole step of more: its trace takes long to write, and to open
 
 
 def say(line: str, runtime: Runtime) -> None:
@@ -142,8 +143,8 @@ def time_updates(step: TimedSteps, count: int, runtime: Runtime) -> list[float]:
     return milliseconds
 
 
-def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
-    """Train some steps; returns what they took."""
+def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> tuple[TimedSteps, dict]:
+    """Train some steps; returns them, for more, and what they took."""
     watch.lap("imports")
     check_further(c)
     data = open_data(c, runtime)
@@ -187,7 +188,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
     rate = tokens / ms["median"] * 1000
     peak = peak_flops(runtime.device, runtime.dtype)
     flops = model.flops_per_token(T)
-    results = {
+    return step, {
         "tokens_per_s": rate,
         "ms_per_step": ms,
         "ms_optimizer": spread(updates),
@@ -206,21 +207,20 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> dict:
         "data": c.dataset if data else "random tokens",
         "settings": dict(c),
     }
-    if c.profile:
-        results |= profile_steps(step, Path(c.out_dir) / TRACE, runtime)
-    return results
 
 
-def profile_steps(step: TimedSteps, path: Path, runtime: Runtime, count: int = 3) -> dict:
+def profile_steps(step: TimedSteps, path: Path, runtime: Runtime) -> dict:
     """Print where the time of some steps goes and write a trace of them; the shares and what takes
     longest, for the results."""
+    count = max(1, PROFILED // step.micro_batches)
     recorded = breakdown.record(step, count, runtime)
     rows = breakdown.timed(recorded.events(), runtime.device.type == "cuda")
     if runtime.master:
-        print(f"\n{breakdown.describe(rows, count)}\n")
+        print(f"\n{breakdown.describe(rows, count)}\n", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         recorded.export_chrome_trace(str(path))
-        print(f"a trace of {count} steps is in {path}: open it in https://ui.perfetto.dev")
+        steps = "a step" if count == 1 else f"{count} steps"
+        print(f"a trace of {steps} is in {path}: open it in https://ui.perfetto.dev")
     return {"shares": breakdown.shares(rows), "longest": breakdown.longest(rows, count)}
 
 
@@ -292,11 +292,13 @@ def main(**settings) -> None:
 
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
     with closing(runtime), memory_errors(too_large):
-        results = measure(c, runtime, watch)
-    say(describe(results, runtime, watch), runtime)
-    if runtime.device.type == "cuda" and is_gpt2(c):
-        rate = results["tokens_per_s"] / runtime.world_size
-        say(f"\n{beside_published(rate, device_name(runtime.device))}", runtime)
+        step, results = measure(c, runtime, watch)
+        say(describe(results, runtime, watch), runtime)
+        if runtime.device.type == "cuda" and is_gpt2(c):
+            rate = results["tokens_per_s"] / runtime.world_size
+            say(f"\n{beside_published(rate, device_name(runtime.device))}", runtime)
+        if c.profile:  # last, as a trace takes a while
+            results |= profile_steps(step, Path(c.out_dir) / TRACE, runtime)
     if c.json and runtime.master:
         write_json(c.json, {**provenance(runtime.device), **results})
 

@@ -178,7 +178,7 @@ bench() { # a row of stage_train: bench.py with these options; NAME.txt has what
     shift
     step "$name" bench.py "$@" --out_dir="$out/$name" --json="$out/$name.json"
     status=$?
-    found=$(sed -n '/^share of time/,/^a trace/p; /^tokens\/s/,$p' "$out/$name.log" 2> /dev/null)
+    found=$(sed -n '/^tokens\/s/,$p' "$out/$name.log" 2> /dev/null)
     [[ $found ]] && printf '%s:\n%s\n' "$name" "$found" > "$out/$name.txt"
     return $status
 }

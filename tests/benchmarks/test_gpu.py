@@ -270,17 +270,19 @@ def test_muon_by_symmetric_products(device):
     print("; ".join([*said, *(f"{key[0]}: {tile}" for key, tile in chosen.items())]))
 
 
-def milliseconds(function) -> float:
-    """Of the device for a call, the median of 20."""
+def milliseconds(function, calls: int = 10) -> float:
+    """Of the device for a call, the median of 5 times some calls: a short one by itself would take
+    as long as its launch."""
     times = []
-    for _ in range(25):
+    for _ in range(7):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        function()
+        for _ in range(calls):
+            function()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return sorted(times[5:])[10]
+        times.append(begin.elapsed_time(end) / calls)
+    return sorted(times[2:])[2]
 
 
 def test_muons_update_compiled(device):

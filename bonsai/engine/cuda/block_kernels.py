@@ -26,7 +26,7 @@ import triton.language as tl
 
 from bonsai.engine.cuda.layers import FOLLOWS, Heads, NormLayer, Product
 
-ALONE = 4  # rows up to which each goes by itself: their weights come from the cache
+ALONE = 2  # rows up to which each goes by itself: the second one's weights come from the cache
 SIZES = (ALONE, 16, 64)  # rows up to which kernels of one shape go; none of more
 
 # How they are launched: few shapes, as each is compiled. ROW, ROWS and STEP are what was fastest on
