@@ -38,7 +38,7 @@ from bonsai.engine.text import find_tokenizer, start_tokens
 from bonsai.files.textfile import check_writable, read_text, text_or_file, whole_text
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import find_source, load_model
-from bonsai.system.errors import UserError, run
+from bonsai.system.errors import UserError, end_if_told, heeded, run
 from bonsai.system.progress import Progress
 from bonsai.system.runtime import DTYPES, Runtime, setup_inference
 from bonsai.tokenizers import Tokenizer
@@ -329,10 +329,12 @@ def prompt_loop(tokenizer: Tokenizer, params: SamplingParams, continuations) -> 
     if tokenizer.eot is not None:
         params = replace(params, stop_tokens=(tokenizer.eot,))
     turn = 0
+    end_if_told()
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
         except (EOFError, KeyboardInterrupt):
+            heeded()
             print()
             return
         try:
@@ -343,6 +345,7 @@ def prompt_loop(tokenizer: Tokenizer, params: SamplingParams, continuations) -> 
             print()
         except UserError as e:  # such as a character that the model does not know
             say(f"error: {e}")
+        heeded()  # a Ctrl-C was for this continuation
         turn += 1
 
 

@@ -19,7 +19,7 @@ from bonsai.files.access import write_whole
 from bonsai.files.jsonfile import finite, read_json_object, write_json
 from bonsai.files.textfile import check_writable
 from bonsai.system import tables
-from bonsai.system.errors import UserError
+from bonsai.system.errors import UserError, end_if_told
 from bonsai.system.provenance import header, provenance
 
 Columns = Sequence[tuple[str, str, str]]
@@ -32,6 +32,7 @@ def in_turn(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
     order = list(names)
     for repeat in range(repeats):
         for name in order[:: -1 if repeat % 2 else 1]:
+            end_if_told()
             yield repeat, name
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from bonsai.system.errors import end_at_once
+from bonsai.system.errors import end_at_once, end_if_told
 
 started: set[subprocess.Popen] = set()
 
@@ -19,6 +19,7 @@ def running(command: list[str], **options) -> Iterator[subprocess.Popen]:
     """
     if threading.current_thread() is threading.main_thread():
         heed_signals()
+    end_if_told()
     process = subprocess.Popen(command, **options)
     started.add(process)
     try:

@@ -37,7 +37,7 @@ from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.sampling import Row, candidates, noise, step_key
 from bonsai.models.loading import find_source
 from bonsai.serving.registry import load_served
-from bonsai.system.errors import UserError, run
+from bonsai.system.errors import UserError, interrupts_of_python, run
 from bonsai.system.runtime import leave_a_core, setup
 from configurator import Config, configure
 
@@ -261,7 +261,8 @@ def main(**settings) -> int:
     with running(command, stdout=subprocess.PIPE, text=True) as process:
         port = port_of(process)
         crowd = load(c, port, psutil.Process(process.pid), asks)
-        asked, row["server"], memory = asyncio.run(crowd)
+        with interrupts_of_python():
+            asked, row["server"], memory = asyncio.run(crowd)
         row |= {"requests": len(asked), "tokens": sum(len(ask.answer()) for ask in asked)}
         errors = [ask.error for ask in asked if ask.error]
         row |= {"errors": len(errors), **compare(c, port, served, asked)}

@@ -16,7 +16,7 @@ from bonsai.files.access import file_size, save_picture
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import load_checkpoint, run_checkpoint
 from bonsai.system.caches import keep_fonts
-from bonsai.system.errors import UserError
+from bonsai.system.errors import UserError, end_if_told
 from bonsai.system.values import COMMAND_LINE, Setting
 from bonsai.training.interrupts import SIGNALS
 from bonsai.training.start import OF_THE_COMMAND
@@ -99,6 +99,7 @@ def run_and_pass_on(command: list[str]) -> int:
     """Run a program to its end and return its status. Signals to this one are passed on: it saves
     and ends by itself, while subprocess.run would kill it a moment after a Ctrl-C."""
     before = {}
+    end_if_told()
     with subprocess.Popen(command) as process:
 
         def pass_on(number: int, frame: object) -> None:

@@ -39,7 +39,7 @@ from bonsai.files.access import SETTINGS, writing
 from bonsai.files.atomic import sync_folder
 from bonsai.files.jsonfile import finite
 from bonsai.files.textfile import read_text
-from bonsai.system.errors import UserError, end_by_exit, reason
+from bonsai.system.errors import UserError, end_by_exit, end_if_told, heeded, reason
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 
 try:
@@ -117,6 +117,7 @@ class Writer:
         self._abort()  # does nothing after finish
         for number, handler in self._old_signals.items():
             signal.signal(number, handler)
+        heeded(self._old_signals)
         if self._lock is not None:
             os.close(self._lock)
 
@@ -249,6 +250,7 @@ class Writer:
                 f.write("\n")
                 f.flush()
                 os.fsync(f.fileno())
+            end_if_told()
             self._replacing = True
             (self.folder / "meta.json").unlink(missing_ok=True)
             sync_folder(self.folder)  # from here on the folder is no data set

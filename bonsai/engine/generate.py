@@ -7,7 +7,7 @@ import torch
 from bonsai.engine.cuda.steps import CapturedSteps
 from bonsai.engine.phases import check_request, decode_one_token, new_cache, prefill
 from bonsai.engine.sampling import Row, SamplingParams, sample_next
-from bonsai.system.errors import UserError
+from bonsai.system.errors import UserError, end_if_told
 
 # What to do when the context holds block_size tokens and another is wanted:
 ON_FULL = {
@@ -69,6 +69,7 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
     model.eval()
     try:
         for t in range(begin, end):
+            end_if_told()
             if t - context > block_size:
                 if on_full == "stop":
                     return

@@ -27,7 +27,7 @@ from bonsai.engine.prefixes import Filled, Prefixes
 from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scores
 from bonsai.engine.weights import prepare
 from bonsai.models.cache import KVCache
-from bonsai.system.errors import UserError
+from bonsai.system.errors import UserError, end_if_told
 
 CHUNK = 256  # positions of a prompt whose logits are in memory at once, to score them
 
@@ -190,6 +190,7 @@ class Engine:
     def step(self) -> list[Event]:
         """Advance the running requests by one token (captured: by those that were queued in the
         step before), then admit waiting ones; returns what happened."""
+        end_if_told()
         events = self.drop_cancelled()
         if self.captured:
             events += self.decode_captured()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from bonsai.system.errors import ENDS, end_at_once, end_by_exit
+from bonsai.system.errors import ENDS, end_at_once, end_by_exit, end_if_told, heeded
 
 # name.1a2b3c4d.tmp: of one writer alone, so that two never write into one file
 UNFINISHED = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.tmp")
@@ -53,6 +53,7 @@ def undone_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        heeded(before)
 
 
 @contextlib.contextmanager
@@ -79,6 +80,7 @@ def whole_file(
                 yield f
                 f.flush()
                 os.fsync(f.fileno())
+            end_if_told()
             place(tmp, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -102,6 +104,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             yield tmp
             sync_folder(tmp)
+            end_if_told()
             os.rename(tmp, path)  # fails where another has made a folder with files in it meanwhile
         except BaseException:
             shutil.rmtree(tmp, ignore_errors=True)

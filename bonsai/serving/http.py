@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from bonsai.serving.api.faults import error_body
 from bonsai.serving.guard import new_request_id
 from bonsai.serving.worker import Worker
-from bonsai.system.errors import UserError, reason
+from bonsai.system.errors import UserError, end_if_told, interrupts_of_python, reason
 
 HEAD_SECONDS = 20.0  # for the head of a request to arrive
 HEAD_BYTES = 64 * 2**10  # the largest head of a request
@@ -214,6 +214,10 @@ class Process(uvicorn.Server):
         finally:
             self.worker.stop()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        end_if_told()  # before the signals were ours
+        await super().startup(sockets)
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.should_exit:
             with contextlib.suppress(OSError):  # print is not safe in a signal handler
@@ -259,7 +263,8 @@ def serve(app, worker: Worker, sock: socket.socket, max_connections: int) -> Non
     sys.setswitchinterval(0.001)  # the event loop waits this long for each of the busy threads
     gc.freeze()  # libraries and models stay: looking through them again takes half a second
     process = Process(configured(app, max_connections), worker)
-    asyncio.run(process.serve(sockets=[sock]))
+    with interrupts_of_python():
+        asyncio.run(process.serve(sockets=[sock]))
 
 
 def raise_file_limit(files: int) -> None:

@@ -10,10 +10,13 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import threading
+from collections.abc import Callable, Container, Iterator
+from functools import partial
+from typing import Any, NoReturn
 
 PROGRAM, PARENT = os.getpid(), os.getppid()  # as the program was started
+told = 0  # the signal that is to end this program, from when its handler raises until it is heeded
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT = ("allocate memory", "out of memory", "can't start new thread", "failed to map segment")
 ENDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
@@ -117,9 +120,59 @@ def end_by_exit(number: int, frame: object) -> None:
     """A signal handler where something is to be undone, on the way out of the blocks around it."""
     if os.getpid() != PROGRAM:
         end_at_once(number, frame)
+    global told
+    told = number
     with contextlib.suppress(OSError):
         os.write(2, f"error: {ENDS[signal.Signals(number).name]}\n".encode())
     sys.exit(128 + number)
+
+
+def end_by_interrupt(number: int, frame: object) -> None:
+    """The signal handler of Ctrl-C while a program runs: Python's own, but it is remembered."""
+    global told
+    told = number
+    raise KeyboardInterrupt
+
+
+def end_if_told() -> None:
+    """Raise anew what a signal has raised, where that was lost: a library's bare `except` takes it,
+    and out of a callback or a finalizer Python lets no exception. (Its import system has a callback
+    at each module: while libraries load, one Ctrl-C in a hundred or two is lost there.)
+
+    To be called where a program passes from its start to its work, between the parts of the work,
+    and before what it has made takes its place. Does nothing in other threads than the main one,
+    nor while the exception is on its way.
+    """
+    if not told or threading.current_thread() is not threading.main_thread():
+        return
+    if not isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit)):
+        raise KeyboardInterrupt if told == signal.SIGINT else SystemExit(128 + told)
+
+
+def heeded(numbers: Container[int] = (signal.SIGINT,)) -> None:
+    """What one of these signals was to end has ended; the program may go on."""
+    global told
+    if told in numbers:
+        told = 0
+
+
+def report_lost(report: Callable[[Any], object], lost: Any) -> None:
+    """As sys.unraisablehook: says nothing of what `end_if_told` will raise anew."""
+    if not told or not issubclass(lost.exc_type, (KeyboardInterrupt, SystemExit)):
+        report(lost)
+
+
+@contextlib.contextmanager
+def interrupts_of_python() -> Iterator[None]:
+    """A block, such as asyncio.run, that takes over Ctrl-C where it finds Python's own handler."""
+    ours = signal.getsignal(signal.SIGINT) is end_by_interrupt
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, end_by_interrupt)
 
 
 def by_interrupt(e: BaseException | None) -> bool:
@@ -132,7 +185,8 @@ def by_interrupt(e: BaseException | None) -> bool:
 
 def interrupted() -> None:
     """End this process as Ctrl-C does."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    heeded()
+    if signal.getsignal(signal.SIGINT) is end_by_interrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
     with contextlib.suppress(OSError, ValueError):
         print(file=sys.stderr)
@@ -146,15 +200,20 @@ def run(*steps: Callable[[], object]) -> None:
     A character that the terminal's encoding lacks is printed as an escape.
     """
     if signal.getsignal(signal.SIGINT) is end_at_once:  # from here on there may be things to tidy
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, end_by_interrupt)
+        sys.unraisablehook = partial(report_lost, sys.unraisablehook)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not, and it may be closed
             stream.reconfigure(errors="backslashreplace")
     try:
+        status = 0
         try:
             status = [step() for step in steps][-1]
         except SystemExit as e:
             status = e.code
+        finally:  # also where another error has come of it
+            if not status:  # else it has said why it ends
+                end_if_told()
         sys.stdout.flush()  # what is wrong with it is caught here, not where Python exits
         sys.exit(status)
     except UserError as e:

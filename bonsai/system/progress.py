@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from bonsai.system.errors import end_if_told
+
 LINE_SECONDS = 30  # between progress lines where there is no terminal
 
 Advance = Callable[[int], object]  # is told how many bytes have been read since the last call
@@ -27,6 +29,7 @@ class Progress:
             self._bar = tqdm(total=total, unit=unit, unit_scale=True, desc=label)
 
     def advance(self, count: int) -> None:
+        end_if_told()
         self.done += count
         if self._bar is not None:
             self._bar.update(count)

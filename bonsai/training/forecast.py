@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bonsai.data.advice import command
 from bonsai.planning.costs import describe_time
+from bonsai.system.errors import end_if_told
 from bonsai.system.progress import LINE_SECONDS
 
 FIRST_SECONDS = 10  # before a long job says how long it will be
@@ -21,7 +22,9 @@ def tracked(batches: Sequence, label: str, say: Callable[[str], object], on: boo
     on: whether this process is the one that speaks.
     """
     if not on:
-        yield from batches
+        for batch in batches:
+            end_if_told()
+            yield batch
         return
     bar, begin = None, time.monotonic()
     line_at = begin + FIRST_SECONDS
@@ -31,6 +34,7 @@ def tracked(batches: Sequence, label: str, say: Callable[[str], object], on: boo
         bar = tqdm(total=len(batches), desc=label, unit="batch", leave=False, file=sys.stderr)
     try:
         for done, batch in enumerate(batches, 1):
+            end_if_told()
             yield batch
             now = time.monotonic()
             if bar is not None:

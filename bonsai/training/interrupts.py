@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 
+from bonsai.system.errors import end_if_told
 from bonsai.system.runtime import Runtime, meeting
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -50,6 +51,7 @@ class Interrupts:
                 continue
             self.before[number] = before
             signal.signal(number, self._note)
+        end_if_told()
 
     def restore(self) -> None:
         """Give the signals back to whoever had them before."""

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from bonsai.models.contract import loss_alone
 from bonsai.models.kernels import to_device
 from bonsai.system.allocator import keep_freed_memory
+from bonsai.system.errors import end_if_told
 from bonsai.system.runtime import Runtime, seed_everything
 from bonsai.training.optimizers import build_optimizer, clip_gradients, guards_itself
 
@@ -64,6 +65,7 @@ class TrainingStep:
 
     def begin(self, number: int, micro_batches: int = 1) -> None:
         """Get ready for the step of this number. Its dropout is a function of seed and number."""
+        end_if_told()
         seed_everything(self.seed, number, self.runtime.rank)
         self.left = micro_batches
         self.loss.zero_()

@@ -13,7 +13,8 @@ from benchmarks.processes import running, started
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
-SLEEP = [sys.executable, "-S", "-c", "import time; print('on', flush=True); time.sleep(60)"]
+# os.write: whole, beside what another process writes
+SLEEP = [sys.executable, "-S", "-c", r"import os, time; os.write(1, b'on\n'); time.sleep(60)"]
 
 # A program that runs others, in its main thread or in two more.
 PROGRAM = f"""
@@ -26,7 +27,7 @@ from bonsai.system.errors import run
 
 def wait(_):
     with running({SLEEP!r}) as process:
-        os.write(1, b"%d\\n" % process.pid)  # whole, beside what another thread writes
+        os.write(1, b"%d\\n" % process.pid)
         process.wait()
 
 def main():

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.lost_signals import handled_as_in, in_a_bare_except
 from helpers.prepared import leftovers, read
 from helpers.programs import ROOT, run_command
 
 from bonsai.data.dataset import open_dataset
 from bonsai.data.meta import open_meta
 from bonsai.data.writer import Writer, describe_prepared
-from bonsai.system.errors import UserError
+from bonsai.system import errors
+from bonsai.system.errors import UserError, end_by_interrupt
 from bonsai.tokenizers import TOKENIZERS, CharTokenizer
 
 
@@ -211,6 +213,24 @@ def test_signals_leave_nothing(out, name, word, moment):
     result = run_command(command, ROOT)
     assert result.rc == 128 + number and result.stderr.strip() == f"error: {word}"
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_that_got_lost_replaces_nothing(out, name):
+    """A tokenizer has swallowed what it raised: the old data set stays."""
+    write(out, 1)
+    number = getattr(signal, name)
+    with handled_as_in(end_by_interrupt):
+        with (
+            pytest.raises((SystemExit, KeyboardInterrupt)),
+            Writer(out, vocab_size=9) as writer,
+        ):
+            for split in ("train", "val"):
+                writer.add(split, [2])
+            in_a_bare_except(number)
+            writer.finish()
+        assert errors.told == (number if name == "SIGINT" else 0)
+    assert opened(out) == [1] * 10
 
 
 def test_nothing_here_imports_torch():

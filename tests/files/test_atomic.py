@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+from helpers.lost_signals import handled_as_in, in_a_bare_except
 
 from bonsai.files.atomic import (
     UNFINISHED,
@@ -16,7 +17,8 @@ from bonsai.files.atomic import (
     whole_file,
     whole_folder,
 )
-from bonsai.system.errors import ENDS, end_at_once
+from bonsai.system import errors
+from bonsai.system.errors import ENDS, end_at_once, end_by_interrupt
 
 
 def test_a_file_takes_its_place_at_the_end(tmp_path):
@@ -56,6 +58,21 @@ def test_a_signal_that_ends_a_program_leaves_nothing(tmp_path, capfd, block, nam
     finally:
         signal.signal(number, before)
     assert capfd.readouterr().err == f"error: {ENDS[name]}\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX systems")
+@pytest.mark.parametrize("block", [whole_file, whole_folder])
+@pytest.mark.parametrize("name", ENDS)
+def test_a_signal_that_got_lost_leaves_nothing(tmp_path, block, name):
+    """Within, a library has swallowed what it raised. Nothing later ends by it once more."""
+    number = getattr(signal, name)
+    with handled_as_in(end_by_interrupt):
+        if name != "SIGINT":
+            signal.signal(number, end_at_once)
+        with pytest.raises((SystemExit, KeyboardInterrupt)), block(tmp_path / "a"):
+            in_a_bare_except(number)
+        assert os.listdir(tmp_path) == []
+        assert errors.told == (number if name == "SIGINT" else 0)
 
 
 def test_a_handler_of_another_kind_stays(tmp_path):
