@@ -6,7 +6,9 @@ import threading
 from dataclasses import replace
 
 import pytest
+from helpers.lost_signals import handled_as_in, in_a_bare_except
 
+from bonsai.system.errors import end_by_interrupt
 from bonsai.system.runtime import setup
 from bonsai.training import interrupts
 from bonsai.training.interrupts import BROKEN_PIPE, Interrupts
@@ -38,6 +40,15 @@ def test_a_signal_is_said_once_and_becomes_the_status(watched, capfd, name):
     send(number)
     assert watched.status() == 128 + number
     assert capfd.readouterr().err == f"\n{name}: finishing this step, then saving\n"
+
+
+@posix
+def test_what_got_lost_before_ends_the_program_before_its_first_step(runtime):
+    with handled_as_in(end_by_interrupt):
+        in_a_bare_except()
+        with pytest.raises(KeyboardInterrupt), Interrupts(runtime) as signals:
+            signals.watch()
+        assert signal.getsignal(signal.SIGINT) is end_by_interrupt and not signals.received
 
 
 @posix
