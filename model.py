@@ -336,6 +336,14 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+TABLES = ("values", "bigrams")  # names of embeddings that are 0 at first
+
+
+def zero_embedding(rows: int, width: int) -> nn.Embedding:
+    """Made without the random numbers of nn.Embedding: of 464M weights they take two seconds."""
+    return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
+
+
 class GPT(nn.Module):
     context_step = 1  # a full context is moved on by multiples of this many tokens
     further = None  # weight of a second loss in training, which schedule.set_further sets
@@ -362,11 +370,11 @@ class GPT(nn.Module):
             width = config.kv_heads * config.head_dim
             layers = filter(config.has_value_embedding, range(config.n_layer))
             self.values = nn.ModuleDict(
-                {str(i): nn.Embedding(config.vocab_size, width) for i in layers}
+                {str(i): zero_embedding(config.vocab_size, width) for i in layers}
             )
         if config.bigram_embeddings:
             rows = config.bigram_embeddings * config.vocab_size
-            self.bigrams = nn.Embedding(rows, config.n_embd)
+            self.bigrams = zero_embedding(rows, config.n_embd)
         if config.residual_lambdas:  # modded-nanogpt, 2024
             self.residual_lambdas = nn.Parameter(torch.empty(config.n_layer))
             self.x0_lambdas = nn.Parameter(torch.empty(config.n_layer))
@@ -380,12 +388,12 @@ class GPT(nn.Module):
 
         The order of the draws is part of the contract: the same seed gives nanoGPT's weights. So
         what starts at 0 is drawn all the same, as the draws after it depend on it; only at the end
-        of the order it is not.
+        of the order, and of the tables that nanoGPT has not, it is not.
         """
         c = self.config
         draws: list[tuple[nn.Parameter, float]] = []  # (weights, standard deviation)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith(TABLES):
                 std = 0.02
                 if c.init == "fan_in":
                     linear = isinstance(module, nn.Linear)
@@ -398,7 +406,7 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight") and c.init == "gpt2":
                 draws.append((p, 0.02 / math.sqrt(2 * c.n_layer)))
             zeros = ("c_proj.weight", "lm_head.weight") if c.zero_init else ()
-            if name.endswith((*zeros, "gate.weight")) or name.startswith(("values.", "bigrams.")):
+            if name.endswith((*zeros, "gate.weight")):
                 zeroed.add(p)
         while draws and draws[-1][0] in zeroed:
             draws.pop()

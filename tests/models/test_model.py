@@ -233,8 +233,9 @@ def test_weights_are_those_of_all_draws_one_after_another(fields, init, monkeypa
     """Those that nobody sees are left out only where no other weight depends on them."""
 
     def all_draws(model: GPT) -> None:
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+        for path, module in model.named_modules():
+            table = path.split(".")[0] in ("values", "bigrams")
+            if isinstance(module, nn.Linear | nn.Embedding) and not table:
                 fan_in = 1 / 3 if isinstance(module, nn.Embedding) else module.in_features
                 module.weight.normal_(std=0.02 if init == "gpt2" else (3 * fan_in) ** -0.5)
         for name, p in model.named_parameters():
@@ -255,8 +256,8 @@ def test_weights_are_those_of_all_draws_one_after_another(fields, init, monkeypa
             assert torch.equal(p, wanted[name]), name
 
 
-def test_tables_that_start_at_0_are_not_drawn_again(monkeypatch):
-    """What torch itself draws for them comes before the others' draws, and has to stay."""
+def test_tables_that_start_at_0_are_not_drawn(monkeypatch):
+    """Neither by us nor by torch; the others are the same with bigrams and without."""
     normal, drawn = nn.init.normal_, []
     monkeypatch.setattr(nn.init, "normal_", lambda p, **how: drawn.append(p) or normal(p, **how))
     fields = dict(value_embeddings=True, bigram_embeddings=3, tie_head=False)
@@ -266,7 +267,10 @@ def test_tables_that_start_at_0_are_not_drawn_again(monkeypatch):
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             times = sum(p is module.weight for p in drawn)
-            assert times == isinstance(module, nn.Embedding) + (module not in tables)
+            assert times == (module not in tables) * (1 + isinstance(module, nn.Embedding))
+    without, with_bigrams = make(tie_head=False), make(tie_head=False, bigram_embeddings=3)
+    for name, p in without.named_parameters():
+        assert torch.equal(p, with_bigrams.get_parameter(name)), name
 
 
 # ---- configuration ----
