@@ -138,16 +138,26 @@ docs/BENCHMARKS.md: peak memory, GiB | nanoGPT's | ... | **{}** (nanoGPT
     README.md: | GPT-2 (124M), 32 x 1024, compiled: peak memory, GiB | {}
 docs/BENCHMARKS.md: peak memory, GiB | nanoGPT's | ... | **...** (nanoGPT {})
     README.md: | GPT-2 (124M), 32 x 1024, compiled: peak memory, GiB | ... | {}
-docs/BENCHMARKS.md: an update after each: tokens/s | ... | ... | {} |
-    README.md: an update after every 32 x 1024: tokens/s | {}
+docs/BENCHMARKS.md: | 355M, 16 x 1024, compiled: tokens/s | ... | ... | {} (nanoGPT
+    README.md: | GPT-2 (355M), 16 x 1024, compiled: tokens/s, median of 3 | {}
+docs/BENCHMARKS.md: | 355M, 16 x 1024, compiled: tokens/s | ... | ... | ... (nanoGPT {})
+    README.md: | GPT-2 (355M), 16 x 1024, compiled: tokens/s, median of 3 | ... | {}
+docs/BENCHMARKS.md: in steps of 16 micro-batches, as the run has: tokens/s | ... | ... | **{}**
+    README.md: | `config/fast_gpt2.py`: tokens/s | {}
+docs/BENCHMARKS.md: s (10.5M tokens) | **{}**; nanoGPT as shipped
+    README.md: after 10.8M tokens of C source, 26 s | {}
+docs/BENCHMARKS.md: nanoGPT as shipped ..., tuned {} |
+    README.md: after 10.8M tokens of C source, 26 s | ... | {}
 docs/BENCHMARKS.md: start included: seconds | ... | ... | **{}** (nanoGPT
     README.md: start included: seconds | {}
 docs/BENCHMARKS.md: start included: seconds | ... | ... | **...** (nanoGPT {})
     README.md: start included: seconds | ... | {}
-docs/BENCHMARKS.md: | one text of 124M, prompt of 100: tokens/s | ... | ... | {} |
+docs/BENCHMARKS.md: | one text of 124M, prompt of 100: tokens/s | ... | ... | **{}**
     docs/serving.md: in bfloat16 at {} tokens/s
-docs/BENCHMARKS.md: prompts of 100 and answers of 300: tokens/s | ... | ... | {};
+    README.md: | GPT-2 (124M), one text: tokens/s | {}
+docs/BENCHMARKS.md: prompts of 100 and answers of 300: tokens/s | ... | ... | **{}**
     docs/serving.md: and 64 texts together at {}
+    README.md: | GPT-2 (124M), 64 texts together: tokens/s | {}
 docs/BENCHMARKS.md: | 102 MB of text | {} s
     README.md: | 100 MB of text to GPT-2 tokens on disk: seconds | {}
 docs/BENCHMARKS.md: | 102 MB of text | ... s | {} s
