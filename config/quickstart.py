@@ -1,6 +1,6 @@
 # A GPT of 1.8M parameters on the source of Python's standard library, in a vocabulary of its own.
-# Cost: 1.5M tokens, 67 s on two cores with AVX512-BF16.
-# Expected validation loss: 3.02, which is 1.353 bits per byte.
+# Cost: 1.5M tokens, 47 s on two cores with AVX512-BF16.
+# Expected validation loss: 2.89, which is 1.295 bits per byte.
 # $ python data/python_stdlib/prepare.py
 # $ python train.py config/quickstart.py
 out_dir = "out-quickstart"
