@@ -2,12 +2,15 @@
 
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from bonsai.system.errors import end_at_once, end_if_told
+from bonsai import ROOT
+from bonsai.system.errors import ENDS, end_at_once, end_by_exit, end_if_told
 
+SUPERVISOR = str(ROOT / "benchmarks" / "supervise.py")
 started: set[subprocess.Popen] = set()
 
 
@@ -29,6 +32,38 @@ def running(command: list[str], **options) -> Iterator[subprocess.Popen]:
             process.terminate()
             process.wait()
         started.discard(process)
+
+
+@contextmanager
+def supervised(seconds: float, command: list[str], **options) -> Iterator[subprocess.Popen]:
+    """A program that is ended after some seconds, where the block ends first, and even where this
+    process is killed (SIGKILL); with all that it has started, and its status is supervise.py's.
+
+    options: of Popen. To end it on other signals, too: call leave_by_exit_on_signals before.
+    """
+    end_if_told()
+    command = [sys.executable, SUPERVISOR, str(seconds), *command]
+    # a session of its own: Ctrl-C in a terminal is for this process alone
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def leave_by_exit_on_signals() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP end this process by SystemExit, so that what is to be ended
+    and said comes to its end; no second signal cuts it short."""
+
+    def leave(number: int, frame: object) -> None:
+        for name in ENDS:
+            signal.signal(signal.Signals[name], signal.SIG_IGN)
+        end_by_exit(number, frame)
+
+    for name in ENDS:
+        if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.Signals[name], leave)
 
 
 def heed_signals() -> None:

@@ -1,9 +1,10 @@
-"""benchmarks/gpu.sh: its stages with a stand-in for Python, and how they end."""
+"""benchmarks/gpu.py, called by gpu.sh: its stages with a stand-in for Python, and how they end."""
 
 import fcntl
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,15 +15,17 @@ from unittest import SkipTest
 
 import pytest
 import torch
-from helpers.programs import ROOT, assert_one_line_error, environment, run_command
+from helpers.programs import ROOT, assert_one_line_error, environment, program_module, run_command
+from helpers.settings import settings
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bash") is None or sys.platform != "linux", reason="bash on Linux, with /proc"
 )
 
-# In place of Python: notes what it is asked for; a program of the repository leaves a table, and
-# where $SLOW is, it goes on for long.
+# In place of Python, but for gpu.py itself: notes what it is asked for; a program of the repository
+# leaves a table, and where $SLOW is, it goes on for long.
 STUB = """#!/usr/bin/env bash
+case "$1" in */benchmarks/gpu.py) exec "$REAL" "$@";; esac
 echo "$@" >> "$CALLS"
 case "$*" in *"${FAILS:-no such word}"*) echo "error: no luck"; exit 1;; esac
 [ -e "$FAIL" ] && { echo "error: no luck"; exit 1; }
@@ -59,7 +62,7 @@ def gpu_sh(tmp_path):
     def start(*stages, run=run_command, **env):
         env = {"TOY": "1", "OUT": "results", "PYTHON": "./stub", "CALLS": str(calls), **env}
         env |= {"FAIL": str(tmp_path / "fail"), "SLOW": str(tmp_path / "slow")}
-        env = {"NAME": stages[0] if stages else "", **env}
+        env = {"REAL": sys.executable, "NAME": stages[0] if stages else "", **env}
         command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *stages]
         done = run(command, tmp_path, env)
         return done, calls.read_text().splitlines() if calls.exists() else []
@@ -162,7 +165,7 @@ def test_one_call_at_a_time(gpu_sh, tmp_path):
     (tmp_path / "results").mkdir()
     with open(tmp_path / "results" / "lock", "w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
-        assert_one_line_error(gpu_sh("tests")[0], "another call works in", "set OUT to another")
+        assert_one_line_error(gpu_sh("tests")[0], "another call works in", "set --out to another")
     assert gpu_sh("tests")[0].rc == 0
 
 
@@ -190,14 +193,52 @@ def test_the_text_of_the_race_may_be_any_file_or_folder(gpu_sh, tmp_path, text, 
     assert "--dataset=race_text" in calls[2].split() and "--device=cpu" not in calls[2]
 
 
+def test_each_setting_is_a_variable_of_gpu_sh(tmp_path):
+    """And what is not set is left to gpu.py."""
+    (tmp_path / "echo").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    os.chmod(tmp_path / "echo", 0o755)
+    others = {*settings("benchmarks/gpu.py", [])} - {"stages", "python"}
+    assert len(others) == 8
+    env = {name.upper(): "" for name in others} | {"PYTHON": "./echo"}
+    for given in ({}, {name.upper(): f"a {name}" for name in others}):
+        command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "tests", "train"]
+        program, *words = run_command(command, tmp_path, env | given).stdout.splitlines()
+        assert program == str(ROOT / "benchmarks" / "gpu.py")
+        assert words[:2] == ["--stages=tests,train", "--python=./echo"]
+        assert {*words[2:]} == {f"--{name.lower()}={value}" for name, value in given.items()}
+
+
+def test_stages_that_are_named_are_there():
+    """In documents, in gpu.py and in gpu.sh, whose command is one of gpu.py's."""
+    stages = program_module("benchmarks/gpu.py").STAGES
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("gpu.*")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages if page.stem != "LOG")
+    named = [n for names in re.findall(r"--stages=([\w,]+)", text) for n in names.split(",")]
+    assert set(named) == set(stages)
+    words = re.search(r"^#   (.*benchmarks/gpu\.sh) (.*)\n#   (python .*)\n#$", text, re.M)
+    assert words[3].split() == ["python", "benchmarks/gpu.py"] + [
+        f"--stages={words[2].replace(' ', ',')}",
+        *(f"--{key.lower()}={value}" for key, value in re.findall(r"(\w+)=(\S+)", words[1])),
+    ]
+
+
+def test_gpu_py_does_not_load_torch():
+    """It only starts others; --help and mistakes should not wait."""
+    code = (
+        "import runpy, sys; runpy.run_path('benchmarks/gpu.py'); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment())
+    assert done.returncode == 0
+
+
 def test_it_says_what_is_wrong(gpu_sh, tmp_path):
     assert_one_line_error(gpu_sh("nosuch")[0], "unknown stage nosuch")
     assert_one_line_error(gpu_sh()[0], "no stage given")
     assert_one_line_error(gpu_sh("tests", PYTHON="no-python")[0], "no-python")
     for name, value, words in (
-        ("TOTAL", "5m", "TOTAL=5m is no whole number"),
-        ("LIMIT", "-3", "LIMIT=-3 is no whole number"),
-        ("TOKENS", "1e7", "TOKENS=1e7 is no whole number"),
+        ("TOTAL", "5m", "--total expects int, got '5m'"),
+        ("LIMIT", "-3", "--limit=-3 must be at least 1"),
+        ("TOKENS", "1e-7", "--tokens expects int, got '1e-7'"),
         ("PEER", "nowhere", "nowhere is no checkout of nanoGPT"),
         ("TEXT", "nowhere.xz", "nowhere.xz does not exist"),
         ("OUT", "stub", "cannot write into the folder"),

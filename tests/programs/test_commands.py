@@ -34,7 +34,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*
 SHELL = ("", "sh", "bash", "console", "shell")
 OTHER = {"cd", "git", "pip", "export", "source", "nvidia-smi", "curl", "mkdir", "ls", "tail", "cat"}
 OTHER |= {"lm_eval"}
-START = r"([A-Z_]+=\S* )*(\S*python3?|torchrun|make|pip|bash|curl|benchmarks/gpu\.sh) "
+START = r"([A-Z_]+=\S* )*(\S*python3?|torchrun|make|pip|bash|curl) "
 
 
 def commands_of(page: Path) -> list[str]:
@@ -98,21 +98,15 @@ def test_every_command_parses(path, command, monkeypatch, capsys):
     """The program is there, and so are its config files and settings."""
     monkeypatch.chdir(ROOT)
     for part in re.split(r" && | \| ", command):
-        words, given = shlex.split(part, comments=True), set()
+        words = shlex.split(part, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # of the environment
-            given.add(words.pop(0).partition("=")[0])
+            words.pop(0)
         if not words or words[0] in OTHER:
             continue
         first, rest = Path(words[0]).name, words[1:]
         if first == "make":
             targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
             assert all(word in targets for word in rest if "=" not in word)
-        elif first in ("bash", "sh") or first == "gpu.sh":
-            script = rest.pop(0) if first != "gpu.sh" else words[0]
-            text = (ROOT / script).read_text(encoding="utf-8")
-            said = text[: text.index("set -u")]
-            assert all(re.search(rf"^#   {name}=", said, re.M) for name in given), command
-            assert rest and set(rest) <= set(re.search(r'^known="(.*)"', text, re.M)[1].split())
         elif first in ("python", "python3", "torchrun"):
             if rest[:2] == ["-m", "pytest"] or rest[:2] == ["-m", "pip"]:
                 continue
@@ -236,7 +230,6 @@ NOT_RUN = {
     "--input=text.xz": "cut from a hundred MB; tests/programs/test_prepare.py reads packed texts",
     "--hub=": "a download; tests/programs/test_prepare.py runs it with a server of its own",
     "^lm_eval": "a program of its own, and its data; tests/programs/test_serve.py asks as it does",
-    "benchmarks/gpu.sh ": "needs a GPU",
     "^python benchmarks/": "minutes to hours; each has a test, or a short form, of its own",
     "^python projects/(positions|translate)": "minutes; the projects' tests run them",
 }

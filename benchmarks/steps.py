@@ -1,0 +1,127 @@
+"""Programs of this repository, one after the other in the time that a call has.
+
+What each says is printed as it comes and kept in FOLDER/NAME.log. One that has ended well has a
+mark, FOLDER/NAME.done beside FOLDER/NAME.words, and is not run again with the same words: a call
+that was interrupted can be repeated.
+"""
+
+import contextlib
+import math
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.processes import supervised
+from bonsai import ROOT
+from bonsai.files.access import write_whole
+from bonsai.runs.lock import lock_file
+from bonsai.system.errors import UserError, why_not_written
+
+PATIENCE = 10.0  # seconds in which what an earlier call has started should have ended
+
+
+class Steps:
+    """The programs of one call, and the time that is left for them.
+
+    folder: for logs and marks. python: runs the programs. about: what their results depend on
+    beside their words, where it was another one they are run again; again: all are. lock: the
+    number of the file that locks the folder. last: when the call is to be over, as time.monotonic
+    has it.
+    """
+
+    def __init__(
+        self, folder: Path, python: str, about: str, again: bool, lock: int, last: float = math.inf
+    ):
+        self.folder, self.python, self.about, self.again = folder, python, about, again
+        self.lock, self.last, self.ends = lock, last, last
+
+    def begin(self, limit: float) -> None:
+        """What comes now may take so many seconds together, if the call has them."""
+        self.ends = min(self.last, time.monotonic() + limit)
+
+    def left(self) -> float:
+        """Seconds."""
+        return max(0.0, self.ends - time.monotonic())
+
+    def run(self, name: str, program: str, *words: str) -> bool:
+        """Whether the program ended well: now, or before with the same words but for those of how
+        long it may go on. What it left in the folder otherwise is removed."""
+        named = [w for w in words if not w.startswith("--minutes=") and w != "--force"]
+        what = f"{' '.join([f'{self.about}:', program, *named])}\n"
+        mark, done = self.folder / f"{name}.words", self.folder / f"{name}.done"
+        if self.again or text_of(mark) != what:
+            for kind in ("done", "log", "txt"):
+                (self.folder / f"{name}.{kind}").unlink(missing_ok=True)
+            write_whole(mark, what)
+        if done.exists():
+            print(f"== {name}: done before, in {self.folder} (--force repeats it)", flush=True)
+            return True
+        if not self.measure(name, program, *words):
+            return False
+        done.touch()
+        return True
+
+    def measure(self, name: str, program: str, *words: str) -> bool:
+        """As run, but whatever was before."""
+        seconds = self.left()
+        if not seconds:
+            print(f"{name}: no time is left: the same command goes on", flush=True)
+            return False
+        seconds -= 5 if seconds > 10 else 0  # the time to end in
+        options = dict(cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, bufsize=0)
+        options |= dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        options |= dict(pass_fds=[self.lock])  # it has the lock until all of it has ended
+        command = [self.python, program, *words]
+        with (
+            open(self.folder / f"{name}.log", "wb") as log,
+            supervised(seconds, command, **options) as process,
+        ):
+            for said in said_by(process):
+                for file in (log, sys.stdout.buffer):
+                    file.write(said)
+                    file.flush()
+        return process.returncode == 0
+
+
+def said_by(process: subprocess.Popen) -> Iterator[bytes]:
+    """What a process says, until it is over; what it has left behind may hold the pipe longer."""
+    while True:
+        if select.select([process.stdout], [], [], 0.1)[0]:
+            if not (said := process.stdout.read(1 << 16)):
+                return
+            yield said
+        elif process.poll() is not None:
+            return
+
+
+def text_of(path: Path) -> str:
+    """That of a file, '' where it is not there."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[int]:
+    """A folder in which one call at a time works; the number of the file that is locked.
+
+    Raises UserError where another does, or nothing can be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as e:
+        why = f"cannot write into the folder {folder} ({why_not_written(e, folder)})"
+        raise UserError(f"{why}: set --out to another") from None
+    try:
+        last = time.monotonic() + PATIENCE
+        while lock_file(fd) is False:
+            if time.monotonic() > last:
+                hint = "wait for it, or set --out to another"
+                raise UserError(f"another call works in {folder}: {hint}")
+            time.sleep(0.1)
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,57 @@
+"""Run a program for some seconds at most, and leave nothing running of what it has started.
+
+    python benchmarks/supervise.py SECONDS PROGRAM [its arguments] < PIPE
+
+The program, and what it starts, is a process group. The group is ended when the program is over,
+when the seconds are, or when the pipe is closed: who has started this holds its other end, which
+the system closes even where that process is killed. The end is SIGTERM, and 5 seconds later SIGKILL
+for what is left. Exit status: the program's, 128 + N where signal N ended it, 124 for the seconds
+(GNU timeout's), 125 for the pipe.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
+
+
+def end_group(leader: subprocess.Popen) -> None:
+    """End what is left of the process group that a process leads."""
+    last = time.monotonic() + PATIENCE
+    with contextlib.suppress(ProcessLookupError):  # nothing is left
+        os.killpg(leader.pid, signal.SIGTERM)
+        while time.monotonic() < last:
+            leader.poll()  # until it is waited for, it is there
+            os.killpg(leader.pid, 0)
+            time.sleep(0.1)
+        os.killpg(leader.pid, signal.SIGKILL)
+
+
+def supervise(seconds: float, command: list[str]) -> int:
+    """The exit status."""
+    last = time.monotonic() + seconds
+    program = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while program.poll() is None:
+            if time.monotonic() > last:
+                return 124
+            if select.select([sys.stdin], [], [], 0.1)[0]:  # nobody writes there: it is closed
+                return 125
+        return program.returncode if program.returncode >= 0 else 128 - program.returncode
+    finally:
+        end_group(program)
+
+
+if __name__ == "__main__":
+    try:
+        seconds, (program, *words) = float(sys.argv[1]), sys.argv[2:]
+    except (IndexError, ValueError):
+        sys.exit(__doc__)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    sys.exit(supervise(seconds, [program, *words]))
