@@ -187,6 +187,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     at_end.push(saving.rescue)
     meter, status = Meter(progress, training, watch), 0
     while True:
+        saving.check()
         step = progress.step  # steps that are done, and the number of the next one
         lr = learning_rate_at(step, c)
         set_further(model, step, c)  # before an evaluation: compiled, it runs the graph of training
@@ -256,8 +257,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     # ---- the end ----
     meter.stop()
     if not c.eval_only:
-        if saving.saved != progress.step:
-            saving.save(LAST)
+        saving.finish()
         report.summary(progress.step, progress.tokens, progress.seconds)
         if runtime.master and (note := newer_weights(folder / CKPT)):
             report.say(note)

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
 from bonsai.models.head_loss import most_logits
 from bonsai.models.loss_kernel import HALF, has_kernel
 from bonsai.system.errors import UserError, short_of_memory
+from bonsai.system.host_memory import available_bytes
 from bonsai.system.runtime import DTYPES, Runtime
 
 GIB = 2**30
@@ -53,15 +54,11 @@ def free_bytes(runtime: Runtime) -> int | None:
     """Memory that is free on the device now; None where it cannot be known."""
     if runtime.device.type == "cuda":
         return torch.cuda.mem_get_info(runtime.device)[0]
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as f:
-            line = next(line for line in f if line.startswith("MemAvailable"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        try:
+    free = available_bytes()
+    if free is None:
+        with suppress(ValueError, OSError, AttributeError):
             return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError, AttributeError):
-            return None
+    return free
 
 
 def describe_memory(model, batch_size: int, T: int, runtime: Runtime) -> str:

@@ -42,6 +42,8 @@ def save_checkpoint(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / names[0], place=put_in_place) as f:
+            # A file of Python's: its errors have a number, and it lets other threads run while it
+            # writes, as torch's own does.
             torch.save({**state, "format": FORMAT}, f)
         for name in names[1:]:
             # a file of its own, no second name: who copies another one over it changes it alone

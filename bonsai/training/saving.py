@@ -1,9 +1,11 @@
 """The checkpoints of a run while it goes on: when they are due, under which names, what is in them.
 
-bonsai/runs/names.py says what each name stands for, bonsai/runs/checkpoint.py writes them.
+bonsai/runs/names.py says what each name stands for, bonsai/runs/checkpoint.py writes them, on a GPU
+while training goes on (background.py).
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +16,12 @@ from bonsai.runs.lock import RunLock
 from bonsai.runs.names import BEST, CKPT, DIVERGED, LAST, step_name
 from bonsai.system.provenance import versions
 from bonsai.system.runtime import Runtime
+from bonsai.training.background import BackgroundWriter
 from bonsai.training.report import Report
 from bonsai.training.start import Start
 from bonsai.training.step import TrainingStep
+
+BACKGROUND = ("cuda",)  # devices that train while a thread writes; on a CPU both would be slower
 
 
 class Saving:
@@ -35,7 +40,9 @@ class Saving:
     ):
         self.folder, self.c, self.runtime = folder, c, runtime
         self.lock, self.report, self.start, self.training = lock, report, start, training
-        self.saved = start.progress.step  # the step of the newest checkpoint
+        self.background = runtime.device.type in BACKGROUND
+        self.writer = BackgroundWriter(runtime)
+        self.saved = start.progress.step  # the step of the newest checkpoint, or of its writing
         self.sound = True  # the last evaluation was finite
 
     def due(self, step: int) -> bool:
@@ -53,10 +60,14 @@ class Saving:
             names += [LAST] if stops or self.due(step) else []
         if names:
             self.report.say(f"saving checkpoint to {self.folder}")
-            self.save(*names)
+            self.save(*names, at_once=stops)
 
-    def save(self, *names: str) -> None:
-        """Write one checkpoint under each of `names`."""
+    def save(self, *names: str, at_once: bool = False) -> None:
+        """Write one checkpoint under each of `names`, once the one before it is written.
+
+        at_once: it is written when this returns, also on a GPU.
+        """
+        self.writer.wait()
         step = self.saved = self.start.progress.step
         optimizer_state = self.training.optimizer.state_dict()  # a sharded one's: of all processes
         if not self.runtime.master:
@@ -71,7 +82,22 @@ class Saving:
         if not (self.sound and self.training.is_finite()):  # the others stay as they were
             names = (DIVERGED,)
             self.report.say(f"the loss is not finite: saving as {self.folder / DIVERGED} alone")
-        save_checkpoint(self.folder, self.state(optimizer_state), names, self.c.keep_last)
+        keep = self.c.keep_last
+        write = partial(save_checkpoint, self.folder, names=names, keep_last=keep)
+        if self.background and not at_once:
+            self.writer.write(write, self.state(optimizer_state))
+        else:
+            write(self.state(optimizer_state))
+
+    def check(self) -> None:
+        """Raise the error of a checkpoint that could not be written while training went on."""
+        self.writer.check()
+
+    def finish(self) -> None:
+        """At the end of a run: save what is not saved yet; all is written when this returns."""
+        if self.saved != self.start.progress.step:
+            self.save(LAST, at_once=True)
+        self.writer.wait()
 
     def state(self, optimizer_state: dict) -> dict:
         """What a checkpoint holds: bonsai/runs/checkpoint.py describes it."""
@@ -93,7 +119,14 @@ class Saving:
         }
 
     def rescue(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        """Where an error ends the loop, save what was trained. An __exit__ for an ExitStack."""
+        """Where an error ends the loop, save what was trained. An __exit__ for an ExitStack: what
+        is being written is whole before the run's folder is given back."""
+        try:
+            self.writer.wait()
+        except Exception as e:
+            if error is None:
+                raise
+            self.report.say(f"not saved at step {self.saved}: {e}")
         sharded = self.runtime.world_size > 1 and self.training.optimizer_is_sharded
         if error is None or not self.runtime.master or sharded:  # that would need the others
             return
@@ -101,7 +134,7 @@ class Saving:
         if self.saved == step or self.training.updating:
             return
         try:
-            self.save(LAST)
+            self.save(LAST, at_once=True)
             self.report.say(f"saved at step {step}, then ended by an error")
         except Exception as e:
             self.report.say(f"not saved at step {step}: {e}")

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -42,12 +43,16 @@ from bonsai.models import head_loss, loss_kernel
 from bonsai.models.kernels import attend, to_device
 from bonsai.models.table import build_model
 from bonsai.planning import recipe
+from bonsai.runs.checkpoint import save_checkpoint
+from bonsai.runs.names import CKPT
+from bonsai.runs.restore import load_checkpoint
 from bonsai.system.errors import run
 from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.training import breakdown
+from bonsai.training.background import BackgroundWriter, on_host, tensors_in
 from bonsai.training.muon import POLAR_EXPRESS, fastest_product, orthogonalize, plain_product
-from bonsai.training.optimizers import build_optimizer
+from bonsai.training.optimizers import build_optimizer, load_optimizer_state
 from bonsai.training.schedule import set_rates
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
@@ -363,6 +368,48 @@ def test_resume_goes_on(device, tmp_path):
     # a GPU adds up some gradients in no fixed order
     assert apart <= (0 if device == "cpu" else 1e-3), f"{whole} and {part}"
     print(f"losses at most {apart:.1e} apart")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(device, tmp_path):
+    """The file is that of a run which waits, and what goes on from it has the same losses as the
+    steps that were made before it was written; milliseconds to copy a state to the host."""
+    step, begin = make_step(device, "float32", False), threading.Event()
+    losses(step, 5)
+    training = step.training
+    writer = BackgroundWriter(training.runtime)
+
+    def state() -> dict:
+        model, optimizer = training.model.state_dict(), training.optimizer.state_dict()
+        return {"model": model, "model_args": {}, "optimizer": optimizer, "iter_num": 5}
+
+    def write(copy: dict) -> None:
+        assert begin.wait(600)
+        save_checkpoint(tmp_path / "meanwhile", copy)
+
+    save_checkpoint(tmp_path / "waits", state())
+    writer.write(write, state())
+    assert writer.thread is not None, "there was no memory for a copy"
+    went_on = losses(step, 5)
+    assert not (tmp_path / "meanwhile").exists()
+    begin.set()
+    writer.wait()
+    waited, saved = (load_checkpoint(tmp_path / name / CKPT) for name in ("waits", "meanwhile"))
+    pairs = list(zip(tensors_in(waited), tensors_in(saved), strict=True))
+    assert len(pairs) > 50 and all(torch.equal(a, b) for a, b in pairs)
+
+    step = make_step(device, "float32", False)
+    step.training.model.load_state_dict(saved["model"])
+    load_optimizer_state(step.training.optimizer, saved["optimizer"])
+    apart = max(abs(a - b) for a, b in zip(went_on, losses(step, 5)))
+    # a GPU adds up some gradients in no fixed order
+    assert apart <= (0 if device == "cpu" else 1e-3), f"losses are {apart} apart"
+
+    took, large = [], torch.ones(2**28 if device.startswith("cuda") else 2**20, device=device)
+    copy = timed(lambda: (on_host({"w": large}), training.runtime.synchronize()), took)
+    for _ in range(3):  # only the first one has to make the pinned memory
+        copy()
+    each = ", ".join(f"{1e3 * seconds:.0f}" for seconds in took)
+    print(f"losses at most {apart:.1e} apart; {4 * len(large) >> 20} MiB copied in {each} ms")
 
 
 def test_engine_decodes(device):

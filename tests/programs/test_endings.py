@@ -8,21 +8,34 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.programs import ROOT, TINY, environment, load, losses, metrics, snapshot
+from helpers.programs import (
+    ROOT,
+    TINY,
+    differences,
+    environment,
+    load,
+    losses,
+    metrics,
+    snapshot,
+)
 
 from bonsai.engine import text
 from bonsai.evaluation import loss as evals
+from bonsai.system import errors
 from bonsai.system.errors import UserError
-from bonsai.training import interrupts
+from bonsai.training import interrupts, saving
+from bonsai.training.background import BackgroundWriter
 from bonsai.training.report import Report
 from bonsai.training.step import TrainingStep
 
@@ -64,12 +77,49 @@ def send(name: str):
     return lambda: os.kill(os.getpid(), getattr(signal, name))
 
 
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """meanwhile(): from here on a thread writes checkpoints, as on a GPU, each as late as can be:
+    when the next one, or the end, waits for it. Returns a list of (step of the checkpoint, steps
+    that were logged when it was written), which grows."""
+
+    def switch() -> list[tuple[int, int]]:
+        write, wait, written = saving.save_checkpoint, BackgroundWriter.wait, []
+        begin = defaultdict(threading.Event)  # by thread
+
+        def save(folder, state, names, keep_last):
+            thread = threading.current_thread()
+            assert thread.name != "saving" or begin[thread].wait(60)
+            logged = len(losses(folder)) if (folder / "metrics.jsonl").exists() else -1
+            written.append((state["iter_num"], logged))
+            write(folder, state, names, keep_last)
+
+        def waiting(self):
+            begin[self.thread].set()
+            wait(self)
+
+        monkeypatch.setattr(saving, "BACKGROUND", ("cpu",))
+        monkeypatch.setattr(saving, "save_checkpoint", save)
+        monkeypatch.setattr(BackgroundWriter, "wait", waiting)
+        return written
+
+    return switch
+
+
+@pytest.fixture(params=["in between", "meanwhile"])
+def written(request, meanwhile) -> str:
+    """How checkpoints are written, so that a test is made of both."""
+    if request.param == "meanwhile":
+        meanwhile()
+    return request.param
+
+
 # ---- signals ----
 
 
 @needs_posix
 @pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_signal_saves_and_is_given_back(out, capfd, at_step, name, status):
+def test_a_signal_saves_and_is_given_back(out, capfd, at_step, name, status, written):
     """And what is printed counts the steps that were made."""
     before = [signal.getsignal(getattr(signal, n)) for n in ("SIGINT", "SIGTERM", "SIGHUP")]
     at_step(4, send(name))
@@ -244,7 +294,7 @@ def test_a_sample_that_the_console_cannot_print(out, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [UserError, RuntimeError, OSError, KeyboardInterrupt])
-def test_an_error_in_the_loop_saves_first(out, capfd, at_step, kind):
+def test_an_error_in_the_loop_saves_first(out, capfd, at_step, kind, written):
     def fail():
         raise kind("something")
 
@@ -321,7 +371,7 @@ def test_a_folder_that_was_removed_is_made_anew(out, capfd, at_step):
     assert json.loads((out / "config.json").read_text())["n_embd"] == 16
 
 
-def test_a_folder_that_cannot_be_made_anew(out, at_step):
+def test_a_folder_that_cannot_be_made_anew(out, at_step, written):
     """The message says what is true: nothing is left there."""
 
     def replace():
@@ -364,7 +414,7 @@ def test_two_runs_in_one_folder(out, at_step):
     assert load(out / "last.pt")["iter_num"] == 8
 
 
-def test_a_run_that_was_replaced_stops_and_overwrites_nothing(out, at_step):
+def test_a_run_that_was_replaced_stops_and_overwrites_nothing(out, at_step, written):
     def replaced():
         (out / "run.lock").write_text('{"pid": 1, "host": "h", "since": "s", "token": "other"}')
 
@@ -404,7 +454,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(out, name, init_from):
 # ---- which checkpoint ----
 
 
-def test_a_diverged_model_replaces_none(out, capfd, monkeypatch):
+def test_a_diverged_model_replaces_none(out, capfd, monkeypatch, written):
     """The evaluations after step 4 are not finite; those of the checkpoints before stay."""
     loss = train.mixture_loss
 
@@ -427,7 +477,7 @@ def test_a_diverged_model_replaces_none(out, capfd, monkeypatch):
 
 
 @pytest.mark.parametrize("ends", ["at its end", "by a save", "by a signal"])
-def test_weights_that_the_last_step_has_spoilt_replace_none(out, monkeypatch, ends):
+def test_weights_that_the_last_step_has_spoilt_replace_none(out, monkeypatch, ends, written):
     """No loss of theirs is known when they are saved: that of the step is of those before it."""
     update, begun = TrainingStep.update, []
 
@@ -475,3 +525,163 @@ def test_going_back_keeps_what_was_abandoned(out):
     assert (out / "earlier" / "1" / "step_0000008.pt").read_bytes() == abandoned
     assert [i for i, _ in losses(out / "earlier" / "1")] == list(range(8))
     assert [i for i, _ in losses(out)] == list(range(12))
+
+
+# ---- checkpoints that a thread writes ----
+
+SAVES = {"eval_interval": 3, "save_interval": 2, "keep_last": 9, "keep_best": True}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": "muon", "neuron_beta": 0.9},
+        {"batch_order": "epoch", "dropout": 0.1, "tie_head": True},
+        {"always_save_checkpoint": False, "keep_last": 2},
+    ],
+    ids=str,
+)
+def test_it_writes_what_was_there_at_its_step(out, meanwhile, settings):
+    """The files are those of a run that waits, to the last bit; the steps after one do not change
+    it, and the run that goes on from it ends as the one that was not interrupted."""
+    settings = {**SAVES, **settings}
+    assert run(out / "waits", **settings) == 0
+    written = meanwhile()
+    assert run(out / "goes on", **settings) == 0
+    assert all(logged > step for step, logged in written[:-1]), "steps were to go on meanwhile"
+    assert written[-1] == (8, 8) and losses(out / "waits") == losses(out / "goes on")
+    files = {p.name for p in (out / "waits").glob("*.pt")}
+    assert files == {p.name for p in (out / "goes on").glob("*.pt")}
+    for name in files:
+        pair = [load(out / folder / name) for folder in ("waits", "goes on")]
+        for state in pair:
+            del state["config"]["out_dir"], state["progress"]["seconds"]
+        assert not differences(*pair), name
+    (out / "again").mkdir()
+    shutil.copyfile(out / "goes on" / "step_0000006.pt", out / "again" / "last.pt")
+    assert run(out / "again", init_from="resume", **settings) == 0
+    ends = [load(out / folder / "last.pt") for folder in ("waits", "again")]
+    for part in ("model", "optimizer", "best_val_loss"):
+        assert not differences(*(state[part] for state in ends))
+
+
+def full_disk(monkeypatch, times: int) -> None:
+    """When a checkpoint of step 4 or later is written, so many times."""
+    save, left = torch.save, [times]
+
+    def full(state, f):
+        if state["iter_num"] >= 4 and left[0]:
+            left[0] -= 1
+            raise OSError(28, "No space left on device")
+        save(state, f)
+
+    monkeypatch.setattr(torch, "save", full)
+
+
+@pytest.mark.parametrize("times", [1, 99])
+@pytest.mark.parametrize("meets", ["a save", "a step"])
+def test_what_it_could_not_write_ends_the_run(out, capfd, at_step, monkeypatch, meets, times):
+    """In one line, at the next save or step; what was trained since is saved where that can be."""
+    write, begin = saving.save_checkpoint, threading.Event()
+
+    def late(*args, **options):
+        assert args[1]["iter_num"] != 4 or begin.wait(60)
+        write(*args, **options)
+
+    def fails():
+        begin.set()
+        for thread in threading.enumerate():
+            if thread.name == "saving":
+                thread.join()
+
+    monkeypatch.setattr(saving, "BACKGROUND", ("cpu",))
+    monkeypatch.setattr(saving, "save_checkpoint", late)
+    full_disk(monkeypatch, times)
+    at_step(5, fails)
+    with pytest.raises(SystemExit) as e:
+        errors.run(lambda: run(out, save_interval=2 if meets == "a save" else 0, eval_interval=4))
+    said = capfd.readouterr()
+    assert e.value.code == 1 and len(losses(out)) == 6
+    assert re.fullmatch(r"error: could not write .*ckpt\.pt \(.*No space left.*\n", said.err)
+    assert ("saved at step 6, then ended" if times == 1 else "not saved at step 6") in said.out
+    saved = {p.name: load(p)["iter_num"] for p in out.glob("l*.pt")}
+    before = {"last.pt": 2} if meets == "a save" else {}
+    again = {"last.pt": 6} | ({"last.prev.pt": 2} if before else {})
+    assert saved == (again if times == 1 else before)
+    assert not list(out.glob("*.tmp")) and not (out / "run.lock").exists()
+
+
+@needs_posix
+@pytest.mark.parametrize("event", ["a signal", "the end"])
+def test_the_end_waits_for_it(out, capfd, at_step, meanwhile, event):
+    written, steps = meanwhile(), 1000 if event == "a signal" else 6
+    if event == "a signal":
+        at_step(5, send("SIGTERM"))
+    status = run(out, save_interval=5, max_iters=steps)
+    assert status == (143 if event == "a signal" else 0)
+    assert written == [(5, 6), (6, 6)]  # the one after the other, the last one before the end
+    assert [load(out / f"last{part}.pt")["iter_num"] for part in (".prev", "")] == [5, 6]
+    assert not any(thread.name == "saving" for thread in threading.enumerate())
+
+
+def test_an_error_in_the_loop_waits_for_it(out, capfd, at_step, meanwhile, monkeypatch):
+    """The folder is given back when it is written; and an error of its own is not lost."""
+    meanwhile()
+    full_disk(monkeypatch, 1)
+
+    def fail():
+        raise RuntimeError("something")
+
+    at_step(4, fail)
+    with pytest.raises(RuntimeError, match="something"):
+        run(out, save_interval=4)
+    said = capfd.readouterr().out
+    assert "not saved at step 4: could not write" in said and "saved at step 5, then" in said
+    assert load(out / "last.pt")["iter_num"] == 5
+
+
+@needs_posix
+def test_a_second_ctrl_c_ends_at_once_while_it_is_waited_for(workplace, out):
+    """And leaves the checkpoint before it; the next start removes what was half written."""
+    code = f"""
+import sys, threading
+sys.path.insert(0, {str(ROOT)!r})
+import train
+from bonsai.system import errors
+from bonsai.training import background, interrupts, saving
+write, join = saving.save_checkpoint, threading.Thread.join
+def save(folder, state, names, keep_last):
+    if state["iter_num"] > 3:
+        (folder / "last.pt.01234567.tmp").write_bytes(b"half of it")
+        print("half written", flush=True)
+        threading.Event().wait()
+    write(folder, state, names, keep_last)
+def waiting(self):
+    if self.thread is not None and self.thread.is_alive():
+        print("waiting", flush=True)
+        self.thread.join()
+interrupts.REPEATED, saving.BACKGROUND, saving.save_checkpoint = 0.0, ("cpu",), save
+background.BackgroundWriter.wait = waiting
+errors.run(train.main)
+"""
+    settings = {**SMALL, "out_dir": out, "save_interval": 3, "max_iters": 1000}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *(f"--{k}={v}" for k, v in settings.items())],
+        cwd=workplace,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = iter(process.stdout.readline, "")
+    assert any(line == "half written\n" for line in said), process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    assert any(line == "waiting\n" for line in said), process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and "Traceback" not in err
+    assert "finishing this step, then saving" in err
+    assert load(out / "last.pt")["iter_num"] == 3
+    assert run(out, init_from="auto", max_iters=3) == 0
+    assert not list(out.glob("*.tmp"))

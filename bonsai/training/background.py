@@ -1,0 +1,112 @@
+"""Checkpoints that a thread writes while training goes on, from a copy in the host's memory."""
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+
+from bonsai.planning.memory import out_of_memory
+from bonsai.system.host_memory import free_host_bytes
+from bonsai.system.runtime import Runtime
+
+
+class BackgroundWriter:
+    """Writes in a thread of its own, one checkpoint at a time.
+
+    What goes wrong there is raised where `check` or `wait` is called next, once.
+    """
+
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
+        self.held = 0  # bytes of the largest state that was copied
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def write(self, save: Callable[[dict], None], state: dict) -> None:
+        """Copy a state and call save(copy) in the thread, after `wait`. Where there is no memory
+        for the copy, this is save(state)."""
+        self.wait()
+        if not self._start(save, state):
+            save(state)
+
+    def _start(self, save: Callable[[dict], None], state: dict) -> bool:
+        """Whether the thread has begun."""
+        try:
+            if not self._fits(size := sum(s.nbytes() for s in storages_in(state).values())):
+                return False
+            copied = on_host(state)
+            self.runtime.synchronize()  # the copies of a GPU's tensors are only queued
+            # no daemon: Python's end waits for it, and a file that was begun is finished
+            self.thread = threading.Thread(target=self._run, args=(save, copied), name="saving")
+            self.thread.start()
+        except (RuntimeError, MemoryError) as e:
+            self.thread = None
+            if not out_of_memory(e):
+                raise
+            return False
+        self.held = max(self.held, size)
+        return True
+
+    def _fits(self, size: int) -> bool:
+        """Whether there is memory for the copy of a state of so many bytes. torch keeps pinned
+        memory for the next copy, and rounds the size of each piece up to a power of two."""
+        if size <= self.held:
+            return True
+        free = free_host_bytes()
+        return free is not None and 2 * (size - self.held) <= free
+
+    def _run(self, save: Callable[[dict], None], state: dict) -> None:
+        try:
+            save(state)
+        except BaseException as e:  # to be raised where training goes on
+            self.error = e
+
+    def check(self) -> None:
+        """Raise what has gone wrong so far. Does not wait."""
+        if self.thread is not None and not self.thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises what has gone wrong."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """All tensors in nested dicts, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(item)
+
+
+def storages_in(state: dict) -> dict[int, torch.UntypedStorage]:
+    """The memory of all tensors in a state, each piece once, by what torch.save knows it by."""
+    storages = (tensor.untyped_storage() for tensor in tensors_in(state))
+    return {storage._cdata: storage for storage in storages}
+
+
+def on_host(state: dict) -> dict:
+    """A copy of a state, which no change of the state reaches, with all tensors on the host.
+
+    torch.save writes of it what it would write of the state: tensors that share memory share it
+    here, too. Copies from a GPU are queued, into pinned memory: they are there once the device has
+    been waited for.
+    """
+    copies = {}
+    for key, storage in storages_in(state).items():
+        there = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+        here = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=storage.is_cuda)
+        copies[key] = here.copy_(there, non_blocking=True).untyped_storage()
+    copied = {}  # by id, where deepcopy looks before it copies anything itself
+    for t in tensors_in(state):
+        whole = copies[t.untyped_storage()._cdata]
+        shape = t.storage_offset(), t.size(), t.stride()
+        copied[id(t)] = torch.empty(0, dtype=t.dtype).set_(whole, *shape)
+    return copy.deepcopy(state, copied)
