@@ -10,6 +10,7 @@ for what is left. Exit status: the program's, 128 + N where signal N ended it, 1
 """
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -20,13 +21,23 @@ import time
 PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
+def adopt_orphans() -> None:
+    """Become the parent of what is started below and loses its own: a process that has ended is
+    there until its parent has waited for it, and the first process of a container may never."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
 def end_group(leader: subprocess.Popen) -> None:
     """End what is left of the process group that a process leads."""
     last = time.monotonic() + PATIENCE
     with contextlib.suppress(ProcessLookupError):  # nothing is left
         os.killpg(leader.pid, signal.SIGTERM)
         while time.monotonic() < last:
-            leader.poll()  # until it is waited for, it is there
+            leader.poll()
+            with contextlib.suppress(ChildProcessError):  # no orphan
+                while os.waitpid(-leader.pid, os.WNOHANG)[0]:
+                    pass
             os.killpg(leader.pid, 0)
             time.sleep(0.1)
         os.killpg(leader.pid, signal.SIGKILL)
@@ -54,4 +65,5 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    adopt_orphans()
     sys.exit(supervise(seconds, [program, *words]))
