@@ -177,6 +177,15 @@ def test_the_race_begins_nothing_in_the_last_minute(gpu_sh):
         assert 0 < float(given[0].partition("=")[2]) <= most, calls[-1]
 
 
+def test_force_repeats_the_runs_of_the_race(gpu_sh, tmp_path):
+    """It has no --force of its own."""
+    for force, left in (("", True), ("1", False)):
+        (tmp_path / "results").mkdir(exist_ok=True)
+        (tmp_path / "results" / "race.json").touch()
+        assert gpu_sh("race", FORCE=force)[0].rc == 0
+        assert (tmp_path / "results" / "race.json").exists() == left
+
+
 @pytest.mark.skipif((ROOT / "data" / "race_text").exists(), reason="its text is prepared here")
 @pytest.mark.parametrize(
     "text, ending", [("a.c.xz", ",.xz"), ("a", ""), ("folder.d", ""), ("folder.d/a.txt", ",.txt")]
@@ -185,12 +194,13 @@ def test_the_text_of_the_race_may_be_any_file_or_folder(gpu_sh, tmp_path, text, 
     (tmp_path / "folder.d").mkdir()
     for file in ("a.c.xz", "a", "folder.d/a.txt"):
         (tmp_path / file).touch()
-    done, calls = gpu_sh("race", TOY="", TEXT=text)
+    done, calls = gpu_sh("race", TOY="", TEXT=text, TOKENS="1e7")
     assert done.rc == 0 and len(calls) == 3, done  # the first asks for the GPU
     words = calls[1].split()
     assert f"--input={tmp_path / text}" in words
     assert f"--endings=.c,.h,.py,.md{ending}" in words and "--tokenizer=gpt2" in words
     assert "--dataset=race_text" in calls[2].split() and "--device=cpu" not in calls[2]
+    assert "--tokens=10000000" in calls[2].split()
 
 
 def test_each_setting_is_a_variable_of_gpu_sh(tmp_path):
@@ -220,15 +230,6 @@ def test_stages_that_are_named_are_there():
         f"--stages={words[2].replace(' ', ',')}",
         *(f"--{key.lower()}={value}" for key, value in re.findall(r"(\w+)=(\S+)", words[1])),
     ]
-
-
-def test_gpu_py_does_not_load_torch():
-    """It only starts others; --help and mistakes should not wait."""
-    code = (
-        "import runpy, sys; runpy.run_path('benchmarks/gpu.py'); assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment())
-    assert done.returncode == 0
 
 
 def test_it_says_what_is_wrong(gpu_sh, tmp_path):

@@ -102,6 +102,7 @@ print(json.dumps(loaded))
 def test_help_of_no_program_loads_what_only_some_runs_use():
     """Of every program, with those that begin quickest first: they do not load torch."""
     quick = ["show_tokens.py", "train_tokenizer.py", "benchmarks/clock.py"]
+    quick += ["benchmarks/gpu.py"]  # only starts others
     quick += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("data/*/prepare.py"))
     others = {
         str(p.relative_to(ROOT))
