@@ -54,7 +54,7 @@ from configurator import Config, configure, model_fields, refuse_idle
 # what is measured
 steps = 20  # steps that count [>= 1]
 warmup = 10  # steps before them that do not [>= 0]
-profile = False  # then profile 3 more: shares, the longest kernels, and a trace in out_dir
+profile = False  # then profile 1 to 3 more: shares, the longest kernels, and a trace in out_dir
 out_dir = "out-bench"  # where that goes [path]
 json = ""  # a file for the results; -: the last line of stdout [path]
 # instead: what a model of the family (bonsai/planning/presets.py) would cost; nothing is run
@@ -218,7 +218,7 @@ def profile_steps(step: TimedSteps, path: Path, runtime: Runtime) -> dict:
     if runtime.master:
         print(f"\n{breakdown.describe(rows, count)}\n", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        recorded.export_chrome_trace(str(path))
+        breakdown.write_trace(recorded, path)
         steps = "a step" if count == 1 else f"{count} steps"
         print(f"a trace of {steps} is in {path}: open it in https://ui.perfetto.dev")
     return {"shares": breakdown.shares(rows), "longest": breakdown.longest(rows, count)}

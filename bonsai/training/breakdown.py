@@ -6,10 +6,12 @@ What torch's profiler has recorded is sorted by name: of kernels on a GPU, of op
 import re
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
 from bonsai.system.tables import table
 from bonsai.training.timing import TimedSteps
@@ -54,6 +56,25 @@ def record(step: TimedSteps, count: int, runtime: Runtime) -> profile:
                 step.training.update()
                 runtime.synchronize()
     return recorded
+
+
+def write_trace(recorded: profile, path: Path) -> None:
+    """For a trace viewer: JSON. Raises UserError where the disk is full, of which torch says
+    nothing that a program could catch: it leaves a part, as `path` or under another name."""
+    path.unlink(missing_ok=True)  # an earlier one
+    recorded.export_chrome_trace(str(path))
+    if not (path.exists() and ends_with(path, b"}")):
+        for part in (path, Path(f"{path}.tmp")):
+            part.unlink(missing_ok=True)
+        advice = "free some space, or write it elsewhere"
+        raise UserError(f"the disk is full while writing {path}: {advice}")
+
+
+def ends_with(path: Path, end: bytes) -> bool:
+    """Whether a file does, but for white space."""
+    with path.open("rb") as f:
+        f.seek(max(0, path.stat().st_size - 100))
+        return f.read().rstrip().endswith(end)
 
 
 def timed(events: Iterable, on_gpu: bool) -> list[tuple[str, str, float]]:

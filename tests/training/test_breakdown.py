@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
 from bonsai.training import breakdown
 from bonsai.training.settings import StepSettings
@@ -143,3 +144,21 @@ def test_a_profile_of_real_steps(optimizer):
     assert not {"aten::_fused_adamw_"} & set().union(
         *(names[p] for p in shares if p != "optimizer")
     )
+
+
+@pytest.mark.parametrize("size", [500, 20_000])
+def test_a_trace_that_does_not_fit_leaves_nothing(tmp_path, size):
+    """torch writes it by pieces of 8 KiB, and of the last one it does not even note an error."""
+    resource = pytest.importorskip("resource", reason="limits the size of files by POSIX")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        for _ in range(100 if size > 500 else 1):
+            torch.ones(2) + 1
+    (tmp_path / "trace.json").write_text("an earlier one")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"the disk is full while writing .*trace\.json"):
+            breakdown.write_trace(recorded, tmp_path / "trace.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
