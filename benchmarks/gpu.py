@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository r
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
-from benchmarks.processes import leave_by_exit_on_signals
+from benchmarks.processes import leave_by_exit_on_signals, supervised
 from benchmarks.steps import Steps, alone_in, text_of
 from bonsai import ROOT
 from bonsai.files.access import exists, write_whole
@@ -227,11 +227,13 @@ def machine(c: Config) -> str:
     if c.toy:
         return "a rehearsal"
     code = "import torch; print(torch.cuda.get_device_name(), torch.__version__)"
-    done = subprocess.run([c.python, "-c", code], capture_output=True, text=True, check=False)
-    if done.returncode:
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with supervised(c.limit, [c.python, "-c", code], **options) as process:
+        said = process.stdout.read()
+    if process.returncode:
         hint = "set --python, or --toy=1 for a rehearsal on a CPU"
         raise UserError(f"{c.python} finds no torch with a CUDA GPU: {hint}")
-    return done.stdout.strip()
+    return said.strip()
 
 
 def print_tables(folder: Path, names: list[str]) -> None:
@@ -249,10 +251,10 @@ def main(**settings) -> int:
     c = configure(globals(), settings=settings or None)
     names, failed = check(c), 0
     with alone_in(Path(c.out)) as lock:
+        leave_by_exit_on_signals()
         about = f"{machine(c)}, commit {commit()}"
         last = begin + (c.total or math.inf)
         call = Call(c, Steps(Path(c.out), c.python, about, c.force, lock, last))
-        leave_by_exit_on_signals()
         try:
             for name in names:
                 print(f"== {name}", flush=True)

@@ -136,29 +136,41 @@ def test_what_takes_too_long_is_ended_and_its_table_printed(gpu_sh, tmp_path, ho
     assert gpu_sh("decode")[0].rc == 0  # nothing is taken as done
 
 
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
-def test_a_signal_ends_it_with_its_tables(gpu_sh, tmp_path, number):
-    """And all that it has started, when it is killed as well; the same command goes on."""
+def stopped_by(number: str, slow: Path):
+    """As run_command: sends a signal once a program of the call goes on for long; what was said."""
     status = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGKILL": -9}[number]
-    (tmp_path / "slow").touch()
+    slow.touch()
 
-    def stopped(command, folder, env):
+    def run(command, folder, env):
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         process = subprocess.Popen(command, cwd=folder, env=environment(**env), **pipes)
-        while not (tmp_path / "slow").read_text().strip():
+        while not slow.read_text().strip():
             time.sleep(0.05)
         process.send_signal(signal.Signals[number])
         said = process.communicate(timeout=30)[0]
         assert process.returncode == status
         return said
 
-    said, _ = gpu_sh("decode", run=stopped)
+    return run
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_signal_ends_it_with_its_tables(gpu_sh, tmp_path, number):
+    """And all that it has started, when it is killed as well; the same command goes on."""
+    said, _ = gpu_sh("decode", run=stopped_by(number, tmp_path / "slow"))
     assert said.endswith("decode:\ntable\n\n") or number == "SIGKILL"
     assert ends(int((tmp_path / "slow").read_text()))
     (tmp_path / "slow").unlink()
     done, calls = gpu_sh("decode", "decode")  # what is left of the first has 10 s to end
     assert done.rc == 0 and len(calls) == 3, done
     assert done.stdout.count("done before") == 2
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
+def test_a_signal_ends_the_search_for_a_gpu(gpu_sh, tmp_path, number):
+    _, calls = gpu_sh("decode", run=stopped_by(number, tmp_path / "slow"), TOY="")
+    assert ends(int((tmp_path / "slow").read_text()))
+    assert len(calls) == 1 and calls[0].startswith("-c import torch")
 
 
 def test_one_call_at_a_time(gpu_sh, tmp_path):
