@@ -275,8 +275,7 @@ def cross_entropy(
     modded-nanogpt's.
     """
     logits = logits.view(-1, logits.size(-1))
-    flat = targets.clone().flatten()  # a copy: torch 2.9 compiles a view with wrong strides
-    loss = F.cross_entropy(logits, flat, ignore_index=-1)
+    loss = F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
     if further is not None:
         after = F.pad(targets[:, 1:], (0, 1), value=-1).flatten()
         second = F.cross_entropy(logits, after, ignore_index=-1, reduction="sum")

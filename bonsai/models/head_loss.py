@@ -42,7 +42,7 @@ def kernel_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -
         return chunked_head_loss(model, x, targets)
     further = model.further if torch.is_grad_enabled() else None
     after = None if further is None else after_next(targets)
-    x, weight, targets = x.flatten(0, 1), head.weight, targets.clone().flatten()  # as in model.py
+    x, weight, targets = x.flatten(0, 1), head.weight, targets.flatten()
     if dtype == torch.bfloat16:  # reaches as far as float32: cast where a compiler can fuse it
         x, weight = x.to(dtype), weight.to(dtype)
     cap = model.config.logit_softcap
@@ -78,7 +78,7 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
     rows, after = max(1, (MOST["cuda"] if compiled else most) // head.weight.size(0)), None
     if model.further is not None:
         after = after_next(targets)
-    x, targets = x.flatten(0, 1), targets.clone().flatten()  # as in model.py
+    x, targets = x.flatten(0, 1), targets.flatten()
     if not torch.is_grad_enabled():
         total = torch.zeros((), device=x.device)
         for part, target in zip(x.split(rows), targets.split(rows)):
