@@ -291,6 +291,11 @@ def main(**settings) -> None:
         return f" with batches of {c.batch_size} x {c.block_size} tokens: {LOWER}"
 
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
+
+    def keep(results: dict) -> None:
+        if c.json and runtime.master:
+            write_json(c.json, {**provenance(runtime.device), **results})
+
     with closing(runtime), memory_errors(too_large):
         step, results = measure(c, runtime, watch)
         say(describe(results, runtime, watch), runtime)
@@ -298,9 +303,10 @@ def main(**settings) -> None:
             rate = results["tokens_per_s"] / runtime.world_size
             say(f"\n{beside_published(rate, device_name(runtime.device))}", runtime)
         if c.profile:  # last, as a trace takes a while
+            if c.json != "-":
+                keep(results)
             results |= profile_steps(step, Path(c.out_dir) / TRACE, runtime)
-    if c.json and runtime.master:
-        write_json(c.json, {**provenance(runtime.device), **results})
+    keep(results)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,21 @@ def test_without_data_it_measures_random_tokens_and_profiles(tmp_path):
     assert trace["traceEvents"]
 
 
+def test_what_was_measured_is_kept_where_the_profile_is_cut(tmp_path, monkeypatch):
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_program, "profile_steps", cut)
+    settings = dict(n_layer=1, n_head=2, n_embd=32, block_size=16, batch_size=4, vocab_size=99)
+    settings |= dict(device="cpu", dtype="float32", warmup=1, steps=1, real_data=False)
+    with pytest.raises(KeyboardInterrupt):
+        bench_program.main(
+            **settings, profile=True, out_dir=str(tmp_path), json=str(tmp_path / "b.json")
+        )
+    kept = json.loads((tmp_path / "b.json").read_text())
+    assert kept["tokens_per_s"] > 0 and "shares" not in kept
+
+
 def test_two_processes_share_the_work(workplace, tmp_path):
     options = ["--dataset=meta", "--steps=2", f"--json={tmp_path / 'b.json'}"]
     done = run_command(torchrun("bench.py", *TINY, *options), workplace)
