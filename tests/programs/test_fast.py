@@ -56,7 +56,9 @@ def test_10_steps_and_10_more_are_20_steps(workplace, tmp_path):
 
 def test_two_processes_equal_one(workplace, tmp_path):
     """Each updates its share; what they save, one process goes on with."""
-    options = [*FAST, "--dropout=0.0", "--batch_ramp=0", "--log_interval=1"]
+    # a quarter of the window is two tokens: to one that sees itself alone queries and keys have no
+    # gradient but rounding's, of which Muon would make an update as large as any
+    options = [*FAST, "--dropout=0.0", "--batch_ramp=0", "--log_interval=1", "--attention_window=8"]
     one = train(workplace, tmp_path / "one", *options)
     assert one.rc == 0, one
     words = [*TINY, "--dataset=meta", *options, f"--out_dir={tmp_path / 'two'}", "--max_iters=10"]
@@ -65,7 +67,7 @@ def test_two_processes_equal_one(workplace, tmp_path):
     more = train(workplace, tmp_path / "two", *options, "--init_from=resume")
     assert more.rc == 0, more
     for (i, a), (j, b) in zip(losses(tmp_path / "one"), losses(tmp_path / "two")):
-        assert i == j and a == pytest.approx(b, abs=2e-4), f"step {i}"
+        assert i == j and a == pytest.approx(b, abs=5e-6), f"step {i}"
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "config").glob("fast_*.py")))
