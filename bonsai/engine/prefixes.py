@@ -49,13 +49,19 @@ class Prefixes:
                 best, length = candidate, n
         return best, length
 
-    def restore(self, prompt: tuple[int, ...], row: Cache, least: int = 1) -> torch.Tensor | None:
+    def restore(
+        self,
+        prompt: tuple[int, ...],
+        row: Cache,
+        least: int = 1,
+        nearest: tuple[tuple[int, ...], int] | None = None,
+    ) -> torch.Tensor | None:
         """Fill an empty row with what is known of `prompt`; its last logits if that is all of it.
 
         Otherwise at least one token is left to compute, for its logits. least: tokens from which on
-        it is worth to copy a beginning.
+        it is worth to copy a beginning. nearest: what `nearest` says, if that was asked before.
         """
-        best, length = self.nearest(prompt)
+        best, length = nearest or self.nearest(prompt)
         if not length:
             return None
         known = self.rows[best]

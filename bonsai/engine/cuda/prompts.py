@@ -60,9 +60,10 @@ class Prompts:
         if tokens[:LEAST] in self.beginnings and any(self.helps(p, tokens) for p in self.unread):
             self.read()
         known = 0
-        if self.prefixes.nearest(tokens)[1]:  # a view takes a while
+        nearest = self.prefixes.nearest(tokens)
+        if nearest[1]:  # else no row is needed yet: a view takes a while
             row = self.empty_row(slot)
-            if self.prefixes.restore(tokens, row, LEAST) is not None:
+            if self.prefixes.restore(tokens, row, LEAST, nearest) is not None:
                 return
             known = row.lengths[0]
         if not known and len(tokens) <= self.longest:

@@ -292,6 +292,21 @@ def test_a_step_that_failed_leaves_nothing_to_read(model, read, monkeypatch):
     assert read == [(1, 16)] and right(model, requests)
 
 
+def test_what_is_known_of_a_prompt_is_asked_once(model, monkeypatch):
+    """Each time all prompts that are known are gone through."""
+    asked, nearest = [], Prefixes.nearest
+    monkeypatch.setattr(
+        Prefixes, "nearest", lambda self, tokens: (asked.append(tokens), nearest(self, tokens))[1]
+    )
+    engine = Engine(model, prefix_cache=99, capture=True)
+    prompts = [prompt(9), prompt(9) + [1, 1], prompt(9, 3), prompt(9) + [1, 1]]
+    for p in prompts:
+        requests = submit(engine, [p])
+        finish(engine)
+        assert right(model, requests)
+    assert asked == [tuple(p[:-1]) for p in prompts]
+
+
 # ---- what a graph can capture ----
 
 
