@@ -128,6 +128,7 @@ def loss_by_position(model: torch.nn.Module, split: Split, T: int, windows: int)
     chosen = starts[torch.linspace(0, len(starts) - 1, min(windows, len(starts))).long().numpy()]
     rows = max(1, 4096 // T)
     for i in range(0, len(chosen), rows):
+        end_if_told()
         x, y = map(torch.from_numpy, split.windows(chosen[i : i + rows], T))
         logits, _ = model(x, y)  # (B, T, V)
         losses = F.cross_entropy(

@@ -151,6 +151,7 @@ class Writer:
         given, as many as the tokenizer makes of them, special tokens not counted) and end
         `documents` documents. `mask` (n,) of 0 and 1 goes with masks=True: then bits per byte are
         not known, and the bytes of a document are not counted."""
+        end_if_told()
         if not self._started:
             self._start()
         part = self._splits[split]

@@ -27,7 +27,7 @@ import torch
 from bonsai.data.writer import Writer
 from bonsai.engine import SamplingParams, generate
 from bonsai.models.loading import load_model
-from bonsai.system.errors import UserError, run
+from bonsai.system.errors import UserError, end_if_told, run
 from bonsai.tokenizers import CharTokenizer
 from configurator import Config, configure, refuse_idle
 from projects.common import new_figure, save_figure, train
@@ -101,6 +101,7 @@ def right(model: torch.nn.Module, rows: np.ndarray, question: int) -> np.ndarray
     model.eval()
     right_rows = []
     for part in np.array_split(rows, -(-len(rows) // 4096)):
+        end_if_told()
         ids = torch.from_numpy(part).long()
         logits, _ = model(ids[:, :-1], ids[:, 1:])  # (B, W - 1, V)
         said = logits[:, question - 1 :].argmax(dim=-1)

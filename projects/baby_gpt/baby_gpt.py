@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import torch
 
 from bonsai.files.access import write_whole
-from bonsai.system.errors import UserError, run
+from bonsai.system.errors import UserError, end_if_told, run
 from bonsai.system.tables import table
 from bonsai.tokenizers import CharTokenizer
 from configurator import Config, configure
@@ -120,6 +120,7 @@ def train(c: Config, tokenizer: CharTokenizer) -> tuple[GPT, list[Chain]]:
     )
     chains = []
     for step in range(c.steps + 1):
+        end_if_told()
         _, loss = model(x, y)
         chains.append(chain(model, tokenizer, c.context, step, loss.item()))
         if step < c.steps:

@@ -24,7 +24,7 @@ import numpy as np
 
 from bonsai.files.access import save_picture
 from bonsai.system.caches import keep_fonts
-from bonsai.system.errors import UserError, run
+from bonsai.system.errors import UserError, end_if_told, run
 from configurator import Config, configure, resolve_path
 
 # data
@@ -112,6 +112,7 @@ def train(c: Config, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: n
     rng = np.random.default_rng(c.seed)
     w, curve = init_weights((x.shape[1], c.hidden, 10), rng), []
     for epoch in range(c.epochs):
+        end_if_told()
         order, losses = rng.permutation(len(x)), []
         for start in range(0, len(x), c.batch_size):
             rows = order[start : start + c.batch_size]

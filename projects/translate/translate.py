@@ -38,7 +38,7 @@ from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.lock import RunLock
 from bonsai.runs.names import CKPT, DIVERGED
 from bonsai.runs.restore import load_checkpoint
-from bonsai.system.errors import UserError, flush, run
+from bonsai.system.errors import UserError, end_if_told, flush, run
 from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
 from bonsai.training.interrupts import Interrupts
@@ -258,6 +258,7 @@ def translate(c: Config, model: Seq2Seq, coder, texts: list[str], runtime: Runti
     rows = [coder.encode(t)[:most] or [eos] for t in texts]
     order, targets = sorted(range(len(rows)), key=lambda i: len(rows[i])), {}
     for i in range(0, len(order), 32):
+        end_if_told()
         chosen = order[i : i + 32]
         x = padded([rows[k] for k in chosen], pad).to(runtime.device)
         with runtime.autocast():

@@ -4,51 +4,43 @@ The programs run in this process; the moment is that in which they read their se
 """
 
 import importlib
-import io
 import os
 import re
-import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from helpers.every_program import PROGRAMS, WORK, make_place, start, words_for
 from helpers.lost_signals import WAYS, handled_as_in, in_a_bare_except, in_a_callback
-from helpers.made_model import save
-from helpers.programs import ROOT, TINY
 
 import configurator
 from benchmarks.harness import in_turn
 from benchmarks.processes import running
+from bonsai.data.dataset import open_dataset
+from bonsai.data.writer import Writer
 from bonsai.engine import Engine, SamplingParams
-from bonsai.system.errors import end_at_once, end_by_interrupt
-from bonsai.tokenizers import ByteTokenizer
+from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from bonsai.system.errors import end_by_interrupt
+from bonsai.system.runtime import setup
+from bonsai.tokenizers import ByteTokenizer, CharTokenizer
 from bonsai.training.forecast import tracked
 from model import GPT, GPTConfig
-from projects.common import run_and_pass_on
+from projects.adder import adder
+from projects.baby_gpt import baby_gpt
+from projects.common import loss_by_position, run_and_pass_on
+from projects.digits import digits
+from projects.translate import translate
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-
-PROGRAMS = sorted(
-    path.relative_to(ROOT).as_posix()
-    for pattern in ("*.py", "data/*/prepare.py", "projects/*/*.py", "benchmarks/*.py")
-    for path in ROOT.glob(pattern)
-    if "configure(" in (text := path.read_text(encoding="utf-8")) and "    run(" in text
-)
-MODEL = "--n_layer=1 --n_head=1 --n_embd=16 --block_size=16 --device=cpu"
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a run of a byte model and a text."""
     folder = tmp_path_factory.mktemp("place")
-    torch.manual_seed(1)
-    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=16, block_size=16, vocab_size=257))
-    with torch.no_grad():
-        model.lm_head.weight[256] = 0.0  # of 257 it is never the likeliest: no text ends
-    save(folder / "out", model, ByteTokenizer())
-    (folder / "jobs.jsonl").write_text('{"prompt": "a"}\n')
-    (folder / "text.txt").write_text("so tall a tree, it sees the sea\n" * 100)
+    make_place(folder)
     return folder
 
 
@@ -58,55 +50,28 @@ def started(place, workplace, monkeypatch, capfd):
     status, and what it said on stdout and stderr."""
     real = configurator.configure
 
-    def start(lose, program: str, *words: str):
+    def started(lose, program: str, *words: str):
         def configure(*args, **options):
             lose()
             return real(*args, **options)
 
         monkeypatch.setattr(configurator, "configure", configure)
-        monkeypatch.setattr(sys, "argv", [str(ROOT / program), *words])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.setattr(sys, "stdin", io.StringIO("So\nSo\n"))
-        monkeypatch.chdir(workplace if "--dataset=meta" in words else place)
-        with handled_as_in(end_at_once), pytest.raises(SystemExit) as e:
-            runpy.run_path(str(ROOT / program), run_name="__main__")
-        return e.value.code, *capfd.readouterr()
+        return start(monkeypatch, place, workplace, program, *words), *capfd.readouterr()
 
     threads = torch.get_num_threads()
-    yield start
+    yield started
     torch.set_num_threads(threads)
-
-
-# The words for each program, and what it says of its work.
-WORK = [
-    ("train.py", [*TINY, "--dataset=meta", "--out_dir=OUT"], r"iter \d|step 0"),
-    ("sample.py", ["--num_samples=1", "--max_new_tokens=9", "--device=cpu"], "."),
-    ("sample.py", ["--num_samples=2", "--max_new_tokens=9", "--device=cpu"], "."),
-    ("sample.py", ["--interactive", "--device=cpu"], "."),
-    ("sample.py", ["--prompts=jobs.jsonl", "--device=cpu"], "."),
-    ("eval.py", ["--dataset=meta", "--init_from=RUN", "--other_tokenizer", "--device=cpu"], "loss"),
-    ("serve.py", ["--device=cpu", "--port=0", "--threads=1"], "stopped"),
-    ("export.py", ["--to=safetensors", "--out=OUT.safetensors"], "wrote"),
-    ("export.py", ["--to=hf", "--out=OUT"], "wrote"),
-    ("bench.py", [*MODEL.split(), "--steps=2", "--real_data=False", "--vocab_size=65"], "loss"),
-    ("train_tokenizer.py", ["--input=text.txt", "--vocab_size=270", "--out=OUT.json"], "wrote"),
-    ("data/custom/prepare.py", ["--input=text.txt", "--out=OUT", "--tokenizer=byte"], "tokens"),
-    ("data/shakespeare_char/prepare.py", ["--input=text.txt", "--out=OUT"], "tokens"),
-    ("benchmarks/windows.py", ["--lengths=16", "--n_layer=1", "--device=cpu", "--out=OUT"], "ms"),
-]
 
 
 @pytest.mark.parametrize("lose", WAYS)
 @pytest.mark.parametrize("program, words, work", WORK, ids=[f"{w[0]}-{w[1][0]}" for w in WORK])
 def test_the_work_does_not_begin(started, place, tmp_path, lose, program, words, work):
-    def words_for(out: str) -> list[str]:
-        names = {"OUT": str(tmp_path / out), "RUN": str(place / "out")}
-        return [re.sub("OUT|RUN", lambda found: names[found[0]], word) for word in words]
-
     if program != "serve.py":  # which would not end
-        status, out, err = started(lambda: None, program, *words_for("whole"))
+        status, out, err = started(
+            lambda: None, program, *words_for(words, place, tmp_path / "whole")
+        )
         assert not status and re.search(work, out), out + err
-    status, out, err = started(lose, program, *words_for("made"))
+    status, out, err = started(lose, program, *words_for(words, place, tmp_path / "made"))
     assert status == 130 and err.endswith("\nerror: interrupted\n"), out + err
     assert err.count("error") == 1 and "Traceback" not in err and "ignored" not in err
     assert not re.search(work, out), out
@@ -189,3 +154,89 @@ def test_the_next_part_does_not_begin(capfd):
             part()
         assert len(begun) == 1, (part, begun)
     assert "begun" not in capfd.readouterr().out
+
+
+def lost_in(monkeypatch, module, name: str) -> list:
+    """From here on a Ctrl-C is lost at each call of a function of a module; grows with each."""
+    calls, function = [], getattr(module, name)
+
+    def losing(*args, **options):
+        calls.append(name)
+        in_a_bare_except()
+        return function(*args, **options)
+
+    monkeypatch.setattr(module, name, losing)
+    return calls
+
+
+def a_digit_network(monkeypatch, folder):
+    x, y = np.zeros((40, 4)), np.zeros(40, int)
+    c = SimpleNamespace(seed=1, hidden=2, epochs=3, batch_size=40, learning_rate=0.1)
+    return lost_in(monkeypatch, digits, "accuracy"), lambda: digits.train(c, x, y, x, y)
+
+
+def a_baby_gpt(monkeypatch, folder):
+    c = SimpleNamespace(sequence="0110", context=2, n_layer=1, n_head=1, n_embd=8, seed=1)
+    c.steps, c.learning_rate, c.weight_decay = 3, 0.1, 0.0
+    calls = lost_in(monkeypatch, baby_gpt, "chain")
+    return calls, lambda: baby_gpt.train(c, CharTokenizer("01"))
+
+
+def sums_that_are_checked(monkeypatch, folder):
+    class Model(torch.nn.Module):
+        def forward(self, idx, targets):
+            calls.append("a part")
+            in_a_bare_except()
+            return torch.zeros(*idx.shape, 10), None
+
+    calls, rows = [], np.zeros((9000, 5), int)
+    return calls, lambda: adder.right(Model(), rows, 3)
+
+
+def losses_by_position(monkeypatch, folder):
+    class Model(torch.nn.Module):
+        def forward(self, idx, targets):
+            calls.append("some windows")
+            in_a_bare_except()
+            return torch.zeros(*idx.shape, 257), None
+
+    calls = []
+    with Writer(folder / "data", ByteTokenizer()) as writer:
+        for split in ("train", "val"):
+            writer.add(split, [1] * 64 * 130)
+        writer.finish()
+    split = open_dataset(str(folder / "data")).split("val")
+    return calls, lambda: loss_by_position(Model(), split, 64, 128)
+
+
+def translations(monkeypatch, folder):
+    config = Seq2SeqConfig(vocab_size=300, n_layer=1, n_head=1, n_embd=16, hidden=16)
+    c, coder = SimpleNamespace(beams=1, alpha=0.6), ByteTokenizer()
+    calls, runtime = lost_in(monkeypatch, translate, "beam_search"), setup("cpu", "float32", False)
+    texts = ["a"] * 40
+    return calls, lambda: translate.translate(c, Seq2Seq(config), coder, texts, runtime)
+
+
+def a_data_set(monkeypatch, folder):
+    calls = []
+
+    def prepare():
+        with Writer(folder, ByteTokenizer()) as writer:
+            for split in ("train", "val"):
+                writer.add(split, [1])
+                calls.append(split)
+                in_a_bare_except()
+
+    return calls, prepare
+
+
+LOOPS = [a_digit_network, a_baby_gpt, sums_that_are_checked, losses_by_position, translations]
+LOOPS += [a_data_set]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_loop_ends_at_its_next_turn(monkeypatch, tmp_path, loop):
+    calls, run = loop(monkeypatch, tmp_path)
+    with handled_as_in(end_by_interrupt), pytest.raises(KeyboardInterrupt):
+        run()
+    assert len(calls) == 1
