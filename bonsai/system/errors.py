@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 PROGRAM, PARENT = os.getpid(), os.getppid()  # as the program was started
 told = 0  # the signal that is to end this program, from when its handler raises until it is heeded
+BROKEN_PIPE = 13  # the number of SIGPIPE, also where there is no such signal
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT = ("allocate memory", "out of memory", "can't start new thread", "failed to map segment")
 ENDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
@@ -196,7 +197,8 @@ def interrupted() -> None:
 def run(*steps: Callable[[], object]) -> None:
     """Call `steps` as a program: the last one's value is the exit status, user errors are one line.
 
-    Exit status: 0 done, 1 user error, 130 interrupted; other exceptions keep their traceback.
+    Exit status: 0 done, 1 user error, 130 interrupted, 141 where nobody reads what it prints any
+    more, as of other programs that SIGPIPE ends; other exceptions keep their traceback.
     A character that the terminal's encoding lacks is printed as an escape.
     """
     if signal.getsignal(signal.SIGINT) is end_at_once:  # from here on there may be things to tidy
@@ -222,7 +224,7 @@ def run(*steps: Callable[[], object]) -> None:
         interrupted()
     except BrokenPipeError:  # `| head` closed our stdout: not worth a word
         flush()
-        sys.exit(0)
+        sys.exit(128 + BROKEN_PIPE)
     except (MemoryError, RuntimeError, ImportError) as e:
         if by_interrupt(e):
             interrupted()

@@ -14,13 +14,12 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 
-from bonsai.system.errors import end_if_told
+from bonsai.system.errors import BROKEN_PIPE, end_if_told
 from bonsai.system.runtime import Runtime, meeting
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 REPEATED = 1.0  # seconds within which the same signal again is not a second request
 PATIENCE = 5.0  # seconds that a step may go on; a container is killed ten after it was told to stop
-BROKEN_PIPE = 13  # the number of SIGPIPE, also where there is no such signal
 
 
 class Interrupts:

@@ -68,7 +68,10 @@ def train_bpe(c: Config, texts: dict[str, list[str]], folder: Path) -> Path:
     program = HERE.parents[1] / "train_tokenizer.py"
     options = [f"--input={corpus}", f"--out={path}", f"--vocab_size={c.vocab_size}"]
     options += [f"--special_tokens={SPECIAL}", "--stats=False"]
-    if subprocess.run([sys.executable, str(program), *options]).returncode:
+    status = subprocess.run([sys.executable, str(program), *options]).returncode
+    if status > 128:  # by a signal, or as nobody reads what it prints
+        sys.exit(status)
+    if status:
         raise UserError("train_tokenizer.py failed: see above")
     return path
 
