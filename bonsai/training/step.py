@@ -8,6 +8,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from bonsai.models.contract import loss_alone
+from bonsai.models.embedding import accumulate_in_place
 from bonsai.models.kernels import to_device
 from bonsai.system.allocator import keep_freed_memory
 from bonsai.system.errors import end_if_told
@@ -44,15 +45,19 @@ class TrainingStep:
         device = runtime.device
         self.optimizer = build_optimizer(model, c, runtime)
         self.scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
+        self.averages = runtime.world_size > 1 and not self.optimizer_is_sharded
+        # tables that add up the gradients of micro-batches; DDP waits for autograd's
+        in_place = device.type == "cuda" and not self.averages
+        self.tables = accumulate_in_place(model) if in_place else []
         self.compiled = torch.compile(model) if runtime.compile else model
         self.network = self.compiled  # what the batches go through
-        self.averages = runtime.world_size > 1 and not self.optimizer_is_sharded
         if self.averages:
             ids = [device.index] if device.type == "cuda" else None
             # buffers are tables, the same everywhere: not to be sent around at each step
             self.network = DDP(self.compiled, device_ids=ids, **{SYNC_BUFFERS: False})
         self.network.train()
         self.left = 0  # micro-batches of this step that are still to come
+        self.accumulates = False  # whether a step so far had several micro-batches
         self.updating = False  # within an update, when some weights are of the step before
         self.row: torch.Tensor | None = None  # (1, T), a row of the last micro-batch
         self.loss = torch.zeros((), device=device)  # this process's part of the step's mean
@@ -69,6 +74,11 @@ class TrainingStep:
         seed_everything(self.seed, number, self.runtime.rank)
         self.left = micro_batches
         self.loss.zero_()
+        # once a step has several, tables stay so: going back would compile the model again
+        self.accumulates = self.accumulates or micro_batches > 1
+        if self.accumulates:
+            for table in self.tables:
+                table.begin()
 
     def backward(self, *batch: torch.Tensor, divisor: float = 1) -> None:
         """Forward and backward of one micro-batch: adds to the gradients and to `loss`.

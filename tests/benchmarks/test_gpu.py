@@ -40,6 +40,7 @@ from bonsai.engine.cuda.kernels import can_overlap, load_kernels
 from bonsai.engine.weights import prepare as prepare_weights
 from bonsai.evaluation.loss import split_loss
 from bonsai.models import head_loss, loss_kernel
+from bonsai.models.embedding import accumulate_in_place
 from bonsai.models.kernels import attend, to_device
 from bonsai.models.table import build_model
 from bonsai.planning import recipe
@@ -319,6 +320,34 @@ def test_muons_update_compiled(device):
     assert apart < 0.02, f"compiled and eager updates are {apart} apart"
     took = milliseconds(update)
     print(f"{apart:.1e} apart; an update of 124M, clipping included, takes {took:.2f} ms")
+
+
+def test_tables_add_up_the_gradients_of_micro_batches(device):
+    """In their place: losses and norms are those of autograd's sums; milliseconds of a step."""
+    on_gpu = device.startswith("cuda")
+    shape = dict(n_layer=4, n_head=6, n_embd=768, block_size=256, vocab_size=50304)
+    fields = {k: getattr(recipe, k) for k in (*RECIPE, "bigram_embeddings", "tie_head")}
+    runtime = setup(device, "bfloat16", on_gpu)
+    found, took = [], []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        model = build_model("gpt", (shape if on_gpu else FIELDS) | fields)
+        settings = StepSettings(optimizer="muon", learning_rate=0.02, seed=0)
+        training = TrainingStep(model, settings, runtime)
+        training.tables = accumulate_in_place(model) or training.tables  # on a CPU, too
+        assert len(training.tables) == 2 + model.config.n_layer // 2
+        if not in_place:
+            training.tables = []  # those that are not told of a step are torch's
+        vocabulary, T = model.config.vocab_size, model.config.block_size
+        step = TimedSteps(training, synthetic(vocabulary, 4, T, runtime.device), 6)
+        found.append([step.log(step()) for _ in range(4)])
+        if on_gpu:
+            took.append(milliseconds(step, calls=1))
+    for plain, own in zip(*found):
+        torch.testing.assert_close(torch.tensor(own), torch.tensor(plain), rtol=0.02, atol=0)
+    assert found[1][-1][0] < found[1][0][0], found[1]
+    falls = f"loss {found[1][0][0]:.4f} to {found[1][-1][0]:.4f}, {found[0][-1][0]:.4f} by autograd"
+    print(f"{falls}; ms of a step by autograd and so: {', '.join(f'{ms:.1f}' for ms in took)}")
 
 
 def prepare(folder: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from helpers.programs import ROOT
 
 from bonsai.models import head_loss as head_loss_module
+from bonsai.models.embedding import accumulate_in_place
 from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
 from bonsai.system.runtime import setup
 from bonsai.training import optimizers
@@ -19,10 +20,10 @@ CPU = setup("cpu", "float32", False)
 SETTINGS = StepSettings(learning_rate=1e-2, seed=7)
 
 
-def tiny(dropout: float = 0.0) -> GPT:
+def tiny(dropout: float = 0.0, **fields) -> GPT:
     torch.manual_seed(0)
     shape = dict(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16, dropout=dropout)
-    return GPT(GPTConfig(**shape))
+    return GPT(GPTConfig(**shape, **fields))
 
 
 def batch(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,3 +160,27 @@ def test_nobody_else_writes_out_the_update():
     for path in [*ROOT.glob("*.py"), *(ROOT / "bonsai").rglob("*.py")]:
         names = {n.attr for n in ast.walk(ast.parse(path.read_text())) if hasattr(n, "attr")}
         assert "unscale_" not in names or path.name == "step.py"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_tables_that_add_up_the_gradients_of_micro_batches(optimizer):
+    """As on a GPU: the weights are those of autograd's sums; a gradient that is not finite leaves
+    nothing behind in the next step's, and a single batch after steps of several is its own."""
+    fields = dict(value_embeddings=True, bigram_embeddings=1, tie_head=False, position="rope")
+    c = StepSettings(learning_rate=1e-2, optimizer=optimizer, seed=7)
+    one, other = (TrainingStep(tiny(**fields), c, CPU) for _ in range(2))
+    other.tables = accumulate_in_place(other.model)
+    assert len(other.tables) == 3 and not one.tables  # on a CPU no table is one
+    for number, parts in enumerate((1, 3, 2, 1, 2)):
+        micro_batches = [batch(2, 10 * number + i) for i in range(parts)]
+        for training in (one, other):
+            training(number, micro_batches, [parts] * parts)
+        assert other.norm.item() == pytest.approx(one.norm.item(), rel=1e-5)
+        for a, b in zip(weights(one), weights(other)):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        if number == 2:
+            before = weights(other)
+            for training in (one, other):
+                training(9, micro_batches, [0.0] * parts)  # losses of infinity
+                assert training.skipped == 1
+            assert same(before, weights(other))
