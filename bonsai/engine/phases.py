@@ -1,13 +1,14 @@
 """The two phases of inference, prefill and one-token steps, with a cache or without; and what both
 need: a cache, steps of few fixed shapes, the check of a request."""
 
+import sys
 from collections.abc import Sequence
 
 import torch
 
 from bonsai.engine.sampling import SamplingParams
 from bonsai.models.cache import Cache, KVCache, TokenCache
-from bonsai.system.errors import UserError
+from bonsai.system.errors import UserError, kept_from_compiling, one_line
 
 
 def prefill(model: torch.nn.Module, idx: torch.Tensor, cache=None) -> torch.Tensor:
@@ -35,7 +36,8 @@ class CompiledStep:
     """decode_one_token through torch.compile; on CUDA every step is the replay of one CUDA graph.
 
     A compiled step has fixed shapes and addresses, see `bucket`; each bucket is compiled when it is
-    first needed, which takes a while.
+    first needed, which takes a while. Where that cannot be kept, as a disk is full, its steps are
+    not compiled.
     """
 
     def __init__(self, model: torch.nn.Module, cache):
@@ -47,12 +49,8 @@ class CompiledStep:
         self.idx = torch.zeros((batch, 1), dtype=torch.int64, device=device)
         self.pos = torch.zeros(batch, dtype=torch.int64, device=device)
         mode = "reduce-overhead" if device.type == "cuda" else "default"
-        self.step = torch.compile(
-            lambda idx, rows: decode_one_token(model, idx, rows),
-            mode=mode,
-            fullgraph=True,
-            dynamic=False,
-        )
+        self.plain = lambda idx, rows: decode_one_token(model, idx, rows)
+        self.step = torch.compile(self.plain, mode=mode, fullgraph=True, dynamic=False)
 
     def __call__(self, tokens: list[int], lengths: list[int]) -> torch.Tensor:
         """The last token of the first rows, and their lengths -> logits (B, V)."""
@@ -68,10 +66,19 @@ class CompiledStep:
             written = [getattr(part, name) for name, *_ in part.buffers]
             for buffer in (*written, part.pos, idx):
                 torch._dynamo.mark_static_address(buffer)  # else no graph: steps write to them
-            self.buckets[rows, positions] = idx, part
+            self.buckets[rows, positions] = self.step, idx, part
+        step, idx, part = self.buckets[rows, positions]
         torch.compiler.cudagraph_mark_step_begin()
-        with torch._dynamo.config.patch(recompile_limit=64):  # one per bucket
-            return self.step(*self.buckets[rows, positions])[:n]
+        try:
+            with torch._dynamo.config.patch(recompile_limit=64):  # one per bucket
+                return step(idx, part)[:n]
+        except RuntimeError as e:
+            if not (said := kept_from_compiling(e)):
+                raise
+        shape = f"steps of {rows} rows and {positions} positions"
+        print(f"{shape} are not compiled, slower: {one_line(said)}", file=sys.stderr)
+        self.buckets[rows, positions] = self.plain, idx, part
+        return self.plain(idx, part)[:n]
 
 
 # ---- steps of fixed shapes ----

@@ -141,6 +141,55 @@ def test_buckets_of_the_compiled_step_change_nothing(model, monkeypatch):
         assert request.tokens == alone(model, request)
 
 
+class NotKept(RuntimeError):
+    """As torch.compile's, around what has gone wrong."""
+
+    def __init__(self, cause: Exception):
+        super().__init__("InductorError")
+        self.inner_exception = cause
+
+
+@pytest.mark.parametrize(
+    "cause, why",
+    [
+        (OSError(28, "No space left on device", "/cache/x.py"), "the disk is full: /cache/x.py"),
+        (OSError(13, "Permission denied", "/cache/x.py"), "Permission denied: /cache/x.py"),
+        (RuntimeError("g++: error:\n x.o: No space left on device"), "the disk is full"),
+        (RuntimeError("a mistake of torch"), None),
+    ],
+    ids=str,
+)
+def test_steps_that_cannot_be_kept_are_not_compiled(model, monkeypatch, capfd, cause, why):
+    """A line for each bucket, and the same texts; those that were compiled before stay."""
+    compiled, tried = [], []
+
+    def compile(function, **options):
+        def step(idx, part):
+            if part.length > 8:
+                tried.append(tuple(idx.shape))
+                raise NotKept(cause)
+            compiled.append(tuple(idx.shape))
+            return function(idx, part)
+
+        return step
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(phases, "SHORTEST", 8)
+    engine = Engine(model, max_batch=2, compile=True)
+    for _ in range(2):
+        requests = engine.submit([1, 2], SamplingParams(max_new_tokens=12), n=2)
+        if why is None:
+            with pytest.raises(RuntimeError, match="Inductor"):
+                finish(engine)
+            return
+        finish(engine)
+        for request in requests:
+            assert request.tokens == alone(model, request)
+    line = f"steps of 2 rows and 16 positions are not compiled, slower: {why}\n"
+    assert capfd.readouterr().err == line and tried == [(2, 1)]
+    assert compiled == 2 * 6 * [(2, 1)]
+
+
 # ---- tokens guessed ahead ----
 
 
