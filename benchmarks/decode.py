@@ -8,7 +8,8 @@
 
 A one-token step reads every weight of the linear layers and the keys and values of all rows once.
 So no step is faster than reading these bytes at the measured bandwidth; "share" is how much of that
-limit is reached. Repeats alternate between all contestants, in one process on one machine.
+limit is reached. Repeats alternate between all contestants, in one process on one machine. So a
+model whose measurement was cut short is measured anew, and what was done before it stays.
 
 - "tokens/s" is of whole answers, prefill included, and is what nanoGPT's generate is compared by;
   "decode/s" is of all tokens but the first, all rows together.
@@ -55,7 +56,8 @@ prompt = 0  # tokens of each prompt; 0: as SIZES says [>= 0]
 repeats = 3  # of which the table has the median [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 seed = 1337  # of weights, prompts and draws [>= 0]
-out = ""  # folder for decode.json and decode.txt, or lookup.json and lookup.txt [path]
+out = ""  # folder for decode or lookup .json and .txt; what is there is not measured again [path]
+force = False  # measure it again
 # guessing ahead
 out_dir = ""  # the run whose model writes; without one, the models above are measured [path]
 most = "4,8"  # tokens to guess ahead, at most [list of int >= 1]
@@ -216,7 +218,8 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
     keys = [(k, n) for k, e in engines.items() for n in (counts if not e.draft else [1])]
     fewest = dict(reversed(keys))  # the first number of answers of each kind
     theirs = peer_model(peer, model, runtime) if peer else None
-    others, length = list(results.rows), prompt_length + count / 2
+    others = [row for row in results.rows if row["size"] != name]
+    length = prompt_length + count / 2
     rows = {key: {"size": name, "kind": key[0], "batch": key[1], "wait": 0.0} for key in keys}
     answers, first, peer_times, bandwidth = {}, {}, [], []
 
@@ -266,6 +269,8 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
             write()
     for kind, engine in engines.items():
         rows[kind, fewest[kind]]["kernels"] = kernels_per_step(engine, prompts[0])
+    for row in rows.values():
+        row["whole"] = True
     write()
     speed = spread(bandwidth)
     print(f"{name}: reads {speed['high'] / 1e9:.1f} GB/s, at worst {speed['low'] / 1e9:.1f}")
@@ -294,8 +299,13 @@ def compare(c: Config) -> None:
         runtime = setup(c.device, "float32")
     pick_kinds(c, runtime)  # a wrong one is said before anything is measured
     about = {"threads": torch.get_num_threads(), "peer_commit": peer.commit if peer else None}
-    results = Results("decode", c.out, runtime.device, COLUMNS, again=True, **about)
+    about |= {name: c[name] for name in ("kinds", "batches", "prompt", "tokens", "repeats", "seed")}
+    same = ("commit", "versions", "hardware", *about)
+    results = Results("decode", c.out, runtime.device, COLUMNS, same, c.force, **about)
     for name in c.sizes.split(","):
+        if results.find({"size": name, "whole": True}):
+            print(f"{name}: measured before, in {results.folder}")
+            continue
         print(f"{name}: {c.repeats} repeats ...", flush=True)
         measure(c, name, peer, runtime, results)
     results.finish()
@@ -316,12 +326,18 @@ def guess(c: Config) -> None:
     length = context - count
     begins = [i * (len(val) - length) // c.prompts for i in range(c.prompts)]
     texts = [val.read(b, length).tolist() for b in begins]
-    about = {"dtype": runtime.dtype, "quantize": c.quantize}
-    results = Results("lookup", c.out, runtime.device, LOOKUP_COLUMNS, again=True, **about)
+    about = {"dtype": runtime.dtype, "model": loaded.source, "step": loaded.checkpoint["iter_num"]}
+    settings = ("quantize", "most", "prompts", "tokens", "repeats", "seed")
+    about |= {name: c[name] for name in settings}
+    same = ("commit", "versions", "hardware", *about)
+    results = Results("lookup", c.out, runtime.device, LOOKUP_COLUMNS, same, c.force, **about)
     ways, weights = [0, *(int(n) for n in c.most.split(","))], DTYPES[runtime.dtype]
     engines = {n: Engine(model, 1, dtype=weights, quantize=c.quantize, lookup=n) for n in ways}
     exact = runtime.dtype == "float32" and not c.quantize
     for temperature in map(float, c.temperatures.split(",")):
+        if results.find({"temperature": temperature}):
+            print(f"temperature {temperature:g}: measured before, in {results.folder}")
+            continue
         params = SamplingParams(count, temperature, seed=c.seed)
         answers = {n: [] for n in ways}
         for repeat, text in [(r, text) for r in range(c.repeats + 1) for text in texts]:
@@ -330,13 +346,15 @@ def guess(c: Config) -> None:
                 answers[n] += [result] if repeat else []  # the first warms up
                 if exact and result["tokens"] != given[0]["tokens"]:
                     print(f"lookup={n} wrote another text, temperature {temperature}")
+        rows = list(results.rows)
         for n, of_one in answers.items():
             pairs = zip(of_one, answers[0])
             gains = [a["decode_rate"] / plain["decode_rate"] for a, plain in pairs]
             row = {"rate": statistics.median(a["decode_rate"] for a in of_one)}
             row["per_step"] = sum(a["later"] for a in of_one) / sum(a["steps"] for a in of_one)
             row["gain"] = spread(gains)
-            results.add({"temperature": temperature, "lookup": n, **row})
+            rows.append({"temperature": temperature, "lookup": n, **row})
+        results.put(rows)
     results.finish()
 
 

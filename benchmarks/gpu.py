@@ -114,7 +114,7 @@ def decoding(call: Call) -> bool:
         rows += ["--kinds=float32;int8, float32"]
         model = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16", "--repeats=1"]
         model += ["--options=--num_samples=2 --max_new_tokens=9"]
-    rows += [call.out, *call.peer, *call.device]
+    rows += [call.out, *call.peer, *call.force, *call.device]
     model += [call.out, *call.peer, *call.force, *call.device]
     ended_well = [
         call.steps.run("decode", "benchmarks/decode.py", *rows),

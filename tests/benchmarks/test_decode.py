@@ -105,6 +105,40 @@ def test_what_is_measured_is_there_when_it_is_cut_short(tmp_path, monkeypatch):
     assert "int8, float32" in text and len(text.splitlines()) == 4
 
 
+def test_the_same_command_goes_on_with_the_model_that_was_cut(tmp_path, monkeypatch, capsys):
+    """And takes none that was measured with other settings."""
+    real, calls = decode.answer, []
+
+    def answer(engine, prompts, params):
+        calls.append(engine.model.config.block_size)
+        if len(calls) == 7:  # a round has two answers
+            raise KeyboardInterrupt
+        return real(engine, prompts, params)
+
+    def rows() -> list[tuple]:
+        found = json.loads((tmp_path / "decode.json").read_text())["rows"]
+        return [(r["size"], r["rates"]["n"], r.get("whole")) for r in found]
+
+    settings, *lengths, _ = decode.SIZES["toy"]
+    monkeypatch.setitem(decode.SIZES, "short", ({**settings, "block_size": 50}, *lengths, 40))
+    monkeypatch.setattr(decode, "answer", answer)
+    monkeypatch.setattr(decode, "read_bandwidth", lambda runtime: 1e9)
+    options = dict(sizes="toy,short", kinds="float32", batches="1", repeats=1, device="cpu")
+    options["out"] = str(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        decode.main(**options)
+    assert rows() == [("toy", 1, True), ("short", 0, None)]
+    decode.main(**options)
+    assert rows() == [("toy", 1, True), ("short", 1, True)] and calls[7:] == [50] * 4
+    assert "toy: measured before" in capsys.readouterr().out
+    decode.main(**options)
+    assert len(calls) == 11
+    for changed in ({"force": True}, {"tokens": 9}, {"seed": 5}):
+        before = len(calls)
+        decode.main(**{**options, **changed})
+        assert calls[before:] == [64] * 4 + [50] * 4 and len(rows()) == 2
+
+
 @pytest.mark.slow
 def test_the_memory_is_read():
     """A GiB of it, at more than a hundredth of a second and less than a minute."""
@@ -135,5 +169,12 @@ def test_guessing_ahead_at_toy_size(made_run, monkeypatch, capsys):
     assert [r["lookup"] for r in rows] == [0, 3] and rows[0]["per_step"] == 1
     assert rows[0]["gain"]["median"] == rows[0]["gain"]["low"] == 1
     assert rows[1]["per_step"] >= 1 and "another text" not in capsys.readouterr().out
+    decode.main(out_dir="out-byte", device="cpu", out="results", **options)
+    assert "temperature 0: measured before" in capsys.readouterr().out
+    options["temperatures"] = "0,1"
+    decode.main(out_dir="out-byte", device="cpu", out="results", **options)
+    again = json.loads((made_run / "results" / "lookup.json").read_text())["rows"]
+    assert [(r["temperature"], r["lookup"]) for r in again] == [(0, 0), (0, 3), (1, 0), (1, 3)]
+    assert [r["gain"] for r in again[:2]] == [r["gain"] for r in rows]
     with pytest.raises(UserError, match="tokens=64 must be between 2 and 63"):
         decode.main(out_dir="out-byte", device="cpu", tokens=64)
