@@ -5,8 +5,9 @@
 The program, and what it starts, is a process group. The group is ended when the program is over,
 when the seconds are, or when the pipe is closed: who has started this holds its other end, which
 the system closes even where that process is killed. The end is SIGTERM, and 5 seconds later SIGKILL
-for what is left. Exit status: the program's, 128 + N where signal N ended it, 124 for the seconds
-(GNU timeout's), 125 for the pipe.
+for what is left. Where this process is killed itself, Linux sends SIGTERM to the program. Exit
+status: the program's, 128 + N where signal N ended it, 124 for the seconds (GNU timeout's), 125 for
+the pipe.
 """
 
 import contextlib
@@ -19,13 +20,20 @@ import sys
 import time
 
 PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def adopt_orphans() -> None:
     """Become the parent of what is started below and loses its own: a process that has ended is
     there until its parent has waited for it, and the first process of a container may never."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    if LIBC:
+        LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def end_with_supervisor() -> None:
+    """In the process that becomes the program: have it told when its parent has ended."""
+    if LIBC:
+        LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def end_group(leader: subprocess.Popen) -> None:
@@ -46,7 +54,8 @@ def end_group(leader: subprocess.Popen) -> None:
 def supervise(seconds: float, command: list[str]) -> int:
     """The exit status."""
     last = time.monotonic() + seconds
-    program = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    options = dict(start_new_session=True, preexec_fn=end_with_supervisor)
+    program = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
     try:
         while program.poll() is None:
             if time.monotonic() > last:

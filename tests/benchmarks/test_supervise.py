@@ -81,6 +81,24 @@ def test_the_pipe_is_closed_by_a_kill(tmp_path):
     holder.stdout.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent ended")
+def test_a_killed_supervisor_takes_its_program_along(tmp_path):
+    code = "import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)"
+    words = [*command(60)[:3], sys.executable, "-S", "-c", code]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+    with subprocess.Popen(words, **pipes) as process:
+        program = int(process.stdout.readline())
+        assert not is_over(program)
+        process.kill()
+        for _ in range(100):
+            if is_over(program):
+                break
+            time.sleep(0.1)
+    if not is_over(program):
+        os.kill(program, signal.SIGKILL)
+        pytest.fail("it goes on")
+
+
 @pytest.mark.parametrize("deaf", ["parent", "child"])
 def test_what_is_deaf_to_sigterm_is_killed(deaf, tmp_path, monkeypatch):
     monkeypatch.setattr(supervise, "PATIENCE", 0.5)
