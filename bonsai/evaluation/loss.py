@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from bonsai.data.dataset import Mixture, Split
-from bonsai.models.contract import loss_alone
+from bonsai.models.contract import counted_arguments, loss_alone
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
 
@@ -35,9 +35,10 @@ def split_loss(
     # not inference_mode: there autocast converts the weights anew at every use
     @torch.set_grad_enabled(compiled_to_train)
     def loss_of(x: np.ndarray, y: np.ndarray) -> torch.Tensor:
-        x, y = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
+        x, y = torch.from_numpy(x), torch.from_numpy(y)
+        more = alone | (counted_arguments(model, x, device) if runtime.compile else {})
         with runtime.autocast():
-            return model(x, y, **alone)[1].detach()
+            return model(x.to(device), y.to(device), **more)[1].detach()
 
     model.eval()
     all_starts = split.eval_starts(block_size, windows)

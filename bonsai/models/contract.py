@@ -11,7 +11,8 @@ bonsai/models/table.py. It must have
 
 A model that remembers names its kind of Cache as `cache_type` and takes a third argument, `cache`:
 idx are then the tokens after those in it. Without one every token is computed from all before it.
-One whose logits are large takes `return_logits`, see `loss_alone`.
+One whose logits are large takes `return_logits`, see `loss_alone`; one whose shapes depend on what
+the tokens are has `counted`, see `counted_arguments`.
 
     training      param_groups, configure_optimizers, crop_block_size
     planning      num_params, flops_per_token, channels_per_token
@@ -24,6 +25,7 @@ GPT, which needs bonsai/ for a cache alone, has all of this by itself; tests hol
 
 import inspect
 
+import torch
 import torch.nn as nn
 
 from bonsai.models.cache import Cache, TokenCache
@@ -36,6 +38,15 @@ def loss_alone(model: nn.Module) -> dict[str, bool]:
     model = getattr(model, "_orig_mod", model)
     takes = "return_logits" in inspect.signature(model.forward).parameters
     return {"return_logits": False} if takes else {}
+
+
+def counted_arguments(
+    model: nn.Module, idx: torch.Tensor, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Further arguments for a forward pass of a compiled model: sizes that are counted from idx
+    (B, T), best while it is on the host, so that the pass is one graph and waits for nothing."""
+    counted = getattr(getattr(model, "_orig_mod", model), "counted", None)
+    return counted(idx, device) if counted else {}
 
 
 class LanguageModel(nn.Module):

@@ -25,6 +25,7 @@ from bonsai.models.decoder import ByteModel, Decoder, decoder_config
 from model import GPTConfig, sinusoids
 
 BOUNDARIES = ("space", "fixed")
+SLOTS = 64  # a compiled model has room for a multiple of so many patches per row
 
 
 @dataclass
@@ -111,50 +112,71 @@ class Spacebyte(ByteModel):
         targets: torch.Tensor | None = None,
         cache: SpacebyteCache | None = None,
         return_logits: bool = True,
+        slots: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         As GPT.forward: targets of -1 are ignored; without targets the logits are those of the last
         position, (B, 1, V); with a cache, idx are the bytes after those already in it;
-        return_logits=False: None instead of logits.
+        return_logits=False: None instead of logits. slots: see `counted`; without them the patches
+        are counted here, for which a GPU is waited and a compiled model needs several graphs.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
         assert start + T <= limit, f"{start + T} bytes do not fit a context of {limit}"
-        begins = [0] * len(idx) if cache is None else cache.lengths
-        last = torch.full_like(idx[:, :1], -1) if cache is None else cache.place(idx)
-        pos = torch.tensor(begins, device=idx.device)[:, None] + torch.arange(T, device=idx.device)
-        chosen = self.boundaries(idx, last, pos)  # (B, T)
+        pos = torch.arange(T, device=idx.device).expand(idx.shape)
+        if cache is not None:
+            pos = pos + torch.tensor(cache.lengths, device=idx.device)[:, None]
+        chosen = self.boundaries(idx, pos, cache and cache.place(idx))  # (B, T)
         x = self.wte(idx)  # (B, T, DL)
         if self.config.position == "learned":
             x = x + self.wpe(pos)
         elif self.config.position == "sinusoidal":
             x = x + sinusoids(pos, self.config.local_embd).type_as(x)
         x = self.before(x, cache and cache.before)
-        x = self.globally(x, chosen, cache and cache.globl)
+        x = self.globally(x, chosen, cache and cache.globl, slots)
         x = self.behind(x, cache and cache.behind)
         if cache is not None:
             cache.advance(chosen.cpu())
         return self.logits_and_loss(x, targets, return_logits)
 
-    def boundaries(self, idx: torch.Tensor, last: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+    def counted(self, idx: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        """The argument `slots` of a forward pass without a cache on idx (B, T), counted where idx
+        is: (K,) int64 on the device, the numbers 0 ... K - 1 of patches, K at least the most of a
+        row. To a compiler K is a symbol: one graph does for all texts."""
+        pos = torch.arange(idx.size(1), device=idx.device).expand(idx.shape)
+        most = int(self.boundaries(idx, pos).sum(dim=1).max())
+        slots = torch.arange(min(idx.size(1), -(-most // SLOTS) * SLOTS), device=device)
+        torch._dynamo.maybe_mark_dynamic(slots, 0)
+        return {"slots": slots}
+
+    def boundaries(
+        self, idx: torch.Tensor, pos: torch.Tensor, last: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Positions with global blocks, (B, T): a space-like byte after one that is not.
 
-        last (B, 1): the bytes in front of idx (B, T), -1 for none; pos (B or 1, T): positions.
-        Depends on no later byte.
+        idx (B, T) and their positions pos (B, T); last (B, 1): the bytes in front of them, -1 for
+        none. Depends on no later byte.
         """
+        last = torch.full_like(idx[:, :1], -1) if last is None else last
         if self.config.boundary == "fixed":
-            return (pos % self.config.patch_size == 0).expand(idx.shape)
+            return pos % self.config.patch_size == 0
         space = space_like(torch.cat((last, idx), dim=1))  # (B, 1 + T)
         text_ends = idx > 255  # each of them counts, even in a row
         return space[:, 1:] & ~space[:, :-1] | text_ends | (pos == 0)
 
     def globally(
-        self, x: torch.Tensor, chosen: torch.Tensor, cache: KVCache | None
+        self,
+        x: torch.Tensor,
+        chosen: torch.Tensor,
+        cache: KVCache | None,
+        slots: torch.Tensor | None,
     ) -> torch.Tensor:
         """x (B, T, DL) with the global blocks applied at the positions `chosen` (B, T)."""
         counts = chosen.sum(dim=1)  # (B,)
-        K = int(counts.max())
+        if slots is None:
+            slots = torch.arange(int(counts.max()), device=x.device)
+        K = slots.size(0)
         if K == 0:
             return x
         # each row's chosen positions in order; then others, which come out as they went in
@@ -166,7 +188,7 @@ class Spacebyte(ByteModel):
         wide = self.globl(wide, cache)[:, :, -x.size(2) :]
         if cache is not None:  # what a row has beyond its own patches is not there
             cache.lengths = [n + c for n, c in zip(lengths, counts.tolist())]
-        real = torch.arange(K, device=x.device) < counts[:, None]  # (B, K)
+        real = slots < counts[:, None]  # (B, K)
         y = torch.where(real[:, :, None], wide, y.type_as(wide))
         return x.type_as(y).scatter(1, where, y)
 

@@ -7,7 +7,7 @@ from inspect import signature
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from bonsai.models.contract import loss_alone
+from bonsai.models.contract import counted_arguments, loss_alone
 from bonsai.models.embedding import accumulate_in_place
 from bonsai.models.kernels import to_device
 from bonsai.system.allocator import keep_freed_memory
@@ -90,10 +90,13 @@ class TrainingStep:
         self.left -= 1
         if self.averages:  # over the processes, once, after the last micro-batch
             self.network.require_backward_grad_sync = self.left == 0
-        batch = [part.to(self.runtime.device, non_blocking=True) for part in batch]
+        more, device = self.loss_alone, self.runtime.device
+        if self.runtime.compile:
+            more = more | counted_arguments(self.model, batch[0], device)
+        batch = [part.to(device, non_blocking=True) for part in batch]
         self.row = batch[0][:1]
         with self.runtime.autocast():
-            _, loss = self.network(*batch, **self.loss_alone)
+            _, loss = self.network(*batch, **more)
         loss = loss / divisor
         self.loss += loss.detach()
         self.scaler.scale(loss).backward()

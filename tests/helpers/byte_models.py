@@ -76,4 +76,4 @@ def logits_of(model: torch.nn.Module, idx: torch.Tensor) -> torch.Tensor:
 
 def chosen(model: Spacebyte, idx: torch.Tensor) -> torch.Tensor:
     """Where patches begin: (B, T) bool."""
-    return model.boundaries(idx, torch.full_like(idx[:, :1], -1), torch.arange(idx.size(1))[None])
+    return model.boundaries(idx, torch.arange(idx.size(1)).expand(idx.shape))

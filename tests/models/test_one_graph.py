@@ -10,7 +10,7 @@ from helpers.programs import ROOT
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
-from bonsai.models.contract import loss_alone
+from bonsai.models.contract import counted_arguments, loss_alone
 from bonsai.models.head_loss import kernel_head_loss
 from bonsai.models.kernels import gelu, to_device
 from bonsai.models.loss_kernel import product_later, summed_loss
@@ -21,6 +21,7 @@ from model import MLP
 TINY = dict(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=97)
 TINY_BYTES = dict(local_layer=2, local_head=2, local_embd=16, patch_size=4)
 CONFIG_FILES = sorted(p.name for p in (ROOT / "config").glob("*.py") if "eval" not in p.name)
+SPACEBYTE = "megabyte.py --model=spacebyte"  # docs/bytes.md
 
 
 class Counter:
@@ -63,7 +64,9 @@ def ours(target) -> bool:
 
 def settings_of(file: str) -> dict:
     values = {"model": "gpt", "bias": False}  # train.py's
+    file, _, model = file.partition(" --model=")
     exec((ROOT / "config" / file).read_text(), values)
+    values |= {"model": model} if model else {}
     return {k: v for k, v in values.items() if not k.startswith("__")}
 
 
@@ -75,7 +78,7 @@ OF_A_GPT = dict(
 )
 
 
-@pytest.mark.parametrize("name", ["gpt", "megabyte"])
+@pytest.mark.parametrize("name", ["gpt", "megabyte", "spacebyte"])
 def test_settings_together_are_one_graph(name):
     """Those that no config has beside one another; with the windows and the second loss of a run's
     first steps, and targets that are left out."""
@@ -92,13 +95,14 @@ def test_settings_together_are_one_graph(name):
     for _ in range(3):
         idx = torch.randint(97, (2, 24))
         with torch.autocast("cpu", torch.bfloat16):
-            _, loss = compiled(idx, idx.masked_fill(idx < 9, -1), return_logits=False)
+            more = counted_arguments(model, idx, idx.device)
+            _, loss = compiled(idx, idx.masked_fill(idx < 9, -1), return_logits=False, **more)
         loss.backward()
     assert (counter.forward, counter.backward) == (1, 1) and loss.isfinite()
 
 
 @pytest.mark.parametrize("kernels", ["model.py's", "a CPU's", "a GPU's"])
-@pytest.mark.parametrize("file", CONFIG_FILES)
+@pytest.mark.parametrize("file", [*CONFIG_FILES, SPACEBYTE])
 def test_a_step_is_one_graph_forward_and_one_backward(file, kernels):
     torch._dynamo.reset()
     settings = settings_of(file)
@@ -117,7 +121,8 @@ def test_a_step_is_one_graph_forward_and_one_backward(file, kernels):
     for seed in range(3):  # the same shapes again: nothing is compiled again
         idx = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(seed))
         with torch.autocast("cpu", torch.bfloat16):
-            _, loss = compiled(idx, idx, **loss_alone(model))
+            more = loss_alone(model) | counted_arguments(model, idx, idx.device)
+            _, loss = compiled(idx, idx, **more)
         loss.backward()
     assert (counter.forward, counter.backward) == (1, 1)
     logits = [dtype for n, dtype in counter.kept if n == idx.numel() * 97]
@@ -130,3 +135,30 @@ def test_a_step_is_one_graph_forward_and_one_backward(file, kernels):
         with torch.autocast("cpu", torch.bfloat16):
             want = model(idx, idx, **loss_alone(model))[1].item()
         assert loss.item() == pytest.approx(want, rel=0.02)
+
+
+@pytest.mark.parametrize("boundary", ["space", "fixed"])
+@pytest.mark.parametrize("window", [0, 24])
+def test_patches_of_any_number_are_one_graph(boundary, window):
+    """Of SpaceByte, to train and to evaluate it: how many there are is a symbol. Their counted
+    slots, whose last ones are not used, change nothing."""
+    torch._dynamo.reset()
+    settings = settings_of(SPACEBYTE) | TINY | TINY_BYTES
+    settings |= {"block_size": 200, "boundary": boundary, "local_window": window}
+    model = to_device(build_model("spacebyte", settings), torch.device("cpu"))
+    counter, slots = Counter(), set()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for every in (9, 3, 2, 1, 5):
+        idx = torch.full((2, 200), ord("A"))
+        idx[0, ::every] = ord(" ")
+        idx[1, ::7] = ord(" ")
+        more = counted_arguments(compiled, idx, idx.device)
+        slots.add(len(more["slots"]))
+        model.train(every != 5)
+        with torch.autocast("cpu", torch.bfloat16):
+            _, loss = compiled(idx, idx, return_logits=False, **more)
+            _, want = model(idx, idx, return_logits=False)
+        loss.backward()
+        assert loss.item() == pytest.approx(want.item(), rel=1e-3)
+    assert (counter.forward, counter.backward) == (1, 1)
+    assert slots == ({64, 128} if boundary == "space" else {64})

@@ -12,6 +12,7 @@ from helpers.programs import ROOT, environment, train
 
 import train as train_program
 from bonsai.data.writer import Writer
+from bonsai.models import spacebyte
 from bonsai.tokenizers import ByteTokenizer
 
 # what a program loads only when it is used
@@ -137,8 +138,13 @@ def test_train_says_how_long_it_took_to_the_first_step(workplace, out):
 @pytest.mark.parametrize("eval_iters", [0, 2])
 @pytest.mark.parametrize(
     "fields, count",
-    [({}, 1), ({"further_weight": 0.5}, 1), ({"window_ramp": 3, "attention_window": 8}, 3)],
-    ids=["classic", "second loss", "windows that grow twice"],
+    [
+        ({}, 1),
+        ({"further_weight": 0.5}, 1),
+        ({"window_ramp": 3, "attention_window": 8}, 3),
+        ({"model": "spacebyte", "local_layer": 2, "local_embd": 16}, 1),
+    ],
+    ids=["classic", "second loss", "windows that grow twice", "patches of any number"],
 )
 def test_a_compiled_run_compiles_its_model_once(
     workplace, out, monkeypatch, eval_iters, fields, count
@@ -152,6 +158,7 @@ def test_a_compiled_run_compiles_its_model_once(
 
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(torch, "compile", lambda model: compile_as_told(model, backend=backend))
+    monkeypatch.setattr(spacebyte, "SLOTS", 1)
     torch.compiler.reset()
     tiny = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, batch_size=3, eval_interval=2)
     tiny |= dict(device="cpu", dtype="float32", compile=True, gradient_accumulation_steps=2)
