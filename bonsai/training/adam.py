@@ -44,7 +44,7 @@ def rates_after(moments: list[Moments], group: dict, bad: torch.Tensor) -> Rates
     """Count one more step of tensors that were updated equally often, unless `bad` is 1; returns
     its rates by the settings of their group."""
     on, lr, betas = 1.0 - bad, group["lr"], group["betas"]
-    torch._foreach_add_([m.step for m in moments], on)
+    torch._foreach_add_([m.step for m in moments], [on] * len(moments))  # by one it would wait
     count = moments[0].step.clamp(min=1.0)
     fresh, shares = [on * (1 - beta) for beta in betas], [1.0 - beta**count for beta in betas]
     eps = torch.full_like(on, group["eps"])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.waiting import Waiting
 
 from bonsai.training.adam import adamw_in_place, moments_of, rates_after
 from bonsai.training.muon import POLAR_EXPRESS, Muon
@@ -94,6 +95,15 @@ def test_one_graph_for_all_tensors():
         optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
         train(params, optimizer, step, step + 1)
     assert len(graphs) == 1
+
+
+def test_a_step_waits_for_nothing():
+    """Least of all for the norm, with which the host would wait for the whole backward pass."""
+    params, optimizer = made()
+    optimizer.adamw_in_place = adamw_in_place
+    train(params, optimizer, 0, 1)  # makes the moments
+    with Waiting():
+        train(params, optimizer, 1, 2)
 
 
 def test_counts_of_a_checkpoint_come_to_the_weights():

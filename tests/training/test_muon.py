@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.programs import ROOT
 from helpers.settings import SETTINGS
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers.waiting import Waiting
 
 from bonsai.system.runtime import setup
 from bonsai.training import muon
@@ -188,21 +188,6 @@ def test_evened_out_updates_move_every_neuron_alike():
     torch.testing.assert_close(even / rows[..., None], u / before[..., None])
     nothing, _ = even_out(torch.zeros(1, 3, 4), torch.zeros(1, 3, 1), torch.tensor(0.1))
     assert not nothing.any()
-
-
-class Waiting(TorchDispatchMode):
-    """Fails at what would have to wait for a GPU: a tensor's values as numbers of the program, or
-    as the shape of another tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-        assert not tags & set(function.tags), f"{function} waits for the device"
-        self.calls.append(function.name())
-        return function(*args, **(kwargs or {}))
 
 
 def model_and_optimizer(**fields):
