@@ -13,6 +13,7 @@ export OMP_NUM_THREADS=1
 kernels=(
     tests/models/test_triton_loss.py
     tests/training/test_symmetric.py
+    tests/training/test_triton_adam.py
     tests/engine/cuda/test_block_kernels.py
     tests/engine/cuda/test_draw_kernel.py
 )

@@ -18,12 +18,14 @@ import torch.nn as nn
 
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
+from bonsai.training.adam import fastest_adamw
 from bonsai.training.muon import POLAR_EXPRESS, Muon
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
-    """Scale the gradients down to a norm of max_norm (0: don't); returns the norm before."""
-    if hasattr(optimizer, "clip_gradients"):  # one that averages them over the processes itself
+    """Scale the gradients down to a norm of max_norm (0: don't), by the next step at the latest;
+    returns the norm before."""
+    if hasattr(optimizer, "clip_gradients"):
         return optimizer.clip_gradients(max_norm)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     return torch.nn.utils.clip_grad_norm_(params, max_norm or math.inf)
@@ -36,11 +38,13 @@ def guards_itself(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def adamw(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused: tensors of two or more dimensions decay."""
+    """AdamW (Loshchilov & Hutter 2019), fused: tensors of two or more dimensions decay; see
+    bonsai/training/adam.py."""
     betas = (c.beta1, c.beta2)
-    return model.configure_optimizers(
+    built = model.configure_optimizers(
         c.weight_decay, c.learning_rate, betas, runtime.device.type, c.adam_eps
     )
+    return fastest_adamw(built)
 
 
 def muon(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:

@@ -1,0 +1,183 @@
+"""AdamW of many tensors in one launch, clipping included: a Triton kernel for CUDA.
+
+Where torch clips, it reads and writes every gradient once more, and its fused AdamW takes tensors
+in lists of a few dozen, at two thirds of an H200's memory bandwidth. Here each program has one
+chunk of one tensor, finds it by a table of addresses, and reads and writes each number once.
+This module needs the package triton, which torch's CUDA builds bring: adam.py imports it.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+CHUNK = 8192  # numbers of a program
+BLOCK = 1024  # numbers that it has in registers at a time, 8 per thread
+WARPS = 4
+
+# a row of the table: four addresses, that of the count of steps, the length, the first program
+COLUMNS = tl.constexpr(7)
+
+
+@triton.jit
+def adamw_block(
+    weight,
+    grad,
+    mean,
+    square,
+    rest,
+    scale,
+    rate,
+    decay,
+    fresh,
+    fresh_square,
+    growth,
+    eps,
+    WHOLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """AdamW of BLOCK numbers from four pointers on, or, unless WHOLE, of the first `rest` of them.
+
+    WHOLE: the pointers are aligned, so that a thread reads and writes 16 bytes at once.
+    """
+    at = tl.arange(0, BLOCK)
+    inside = None
+    if not WHOLE:
+        inside = at < rest
+    g = tl.load(grad + at, mask=inside) * scale
+    w, m = tl.load(weight + at, mask=inside), tl.load(mean + at, mask=inside)
+    v = tl.load(square + at, mask=inside)
+    m += fresh * (g - m)
+    v += fresh_square * (g * g - v)
+    w = w - decay * w - rate * m / (tl.sqrt(v) * growth + eps)
+    tl.store(weight + at, w, mask=inside)
+    tl.store(mean + at, m, mask=inside)
+    tl.store(square + at, v, mask=inside)
+
+
+@triton.jit
+def adamw_chunk(
+    table,
+    owners,
+    found_inf,
+    norm,
+    max_norm,
+    lr,
+    decay,
+    fresh,
+    fresh_square,
+    log_beta,
+    log_beta_square,
+    eps,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """AdamW of one chunk of one tensor; nothing where found_inf is not 0.
+
+    table (tensors, COLUMNS), int64; owners (programs,), int32: the row of each program's tensor.
+    With a norm gradients count as clip_grad_norm_ would leave them. decay: the part of a weight
+    that it loses. fresh: 1 - beta. log_beta: to the base 2.
+    """
+    if tl.load(found_inf) != 0:
+        return
+    row = table + tl.load(owners + tl.program_id(0)) * COLUMNS
+    weight, grad, mean, square = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    steps = tl.load(tl.load(row + 4).to(tl.pointer_type(tl.float32)))
+    length = tl.load(row + 5)
+    begin = (tl.program_id(0) - tl.load(row + 6)) * CHUNK  # int64: may be above 2^31
+    scale = 1.0
+    if norm is not None:
+        scale = max_norm / (tl.load(norm) + 1e-6)
+        scale = tl.where(scale > 1, 1.0, scale)  # of a norm that is not a number: no number
+    # 1 - beta^steps, of running means that began at 0: float32 has few digits of 1 - 0.999
+    share = 1 - tl.exp2((steps * log_beta).to(tl.float64))
+    share_square = 1 - tl.exp2((steps * log_beta_square).to(tl.float64))
+    rate = lr / share.to(tl.float32)
+    growth = 1.0 / tl.sqrt(share_square.to(tl.float32))
+    aligned = (weight | grad | mean | square) % 16 == 0
+    weight = weight.to(tl.pointer_type(tl.float32)) + begin
+    grad = grad.to(tl.pointer_type(tl.float32)) + begin
+    mean = mean.to(tl.pointer_type(tl.float32)) + begin
+    square = square.to(tl.pointer_type(tl.float32)) + begin
+    rest = tl.minimum(length - begin, CHUNK).to(tl.int32)
+    whole = tl.where(aligned, rest // BLOCK * BLOCK, 0)
+    for i in range(0, whole, BLOCK):
+        w, g, m, v = weight + i, grad + i, mean + i, square + i
+        w, g = tl.multiple_of(w, 16), tl.multiple_of(g, 16)
+        m, v = tl.multiple_of(m, 16), tl.multiple_of(v, 16)
+        adamw_block(w, g, m, v, rest - i, scale, rate, decay, fresh, fresh_square, growth, eps,
+                    True, BLOCK)  # fmt: skip
+    for i in range(whole, rest, BLOCK):
+        w, g, m, v = weight + i, grad + i, mean + i, square + i
+        adamw_block(w, g, m, v, rest - i, scale, rate, decay, fresh, fresh_square, growth, eps,
+                    False, BLOCK)  # fmt: skip
+
+
+class Table(NamedTuple):
+    """Of the tensors that a launch updates, as adamw_chunk takes it."""
+
+    rows: list[tuple[int, ...]]  # as they are on the device
+    tensors: torch.Tensor  # (tensors, COLUMNS)
+    owners: torch.Tensor  # (programs,)
+
+
+def tabulate(members: list[tuple[torch.Tensor, ...]], before: Table | None = None) -> Table:
+    """The table of weights, gradients, running means, mean squares and counts of steps.
+
+    All are contiguous, in float32, on one device. Gradients are new tensors in each step, most
+    often where those of the step before were: what stayed is taken from that step's table. Nothing
+    waits for the device.
+    """
+    rows, first = [], 0
+    for tensors in members:
+        length = tensors[0].numel()
+        rows.append((*[t.data_ptr() for t in tensors], length, first))
+        first += -(-length // CHUNK)
+    if before and rows == before.rows:
+        return before
+    device = members[0][0].device
+    if before and [row[-2:] for row in rows] == [row[-2:] for row in before.rows]:
+        owners = before.owners
+    else:
+        programs = torch.tensor([-(-length // CHUNK) for *_, length, _ in rows])
+        owners = torch.arange(len(rows), dtype=torch.int32).repeat_interleave(programs)
+        owners = without_waiting(owners, device)
+    return Table(rows, without_waiting(torch.tensor(rows), device), owners)
+
+
+def without_waiting(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """x on the device. Its pinned memory is used again only when the copy has been made."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
+def launch(
+    table: Table,
+    group: dict,
+    found_inf: torch.Tensor,
+    clip: tuple[torch.Tensor, float] | None = None,
+) -> None:
+    """A step of AdamW of the tensors in a table, whose counts of steps have been raised.
+
+    group: of the optimizer, for its rates. found_inf: a tensor; nothing changes where it is not 0.
+    clip: the norm of the gradients, a tensor, and what it may be at most.
+    """
+    norm, max_norm = clip or (None, 0.0)
+    lr, (beta, beta_square) = group["lr"], group["betas"]
+    logs = [math.log2(b) if b else -math.inf for b in (beta, beta_square)]
+    rates = (lr, lr * group["weight_decay"], 1 - beta, 1 - beta_square, *logs, group["eps"])
+    if not len(table.owners):
+        return
+    with torch.cuda.device_of(found_inf):  # Triton launches on the thread's device
+        adamw_chunk[(len(table.owners),)](
+            table.tensors,
+            table.owners,
+            found_inf,
+            norm,
+            float(max_norm),
+            *map(float, rates),
+            CHUNK=CHUNK,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )

@@ -1,0 +1,227 @@
+"""bonsai/training/triton_adam.py against torch's AdamW, by Triton's interpreter on a CPU.
+
+That needs triton, which torch for CPUs does not bring; tests/benchmarks/test_gpu.py has the rest.
+"""
+
+import copy
+
+import pytest
+import torch
+from helpers.interpreted import interpreted
+from helpers.waiting import Waiting
+
+from bonsai.training import adam
+from bonsai.training.adam import KernelAdamW, fastest_adamw
+
+SETTINGS = (
+    dict(lr=0.01, weight_decay=0.1, betas=(0.9, 0.999), eps=1e-8),
+    dict(lr=0.03, weight_decay=0.0, betas=(0.0, 0.95), eps=1e-10),
+)
+# of chunks of 64 and blocks of 16: one number, parts of a block, whole ones, several chunks, none
+SHAPES = ((1,), (7, 5), (64,), (16, 8), (0,), (331,), (3, 64, 2), (15,))
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """The module, with so small chunks that a tensor has several."""
+    for module in interpreted("bonsai.training.triton_adam"):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in dict(CHUNK=64, BLOCK=16).items():
+                patch.setattr(module, name, value)
+            patch.setattr(adam, "has_kernel", lambda device: True)
+            patch.setattr(adam, "refused", {torch.device("cpu"): ""})  # was tried, and may be used
+            yield module
+
+
+@pytest.fixture
+def launches(kernel, monkeypatch) -> list:
+    """The tables of all launches of a test."""
+    seen, real = [], kernel.launch
+    monkeypatch.setattr(kernel, "launch", lambda *given: seen.append(given[0]) or real(*given))
+    return seen
+
+
+def drawn(shape: tuple, seed: int, offset: int = 0) -> torch.Tensor:
+    """Noise, 4 bytes times `offset` behind where memory is aligned."""
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    memory = torch.empty(noise.numel() + offset + 4)
+    return memory[offset : offset + noise.numel()].view(shape).copy_(noise)
+
+
+def made(kind: type, offset: int = 0) -> torch.optim.Optimizer:
+    """An optimizer of tensors of all shapes in two groups."""
+    params = [torch.nn.Parameter(drawn(s, i, offset)) for i, s in enumerate(SHAPES)]
+    groups = [{"params": params[::2], **SETTINGS[0]}, {"params": params[1::2], **SETTINGS[1]}]
+    return kind(groups, fused=True)
+
+
+def params_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def train(optimizer, first: int, last: int, max_norm: float, broken: int = -1, offset=0) -> None:
+    """Steps first ... last - 1; in one of them a gradient is not finite, in all one is missing."""
+    params = params_of(optimizer)
+    for step in range(first, last):
+        for i, p in enumerate(params):
+            p.grad = None if i == step else drawn(p.shape, 100 * step + i, offset)
+        if step == broken:
+            params[-1].grad[0], params[1].grad.view(-1)[:1] = torch.inf, torch.nan
+        optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
+        if isinstance(optimizer, KernelAdamW):
+            norm = optimizer.clip_gradients(max_norm)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(params, max_norm or torch.inf)
+        optimizer.found_inf = (~torch.isfinite(norm)).float()
+        optimizer.step()
+
+
+def assert_same(ours: torch.optim.Optimizer, theirs: torch.optim.Optimizer) -> None:
+    a, b = ([p.detach() for p in params_of(each)] for each in (ours, theirs))
+    torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), atol=1e-6, rtol=1e-5)
+
+
+ALIGNED, CLIPPED = (0, 0), (1.0, -1)
+KINDS = [(clip, broken, ALIGNED) for clip in (0.0, 1.0, 1e3) for broken in (-1, 0, 2)]
+KINDS += [(*CLIPPED, offsets) for offsets in ((1, 0), (0, 3), (2, 2))]
+
+
+@pytest.mark.parametrize("max_norm, broken, offsets", KINDS)
+def test_torchs_adamw_after_its_clipping_agrees(launches, max_norm, broken, offsets):
+    """Weights and state. offsets: of weights, of gradients, from aligned memory."""
+    ours, theirs = made(KernelAdamW, offsets[0]), made(torch.optim.AdamW)
+    train(theirs, 0, 5, max_norm, broken)
+    train(ours, 0, 5, max_norm, broken, offsets[1])
+    assert_same(ours, theirs)
+    assert len(launches) == 5 * len(SETTINGS)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(kernel):
+    ours = made(KernelAdamW)
+    train(ours, 0, 2, 1.0)
+    before = copy.deepcopy([params_of(ours), ours.state_dict()["state"]])
+    train(ours, 2, 3, 1.0, broken=2)
+    after = [params_of(ours), ours.state_dict()["state"]]
+    torch.testing.assert_close(after, before, atol=0, rtol=0)
+
+
+def test_where_nobody_looks_what_is_not_finite_spreads_as_with_torch(kernel):
+    """Of a norm that is not a number no gradient stays one."""
+    ours, theirs = made(KernelAdamW), made(torch.optim.AdamW)
+    for each in (ours, theirs):
+        params = params_of(each)
+        for i, p in enumerate(params):
+            p.grad = drawn(p.shape, i)
+        params[0].grad.fill_(torch.nan)
+        if each is ours:
+            each.clip_gradients(1.0)
+        else:
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+        each.step()
+        assert all(p.isnan().all() for p in params)
+
+
+@pytest.mark.parametrize("begins", [KernelAdamW, torch.optim.AdamW])
+def test_a_run_goes_on_with_either(kernel, begins):
+    (ends,) = {KernelAdamW, torch.optim.AdamW} - {begins}
+    first, later, whole = made(begins), made(ends), made(ends)
+    train(first, 0, 3, 1.0)
+    train(whole, 0, 6, 1.0)
+    with torch.no_grad():
+        for p, now in zip(params_of(later), params_of(first)):
+            p.copy_(now)
+    later.load_state_dict(copy.deepcopy(first.state_dict()))
+    train(later, 3, 6, 1.0)
+    assert_same(later, whole)
+
+
+def test_gradients_that_somebody_else_has_clipped_are_not_clipped_again(launches):
+    """As by code for nanoGPT's optimizer."""
+    ours, theirs = made(KernelAdamW), made(torch.optim.AdamW)
+    for each in (ours, theirs):
+        for i, p in enumerate(params_of(each)):
+            p.grad = 100 * drawn(p.shape, i)
+        torch.nn.utils.clip_grad_norm_(params_of(each), 1.0)
+        each.step()
+    assert_same(ours, theirs)
+    assert len(launches) == len(SETTINGS)
+
+
+def test_tensors_of_more_than_2_to_the_31_numbers(kernel):
+    """All of it that there is in memory is the chunk that begins at number 2^31, of 40 numbers."""
+    begin, count = 2**31, torch.tensor(2.0)
+    weight, grad, mean, square = (drawn((64,), seed) for seed in range(4))
+    square = square.abs()
+    before, right = weight.clone(), torch.nn.Parameter(weight.clone())
+    theirs = torch.optim.AdamW([right], **SETTINGS[0], fused=True)
+    right.grad = grad
+    theirs.state[right] = dict(step=count - 1, exp_avg=mean.clone(), exp_avg_sq=square.clone())
+    theirs.step()
+    starts = [t.data_ptr() - 4 * begin for t in (weight, grad, mean, square)]
+    row = [*starts, count.data_ptr(), begin + 40, -begin // kernel.CHUNK]
+    table = kernel.Table([], torch.tensor([row]), torch.zeros(1, dtype=torch.int32))
+    kernel.launch(table, SETTINGS[0], torch.zeros(()))
+    torch.testing.assert_close(weight[:40], right[:40].detach(), atol=1e-6, rtol=1e-6)
+    assert torch.equal(weight[40:], before[40:])
+
+
+def test_a_table_is_made_anew_where_something_has_moved(kernel):
+    optimizer = made(KernelAdamW)
+    train(optimizer, 10, 11, 1.0)
+    first = optimizer.tables[0]
+    optimizer.clip_gradients(1.0)
+    optimizer.step()
+    assert optimizer.tables[0] is first
+    params = optimizer.param_groups[0]["params"]
+    kept, params[1].grad = params[1].grad, torch.ones_like(params[1])
+    optimizer.step()
+    second = optimizer.tables[0]
+    assert second is not first and second.owners is first.owners and kept is not None
+    params[3].grad = None
+    optimizer.step()
+    assert len(optimizer.tables[0].owners) < len(first.owners)
+    assert second.tensors.shape == (4, 7) and first.owners.tolist() == sorted(first.owners)
+
+
+def test_a_step_waits_for_nothing(kernel, monkeypatch):
+    optimizer = made(KernelAdamW)
+    train(optimizer, 10, 11, 1.0)  # makes moments and tables
+    monkeypatch.setattr(kernel, "launch", lambda *given: None)  # by the interpreter it does wait
+    for p in params_of(optimizer):
+        p.grad = torch.ones_like(p)
+    with Waiting():
+        optimizer.clip_gradients(1.0)
+        optimizer.found_inf = torch.zeros(())
+        optimizer.step()
+
+
+@pytest.fixture
+def untried(kernel, monkeypatch):
+    """The module as it is, before it has been tried on a device."""
+    for name, value in dict(CHUNK=8192, BLOCK=1024).items():
+        monkeypatch.setattr(kernel, name, value)
+    monkeypatch.setattr(adam, "refused", {})
+    return kernel
+
+
+def test_it_is_taken_where_it_gives_what_torch_gives(untried, capsys):
+    plain, state = made(torch.optim.AdamW), torch.get_rng_state()
+    ours = fastest_adamw(plain)
+    assert type(ours) is KernelAdamW and not capsys.readouterr().err
+    assert ours.state_dict() == plain.state_dict() and ours.defaults == plain.defaults
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_one_that_gives_something_else_is_not(untried, capsys, monkeypatch):
+    real = untried.launch
+
+    def wrong(table, group, *rest):
+        real(table, {**group, "lr": 1.01 * group["lr"]}, *rest)
+
+    monkeypatch.setattr(untried, "launch", wrong)
+    for _ in range(2):
+        plain = made(torch.optim.AdamW)
+        assert fastest_adamw(plain) is plain
+    said = capsys.readouterr().err
+    assert said.startswith("no AdamW of ours on cpu") and said.count("\n") == 1
