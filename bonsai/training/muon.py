@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from bonsai.training import adam
+from bonsai.training.adam import KernelAdamW, fastest_adamw
 
 # under the names that newer releases have; they warn of the older ones
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -244,10 +244,8 @@ class Muon(torch.optim.Optimizer):
                 self.families.append((group, self.stack_group(group)))
             else:
                 adam_groups.append(self.flatten_group(group))
-        self.adam = torch.optim.AdamW(adam_groups or [{"params": []}], fused=True)
-        self.adamw_in_place = None
-        if compile and any(flat.local.is_cuda for flat in self.flats):
-            self.adamw_in_place = torch.compile(adam.adamw_in_place, dynamic=True)
+        plain = torch.optim.AdamW(adam_groups or [{"params": []}], fused=True)
+        self.adam = fastest_adamw(plain)
         self.momenta = [torch.zeros_like(share.local) for _, _, share in self.stacks]
         self.squares = [  # of even_out; None without it
             share.local.new_zeros(*share.local.shape[:2], 1) if group.get("neuron_beta") else None
@@ -285,7 +283,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Average the gradients over the processes and scale them down to a norm of max_norm (0:
-        don't); returns the norm before."""
+        don't); returns the norm before. Those of a KernelAdamW are scaled in the step."""
         pending = []
         for _, params, share in self.stacks:
             pending.append(share.reduce(stack([p.grad for p in params], params)))
@@ -297,8 +295,12 @@ class Muon(torch.optim.Optimizer):
             squares = norm.square()
             dist.all_reduce(squares)
             norm = squares.sqrt()
-        if max_norm:
-            torch._foreach_mul_(self.grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        scaled = self.grads if max_norm else []
+        if isinstance(self.adam, KernelAdamW):
+            self.adam.clip = (norm, max_norm) if max_norm else None
+            scaled = scaled[: len(self.stacks)]
+        if scaled:
+            torch._foreach_mul_(scaled, (max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     @torch.no_grad()
@@ -311,11 +313,8 @@ class Muon(torch.optim.Optimizer):
             inner.update({k: group[k] for k in ADAM_SETTINGS})
         for flat, grad in zip(self.flats, self.grads[len(self.stacks) :]):
             flat.local.grad = grad
-        if self.adamw_in_place:
-            self.update_others(bad)
-        else:
-            self.adam.grad_scale, self.adam.found_inf = None, bad
-            self.adam.step()
+        self.adam.grad_scale, self.adam.found_inf = None, bad
+        self.adam.step()
         self.adam.zero_grad()
         for group, families in self.families:
             self.update(group, families, bad)
@@ -323,16 +322,6 @@ class Muon(torch.optim.Optimizer):
         for each in pending:
             wait(each)
         self.grads = None
-
-    def update_others(self, bad: torch.Tensor | None) -> None:
-        """AdamW's part of the step, compiled; its moments are where torch's fused one has them."""
-        for group in self.adam.param_groups:
-            params = group["params"]
-            moments = [adam.moments_of(self.adam.state[p], p) for p in params]
-            bad = torch.zeros((), device=params[0].device) if bad is None else bad
-            rates = adam.rates_after(moments, group, bad)
-            for p, own in zip(params, moments):  # .data: no views, of which a compiler sees more
-                self.adamw_in_place(p.data, p.grad.data, own, rates)
 
     def update(self, group: dict, families: list[list[int]], bad: torch.Tensor | None) -> None:
         """Muon's part of the step, for the stacks of one group."""
@@ -397,7 +386,9 @@ class Muon(torch.optim.Optimizer):
         for p, share, local in self.flats:
             if number[p] in state:
                 self.adam.state[local] = {
-                    k: v.to(torch.float32).clone() if k == "step" else share.of(v.to(p).flatten())
+                    k: v.to(p.device, torch.float32).clone()
+                    if k == "step"
+                    else share.of(v.to(p).flatten())
                     for k, v in state[number[p]].items()
                 }
 

@@ -12,6 +12,7 @@ from helpers.waiting import Waiting
 
 from bonsai.training import adam
 from bonsai.training.adam import KernelAdamW, fastest_adamw
+from bonsai.training.muon import POLAR_EXPRESS, Muon
 
 SETTINGS = (
     dict(lr=0.01, weight_decay=0.1, betas=(0.9, 0.999), eps=1e-8),
@@ -194,6 +195,56 @@ def test_a_step_waits_for_nothing(kernel, monkeypatch):
         optimizer.clip_gradients(1.0)
         optimizer.found_inf = torch.zeros(())
         optimizer.step()
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 1.0])
+@pytest.mark.parametrize("broken", [-1, 0, 3])
+def test_muons_other_parameters(launches, monkeypatch, max_norm, broken):
+    """They are its, and its moments are torch's: a run goes on with either."""
+
+    def muon(params) -> Muon:
+        groups = [
+            {"kind": "adamw", "params": params[i : i + 2], **SETTINGS[i // 2]} for i in (0, 2)
+        ]
+        matrices = dict(kind="muon", lr=0.02, weight_decay=0.1, cautious=True, momentum=0.95)
+        groups.append({"params": params[4:], "coefficients": POLAR_EXPRESS, **matrices})
+        return Muon(groups, torch.float32)
+
+    def steps(params, optimizer, first: int, last: int) -> None:
+        for step in range(first, last):
+            for i, p in enumerate(params):
+                p.grad = drawn(p.shape, 100 * step + i)
+            if step == broken:
+                params[1].grad.view(-1)[0], params[4].grad[0, 0] = torch.inf, torch.nan
+            norm = optimizer.clip_gradients(max_norm)
+            optimizer.found_inf = (~torch.isfinite(norm)).float()
+            optimizer.step()
+
+    def made() -> tuple[list, Muon]:
+        shapes = ((331,), (7, 5), (1,), (16, 8), (4, 4), (8, 4))
+        params = [torch.nn.Parameter(drawn(s, i)) for i, s in enumerate(shapes)]
+        return params, muon(params)
+
+    ours, optimizer = made()
+    later, second = made()
+    assert type(optimizer.adam) is KernelAdamW
+    with monkeypatch.context() as patch:
+        patch.setattr(adam, "has_kernel", lambda device: False)
+        theirs, other = made()
+        assert type(other.adam) is torch.optim.AdamW
+    steps(theirs, other, 0, 3)
+    for p, now in zip(later, theirs):
+        p.data.copy_(now.detach())
+    second.load_state_dict(other.state_dict())
+    steps(theirs, other, 3, 6)
+    assert not launches
+    steps(ours, optimizer, 0, 6)
+    steps(later, second, 3, 6)
+    assert len(launches) == 2 * (6 + 3)
+    for params, each in ((ours, optimizer), (later, second)):
+        torch.testing.assert_close(params, theirs, atol=1e-5, rtol=1e-5)
+        states = (each.state_dict()["state"], other.state_dict()["state"])
+        torch.testing.assert_close(*states, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture
