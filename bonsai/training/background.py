@@ -1,4 +1,8 @@
-"""Checkpoints that a thread writes while training goes on, from a copy in the host's memory."""
+"""Checkpoints that a thread writes while training goes on, from a copy in the host's memory.
+
+The copies of a GPU's tensors are in pinned memory, up to twice the size of a checkpoint, which the
+process keeps for the next copy.
+"""
 
 import copy
 import threading
@@ -6,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from bonsai.planning.memory import out_of_memory
+from bonsai.planning.memory import GIB, out_of_memory
+from bonsai.system.errors import one_line
 from bonsai.system.host_memory import free_host_bytes
 from bonsai.system.runtime import Runtime
 
@@ -14,11 +19,12 @@ from bonsai.system.runtime import Runtime
 class BackgroundWriter:
     """Writes in a thread of its own, one checkpoint at a time.
 
-    What goes wrong there is raised where `check` or `wait` is called next, once.
+    What goes wrong there is raised where `check` or `wait` is called next, once. say: is told why
+    there is no thread, once.
     """
 
-    def __init__(self, runtime: Runtime):
-        self.runtime = runtime
+    def __init__(self, runtime: Runtime, say: Callable[[str], object] = lambda line: None):
+        self.runtime, self.say = runtime, say
         self.held = 0  # bytes of the largest state that was copied
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
@@ -27,14 +33,17 @@ class BackgroundWriter:
         """Copy a state and call save(copy) in the thread, after `wait`. Where there is no memory
         for the copy, this is save(state)."""
         self.wait()
-        if not self._start(save, state):
+        if why_not := self._start(save, state):
+            self.say(f"training waits while a checkpoint is written: {why_not}")
+            self.say = lambda line: None
             save(state)
 
-    def _start(self, save: Callable[[dict], None], state: dict) -> bool:
-        """Whether the thread has begun."""
+    def _start(self, save: Callable[[dict], None], state: dict) -> str:
+        """Why no thread has begun; '': one has."""
         try:
-            if not self._fits(size := sum(s.nbytes() for s in storages_in(state).values())):
-                return False
+            size = sum(s.nbytes() for s in storages_in(state).values())
+            if too_large := self._too_large(size):
+                return too_large
             copied = on_host(state)
             self.runtime.synchronize()  # the copies of a GPU's tensors are only queued
             # no daemon: Python's end waits for it, and a file that was begun is finished
@@ -42,19 +51,23 @@ class BackgroundWriter:
             self.thread.start()
         except (RuntimeError, MemoryError) as e:
             self.thread = None
-            if not out_of_memory(e):
+            # of a GPU: it pins no memory; or it has failed, and then `save` will say so, too
+            if not (out_of_memory(e) or isinstance(e, torch.AcceleratorError)):
                 raise
-            return False
+            return one_line(str(e) or "out of memory")[:200]
         self.held = max(self.held, size)
-        return True
+        return ""
 
-    def _fits(self, size: int) -> bool:
-        """Whether there is memory for the copy of a state of so many bytes. torch keeps pinned
+    def _too_large(self, size: int) -> str:
+        """Why a state of so many bytes cannot be copied; '': there is memory. torch keeps pinned
         memory for the next copy, and rounds the size of each piece up to a power of two."""
-        if size <= self.held:
-            return True
-        free = free_host_bytes()
-        return free is not None and 2 * (size - self.held) <= free
+        if (need := 2 * (size - self.held)) <= 0:
+            return ""
+        if (free := free_host_bytes()) is None:
+            return "this system does not say how much memory is free for a copy"
+        if need <= free:
+            return ""
+        return f"a copy takes {need / GIB:.2f} GiB of this host's memory, {free / GIB:.2f} are free"
 
     def _run(self, save: Callable[[dict], None], state: dict) -> None:
         try:

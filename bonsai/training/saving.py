@@ -41,7 +41,7 @@ class Saving:
         self.folder, self.c, self.runtime = folder, c, runtime
         self.lock, self.report, self.start, self.training = lock, report, start, training
         self.background = runtime.device.type in BACKGROUND
-        self.writer = BackgroundWriter(runtime)
+        self.writer = BackgroundWriter(runtime, report.say)
         self.saved = start.progress.step  # the step of the newest checkpoint, or of its writing
         self.sound = True  # the last evaluation was finite
 

@@ -109,6 +109,48 @@ def test_a_run_leaves_no_thread_that_could_abort_it_and_warns_of_nothing(
     assert "Warning" not in result.stderr, result
 
 
+# train.py, whose checkpoints a thread writes, as on a GPU; `waits` gets what was to be written at
+# that moment, and the disk is full for a checkpoint of step `full`
+MEANWHILE = """
+import sys, threading
+sys.path.insert(0, {root!r})
+import train
+from bonsai.system import errors
+from bonsai.training import background, saving
+saving.BACKGROUND = ("cpu",)
+save, write = saving.save_checkpoint, background.BackgroundWriter.write
+def full(folder, state, names, keep_last):
+    if state["iter_num"] == {full}:
+        raise errors.UserError("could not write: the disk is full")
+    print("written in", threading.current_thread().name, flush=True)
+    save(folder, state, names, keep_last)
+def both(self, into, state):
+    save({waits!r}, state, into.keywords["names"], into.keywords["keep_last"])
+    write(self, into, state)
+saving.save_checkpoint, background.BackgroundWriter.write = full, both
+errors.run(train.main)
+"""
+
+
+@pytest.mark.parametrize("full", [0, 4])
+def test_a_thread_of_the_first_process_writes_while_all_go_on(workplace, tmp_path, full):
+    """What was there at its step, a sharded optimizer's state too; where that fails, all end."""
+    program, out, waits = (tmp_path / name for name in ("program.py", "run", "waits"))
+    program.write_text(MEANWHILE.format(root=str(ROOT), waits=str(waits), full=full))
+    options = ["--optimizer=muon", "--save_interval=2", "--keep_last=9", "--eval_interval=1000"]
+    result = run_command(two_processes(out, *options, "--max_iters=9", program=program), workplace)
+    steps = {path.name for path in waits.glob("step_*.pt")}
+    if full:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert result.rc != 0 and errors[0] == "error: could not write: the disk is full", result
+        assert not (out / "run.lock").exists() and load(out / "last.pt")["iter_num"] == 2
+        return
+    assert result.rc == 0 and result.stdout.count("written in saving") == 4, result
+    assert steps == {f"step_000000{n}.pt" for n in (2, 4, 6, 8)}
+    for name in steps:
+        assert (out / name).read_bytes() == (waits / name).read_bytes(), name
+
+
 def test_accumulation_must_be_divisible(workplace, tmp_path):
     command = two_processes(tmp_path / "run", "--gradient_accumulation_steps=3")
     result = run_command(command, workplace)

@@ -34,7 +34,7 @@ from bonsai.engine import text
 from bonsai.evaluation import loss as evals
 from bonsai.system import errors
 from bonsai.system.errors import UserError
-from bonsai.training import interrupts, saving
+from bonsai.training import background, interrupts, saving
 from bonsai.training.background import BackgroundWriter
 from bonsai.training.report import Report
 from bonsai.training.step import TrainingStep
@@ -564,6 +564,16 @@ def test_it_writes_what_was_there_at_its_step(out, meanwhile, settings):
     ends = [load(out / folder / "last.pt") for folder in ("waits", "again")]
     for part in ("model", "optimizer", "best_val_loss"):
         assert not differences(*(state[part] for state in ends))
+
+
+def test_without_memory_for_a_copy_it_is_written_as_on_a_cpu(out, meanwhile, monkeypatch):
+    """The log says so, once."""
+    written = meanwhile()
+    monkeypatch.setattr(background, "free_host_bytes", lambda: 1000)
+    assert run(out, **SAVES) == 0
+    assert written[:-1] == [(step, step) for step in (2, 3, 4, 6)]
+    log = (out / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in log if line.startswith("training waits while a checkp")]) == 1
 
 
 def full_disk(monkeypatch, times: int) -> None:

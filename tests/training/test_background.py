@@ -43,7 +43,9 @@ STATES: dict[str, Callable[[], dict]] = {
 
 @pytest.fixture
 def writer():
-    made = BackgroundWriter(setup("cpu", "float32", False))
+    said = []
+    made = BackgroundWriter(setup("cpu", "float32", False), said.append)
+    made.said = said
     yield made
     made.wait()
 
@@ -125,7 +127,14 @@ def threads_that_save(writer, size: int) -> list[bool]:
 @pytest.mark.parametrize("free, own", [(None, False), (0, False), (199, False), (200, True)])
 def test_without_memory_for_a_copy_the_caller_writes(writer, monkeypatch, free, own):
     monkeypatch.setattr(background, "free_host_bytes", lambda: free)
-    assert threads_that_save(writer, 100) == [own]
+    monkeypatch.setattr(background, "GIB", 100)
+    for _ in range(2):
+        assert threads_that_save(writer, 100) == [own]
+    why = "this system does not say how much memory is free for a copy"
+    if free is not None:
+        why = f"a copy takes 2.00 GiB of this host's memory, {free / 100:.2f} are free"
+    # once, not at every save
+    assert writer.said == [f"training waits while a checkpoint is written: {why}"] * (not own)
 
 
 def test_a_copy_needs_no_more_memory_than_the_one_before(writer, monkeypatch):
@@ -138,19 +147,29 @@ def test_a_copy_needs_no_more_memory_than_the_one_before(writer, monkeypatch):
 
 @pytest.mark.parametrize("what", ["a copy", "a thread"])
 @pytest.mark.parametrize(
-    "message", ["CUDA error: out of memory", "can't start new thread", "shapes"]
+    "error",
+    [
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("can't start new thread"),
+        MemoryError(""),
+        torch.AcceleratorError("CUDA error: operation not supported\nSearch for ..."),
+        RuntimeError("shapes"),
+    ],
+    ids=repr,
 )
-def test_what_fails_for_lack_of_memory_is_written_by_the_caller(writer, monkeypatch, what, message):
+def test_what_fails_for_lack_of_memory_is_written_by_the_caller(writer, monkeypatch, what, error):
     def fail(*args):
-        raise RuntimeError(message)
+        raise error
 
     place = (background, "on_host") if what == "a copy" else (threading.Thread, "start")
     monkeypatch.setattr(*place, fail)
-    if message == "shapes":  # a mistake of ours
-        with pytest.raises(RuntimeError, match=message):
+    if str(error) == "shapes":  # a mistake of ours
+        with pytest.raises(RuntimeError, match="shapes"):
             threads_that_save(writer, 100)
-    else:
-        assert threads_that_save(writer, 100) == [False]
+        return
+    assert threads_that_save(writer, 100) == [False]
+    (line,) = writer.said
+    assert line.startswith("training waits while") and "\n" not in line
 
 
 def test_a_copy_is_freed_when_it_is_written(writer, tmp_path):
