@@ -335,6 +335,8 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+# the groups of parameters that optimizers treat apart
+GROUPS = ("matrices", "embeddings", "tables", "head", "scalars", "residual")
 TABLES = ("values", "bigrams")  # names of embeddings that are 0 at first
 
 
@@ -527,7 +529,7 @@ class GPT(nn.Module):
         n = sum(p.numel() for p in self.parameters())
         if non_embedding:
             groups, head = self.param_groups(), self.lm_head.weight
-            looked_up = groups["embeddings"] + groups.get("tables", [])  # byte models have none
+            looked_up = groups["embeddings"] + groups["tables"]
             n -= sum(p.numel() for p in looked_up if p is not head)
         return n
 
@@ -560,8 +562,7 @@ class GPT(nn.Module):
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Which parameters are what, for optimizers that treat them apart; each in one group."""
-        kinds = ("matrices", "embeddings", "tables", "head", "scalars", "residual")
-        groups = {k: [] for k in kinds}
+        groups = {name: [] for name in GROUPS}
         for name, p in self.named_parameters():  # names a tied tensor once, as the embedding
             if name.startswith(("transformer.wte", "transformer.wpe")):
                 groups["embeddings"].append(p)

@@ -14,7 +14,7 @@ idx are then the tokens after those in it. Without one every token is computed f
 One whose logits are large takes `return_logits`, see `loss_alone`; one whose shapes depend on what
 the tokens are has `counted`, see `counted_arguments`.
 
-    training      param_groups, configure_optimizers, crop_block_size
+    training      param_groups (all of model.py's GROUPS), configure_optimizers, crop_block_size
     planning      num_params, flops_per_token, channels_per_token
     engine        new_cache, context_step; of a cache what the class Cache in cache.py has
     benchmarks    serial_layers
@@ -29,7 +29,7 @@ import torch
 import torch.nn as nn
 
 from bonsai.models.cache import Cache, TokenCache
-from model import GPT
+from model import GPT, GROUPS
 
 
 def loss_alone(model: nn.Module) -> dict[str, bool]:
@@ -88,7 +88,7 @@ class LanguageModel(nn.Module):
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Which parameters are what, for optimizers that treat them apart; each in one group."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
-        groups = {"matrices": [], "embeddings": [], "head": [], "scalars": []}
+        groups = {name: [] for name in GROUPS}
         for p in self.parameters():
             kind = "matrices" if p.dim() >= 2 else "scalars"
             groups["embeddings" if id(p) in tables else kind].append(p)

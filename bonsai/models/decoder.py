@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
 from bonsai.models.contract import LanguageModel
-from model import GPT, Block, GPTConfig, Norm, rope_angles
+from model import GPT, GROUPS, Block, GPTConfig, Norm, rope_angles
 
 
 def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
@@ -105,7 +105,7 @@ class ByteModel(LanguageModel):
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Which parameters are what, for optimizers that treat them apart; each in one group."""
-        groups = {"matrices": [], "embeddings": [], "head": [], "scalars": []}
+        groups = {name: [] for name in GROUPS}
         for name, p in self.named_parameters():
             if is_table(name):
                 groups["embeddings"].append(p)

@@ -22,6 +22,7 @@ from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
 from bonsai.training import report
+from model import GROUPS
 
 
 @dataclass
@@ -122,6 +123,7 @@ def test_logits_loss_and_ignored_targets(name):
 def test_every_parameter_is_in_one_group_and_learns(name):
     model = build(name)
     model(ids(), ids().roll(1, dims=0))[1].backward()
+    assert tuple(model.param_groups()) == GROUPS
     grouped = [id(p) for group in model.param_groups().values() for p in group]
     assert len(grouped) == len(set(grouped)) and set(grouped) == set(map(id, model.parameters()))
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
