@@ -40,13 +40,17 @@ class Decoder(nn.Module):
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         final_norm = final_norm and config.norm_placement == "pre"
         self.ln_f = Norm(config) if final_norm else nn.Identity()
+        self.register_buffer("rotation", None, persistent=False)  # as GPT.rotation
 
     def forward(self, x: torch.Tensor, cache=None) -> torch.Tensor:
         """With a cache, x are the vectors after those already in it."""
         T, rotation = x.size(1), None
         pos = torch.arange(T, device=x.device) if cache is None else cache.place(T)
         if self.config.position == "rope":
-            rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
+            if cache is None and self.rotation is not None and self.rotation.size(1) >= T:
+                rotation = self.rotation[:, :T]
+            else:
+                rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
         x = self.drop(self.ln_e(x))
         for block in self.h:
             if self.config.activation_checkpointing and self.training:

@@ -14,11 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from bonsai.models.decoder import Decoder
 from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
 from bonsai.models.loss_kernel import HALF, has_kernel
 from model import GPT, MLP, CausalSelfAttention, attention, causal_mask, rope_angles
 
 SHORT = 256  # keys up to which plain products measured faster
+FEW = 16  # keys up to which a compiler's sums need less of a GPU than a kernel's blocks
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -31,7 +33,7 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     if hasattr(model, "head_loss"):
         model.head_loss = kernel_head_loss if has_kernel(device) else chunked_head_loss
     for module in list(model.modules()):
-        if isinstance(module, GPT) and module.config.position == "rope" and not on_cpu:
+        if isinstance(module, GPT | Decoder) and module.config.position == "rope" and not on_cpu:
             c, positions = module.config, torch.arange(module.config.block_size, device=device)
             module.rotation = torch.stack(rope_angles(positions, c.head_dim, c.rope_base))
         if isinstance(module, CausalSelfAttention):
@@ -71,7 +73,9 @@ def has_flex(device: torch.device, channels: int) -> bool:
 
 
 def attend_in_blocks(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
-    """Attention to a window in blocks, all else as model.py does it."""
+    """Attention to a window in blocks, to few keys by a compiler, all else as model.py does it."""
+    if q.device.type == "cuda" and torch.compiler.is_compiling() and k.size(2) <= FEW:
+        return attention_to_few(q, k, v, mask, window, scale, dropout)
     if mask is None and 0 < window < q.size(2):
         return local_attention(attention, q, k, v, window, scale, dropout)
     return attention(q, k, v, mask, window, scale, dropout)
@@ -141,6 +145,19 @@ def window_blocks(T: int, window: int, device: torch.device, size: int = 128) ->
     return BlockMask.from_kv_blocks(
         *part, *full, BLOCK_SIZE=size, mask_mod=seen, seq_lengths=(T, T)
     )
+
+
+def attention_to_few(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
+    """Attention as sums of products in fp32, which a compiler fuses: each tensor is read once or
+    twice. A kernel for long rows computes a block of 64 or 128 queries and keys for each row and
+    head however few there are: of the 4 bytes of a patch a thousand times the work."""
+    if k.size(1) != q.size(1):
+        k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))
+    seen = causal_mask(q.size(2), k.size(2), window, q.device) if mask is None else mask
+    scores = scale * (q.float()[:, :, :, None] * k.float()[:, :, None]).sum(-1)  # (B, nh, T, S)
+    probs = F.softmax(scores.masked_fill(~seen, -math.inf), dim=-1)
+    probs = F.dropout(probs, dropout) if dropout else probs
+    return (probs[..., None] * v.float()[:, :, None]).sum(-2).to(q.dtype)
 
 
 def product_attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:

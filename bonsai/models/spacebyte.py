@@ -173,22 +173,25 @@ class Spacebyte(ByteModel):
         slots: torch.Tensor | None,
     ) -> torch.Tensor:
         """x (B, T, DL) with the global blocks applied at the positions `chosen` (B, T)."""
-        counts = chosen.sum(dim=1)  # (B,)
+        begun = chosen.cumsum(dim=1)  # (B, T), patches up to each position
+        counts = begun[:, -1:]  # (B, 1)
         if slots is None:
             slots = torch.arange(int(counts.max()), device=x.device)
         K = slots.size(0)
         if K == 0:
             return x
         # each row's chosen positions in order; then others, which come out as they went in
-        order = torch.argsort(~chosen, dim=1, stable=True)[:, :K, None]  # (B, K, 1)
+        t = torch.arange(x.size(1), device=x.device).expand(chosen.shape)
+        place = torch.where(chosen, begun - 1, counts + t - begun)  # (B, T)
+        order = torch.empty_like(place).scatter(1, place, t)[:, :K, None]  # (B, K, 1)
         where = order.expand(-1, -1, x.size(2))
         y = x.gather(1, where)  # (B, K, DL)
         wide = F.pad(y, (self.config.n_embd - x.size(2), 0))  # (B, K, D)
         lengths = cache.lengths if cache is not None else []
         wide = self.globl(wide, cache)[:, :, -x.size(2) :]
         if cache is not None:  # what a row has beyond its own patches is not there
-            cache.lengths = [n + c for n, c in zip(lengths, counts.tolist())]
-        real = slots < counts[:, None]  # (B, K)
+            cache.lengths = [n + c for n, c in zip(lengths, counts.flatten().tolist())]
+        real = slots < counts  # (B, K)
         y = torch.where(real[:, :, None], wide, y.type_as(wide))
         return x.type_as(y).scatter(1, where, y)
 

@@ -11,11 +11,13 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_block_mask
 
 from bonsai.models import kernels
+from bonsai.models.decoder import Decoder
 from bonsai.models.kernels import (
     ByteDropout,
     ReluSquared,
     attend,
     attend_in_blocks,
+    attention_to_few,
     cpu_attend,
     drop,
     flex_local_attention,
@@ -151,6 +153,34 @@ def test_the_table_is_made_for_gpus_and_is_no_part_of_the_weights():
     assert to_device(learned.to("meta"), torch.device("meta")).rotation is None
 
 
+BYTES = dict(local_layer=2, local_head=2, local_embd=16, patch_size=4)
+
+
+@pytest.mark.parametrize("more", [{}, {"cross_patch": 2}], ids=["", "cross-patch"])
+@pytest.mark.parametrize("name", ["megabyte", "spacebyte"])
+def test_models_of_bytes_have_a_table_in_each_decoder(name, more):
+    fields = SHAPE | BYTES | {"position": "rope", "n_kv_head": 0, "vocab_size": 257}
+    fields |= more if name == "megabyte" else {}
+    idx = torch.randint(256, (2, 39), generator=torch.Generator().manual_seed(1))
+
+    def made(device: str) -> nn.Module:
+        torch.manual_seed(0)
+        return to_device(build_model(name, fields).to(device), torch.device(device))
+
+    plain, table, meta = made("cpu"), made("cpu"), made("meta")
+    assert list(meta.state_dict()) == list(plain.state_dict())
+    for (of, own), ours in zip(meta.named_modules(), table.modules()):
+        if isinstance(own, Decoder):
+            assert ours.rotation is None and own.rotation.shape == (2, 40, own.config.head_dim), of
+            angles = rope_angles(torch.arange(40), own.config.head_dim, own.config.rope_base)
+            ours.rotation = torch.stack(angles)
+    losses = [model(idx, idx)[1] for model in (plain, table)]
+    for loss in losses:
+        loss.backward()
+    assert torch.equal(*losses)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), table.parameters()))
+
+
 def test_a_compiled_model_reads_the_table():
     """Its graph has no cosine that a compiler could compute for every element of every layer."""
     counts = []
@@ -188,6 +218,8 @@ def test_local_attention_equals_a_mask(window, kv, dtype, error):
         local_attention(attention, q, k, v, window, 0.3, 0.0),
         local_attention(product_attention, q, k, v, window, 0.3, 0.0),
         product_attention(q, k, v, seen, 0, 0.3, 0.0),
+        attention_to_few(q, k, v, seen, 0, 0.3, 0.0),
+        attention_to_few(q, k, v, None, window, 0.3, 0.0),
         attend(q, k, v, None, window, 0.3, 0.0),
         cpu_attend(q, k, v, None, window, 0.3, 0.0),
     ):
@@ -241,9 +273,36 @@ def test_a_compiled_model_on_a_gpu_takes_the_kernel_for_windows(monkeypatch):
             )
             for dropout in (0.0, 0.1):
                 q = SimpleNamespace(size=lambda _: 40, device=torch.device(device))
-                attend(q, None, None, None, 6, 0.3, dropout)
+                attend(q, q, None, None, 6, 0.3, dropout)
                 assert bool(taken) == (device == "cuda" and compiling and not dropout)
                 taken.clear()
+
+
+def test_a_compiled_model_on_a_gpu_sums_over_few_keys(monkeypatch):
+    """As in a patch of bytes, with those before it or without."""
+    taken = []
+    monkeypatch.setattr(kernels, "attention_to_few", lambda *_: taken.append(1))
+    monkeypatch.setattr(kernels, "attention", lambda *_: None)
+    for device in ("cpu", "cuda"):
+        for compiling in (False, True):
+            monkeypatch.setattr(
+                torch.compiler, "is_compiling", lambda compiling=compiling: compiling
+            )
+            for keys in (kernels.FEW, kernels.FEW + 1):
+                for call in (attend, attend_in_blocks):
+                    k = SimpleNamespace(size=lambda _, keys=keys: keys, device=torch.device(device))
+                    call(k, k, None, None, 0, 0.3, 0.1)
+                    assert bool(taken) == (device == "cuda" and compiling and keys == kernels.FEW)
+                    taken.clear()
+
+
+def test_attention_to_few_drops_what_it_has_seen():
+    """With noise each share of a value is gone or larger; of one key there is 1 in all."""
+    torch.manual_seed(0)
+    ones = torch.ones(1000, 2, 1, 4)
+    y = attention_to_few(ones, ones, ones, None, 0, 0.3, 0.25)
+    torch.testing.assert_close(y.unique(), torch.tensor([0, 1 / 0.75]))
+    assert y.mean().item() == pytest.approx(1, abs=0.06)
 
 
 @pytest.mark.parametrize(
