@@ -3,10 +3,10 @@
 An optimizer is one function and one line in OPTIMIZERS: (model, c, runtime) -> a
 torch.optim.Optimizer whose step needs no closure, built from the settings `c` of train.py, or a
 StepSettings. Each of its groups has a rate, which the schedule moves in proportion to
-learning_rate; clipping, and leaving out a step without a finite gradient, is
-bonsai/training/step.py's. What it remembers are tensors and numbers in its `state`: a run that is
-resumed has them back, and its groups as the settings then make them. One with `sharded = True`
-averages the gradients over the processes itself, in a method clip_gradients(max_norm); for the
+learning_rate; leaving out a step without a finite gradient is bonsai/training/step.py's, and so is
+clipping, unless it has a method clip_gradients(max_norm). What it remembers are tensors and numbers
+in its `state`: a run that is resumed has them back, and its groups as the settings then make them.
+One with `sharded = True` averages the gradients over the processes itself, in that method; for the
 others DistributedDataParallel does.
 """
 

@@ -160,6 +160,7 @@ def test_the_kernels_has_the_groups_and_defaults_of_torchs(monkeypatch):
     ours = fastest_adamw(plain)
     assert ours.state_dict() == plain.state_dict() and ours.defaults == plain.defaults
     assert params_of(ours) == params_of(plain) and ours._step_supports_amp_scaling
+    assert not getattr(ours, "sharded", False)  # over processes DistributedDataParallel averages
 
 
 @pytest.mark.parametrize("kind", ["wrong", "fails"])

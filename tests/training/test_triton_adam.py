@@ -10,9 +10,14 @@ import torch
 from helpers.interpreted import interpreted
 from helpers.waiting import Waiting
 
+from bonsai.system.runtime import setup
 from bonsai.training import adam
 from bonsai.training.adam import KernelAdamW, fastest_adamw
 from bonsai.training.muon import POLAR_EXPRESS, Muon
+from bonsai.training.optimizers import clip_gradients
+from bonsai.training.settings import StepSettings
+from bonsai.training.step import TrainingStep
+from model import GPT, GPTConfig
 
 SETTINGS = (
     dict(lr=0.01, weight_decay=0.1, betas=(0.9, 0.999), eps=1e-8),
@@ -69,10 +74,7 @@ def train(optimizer, first: int, last: int, max_norm: float, broken: int = -1, o
         if step == broken:
             params[-1].grad[0], params[1].grad.view(-1)[:1] = torch.inf, torch.nan
         optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
-        if isinstance(optimizer, KernelAdamW):
-            norm = optimizer.clip_gradients(max_norm)
-        else:
-            norm = torch.nn.utils.clip_grad_norm_(params, max_norm or torch.inf)
+        norm = clip_gradients(optimizer, max_norm)
         optimizer.found_inf = (~torch.isfinite(norm)).float()
         optimizer.step()
 
@@ -147,6 +149,47 @@ def test_gradients_that_somebody_else_has_clipped_are_not_clipped_again(launches
         each.step()
     assert_same(ours, theirs)
     assert len(launches) == len(SETTINGS)
+
+
+@pytest.mark.parametrize("unscaled", [True, False])
+def test_gradients_that_a_scaler_has_scaled(launches, unscaled):
+    """It divides them before they are clipped; one whose scale was too high is no step. Where they
+    are still to be divided torch does."""
+    optimizers, scales = (made(KernelAdamW), made(torch.optim.AdamW)), []
+    for each in optimizers:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        params = params_of(each)
+        for step in range(3):
+            for i, p in enumerate(params):
+                p.grad = 8 * drawn(p.shape, 100 * step + i)
+            if step == 1:
+                params[-1].grad[3] = torch.inf
+            scaler.scale(torch.zeros(()))  # makes its tensors
+            if unscaled:
+                scaler.unscale_(each)
+                clip_gradients(each, 1.0)
+            scaler.step(each)
+            scaler.update(8.0)
+        scales.append(scaler.get_scale())
+    assert_same(*optimizers)
+    assert len(launches) == (3 * len(SETTINGS) if unscaled else 0)
+    assert all(s["step"] == 2 for s in optimizers[0].state.values())
+
+
+def test_a_training_step_by_it(launches, monkeypatch):
+    """Of a model, compared with torch's."""
+    settings = StepSettings(learning_rate=1e-2, weight_decay=0.1, grad_clip=0.5)
+    runtime, steps = setup("cpu", "float32", False), []
+    for has_kernel in (True, False):
+        monkeypatch.setattr(adam, "has_kernel", lambda device, has=has_kernel: has)
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16))
+        step = TrainingStep(model, settings, runtime)
+        idx = torch.arange(9).repeat(4, 1)
+        losses = [step(n, [(idx[:, :-1], idx[:, 1:])]).item() for n in range(4)]
+        steps.append((losses, float(step.norm), list(model.parameters())))
+    assert len(launches) == 4 * 2
+    torch.testing.assert_close(*steps, atol=1e-5, rtol=1e-5)
 
 
 def test_tensors_of_more_than_2_to_the_31_numbers(kernel):
