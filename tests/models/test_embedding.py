@@ -12,7 +12,7 @@ from torch._inductor.decomposition import select_decomp_table
 from bonsai.models.embedding import accumulate_in_place
 from model import GPT, GPTConfig
 
-SHAPE = dict(block_size=12, vocab_size=31, n_layer=3, n_head=2, n_embd=32)
+SHAPE = dict(block_size=12, vocab_size=31, n_layer=3, n_head=4, n_embd=32)
 TABLES = dict(value_embeddings=True, bigram_embeddings=2, position="rope")
 VARIANTS = {
     "tied": TABLES,
