@@ -584,15 +584,19 @@ class GPT(nn.Module):
         betas: tuple[float, float],
         device_type: str,
         eps: float = 1e-8,
+        make: type[torch.optim.AdamW] = torch.optim.AdamW,
     ) -> torch.optim.AdamW:
-        """AdamW in nanoGPT's two groups: tensors of two or more dimensions decay, others don't."""
+        """AdamW in nanoGPT's two groups: tensors of two or more dimensions decay, others don't.
+
+        make: its class.
+        """
         params = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
             {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
         ]
         fused = device_type in ("cuda", "cpu", "mps")
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+        return make(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
 
     # ---- weights from elsewhere ----
 

@@ -12,11 +12,12 @@ import torch
 
 from bonsai.models.loss_kernel import has_kernel
 from bonsai.system.errors import one_line
+from bonsai.training.eager import AdamW
 
 refused: dict[torch.device, str] = {}  # why the kernel is not used on a device; '': it is
 
 
-class KernelAdamW(torch.optim.AdamW):
+class KernelAdamW(AdamW):
     """torch's fused AdamW, with its groups and its state, whose step is a kernel of ours.
 
     Gradients that are to be clipped stay as they are until the kernel reads them, and after it:
@@ -111,7 +112,7 @@ def fastest_adamw(plain: torch.optim.AdamW) -> torch.optim.AdamW:
     `plain`."""
     devices = {p.device for group in plain.param_groups for p in group["params"]}
     fused = all(group["fused"] for group in plain.param_groups)
-    if type(plain) is not torch.optim.AdamW or not fused or len(devices) != 1:
+    if type(plain) not in (torch.optim.AdamW, AdamW) or not fused or len(devices) != 1:
         return plain
     (device,) = devices
     if not has_kernel(device):
@@ -143,7 +144,7 @@ def refusal(device: torch.device) -> str:
         weights = drawn()
         optimizers = [
             kind([torch.nn.Parameter(w.clone()) for w in weights], lr=0.01, fused=True)
-            for kind in (KernelAdamW, torch.optim.AdamW)
+            for kind in (KernelAdamW, AdamW)
         ]
         for clips, broken in ((True, 0.0), (False, 0.0), (True, 1.0)):
             grads = drawn()

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from bonsai.training.adam import KernelAdamW, fastest_adamw
+from bonsai.training.eager import AdamW, Optimizer
 
 # under the names that newer releases have; they warn of the older ones
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -214,7 +215,7 @@ class Flat(NamedTuple):
     local: torch.nn.Parameter  # this process's share, which its AdamW updates
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """One optimizer over groups of parameters with 'kind' 'muon' or 'adamw'.
 
     All groups have lr and weight_decay. Those of kind muon: momentum, coefficients, cautious and,
@@ -244,7 +245,7 @@ class Muon(torch.optim.Optimizer):
                 self.families.append((group, self.stack_group(group)))
             else:
                 adam_groups.append(self.flatten_group(group))
-        plain = torch.optim.AdamW(adam_groups or [{"params": []}], fused=True)
+        plain = AdamW(adam_groups or [{"params": []}], fused=True)
         self.adam = fastest_adamw(plain)
         self.momenta = [torch.zeros_like(share.local) for _, _, share in self.stacks]
         self.squares = [  # of even_out; None without it

@@ -19,6 +19,7 @@ import torch.nn as nn
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
 from bonsai.training.adam import fastest_adamw
+from bonsai.training.eager import AdamW
 from bonsai.training.muon import POLAR_EXPRESS, Muon
 
 
@@ -42,7 +43,7 @@ def adamw(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
     bonsai/training/adam.py."""
     betas = (c.beta1, c.beta2)
     built = model.configure_optimizers(
-        c.weight_decay, c.learning_rate, betas, runtime.device.type, c.adam_eps
+        c.weight_decay, c.learning_rate, betas, runtime.device.type, c.adam_eps, AdamW
     )
     return fastest_adamw(built)
 

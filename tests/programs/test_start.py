@@ -21,7 +21,7 @@ OPTIONAL += "sentencepiece rustbpe gigatoken safetensors IPython tensorboard tra
 SERVER = "fastapi starlette uvicorn pydantic jinja2"
 DRAWING = "matplotlib PIL"
 
-COMPILER = "sympy"  # which torch._dynamo loads, a second, and so does every optimizer
+COMPILER = "sympy"  # which torch.compile loads, with much else: a second
 
 # Runs the programs one after another, as that takes one start of torch; prints what each has loaded
 # beside those before it.
@@ -79,7 +79,7 @@ def loaded(workplace, tmp_path_factory):
 
 @pytest.mark.parametrize("program", ["sample", "eval", "serve", "bench", "train"])
 def test_a_program_loads_no_library_that_it_does_not_use(loaded, program):
-    used = {"serve": SERVER, "bench": COMPILER, "train": COMPILER}.get(program, "")
+    used = SERVER if program == "serve" else ""
     idle = {*f"{OPTIONAL} {DRAWING} {SERVER} {COMPILER}".split()} - {*used.split()}
     assert set(loaded[program]) & idle == set()
     assert program in loaded[program]  # it has run here
