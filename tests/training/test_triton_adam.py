@@ -274,7 +274,7 @@ def test_muons_other_parameters(launches, monkeypatch, max_norm, broken):
     with monkeypatch.context() as patch:
         patch.setattr(adam, "has_kernel", lambda device: False)
         theirs, other = made()
-        assert type(other.adam) is torch.optim.AdamW
+        assert not isinstance(other.adam, KernelAdamW)
     steps(theirs, other, 0, 3)
     for p, now in zip(later, theirs):
         p.data.copy_(now.detach())
