@@ -7,6 +7,7 @@ Every program is started through `run`, which turns that into the line on stderr
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import sys
@@ -204,6 +205,9 @@ def run(*steps: Callable[[], object]) -> None:
     if signal.getsignal(signal.SIGINT) is end_at_once:  # from here on there may be things to tidy
         signal.signal(signal.SIGINT, end_by_interrupt)
         sys.unraisablehook = partial(report_lost, sys.unraisablehook)
+    if not gc.isenabled():  # since startup.py; what was loaded meanwhile stays
+        gc.freeze()
+        gc.enable()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not, and it may be closed
             stream.reconfigure(errors="backslashreplace")

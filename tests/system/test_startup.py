@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import gc
 import os
 import re
 import shlex
@@ -50,6 +51,20 @@ def test_ctrl_c_before_the_first_of_our_modules_is_no_traceback():
     command = [sys.executable, "-S", "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGINT and done.stderr == "", done
+
+
+def test_garbage_is_collected_from_run_on_but_not_sought_in_the_libraries():
+    code = "import gc, bonsai.system.startup\nfrom bonsai.system.errors import run\n"
+    code += "def look(): print(gc.isenabled(), gc.get_freeze_count() > 1000)\nlook()\nrun(look)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split("\n") == ["False False", "True True", ""], done
+
+
+def test_where_run_is_only_called_the_garbage_is_python_s():
+    frozen = gc.get_freeze_count()
+    with pytest.raises(SystemExit):
+        run(lambda: 0)
+    assert gc.isenabled() and gc.get_freeze_count() == frozen
 
 
 @needs_posix
