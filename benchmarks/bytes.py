@@ -3,7 +3,7 @@
     python data/python_stdlib/prepare.py
     python benchmarks/bytes.py --quick                 # one seed and rate per arm: < 30 minutes
     python benchmarks/bytes.py --full                  # rates, then seeds: some 10 hours
-    python benchmarks/bytes.py --quick --scale=gpu     # the sizes for one H100
+    python benchmarks/bytes.py --quick --scale=gpu     # the sizes for one H100: 8 minutes or so
     python benchmarks/bytes.py --part=generation       # some 3 minutes, as is the next
     python benchmarks/bytes.py --part=context --dense_limit=65536
 
@@ -11,7 +11,8 @@ An arm is a model and its sizes. All arms see the same number of bytes, in batch
 and their training costs the same FLOPs per byte within 6%. --full tries all `rates` with the first
 seed, and trains each arm with the other seeds at its best rate. Bits per byte are of the whole
 validation split (--quick: of windows spread over it). Runs that are in the results already are not
-repeated: after an interruption the same command goes on.
+repeated: after an interruption the same command goes on. On a GPU they are trained compiled, which
+takes most of the time of --quick, and evaluated as they are.
 
 --part measures what long contexts cost, with random weights. `generation`: 8,192 bytes by MEGABYTE
 and by a dense GPT of equal training FLOPs per byte at that context, `rows` texts at a time; also by
@@ -37,7 +38,7 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.harness import Results, known, seconds_of, table
+from benchmarks.harness import Results, check_minutes, known, seconds_of, table
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
 from bonsai.engine import SamplingParams, generate, prepare
@@ -59,6 +60,7 @@ from configurator import Config, configure
 part = "arms"  # what is measured [arms | generation | context]
 device = "auto"  # cpu, cuda; auto: the first that is there
 dtype = "auto"  # of training; a CPU generates in float32 [auto | float32 | bfloat16 | float16]
+compile: bool | str = "auto"  # torch.compile for training; auto: on CUDA [auto | on | off]
 out = "out-bytes"  # folder for the results and bytes.png [path]
 # the arms
 quick = False  # one seed, one rate per arm, fewer bytes
@@ -69,9 +71,10 @@ rates = "0.01,0.02,0.04"  # learning rates that --full tries [list of float >= 0
 rate = 0.02  # learning rate of --quick [>= 0]
 optimizer = "muon"  # or adamw, whose rates are other ones: --rate=2e-3, --rates=1e-3,2e-3,4e-3
 seeds = 3  # of --full [>= 1]
-steps = 0  # optimizer steps; 0: one pass over the data for --full; --quick: 200 (gpu: 400) [>= 0]
+steps = 0  # optimizer steps; 0: one pass over the data for --full, 200 for --quick [>= 0]
 dataset = "python_stdlib"  # a folder in data/, of bytes [paths]
 generated = 512  # bytes to generate, for their rate [>= 0]
+minutes = 0.0  # begin no run later than this; the same command goes on; 0: no limit [>= 0]
 # long contexts
 rows = "1,8"  # texts at a time, for generation [list of int >= 1]
 length = 8192  # bytes to generate, and the context [>= 1]
@@ -115,12 +118,13 @@ CPU_ARMS = {
     "SpaceByte, short": ("spacebyte", windowed("space", (4, 4, 240), (4, 4, 128)), 512),
 }
 GPU_ARMS = {
+    # one of each kind first: what a call of some minutes comes to
     "dense, short": ("gpt", layers(8, 8, 512), 1024),
-    "dense, equal": ("gpt", layers(4, 6, 384), 8192),
-    "dense, window": ("gpt", layers(8, 8, 512) | dict(attention_window=1024), 8192),
     "MEGABYTE 4": ("megabyte", patches(4, (6, 8, 960), (6, 6, 384)), 8192),
-    "MEGABYTE 8": ("megabyte", patches(8, (8, 16, 1024), (6, 8, 512)), 8192),
     "SpaceByte": ("spacebyte", windowed("space", (8, 8, 1216), (6, 6, 384)), 8192),
+    "dense, window": ("gpt", layers(8, 8, 512) | dict(attention_window=1024), 8192),
+    "dense, equal": ("gpt", layers(4, 6, 384), 8192),
+    "MEGABYTE 8": ("megabyte", patches(8, (8, 16, 1024), (6, 8, 512)), 8192),
     "SpaceByte, fixed": ("spacebyte", windowed("fixed", (8, 8, 1216), (6, 6, 384)), 8192),
 }
 TOY_ARMS = {
@@ -130,7 +134,7 @@ TOY_ARMS = {
 }
 SCALES = {"cpu": CPU_ARMS, "gpu": GPU_ARMS, "toy": TOY_ARMS}
 BYTES_PER_STEP = {"cpu": 8192, "gpu": 131072, "toy": 512}
-QUICK_STEPS = {"cpu": 200, "gpu": 400, "toy": 5}
+QUICK_STEPS = {"cpu": 200, "gpu": 200, "toy": 5}
 LONG_STEP = 16384  # bytes of a step at a long context
 # 18.4 and 18.2 MFLOPs per byte forward at a context of 8,192; at others they are not equal
 GENERATION = {
@@ -208,7 +212,8 @@ def train_arm(c: Config, model, lr: float, seed: int, count: int, data: Mixture,
                 print(f"  {i}/{count}: {bits:.3f} bits, {1000 * seconds[-1]:.0f} ms", flush=True)
     finally:
         stream.close()
-    return {"seconds": sum(seconds), "train_rate": rows * T / statistics.median(seconds)}
+    took = {"seconds": sum(seconds), "first_step": seconds[0]}
+    return took | {"train_rate": rows * T / statistics.median(seconds)}
 
 
 def validate(model, data: Mixture, runtime: Runtime, quick: bool) -> dict:
@@ -248,13 +253,14 @@ def over_seeds(runs: list[dict]) -> dict:
 
 def compare(c: Config) -> None:
     """A row per arm. With --full: the best rate of the first seed, then the other seeds with it."""
+    begin = time.monotonic()
     if c.quick == c.full:
         raise UserError("choose one of --quick and --full")
     names = [a.strip() for a in c.arms.split(";") if a.strip()] or list(SCALES[c.scale])
     known("arms", names, SCALES[c.scale], "; ")
     data = Mixture.open(c.dataset)
     data.check(max(SCALES[c.scale][a][2] for a in names), 257)
-    runtime = setup(c.device, c.dtype, False)
+    runtime = setup(c.device, c.dtype, c.compile)
     print(runtime.summary)
     tried = [float(r) for r in c.rates.split(",")] if c.full else [c.rate]
     one_pass = len(data.parts[0].split("train")) // BYTES_PER_STEP[c.scale]
@@ -267,7 +273,10 @@ def compare(c: Config) -> None:
         settings = settings_of(*SCALES[c.scale][arm])
 
         def one_run() -> dict:
+            check_minutes(c.minutes, begin)
             print(f"{arm}, rate {lr:g}, seed {seed}: {count} steps", flush=True)
+            if runtime.compile:
+                torch.compiler.reset()  # none of the graphs before is needed
             model = make(settings, seed).to(runtime.device)
             row = {"T": model.config.block_size, "params": model.num_params() / 1e6}
             row |= {**costs(model), **train_arm(c, model, lr, seed, count, data, runtime)}
@@ -278,6 +287,7 @@ def compare(c: Config) -> None:
 
         key = {"arm": arm, "rate": lr, "seed": seed, "steps": count, "quick": c.quick}
         key |= {"optimizer": c.optimizer, "dataset": c.dataset, "settings": settings}
+        key |= {"compile": runtime.compile or None}  # None: rows of before have none
         return results.measure(key, one_run)
 
     # seed by seed and rate by rate, so that an interrupted call has something of every arm

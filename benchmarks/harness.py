@@ -59,6 +59,12 @@ def known(name: str, words: Iterable[str], choices: Iterable[str], between: str 
             raise UserError(f"{name}={word} is not one of {between.join(choices)}")
 
 
+def check_minutes(minutes: float, begin: float) -> None:
+    """Raise UserError where so many are over since `begin`, by time.monotonic(); 0: no limit."""
+    if minutes and time.monotonic() - begin > 60 * minutes:
+        raise UserError(f"{minutes:g} minutes are over: the same command goes on")
+
+
 def table(rows: Iterable[dict], columns: Columns) -> str:
     """As tables.table, but a key may lead into what a row holds: `ours.tokens_per_s.median`."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import Columns, Peer, Results
+from benchmarks.harness import Columns, Peer, Results, check_minutes
 from benchmarks.processes import end_all, heed_signals, running
 from bonsai import ROOT
 from bonsai.data.dataset import find_folder
@@ -82,12 +82,8 @@ class Track:
         """
         key = self.key(arm, seed)
         if not self.results.find(key):
-            self.check_clock()
+            check_minutes(self.minutes, self.begin)
         return self.results.measure(key, lambda: self.train(arm, seed))
-
-    def check_clock(self) -> None:
-        if self.minutes and time.monotonic() - self.begin > 60 * self.minutes:
-            raise UserError(f"{self.minutes:g} minutes are over: the same command goes on")
 
     def run_together(self, arms: Sequence[Arm], seed: int, at_once: int) -> list[dict]:
         """As run, several at a time: of runs whose losses count, not their seconds."""

@@ -72,6 +72,35 @@ def test_the_benchmark_runs_and_goes_on(place):
     assert [t.strip() for t in text.splitlines()[0].strip("| ").split("|")] == titles
 
 
+def test_on_a_gpu_it_trains_compiled(place, monkeypatch, capsys):
+    """A graph for each arm; what was measured otherwise is another row."""
+    graphs, compile_as_told = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model: compile_as_told(model, backend=backend))
+    options = TOY | dict(dtype="bfloat16", quick=True, optimizer="adamw", rate=1e-3)
+    bench.main(**options, compile=True)
+    assert len(graphs) == 3
+    bench.main(**options, arms="dense, short")
+    rows = json.loads((place / "out-bytes" / "bytes.json").read_text())["rows"]
+    assert [r.get("compile") for r in rows] == [True, True, True, None]
+    assert all(r["first_step"] > 0 and 2 < r["bpb"] < 9 for r in rows)
+
+
+def test_no_run_begins_after_so_many_minutes(place):
+    """The same command goes on; what was measured by then stands in the table."""
+    bench.main(**TOY, quick=True, arms="dense, short")
+    with pytest.raises(UserError, match="minutes are over: the same command goes on"):
+        bench.main(**TOY, quick=True, minutes=1e-9)
+    table = (place / "out-bytes" / "bytes.txt").read_text()
+    assert "dense, short" in table and "SpaceByte" not in table
+    bench.main(**TOY, quick=True, minutes=10.0)
+    assert "SpaceByte" in (place / "out-bytes" / "bytes.txt").read_text()
+
+
 def test_the_best_rate_has_further_seeds(place, capsys):
     options = dict(full=True, arms="dense, short", steps=2, seeds=2)
     bench.main(**TOY, **options, rates="0.01,0.02")
