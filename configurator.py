@@ -299,6 +299,8 @@ class _Arguments:
         if setting is None and negated is not None and bool in negated.types and not equals:
             name, text = negated.name, "False"
         elif setting is None:
+            if (file := text if equals else "".join(rest[:1])).endswith(".py"):
+                _fail(f"unknown setting --{key}: a config file is given by itself, as {file}")
             hint = did_you_mean(name, known, "--")
             _fail(f"unknown setting --{key}{hint} ({_command()} --help lists all)")
         elif not equals and bool in setting.types:

@@ -11,11 +11,14 @@ constant.
 import atexit
 import json
 import runpy
+import signal
 import sys
 import time
 from pathlib import Path
 
 if sys.argv[1:] in (["-h"], ["--help"]):
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head`
     print(__doc__)
     sys.exit()
 if len(sys.argv) < 5 or not all(word.lstrip("-").isdecimal() for word in sys.argv[2:4]):

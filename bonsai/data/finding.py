@@ -80,7 +80,13 @@ def _find(part: str, bases: Sequence[Path], known: tuple[str, ...]) -> list[Path
             if files:
                 return files
         raise UserError(f"no {', '.join(known)} file matches {part}")
-    raise UserError(f"no such file or folder: {part}")
+    raise UserError(not_there(part))
+
+
+def not_there(part: str) -> str:
+    """What to say of an input that is neither a file nor a folder."""
+    hint = ": what the web has, download first" if "://" in part else ""
+    return f"no such file or folder: {part}{hint}"
 
 
 def files_below(folder: Path, known: tuple[str, ...]) -> list[Path]:

@@ -39,7 +39,7 @@ from bonsai.files.access import SETTINGS, writing
 from bonsai.files.atomic import sync_folder
 from bonsai.files.jsonfile import finite
 from bonsai.files.textfile import read_text
-from bonsai.system.errors import UserError, end_by_exit, end_if_told, heeded, reason
+from bonsai.system.errors import UserError, end_by_exit, end_if_told, heeded, why_no_folder
 from bonsai.tokenizers import CharTokenizer, Tokenizer
 
 try:
@@ -103,7 +103,7 @@ class Writer:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         except OSError as e:
-            raise UserError(f"cannot write into {self.folder}: {reason(e)}") from None
+            raise UserError(f"cannot write into {self.folder}: {why_no_folder(e)}") from None
         # Without this they would end the process at once and leave the .tmp files.
         if threading.current_thread() is threading.main_thread():
             for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
@@ -376,7 +376,7 @@ def named_folder(name: str) -> Path:
     """data/<name> of the repository. Raises UserError for what no data set can be called."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
         raise UserError(
-            f"name is {name!r}: name the data set with --name=, in letters, digits, _ - and ."
+            f"name is {name!r}: name the data set with --name=, in a-z, A-Z, 0-9, _ - and ."
         )
     return ROOT / "data" / name
 

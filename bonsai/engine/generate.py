@@ -58,6 +58,8 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
     device = next(model.parameters()).device
     block_size = model.config.block_size
     begin, end = len(prompt), len(prompt) + params.max_new_tokens
+    if on_full == "stop":
+        end = min(end, max(begin, block_size) + 1)  # one can be drawn from a full context
     rows = [Row(prompt, params, first_row + i) for i in range(n)]
     ids = torch.empty((n, end), dtype=torch.int64, device=device)  # prompt and answer of each row
     ids[:, :begin] = torch.tensor(prompt, device=device)
@@ -71,8 +73,6 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
         for t in range(begin, end):
             end_if_told()
             if t - context > block_size:
-                if on_full == "stop":
-                    return
                 step = model.context_step  # of a model of patches: whole ones go
                 keep = block_size if on_full == "slide" else max(1, block_size // 2)
                 context += min(-(-(t - keep - context) // step) * step, t - 1 - context)

@@ -31,7 +31,9 @@ def text_or_file(text: str, what: str) -> str:
     """A text that a user gives, or that of the file which `FILE:prompt.txt` names instead."""
     if not text.startswith("FILE:"):
         return whole_text(text, what)
-    return read_text(resolve_path(text.removeprefix("FILE:")), what)
+    if not (name := text.removeprefix("FILE:")):
+        raise UserError(f"{what}: FILE: names no file, as FILE:prompt.txt does")
+    return read_text(resolve_path(name), what)
 
 
 def whole_text(text: str, what: str) -> str:

@@ -7,6 +7,7 @@ a time, and who does not read what was sent is cut off.
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -55,8 +56,10 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as e:
+        by_host = isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL
         raise UserError(
-            f"cannot listen on {host}:{port} ({reason(e)}): choose another --port"
+            f"cannot listen on {host}:{port} ({reason(e)}): choose another "
+            f"--{'host' if by_host else 'port'}"
         ) from None
 
 

@@ -41,10 +41,18 @@ def why_not_written(e: OSError, path: str | os.PathLike[str]) -> str:
     return reason(e)
 
 
+def why_no_folder(e: OSError) -> str:
+    """What the system says where a folder cannot be made or written into; but "File exists" and
+    "Not a directory" are put into better words."""
+    if e.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "it, or a part of its path, is no folder"
+    return reason(e)
+
+
 def cannot_write_into(folder: object, e: OSError) -> str:
     """One line for a run's folder in which the system lets us write nothing."""
     if e.errno in (errno.EEXIST, errno.ENOTDIR):
-        return f"cannot write into {folder}: it, or a part of its path, is no folder: set --out_dir"
+        return f"cannot write into {folder}: {why_no_folder(e)}: set --out_dir"
     advice = (
         "free some space or set another --out_dir" if e.errno in FULL else "set another --out_dir"
     )
@@ -245,4 +253,4 @@ def run(*steps: Callable[[], object]) -> None:
             fail(f"the disk is full{where}: free some space or write elsewhere")
         if e.filename is None and e.errno not in (errno.EMFILE, errno.ENFILE, errno.EIO):
             raise
-        fail(f"{e.filename or 'a file'} cannot be opened or written: {reason(e)}")
+        fail(f"{e.filename or 'a file'} cannot be opened or written: {why_no_folder(e)}")

@@ -122,7 +122,12 @@ class Setting:
             return f"is not one of {', '.join(words)}{did_you_mean(value, words)}"
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             return "is too large: an integer has 64 bits"
-        return "" if in_range(value, self.range) else f"must be {range_in_words(self.range)}"
+        if in_range(value, self.range):
+            return ""
+        words = range_in_words(self.range)
+        if not math.isfinite(value) and self.range != "any":
+            words = f"{range_in_words('any')}, {words}"
+        return f"must be {words}"
 
     def assignment(self, dashes: str = "--", equals: str = "=") -> str:
         example = self.types[0](1) if self.default is None else self.default

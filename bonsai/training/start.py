@@ -178,6 +178,10 @@ def schedule_notes(c) -> list[str]:
             f"warm-up (warmup_iters={c.warmup_iters:,}) is as long as the run or longer "
             f"(max_iters={c.max_iters:,}): learning_rate={c.learning_rate:g} is never reached"
         )
+    if c.decay_lr and c.min_lr > c.learning_rate:
+        notes.append(
+            f"min_lr={c.min_lr:g} is above learning_rate={c.learning_rate:g}: the rate rises to it"
+        )
     for (name, value), words in (ONLY_WITH | NOT_WITH).items():
         idle = [word for word in words.split() if word in c.given]
         if idle and (c[name] == value) == ((name, value) in NOT_WITH):

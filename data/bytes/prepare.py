@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from bonsai.data.corpus import document_key
-from bonsai.data.finding import as_endings, walk
+from bonsai.data.finding import as_endings, not_there, walk
 from bonsai.data.writer import Writer, describe_prepared, named_folder
 from bonsai.files.access import reading
 from bonsai.system.errors import UserError, run
@@ -46,7 +46,7 @@ def find_files(c: Config) -> list[tuple[str, Path]]:
         if path.is_file():
             name_of[path] = path.name
         elif not path.is_dir():
-            raise UserError(f"no such file or folder: {part}")
+            raise UserError(not_there(part))
         for at, names in walk(path) if path.is_dir() else ():
             for file in (Path(at) / name for name in names):
                 if file.is_file() and (not ends or file.name.lower().endswith(ends)):

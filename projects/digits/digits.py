@@ -145,6 +145,9 @@ def load_digits(c: Config) -> tuple[np.ndarray, ...]:
     order = np.random.default_rng(0).permutation(len(digits.target))  # the same split for all seeds
     x, y = digits.data[order] / 16, digits.target[order]
     n = round(len(x) * c.held_out)
+    if n in (0, len(x)):
+        hint = "some must be held out and some not"
+        raise UserError(f"held_out={c.held_out}: of {len(x):,} digits {hint}")
     return x[n:], y[n:], x[:n], y[:n]
 
 

@@ -44,6 +44,12 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):
         find_files(str(tmp_path))
 
 
+@pytest.mark.parametrize("part, hint", [("https://a.b/c.txt", "download first"), ("c.txt", "")])
+def test_what_is_not_there(part, hint):
+    with pytest.raises(UserError, match=f"no such file or folder: {part}.*{hint}$"):
+        find_files(part)
+
+
 @pytest.mark.parametrize("text", [".md,.py", ".md, .py", " md ,py,", "*.MD,*.py", ".md,,  .py "])
 def test_endings_however_they_are_written(text):
     assert as_endings(text) == (".md", ".py")

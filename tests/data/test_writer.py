@@ -114,6 +114,17 @@ def test_writer_refuses(out, ids, mask, words):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_a_file_in_the_place_of_the_folder(out, below):
+    out.write_text("a file")
+    with (
+        pytest.raises(UserError, match=rf"cannot write into {out}.*: it, or a part of its path,"),
+        Writer(out / below, vocab_size=9),
+    ):
+        pass
+    assert out.read_text() == "a file"
+
+
 def test_writer_refuses_an_empty_split(out):
     with pytest.raises(UserError, match="val split"), Writer(out, vocab_size=9) as writer:
         writer.add("train", [1])

@@ -172,6 +172,13 @@ def test_the_models_mode_and_the_callers_gradients_are_left_alone():
     assert not model.training
 
 
+@pytest.mark.parametrize("length", [1, 3, BLOCK, BLOCK + 2])
+def test_no_memory_is_taken_for_what_a_full_context_leaves_out(model, length):
+    """2^50 tokens would take more than there is."""
+    tokens = generate(model, [1] * length, SamplingParams(2**50), n=2, on_full="stop")
+    assert len(list(tokens)) == max(0, BLOCK - length) + 1
+
+
 def test_tokens_come_one_step_at_a_time(model):
     calls = []
     hook = model.register_forward_pre_hook(lambda m, args: calls.append(tuple(args[0].shape)))

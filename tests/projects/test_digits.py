@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.programs import ROOT, assert_one_line_error, run_command
 
+from bonsai.system.errors import UserError
 from projects.digits import digits
 
 SCRIPT = str(ROOT / "projects" / "digits" / "digits.py")
@@ -90,6 +91,13 @@ def test_mnist_files_by_path(tmp_path):
     (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03 cut short")
     done = run_command([sys.executable, SCRIPT, "--mnist=mnist"], tmp_path)
     assert_one_line_error(done, "train-images-idx3-ubyte", "damaged")
+
+
+@pytest.mark.parametrize("held_out", [1e-4, 0.9999])
+def test_some_digits_are_held_out_and_some_are_not(held_out):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    with pytest.raises(UserError, match="of 1,797 digits some must be held out and some not"):
+        digits.main(held_out=held_out)
 
 
 @pytest.mark.parametrize(

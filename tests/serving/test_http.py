@@ -1,6 +1,7 @@
 """What one connection may send and hold, and how the server ends: in this process, times short."""
 
 import contextlib
+import errno
 import json
 import socket
 import time
@@ -9,9 +10,31 @@ from contextlib import contextmanager
 import pytest
 from helpers.server_in_process import answering, running, wait
 
-from bonsai.serving.http import PIPELINED_BYTES, READ_BYTES, Connection, Process
+from bonsai.serving.http import PIPELINED_BYTES, READ_BYTES, Connection, Process, listen
+from bonsai.system.errors import UserError
 
 START = {"type": "http.response.start", "status": 401, "headers": []}
+
+
+@pytest.mark.parametrize(
+    "host, number, setting",
+    [
+        ("192.0.2.1", errno.EADDRNOTAVAIL, "--host"),
+        ("nowhere.invalid", socket.EAI_NONAME, "--host"),
+        ("127.0.0.1", errno.EADDRINUSE, "--port"),
+        ("127.0.0.1", errno.EACCES, "--port"),
+    ],
+)
+def test_where_nothing_can_listen_the_setting_that_is_to_blame_is_named(
+    monkeypatch, host, number, setting
+):
+    def fail(*args, **options):
+        raise (socket.gaierror if number < 0 else OSError)(number, "the reason")
+
+    monkeypatch.setattr(socket, "getaddrinfo" if number < 0 else "create_server", fail)
+    line = rf"cannot listen on {host}:80 \(the reason\): choose another {setting}$"
+    with pytest.raises(UserError, match=line):
+        listen(host, 80)
 
 
 async def refuse(receive, send) -> None:

@@ -66,6 +66,15 @@ def test_fail_takes_a_status(capsys):
     assert (e.value.code, capsys.readouterr().err) == (3, "error: x\n")
 
 
+def test_a_file_in_the_place_of_a_folder(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit) as e:
+            run(lambda path=path: path.mkdir(parents=True, exist_ok=True))
+        said = f"{path} cannot be opened or written: it, or a part of its path, is no folder"
+        assert (e.value.code, capsys.readouterr().err) == (1, f"error: {said}\n")
+
+
 # ---- signals ----
 
 

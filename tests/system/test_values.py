@@ -48,6 +48,10 @@ def test_a_range_in_words():
         setting("0 to 1", 0.5).read(2, "run.py")
     assert str(e.value) == "run.py: x=2 must be from 0 to 1"
     assert range_in_words("any") == "a finite number"
+    for raw in ("1e400", "-1e400"):
+        with pytest.raises(ValueError) as e:
+            setting(">= 0", 0.5).read(raw, COMMAND_LINE)
+        assert str(e.value) == f"--x={raw} must be a finite number, at least 0"
 
 
 def test_infinity_where_it_is_named():

@@ -263,6 +263,8 @@ BASE |= dict(position="learned", attention_window=0)
     [
         ({}, []),
         (dict(warmup_iters=9), ["learning_rate=0.001 is never reached"]),
+        (dict(min_lr=2e-3), ["min_lr=0.002 is above learning_rate=0.001: the rate rises to it"]),
+        (dict(min_lr=1e-3), []),
         (dict(momentum=0.8), ["without effect, as optimizer=adamw: momentum"]),
         (dict(momentum=0.8, optimizer="muon"), []),
         (dict(neuron_beta=0.9), ["without effect, as optimizer=adamw: neuron_beta"]),
