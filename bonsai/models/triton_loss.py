@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from bonsai.system.runtime import FUSED
+
 PROGRAMS = 64  # per multiprocessor, of which two or so are there at a time
 BLOCK = 8192  # logits that a program reads at a time, 32 bytes per thread
 WARPS = 16
@@ -242,5 +244,6 @@ def launch(
             STAGES=STAGES,
             HINTS=HINTS,
             num_warps=warps,
+            **FUSED,
         )
     return losses

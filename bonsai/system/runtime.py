@@ -29,6 +29,9 @@ from bonsai.system.hashing import signed, splitmix
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# for each launch of a Triton kernel of ours: a product and a sum are one instruction. Triton 3.9
+# warns of launches that do not say so, as a later one will make two of them
+FUSED = {"enable_fp_fusion": True}
 
 # Dense peak TFLOP/s by device name, most specific first: (half precision, float32 as torch runs it
 # with TF32 allowed). From the vendors' data sheets, without sparsity; where a consumer card halves

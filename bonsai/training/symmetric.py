@@ -16,6 +16,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bonsai.system.errors import one_line
+from bonsai.system.runtime import FUSED
 from bonsai.training.muon import plain_product
 
 
@@ -119,7 +120,7 @@ def launch(x: torch.Tensor, alpha: float, beta: float, tile: Tile) -> torch.Tens
     product_tile[(tile.columns // tile.rows * (across * (across + 1) // 2), K)](
         x, left, right, out, alpha, beta, m, n, beta != 0, even, tile.blocks,
         tile.rows, tile.columns, tile.depth,
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **FUSED,
     )  # fmt: skip
     return out
 

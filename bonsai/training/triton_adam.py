@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from bonsai.system.runtime import FUSED
+
 CHUNK = 8192  # numbers of a program
 BLOCK = 1024  # numbers that it has in registers at a time, 8 per thread
 WARPS = 4
@@ -185,4 +187,5 @@ def launch(
             CHUNK=CHUNK,
             BLOCK=BLOCK,
             num_warps=WARPS,
+            **FUSED,
         )

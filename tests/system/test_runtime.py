@@ -1,5 +1,6 @@
 """Where a program computes: what is picked on which machine, peaks, seeds, estimates."""
 
+import ast
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import warnings
 import pytest
 import torch
 
+from bonsai import ROOT
 from bonsai.system import runtime as runtime_module
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import (
@@ -378,3 +380,19 @@ def test_peak_memory_is_that_of_this_process_alone():
     code = "import torch, bonsai.system.runtime as r; print(r.memory_in_use(torch.device('cpu')))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert memory_in_use(torch.device("cpu")) >= large.nbytes > int(child.stdout) > 2**26
+
+
+def test_launches_of_our_kernels_say_that_products_and_sums_are_fused():
+    """Each one, whose default is another in newer releases of Triton."""
+    launches = 0
+    for path in (ROOT / "bonsai").rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        if "import triton\n" not in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                given = [ast.unparse(k.value) for k in node.keywords if k.arg is None]
+                known = ("FUSED", "options", "launch_options(overlap)")
+                assert any(name in known for name in given), f"{path}:{node.lineno}"
+                launches += 1
+    assert launches >= 10

@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from bonsai.engine.cuda.layers import FOLLOWS, Heads, NormLayer, Product
+from bonsai.system.runtime import FUSED
 
 ALONE = 2  # rows up to which each goes by itself: the second one's weights come from the cache
 SIZES = (ALONE, 16, 64)  # rows up to which kernels of one shape go; none of more
@@ -76,7 +77,7 @@ def prefetch(weight, n, first, K: tl.constexpr, SIZE: tl.constexpr):
 
 def launch_options(overlap: bool) -> dict:
     """Of a kernel: whether it is launched to overlap with the one before, and compiled to wait."""
-    return {"OVERLAP": True, "launch_pdl": True} if overlap else {"OVERLAP": False}
+    return FUSED | ({"OVERLAP": True, "launch_pdl": True} if overlap else {"OVERLAP": False})
 
 
 # ---- y = f(norm(x) W^T + b) + residual ----

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from bonsai.system.hashing import GAMMA
+from bonsai.system.runtime import FUSED
 
 LANES, WARPS = 4096, 32  # of keep_kernel, at most
 SIZES = (256, 1024)  # tokens among which one program draws: few sizes, as each is compiled
@@ -251,15 +252,17 @@ def draw(logits, ids, keys, steps, temperature=None, top_k=None, log_min_p=None)
             lanes = min(LANES, triton.next_power_of_2(m))
             keep_kernel[(n,)](
                 logits, temperature, top_k, log_min_p, least, until, m, *strides,
-                LANES=lanes, num_warps=max(1, lanes * WARPS // LANES),
+                LANES=lanes, num_warps=max(1, lanes * WARPS // LANES), **FUSED,
             )  # fmt: skip
         draw_kernel[drawn.shape](
             logits, drawn if ids is None else ids, keys, steps, temperature, *kept,
             drawn, values, m, *strides,
             IDS=ids is not None, SCALED=scaled, FILTERED=filtered, BLOCK=size, GAMMA=GAMMA,
+            **FUSED,
         )  # fmt: skip
         if drawn.size(1) == 1:
             return drawn[:, 0]
         token, parts = torch.empty_like(drawn[:, 0]), drawn.size(1)
-        best_kernel[(n,)](drawn, values, token, parts, PARTS=triton.next_power_of_2(parts))
+        lanes = triton.next_power_of_2(parts)
+        best_kernel[(n,)](drawn, values, token, parts, PARTS=lanes, **FUSED)
     return token
