@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --stages=race --text=text.xz    # again and again until it is done
     python benchmarks/gpu.py --stages=tests,train,decode,race,long,bytes --toy --out=/tmp/dry
 
-All of it in two calls of less than 5 minutes, each with a budget for the call:
+All but the last models of bytes in two calls of less than 5 minutes, each with a budget for it:
 
     python benchmarks/gpu.py --stages=tests,train,decode,long --peer=../nanoGPT --total=285
     python benchmarks/gpu.py --stages=race,bytes --peer=../nanoGPT --text=text.xz \\

@@ -51,7 +51,7 @@ def one_patch_back(k: torch.Tensor, config: GPTConfig) -> torch.Tensor:
     """Keys (..., hs) as the next patch sees them, at positions that are patch_size lower."""
     if config.position != "rope":
         return k
-    pos = torch.tensor([-config.patch_size], device=k.device)
+    pos = torch.full((1,), -config.patch_size, device=k.device)  # made there: nothing is copied
     return rotate(k, rope_angles(pos, k.size(-1), config.rope_base))
 
 

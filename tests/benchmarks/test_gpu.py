@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -154,6 +155,72 @@ def test_attention_to_a_window(device):
             apart = max(apart, ((a - b).norm() / a.norm()).item())
     assert apart < 0.02, f"{apart} of the whole apart"
     print(f"at most {100 * apart:.2f}% apart from attention with a mask")
+
+
+def test_models_of_bytes(device):
+    """Compiled, MEGABYTE and SpaceByte are one graph, whose step waits for nothing and has the loss
+    of the uncompiled; milliseconds of attention within patches, torch's kernel beside it."""
+    if not device.startswith("cuda"):
+        raise SkipTest("needs CUDA")
+    text = torch.frombuffer(bytearray((ROOT / "model.py").read_bytes()), dtype=torch.uint8).long()
+    local = dict(local_layer=2, local_head=2, local_embd=128, patch_size=4)
+    fields = FIELDS | local | dict(n_layer=1, position="rope", qk_norm=True, block_size=1024)
+    apart, waits = 0.0, 0
+    for name, more in (("megabyte", {"cross_patch": 2}), ("spacebyte", {"local_window": 128})):
+        runs = []
+        for compiled in (False, True):
+            torch.compiler.reset()
+            torch._dynamo.utils.counters.clear()
+            runtime = setup(device, "bfloat16", compiled)
+            torch.manual_seed(0)
+            training = TrainingStep(
+                build_model(name, fields | more), StepSettings(learning_rate=1e-3, seed=0), runtime
+            )
+            runs.append([])
+            for i in range(5):
+                rows = text[2000 * i : 2000 * i + 4 * 1024 + 1]
+                batch = rows[:-1].view(4, 1024), rows[1:].view(4, 1024)
+                with count_of_waits() as seen:
+                    loss = training(i, [batch])
+                runs[-1].append(loss.item())
+            assert all(map(math.isfinite, runs[-1])), runs
+        waits += len(seen)  # of the last step compiled
+        broken = torch._dynamo.utils.counters["graph_break"]
+        assert not broken, f"{name}: {dict(broken)}"
+        apart = max(apart, *(abs(a - b) for a, b in zip(*runs)))
+    assert apart < 0.03, f"compiled and eager losses are {apart} apart"
+    assert not waits, f"{waits} waits in two steps, as {seen[:1]}"
+
+    q, k, v = (
+        torch.randn(32768, 6, 4, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
+    took, compiled = [], torch.compile(attend)
+    for f in (compiled, attention):
+
+        def both(f=f):
+            y = f(q, k, v, None, 0, 0.125, 0.0)
+            torch.autograd.grad(y, (q, k, v), y)
+
+        took.append(milliseconds(both))
+    print(
+        f"losses at most {apart:.1e} apart, no wait; attention of 32,768 x 6 heads to 4 keys, "
+        "forward and backward: {:.2f} ms, torch's kernel {:.2f}".format(*took)
+    )
+
+
+@contextlib.contextmanager
+def count_of_waits():
+    """What is done within that makes the host wait for the GPU, a list of torch's warnings."""
+    seen = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield seen
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            seen += [str(w.message) for w in caught if "synchronizing" in str(w.message)]
 
 
 def test_no_logits_in_memory(device):
