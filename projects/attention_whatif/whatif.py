@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
 from bonsai.files.jsonfile import write_json
+from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
 from bonsai.system.tables import table
@@ -172,6 +173,8 @@ def main(**settings) -> None:
             raise UserError(f"only={name!r} is not one of {', '.join(QUESTIONS)}")
     if c.n_embd % c.n_head or c.n_embd % 8:
         raise UserError(f"n_embd={c.n_embd} must be divisible by n_head={c.n_head} and by 8")
+    results = Path(c.out_dir) / "whatif.json"
+    check_writable(results, "the results")
     data = Mixture.open(c.dataset)
     data.check(c.block_size, data.model_vocab_size)
     curves, rows = {}, []
@@ -185,7 +188,7 @@ def main(**settings) -> None:
     columns = [("what if", "name", ""), ("changed", "question", ""), ("val loss", "loss", ".3f")]
     columns += [("at the last position", "last", ".3f"), ("seconds", "seconds", ".0f")]
     print(f"\n{table(rows, columns)}\n")
-    write_json(Path(c.out_dir) / "whatif.json", {"steps": c.steps, "rows": rows, "curves": curves})
+    write_json(results, {"steps": c.steps, "rows": rows, "curves": curves})
     draw(curves, rows, Path(c.out_dir) / "whatif.png")
 
 

@@ -26,6 +26,7 @@ if __name__ == "__main__":
 import torch
 
 from bonsai.files.access import write_whole
+from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError, end_if_told, run
 from bonsai.system.tables import table
 from bonsai.tokenizers import CharTokenizer
@@ -186,7 +187,6 @@ def page(c: Config, chains: list[Chain], model: GPT) -> str:
 def draw(c: Config, chains: list[Chain], model: GPT) -> None:
     """Write states.dot, the page, and with Graphviz's help states.svg."""
     folder = Path(c.out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     steps_shown = sorted({0, c.steps // 2, c.steps})
     source = dot([chains[s] for s in steps_shown], c.vocabulary, c.context, c.shorter)
     write_whole(folder / "states.dot", source)
@@ -249,6 +249,7 @@ def main(**settings) -> None:
             f"{len(c.vocabulary) ** c.context:,} states, more than the {MOST_STATES} that can be "
             "drawn"
         )
+    check_writable(Path(c.out_dir) / "states.dot", "the diagram")
     try:
         model, chains = train(c, CharTokenizer(c.vocabulary))
     except ValueError as e:  # of GPTConfig

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from bonsai.files.access import save_picture
+from bonsai.files.textfile import check_writable
 from bonsai.system.caches import keep_fonts
 from bonsai.system.errors import UserError, end_if_told, run
 from configurator import Config, configure, resolve_path
@@ -214,6 +215,7 @@ def draw(
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    check_writable(Path(c.out_dir) / "digits.png", "the picture")
     x, y, x_test, y_test = load_digits(c)
     print(f"{len(x):,} digits to learn from, {len(x_test):,} held out, {x.shape[1]} pixels each")
     if c.shapes:

@@ -16,6 +16,9 @@ from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.system.errors import UserError
 from model import GPT, GPTConfig
 from projects import common
+from projects.attention_whatif import whatif
+from projects.baby_gpt import baby_gpt
+from projects.digits import digits
 
 CONFIG = {"seed": 1337, "learning_rate": 1e-3, "decay_lr": True, "optimizer": "adamw"}
 CONFIG |= {"save_interval": 3, "device": "cpu", "block_size": 8}
@@ -129,3 +132,17 @@ def test_loss_by_position_leaves_out_what_is_masked(tmp_path):
     x, y = map(torch.from_numpy, split.windows(split.eval_starts(7), 7))
     whole = model.eval()(x, y)[1].item()
     assert losses[3:].mean().item() == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize("project", [digits, baby_gpt, whatif], ids=lambda p: p.__name__)
+def test_a_folder_that_cannot_be_written_is_found_before_the_training(
+    project, tmp_path, monkeypatch, workplace
+):
+    if project is digits:
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    (tmp_path / "file").write_text("a file")
+    monkeypatch.setattr(project, "train", lambda *args: pytest.fail("it trains"))
+    options = {"dataset": str(workplace / "data" / "meta")} if project is whatif else {}
+    for out_dir in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"cannot write .* to {out_dir}"):
+            project.main(out_dir=str(out_dir), **options)
