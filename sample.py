@@ -41,6 +41,7 @@ from bonsai.models.loading import find_source, load_model
 from bonsai.system.errors import UserError, end_if_told, heeded, run
 from bonsai.system.progress import Progress
 from bonsai.system.runtime import DTYPES, Runtime, setup_inference
+from bonsai.system.values import did_you_mean
 from bonsai.tokenizers import Tokenizer
 from configurator import Config, configure, refuse_idle, resolve_path
 
@@ -248,6 +249,10 @@ def read_jobs(name: str, params: SamplingParams) -> list[dict]:
         jobs.append(job)
     if not jobs:
         raise UserError(f"{path} holds no prompts: each line is {JOB}")
+    # all other keys go into the answers
+    for key in sorted({key for job in jobs for key in job} - {"prompt", "n", *JOB_SETTINGS}):
+        if hint := did_you_mean(key, JOB_SETTINGS):
+            say(f"{path}: {key!a} is no setting and changes nothing{hint}")
     return jobs
 
 

@@ -331,6 +331,18 @@ def test_a_mistake_in_a_file_of_prompts_says_where(run, tmp_path, line, says):
     assert done.stdout == ""
 
 
+def test_a_key_that_is_nearly_a_setting_is_said(program, tmp_path, capsys):
+    """Once, and not of those that only go into the answers."""
+    line = '{"prompt": "a", "n": 2, "max_tokens": 3, "temprature": 1, "id": 5, "top_k": 1}\n'
+    (tmp_path / "in.jsonl").write_text(2 * line)
+    assert len(program.read_jobs(str(tmp_path / "in.jsonl"), SamplingParams())) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"{tmp_path / 'in.jsonl'}: {key!r} is no setting and changes nothing; did you mean {near}?"
+        for key, near in (("max_tokens", "max_new_tokens"), ("temprature", "temperature"))
+    ]
+
+
 @pytest.mark.parametrize("options", [("--quantize=int8",), ("--dtype=bfloat16",)])
 def test_converted_weights(run, tmp_path, options):
     args = (f"--out_dir={run}", "--num_samples=2", "--max_new_tokens=40", "--on_full=refill")
