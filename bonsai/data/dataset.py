@@ -112,6 +112,8 @@ class Split:
     def read(self, start: int, count: int, masks: bool = False) -> np.ndarray:
         """Tokens (or mask entries) start ... start + count - 1, across file borders."""
         parts, files = [], self.opened_masks if masks else self.opened
+        if not count:  # of a split that has none
+            return np.empty(0, np.uint8 if masks else self.dtype)
         for file, header, size, end in zip(files, self.headers, self.sizes, self.ends):
             first, last = max(start - (end - size), 0), min(start + count - (end - size), size)
             if first < last:

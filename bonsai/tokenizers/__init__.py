@@ -69,7 +69,7 @@ def get(name_or_path: str | Path) -> Tokenizer:
         state = read_folder(path)
         if state is None:
             raise UserError(f"{path} has no tokenizer.json, and no vocab.json with merges.txt")
-        return from_dict(state)
+        return from_file(state, path)
     if path.suffix == ".model":
         return SentencePieceTokenizer.from_file(path)
     if path.suffix == ".tiktoken" or path.name == "vocab.bpe":
@@ -90,7 +90,7 @@ def get(name_or_path: str | Path) -> Tokenizer:
             if not isinstance(state.get("tokenizer"), dict):
                 raise UserError(f"{path} holds no tokenizer")
             state = state["tokenizer"]
-        return from_dict(state)
+        return from_file(state, path)
     if name_or_path in TOKENIZERS:
         kind = TOKENIZERS[str(name_or_path)]
         if kind.complete:
@@ -102,6 +102,14 @@ def get(name_or_path: str | Path) -> Tokenizer:
         "train_tokenizer.py wrote, a data set's folder or meta.json, a folder of Hugging Face's, "
         "or a sentencepiece .model"
     )
+
+
+def from_file(state: dict, path: Path) -> Tokenizer:
+    """As from_dict, for what a file or folder holds."""
+    try:
+        return from_dict(state)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
 
 
 def from_dict(state: dict) -> Tokenizer:

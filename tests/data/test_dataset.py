@@ -368,3 +368,15 @@ def test_other_data_of_the_same_length_are_noticed(here, kind, changed):
     head = content[:1024] if kind == "llmc" else b""
     (folder / changed).write_bytes(head + content[len(head) :][::-1])
     assert Mixture.open("a").changed_since(before) == [f"a/{changed.split('.')[0]}"]
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_a_split_without_a_token_is_too_short(tmp_path, name):
+    """Of a folder without meta.json, whose preparation was cut off: a program that looks at it
+    before it asks for windows finds nothing wrong."""
+    folder = make_dataset(tmp_path / "cut", "bare")
+    (folder / f"{name}.bin").write_bytes(b"")
+    data = Mixture.open(str(folder))
+    assert data.fingerprints() == Mixture.open(str(folder)).fingerprints()
+    with pytest.raises(UserError, match=rf"{name}\.bin has 0 tokens, too few for a window"):
+        data.check(8, 100)

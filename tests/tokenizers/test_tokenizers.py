@@ -284,6 +284,10 @@ def test_a_tokenizer_is_where_it_is_said_to_be(tmp_path):
     (tmp_path / "config.json").write_text('{"n_layer": 1}')
     with pytest.raises(UserError, match=r"config.json holds no tokenizer"):
         tokenizers.get(tmp_path / "config.json")
+    for content in ("[]", '{"type": "words"}', '{"type": "bpe"}', '{"tokenizer": {"type": 3}}'):
+        (tmp_path / "own.json").write_text(content)
+        with pytest.raises(UserError, match=f"^{tmp_path}/own.json: "):
+            tokenizers.get(tmp_path / "own.json")
     (tmp_path / "meta.json").write_text('{"tokenizer": {"type": "byte"}}')
     of_data = tokenizers.get(tmp_path)  # a data set's folder
     assert isinstance(of_data, ByteTokenizer)
