@@ -4,7 +4,8 @@
     python benchmarks/gpu.py --stages=race --text=text.xz    # again and again until it is done
     python benchmarks/gpu.py --stages=tests,train,decode,race,long,bytes --toy --out=/tmp/dry
 
-All but the last models of bytes in two calls of less than 5 minutes, each with a budget for it:
+All of it in calls of less than 5 minutes, each with a budget for it, the second one again and again
+until the race and the models of bytes are done:
 
     python benchmarks/gpu.py --stages=tests,train,decode,long --peer=../nanoGPT --total=285
     python benchmarks/gpu.py --stages=race,bytes --peer=../nanoGPT --text=text.xz \\
@@ -181,7 +182,7 @@ def byte_models(call: Call) -> bool:
     words = ["data/python_stdlib/prepare.py", "--vocab_size=0"]  # of bytes alone
     if not (there or call.steps.measure("prepare", *words)):
         return False
-    minutes = max(0.0001, (call.steps.left() - 90) / 60)
+    minutes = max(0.0001, (call.steps.left() - (10 if call.c.toy else 90)) / 60)
     words = ["--quick", f"--scale={scale}", f"--out={folder}", *call.device]
     words += [f"--minutes={minutes:.4f}"]
     return call.steps.run("bytes", "benchmarks/bytes.py", *words)
