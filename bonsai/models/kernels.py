@@ -206,8 +206,9 @@ def half_gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
-    """max(x, 0)^2. A compiler traces a function, not a bound `apply` (torch 2.11)."""
-    return ReluSquared.apply(x)
+    """max(x, 0)^2. A compiler gets plain operators, as it makes one pass of their backward, too: a
+    graph with an autograd.Function torch would cut and lower anew in every run."""
+    return F.relu(x).square() if torch.compiler.is_compiling() else ReluSquared.apply(x)
 
 
 class ReluSquared(torch.autograd.Function):

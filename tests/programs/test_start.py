@@ -140,16 +140,24 @@ def test_train_says_how_long_it_took_to_the_first_step(workplace, out):
     "fields, count",
     [
         ({}, 1),
+        ({"activation": "relu2"}, 1),
         ({"further_weight": 0.5}, 1),
         ({"window_ramp": 3, "attention_window": 8}, 3),
         ({"model": "spacebyte", "local_layer": 2, "local_embd": 16}, 1),
     ],
-    ids=["classic", "second loss", "windows that grow twice", "patches of any number"],
+    ids=[
+        "classic",
+        "squared ReLU",
+        "second loss",
+        "windows that grow twice",
+        "patches of any number",
+    ],
 )
 def test_a_compiled_run_compiles_its_model_once(
     workplace, out, monkeypatch, eval_iters, fields, count
 ):
-    """Evaluation goes through the graph of training, whole splits with a shorter last batch too."""
+    """Evaluation goes through the graph of training, whole splits with a shorter last batch too. No
+    autograd.Function is in it: torch would take up such a graph anew in every run."""
     graphs, compile_as_told = [], torch.compile
 
     def backend(graph, inputs):
@@ -165,3 +173,5 @@ def test_a_compiled_run_compiles_its_model_once(
     settings = dict(dataset="meta", max_iters=3, eval_iters=eval_iters, out_dir=str(out))
     assert train_program.main(**tiny, **settings, **fields) == 0
     assert len(graphs) == count
+    called = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert not [name for name in called if "autograd_function" in name]
