@@ -372,9 +372,11 @@ def in_a_process(call: Callable, *args) -> Any:
         raise UserError(f"{', '.join(map(str, args))}: failed: {e}") from None
 
 
-def one_step(name: str, T: int, device: str, dtype: str) -> tuple[float, float]:
+def one_step(
+    name: str, T: int, device: str, dtype: str, compile: bool | str
+) -> tuple[float, float]:
     """Microseconds per byte of a training step, and the peak GiB of this process."""
-    runtime, batch = setup(device, dtype, False), max(1, LONG_STEP // T)
+    runtime, batch = setup(device, dtype, compile), max(1, LONG_STEP // T)
     model = make(settings_of(*CONTEXT[name], T)).to(runtime.device)
     stream = synthetic(257, batch, T, runtime.device)
     step = TimedSteps(TrainingStep(model, StepSettings(seed=0), runtime), stream)
@@ -402,7 +404,7 @@ def context(c: Config) -> None:
         for name in CONTEXT:
             if name == "dense" and c.dense_limit < T:
                 continue
-            took = in_a_process(one_step, name, T, c.device, c.dtype)
+            took = in_a_process(one_step, name, T, c.device, c.dtype, c.compile)
             row["us"][name], row["gib"][name] = took
         print(f"context {T:,}: {row}", flush=True)
         results.add(row)
