@@ -25,7 +25,9 @@ from bonsai.models.decoder import ByteModel, Decoder, decoder_config
 from model import GPTConfig, sinusoids
 
 BOUNDARIES = ("space", "fixed")
-SLOTS = 64  # a compiled model has room for a multiple of so many patches per row
+# A compiled model has room for a multiple of so many patches per row: for each size a GPU's
+# attention may be made anew (cuDNN's is), and memory kept.
+SLOTS = 64
 
 
 @dataclass
