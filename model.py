@@ -52,6 +52,7 @@ class GPTConfig:
     value_embeddings: bool = False  # tokens' own values, gated, in every other layer
     bigram_embeddings: int = 0  # a table of hashed pairs of tokens: rows per token id [>= 0]
     activation_checkpointing: bool = False  # recompute in backward: less memory
+    bfloat16_stream: bool = False  # where products are in bfloat16, the residual stream, too
 
     def __post_init__(self) -> None:
         """Raise ValueError, with the numbers, for choices that do not go together."""
@@ -142,6 +143,8 @@ class Norm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.rms:
+            # of two dtypes torch's kernel is not made, and it says so each time
+            x = x if self.weight is None else x.type_as(self.weight)
             return F.rms_norm(x, self.shape, self.weight, 1e-5)
         return torch.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
 
@@ -294,6 +297,12 @@ def head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch
 # ---- the rest of a block, and the model ----
 
 
+def dtype_of_products(x: torch.Tensor) -> torch.dtype:
+    """What a product with x is computed in: autocast's dtype where that is on, else x's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def bigram_hash(before: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
     """The row of each pair of tokens (before, idx), both int64; pairs share rows at random.
 
@@ -329,8 +338,8 @@ class Block(nn.Module):
     def forward(self, x, rotation=None, cache=None, values=None):
         """x (B, T, C) -> (B, T, C), the stream; all else is for the attention."""
         if self.post:
-            x = self.ln_1(x + self.attn(x, rotation, cache, values))
-            return self.ln_2(x + self.mlp(x))
+            x = self.ln_1(x + self.attn(x, rotation, cache, values)).type_as(x)
+            return self.ln_2(x + self.mlp(x)).type_as(x)
         x = x + self.attn(self.ln_1(x), rotation, cache, values)
         return x + self.mlp(self.ln_2(x))
 
@@ -450,6 +459,8 @@ class GPT(nn.Module):
         if self.config.norm_embedding:
             x = self.transformer.ln_e(x)
         x = self.transformer.drop(x)
+        if self.config.bfloat16_stream and dtype_of_products(x) == torch.bfloat16:
+            x = x.bfloat16()  # an embedding is not a product: autocast leaves it in fp32
         rotation = None
         if self.config.position == "rope":
             if cache is None and self.rotation is not None and self.rotation.size(1) >= T:

@@ -85,12 +85,13 @@ RACES = {
     ),
     "recipe": Race(*CPU, f"{SHIPPED}{SMALL}--eval_iters=20 --lr_decay_iters=2000", 2000),
     "ablation": Race(*CPU, "", 0),
-    # the recipe itself, with rates for steps of 2,048 tokens
+    # the recipe itself, with rates for steps of 2,048 tokens, and as a CPU computes it
     "ablation_bpe": Race(
         "python_stdlib_bpe", 128, 0.0, "config/fast_gpt2.py", "", 0,
         ours="--n_layer=4 --n_head=2 --n_embd=128 --block_size=128 --batch_size=16 "
         "--gradient_accumulation_steps=1 --learning_rate=0.02 --embedding_lr=0.3 --head_lr=0.015 "
-        "--table_decay=0.03 --momentum=0.9 --momentum_warmup=0 --max_iters=400",
+        "--table_decay=0.03 --momentum=0.9 --momentum_warmup=0 --max_iters=400 "
+        "--bfloat16_stream=False",
     ),
 }  # fmt: skip
 
@@ -102,6 +103,7 @@ ABLATIONS_BPE = {
     "no decay of tables": KEPT,
     "twice the tokens": "--max_iters=800",
     "no decay of tables, twice the tokens": f"{KEPT}--max_iters=800",
+    "stream in bfloat16": "--bfloat16_stream=True",
     "first edition": FIRST,
     "first edition, 1.5 times the tokens": f"{FIRST}--max_iters=600",
     # of the second edition value embeddings alone, and beside them one more thing

@@ -25,6 +25,7 @@ max_iters = 8000
 n_layer = 24
 n_head = 8
 n_embd = 1024
+bfloat16_stream = True  # a GPU waits for its memory in norms and sums; a CPU does not
 
 # lower rates of embedding and head than the recipe's, as the model is wider
 embedding_lr = 0.6

@@ -20,7 +20,7 @@ from model import GPTConfig
 # Fields that need no place: of training alone, or without effect unless another field has a value
 # that is checked.
 FREE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "init", "zero_init"}
-FREE |= {"activation_checkpointing", "norm_bias", "rope_base", "window_pattern"}
+FREE |= {"activation_checkpointing", "bfloat16_stream", "norm_bias", "rope_base", "window_pattern"}
 ANY = object()
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2"}
 # What a class has besides the defaults of GPTConfig: field -> values.

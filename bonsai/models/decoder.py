@@ -14,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from bonsai.models.contract import LanguageModel
 from model import GPT, GROUPS, Block, GPTConfig, Norm, rope_angles
 
+# fields that are the GPT's alone
+OF_GPT = ("value_embeddings", "residual_lambdas", "bigram_embeddings", "bfloat16_stream")
+
 
 def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
     """The GPTConfig of one decoder of a model: its choices of blocks, and sizes of its own.
@@ -21,7 +24,7 @@ def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
     Byte-level tables of positions belong to the model; inside a decoder only RoPE remains. Raises
     ValueError for what a decoder over vectors cannot do.
     """
-    for name in ("value_embeddings", "residual_lambdas", "bigram_embeddings"):
+    for name in OF_GPT:
         if getattr(config, name):
             raise ValueError(f"{name} is the GPT's alone: leave it out")
     shared = {f.name: getattr(config, f.name) for f in fields(GPTConfig)}

@@ -27,7 +27,8 @@ from bonsai.tokenizers.tokenizer_json import tokenizer_config, tokenizer_json
 from model import CLASSIC_KEYS, GPTConfig
 
 # fields that do not change a classic model, of any value
-NOT_NEEDED = ("init", "zero_init", "activation_checkpointing", "window_pattern", "rope_base")
+NOT_NEEDED = ("init", "zero_init", "activation_checkpointing", "bfloat16_stream")
+NOT_NEEDED += ("window_pattern", "rope_base")
 
 
 def gpt_of(loaded: Loaded, tokenizer: Tokenizer) -> tuple[GPTConfig, Weights]:

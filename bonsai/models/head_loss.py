@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bonsai.models.loss_kernel import HALF, summed_loss
-from model import head_loss
+from model import dtype_of_products, head_loss
 
 # The most logits in memory at once. On a GPU our kernel and a compiler have them in 16 bits: there
 # it is fastest to have them all, as long as an index of 32 bits reaches them (MOST_COMPILED).
@@ -54,12 +54,6 @@ def mean(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """The mean of the losses of `count` targets, of their sum. Of none it is NaN and moves nothing,
     as that of F.cross_entropy."""
     return torch.where(count > 0, total / count.clamp(min=1), math.nan)
-
-
-def dtype_of_products(x: torch.Tensor) -> torch.dtype:
-    """What a product with x is computed in: autocast's dtype where that is on, else x's."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def after_next(targets: torch.Tensor) -> torch.Tensor:

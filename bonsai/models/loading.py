@@ -25,7 +25,7 @@ from bonsai.system.paths import resolve_path
 from bonsai.tokenizers.hugging_face import read_folder
 
 # what a run may change about a model whose weights it loads; all else is fixed by the weights
-RUN_FIELDS = ("dropout", "activation_checkpointing")
+RUN_FIELDS = ("dropout", "activation_checkpointing", "bfloat16_stream")
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names on the Hugging Face hub
 
 

@@ -27,20 +27,24 @@ def training_bytes(
 
     Activations are what autograd keeps. Attention keeps no T x T matrix. Per token and layer these
     are some 10 tensors as wide as the residual stream and 2 as wide as the MLP; compiled for a GPU,
-    18 numbers in `dtype` for each channel. Beside them are the logits that exist at one time, with
-    their softmax in float32; compiled for a GPU, with their gradient; or, where a kernel computes
-    the loss, with the gradient in their place. model.channels_per_token() is the width of all
-    layers together.
+    18 numbers in `dtype` for each channel, of which 4 are the stream after attention and MLP in
+    float32; in bfloat16 they are 2 (calculated, not measured). Beside them are the logits that
+    exist at one time, with their softmax in float32; compiled for a GPU, with their gradient; or,
+    where a kernel computes the loss, with the gradient in their place. model.channels_per_token()
+    is the width of all layers together.
     """
     c = model.config
     state = 16 * sum(p.numel() for p in model.parameters())
     width = DTYPES[dtype].itemsize
     channels = model.channels_per_token()  # of all layers
     fused = compiled and device_type == "cuda"
-    per_channel = 18 * width if fused else 8 * 4 + (4 + 2 * 4) * width
+    half_stream = getattr(c, "bfloat16_stream", False) and dtype == "bfloat16"
+    per_channel = 8 * 4 + (4 + 2 * 4) * width
+    if fused:
+        per_channel = (16 if half_stream else 18) * width
     layers = channels * per_channel
     if getattr(c, "activation_checkpointing", False):
-        layers = channels * (4 + 2 * per_channel / c.n_layer)
+        layers = channels * ((2 if half_stream else 4) + 2 * per_channel / c.n_layer)
     kernel = has_kernel(torch.device(device_type)) and DTYPES[dtype] in HALF
     logits = min(batch_size * T * c.vocab_size, most_logits(device_type, compiled or kernel))
     if kernel:

@@ -23,7 +23,9 @@ def model() -> GPT:
     return tiny()
 
 
-def test_generate_under_autocast(model):
+@pytest.mark.parametrize("half_stream", [False, True])
+def test_generate_under_autocast(model, half_stream):
+    model.config.bfloat16_stream = half_stream
     assert compute_dtype(model) == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert compute_dtype(model) == torch.bfloat16

@@ -173,7 +173,7 @@ def test_a_decoder_has_no_positions_but_rope():
     for position in ("learned", "sinusoidal", "none", "rope"):
         config = decoder_config(GPTConfig(position=position), n_layer=1, n_embd=P * 8, n_head=2)
         assert config.position == ("rope" if position == "rope" else "none")
-    for field in ("value_embeddings", "residual_lambdas", "bigram_embeddings"):
+    for field in ("value_embeddings", "residual_lambdas", "bigram_embeddings", "bfloat16_stream"):
         with pytest.raises(ValueError, match=f"{field} is the GPT's alone"):
             decoder_config(GPTConfig(**{field: True, "position": "rope"}))
 

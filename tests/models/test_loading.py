@@ -62,6 +62,18 @@ def test_what_programs_that_use_a_model_mean(tmp_path, monkeypatch):
         load_model(find_source("nowhere", "out"))
 
 
+def test_a_run_may_have_its_stream_in_another_dtype(tmp_path):
+    """Than the run whose weights it loads; one that says nothing has the same."""
+    _, state = tiny()
+    for was in (False, True):
+        fields = {**state["model_args"], "bfloat16_stream": was}
+        torch.save({**state, "model_config": fields}, tmp_path / "ckpt.pt")
+        assert load_model("resume", tmp_path).model.config.bfloat16_stream == was
+        for now in (False, True):
+            loaded = load_model("resume", tmp_path, {"bfloat16_stream": now})
+            assert loaded.model.config.bfloat16_stream == now
+
+
 def test_without_the_optimizer(tmp_path):
     """Two thirds of the memory, which only a resume needs; its bytes are checked all the same."""
     _, state = tiny()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import ACTIVATIONS, CLASSIC_KEYS, GPT, GPTConfig, attention, causal_mask
+from model import ACTIVATIONS, CLASSIC_KEYS, GPT, GPTConfig, Norm, attention, causal_mask
 
 B, T, V = 2, 12, 29
 SHAPE = dict(block_size=16, vocab_size=V, n_layer=2, n_head=4, n_embd=32)
@@ -165,6 +165,63 @@ def test_activation_checkpointing_changes_nothing(name):
         grads.append([loss.detach(), *(p.grad for p in model.parameters())])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def record_streams(model: GPT) -> list[torch.dtype]:
+    """A list that gets the dtype of the stream before and after each block as the model runs."""
+    seen = []
+    for block in model.transformer.h:
+        block.register_forward_hook(lambda _, args, y: seen.extend((args[0].dtype, y.dtype)))
+    return seen
+
+
+def loss_and_gradients(model: GPT, dtype=torch.bfloat16) -> list[torch.Tensor]:
+    torch.manual_seed(7)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        loss = model(batch(), batch(2), return_logits=False)[1]
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize("float32_norms", [False, True])  # True: as CUDA's autocast has them
+@variants
+def test_a_stream_in_bfloat16(fields, float32_norms, monkeypatch):
+    """Before and after every block, in all variants; with gradients that are those of a stream in
+    float32, up to rounding and the kinks of ReLU, and in float32."""
+    if float32_norms:
+        norm = Norm.forward
+        monkeypatch.setattr(Norm, "forward", lambda self, x: norm(self, x.float()))
+    results = []
+    for on, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        model = shaken(make(**fields, bfloat16_stream=on))
+        seen = record_streams(model)
+        results.append(loss_and_gradients(model))
+        assert set(seen) == {dtype} and len(seen) >= 2 * model.config.n_layer
+    for a, b in zip(*results):
+        assert a.dtype == b.dtype == torch.float32 and (a - b).norm() <= 0.2 * a.norm()
+
+
+def test_a_stream_is_in_bfloat16_only_where_products_are():
+    """Else nothing changes: without autocast, and in float16, which reaches less far."""
+    for dtype in (torch.float32, torch.float16):
+        results = []
+        for on in (False, True):
+            model = shaken(make(bfloat16_stream=on))
+            seen = record_streams(model)
+            results.append(loss_and_gradients(model, dtype))
+            assert set(seen) == {torch.float32}
+        assert all(map(torch.equal, *results))
+
+
+@torch.no_grad()
+def test_a_stream_in_bfloat16_is_that_of_weights_in_bfloat16():
+    """Decoding has such weights: its logits differ by rounding alone."""
+    model = shaken(make(**VARIANTS["modern"], bfloat16_stream=True))
+    exact = model(batch(), batch())[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = model(batch(), batch())[0]
+    decoded = model.bfloat16()(batch(), batch())[0]
+    assert (decoded - trained).norm() <= 0.05 * exact.norm()
 
 
 def test_queries_and_keys_are_of_one_tensor(monkeypatch):

@@ -74,8 +74,9 @@ EVERYTHING = dict(
     dropout=0.1, activation_checkpointing=True, attention_window=8, logit_softcap=15.0, qk_norm=True
 )
 OF_A_GPT = dict(
-    position="rope", value_embeddings=True, residual_lambdas=True, bigram_embeddings=2, n_kv_head=1
-)
+    position="rope", value_embeddings=True, residual_lambdas=True, bigram_embeddings=2, n_kv_head=1,
+    bfloat16_stream=True,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["gpt", "megabyte", "spacebyte"])

@@ -34,6 +34,10 @@ def test_the_memory_estimate_grows_with_what_needs_memory():
     assert need(dtype="bfloat16")[1] < activations
     assert need(activation_checkpointing=True)[1] < activations
     assert need(n_layer=8)[0] > state
+    half = dict(dtype="bfloat16", bfloat16_stream=True)
+    less = need(dtype="bfloat16")[1] - need(**half)[1]
+    assert less == 4 * 64 * 4 * 32 * 4  # rows, tokens, layers, channels; 2 numbers of 2 bytes
+    assert need(bfloat16_stream=True)[1] == activations  # float32
 
 
 FIELDS = {f.name for f in fields(GPTConfig)}
@@ -42,7 +46,8 @@ FAST = {k: v for k, v in vars(recipe).items() if k in FIELDS} | {"n_head": 6}
 
 @pytest.mark.parametrize("shape, measured", [({}, 15.1), (FAST, 21.9)])
 def test_the_estimate_is_near_what_was_measured(shape, measured, monkeypatch):
-    """In GiB, of GPT-2 (124M) and config/fast_gpt2.py on an H200: docs/BENCHMARKS.md."""
+    """In GiB, of GPT-2 (124M) and the fast recipe, both with a stream in float32, on an H200:
+    docs/BENCHMARKS.md."""
     monkeypatch.setattr("bonsai.planning.memory.has_kernel", lambda device: True)
     model = meta_model("gpt", {"bias": False, **shape})
     assert sum(training_bytes(model, 32, 1024, "bfloat16")) == pytest.approx(
