@@ -145,7 +145,7 @@ def time_updates(step: TimedSteps, count: int, runtime: Runtime) -> list[float]:
 
 def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> tuple[TimedSteps, dict]:
     """Train some steps; returns them, for more, and what they took."""
-    watch.lap("imports")
+    watch.lap("device")
     check_further(c)
     data = open_data(c, runtime)
     if data is not None and "vocab_size" not in c.given:
@@ -153,7 +153,9 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> tuple[TimedSteps, 
     watch.lap("data")
     torch.manual_seed(c.seed)
     with loading_compiler(runtime):
-        model = build_model(c.model, c).to(runtime.device)
+        model = build_model(c.model, c, runtime.device).to(runtime.device)
+        watch.lap("model")
+    watch.lap("imports")  # what is left of the compiler's
     T, vocab_size = model.config.block_size, model.config.vocab_size
     say(f"number of parameters: {model.num_params() / 1e6:.2f}M", runtime)
     say(runtime.summary, runtime)
@@ -290,6 +292,7 @@ def main(**settings) -> None:
     def too_large() -> str:
         return f" with batches of {c.batch_size} x {c.block_size} tokens: {LOWER}"
 
+    watch.lap("imports")
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
 
     def keep(results: dict) -> None:

@@ -134,9 +134,10 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     runtime.barrier()  # from here on all processes read the folder
 
     # ---- data, model and optimizer: new, or where they stood ----
-    watch.lap("imports")
+    watch.lap("device")  # and the other processes
     with loading_compiler(runtime):
-        start = begin(c, folder, world, watch.lap)
+        start = begin(c, folder, runtime, watch.lap)
+    watch.lap("imports")  # what is left of the compiler's
     data, model, progress = start.data, start.model, start.progress
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     batches = Batches(
@@ -149,7 +150,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
         c.token_noise,
         vocab_size,
     )
-    training = TrainingStep(model, c, runtime)  # on its device, with its optimizer
+    training = TrainingStep(model, c, runtime)  # with its kernels, and its optimizer
     start.restore(training.optimizer, training.scaler)
     if progress.tokens is None:
         progress.tokens = batches.rows_before(progress.step) * block_size
@@ -303,6 +304,7 @@ def main(**settings) -> int:
     def too_large() -> str:
         return f" with micro-batches of {c.batch_size} x {c.block_size} tokens: {LOWER}"
 
+    watch.lap("imports")
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
     with closing(runtime), memory_errors(too_large), ExitStack() as at_end:
         return train(c, runtime, watch, at_end)

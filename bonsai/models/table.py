@@ -4,9 +4,12 @@ An architecture is one file and one line in MODELS: its class and its dataclass 
 bonsai/models/contract.py says what a model must have, and gives the rest.
 """
 
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 
+import torch
 import torch.nn as nn
+from torch.overrides import TorchFunctionMode
 
 from bonsai.models.megabyte import Megabyte, MegabyteConfig
 from bonsai.models.spacebyte import Spacebyte, SpacebyteConfig
@@ -21,14 +24,32 @@ MODELS = {
 CONFIGS = {name: config for name, (_, config) in MODELS.items()}
 
 
-def build_model(name: str, settings: dict) -> nn.Module:
-    """A new model from settings (others than its fields are ignored); UserError if they clash."""
+class ZerosOn(TorchFunctionMode):
+    """What is made of zeros within is made on a device: the tables of the fast GPT-2, 1.9 GB, need
+    not be filled in the host's memory and copied. Random numbers stay those of the CPU."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        there = {"device": self.device} if func is torch.zeros else {}
+        return func(*args, **there | (kwargs or {}))
+
+
+def build_model(name: str, settings: dict, device: torch.device | None = None) -> nn.Module:
+    """A new model from settings (others than its fields are ignored); UserError if they clash.
+
+    device: that it goes to in the end; some of it may be there already.
+    """
     if name not in MODELS:
         raise UserError(f"model={name} is not one of {', '.join(MODELS)}")
     make, make_config = MODELS[name]
     try:
         known = {f.name for f in fields(make_config)}
-        return make(make_config(**{k: v for k, v in settings.items() if k in known}))
+        config = make_config(**{k: v for k, v in settings.items() if k in known})
+        with ZerosOn(device) if device else nullcontext():
+            return make(config)
     except ValueError as e:
         raise UserError(e) from None
 

@@ -100,8 +100,8 @@ def is_fresh(init_from: str, folder) -> bool:
     return init_from == "scratch"
 
 
-def begin(c, folder, world_size: int, lap: Callable[[str], None]) -> Start:
-    """The data and the model of a run; changes the settings `c` to those that hold.
+def begin(c, folder, runtime: Runtime, lap: Callable[[str], None]) -> Start:
+    """The data and the model of a run, on its device; changes the settings `c` to those that hold.
 
     c: a configurator.Config. folder: the run's. lap: called with the name of each part when it is
     done. Raises UserError for settings that clash with one another, with the data, or with the
@@ -118,20 +118,20 @@ def begin(c, folder, world_size: int, lap: Callable[[str], None]) -> Start:
     if c.depth > 0 and (loaded is None or "depth" in c.given):
         if c.model != "gpt":
             raise UserError(f"depth={c.depth} is a rule for the gpt: leave it out for {c.model}")
-        rule = compute_optimal(c.depth, c, c.given, world_size)
+        rule = compute_optimal(c.depth, c, c.given, runtime.world_size)
         c.update(rule)
         c.given |= rule.keys()
     # a run whose end of the decay was set apart from its last step keeps it
     follows = before is None or before.get("lr_decay_iters") == before.get("max_iters")
     if "lr_decay_iters" not in c.given and follows:
         c["lr_decay_iters"] = c.max_iters
-    check_settings(c, world_size)
+    check_settings(c, runtime.world_size)
     lap("model")  # where it is loaded
     data = Mixture.open(c.dataset)
     data.fingerprints()  # now, before anything can happen to the files
     lap("data")
     if loaded is None:
-        start = new_model(c, data)
+        start = new_model(c, data, runtime.device)
     else:
         start = loaded_model(c, data, loaded, before)
         taken = {k: v for k, v in c.items() if k not in c.given and requested.get(k) != v}
@@ -142,6 +142,8 @@ def begin(c, folder, world_size: int, lap: Callable[[str], None]) -> Start:
             start.notes.insert(1, f"settings that were left out: {listed}")
     data.check(start.model.config.block_size, start.model.config.vocab_size)
     start.notes += schedule_notes(c)
+    start.model.to(runtime.device)  # now, as train.py loads the compiler meanwhile
+    lap("model")
     return start
 
 
@@ -189,7 +191,7 @@ def schedule_notes(c) -> list[str]:
     return notes
 
 
-def new_model(c, data: Mixture) -> Start:
+def new_model(c, data: Mixture, device: torch.device) -> Start:
     """A model with random weights, for the vocabulary of the data unless vocab_size is given."""
     torch.manual_seed(c.seed)
     note = f"found vocab_size = {data.vocab_size} (inside {data.parts[0].source})"
@@ -199,7 +201,7 @@ def new_model(c, data: Mixture) -> Start:
         note = "defaulting to vocab_size of GPT-2: 50304 (50257 rounded up for efficiency)"
     if "vocab_size" not in c.given:
         c["vocab_size"] = data.model_vocab_size
-    model = build_model(c.model, c)
+    model = build_model(c.model, c, device)
     return Start(model, data, data.tokenizer, data.chat_template, [note])
 
 

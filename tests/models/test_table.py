@@ -3,13 +3,14 @@
 from dataclasses import fields
 
 import pytest
+import torch
 from helpers.byte_models import MEGABYTE, SPACEBYTE
 
 from bonsai.models.megabyte import Megabyte, MegabyteConfig
 from bonsai.models.spacebyte import Spacebyte, SpacebyteConfig
 from bonsai.models.table import CONFIGS, MODELS, build_model, describe_model
 from bonsai.system.errors import UserError
-from model import CLASSIC_KEYS, GPT, GPTConfig
+from model import CLASSIC_KEYS, GPT, TABLES, GPTConfig
 
 GPT_SHAPE = dict(n_layer=1, n_head=2, n_embd=8, block_size=6, vocab_size=9)
 TABLE = {
@@ -38,6 +39,26 @@ def test_what_is_said_of_a_model_makes_it_again(name):
     assert build_model(name, said["model_config"]).config == model.config
     known = [key for key in CLASSIC_KEYS if key in said["model_config"]]
     assert said["model_args"] == {key: said["model_config"][key] for key in known}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_on_another_device_the_random_numbers_are_the_same(name):
+    shape, built = TABLE[name][2], []
+    if name == "gpt":
+        shape = {**shape, "value_embeddings": True, "bigram_embeddings": 2, "bias": True}
+    for device in (None, torch.device("meta")):
+        torch.manual_seed(0)
+        built.append(build_model(name, shape, device))
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    build_model(name, shape)
+    assert torch.equal(torch.rand(1), drawn)
+    here, there = (dict(model.named_parameters()) for model in built)
+    assert here.keys() == there.keys()
+    for key, p in there.items():
+        assert not here[key].any() if p.is_meta else torch.equal(p, here[key]), key
+    tables = [p for key, p in there.items() if key.startswith(TABLES)]
+    assert all(p.is_meta for p in tables) and len(tables) == (2 if name == "gpt" else 0)
 
 
 def test_what_cannot_be_built_is_one_line():

@@ -156,7 +156,7 @@ def test_a_profile_of_any_model(tmp_path, name):
     done = bench(*options, "--batch_size=3", "--micro_batches=5", "--warmup=0", cwd=tmp_path)
     assert done.rc == 0, done
     results = json.loads((tmp_path / "b.json").read_text())
-    assert [*results["seconds_to_start"]] == ["imports", "data", "model", "first step"]
+    assert [*results["seconds_to_start"]] == ["imports", "device", "data", "model", "first step"]
     assert results["tokens_per_step"] == 3 * 5 * 16 and results["settings"]["model"] == name
     shares = results["shares"]
     assert set(shares) == {*breakdown.PARTS, breakdown.REST} and all(shares.values())

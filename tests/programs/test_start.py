@@ -131,7 +131,8 @@ def test_train_says_how_long_it_took_to_the_first_step(workplace, out):
     done = train(workplace, out, "--max_iters=2")
     lines = [line for line in done.stdout.splitlines() if line.startswith("first step done after")]
     assert len(lines) == 1, done
-    parts = r"imports [\d.]+, model [\d.]+, data [\d.]+, evaluation [\d.]+, first step [\d.]+"
+    names = ("imports", "device", "model", "data", "evaluation", "first step")
+    parts = ", ".join(rf"{name} [\d.]+" for name in names)
     assert re.fullmatch(rf"first step done after [\d.]+ s \({parts}\)", lines[0])
 
 
