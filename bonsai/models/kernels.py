@@ -155,7 +155,11 @@ def attention_to_few(q, k, v, mask, window: int, scale: float, dropout: float) -
         k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))
     seen = causal_mask(q.size(2), k.size(2), window, q.device) if mask is None else mask
     scores = scale * (q.float()[:, :, :, None] * k.float()[:, :, None]).sum(-1)  # (B, nh, T, S)
-    probs = F.softmax(scores.masked_fill(~seen, -math.inf), dim=-1)
+    if seen.dtype == torch.bool:
+        scores = scores.masked_fill(~seen, -math.inf)
+    else:  # a cache's, of 0 and -inf
+        scores = scores + seen
+    probs = F.softmax(scores, dim=-1)
     probs = F.dropout(probs, dropout) if dropout else probs
     return (probs[..., None] * v.float()[:, :, None]).sum(-2).to(q.dtype)
 

@@ -1,6 +1,7 @@
 """Kernels in place of model.py's: the same numbers up to rounding, and where they are put."""
 
 import copy
+import math
 import pickle
 from types import SimpleNamespace
 
@@ -228,6 +229,20 @@ def test_local_attention_equals_a_mask(window, kv, dtype, error):
         for at in (0, 9, t - 1):  # and nothing comes from what is not seen
             gradient = torch.autograd.grad(y[:, :, at].sum(), v, retain_graph=True)[0]
             assert torch.equal(gradient.abs().sum((0, 1, 3)) > 0, seen[at])
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_a_mask_may_be_what_is_added_to_the_scores(dtype, error):
+    """As a cache gives it to a step of fixed shapes; of two rows, one with fewer keys."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, t, 8).to(dtype) for n, t in ((4, 1), (2, 11), (2, 11)))
+    seen = (torch.arange(11) <= torch.tensor([[10], [3]]))[:, None, None]  # (B, 1, T, S)
+    added = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -math.inf)
+    want = attention(q, k, v, seen, 0, 0.3, 0.0)
+    for way in (attention, attend, attend_in_blocks, cpu_attend, attention_to_few):
+        for mask in (seen, added):
+            y = way(q, k, v, mask, 0, 0.3, 0.0)
+            torch.testing.assert_close(y, want, atol=error, rtol=error)
 
 
 @pytest.mark.parametrize("T", [100, 128, 300, 700, 1024])
