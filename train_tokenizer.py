@@ -56,6 +56,10 @@ curve_png = ""  # and draw it to this file [path]
 n_embd = 768  # width of the embedding whose parameters are counted [>= 1]
 stats_bytes = 20_000_000  # from the first so many bytes of the text [>= 0]
 
+# of what matplotlib writes
+PICTURES = (".png", ".svg", ".pdf", ".eps", ".ps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+PICTURES += (".gif", ".avif")
+
 
 def documents(c: Config) -> Iterator[str]:
     """The texts of the input, long ones in pieces, with a progress bar."""
@@ -149,6 +153,9 @@ def check(c: Config) -> None:
         raise UserError("a .tiktoken file can hold the tokens of --type=bpe only")
     if not c.out.endswith(".json"):
         raise UserError(f"out is {c.out!r}: a tokenizer is written to a .json file")
+    if c.curve_png and not c.curve_png.lower().endswith(PICTURES):
+        hint = "a picture is written to a .png, .svg or .pdf file"
+        raise UserError(f"curve_png is {c.curve_png!r}: {hint}")
     if c.hf_out and (c.type != "bpe" or c.pattern not in PATTERNS):
         known = ", ".join(PATTERNS)
         raise UserError(f"--hf_out takes --type=bpe with one of the patterns {known} alone")

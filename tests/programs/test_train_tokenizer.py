@@ -131,6 +131,8 @@ def test_sentencepiece(folder):
         ("--input=text.txt --pattern=gpt5", "no pattern is called 'gpt5'"),
         ("--input=text.txt --type=words", "words"),
         ("--input=text.txt --out=own.txt", ".json"),
+        ("--input=text.txt --curve_png=curve", "a picture is written to a .png, .svg or .pdf file"),
+        ("--input=text.txt --curve_png=curve.jsonl", "curve_png is 'curve.jsonl': a picture"),
         ("--input=text.txt --stats=False --out=text.txt/own.json", "cannot write"),
         ("--input=text.txt --html=text.txt/page.html", "cannot write"),  # and no tokenizer either
         ("--input=rows.jsonl", "text_column"),
