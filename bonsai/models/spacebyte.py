@@ -175,13 +175,13 @@ class Spacebyte(ByteModel):
         slots: torch.Tensor | None,
     ) -> torch.Tensor:
         """x (B, T, DL) with the global blocks applied at the positions `chosen` (B, T)."""
-        begun = chosen.cumsum(dim=1)  # (B, T), patches up to each position
-        counts = begun[:, -1:]  # (B, 1)
         if slots is None:
-            slots = torch.arange(int(counts.max()), device=x.device)
+            slots = torch.arange(int(chosen.sum(dim=1).max()), device=x.device)
         K = slots.size(0)
         if K == 0:
             return x
+        begun = chosen.cumsum(dim=1)  # (B, T), patches up to each position
+        counts = begun[:, -1:]  # (B, 1)
         # each row's chosen positions in order; then others, which come out as they went in
         t = torch.arange(x.size(1), device=x.device).expand(chosen.shape)
         place = torch.where(chosen, begun - 1, counts + t - begun)  # (B, T)
