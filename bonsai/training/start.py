@@ -45,7 +45,11 @@ ONLY_WITH = {  # settings that do nothing unless another has this value
     ("decay_lr", True): "lr_schedule warmup_iters lr_decay_iters min_lr cooldown",
     ("position", "rope"): "rope_base",
 }
-NOT_WITH = {("attention_window", 0): "window_pattern"}  # and those that do nothing where it has
+NOT_WITH = {  # and those that do nothing where it has
+    ("attention_window", 0): "window_pattern",
+    ("dtype", "float32"): "bfloat16_stream",
+    ("dtype", "float16"): "bfloat16_stream",
+}
 
 
 @dataclass

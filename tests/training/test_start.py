@@ -275,6 +275,11 @@ BASE |= dict(position="learned", attention_window=0)
         (dict(rope_base=5e5, position="rope"), []),
         (dict(window_pattern="DL"), ["without effect, as attention_window=0: window_pattern"]),
         (dict(window_pattern="DL", attention_window=8), []),
+        (
+            dict(bfloat16_stream=True, dtype="float32"),
+            ["without effect, as dtype=float32: bfloat16_stream"],
+        ),
+        (dict(bfloat16_stream=True, dtype="bfloat16"), []),
         (dict(lr_decay_iters=5), ["from step 5"]),
         (dict(lr_decay_iters=10), ["the run ends at step 9 (max_iters), before the learning rate"]),
         (dict(lr_decay_iters=10, max_iters=0), []),
