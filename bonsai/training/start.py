@@ -318,9 +318,11 @@ def fit_model(c, loaded: Loaded) -> None:
 
 
 def defaults_of(c, model: nn.Module) -> dict:
-    """The defaults of the settings that were given, without fields of the model: what a run had
-    that knows nothing of them, as it is nanoGPT's or was begun before there was such a setting."""
-    return {k: c.defaults[k] for k in c.defaults if k in c.given and k not in vars(model.config)}
+    """The defaults of the settings that were given, without fields that the weights fix: what a run
+    had that knows nothing of them, as it is nanoGPT's or was begun before there was such a
+    setting."""
+    fixed = vars(model.config).keys() - set(RUN_FIELDS)
+    return {k: c.defaults[k] for k in c.defaults if k in c.given and k not in fixed}
 
 
 def changed_settings(before: dict, now: dict) -> str:
