@@ -49,6 +49,10 @@ class AccumulatingEmbedding(nn.Embedding):
         own.weight = embedding.weight
         return own.train(embedding.training)
 
+    def __getstate__(self) -> dict:
+        """A copy has no sum, which is as large as the table, until it begins a step."""
+        return {name: value for name, value in vars(self).items() if name != "total"}
+
     def begin(self) -> None:
         """Begin a step: its gradient is 0."""
         if self.total is None:

@@ -1,5 +1,6 @@
 """bonsai/models/embedding.py: gradients of tables added up where they lie are autograd's sums."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -9,7 +10,8 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
-from bonsai.models.embedding import accumulate_in_place
+from bonsai.engine import prepare
+from bonsai.models.embedding import AccumulatingEmbedding, accumulate_in_place
 from model import GPT, GPTConfig
 
 SHAPE = dict(block_size=12, vocab_size=31, n_layer=3, n_head=4, n_embd=32)
@@ -155,3 +157,20 @@ def test_without_gradients_it_is_an_embedding():
     with torch.no_grad():
         assert torch.equal(model(idx)[0], want)
     assert not any(t.total.any() for t in tables)
+
+
+def test_a_copy_has_no_sum_of_its_own():
+    """One to write texts with would keep it for nothing."""
+    model, idx = made(VARIANTS["untied"]), torch.tensor([[1, 2, 3]])
+    tables = accumulate_in_place(model)
+    for table in tables:
+        table.begin()
+    for copied in (copy.deepcopy(model), prepare(model, torch.bfloat16)):
+        theirs = [m for m in copied.modules() if isinstance(m, AccumulatingEmbedding)]
+        assert len(theirs) == len(tables) and all(t.total is None for t in theirs)
+    copied = copy.deepcopy(model)
+    for each in (model, copied):
+        each(idx, idx)[1].backward()
+    gradients = [[p.grad for p in each.parameters()] for each in (model, copied)]
+    torch.testing.assert_close(*gradients)
+    assert all(t.weight.grad is t.total for t in tables)
