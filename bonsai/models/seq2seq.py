@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from model import sinusoids
+from model import GPT, sinusoids
 
 
 @dataclass
@@ -144,18 +144,7 @@ class Seq2Seq(nn.Module):
     def num_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-    def configure_optimizers(
-        self, weight_decay, learning_rate, betas, device_type, eps=1e-8
-    ) -> torch.optim.AdamW:
-        """AdamW; tensors of two or more dimensions decay, as in model.py."""
-        groups = [
-            {"params": [p for p in self.parameters() if p.dim() >= 2]},
-            {"params": [p for p in self.parameters() if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        fused = device_type in ("cuda", "cpu", "mps")
-        return torch.optim.AdamW(
-            groups, learning_rate, betas, eps, weight_decay=weight_decay, fused=fused
-        )
+    configure_optimizers = GPT.configure_optimizers  # AdamW, by the tensors' dimensions alone
 
     def embed(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
         """ids (B, T) at positions start, start + 1, ... -> (B, T, C); section 3.4 and 3.5."""

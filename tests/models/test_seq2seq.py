@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig, beam_search, warmup_rate
+from bonsai.system.runtime import setup
+from bonsai.training.settings import StepSettings
+from bonsai.training.step import TrainingStep
 from model import sinusoids
 
 TINY = dict(vocab_size=13, n_layer=2, n_head=2, n_embd=16, hidden=32, max_length=40)
@@ -159,6 +162,17 @@ def test_it_learns_to_turn_a_row_around():
     source = torch.randint(3, 13, (20, 5), generator=draw)
     right = [a == b for a, b in zip(beam_search(model, source), source.flip(1).tolist())]
     assert sum(right) >= 18
+
+
+def test_the_step_that_projects_share_trains_it():
+    torch.manual_seed(0)
+    runtime = setup("cpu", "float32", False)
+    step = TrainingStep(Seq2Seq(Seq2SeqConfig(**TINY)), StepSettings(weight_decay=0.1), runtime)
+    batch = [torch.randint(3, 13, (4, n)) for n in (5, 6, 6)]
+    before = [p.clone() for p in step.model.parameters()]
+    assert torch.isfinite(step(0, [batch]))
+    assert not all(map(torch.equal, before, step.model.parameters()))
+    assert [g["weight_decay"] > 0 for g in step.optimizer.param_groups] == [True, False]
 
 
 def test_choices_that_do_not_go_together():
