@@ -1,4 +1,6 @@
-"""Whether weights are those of the model that is described, found out before it is built."""
+"""Whether weights are those of the model that is described, found out before it is built, and how
+it takes them.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +14,37 @@ from bonsai.system.errors import UserError
 
 MOST_POSITIONS = 2**20  # of a context that no tensor has the length of
 DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_)
-DRAWS += (nn.init.kaiming_uniform_, nn.init.xavier_uniform_)
+DRAWS += (nn.init.kaiming_uniform_, nn.init.xavier_uniform_, torch.Tensor.zero_)
 
 
 class WithoutDraws(TorchFunctionMode):
-    """A model built within has no random initial weights, as others will take their place: to draw
-    them takes longer than to read a file."""
+    """A model built within has no random initial weights, nor zeros, as others will take their
+    place: to draw them takes longer than to read a file. What is never written takes no memory."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in DRAWS:
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        return (torch.empty if func is torch.zeros else func)(*args, **(kwargs or {}))
+
+
+def take_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give a model on the CPU its weights, by the names of its state_dict, which they must be.
+
+    A tensor that lies in memory as the model's own does, by itself, becomes the model's own: copies
+    take as long as to read the file, and the memory of a second model. So it is no longer to be
+    changed by others.
+    """
+    own, taken = model.state_dict(keep_vars=True), set()
+    assert own.keys() == weights.keys(), own.keys() ^ weights.keys()
+    for key, p in own.items():
+        w = weights[key].detach()
+        alone = w.untyped_storage().nbytes() == p.nbytes and w.data_ptr() not in taken
+        alike = (w.dtype, w.device, w.shape, w.stride()) == (p.dtype, p.device, p.shape, p.stride())
+        if alike and alone and w.data_ptr() % 64 == 0:
+            p.data = w
+            taken.add(w.data_ptr())
+        elif w.data_ptr() != p.data_ptr():  # else a tied one, which was taken by its other name
+            p.data.copy_(w)
 
 
 def without_masks(weights: dict) -> dict:

@@ -8,7 +8,7 @@ import torch.nn as nn
 from bonsai.files.access import exists
 from bonsai.files.gguf import is_gguf
 from bonsai.files.jsonfile import read_json_object
-from bonsai.models.fit import WithoutDraws, check_fit, without_masks
+from bonsai.models.fit import WithoutDraws, check_fit, take_weights, without_masks
 from bonsai.models.gguf import read_gguf, read_vocabulary
 from bonsai.models.hugging_face import CONFIG_BYTES, WEIGHTS, read_model
 from bonsai.models.llmc import is_llmc, read_llmc
@@ -135,7 +135,7 @@ def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Mo
     try:
         with WithoutDraws():
             model = build_model(name, settings)
-        model.load_state_dict(weights)
+        take_weights(model, weights)
     except (RuntimeError, MemoryError) as e:
         if not short_of_memory(e):
             raise

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.checkpoints import replaced, tiny
 
-from bonsai.models.fit import WithoutDraws, check_fit, without_masks
+from bonsai.models.fit import WithoutDraws, check_fit, take_weights, without_masks
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 from model import GPT, GPTConfig
@@ -51,6 +51,35 @@ def test_nothing_is_drawn_for_weights_that_will_be_replaced():
         model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=5))
     assert torch.equal(torch.get_rng_state(), drawn)
     assert model.transformer.ln_f.weight.tolist() == [1] * 4  # what is not drawn is set
+
+
+def test_weights_become_the_models_own_where_they_can():
+    """Their memory where it is theirs alone and in the right form, else their numbers."""
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=64, block_size=4, vocab_size=16)
+    source = GPT(config)
+    weights = {key: w.clone() for key, w in source.state_dict().items()}
+    wte, head = "transformer.wte.weight", "lm_head.weight"
+    fc, proj, ln = (f"transformer.h.0.{name}.weight" for name in ("mlp.c_fc", "mlp.c_proj", "ln_1"))
+    weights[head] = weights[wte]  # tied
+    weights[fc] = weights[fc].double()
+    weights[proj] = weights[proj].T.contiguous().T
+    weights["transformer.wpe.weight"] = torch.zeros(9, 64).add_(0.5)[:4]
+    weights[ln] = weights["transformer.ln_f.weight"]  # as equal as two norms can be
+    with WithoutDraws():
+        model = GPT(config)
+    attn = model.transformer.h[0].attn.c_attn
+    before, block = attn.weight, attn.weight.row_block
+    take_weights(model, weights)
+    assert attn.weight is before and before.row_block == block and before.requires_grad
+    own = model.state_dict()
+    assert all(torch.equal(own[key], w.float()) for key, w in weights.items())
+    assert model.lm_head.weight is model.transformer.wte.weight
+    copied = {key for key, w in weights.items() if own[key].data_ptr() != w.data_ptr()}
+    assert {fc, proj, "transformer.wpe.weight"} <= copied and not copied & {wte, head}
+    pointers = [p.data_ptr() for p in model.parameters()]
+    assert len({*pointers}) == len(pointers)  # a step of one moves no other
+    with pytest.raises(AssertionError):
+        take_weights(model, {**weights, "more": torch.ones(1)})
 
 
 def test_masks_of_older_files_are_no_weights():
