@@ -162,7 +162,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> tuple[TimedSteps, 
     say(describe_memory(model, c.batch_size, T, runtime), runtime)
     stream = micro_batches_of(data, T, vocab_size, c, runtime)
     settings = StepSettings(**model_fields(c, StepSettings))
-    training = TrainingStep(model, settings, runtime)
+    training = TrainingStep(model, settings, runtime, accumulates=c.micro_batches > 1)
     set_further(training.model, 0, settings)
     step = TimedSteps(training, stream, c.micro_batches)
     watch.lap("model")

@@ -150,7 +150,8 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
         c.token_noise,
         vocab_size,
     )
-    training = TrainingStep(model, c, runtime)  # with its kernels, and its optimizer
+    accumulates = c.gradient_accumulation_steps > runtime.world_size
+    training = TrainingStep(model, c, runtime, accumulates)  # with its kernels, and its optimizer
     start.restore(training.optimizer, training.scaler)
     if progress.tokens is None:
         progress.tokens = batches.rows_before(progress.step) * block_size

@@ -34,8 +34,9 @@ class TrainingStep:
     is_finite and the update of an optimizer without fused kernels.
     """
 
-    def __init__(self, model: torch.nn.Module, c, runtime: Runtime):
-        """model: is put on its device. c: train.py's settings, or a StepSettings."""
+    def __init__(self, model: torch.nn.Module, c, runtime: Runtime, accumulates: bool = False):
+        """model: is put on its device. c: train.py's settings, or a StepSettings. accumulates:
+        whether steps have several micro-batches, for which tables on a GPU have a faster way."""
         if runtime.device.type == "cpu":
             keep_freed_memory()
         self.model = model = to_device(model, runtime.device)
@@ -46,8 +47,8 @@ class TrainingStep:
         self.optimizer = build_optimizer(model, c, runtime)
         self.scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
         self.averages = runtime.world_size > 1 and not self.optimizer_is_sharded
-        # tables that add up the gradients of micro-batches; DDP waits for autograd's
-        in_place = device.type == "cuda" and not self.averages
+        # that add up their gradients in place; DDP waits for autograd's
+        in_place = accumulates and device.type == "cuda" and not self.averages
         self.tables = accumulate_in_place(model) if in_place else []
         self.compiled = torch.compile(model) if runtime.compile else model
         self.network = self.compiled  # what the batches go through
@@ -57,7 +58,6 @@ class TrainingStep:
             self.network = DDP(self.compiled, device_ids=ids, **{SYNC_BUFFERS: False})
         self.network.train()
         self.left = 0  # micro-batches of this step that are still to come
-        self.accumulates = False  # whether a step so far had several micro-batches
         self.updating = False  # within an update, when some weights are of the step before
         self.row: torch.Tensor | None = None  # (1, T), a row of the last micro-batch
         self.loss = torch.zeros((), device=device)  # this process's part of the step's mean
@@ -74,11 +74,8 @@ class TrainingStep:
         seed_everything(self.seed, number, self.runtime.rank)
         self.left = micro_batches
         self.loss.zero_()
-        # once a step has several, tables stay so: going back would compile the model again
-        self.accumulates = self.accumulates or micro_batches > 1
-        if self.accumulates:
-            for table in self.tables:
-                table.begin()
+        for table in self.tables:
+            table.begin()
 
     def backward(self, *batch: torch.Tensor, divisor: float = 1) -> None:
         """Forward and backward of one micro-batch: adds to the gradients and to `loss`.

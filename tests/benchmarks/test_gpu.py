@@ -449,11 +449,10 @@ def test_tables_add_up_the_gradients_of_micro_batches(device):
         torch.manual_seed(0)
         model = build_model("gpt", (shape if on_gpu else FIELDS) | fields)
         settings = StepSettings(optimizer="muon", learning_rate=0.02, seed=0)
-        training = TrainingStep(model, settings, runtime)
-        training.tables = accumulate_in_place(model) or training.tables  # on a CPU, too
-        assert len(training.tables) == 2 + model.config.n_layer // 2
-        if not in_place:
-            training.tables = []  # those that are not told of a step are torch's
+        training = TrainingStep(model, settings, runtime, accumulates=in_place)
+        if in_place and not on_gpu:
+            training.tables = accumulate_in_place(model)
+        assert len(training.tables) == in_place * (2 + model.config.n_layer // 2)
         vocabulary, T = model.config.vocab_size, model.config.block_size
         step = TimedSteps(training, synthetic(vocabulary, 4, T, runtime.device), 6)
         found.append([step.log(step()) for _ in range(4)])

@@ -80,7 +80,7 @@ def test_compiled(backend):
 
 def test_no_gradient_of_a_tables_size_is_made():
     """In the compiled backward, where nn.Embedding has one for each table; and there is one graph
-    to train, whatever step it is."""
+    for all steps and for an evaluation before them, which caches can keep."""
     fields = VARIANTS["untied"]
     sizes = {(31, 32), (62, 32)}
     made_there: list[list] = []
@@ -96,11 +96,19 @@ def test_no_gradient_of_a_tables_size_is_made():
         bw_compiler=look,
         decompositions=select_decomp_table(),
     )
+    called: list[str] = []
+
+    def looked_at(graph, inputs):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return backend(graph, inputs)
+
     for in_place in (False, True):
         torch._dynamo.reset()
         model = made(fields)
         tables = accumulate_in_place(model) if in_place else []
-        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        compiled = torch.compile(model, backend=looked_at, fullgraph=True)
+        idx = torch.randint(31, (2, 12))
+        compiled(idx, idx)
         for _ in range(3):
             for table in tables:
                 table.begin()
@@ -110,6 +118,7 @@ def test_no_gradient_of_a_tables_size_is_made():
             model.zero_grad()
     without, with_tables = made_there
     assert len(without) == 4 and with_tables == []
+    assert not [name for name in called if "autograd_function" in name]
 
 
 def test_which_tables_and_that_they_stay_the_models():
@@ -144,19 +153,17 @@ def test_the_sum_is_the_gradient_and_stays_in_its_place():
 
 
 def test_without_gradients_it_is_an_embedding():
-    """Before `begin`, and where nobody records gradients: nothing is added."""
+    """Nothing is added where nobody records gradients, nor by a forward pass alone."""
     model = made(VARIANTS["tied"])
     idx = torch.tensor([[1, 2, 3]])
     want = model(idx)[0]
     tables = accumulate_in_place(model)
-    assert torch.equal(model(idx)[0], want) and all(t.total is None for t in tables)
-    model(idx, idx)[1].backward()
-    assert all(t.weight.grad.any() for t in tables)  # autograd's
-    for table in tables:
-        table.begin()
-    with torch.no_grad():
-        assert torch.equal(model(idx)[0], want)
-    assert not any(t.total.any() for t in tables)
+    for recorded in (False, True):
+        for table in tables:
+            table.begin()
+        with torch.set_grad_enabled(recorded):
+            assert torch.equal(model(idx)[0], want)
+        assert not any(t.total.any() for t in tables)
 
 
 def test_a_copy_has_no_sum_of_its_own():
