@@ -23,7 +23,7 @@ from bonsai.models.architectures import (
     widened,
     with_our_epsilon,
 )
-from bonsai.models.fit import WithoutDraws, check_fit, without_masks
+from bonsai.models.fit import WithoutDraws, check_fit, take_weights, without_masks
 from bonsai.runs.schema import brief, is_dict, is_tensor, is_whole
 from bonsai.system.errors import UserError
 from bonsai.system.hub import use_cache_if_offline
@@ -168,7 +168,7 @@ def pretrained(make: type[GPT], source: str | Path, overrides: dict) -> GPT:
         raise ValueError(e) from None
     with WithoutDraws():
         model = make(GPTConfig(**{**settings, **overrides}))
-    model.load_state_dict(weights)
+    take_weights(model, weights)
     return model
 
 
