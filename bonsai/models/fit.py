@@ -14,17 +14,25 @@ from bonsai.system.errors import UserError
 
 MOST_POSITIONS = 2**20  # of a context that no tensor has the length of
 DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_)
-DRAWS += (nn.init.kaiming_uniform_, nn.init.xavier_uniform_, torch.Tensor.zero_)
+DRAWS += (nn.init.kaiming_uniform_, nn.init.xavier_uniform_)
 
 
 class WithoutDraws(TorchFunctionMode):
     """A model built within has no random initial weights, nor zeros, as others will take their
-    place: to draw them takes longer than to read a file. What is never written takes no memory."""
+    place: to draw them takes longer than to read a file. What is never written takes no memory.
+
+    zeros: False for a class that may have zeros of its own, beside its weights.
+    """
+
+    def __init__(self, zeros: bool = True):
+        super().__init__()
+        self.left_out = (*DRAWS, torch.Tensor.zero_) if zeros else DRAWS
+        self.makers = {torch.zeros: torch.empty} if zeros else {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in DRAWS:
+        if func in self.left_out:
             return args[0] if args else kwargs["tensor"]
-        return (torch.empty if func is torch.zeros else func)(*args, **(kwargs or {}))
+        return self.makers.get(func, func)(*args, **(kwargs or {}))
 
 
 def take_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:

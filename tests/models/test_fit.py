@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.checkpoints import replaced, tiny
 
+from bonsai.models import hugging_face
 from bonsai.models.fit import WithoutDraws, check_fit, take_weights, without_masks
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
@@ -51,6 +52,27 @@ def test_nothing_is_drawn_for_weights_that_will_be_replaced():
         model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=5))
     assert torch.equal(torch.get_rng_state(), drawn)
     assert model.transformer.ln_f.weight.tolist() == [1] * 4  # what is not drawn is set
+
+
+def test_a_class_of_others_has_its_zeros(monkeypatch):
+    """What it has beside the weights of a GPT no file fills."""
+
+    class Counting(GPT):
+        def __init__(self, config):
+            super().__init__(config)
+            self.register_buffer("seen", torch.zeros(1000), persistent=False)
+
+    fields = dict(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=5)
+    weights = GPT(GPTConfig(**fields)).state_dict()
+    monkeypatch.setattr(hugging_face, "read_model", lambda source: (fields, weights))
+    drawn = torch.get_rng_state()
+    torch.use_deterministic_algorithms(True)  # then torch.empty is full of NaN
+    try:
+        model = hugging_face.pretrained(Counting, "gpt2", {})
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not model.seen.any() and torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(w, weights[key]) for key, w in model.state_dict().items())
 
 
 def test_weights_become_the_models_own_where_they_can():
