@@ -14,7 +14,8 @@ idx are then the tokens after those in it. Without one every token is computed f
 One whose logits are large takes `return_logits`, see `loss_alone`; one whose shapes depend on what
 the tokens are has `counted`, see `counted_arguments`.
 
-    training      param_groups (all of model.py's GROUPS), configure_optimizers, crop_block_size
+    training      param_groups (all of model.py's GROUPS), crop_block_size, configure_optimizers,
+                  whose last argument, the class to make, it may leave out
     planning      num_params, flops_per_token, channels_per_token
     engine        new_cache, context_step; of a cache what the class Cache in cache.py has
     benchmarks    serial_layers

@@ -12,6 +12,7 @@ others DistributedDataParallel does.
 
 import math
 from collections.abc import Callable
+from inspect import signature
 
 import torch
 import torch.nn as nn
@@ -41,9 +42,10 @@ def guards_itself(optimizer: torch.optim.Optimizer) -> bool:
 def adamw(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), fused: tensors of two or more dimensions decay; see
     bonsai/training/adam.py."""
-    betas = (c.beta1, c.beta2)
-    built = model.configure_optimizers(
-        c.weight_decay, c.learning_rate, betas, runtime.device.type, c.adam_eps, AdamW
+    configure, betas = model.configure_optimizers, (c.beta1, c.beta2)
+    kind = {"make": AdamW} if "make" in signature(configure).parameters else {}
+    built = configure(
+        c.weight_decay, c.learning_rate, betas, runtime.device.type, c.adam_eps, **kind
     )
     return fastest_adamw(built)
 

@@ -36,7 +36,8 @@ class TrainingStep:
 
     def __init__(self, model: torch.nn.Module, c, runtime: Runtime, accumulates: bool = False):
         """model: is put on its device. c: train.py's settings, or a StepSettings. accumulates:
-        whether steps have several micro-batches, for which tables on a GPU have a faster way."""
+        whether steps have several micro-batches, for which tables on a GPU have a faster way, if
+        the model is compiled."""
         if runtime.device.type == "cpu":
             keep_freed_memory()
         self.model = model = to_device(model, runtime.device)
@@ -47,8 +48,9 @@ class TrainingStep:
         self.optimizer = build_optimizer(model, c, runtime)
         self.scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
         self.averages = runtime.world_size > 1 and not self.optimizer_is_sharded
-        # that add up their gradients in place; DDP waits for autograd's
-        in_place = accumulates and device.type == "cuda" and not self.averages
+        # that add up their gradients in place; DDP waits for autograd's, which, where the model is
+        # not compiled, are sums in a fixed order
+        in_place = accumulates and device.type == "cuda" and runtime.compile and not self.averages
         self.tables = accumulate_in_place(model) if in_place else []
         self.compiled = torch.compile(model) if runtime.compile else model
         self.network = self.compiled  # what the batches go through

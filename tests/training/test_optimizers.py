@@ -64,6 +64,23 @@ def test_settings_reach_adamw():
         assert (group["eps"], group["betas"], group["lr"]) == (1e-5, (0.9, 0.99), 6e-4)
 
 
+def test_a_model_whose_adamw_is_its_own():
+    """Its configure_optimizers may be one that knows nothing of the class to make."""
+
+    class Frozen(GPT):
+        def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, eps=1e-8):
+            return torch.optim.AdamW([self.lm_head.weight], learning_rate, betas, eps, fused=True)
+
+    torch.manual_seed(0)
+    model = Frozen(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = build_optimizer(model, SETTINGS, CPU)
+    backward(model, 0)
+    optimizer.step()
+    moved = {k for k, w in model.state_dict().items() if not torch.equal(w, before[k])}
+    assert moved == {"lm_head.weight", "transformer.wte.weight"}  # which are one
+
+
 def test_a_state_of_steps_that_were_not_fused_loads_and_goes_on():
     """As nanoGPT saves it on a CPU: the steps that follow are those of the other kind."""
     plain, ours = tiny(), tiny()
