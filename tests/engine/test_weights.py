@@ -7,6 +7,7 @@ import torch
 from helpers.tiny_model import BLOCK, VOCAB, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bonsai.engine.cpu import linear
 from bonsai.engine.weights import prepare
 from model import ACTIVATIONS
 
@@ -31,6 +32,20 @@ def test_logits_of_converted_weights_stay_close(dtype, quantize, pack):
         assert (torch.stack(steps, 1) - got[:, 30:]).std() / want.std() < error
     assert fast.transformer.wte.weight.dtype == (dtype or torch.float32)
     assert model.lm_head.weight.dtype == torch.float32  # the original is left alone
+
+
+@pytest.mark.parametrize("quantize", ["", "int8"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cpu_without_instructions_for_half_precision(dtype, quantize, monkeypatch):
+    """torch refuses to pack weights for it: they stay as nn.Linear has them."""
+    monkeypatch.setattr(linear, "SUPPORTED", dict.fromkeys(linear.SUPPORTED, "_no_such"))
+    model, idx = tiny(n_embd=128), torch.randint(VOCAB, (2, BLOCK))
+    prepared = prepare(model, dtype, quantize)
+    assert not any(isinstance(m, linear.PackedLinear) for m in prepared.modules())
+    with torch.no_grad():
+        for part in (idx, idx[:, :1]):
+            want, got = model(part)[0], prepared(part)[0]
+            assert (want - got.float()).std() / want.std() < 0.1
 
 
 @pytest.mark.parametrize("pack", [True, False])

@@ -48,9 +48,19 @@ def has_tiles() -> bool:
     return bool(library and library.linear_has_tiles())
 
 
-def packs(device: torch.device) -> bool:
-    """Whether torch has oneDNN's kernels, and the operators by which torch.compile calls them."""
+# of half precision torch refuses to pack weights where the CPU has no instructions for it
+SUPPORTED = {
+    torch.bfloat16: "_is_mkldnn_bf16_supported",
+    torch.float16: "_is_mkldnn_fp16_supported",
+}
+
+
+def packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has oneDNN's kernels for a dtype, and the operators by which torch.compile
+    calls them."""
     ops = torch.ops.mkldnn
+    if dtype in SUPPORTED and not getattr(ops, SUPPORTED[dtype], bool)():
+        return False
     return (
         device.type == "cpu"
         and torch.backends.mkldnn.is_available()
