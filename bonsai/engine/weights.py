@@ -53,7 +53,9 @@ def prepare(
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
     weight = next(model.parameters())
     dtype = dtype or weight.dtype
-    packed, on_gpu = pack and packs(weight.device, dtype), pack and weight.is_cuda
+    # weights in int8 are packed by ourselves, whatever is multiplied with them
+    packed = pack and packs(weight.device, None if quantize else dtype)
+    on_gpu = pack and weight.is_cuda
     faster = packed or quantize or (on_gpu and dtype in HALF)
     if not faster and dtype == weight.dtype:
         return model.eval()

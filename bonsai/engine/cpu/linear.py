@@ -55,9 +55,9 @@ SUPPORTED = {
 }
 
 
-def packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch has oneDNN's kernels for a dtype, and the operators by which torch.compile
-    calls them."""
+def packs(device: torch.device, dtype: torch.dtype | None) -> bool:
+    """Whether torch has oneDNN's kernels, for weights of a dtype if one is given, and the operators
+    by which torch.compile calls them."""
     ops = torch.ops.mkldnn
     if dtype in SUPPORTED and not getattr(ops, SUPPORTED[dtype], bool)():
         return False
