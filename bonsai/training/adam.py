@@ -54,9 +54,10 @@ class KernelAdamW(AdamW):
                 if members[number]:
                     self.update(number, group, members[number], clip)
             return None
-        if clip and (grads := self.gradients()):
+        if clip:
             norm, max_norm = clip
-            torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+            params = [p for group in groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
         return super().step(closure)
 
     def update(self, number: int, group: dict, members: list[tuple], clip: tuple | None) -> None:

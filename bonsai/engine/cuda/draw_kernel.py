@@ -263,6 +263,6 @@ def draw(logits, ids, keys, steps, temperature=None, top_k=None, log_min_p=None)
         if drawn.size(1) == 1:
             return drawn[:, 0]
         token, parts = torch.empty_like(drawn[:, 0]), drawn.size(1)
-        lanes = triton.next_power_of_2(parts)
-        best_kernel[(n,)](drawn, values, token, parts, PARTS=lanes, **FUSED)
+        room = triton.next_power_of_2(parts)
+        best_kernel[(n,)](drawn, values, token, parts, PARTS=room, **FUSED)
     return token
