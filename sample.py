@@ -4,6 +4,7 @@
     python sample.py --start="To be" --temperature=0 --num_samples=1  # the likeliest one
     python sample.py --start=FILE:prompt.txt > samples.txt            # faster: drawn side by side
     python sample.py --interactive                                    # type a line, read on
+    python sample.py --out_dir=out-chat --chat                        # talk to a model that can
     python sample.py --init_from=gpt2-xl --start="The answer is"      # or a checkpoint, or a folder
     python sample.py --prompts=questions.jsonl --out=answers.jsonl    # many prompts at once
 
@@ -24,7 +25,7 @@ import codecs
 import json
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
 from itertools import chain
@@ -33,6 +34,7 @@ from typing import TextIO
 import torch
 
 from bonsai.engine import Engine, SamplingParams, generate, prepare
+from bonsai.engine.conversation import Conversation
 from bonsai.engine.cuda.steps import CapturedSteps
 from bonsai.engine.text import find_tokenizer, start_tokens
 from bonsai.files.textfile import check_writable, read_text, text_or_file, whole_text
@@ -43,6 +45,7 @@ from bonsai.system.progress import Progress
 from bonsai.system.runtime import DTYPES, Runtime, setup_inference
 from bonsai.system.values import did_you_mean
 from bonsai.tokenizers import Tokenizer
+from bonsai.tokenizers.chat import ChatTemplate
 from configurator import Config, configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------
@@ -62,6 +65,8 @@ min_p = 0.0  # draw from tokens with at least this share of the likeliest one's 
 repetition_penalty = 1.0  # above 1.0 tokens that were there before become less likely [> 0]
 seed = 1337  # the same seed gives the same texts [>= 0]
 interactive = False  # continue the lines you type; Ctrl-C ends a text, Ctrl-D the program
+chat = False  # answer the lines you type, with a model that was trained on conversations
+system = ""  # with --chat: the system's message, with which the conversation begins
 on_full = "slide"  # when the context is full; slide: nanoGPT's way, slow [slide | refill | stop]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
@@ -112,9 +117,14 @@ PICTURES |= {c: 0xFFFD for c in range(0x80, 0xA0)}
 
 def stream(tokenizer: Tokenizer, ids: Iterable[int]) -> None:
     """Print the text of ids as they come, and a newline."""
+    show(pieces(tokenizer, ids))
+
+
+def show(texts: Iterable[str]) -> None:
+    """Print pieces of text as they come, and a newline."""
     printable = PICTURES if sys.stdout.isatty() else {}
-    for piece in pieces(tokenizer, ids):
-        print(piece.translate(printable), end="", flush=True)
+    for text in texts:
+        print(text.translate(printable), end="", flush=True)
     print(flush=True)
 
 
@@ -132,9 +142,11 @@ def main(**settings) -> None:
     # the user's mistakes first: loading takes a while
     refuse_idle(
         c,
-        (c.prompts, "start interactive on_full kv_cache", "with --prompts"),
+        (c.prompts, "start interactive chat on_full kv_cache", "with --prompts"),
         (not c.prompts, "batch_size", "without --prompts"),
         (c.interactive, "start num_samples", "with --interactive"),
+        (c.chat, "start num_samples", "with --chat"),
+        (not c.chat, "system", "without --chat"),
     )
     params = SamplingParams(
         c.max_new_tokens,
@@ -145,7 +157,8 @@ def main(**settings) -> None:
         min_p=c.min_p,
         repetition_penalty=c.repetition_penalty,
     )
-    text = "" if c.interactive or c.prompts else text_or_file(c.start, "the start")
+    typed = c.interactive or c.chat
+    text = "" if typed or c.prompts else text_or_file(c.start, "the start")
     jobs = read_jobs(c.prompts, params) if c.prompts else []
     if c.out and not c.prompts:
         raise UserError("--out is a file for the answers to --prompts; > FILE takes samples")
@@ -153,7 +166,12 @@ def main(**settings) -> None:
         check_writable(c.out, "the answers", [c.prompts, c.init_from])
     runtime = setup_inference(c.device, c.dtype, c.compile, c.quantize)
     say(runtime.summary)
-    model, tokenizer = load(c, runtime)
+    model, tokenizer, template = load(c, runtime)
+    if c.chat and template is None:
+        raise UserError(
+            "the model has no chat template: train one with config/finetune_chat.py, or continue "
+            "texts with --interactive"
+        )
     dtype = DTYPES[runtime.dtype]
     params = replace(params, vocab_limit=tokenizer.vocab_size)  # no padding rows
     graphs = c.cuda_graphs and runtime.captures
@@ -169,14 +187,14 @@ def main(**settings) -> None:
         )
         n = c.num_samples if "num_samples" in c.given else 1
         return batch_job(engine, tokenizer, jobs, params, c.out, n)
-    alone = c.interactive or sys.stdout.isatty()  # texts are written one after another
+    alone = typed or sys.stdout.isatty()  # texts are written one after another
     batch = 1 if alone else c.num_samples
     model = prepare(model, dtype, c.quantize, pack=not runtime.compile, batch=batch)
     if runtime.compile:
         model.compile()
 
     at_once, length = 1, model.config.block_size
-    if not c.interactive:
+    if not typed:
         if "start" not in c.given:
             text = default_start(tokenizer, text)
         prompt = encode_start(tokenizer, text)
@@ -193,8 +211,16 @@ def main(**settings) -> None:
         options = {"use_cache": c.kv_cache, "on_full": c.on_full, "captured": captured}
         return generate(model, prompt, params, n, first_row=first, **options)
 
+    if typed and tokenizer.eot is not None:
+        params = replace(params, stop_tokens=(tokenizer.eot,))
+    if c.chat:
+        context = model.config.block_size
+        talk = Conversation(template, tokenizer, context, c.max_new_tokens, c.system)
+        say("say something; Ctrl-C ends an answer, Ctrl-D the conversation")
+        return typed_lines(lambda line, turn: reply(talk, line, params, turn, continuations))
     if c.interactive:
-        return prompt_loop(tokenizer, params, continuations)
+        say("type the beginning of a text; Ctrl-C ends a continuation, Ctrl-D the program")
+        return typed_lines(lambda line, turn: go_on(tokenizer, line, params, turn, continuations))
     if alone:
         for sample in range(c.num_samples):
             steps = continuations(prompt, params, sample)
@@ -211,9 +237,10 @@ def main(**settings) -> None:
             print("-" * 15)
 
 
-def load(c: Config, runtime: Runtime) -> tuple[torch.nn.Module, Tokenizer]:
-    """The model, on its device, and its tokenizer; says which they are."""
+def load(c: Config, runtime: Runtime) -> tuple[torch.nn.Module, Tokenizer, ChatTemplate | None]:
+    """The model, on its device, its tokenizer and how it chats; says which they are."""
     loaded = load_model(find_source(c.init_from, c.out_dir), overrides={"dropout": 0.0})
+    chat = loaded.chat
     loaded.checkpoint = None  # the optimizer's memory
     if not c.quantize:  # as it will compute: on a GPU half of the memory
         loaded.model.to(DTYPES[runtime.dtype])
@@ -222,7 +249,7 @@ def load(c: Config, runtime: Runtime) -> tuple[torch.nn.Module, Tokenizer]:
     if loaded.newer:
         say(loaded.newer)
     say(f"model: {loaded.source}, {model.num_params() / 1e6:.2f}M parameters; tokenizer: {where}")
-    return model, tokenizer
+    return model, tokenizer, chat
 
 
 def read_jobs(name: str, params: SamplingParams) -> list[dict]:
@@ -324,15 +351,12 @@ def batch_job(
                 progress.advance(done)
 
 
-def prompt_loop(tokenizer: Tokenizer, params: SamplingParams, continuations) -> None:
-    """Continue what the user types, a line at a time, each up to the end of the text."""
+def typed_lines(answer: Callable[[str, int], None]) -> None:
+    """Answer what the user types, a line at a time. answer: takes the line and its number."""
     with suppress(ImportError):
         import readline  # noqa: F401  (gives input() editing and history; not on Windows)
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # for whole_text to say what is wrong
-    say("type the beginning of a text; Ctrl-C ends a continuation, Ctrl-D the program")
-    if tokenizer.eot is not None:
-        params = replace(params, stop_tokens=(tokenizer.eot,))
     turn = 0
     end_if_told()
     while True:
@@ -343,15 +367,27 @@ def prompt_loop(tokenizer: Tokenizer, params: SamplingParams, continuations) -> 
             print()
             return
         try:
-            prompt = encode_start(tokenizer, whole_text(line, "the line"))
-            steps = continuations(prompt, params, turn)
-            stream(tokenizer, (token for (token,) in steps if token is not None))
+            answer(whole_text(line, "the line"), turn)
         except KeyboardInterrupt:
             print()
         except UserError as e:  # such as a character that the model does not know
             say(f"error: {e}")
-        heeded()  # a Ctrl-C was for this continuation
+        heeded()  # a Ctrl-C was for this answer
         turn += 1
+
+
+def go_on(tokenizer: Tokenizer, line: str, params: SamplingParams, turn: int, steps_of) -> None:
+    """Continue a line up to the end of the text. steps_of: `continuations` in main."""
+    steps = steps_of(encode_start(tokenizer, line), params, turn)
+    show(pieces(tokenizer, (token for (token,) in steps if token is not None)))
+
+
+def reply(
+    conversation: Conversation, line: str, params: SamplingParams, turn: int, steps_of
+) -> None:
+    """Answer a line as a message of the conversation. steps_of: `continuations` in main."""
+    steps = steps_of(conversation.ask(line), params, turn)
+    show(conversation.answer(token for (token,) in steps))
 
 
 if __name__ == "__main__":

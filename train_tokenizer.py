@@ -16,7 +16,8 @@ from pathlib import Path
 
 from bonsai import ROOT
 from bonsai.data.finding import as_endings, find_files, total_size
-from bonsai.data.readers import Options, Seen, read_pieces
+from bonsai.data.pieces import Options, Seen
+from bonsai.data.readers import read_pieces
 from bonsai.files.access import write_whole, writing
 from bonsai.files.atomic import is_stream
 from bonsai.files.textfile import check_writable

@@ -14,6 +14,7 @@ from pathlib import Path
 from bonsai import ROOT
 
 CPU, GPU, LARGE = "quickstart.py", "train_shakespeare_char.py", "fast_gpt2.py"
+CHAT = "finetune_chat.py"  # from GPT-2's weights
 MANY = 500_000_000  # tokens; on more than these a GPU trains the LARGE model
 
 
@@ -28,6 +29,8 @@ def training_command(dataset: str, meta: dict, gpu: bool | None = None) -> str:
     special = f"train_{dataset}_cpu.py"  # made for these data
     small = special if (ROOT / "config" / special).exists() else CPU
     config = (LARGE if sum(splits) > MANY else GPU) if gpu else small
+    if "chat_template" in meta and (meta["tokenizer"] or {}).get("type") == "gpt2":
+        config = CHAT
     text = (ROOT / "config" / config).read_text(encoding="utf-8")
     words = [f"config/{config}"]
     if f'\ndataset = "{dataset}"\n' not in text:

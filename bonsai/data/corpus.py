@@ -13,13 +13,16 @@ order of the text. Threads are enough, as gigatoken and tiktoken release Python'
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from bonsai.data.encoders import Encoder, Text, fast_encoder
-from bonsai.data.readers import PIECE, WHOLE, Piece, safe_cut
+from bonsai.data.pieces import Piece
+from bonsai.data.readers import PIECE, WHOLE, safe_cut
+from bonsai.data.sources import Read
 from bonsai.data.writer import Writer
 from bonsai.system.errors import UserError
 from bonsai.system.progress import Advance, no_progress
@@ -28,7 +31,6 @@ from bonsai.tokenizers import CharTokenizer, Tokenizer
 BATCH = 1 << 20  # bytes of text that are encoded together
 
 Part = tuple[str, bytes, bool]  # split, UTF-8 text, whether the document ends here
-Read = Callable[..., Iterable[Piece]]  # takes progress= and heads=, as read_pieces does
 
 
 def whole_documents(pieces: Iterable[Piece]) -> Iterator[bytes]:
@@ -65,14 +67,15 @@ def split_text(text: str, train_fraction: float) -> Iterator[Part]:
 
 
 def split_documents(
-    read: Read, val_fraction: float, progress: Advance = no_progress
+    read: Read, val_fraction: float, progress: Advance = no_progress, cut: bool = True
 ) -> Iterator[Part]:
     """Send each document to "train" or "val" by a hash of its text (of its first piece, if it has
     several), so that the split depends neither on order nor on chance and equal documents stay
     together. `read` is called twice, first for a look at the beginnings, which is not progress.
 
     In a small corpus, where chance could leave "val" empty, the documents with the smallest hashes
-    make it, at least one. A single document is cut: its end is "val".
+    make it, at least one. A single document is cut: its end is "val"; with cut=False it is an
+    error.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}: give a number between 0 and 1, say 0.05")
@@ -85,6 +88,8 @@ def split_documents(
                 break
     if not keys:
         raise UserError("there is no text in the input: every document is empty")
+    if len(keys) == 1 and not cut:
+        raise UserError("there is one document in the input: give several, one to validate with")
     if len(keys) == 1:  # its length is known only when all of it has been read
         total = sum(len(piece.data) for piece in read())
         yield from _cut(read(progress=progress), total, round(total * val_fraction))
@@ -139,6 +144,14 @@ def char_tokenizer(pieces: Iterable[Piece]) -> tuple[CharTokenizer, str]:
     return CharTokenizer.from_text(chars.union(terminator)), terminator
 
 
+class Encoded(NamedTuple):
+    """What a batch of documents became."""
+
+    ids: np.ndarray  # (n,)
+    text_bytes: int
+    mask: np.ndarray | None = None  # (n,) of 0 and 1; 0: context only
+
+
 def write_documents(
     writer: Writer,
     parts: Iterable[Part],
@@ -155,28 +168,47 @@ def write_documents(
     per core. encoder: see `fast_encoder`.
     """
     encode = fast_encoder(tokenizer, eot, encoder)
+    end = terminator.encode("utf-8")
+    ended = (
+        (split, data + end if ends and not data.endswith(end) else data, ends)
+        for split, data, ends in parts
+    )
+
+    def encoded(batch: Sequence[Text]) -> Encoded:
+        return Encoded(encode(batch), sum(len(data) for data, _ in batch))
+
+    write_encoded(writer, ended, encoded, workers)
+    return encode
+
+
+def write_encoded(
+    writer: Writer,
+    parts: Iterable[Part],
+    encode: Callable[[Sequence[Text]], Encoded],
+    workers: int = 0,
+) -> None:
+    """Add `parts` to the writer in batches that `encode` makes tokens of, in as many threads as
+    there are workers; 0: one per core."""
     if workers < 0:
         raise UserError(f"workers is {workers}: give a number of threads, or 0 for one per core")
     workers = workers or os.cpu_count() or 1
-    end = terminator.encode("utf-8")
     batches: dict[str, list[Text]] = {}  # of each split
     sizes: dict[str, int] = {}
-    pending: deque[tuple[str, int, int, Future]] = deque()
+    pending: deque[tuple[str, int, Future]] = deque()
 
     def submit(split: str) -> None:
         batch = batches.pop(split)
-        documents = sum(ends for _, ends in batch)
-        pending.append((split, sizes.pop(split), documents, pool.submit(encode, batch)))
+        del sizes[split]
+        pending.append((split, sum(ends for _, ends in batch), pool.submit(encode, batch)))
 
     def write_first() -> None:
-        split, size, documents, ids = pending.popleft()
-        writer.add(split, ids.result(), text_bytes=size, documents=documents)
+        split, documents, future = pending.popleft()
+        ids, size, mask = future.result()
+        writer.add(split, ids, text_bytes=size, documents=documents, mask=mask)
 
     with ThreadPoolExecutor(workers) as pool:
         try:
             for split, data, ends in parts:
-                if ends and not data.endswith(end):
-                    data += end
                 batches.setdefault(split, []).append((data, ends))
                 sizes[split] = sizes.get(split, 0) + len(data)
                 if sizes[split] >= BATCH or len(batches[split]) >= 4096:
@@ -190,4 +222,3 @@ def write_documents(
         except BaseException:  # what waits need not be encoded any more
             pool.shutdown(cancel_futures=True)
             raise
-    return encode

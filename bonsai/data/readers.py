@@ -7,100 +7,21 @@ the whole. To read another format: a function, and a line in READERS.
 
 import codecs
 import errno
-import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from bonsai.files.access import UTF16, bounded, file_size, not_utf8, reading
-from bonsai.files.jsonfile import MOST_VALUES, has_many_values
-from bonsai.files.unpack import BLOCK, Unpacked, check_expansion, lines, pyarrow, unpacked
+from bonsai.data.pieces import DEFAULTS, Options, Piece, Seen
+from bonsai.data.rows import read_jsonl, read_parquet
+from bonsai.files.access import file_size, not_utf8, reading
+from bonsai.files.unpack import BLOCK, Unpacked, unpacked
 from bonsai.system.errors import UserError
 from bonsai.system.progress import Advance, no_progress
-from bonsai.tokenizers import EOT_TEXT, well_formed
+from bonsai.tokenizers import EOT_TEXT
 
 PIECE = 1 << 20  # bytes, about: a longer text comes in several pieces
-LONGEST = 64 << 20  # bytes: of a row, and of text that is held because it can be cut nowhere
-LONG = 1 << 20  # bytes; the values of a longer row are counted before it is parsed
+LONGEST = 64 << 20  # bytes of text that is held because it can be cut nowhere
 TRIES = 10_000  # newlines, and blanks, that are looked at for a place to cut
 WHOLE = 1 << 30  # bytes: the longest text that is given in one piece where that is asked for
-AT_ONCE = 16 << 20  # bytes, about, of the texts of a .parquet that are held
-PAGES = 1 << 30  # bytes that pyarrow may take at a time for a .parquet, beyond 4 times its size
-
-
-class Piece(NamedTuple):
-    """A document, or a part of one."""
-
-    data: bytes  # UTF-8
-    first: bool  # the document begins here
-    last: bool  # the document ends here
-    position: int  # bytes of its file that have been read so far
-
-    @property
-    def whole(self) -> bool:
-        return self.first and self.last
-
-
-class Options(NamedTuple):
-    """text_column: field of a .jsonl or .parquet row that holds the text.
-    split_on: what stands between the documents of one text file; empty: a file is a document.
-    on_error: "skip" leaves out files and rows that cannot be read."""
-
-    text_column: str = "text"
-    split_on: str = ""
-    on_error: str = "stop"
-
-    @property
-    def border(self) -> bytes:
-        """split_on in UTF-8, with the line ends that text has after it has been read."""
-        return self.split_on.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8")
-
-
-DEFAULTS = Options()
-
-
-class Seen:
-    """What a user should know of a corpus that was read, such as what was left out. It counts the
-    last time that the corpus was read."""
-
-    def __init__(self):
-        self.faults: dict[Path, str] = {}  # files that cannot be read, and why
-        self.checked: set[Path] = set()  # files that can
-        self.restart()
-
-    def restart(self) -> None:
-        self.empty = self.rows = self.texts = self.borders = self.marks = 0
-        self.first_row = ""
-
-    def left_out(self) -> list[str]:
-        """For the end of a program; nothing if all was as usual."""
-        said = []
-        if self.faults:
-            first = next(iter(self.faults.values()))
-            said.append(f"left out {_count(len(self.faults), 'file')}: {first}")
-        if self.rows:
-            said.append(f"left out {_count(self.rows, 'row')}: {self.first_row}")
-        if self.empty:
-            said.append(f"left out {_count(self.empty, 'empty file')}")
-        return said
-
-    def lines(self, options: Options) -> list[str]:
-        """What was left out, and what may not have been meant."""
-        said = self.left_out()
-        if options.split_on and not self.borders:
-            kind = "each text file is one document" if self.texts else "there is no text file"
-            said.append(f"note: --split_on={options.split_on!r} occurs nowhere: {kind}")
-        if self.marks and not options.split_on:
-            said.append(
-                f"note: {EOT_TEXT} in a text file is text like any other: if it stands between "
-                f"documents, give --split_on='{EOT_TEXT}'"
-            )
-        return said
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def read_pieces(
@@ -129,6 +50,8 @@ def read_pieces(
         try:
             size = _look_at(file, options, seen)
             reader = _reader(file)
+            if options.row_text and reader is _read_text:
+                raise UserError(f"{file} is text without rows: give .jsonl or .parquet files")
             with reading(file):
                 for piece in reader(file, size, options, seen) if size else ():
                     progress(piece.position - done)
@@ -308,136 +231,15 @@ def read_whole(path: Path) -> str:
     return text
 
 
-# -- rows -----------------------------------------------------------------------------------------
-
-
-def _read_jsonl(path: Path, size: int, options: Options, seen: Seen) -> Iterator[Piece]:
-    start = 0  # of the line, in bytes
-    with unpacked(path, size) as file:
-        for number, line in enumerate(lines(file, LONGEST), 1):
-            content, mark = line, 0
-            if number == 1 and line.startswith(codecs.BOM_UTF8):
-                content, mark = line[3:], 3
-            if content.strip():
-                try:
-                    text = _json_text(path, number, start + mark, content, options.text_column)
-                except UserError as e:
-                    if options.on_error == "stop" or line.startswith(UTF16):
-                        raise
-                    seen.rows += 1
-                    seen.first_row = seen.first_row or str(e)
-                else:
-                    yield Piece(_utf8(text), True, True, file.position)
-            start += len(line)
-
-
-def _json_text(path: Path, number: int, start: int, line: bytes, column: str) -> str:
-    if len(line) > LONG and has_many_values(line):
-        raise UserError(f"{path} line {number} has more than {MOST_VALUES:,} values")
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as e:
-        raise not_utf8(path, start + e.start, line if number == 1 else b"") from None
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} line {number} is not valid JSON: {e}") from None
-    if not isinstance(row, dict):
-        raise UserError(f'{path} line {number} is not a JSON object such as {{"text": "..."}}')
-    if column not in row:
-        raise _no_column(f"{path} line {number}", column, row)
-    text = row[column]
-    if not isinstance(text, str | None):
-        raise UserError(
-            f"{path} line {number}: the field {column!r} holds no text but {text!r:.40}"
-        )
-    return text or ""
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:  # a lone surrogate, from a JSON escape
-        return well_formed(text).encode("utf-8")
-
-
-def _read_parquet(path: Path, size: int, options: Options, seen: Seen) -> Iterator[Piece]:
-    pa = pyarrow(".parquet")
-    import pyarrow.parquet as pq
-
-    column, count = options.text_column, 0
-    limit = PAGES + 4 * size
-    pa.allocate_buffer(1)  # what its allocator sets apart at first, in addresses, does not count
-    try:
-        with bounded(limit):
-            f = pq.ParquetFile(path)
-        with f:
-            schema, rows = f.schema_arrow, 0
-            if column not in schema.names:
-                raise _no_column(str(path), column, schema.names)
-            kind = schema.field(column).type
-            if pa.types.is_dictionary(kind):
-                kind = kind.value_type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise UserError(f"{path}: the column {column!r} holds no text but {kind}")
-            at_once = _rows_at_once(path, size, f.metadata)
-            # no threads: each would have an address space of its own
-            batches = f.iter_batches(batch_size=at_once, columns=[column], use_threads=False)
-            while True:
-                with bounded(limit):
-                    held = _texts(pa, batches)
-                if not held:
-                    break
-                for text in (text for texts in held for text in texts):
-                    rows += 1
-                    data, position = text.as_py() or b"", size * rows // f.metadata.num_rows
-                    count += len(data)
-                    check_expansion(path, size, count)
-                    yield Piece(data, True, True, position)
-    except MemoryError:  # pyarrow's is an ArrowException too
-        raise
-    except (pa.ArrowException, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is damaged or no parquet file: {e}") from None
-
-
-def _texts(pa, batches: Iterator) -> list:
-    """The texts of the next few batches, as bytes: some 16 MB, or those of one; none at the end."""
-    held, size = [], 0
-    for batch in itertools.islice(batches, 64):
-        texts = batch.column(0)
-        texts = texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
-        texts.validate(full=True)  # that they are UTF-8
-        held.append(texts.cast(pa.large_binary()))
-        size += held[-1].nbytes
-        if size > AT_ONCE:
-            break
-    return held
-
-
-def _rows_at_once(path: Path, size: int, metadata) -> int:
-    """How many rows to hold: they take about 16 MB, unpacked, and are few, as one text may stand
-    for many. Asked of the groups: where a column's metadata are damaged, pyarrow ends the process.
-    """
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
-    count = sum(group.total_byte_size for group in groups)
-    check_expansion(path, size, count)
-    return min(max(1, AT_ONCE * metadata.num_rows // max(count, 1)), 8)
-
-
-def _no_column(where: str, column: str, names: Iterable[str]) -> UserError:
-    return UserError(
-        f"{where} has no field {column!r} but {', '.join(map(repr, names)) or 'none'}: "
-        f"choose with --text_column="
-    )
-
-
 Reader = Callable[[Path, int, Options, Seen], Iterator[Piece]]
 READERS: dict[str, Reader] = {
     ".txt": _read_text,
     ".txt.gz": _read_text,
     ".txt.xz": _read_text,
     ".txt.zst": _read_text,
-    ".jsonl": _read_jsonl,
-    ".jsonl.gz": _read_jsonl,
-    ".jsonl.xz": _read_jsonl,
-    ".jsonl.zst": _read_jsonl,
-    ".parquet": _read_parquet,
+    ".jsonl": read_jsonl,
+    ".jsonl.gz": read_jsonl,
+    ".jsonl.xz": read_jsonl,
+    ".jsonl.zst": read_jsonl,
+    ".parquet": read_parquet,
 }

@@ -57,6 +57,7 @@ class Writer:
     tokenizer, vocab_size: give one of them; vocab_size alone for data that are not text.
     row_length: the data are rows of so many tokens; each `add` brings whole rows.
     masks: each `add` brings a mask too, one 0 or 1 per token; 0 marks a token that is context only.
+    chat_template: how its conversations are written (bonsai/tokenizers/chat.py).
     shard_tokens: cut each split into files of so many tokens, train_00000.bin, ...; 0: one file.
     splits: their names; every one must have tokens in the end.
     """
@@ -70,6 +71,7 @@ class Writer:
         name: str | None = None,
         row_length: int | None = None,
         masks: bool = False,
+        chat_template: dict | None = None,
         shard_tokens: int = 0,
         splits: Sequence[str] = ("train", "val"),
     ):
@@ -80,6 +82,7 @@ class Writer:
         self.name = name or self.folder.resolve().name
         self.row_length = row_length
         self.masks = masks
+        self.chat_template = chat_template
         if shard_tokens < 0 or (row_length and shard_tokens % row_length):
             raise UserError(
                 f"shard_tokens is {shard_tokens}: give a whole number of rows of {row_length or 1}"
@@ -195,6 +198,8 @@ class Writer:
     def _start(self) -> None:
         """Mark the folder as unfinished, sweep what a kill has left, open the new files."""
         self._kept = added_by_hand(self.folder)
+        if self.chat_template is not None:
+            self._kept.pop("chat_template", None)
         with disk_errors(self._meta_tmp):
             self._started = True
             self._meta_tmp.write_text(json.dumps(self._kept) if self._kept else "", "utf-8")
@@ -236,6 +241,8 @@ class Writer:
             "splits": {name: part.meta() for name, part in self._splits.items()},
             **self._kept,
         }
+        if self.chat_template is not None:
+            meta["chat_template"] = self.chat_template
         meta = finite(meta)  # a name may have bytes that are not UTF-8
         files = [file for part in self._splits.values() for file in part.files()]
         with disk_errors(self.folder):
@@ -386,8 +393,12 @@ def disk_errors(path: Path):
     return writing(path, hint=" with --out=FOLDER")
 
 
-def describe_prepared(meta: dict, folder: str | Path, seconds: float) -> str:
-    """What a prepare script prints at its end: counts, place, time, and what to run next."""
+def describe_prepared(
+    meta: dict, folder: str | Path, seconds: float, fields: Sequence[str] = FIELDS
+) -> str:
+    """What a prepare script prints at its end: counts, place, time, and what to run next.
+
+    fields: of the meta, that were written and not kept from an older one."""
     lines = []
     for name, split in meta["splits"].items():
         n = split["documents"]
@@ -410,7 +421,7 @@ def describe_prepared(meta: dict, folder: str | Path, seconds: float) -> str:
     lines.append(f"wrote {', '.join(files)} and meta.json to {folder} in {seconds:.1f} s")
     if size > 10e6:
         lines[-1] += f", {size / 1e6 / seconds:.0f} MB of text per second"
-    if kept := [key for key in meta if key not in FIELDS]:
+    if kept := [key for key in meta if key not in fields]:
         lines.append(f"kept what the old meta.json had besides: {', '.join(kept)}")
     lines.append(f"next: {training_command(folder.name if ours else str(folder), meta)}")
     return "\n".join(lines)

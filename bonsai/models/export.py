@@ -22,7 +22,6 @@ from bonsai.models.table import describe_model
 from bonsai.runs.names import CKPT
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import CharTokenizer, Tokenizer
-from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.tokenizer_json import tokenizer_config, tokenizer_json
 from model import CLASSIC_KEYS, GPTConfig
 
@@ -52,7 +51,7 @@ def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtyp
     config, weights = gpt_of(loaded, tokenizer)
     settings, weights = exported(config, weights, loaded.source)
     weights = {k: in_dtype(w, dtype, k) for k, w in weights.items()}
-    chat = chat_of(loaded)
+    chat = loaded.chat
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "pad_token_id": None}
     files = {
         "config.json": {**settings, **ends, "dtype": dtype},
@@ -67,16 +66,10 @@ def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtyp
     return settings["architectures"][0]
 
 
-def chat_of(loaded: Loaded) -> ChatTemplate | None:
-    """The chat template that the checkpoint of a run has in it, if any."""
-    template = (loaded.checkpoint or {}).get("chat_template")
-    return None if template is None else ChatTemplate.from_dict(template)
-
-
 def export_gguf(loaded: Loaded, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
     """Write a file of llama.cpp's; dtype: q8_0, too. Raises UserError as `write_gguf` does."""
     config, weights = gpt_of(loaded, tokenizer)
-    write_gguf(path, config, weights, tokenizer, chat_of(loaded), dtype, loaded.source)
+    write_gguf(path, config, weights, tokenizer, loaded.chat, dtype, loaded.source)
 
 
 def export_nanogpt(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> list[str]:

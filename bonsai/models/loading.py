@@ -22,6 +22,7 @@ from bonsai.runs.restore import (
 )
 from bonsai.system.errors import UserError, short_of_memory
 from bonsai.system.paths import resolve_path
+from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.hugging_face import read_folder
 
 # what a run may change about a model whose weights it loads; all else is fixed by the weights
@@ -41,6 +42,12 @@ class Loaded:
     checkpoint: dict | None = None  # for a resume
     newer: str = ""  # where the run has newer weights: restore.newer_weights
     tokenizer_note: str = ""  # where a tokenizer was found, or why there is none
+
+    @property
+    def chat(self) -> ChatTemplate | None:
+        """How conversations are written, if a checkpoint says so."""
+        template = (self.checkpoint or {}).get("chat_template")
+        return None if template is None else ChatTemplate.from_dict(template)
 
     @property
     def unknown_tokenizer(self) -> str:

@@ -7,7 +7,6 @@ Read in this order:
       schemas.py    what a request may say; bodies.py: from its bytes to that
       plans.py      from a request to what the engine is asked
       answers.py    the engine's events as pieces of text; forms.py: those as OpenAI's JSON
-      textstream.py token ids become text that is safe to send: whole characters, no stop string
       faults.py     what a client is told of a fault
     worker.py       the thread that steps the engines, and its bridge to the event loop
     registry.py     the models by name, and the tokenizers

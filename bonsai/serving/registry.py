@@ -80,7 +80,7 @@ def load_served(
     loaded = load_model(source, "", {"dropout": 0.0})
     if loaded.newer:
         print(loaded.newer, flush=True)
-    template = (loaded.checkpoint or {}).get("chat_template")
+    chat = loaded.chat
     loaded.checkpoint = None  # the optimizer's memory
     tokenizer, _ = find_tokenizer(loaded)
     model = to_device(loaded.model, runtime.device).eval()
@@ -91,7 +91,6 @@ def load_served(
         compile=runtime.compile,
         **options,
     )
-    chat = ChatTemplate.from_dict(template) if template is not None else None
     return Served(name, model, tokenizer, engine, written(source), chat)
 
 

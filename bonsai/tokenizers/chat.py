@@ -1,7 +1,7 @@
-"""Chat templates: how messages become one prompt.
+"""Chat templates: how messages become one text, to train on and to answer.
 
 A checkpoint carries its template as plain values under `chat_template`; train.py copies it there
-from the meta.json of the data set:
+from the meta.json of the data set, into which data/chat/prepare.py writes it:
 
     {"start": "<|endoftext|>",
      "roles": {"user": ["Q: ", "\\n"], "assistant": ["A: ", "\\n"], "system": ["", "\\n\\n"]}}
@@ -11,6 +11,7 @@ of the assistant's. The answer ends where the assistant's second string begins. 
 execute in it: a checkpoint from elsewhere cannot do more than choose these strings.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -53,27 +54,84 @@ class ChatTemplate:
         after = self.roles["assistant"][1]
         return None if after in ("", EOT_TEXT) else after
 
+    def to_dict(self) -> dict:
+        """The inverse of from_dict."""
+        roles = {role: list(around) for role, around in self.roles.items()}
+        return {"start": self.start, "roles": roles}
+
     def encode(self, tokenizer: Tokenizer, messages: Iterable[tuple[str, str]]) -> list[int]:
-        """The prompt for (role, content) messages, as tokens.
+        """The prompt for (role, content) messages, as tokens: the assistant's turn begins.
+
+        Raises UserError for a role that the template does not have.
+        """
+        ids, _ = self.encode_conversation(tokenizer, messages)
+        return ids + _encode(tokenizer, self.roles["assistant"][0])
+
+    def encode_conversation(
+        self, tokenizer: Tokenizer, messages: Iterable[tuple[str, str]]
+    ) -> tuple[list[int], list[int]]:
+        """(ids, mask) of (role, content) messages; the mask is 1 where there is something to learn:
+        in what the assistant says and in the string that ends it.
 
         Each piece is encoded by itself, the template's with special tokens and the messages'
         without: nobody can write an end of text, or another's turn, into a message.
         Raises UserError for a role that the template does not have.
         """
-        ids: list[int] = []
-
-        def add(text: str, special: bool) -> None:
-            if text:
-                ids.extend(tokenizer.encode(text, allow_special=special))
-
-        add(self.start, True)
+        ids = _encode(tokenizer, self.start)
+        mask = [0] * len(ids)
         for role, content in messages:
             if role not in self.roles:
                 known = ", ".join(self.roles)
                 raise UserError(f"this model's chat template has no role {role!r}, only {known}")
-            before, after = self.roles[role]
-            add(before, True)
-            add(content, False)
-            add(after, True)
-        add(self.roles["assistant"][0], True)
-        return ids
+            before, after = (_encode(tokenizer, text) for text in self.roles[role])
+            said = tokenizer.encode(content) + after
+            ids += before + said
+            mask += [0] * len(before) + [int(role == "assistant")] * len(said)
+        return ids, mask
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A string of the template, in which special tokens are recognised."""
+    return tokenizer.encode(text, allow_special=True) if text else []
+
+
+TEMPLATES = {
+    # For any vocabulary with an end-of-text token: what a user writes cannot end an answer.
+    "plain": ChatTemplate(
+        {
+            "system": ("System:\n", "\n\n"),
+            "user": ("User:\n", "\n\n"),
+            "assistant": ("Assistant:\n", EOT_TEXT),
+        },
+        start=EOT_TEXT,
+    ),
+    # For one with these special tokens: what a user writes cannot pass for another's turn, either.
+    "tokens": ChatTemplate(
+        {role: (f"<|{role}|>", "<|end|>") for role in ("system", "user", "assistant")},
+        start=EOT_TEXT,
+    ),
+}
+
+
+def template_for(tokenizer: Tokenizer) -> ChatTemplate:
+    """The safest of TEMPLATES that the tokenizer can write. Raises UserError if there is none."""
+    for name in ("tokens", "plain"):
+        if not (missing := missing_tokens(TEMPLATES[name], tokenizer)):
+            return TEMPLATES[name]
+    raise UserError(
+        f"the tokenizer has no {missing[0]}: give a template without it, or another one"
+    )
+
+
+def missing_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> list[str]:
+    """The strings like <|user|> of a template that are no token of the tokenizer's."""
+    strings = [template.start, *(text for around in template.roles.values() for text in around)]
+    names = dict.fromkeys(name for text in strings for name in re.findall(r"<\|\w+\|>", text))
+    return [name for name in names if not _is_token(tokenizer, name)]
+
+
+def _is_token(tokenizer: Tokenizer, name: str) -> bool:
+    try:
+        return len(_encode(tokenizer, name)) == 1
+    except UserError:  # a vocabulary of characters without one of these
+        return False

@@ -5,12 +5,9 @@ python data/custom/prepare.py --input='posts/*.jsonl.gz' --name=posts --text_col
 python data/custom/prepare.py --hub=roneneldan/TinyStories --name=stories --tokenizer=bpe.json
 """
 
-import fnmatch
-import functools
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,8 +17,8 @@ if __name__ == "__main__":
 
 
 from bonsai.data.corpus import char_tokenizer, split_documents, write_documents
-from bonsai.data.finding import as_endings, find_files, total_size
-from bonsai.data.readers import Options, Piece, Seen, read_pieces
+from bonsai.data.pieces import Options, Seen
+from bonsai.data.sources import Read, from_files, from_hub
 from bonsai.data.writer import Writer, describe_prepared, named_folder
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
@@ -60,37 +57,14 @@ def target_folder(c: Config) -> Path:
     return Path(c.out) if c.out else named
 
 
-def hub_paths(c: Config) -> list[tuple[str, int]]:
-    """(path, bytes) of the files to take."""
-    from bonsai.data.fetch import hub_files
-
-    files = hub_files(c.hub, c.revision)
-    taken = [(p, n) for p, n in files if fnmatch.fnmatch(p, c.files)]
-    if c.files == "*":
-        taken = [(p, n) for p, n in files if "train" in p.lower()] or taken
-    if not taken:
-        raise UserError(f"no file of {c.hub} matches {c.files}: there are {files[0][0]} and others")
-    print(f"{len(taken)} of the {len(files)} files of {c.hub}, {taken[0][0]} first")
-    return taken
-
-
-def source(c: Config, folder: Path, options: Options, seen: Seen) -> tuple[functools.partial, int]:
+def source(c: Config, folder: Path, options: Options, seen: Seen) -> tuple[Read, int]:
     """The function that reads the documents, and their files' size in bytes."""
     if c.input and c.hub:
         raise UserError("give --input= or --hub=, not both")
     if c.hub:
-        from bonsai.data.fetch import hub_downloads
-
-        paths, sizes = zip(*hub_paths(c))
-
-        def read(**how) -> Iterator[Piece]:
-            again = "progress" not in how  # all but the last reading look at the text only
-            local = hub_downloads(c.hub, c.revision, paths, folder / "downloads", c.keep or again)
-            return read_pieces(local, options, seen=seen, **how)
-
-        return read, sum(sizes)
-    files = find_files(c.input, (Path(), ROOT), as_endings(c.endings))
-    return functools.partial(read_pieces, files, options, seen=seen), total_size(files)
+        downloads = folder / "downloads"
+        return from_hub(c.hub, c.revision, c.files, downloads, c.keep, options, seen)
+    return from_files(c.input, c.endings, options, seen)
 
 
 def main(**settings) -> None:

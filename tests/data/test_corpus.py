@@ -9,7 +9,8 @@ import pytest
 from helpers.inputs import split_of
 
 from bonsai.data.corpus import char_tokenizer, split_documents, split_text, write_documents
-from bonsai.data.readers import PIECE, Piece, read_pieces
+from bonsai.data.pieces import Piece
+from bonsai.data.readers import PIECE, read_pieces
 from bonsai.data.writer import Writer
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import ByteTokenizer

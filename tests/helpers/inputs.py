@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bonsai.data.corpus import split_documents
-from bonsai.data.readers import Piece
+from bonsai.data.pieces import Piece
 
 TEXTS = [f"document {i}: {'abc ' * (i % 7)}é😀\nend" for i in range(60)]
 

@@ -192,8 +192,10 @@ TINY_MODEL = "--n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --batch_size=4"
 # What is put after a command's own settings: that of the first pattern that is found in it.
 SHORT = {
     "^train.py .*(mega|space)byte": f"{TRAIN} --local_layer=2 --local_embd=16 --local_head=2",
+    "^train.py .*finetune_chat.py$": f"{TRAIN} --init_from=scratch",  # not downloaded
+    "^train.py .*--init_from=out-": "--max_iters=2 --eval_interval=2 --eval_iters=1 --device=cpu",
     "^train.py": TRAIN,
-    "^sample.py .*--interactive": "--max_new_tokens=4 --device=cpu",
+    "^sample.py .*--(interactive|chat)": "--max_new_tokens=4 --device=cpu",
     "^sample.py": "--num_samples=1 --max_new_tokens=4 --device=cpu",
     "^eval.py": "--windows=2 --device=cpu",
     "^serve.py": "--device=cpu --port=0",
@@ -210,8 +212,8 @@ SHORT = {
     "^data/shakespeare_char/": "--input=my.txt",  # not downloaded
     "^data/python_stdlib/": "--input=library --val_fraction=0.3 --vocab_size=300",
     "^data/bytes/": "--input=library --endings=.py",
-    "^data/custom/(?!.*--tokenizer)": "--tokenizer=byte",
-    "^data/custom/": "",
+    "^data/(custom|chat)/(?!.*--tokenizer)": "--tokenizer=byte",
+    "^data/(custom|chat)/": "",
     "^projects/adder": "--steps=1",
     "^projects/scaling.* --chinchilla": "",
     "^projects/digits": "--epochs=1",
@@ -280,6 +282,8 @@ def copy(tmp_path) -> Path:
         (folder / name).mkdir()
     rows = "".join(json.dumps({"body": text[i : i + 300]}) + "\n" for i in range(0, 9000, 300))
     (folder / "posts" / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    asked = [{"prompt": f"What is {i}?", "completion": f"A number: {i}."} for i in range(100)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     for i in range(20):
         (folder / "library" / f"m{i}.py").write_text(f"def f{i}(x):\n    return {i} * x\n" * 40)
     return folder

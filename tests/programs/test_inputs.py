@@ -23,6 +23,11 @@ from bonsai.tokenizers import BPETokenizer, SentencePieceTokenizer, get
 
 READERS = {  # the setting that takes the file, its name, further settings
     "data/bytes/prepare.py": [("input", "a.txt", [])],
+    "data/chat/prepare.py": [
+        ("input", "a.jsonl", ["--tokenizer=byte"]),
+        ("input", "a.parquet", ["--tokenizer=byte"]),
+        ("template", "a.json", ["--tokenizer=byte", "--input=good.jsonl"]),
+    ],
     "data/custom/prepare.py": [
         ("input", "a.txt", ["--tokenizer=byte"]),
         ("input", "a.jsonl", ["--tokenizer=byte"]),
@@ -51,6 +56,8 @@ CASES = [(program, *case) for program, cases in READERS.items() for case in case
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.txt").write_text("some good text\n" * 20)
+    pairs = [json.dumps({"prompt": f"{i}", "completion": "good"}) for i in range(20)]
+    (tmp_path / "good.jsonl").write_text("\n".join(pairs))
     return tmp_path
 
 
@@ -119,6 +126,7 @@ def test_what_the_system_says_is_passed_on(
 WRITERS = [
     ("data/bytes/prepare.py", ["--input=good.txt", "--out=out"]),
     ("data/custom/prepare.py", ["--input=good.txt", "--tokenizer=char", "--out=out"]),
+    ("data/chat/prepare.py", ["--input=good.jsonl", "--tokenizer=byte", "--out=out"]),
     ("data/shakespeare_char/prepare.py", ["--input=good.txt", "--out=out"]),
     ("data/python_stdlib/prepare.py", ["--input=code", "--out=out"]),
     ("train_tokenizer.py", ["--input=good.txt", "--out=out/a.json"]),

@@ -18,7 +18,8 @@ from helpers.programs import ROOT, Result, assert_one_line_error, run_command
 from helpers.shared_data import need_vocabulary, shared
 from helpers.site import site_with
 
-from bonsai.data.readers import Options, read_pieces
+from bonsai.data.pieces import Options
+from bonsai.data.readers import read_pieces
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, from_dict, get
 

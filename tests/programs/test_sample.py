@@ -370,7 +370,11 @@ def test_a_line_that_is_not_utf8(program, monkeypatch, capsys):
         asked.append(prompt)
         return []
 
-    program.prompt_loop(ByteTokenizer(), SamplingParams(5), continuations)
+    program.typed_lines(
+        lambda line, turn: program.go_on(
+            ByteTokenizer(), line, SamplingParams(5), turn, continuations
+        )
+    )
     assert asked == [list(b"ab")]
     assert "error: the line is not UTF-8 from '\\udce9' on" in capsys.readouterr().err
 
@@ -426,6 +430,9 @@ def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
         (["--start=aXb"], "'X'"),
         (["--start=caf\udce9"], "the start is not UTF-8 from '\\udce9' on"),
         (["--prompts=one.jsonl", "--interactive"], "without effect with --prompts"),
+        (["--prompts=one.jsonl", "--chat"], "without effect with --prompts"),
+        (["--system=be brief"], "--system is without effect without --chat"),
+        (["--chat"], "the model has no chat template"),
         (["--temperature=-1"], "temperature=-1"),
         (["--num_samples=0"], "num_samples=0"),
         (["--on_full=slied"], "slide, refill, stop"),

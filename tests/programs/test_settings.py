@@ -222,6 +222,7 @@ IDLE = [
     ("train_tokenizer.py", dict(curve=False, curve_png="a.png"), "--curve_png"),
     ("train_tokenizer.py", dict(stats=False, curve_png="a.png"), "--curve_png"),
     ("data/custom/prepare.py", dict(input="a.txt", name="a", keep=True), "--keep"),
+    ("data/chat/prepare.py", dict(input="a.jsonl", revision="main2"), "--revision"),
     ("data/custom/prepare.py", dict(hub="a/b", name="a", endings=".md"), "--endings"),
     ("projects/adder/adder.py", dict(symbols=5), "--symbols is without effect with --task=add"),
     ("projects/adder/adder.py", dict(task="sort", digits=3), "--digits"),

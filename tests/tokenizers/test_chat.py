@@ -3,8 +3,8 @@
 import pytest
 
 from bonsai.system.errors import UserError
-from bonsai.tokenizers import ByteTokenizer, get
-from bonsai.tokenizers.chat import ChatTemplate
+from bonsai.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, get
+from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate, missing_tokens, template_for
 
 STATE = {
     "start": "<|endoftext|>",
@@ -55,3 +55,50 @@ def test_unknown_roles():
 def test_what_is_no_template(state):
     with pytest.raises(UserError, match="chat_template"):
         ChatTemplate.from_dict(state)
+
+
+# ---- to train on ----
+
+MESSAGES = [("system", "be"), ("user", "hi"), ("assistant", "yo"), ("user", ""), ("assistant", "")]
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "of this file"])
+def test_what_is_learnt_is_what_is_drawn(name):
+    """The prompt for an answer is what stands before it in training; from there to the end of the
+    answer the mask is 1, and elsewhere 0."""
+    template = TEMPLATES.get(name) or ChatTemplate.from_dict(STATE)
+    tokenizer = with_tokens("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    ids, mask = template.encode_conversation(tokenizer, MESSAGES)
+    assert len(ids) == len(mask)
+    expected = [0] * len(ids)
+    for turn, (role, content) in enumerate(MESSAGES):
+        if role == "assistant":
+            prompt = template.encode(tokenizer, MESSAGES[:turn])
+            end = tokenizer.encode(template.roles[role][1], allow_special=True)
+            answer = [*tokenizer.encode(content), *end]
+            assert ids[: len(prompt) + len(answer)] == prompt + answer
+            expected[len(prompt) : len(prompt) + len(answer)] = [1] * len(answer)
+    assert mask == expected and 0 < sum(mask) < len(mask)
+
+
+def with_tokens(*special: str) -> BPETokenizer:
+    return BPETokenizer.train(
+        ["User:\nhi\n\nAssistant: S:;U:A:yobe" * 9], 300, special_tokens=special
+    )
+
+
+def test_roles_are_tokens_where_the_vocabulary_has_them():
+    roles = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    assert template_for(with_tokens("<|endoftext|>", *roles)) == TEMPLATES["tokens"]
+    assert template_for(with_tokens("<|endoftext|>", *roles[:3])) == TEMPLATES["plain"]
+    assert template_for(ByteTokenizer()) == TEMPLATES["plain"]
+    for tokenizer in (with_tokens(*roles), CharTokenizer.from_text("User:")):
+        with pytest.raises(UserError, match=r"the tokenizer has no <\|endoftext\|>"):
+            template_for(tokenizer)
+    assert {*missing_tokens(TEMPLATES["tokens"], ByteTokenizer())} == {*roles}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_survives_json(name):
+    template = TEMPLATES[name]
+    assert ChatTemplate.from_dict(template.to_dict()) == template

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from bonsai.engine import Event
+from bonsai.engine.textstream import TextStream
 from bonsai.serving.api.faults import ApiError, bad_request
 from bonsai.serving.api.plans import Plan
-from bonsai.serving.api.textstream import TextStream
 from bonsai.serving.worker import Busy, Failed, Stopped, Worker
 from bonsai.system.errors import UserError
 

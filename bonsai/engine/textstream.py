@@ -1,4 +1,4 @@
-"""Token ids become text that is safe to send: whole characters, and never part of a stop string.
+"""Token ids become text that is safe to show: whole characters, and never part of a stop string.
 
     stream = TextStream(token_bytes, stops=["\\n\\n"])
     for token in tokens:

@@ -5,7 +5,7 @@ import codecs
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bonsai.serving.api.textstream import StopMatcher, TextStream
+from bonsai.engine.textstream import StopMatcher, TextStream
 
 letters = st.text("ab", max_size=24)
 stop_strings = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4)

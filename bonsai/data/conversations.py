@@ -1,0 +1,120 @@
+"""Conversations as training data: rows in the forms that are in use become tokens, with a mask.
+
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+    {"prompt": "Hi", "completion": "Hello"}
+    {"instruction": "Translate to French", "input": "Hello", "output": "Bonjour"}
+
+Readers carry a conversation as the JSON of its messages, so that it is split into train and val by
+its text like any document. The mask is 1 where the assistant speaks: the rest is context, of which
+nothing is learnt.
+"""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from bonsai.data.corpus import Encoded
+from bonsai.data.encoders import Text
+from bonsai.system.errors import UserError
+from bonsai.tokenizers import Tokenizer
+from bonsai.tokenizers.chat import ChatTemplate
+
+Message = tuple[str, str]  # role, content
+
+# Fields of a question, of what it is about (where the row has that), and of the answer.
+PAIRS = (
+    ("prompt", "input", "completion"),
+    ("prompt", "input", "response"),
+    ("instruction", "input", "output"),
+    ("instruction", "context", "response"),
+    ("question", "context", "answer"),
+)
+SHAREGPT = {"human": "user", "gpt": "assistant"}  # its roles, where they are not ours
+FORMS = "messages, conversations, prompt and completion, instruction and output"
+
+
+def messages_of(row: dict) -> list[Message]:
+    """The (role, content) messages of a row. Raises UserError for what is no conversation."""
+    for field in ("messages", "conversations"):
+        if row.get(field) is not None:
+            if not isinstance(row[field], list):
+                raise UserError(f"{field} is no list of messages but {row[field]!r:.40}")
+            return [_message(each) for each in row[field]]
+    for question, about, answer in PAIRS:
+        if row.get(question) is not None and row.get(answer) is not None:
+            asked = [_text(row[question]), _text(row.get(about) or "")]
+            pair = [("user", "\n\n".join(filter(None, asked))), ("assistant", _text(row[answer]))]
+            system = _text(row.get("system") or "")
+            return [("system", system), *pair] if system else pair
+    names = ", ".join(map(repr, row)) or "none"
+    raise UserError(f"a conversation has the fields {FORMS}; this row has {names:.200}")
+
+
+def _message(message: object) -> Message:
+    if isinstance(message, dict):
+        role = message.get("role", message.get("from"))
+        if isinstance(role, str):
+            return SHAREGPT.get(role, role), _text(message.get("content", message.get("value")))
+    raise UserError(f'a message is like {{"role": "user", "content": "Hi"}}, not {message!r:.40}')
+
+
+def _text(content: object) -> str:
+    """A content: a text, or OpenAI's list of parts that are texts."""
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        content = [part.get("text") if part.get("type") == "text" else None for part in content]
+        content = "".join(content) if all(isinstance(part, str) for part in content) else None
+    if not isinstance(content, str):
+        raise UserError(f"a message holds no text but {content!r:.40}")
+    return content
+
+
+def conversation_text(template: ChatTemplate, row: dict) -> str:
+    """The messages of a row as JSON. Raises UserError for roles that the template does not have,
+    and where the assistant says nothing."""
+    messages = messages_of(row)
+    for i, (role, content) in enumerate(messages):
+        if role == "developer" and role not in template.roles:  # as newer models call the system
+            messages[i] = role, content = "system", content
+        if role not in template.roles:
+            raise UserError(f"the chat template has no role {role!r}: {', '.join(template.roles)}")
+    if not any(role == "assistant" for role, _ in messages):
+        raise UserError("the assistant says nothing that could be learnt")
+    return json.dumps(messages, ensure_ascii=False)
+
+
+class ConversationEncoder:
+    """Conversations to tokens, by a template; `summary` says what became of them."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate):
+        self.tokenizer, self.template = tokenizer, template
+        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65535 else "<u4")
+        # Of each conversation: tokens, and how many of them are learnt. Threads append to it.
+        self.counts: list[tuple[int, int]] = []
+
+    def __call__(self, batch: Sequence[Text]) -> Encoded:
+        eot = self.tokenizer.eot
+        ids: list[int] = []
+        mask: list[int] = []
+        size = 0
+        for data, _ in batch:
+            messages = json.loads(data)
+            tokens, learnt = self.template.encode_conversation(self.tokenizer, messages)
+            if eot is not None and eot not in (tokens[0], tokens[-1]):  # what ends every document
+                tokens, learnt = [*tokens, eot], [*learnt, 0]
+            ids += tokens
+            mask += learnt
+            size += sum(len(content.encode("utf-8")) for _, content in messages)
+            self.counts.append((len(tokens), sum(learnt)))
+        return Encoded(np.asarray(ids, self.dtype), size, np.asarray(mask, np.uint8))
+
+    @property
+    def summary(self) -> str:
+        lengths = sorted(length for length, _ in self.counts)
+        learnt = sum(learnt for _, learnt in self.counts) / sum(lengths)
+        return (
+            f"{len(lengths):,} conversations of {lengths[0]:,} to {lengths[-1]:,} tokens, half of "
+            f"them up to {lengths[len(lengths) // 2]:,}; {learnt:.0%} of the tokens are the "
+            "assistant's, which are learnt"
+        )

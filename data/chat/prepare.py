@@ -1,0 +1,123 @@
+"""Conversations become data to finetune on, of which the assistant's words alone are learnt.
+
+python data/chat/prepare.py --input=chats.jsonl                # into data/chat
+python data/chat/prepare.py --input='logs/*.jsonl.gz' --name=logs --tokenizer=my.json
+python data/chat/prepare.py --hub=HuggingFaceTB/smol-smoltalk --name=smoltalk
+
+A row of a .jsonl or .parquet file is a conversation, in one of these forms:
+
+{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+{"prompt": "Hi", "completion": "Hello"}
+{"instruction": "Translate to French", "input": "Hello", "output": "Bonjour"}
+"""
+
+import functools
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+if __name__ == "__main__":
+    import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
+
+
+from bonsai.data.conversations import ConversationEncoder, conversation_text
+from bonsai.data.corpus import split_documents, write_encoded
+from bonsai.data.pieces import Options, Seen
+from bonsai.data.sources import from_files, from_hub
+from bonsai.data.writer import Writer, describe_prepared, named_folder
+from bonsai.files.textfile import read_text
+from bonsai.system.errors import UserError, run
+from bonsai.system.progress import Progress
+from bonsai.tokenizers import Tokenizer, get
+from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate, missing_tokens, template_for
+from configurator import configure, refuse_idle, resolve_path
+
+# what
+input = ""  # files, folders or patterns, several between commas [paths]
+on_error = (
+    "stop"  # skip: leave out files and rows that are damaged or no conversation [stop | skip]
+)
+
+# or a data set of the Hugging Face hub
+hub = ""  # its name, such as HuggingFaceTB/smol-smoltalk
+revision = "main"  # branch or commit
+files = "*"  # pattern of the paths to take; default: those of the train split, if they say so
+keep = False  # keep the downloaded files
+
+# into what
+name = "chat"  # of the data set: it is written to data/<name>/
+out = ""  # folder to write to instead of data/<name>/ [path]
+tokenizer = "gpt2"  # gpt2, gpt4, byte, or a file that train_tokenizer.py wrote [path]
+template = "auto"  # how messages become text: plain, tokens, or a JSON file; see readme.md [path]
+val_fraction = 0.05  # share of the conversations that go to val, by a hash of the text [> 0, < 1]
+shard_tokens = 0  # tokens per file: train_00000.bin, train_00001.bin, ...; 0: one train.bin [>= 0]
+
+# how
+workers = 0  # threads that encode; 0: one per core [>= 0]
+
+
+def find_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template of this name, or in this file. Raises UserError for one that this tokenizer
+    cannot write, or in which nothing ends an answer."""
+    if name == "auto":
+        return template_for(tokenizer)
+    template = TEMPLATES.get(name)
+    if template is None:
+        path = resolve_path(name)
+        try:
+            template = ChatTemplate.from_dict(json.loads(read_text(path, "the chat template")))
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"the chat template {path} is not valid JSON: {e}") from None
+        if not template.roles["assistant"][1]:
+            raise UserError(f"{path} ends no answer: the assistant's second string is empty")
+    if missing := missing_tokens(template, tokenizer):
+        raise UserError(
+            f"the chat template has {missing[0]}, which is no token of the tokenizer: choose "
+            f"another --template, or a --tokenizer that has it (train_tokenizer.py takes "
+            "--special_tokens)"
+        )
+    return template
+
+
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
+    refuse_idle(c, (not c.hub, "revision files keep", "without --hub"))
+    start = time.time()
+    folder = Path(c.out) if c.out else named_folder(c.name)
+    path = resolve_path(c.tokenizer)
+    chosen = get(path if path.is_file() else c.tokenizer)
+    chat = find_template(c.template, chosen)  # loads the vocabulary: before a long download
+    seen = Seen()
+    options = Options(on_error=c.on_error, row_text=functools.partial(conversation_text, chat))
+    if c.input and c.hub:
+        raise UserError("give --input= or --hub=, not both")
+    if c.hub:
+        downloads = folder / "downloads"
+        read, size = from_hub(c.hub, c.revision, c.files, downloads, c.keep, options, seen)
+    else:
+        read, size = from_files(c.input, "", options, seen)
+    print(f"{size / 1e6:,.2f} MB to read")
+
+    encode = ConversationEncoder(chosen, chat)
+    with (
+        Writer(
+            folder, chosen, masks=True, chat_template=chat.to_dict(), shard_tokens=c.shard_tokens
+        ) as writer,
+        Progress(size) as progress,
+    ):
+        parts = split_documents(read, c.val_fraction, progress.advance, cut=False)
+        write_encoded(writer, parts, encode, c.workers)
+        meta = writer.finish()
+    if c.hub and not c.keep:
+        shutil.rmtree(folder / "downloads", ignore_errors=True)
+    print("\n".join([*seen.lines(options), encode.summary]))
+    print(describe_prepared(meta, folder, time.time() - start, fields=list(meta)))
+
+
+if __name__ == "__main__":
+    run(main)
