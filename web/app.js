@@ -3,12 +3,13 @@
 
 import { ApiError, connection, ping, request, setKey } from "./api.js";
 import { $, el, memory } from "./dom.js";
+import * as chat from "./chat.js";
 import * as complete from "./complete.js";
 import * as inside from "./inside.js";
 import * as runs from "./runs.js";
 import * as tokens from "./tokens.js";
 
-const TABS = { complete, tokens, inside, runs };
+const TABS = { complete, chat, tokens, inside, runs };
 const started = new Set();
 let current = null;
 
@@ -36,7 +37,8 @@ function show(name) {
 const tabs = Object.keys(TABS).map((name) => $(`tab-${name}`));
 tabs.forEach((tab, i) => {
   const go = (j) => {
-    const next = tabs[(j + tabs.length) % tabs.length];
+    let next = tabs[(j + tabs.length) % tabs.length];
+    if (next.hidden) next = tabs[(j + Math.sign(j - i) + tabs.length) % tabs.length];
     next.focus();
     location.hash = next.id.slice(4);
   };
@@ -86,12 +88,18 @@ async function loadModels() {
       ...data.map((m) =>
         el(
           "option",
-          { value: m.id, "data-parameters": m.parameters, "data-context": m.context_length },
+          {
+            value: m.id,
+            "data-parameters": m.parameters,
+            "data-context": m.context_length,
+            "data-chat": m.chat,
+          },
           m.id,
         ),
       ),
     );
     if (data.some((m) => m.id === wanted)) select.value = wanted;
+    $("tab-chat").hidden = !data.some((m) => m.chat) && current !== "chat";
     select.disabled = data.length === 0;
     if (data.length === 0) select.append(el("option", {}, "no model"));
     say(data.length === 0 ? "This server has no model: start it with --out_dir or --models." : "");

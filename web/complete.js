@@ -9,7 +9,7 @@ import { placeholder } from "./examples.js";
 import { drawOutcome } from "./outcome.js";
 import { drawParts, drawVersion, listen, partElement } from "./output.js";
 import { drawSettings, sampling, values } from "./settings.js";
-import { curl, python } from "./snippets.js";
+import { offer } from "./snippets.js";
 import { restore, store, Version } from "./versions.js";
 
 const KEPT = 50; // versions
@@ -38,9 +38,6 @@ export function start() {
     const { prompt, text } = versions[shown];
     copyText(prompt + text, $("copy"));
   });
-  const base = location.origin;
-  $("copy-curl").addEventListener("click", (e) => copyText(curl(request(), base), e.target));
-  $("copy-python").addEventListener("click", (e) => copyText(python(request(), base), e.target));
   $("view-complete").addEventListener("keydown", (e) => {
     if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) {
       e.preventDefault();
@@ -58,6 +55,11 @@ export function start() {
   draw();
   ready();
   startCounting();
+}
+
+export function show() {
+  $("view-complete").querySelector(".columns").append($("settings-panel")); // Chat has it, too
+  offer(request);
 }
 
 export function hide() {

@@ -4,7 +4,7 @@
 (() => {
   const root = document.documentElement;
   const wanted = location.hash.slice(1);
-  root.dataset.tab = ["tokens", "inside", "runs"].includes(wanted) ? wanted : "complete";
+  root.dataset.tab = ["chat", "tokens", "inside", "runs"].includes(wanted) ? wanted : "complete";
   for (const storage of ["sessionStorage", "localStorage"])
     try {
       const theme = JSON.parse(window[storage].getItem("bonsai.theme"));

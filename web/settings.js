@@ -1,4 +1,4 @@
-// The settings of a continuation; the page remembers them.
+// The settings of a continuation or an answer; the page remembers them.
 
 import { $, count, el, memory } from "./dom.js";
 
@@ -145,6 +145,7 @@ function drawFacts() {
 }
 
 export function drawSettings() {
+  if ($("settings").children.length > 0) return; // the other tab has drawn them
   $("model").addEventListener("change", drawFacts);
   $("settings").addEventListener("submit", (e) => e.preventDefault());
   $("settings-toggle").addEventListener("click", () => {

@@ -1,15 +1,31 @@
-// The request that Complete would send, for a shell and for Python.
+// The request that Complete or Chat would send, for a shell and for Python.
 
 import { hasKey } from "./api.js";
+import { $, copyText } from "./dom.js";
 
 // What OpenAI's client has no name for.
 const BEYOND = ["top_k", "min_p", "repetition_penalty"];
+
+let current = null;
+
+/** The buttons copy what `request` returns when they are pressed, the body of a request. */
+export function offer(request) {
+  if (!current)
+    for (const [name, write] of Object.entries({ curl, python }))
+      $(`copy-${name}`).addEventListener("click", (e) =>
+        copyText(write(current(), location.origin), e.target),
+      );
+  current = request;
+}
+
+const isChat = (body) => "messages" in body;
 
 /** A command for a POSIX shell. The key itself is not written into it. */
 export function curl(body, base) {
   const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
   const key = hasKey() ? ` \\\n  -H "Authorization: Bearer $API_KEY"` : "";
-  return `curl ${base}/v1/completions -H "Content-Type: application/json"${key} \\\n  -d '${quoted}'\n`;
+  const path = isChat(body) ? "/v1/chat/completions" : "/v1/completions";
+  return `curl ${base}${path} -H "Content-Type: application/json"${key} \\\n  -d '${quoted}'\n`;
 }
 
 /** A program that uses OpenAI's client. */
@@ -23,10 +39,10 @@ export function python(body, base) {
     (hasKey() ? "import os\n\n" : "") +
     "from openai import OpenAI\n\n" +
     `client = OpenAI(base_url="${base}/v1", api_key=${hasKey() ? 'os.environ["API_KEY"]' : '"any"'})\n` +
-    "answer = client.completions.create(\n" +
+    `answer = client.${isChat(body) ? "chat." : ""}completions.create(\n` +
     named.map((name) => line(name)).join("") +
     (extra ? `    extra_body={${extra}},\n` : "") +
     ")\n" +
-    "for choice in answer.choices:\n    print(choice.text)\n"
+    `for choice in answer.choices:\n    print(choice.${isChat(body) ? "message.content" : "text"})\n`
   );
 }

@@ -7,7 +7,6 @@ is missing, everything here is skipped; on Debian: apt-get install chromium.
 import ast
 import contextlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -20,18 +19,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from helpers.browser import CHROMIUM, SHOTS, run_python
 from helpers.programs import ROOT, environment, metrics, train_all
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-SHOTS = ROOT / "test-output" / "playground"
 WEB = ROOT / "web"
 PROMPT = "the tree is "
-SECONDS = 60  # for anything to appear; this machine may be busy
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 
@@ -101,43 +96,6 @@ def server(folder):
     server = Server(folder)
     yield server
     server.kill()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    options = ["--no-sandbox"] if os.geteuid() == 0 else []  # a container's root has no sandbox
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser, request):
-    """visit(url, ...) opens a page that remembers nothing of other tests. When the test ends, the
-    page must not have thrown, nor asked anyone but its server."""
-    opened, wrong = [], []
-
-    def open_page(url: str, width: int = 1280, height: int = 860, **options) -> sync_api.Page:
-        size = {"width": width, "height": height}
-        context = browser.new_context(viewport=size, reduced_motion="reduce", **options)
-        page = context.new_page()
-        page.set_default_timeout(1000 * SECONDS)
-        page.on("pageerror", lambda error: wrong.append(f"the page threw {error}"))
-        host = url.split("/")[2]
-        page.on("request", lambda r: wrong.append(r.url) if r.url.split("/")[2] != host else None)
-        page.goto(url)
-        opened.append((context, page))
-        return page
-
-    expect.set_options(timeout=1000 * SECONDS)
-    yield open_page
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    for i, (context, page) in enumerate(opened):
-        name = re.sub(r"\W+", "-", request.node.name).strip("-")
-        page.screenshot(path=SHOTS / f"{name}{f'-{i}' if i else ''}.png")
-        context.close()
-    assert wrong == []
 
 
 def settings(page, **values) -> None:
@@ -508,13 +466,6 @@ def test_copy_as_curl_and_python(server, visit, tmp_path):
     assert given.pop("extra_body") == {"top_k": 3} and given == {
         name: value for name, value in hard.items() if name != "top_k"
     }
-
-
-def run_python(program: str, folder: Path) -> str:
-    file = folder / "copied.py"
-    file.write_text(program, encoding="utf-8")
-    command = [sys.executable, str(file)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 def test_models_that_come_late(server, visit):

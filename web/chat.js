@@ -1,0 +1,242 @@
+// Chat: a conversation with a model that was trained on conversations. The settings are those of
+// Complete, whose form comes along.
+
+import { ApiError, stream } from "./api.js";
+import { $, copyText, el, inSight, memory, notice, plural } from "./dom.js";
+import { drawSettings, sampling, values } from "./settings.js";
+import { offer } from "./snippets.js";
+import { harmless } from "./text.js";
+
+// Messages as the API has them. An answer may be in part: `cut` says why it is.
+let messages = memory.get("chat", []);
+let forgotten = 0; // messages at the beginning for which the context has no room any more
+let running = null; // AbortController of the request under way
+
+export function start() {
+  drawSettings();
+  $("system").value = memory.get("system", "");
+  $("system").addEventListener("input", () => memory.set("system", $("system").value));
+  $("ask").addEventListener("submit", (e) => {
+    e.preventDefault();
+    say();
+  });
+  $("message").addEventListener("input", fit);
+  $("message").addEventListener("keydown", (e) => {
+    if (e.key !== "Enter" || e.shiftKey || e.isComposing) return;
+    e.preventDefault();
+    say();
+  });
+  $("view-chat").addEventListener("keydown", (e) => e.key === "Escape" && running?.abort());
+  $("hush").addEventListener("click", () => running?.abort());
+  $("anew").addEventListener("click", () => {
+    running?.abort();
+    [messages, forgotten] = [[], 0];
+    keep();
+    draw();
+    $("message").focus();
+  });
+  $("model").addEventListener("change", () => draw());
+  addEventListener("pagehide", keep);
+}
+
+export function show() {
+  $("view-chat").querySelector(".columns").append($("settings-panel"));
+  offer(() => {
+    const typed = $("message").value.trim();
+    const answered = messages.findLastIndex((message) => message.role === "user") + 1;
+    return request(typed ? [...messages, { role: "user", content: typed }] : messages.slice(0, answered));
+  });
+  draw();
+}
+
+const keep = () => memory.set("chat", messages);
+
+const chats = (option) => option !== undefined && "chat" in option.dataset;
+
+/** Whether the chosen model can chat. */
+const able = () => chats($("model").selectedOptions[0]);
+
+function fit() {
+  const field = $("message");
+  field.style.height = "auto";
+  field.style.height = `${Math.min(field.scrollHeight + 2, 240)}px`;
+}
+
+// ---- asking ----
+
+/** The body of the request for an answer to the last of some messages. */
+function request(all) {
+  const { n, ...others } = sampling(); // one answer: a conversation has one past
+  const system = $("system").value.trim();
+  const body = {
+    model: $("model").value,
+    messages: [
+      ...(system ? [{ role: "system", content: system }] : []),
+      ...all.slice(forgotten).map(({ role, content }) => ({ role, content })),
+    ],
+    ...others,
+  };
+  return values.seed === "" ? body : { ...body, seed: Number(values.seed) };
+}
+
+function say() {
+  const content = $("message").value.trim();
+  if (!content || running || !able()) return;
+  $("message").value = "";
+  fit();
+  messages.push({ role: "user", content });
+  answer();
+}
+
+/** Ask for the answer to the last message. */
+async function answer() {
+  const controller = (running = new AbortController());
+  const given = { role: "assistant", content: "", model: $("model").value, cut: null };
+  let body = request(messages);
+  messages.push(given);
+  draw();
+  let error = null;
+  try {
+    for (;;)
+      try {
+        await stream("/v1/chat/completions", body, controller.signal, (chunk) => {
+          const [choice] = chunk.choices ?? [];
+          given.content += choice?.delta?.content ?? "";
+          if (choice?.finish_reason === "length") given.cut = "length";
+          drawAnswer(given);
+        });
+        break;
+      } catch (e) {
+        // too long: the oldest question and its answer are forgotten
+        const room = messages.length - forgotten > 3 && given.content === "";
+        if (e.code !== "context_length_exceeded" || !room) throw e;
+        forgotten += 2;
+        messages.pop();
+        body = request(messages);
+        messages.push(given);
+      }
+  } catch (e) {
+    if (e.name === "AbortError") given.cut = "stopped";
+    else if (e instanceof ApiError) error = e;
+    else throw e;
+  }
+  if (running === controller) running = null;
+  if (!messages.includes(given)) return; // a new conversation has begun
+  if (error && given.content === "") messages.pop();
+  else if (error) given.cut = "broken";
+  if (error?.status === 400) takeBack();
+  keep();
+  draw(error);
+}
+
+/** What the server refuses goes back to where it was written: it has to be said otherwise. */
+function takeBack() {
+  const { content } = messages.pop();
+  forgotten = Math.min(forgotten, messages.length);
+  if ($("message").value !== "") return;
+  $("message").value = content;
+  fit();
+}
+
+/** The last answer once more, drawn anew. */
+function again() {
+  if (messages.at(-1)?.role === "assistant") messages.pop();
+  answer();
+}
+
+// ---- the page ----
+
+const CUT = {
+  stopped: "stopped by you",
+  length: "as long as was asked for, or as there was room for",
+  broken: "the connection broke",
+};
+
+function draw(error = null) {
+  const busy = running !== null;
+  $("send").disabled = $("message").disabled = !able();
+  $("send").hidden = busy;
+  $("hush").hidden = !busy;
+  $("anew").hidden = messages.length === 0;
+  const follows = fieldInSight();
+  $("talk").replaceChildren(...messages.map(drawMessage));
+  $("talk").setAttribute("aria-busy", busy); // an answer is read when it is complete
+  if (messages.length === 0 && able()) $("talk").append(beginning());
+  const last = messages.at(-1);
+  const after = [];
+  if ($("model").disabled) {
+    // the models are not known yet
+  } else if (!able()) after.push(otherModel());
+  else if (error) after.push(drawError(error));
+  else if (!busy && last?.role === "user")
+    after.push(notice("cut", "This was not answered.", null, [["Ask again", again]]));
+  else if (!busy && last)
+    after.push(
+      el(
+        "div",
+        { class: "actions" },
+        el("button", { type: "button", class: "quiet", onclick: again }, "Another answer"),
+        el(
+          "button",
+          { type: "button", class: "quiet", onclick: (e) => copyText(last.content, e.target) },
+          "Copy",
+        ),
+      ),
+    );
+  $("after-talk").replaceChildren(...after);
+  if (follows && messages.length > 0) inSight($("ask"));
+}
+
+/** Then it stays in sight, whatever comes above it. */
+const fieldInSight = () => $("ask").getBoundingClientRect().top < innerHeight;
+
+function drawMessage({ role, content, model, cut }, i) {
+  const waits = running !== null && i === messages.length - 1;
+  return el(
+    "div",
+    { class: `message ${role}${i < forgotten ? " forgotten" : ""}${waits ? " streaming" : ""}` },
+    el("span", { class: "label" }, role === "user" ? "You" : model),
+    el("p", {}, harmless(content)),
+    i === forgotten - 1 && el("small", { class: "hint" }, "The model sees what is below."),
+    cut && el("small", { class: "hint" }, CUT[cut]),
+  );
+}
+
+function drawAnswer(given) {
+  const text = $("talk").lastElementChild?.querySelector("p");
+  if (!text || messages.at(-1) !== given) return;
+  const follows = fieldInSight();
+  text.textContent = harmless(given.content);
+  if (follows) inSight($("ask"));
+}
+
+const beginning = () =>
+  el(
+    "p",
+    { class: "hint" },
+    "What you say and what the model answers appears here. It knows no more than the conversations " +
+      "that it was trained on.",
+  );
+
+function otherModel() {
+  const other = [...$("model").options].find(chats);
+  const choose = () => {
+    $("model").value = other.value;
+    $("model").dispatchEvent(new Event("change"));
+  };
+  return notice(
+    "empty",
+    "This model does not chat.",
+    "It was not trained on conversations. What it can do is continue a text: see Complete.",
+    other ? [[`Choose ${other.value}`, choose]] : [],
+  );
+}
+
+function drawError(error) {
+  const wait = error.retryAfter ? ` Try again in ${plural(error.retryAfter, "second")}.` : "";
+  const title =
+    { 0: "The server does not answer.", 429: "The server is busy." }[error.status] ??
+    "The server refused this.";
+  const more = error.status === 400 ? [] : [["Ask again", again]];
+  return notice(error.status === 0 ? "cut" : "error", title, error.message + wait, more);
+}
