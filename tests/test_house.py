@@ -183,6 +183,7 @@ WITHOUT_MODULE = {  # tests in a room that are of no module of it
     "tests/models/test_one_graph.py": "what a compiler makes of a training step of every config",
     "tests/models/test_parity.py": "against nanoGPT: weights, steps, checkpoints both ways",
     "tests/runs/test_kills.py": "whole runs killed at random moments",
+    "tests/serving/page/test_chat.py": "web/chat.js, in a browser",
     "tests/tokenizers/test_tokenizers.py": "the table of tokenizers, in the room's __init__.py",
 }
 
