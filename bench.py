@@ -124,7 +124,6 @@ def micro_batches_of(
         c.batch_size,
         runtime.rank,
         world,
-        check_below=0 if data.states_max_ids else vocab_size,
         pin=runtime.device.type == "cuda",
     )
 

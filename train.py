@@ -182,7 +182,6 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
         c.batch_size,
         runtime.rank,
         world,
-        check_below=0 if data.states_max_ids else vocab_size,
         pin=device.type == "cuda",
     )
     interrupts.watch()

@@ -163,15 +163,15 @@ def prefetch(
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
-    check_below: int = 0,
     pin: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Micro-batches (x, y), each (batch_size, T) int64, of this process from `step` on, for ever.
+    """This process's micro-batches (x, y), each (batch_size, T) int64, from `step` on, for ever.
 
-    A process has rows_at(step) / (batch_size world_size) of them in a step. Number m of rank r
-    takes the batch_size rows from row (m * world_size + r) * batch_size of the step on, so the data
-    of a step do not depend on how many processes share it. A thread reads two ahead (pin: into
-    pinned memory, for a GPU). check_below: raise UserError for an id that is not below it.
+    A process has rows_at(step) / (batch_size world_size) of them in a step. Its number m takes
+    batch_size rows of the step, beginning with row (m world_size + rank) batch_size: the data of a
+    step do not depend on how many processes share it. A thread reads two micro-batches ahead; pin:
+    into pinned memory, from which copies to a GPU need not be waited for. An error in the thread is
+    raised where its batch would have been used.
     """
     ready: queue.Queue = queue.Queue(maxsize=2)
     stop = threading.Event()
@@ -193,11 +193,6 @@ def prefetch(
                 for m in range(batches.rows_at(s) // (batch_size * world_size)):
                     first = (m * world_size + rank) * batch_size
                     x, y = batches.rows_of(s, np.arange(first, first + batch_size))
-                    if check_below and (top := max(x.max(), y.max())) >= check_below:
-                        raise UserError(
-                            f"the data hold the id {top}, the model's vocabulary ends at "
-                            f"{check_below - 1}: give the data a meta.json, or set vocab_size"
-                        )
                     if y.max() < 0:
                         y = x  # its loss is divided by infinity, which gives no NaN: see divisors
                     pair = torch.from_numpy(x), torch.from_numpy(y)

@@ -370,10 +370,6 @@ class Mixture:
         known = {name: was for name, was in before.items() if name in now}
         return [n for n, was in known.items() if was not in (now[n], now[n].split(", ")[0])]
 
-    @property
-    def states_max_ids(self) -> bool:
-        """Whether every meta.json states the largest ids; else each batch has to be checked."""
-        return all(s.max_id is not None for p in self.parts for s in p.splits.values())
 
     def bytes_per_token(self, split: str) -> float | None:
         """Mean bytes of text per token of a split, by weight; None where a part does not know."""
@@ -391,7 +387,8 @@ class Mixture:
         return ""
 
     def check(self, block_size: int, vocab_size: int, splits=("train", "val")) -> None:
-        """Raise UserError where a split is too short for a window or an id is too large."""
+        """Raise UserError where a split is too short for a window, or an id is not below
+        vocab_size: now, if meta.json states the largest one, else when a window with it is read."""
         for part in self.parts:
             for name in splits:
                 split = part.split(name)

@@ -25,8 +25,8 @@ def split_loss(
 
     windows: how many, spread evenly over the split; 0: all that tile it, the last one shorter. The
     processes share them; all return the same mean. track: wraps the iteration over the batches, as
-    many in each process, to show progress or to stop it. Raises UserError for an id outside the
-    vocabulary where meta.json, which is checked beforehand, does not state the largest.
+    many in each process, to show progress or to stop it. Raises UserError where no window has a
+    target; Mixture.check comes before, so that an id outside the vocabulary is an error, too.
     """
     device, was_training, alone = runtime.device, model.training, loss_alone(model)
     # then its graph, which has gradients, serves here too; DDP's is another
@@ -51,11 +51,7 @@ def split_loss(
         if i >= len(starts):
             continue
         x, y = split.windows(starts[i : i + batch_size], block_size)
-        if split.max_id is None and (top := max(x.max(), y.max())) >= model.config.vocab_size:
-            raise UserError(
-                f"{split.files[0]} holds the id {top}, the model's vocabulary ends at "
-                f"{model.config.vocab_size - 1}: wrong data set for this model?"
-            )
+
         if runtime.compile:  # one shape, one layout of memory: no second compilation
             rows = batch_size if i > 0 or compiled_to_train else len(x)
             fill = ((0, rows - len(x)), (0, 0))

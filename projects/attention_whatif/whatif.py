@@ -138,7 +138,7 @@ def train(c: Config, what: WhatIf, data: Mixture) -> tuple[GPT, list[float]]:
     schedule = {"warmup_iters": min(50, c.steps // 10), "lr_decay_iters": c.steps, "min_lr": 0.0}
     settings = StepSettings(learning_rate=c.learning_rate, seed=c.seed, **schedule)
     batches = Batches(data, c.block_size, c.batch_size, c.seed, "epoch")
-    stream = prefetch(batches, 0, c.batch_size, check_below=model.config.vocab_size)
+    stream = prefetch(batches, 0, c.batch_size)
     training, losses = TrainingStep(model, settings, runtime), []
     for i in range(c.steps):
         set_rates(training.optimizer, learning_rate_at(i, settings), i, settings)

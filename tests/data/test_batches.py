@@ -164,15 +164,18 @@ def test_noise_replaces_a_share_of_the_inputs(counting):
             Batches(counting, T, 1, 0, noise=noise)
 
 
-def test_prefetch_checks_ids_where_the_data_do_not_state_them(tmp_path):
-    """A mistake in the thread comes up where its batch is used."""
+def test_an_error_in_the_thread_comes_up_where_its_batch_is_used(tmp_path):
+    """Here an id that is too large, which no meta.json has stated."""
     ids = np.zeros(1000)
     ids[500] = 99
-    batches = Batches(mixture(split(tmp_path / "a.bin", ids)), T, 4, 0)
+    data = mixture(split(tmp_path / "a.bin", ids))
+    batches = Batches(data, T, 4, 0)
+    data.check(T, 99, ["train"])
     with pytest.raises(UserError, match="99"):
-        for _ in islice(prefetch(batches, 0, 4, check_below=99), 2000):
+        for _ in islice(prefetch(batches, 0, 4), 2000):
             pass
-    assert len(list(islice(prefetch(batches, 0, 4, check_below=100), 100))) == 100
+    data.check(T, 100, ["train"])
+    assert len(list(islice(prefetch(batches, 0, 4), 100))) == 100
 
 
 def test_prefetch_ends_its_thread():

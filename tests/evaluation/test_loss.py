@@ -98,8 +98,10 @@ def test_some_windows_are_always_the_same_ones(data):
 
 
 def test_ids_that_no_meta_states_are_checked(data):
-    with pytest.raises(UserError, match=r"val\.bin holds the id .* vocabulary ends at 9"):
-        split_loss(tiny(vocab_size=10), data("nanogpt").split("val"), runtime(), BLOCK, 5)
+    part = data("nanogpt")
+    Mixture([part]).check(BLOCK, 10)
+    with pytest.raises(UserError, match=r"val\.bin: the data hold the id .* vocabulary ends at 9"):
+        split_loss(tiny(vocab_size=10), part.split("val"), runtime(), BLOCK, 5)
 
 
 def test_a_mixture_is_the_mean_by_weight(workplace, monkeypatch):
