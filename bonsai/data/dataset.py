@@ -370,7 +370,6 @@ class Mixture:
         known = {name: was for name, was in before.items() if name in now}
         return [n for n, was in known.items() if was not in (now[n], now[n].split(", ")[0])]
 
-
     def bytes_per_token(self, split: str) -> float | None:
         """Mean bytes of text per token of a split, by weight; None where a part does not know."""
         means = [p.split(split).bytes_per_token for p in self.parts]

@@ -18,7 +18,7 @@ closer than rounding.
 """
 
 from bonsai.engine.generate import ON_FULL, generate
-from bonsai.engine.sampling import SamplingParams, next_probs
+from bonsai.engine.sampling import SamplingParams
 from bonsai.engine.scheduler import Engine, Event, Request
 from bonsai.engine.weights import prepare
 
@@ -29,6 +29,5 @@ __all__ = [
     "Request",
     "SamplingParams",
     "generate",
-    "next_probs",
     "prepare",
 ]

@@ -161,15 +161,6 @@ def candidates(
     return logits, ids
 
 
-def next_probs(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Logits (n, V) -> probabilities (n, V or vocab_limit) from which the next tokens are drawn."""
-    kept, ids = candidates(logits, params)
-    probs = F.softmax(kept, dim=-1)
-    if ids is None:
-        return probs
-    return torch.zeros_like(logits[:, : params.vocab_limit]).scatter(-1, ids, probs)
-
-
 # ---- the draw ----
 
 

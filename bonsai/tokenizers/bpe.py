@@ -1,4 +1,4 @@
-"""Byte-pair encoding, whole: how a vocabulary is learnt from text, and text written in it.
+"""Byte-pair encoding, whole: how a vocabulary is learnt from text, and text encoded with it.
 
     tokenizer = BPETokenizer.train(texts, vocab_size=4096)
     ids = tokenizer.encode("hello world")
@@ -7,9 +7,9 @@ The idea (Gage 1994; Sennrich et al. 2016; on bytes since Radford et al. 2019): 
 bytes as tokens, find the pair of neighbours that occurs most often, make it a token, repeat. Text
 is encoded by the same merges in the order in which they were learnt.
 
-Four parts, in this order: learn_merges (training), merge (encoding one chunk), BPETokenizer, and
-the libraries that do the same faster: rustbpe to train, tiktoken to encode. The tests hold them
-equal.
+In this order: recount_merges (training, as short as it can be said), learn_merges (the same, fast
+enough to use), merge (encoding one chunk), BPETokenizer, and the libraries that do the same faster
+still: rustbpe to train, tiktoken to encode. Tests check that all of them agree.
 """
 
 import base64
@@ -51,12 +51,39 @@ BUFFER = 256  # texts that rustbpe holds at a time
 
 
 def count_chunks(texts: Iterable[str], pattern: str | None) -> Counter[bytes]:
-    """How often each chunk occurs: a text of millions of words has few different ones, and only
-    these are worked on."""
+    """How often each chunk occurs. A text of millions of words has few different ones, and training
+    works on these alone."""
     split, counts = splitter(pattern), Counter()
     for text in texts:
         counts.update(split(well_formed(text)))
     return Counter({chunk.encode("utf-8"): n for chunk, n in counts.items()})
+
+
+def recount_merges(chunks: Mapping[bytes, int], n: int) -> list[Pair]:
+    """The first `n` merges by the plainest loop: count all pairs, merge the most frequent, repeat.
+
+    To be read, and to test learn_merges, which gives the same. chunks: how often each occurs.
+
+    >>> recount_merges({b"abab": 10, b"abc": 1}, 9)
+    [(97, 98), (256, 256), (256, 99)]
+    """
+    words, merges = [(list(chunk), count) for chunk, count in chunks.items()], []
+    while len(merges) < n:
+        counts: Counter[Pair] = Counter()
+        for ids, count in words:
+            for pair in pairwise(ids):
+                counts[pair] += count
+        if not counts:  # every chunk is one token
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        for ids, _ in words:
+            i = 0
+            while i < len(ids) - 1:
+                if (ids[i], ids[i + 1]) == best:
+                    ids[i : i + 2] = [256 + len(merges)]
+                i += 1
+        merges.append(best)
+    return merges
 
 
 def learn_merges(
@@ -67,14 +94,12 @@ def learn_merges(
     Merge number k joins two ids into id 256 + k. Each step takes the pair that occurs most often,
     among equals the one with the smallest ids: so the result depends on the counts alone.
 
-    >>> learn_merges({b"abab": 10, b"abc": 1}, 9)
-    [(97, 98), (256, 256), (256, 99)]
-
-    Nothing is counted twice. A merge changes the counts of the pairs beside it only, and makes a
-    chunk shorter by one: all steps together touch each byte of `chunks` about once.
+    Unlike recount_merges it counts nothing twice. A merge changes only the counts of the pairs
+    beside it, and makes a chunk shorter by one token, so all steps together touch each byte of
+    `chunks` about once.
     """
-    # All chunks in one row of ids, each position linked to the one left and right of it, so that
-    # two neighbours become one without moving the rest. `weight`: how often the chunk occurs.
+    # All chunks in one row of ids, each position linked to those left and right of it, so that two
+    # neighbours become one without moving the rest. `weight`: how often the chunk occurs.
     ids, weight = [END], [0]
     for chunk, count in chunks.items():
         ids += [*chunk, END]
@@ -82,14 +107,14 @@ def learn_merges(
     left, right = list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))
 
     counts: dict[Pair, int] = defaultdict(int)
-    places: dict[Pair, list[int]] = defaultdict(list)  # of the left one of the two, ascending
+    places: dict[Pair, list[int]] = defaultdict(list)  # where its left id stands, ascending
     for i, pair in enumerate(pairwise(ids)):
         if END not in pair:
             counts[pair] += weight[i]
             places[pair].append(i)
 
-    # A pair is made in one step only, that of its younger id; from then on its count can but fall.
-    # So the heap holds upper bounds: one that proves too high goes back with its true count.
+    # New places of a pair come up in one step only, that of its younger id; from then on its count
+    # can only fall. So the heap holds upper bounds: one that is too high goes back with its count.
     heap = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(heap)
     merges: list[Pair] = []
@@ -104,7 +129,7 @@ def learn_merges(
         made: dict[Pair, list[int]] = defaultdict(list)
         for i in places.pop(pair):
             j = right[i]
-            if ids[i] != a or ids[j] != b:  # gone: one of the two is part of another token now
+            if ids[i] != a or ids[j] != b:  # one of the two is part of another token by now
                 continue
             before, after, w = left[i], right[j], weight[i]
             x, y = ids[before], ids[after]  # x a b y  ->  x new y
@@ -120,7 +145,7 @@ def learn_merges(
                 made[new, y].append(i)
         del counts[pair]
         for pair, where in made.items():
-            if counts[pair] > 0:  # 0: in "aaaa", the pair (aa, a) was there for a moment only
+            if counts[pair] > 0:  # 0: in "aaaa" the pair (aa, a) was there only for a moment
                 places[pair] = where
                 heapq.heappush(heap, (-counts[pair], pair))
         merges.append((a, b))
@@ -130,8 +155,8 @@ def learn_merges(
 
 
 def tokens_of(merges: Iterable[Pair]) -> list[bytes | None]:
-    """The bytes of every id: the 256 bytes, then one token per merge. None in the rare case that
-    two merges spell the same bytes: the younger is never used."""
+    """The bytes of every id: the 256 bytes, then one token per merge. In the rare case that two
+    merges spell the same bytes the younger one is never used, and is None."""
     spelt, known = list(BYTES), set(BYTES)
     tokens: list[bytes | None] = list(BYTES)
     for a, b in merges:
@@ -146,16 +171,16 @@ def tokens_of(merges: Iterable[Pair]) -> list[bytes | None]:
 
 
 def merge(chunk: bytes, ranks: Mapping[bytes, int], limit: float = float("inf")) -> list[bytes]:
-    """`chunk` cut into tokens: as long as two neighbours together are a token, those are joined
-    whose token was learnt first (has the lowest rank), the leftmost of several.
+    """Cut `chunk` into tokens: of all neighbours that together are a token, join those whose token
+    was learnt first (has the lowest rank), the leftmost if there are several; repeat.
 
     limit: only tokens of a lower rank are made.
 
     >>> merge(b"abab", {b"a": 97, b"b": 98, b"ab": 256})
     [b'ab', b'ab']
 
-    O(n log n), for a chunk of a million bytes too: candidates wait in a heap, positions are linked
-    as in training.
+    O(n log n), so that a chunk of a million bytes is no trouble: candidates wait in a heap, and
+    positions are linked as in training.
     """
     parts = [chunk[i : i + 1] for i in range(len(chunk))] + [b""]  # b"": the end, or joined away
     left, right = list(range(-1, len(chunk))), list(range(1, len(chunk) + 2))
@@ -188,15 +213,16 @@ def merge(chunk: bytes, ranks: Mapping[bytes, int], limit: float = float("inf"))
 class BPETokenizer(Tokenizer):
     """A vocabulary of byte sequences, trained here or read from a rank file (see ranks.py).
 
-    Unlike gpt2 and gpt4, which are names for vocabularies that tiktoken holds, it carries its own.
+    Unlike gpt2 and gpt4, which are names of tiktoken's vocabularies, it carries its own.
 
     tokens: the bytes of each id, all 256 bytes among them; None for an id that stands for nothing.
         A token's id is its rank: lower ones are joined first.
-    pattern: cuts text into chunks (see patterns.py); None: no borders.
+    pattern: cuts text into chunks (see patterns.py), over whose borders no token reaches; None:
+        a text is one chunk.
     special_tokens: name -> id. They are found in a text only when encode is told to.
-    eot: the name of the one that ends a text.
-    fast: let tiktoken encode, where it takes the pattern; False keeps to the code of this file,
-        with the same ids.
+    eot: the name of the special token that ends a text.
+    fast: let tiktoken encode, if it takes the pattern; False: use the code of this file, which
+        gives the same ids.
     """
 
     complete = False
@@ -264,7 +290,7 @@ class BPETokenizer(Tokenizer):
         if there is nothing left to merge.
 
         fast: count and merge in rustbpe, about ten times faster with the same result. Without a
-        pattern it makes no difference: rustbpe would walk through whole documents at each merge.
+        pattern it is not used, as it would walk through whole documents at each merge.
         """
         names = list(dict.fromkeys(special_tokens))
         n = vocab_size - 256 - len(names)
@@ -368,8 +394,8 @@ class BPETokenizer(Tokenizer):
     # -- the same, faster --------------------------------------------------------------------------
 
     def _goes_to_rust(self, text: str) -> bool:
-        """Whether tiktoken encodes a text. A long one is split here first where the pattern is not
-        a built-in one: there is no stopping tiktoken, and a match may fail at every place."""
+        """Whether tiktoken encodes a text. With a pattern of the user's own a long text is first
+        split here, where a pattern that takes too long is an error: tiktoken cannot be stopped."""
         if not self.fast or has_long_blank(text) or self._tiktoken is None:
             return False
         if len(text) > UNTRIED and self.pattern not in PATTERNS.values():
@@ -378,8 +404,8 @@ class BPETokenizer(Tokenizer):
 
     @cached_property
     def _tiktoken(self):
-        """tiktoken's encoder with this vocabulary, which holds the same rule in Rust; None where it
-        does not take the pattern."""
+        """tiktoken's encoder with this vocabulary: the same rule in Rust. None if it does not take
+        the pattern."""
         try:
             import tiktoken
         except ImportError:
@@ -402,8 +428,8 @@ class BPETokenizer(Tokenizer):
 def rust_tokens(
     texts: Iterable[str], n: int, pattern: str, progress: Progress | None = None
 ) -> list[bytes | None]:
-    """tokens_of(learn_merges(count_chunks(texts, pattern), n)), by rustbpe: it breaks ties in the
-    same way. It counts in 32 bits: texts in which one pair occurs 2**31 times are too long."""
+    """tokens_of(learn_merges(count_chunks(texts, pattern), n)), by rustbpe, which breaks ties in
+    the same way. It counts in 32 bits: texts in which one pair occurs 2**31 times are too long."""
     try:
         import rustbpe
     except ImportError:
@@ -430,7 +456,8 @@ def rust_tokens(
 
 
 class _Reporter(logging.Handler):
-    """Finds in the log lines of rustbpe, one at every per cent, how many merges it has learnt."""
+    """Reports progress: reads from rustbpe's log, which has a line at every per cent, how many
+    merges it has learnt."""
 
     def __init__(self, progress: Progress | None):
         super().__init__()

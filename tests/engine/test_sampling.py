@@ -8,9 +8,18 @@ import pytest
 import torch
 from helpers.tiny_model import VOCAB, reference_probs
 
-from bonsai.engine import SamplingParams, next_probs
-from bonsai.engine.sampling import Row, adjust, noise, sample_next, scores, step_key
+from bonsai.engine import SamplingParams
+from bonsai.engine.sampling import Row, adjust, candidates, noise, sample_next, scores, step_key
 from bonsai.system.errors import UserError
+
+
+def next_probs(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Logits (n, V) -> probabilities (n, V or vocab_limit) from which the next tokens are drawn."""
+    kept, ids = candidates(logits, params)
+    probs = kept.softmax(dim=-1)
+    if ids is None:
+        return probs
+    return torch.zeros_like(logits[:, : params.vocab_limit]).scatter(-1, ids, probs)
 
 
 def test_noise_differs_between_rows_seeds_and_steps():
@@ -27,7 +36,7 @@ def test_noise_differs_between_rows_seeds_and_steps():
 @pytest.mark.parametrize("top_k", [None, 0, 1, 7, VOCAB, 1000])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 1e-6])
 @pytest.mark.parametrize("limit", [None, 20])
-def test_next_probs_follow_the_definitions(temperature, top_k, top_p, limit):
+def test_filters_follow_the_definitions(temperature, top_k, top_p, limit):
     logits = 2 * torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(3))
     params = SamplingParams(1, temperature, top_k, top_p, vocab_limit=limit)
     want = [reference_probs(row, temperature, top_k, top_p, limit) for row in logits.tolist()]

@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from itertools import pairwise
 
 import pytest
 from helpers.hostile_texts import difficult_texts, library_source, strange_characters
@@ -18,33 +17,13 @@ from bonsai.tokenizers.bpe import (
     count_chunks,
     learn_merges,
     merge,
+    recount_merges,
     rust_tokens,
     tokens_of,
 )
 from bonsai.tokenizers.patterns import GPT2, GPT4, LONG_BLANK, named_pattern
 
 # ---- training ----
-
-
-def recount_merges(chunks: dict[bytes, int], n: int) -> list[tuple[int, int]]:
-    """What learn_merges computes, by counting everything again for every merge."""
-    words, merges = [(list(chunk), count) for chunk, count in chunks.items()], []
-    while len(merges) < n:
-        counts = Counter()
-        for ids, count in words:
-            for pair in pairwise(ids):
-                counts[pair] += count
-        if not counts:
-            break
-        pair = min(counts, key=lambda pair: (-counts[pair], pair))
-        for ids, _ in words:
-            i = 0
-            while i < len(ids) - 1:
-                if (ids[i], ids[i + 1]) == pair:
-                    ids[i : i + 2] = [256 + len(merges)]
-                i += 1
-        merges.append(pair)
-    return merges
 
 
 words_of_few_letters = st.dictionaries(
