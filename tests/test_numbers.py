@@ -198,7 +198,7 @@ docs/bytes.md: s on one core): ... bits per byte, strided {}
 docs/bytes.md: | MEGABYTE 4, short | 512 | ... | ... | ... | ... | {}
     docs/bytes.md: with the short dense model's batches: {},
 docs/bytes.md: | MEGABYTE 4, short | 512 | ... | ... | ... | ... | ... | ... | {}
-    docs/bytes.md: dense model's batches: ..., 0.08 ahead of it, and {} where
+    docs/bytes.md: dense model's batches: ..., 0.08 ahead of it, and {} when
 docs/bytes.md: | SpaceByte, short | 512 | ... | ... | ... | ... | {}
     docs/bytes.md: SpaceByte gains most by it: {},
 docs/bytes.md: | MEGABYTE | yes | 8 | ... | ... | ... | ... | {}
