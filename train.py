@@ -2,16 +2,16 @@
 
     python train.py config/quickstart.py                              # a minute on two CPU cores
     python train.py config/quickstart.py --max_iters=2000             # a config file, then a change
-    python train.py config/quickstart.py --init_from=resume           # goes on where it stopped
+    python train.py config/quickstart.py --init_from=resume           # continues where it stopped
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py  # on eight GPUs
     torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 \\
         train.py config/train_gpt2.py                                 # on sixteen GPUs
 
 Every setting below, and every field of the model (n_layer, block_size, ...: see model.py), can be
-set in a config file or as --key=value. The run is in out_dir: ckpt.pt and last.pt, metrics.jsonl,
-loss.png, log.txt, config.json. Ctrl-C finishes the step (or gives up one of minutes), saves, and
-says how to go on. A new run in the folder of an earlier one moves that to out_dir/earlier/1, the
-next one to earlier/2.
+set in a config file or as --key=value. A run writes ckpt.pt, last.pt, metrics.jsonl, loss.png,
+log.txt and config.json to out_dir. Ctrl-C finishes the current step (or abandons it, if it would
+take minutes), saves, and says how to resume. A new run in the same folder first moves the earlier
+one to out_dir/earlier/1, the next one to earlier/2.
 """
 
 if __name__ == "__main__":
@@ -69,50 +69,50 @@ keep_best = False  # keep the model with the lowest validation loss as best.pt
 patience = 0  # stop after this many evaluations without improvement; 0: never [>= 0]
 sample_interval = 0  # steps between samples on the console; 0: none [>= 0]
 # tracking
-tracker = ""  # also show the run there [wandb | tensorboard | trackio]
+tracker = ""  # a service that shows the run, too [wandb | tensorboard | trackio]
 wandb_log = False  # nanoGPT's way to say tracker="wandb"
-wandb_project = "owt"  # name of the project there
-wandb_run_name = "gpt2"  # name of the run there
+wandb_project = "owt"  # name of the project in the tracker
+wandb_run_name = "gpt2"  # name of the run in the tracker
 # data
 dataset = "openwebtext"  # a folder in data/, or several by weight: a:0.7,b:0.3 [paths]
-other_tokenizer = False  # go on where the data's tokenizer is not that of the weights
+other_tokenizer = False  # train even if the data's tokenizer is not that of the weights
 gradient_accumulation_steps = 5 * 8  # micro-batches per step, over all processes together [>= 1]
 batch_size = 12  # rows per micro-batch [>= 1]
-batch_ramp = 0  # first steps with fewer micro-batches: a quarter of them, then half [>= 0]
+batch_ramp = 0  # this many first steps take a quarter, then half of the micro-batches [>= 0]
 batch_order = "random"  # epoch: each window once per pass, shuffled [random | epoch]
-token_noise = 0.0  # share of random inputs, for many passes over little text [>= 0, < 1]
+token_noise = 0.0  # share of inputs made random, for many passes over little text [>= 0, < 1]
 seed = 1337  # of the initial weights, the batches and dropout [>= 0]
 # model
 model = "gpt"  # the architecture; its fields are settings too
 depth = 0  # layers of a compute-optimal run: all else follows (bonsai/planning/depth.py) [>= 0]
 bias = False  # biases in the linear layers and norms (GPT-2: True)
-further_weight = 0.0  # first weight of a loss on the token after next; it falls to 0 [>= 0]
-window_ramp = 0  # first steps in which attention sees a quarter, then half as far [>= 0]
+further_weight = 0.0  # initial weight of a loss on the token after next; falls to 0 [>= 0]
+window_ramp = 0  # in this many first steps attention sees a quarter, then half as far [>= 0]
 # optimizer
 optimizer = "adamw"  # adamw, or muon: Muon for the matrices, AdamW for the rest
 learning_rate = 6e-4  # the highest rate; with muon that of the matrices [>= 0]
 max_iters = 600000  # steps in all [>= 0]
 weight_decay = 1e-1  # on tensors of two or more dimensions [>= 0]
-beta1 = 0.9  # decay of the mean of the gradients [>= 0, < 1]
-beta2 = 0.95  # decay of the mean of their squares [>= 0, < 1]
-adam_eps = 1e-8  # added to the root of that [>= 0]
+beta1 = 0.9  # decay of AdamW's mean of the gradients [>= 0, < 1]
+beta2 = 0.95  # decay of AdamW's mean of the squared gradients [>= 0, < 1]
+adam_eps = 1e-8  # added to the root of the mean square, against division by 0 [>= 0]
 grad_clip = 1.0  # largest norm of the gradient; 0.0: no clipping [>= 0]
 embedding_lr = 0.3  # muon: the rate of embeddings [>= 0]
 table_decay = 0.0  # muon: weight decay of value and bigram embeddings [>= 0]
 head_lr = 4e-3  # muon: the rate of a head that is not tied to the embedding [>= 0]
 scalar_lr = 1.5e-2  # muon: the rate of gains, biases and the like [>= 0]
-momentum = 0.95  # muon: of the gradient, with Nesterov's look ahead [>= 0, < 1]
-momentum_warmup = 300  # muon: first steps, in which it rises from 0.85 to that [>= 0]
-neuron_beta = 0.0  # muon: of the mean square of each neuron's updates (NorMuon); 0: off [>= 0, < 1]
-cautious_decay = False  # muon: decay a weight only where its update, too, moves towards 0
+momentum = 0.95  # muon: Nesterov momentum [>= 0, < 1]
+momentum_warmup = 300  # muon: first steps, in which momentum rises from 0.85 to that value [>= 0]
+neuron_beta = 0.0  # muon: decay of neurons' mean squared update (NorMuon); 0: off [>= 0, < 1]
+cautious_decay = False  # muon: decay a weight only where its update, too, moves it towards 0
 max_skipped = 20  # stop after this many steps in a row whose gradient is not finite [>= 1]
 # learning rate schedule
 decay_lr = True  # False: constant, without warm-up
 lr_schedule = "cosine"  # trapezoid: constant, then a linear cooldown [cosine | trapezoid]
 warmup_iters = 2000  # steps of linear warm-up [>= 0]
 lr_decay_iters = 600000  # step at which min_lr is reached; usually max_iters [>= 0]
-min_lr = 6e-5  # the rate from there on; usually learning_rate / 10 [>= 0]
-cooldown = 0.4  # share of lr_decay_iters in which a trapezoid falls [0 to 1]
+min_lr = 6e-5  # the rate from that step on; usually learning_rate / 10 [>= 0]
+cooldown = 0.4  # trapezoid: share of lr_decay_iters in which the rate falls [0 to 1]
 # system
 backend = "auto"  # of torch.distributed; auto: nccl on CUDA [auto | nccl | gloo | mpi | ucc]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
@@ -122,8 +122,8 @@ compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
 
 
 def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> int:
-    """The whole run; returns the exit status. watch: times its start. at_end: what is to be closed
-    when the run is over is pushed on it."""
+    """The whole run; returns the exit status. watch: times the start. at_end: closes, when the run
+    is over, what is pushed on it here."""
     world, device = runtime.world_size, runtime.device
     folder = resolve_path(c.out_dir) if c.init_from in ("resume", "auto") else Path(c.out_dir)
     lock = at_end.enter_context(RunLock(folder))
@@ -133,11 +133,11 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
             take_back(folder)
     runtime.barrier()  # from here on all processes read the folder
 
-    # ---- data, model and optimizer: new, or where they stood ----
-    watch.lap("device")  # and the other processes
-    with loading_compiler(runtime):
+    # ---- data, model and optimizer: new, or those of the run that is resumed ----
+    watch.lap("device")  # and the wait for other processes
+    with loading_compiler(runtime):  # torch.compile is imported in a thread meanwhile
         start = begin(c, folder, runtime, watch.lap)
-    watch.lap("imports")  # what is left of the compiler's
+    watch.lap("imports")  # the rest of that one
     data, model, progress = start.data, start.model, start.progress
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     batches = Batches(
@@ -151,7 +151,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
         vocab_size,
     )
     accumulates = c.gradient_accumulation_steps > runtime.world_size
-    training = TrainingStep(model, c, runtime, accumulates)  # with its kernels, and its optimizer
+    training = TrainingStep(model, c, runtime, accumulates)  # makes the optimizer, too
     start.restore(training.optimizer, training.scaler)
     if progress.tokens is None:
         progress.tokens = batches.rows_before(progress.step) * block_size
@@ -163,6 +163,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     if runtime.master and not c.eval_only:
         check_tracker(c)  # before anything moves
         remove_unfinished(folder)
+        # what an earlier run, or a later part of this one, has left in the folder
         moved = set_aside_newer(folder, progress.step) if start.resuming else set_aside(folder)
     interrupts = at_end.enter_context(Interrupts(runtime))
     closed = interrupts.stdout_closed
@@ -191,15 +192,15 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
         saving.check()
         step = progress.step  # steps that are done, and the number of the next one
         lr = learning_rate_at(step, c)
-        set_further(model, step, c)  # before an evaluation: compiled, it runs the graph of training
+        set_further(model, step, c)  # here, as a compiled evaluation runs the graph of training
 
         # evaluate, and save what is due then
         if c.eval_only or (evaluation_due(step, c) and step != progress.evaluated):
             runtime.synchronize()
             with meter.paused():
-                set_windows(model, c.window_ramp, c)  # whole ones, for which there is a graph
+                set_windows(model, c.window_ramp, c)  # evaluations always see whole windows
                 losses = evaluate(training.compiled, data, c, runtime, report, interrupts)
-                if status := interrupts.status():  # then these may be losses of a part only
+                if status := interrupts.status():  # then not all windows may have been seen
                     break
                 report.evaluation(meter.evaluation_row(lr, losses))
                 if c.eval_only:
@@ -229,7 +230,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
             forecast.count(c.batch_size * world)
             if training.left and interrupts.is_urgent():
                 break
-        if training.left:  # weights and optimizer are as they were before this step
+        if training.left:  # abandoned: weights and optimizer are as they were before this step
             status = interrupts.status()
             break
         training.update()
@@ -276,8 +277,8 @@ def evaluate(
     report: Report,
     interrupts: Interrupts,
 ) -> dict[str, float | None]:
-    """Losses on fixed windows of both splits, which the processes share; if a signal comes in
-    between, on the windows so far."""
+    """Losses on fixed windows of both splits, which the processes share among themselves. After a
+    signal they are those of the windows so far."""
     losses, windows = {}, c.eval_iters * c.batch_size
     for split in ("train", "val"):
 
@@ -293,7 +294,7 @@ def evaluate(
 
 
 def main(**settings) -> int:
-    """Train as the command line says or, from Python, with these settings; the exit status.
+    """Train as the command line says or, from Python, with these settings; returns the exit status.
 
     >>> train.main(dataset="shakespeare_char", n_layer=2, max_iters=100)  # doctest: +SKIP
     """
