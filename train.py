@@ -137,7 +137,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     watch.lap("device")  # and the wait for other processes
     with loading_compiler(runtime):  # torch.compile is imported in a thread meanwhile
         start = begin(c, folder, runtime, watch.lap)
-    watch.lap("imports")  # the rest of that one
+    watch.lap("imports")  # the wait for that thread
     data, model, progress = start.data, start.model, start.progress
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     batches = Batches(
@@ -198,7 +198,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
         if c.eval_only or (evaluation_due(step, c) and step != progress.evaluated):
             runtime.synchronize()
             with meter.paused():
-                set_windows(model, c.window_ramp, c)  # evaluations always see whole windows
+                set_windows(model, c.window_ramp, c)  # whole: one compiled graph for evaluations
                 losses = evaluate(training.compiled, data, c, runtime, report, interrupts)
                 if status := interrupts.status():  # then not all windows may have been seen
                     break
