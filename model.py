@@ -1,9 +1,9 @@
-"""The GPT, complete in this file. It needs torch alone (bonsai/ for a cache and others' weights).
+"""The GPT, complete in this file. It needs only torch (and bonsai/ for a cache or others' weights).
 
 `GPTConfig()` is GPT-2 (Radford et al. 2019) as nanoGPT builds it: the same parameter names, the
-same order of random draws (so the same seed gives the same weights), the same arithmetic. Each
-further field is one choice of a later model, orthogonal to the others; a modern GPT is a config
-file that sets fields. Shapes in the comments: B rows, T positions, C = n_embd channels,
+same order of random draws (so the same seed gives the same weights), the same arithmetic. Each of
+the other fields is a choice that some later model made, independent of the others; a modern GPT is
+a config file that sets them. Shapes in the comments: B rows, T positions, C = n_embd channels,
 V = vocab_size, nh heads of size hs (nkv of them for keys and values).
 
     model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384))
@@ -27,32 +27,32 @@ class GPTConfig:
     n_layer: int = 12  # blocks [>= 1]
     n_head: int = 12  # heads of the attention [>= 1]
     n_embd: int = 768  # channels of the residual stream [>= 1]
-    dropout: float = 0.0  # for pretraining 0 is good, for finetuning try 0.1+ [>= 0, < 1]
+    dropout: float = 0.0  # 0 for pretraining; for finetuning try 0.1 or more [>= 0, < 1]
     bias: bool = True  # biases in the linear layers (and the norms, see norm_bias)
     # choices beyond GPT-2
     n_kv_head: int = 0  # heads for keys and values, shared by groups of queries; 0: n_head [>= 0]
     head_size: int = 0  # channels of one head; 0: n_embd / n_head [>= 0]
     norm: str = "layernorm"  # [layernorm | rmsnorm]
     norm_gain: bool = True  # learn a gain per channel in the norms
-    norm_bias: bool | str = "auto"  # biases in the layer norms; auto: as bias [auto | on | off]
+    norm_bias: bool | str = "auto"  # biases in the layer norms; auto: like bias [auto | on | off]
     norm_placement: str = "pre"  # post: as in GPT-1 and the Transformer of 2017 [pre | post]
     norm_embedding: bool = False  # one more norm, after the embedding
     position: str = "learned"  # [learned | sinusoidal | rope | none]
     rope_base: float = 10000.0  # base of the rotary frequencies [> 0]
     activation: str = "gelu"  # gelu_tanh: OpenAI's [gelu | gelu_tanh | relu | relu2 | swiglu]
-    qk_norm: bool = False  # normalise queries and keys per head, as norm says
+    qk_norm: bool = False  # normalise queries and keys in each head, by the kind of `norm`
     attention_scale: float = 0.0  # factor on the scores; 0: 1 / sqrt(head_size) [>= 0]
     tie_head: bool = True  # share the embedding's weights with the output head
     logit_softcap: float = 0.0  # cap * tanh(logits / cap); 0: off [>= 0]
-    zero_init: bool = False  # projections back into the stream, and an untied head, start at 0
+    zero_init: bool = False  # projections into the residual stream and an untied head start at 0
     init: str = "gpt2"  # fan_in: variance 1 / (3 fan_in), embedding N(0, 1) [gpt2 | fan_in]
     attention_window: int = 0  # positions that a local layer sees, its own included; 0: all [>= 0]
     window_pattern: str = "L"  # layer by layer, repeated: L local, D dense ('DL' as in GPT-3)
     residual_lambdas: bool = False  # learned weights, per layer, of the stream and its first state
-    value_embeddings: bool = False  # tokens' own values, gated, in every other layer
-    bigram_embeddings: int = 0  # a table of hashed pairs of tokens: rows per token id [>= 0]
-    activation_checkpointing: bool = False  # recompute in backward: less memory
-    bfloat16_stream: bool = False  # where products are in bfloat16, the residual stream, too
+    value_embeddings: bool = False  # in every other layer tokens add values of their own, gated
+    bigram_embeddings: int = 0  # rows per token id of a table of hashed token pairs; 0: none [>= 0]
+    activation_checkpointing: bool = False  # recompute in the backward pass, to save memory
+    bfloat16_stream: bool = False  # with products in bfloat16, have the residual stream so, too
 
     def __post_init__(self) -> None:
         """Raise ValueError, with the numbers, for choices that do not go together."""
@@ -94,10 +94,10 @@ class GPTConfig:
         return self.attention_window if local else 0
 
     def attention_flops(self, T: int) -> int:
-        """Forward FLOPs per token of the attention of all layers at context T, its matrices apart.
+        """Forward FLOPs per token of all layers' attention at context T, without its matrices.
 
-        4 per channel of the heads and position that a layer sees (not halved for causality, so that
-        MFU compares with what others publish).
+        4 per channel of the heads and per position that a layer sees (not halved for causality, so
+        that MFU compares with what others publish).
         """
         seen = sum(min(T, self.window(layer) or T) for layer in range(self.n_layer))
         return 4 * self.n_head * self.head_dim * seen
@@ -142,8 +142,7 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.n_embd)) if bias and not self.rms else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.rms:
-            # of two dtypes torch's kernel is not made, and it says so each time
+        if self.rms:  # in one dtype: for two torch has no fused kernel, and warns each time
             x = x if self.weight is None else x.type_as(self.weight)
             return F.rms_norm(x, self.shape, self.weight, 1e-5)
         return torch.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
@@ -173,8 +172,8 @@ def rope_angles(pos: torch.Tensor, head_dim: int, base: float) -> tuple[torch.Te
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotary positions (RoPE, Su et al. 2021): turn each pair of channels by its angle.
 
-    x (..., hs), rotation = cos, sin of rope_angles in a shape that goes with x: (T, hs) for
-    (B, nh, T, hs). Pairs are (i, i + hs/2).
+    x (..., hs); rotation: cos and sin of rope_angles, in a shape that broadcasts with x, such as
+    (T, hs) with (B, nh, T, hs). A pair is the channels i and i + hs/2.
     """
     cos, sin = (r.to(x.dtype) for r in rotation)
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
@@ -186,7 +185,10 @@ GATE = 12  # channels of the stream that decide how much of a value embedding is
 
 
 def causal_mask(T: int, S: int, window: int, device) -> torch.Tensor:
-    """(T, S) bool: what the last T of S positions see; window: their own included, 0: all."""
+    """(T, S) bool: which of S positions the last T of them see, those after them never.
+
+    window: how many they see, their own included; 0: all.
+    """
     back = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)
     return (back >= 0) & (back < (window or S))
 
@@ -194,13 +196,13 @@ def causal_mask(T: int, S: int, window: int, device) -> torch.Tensor:
 def attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
     """softmax(scale q k^T) v: q (B, nh, T, hs), k and v (B, nkv, S, hs) -> like q.
 
-    mask (T, S) or (B, 1, T, S) bool: where a query sees a key. Without one a single query sees all
-    keys, and T = S queries see the positions up to their own, or the last `window` of those.
+    mask (T, S) or (B, 1, T, S) bool: where a query sees a key. Without a mask a single query sees
+    all keys, and T = S queries see the positions up to their own, or the last `window` of those.
     """
     T, S = q.size(2), k.size(2)
     if mask is None and 0 < window < T:
         mask = causal_mask(T, S, window, q.device)
-    causal = True if mask is None and T > 1 else False  # noqa: SIM210 - compiled, T is a symbol
+    causal = True if mask is None and T > 1 else False  # noqa: SIM210 - a bool, when T is symbolic
     grouped = k.size(1) != q.size(1)
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
@@ -214,13 +216,13 @@ class CausalSelfAttention(nn.Module):
         self.qk_norm, self.rms = config.qk_norm, config.norm == "rmsnorm"
         self.nh, self.nkv, self.hs = config.n_head, config.kv_heads, config.head_dim
         self.scale = config.attention_scale or 1 / math.sqrt(self.hs)
-        self.attend = attention  # bonsai/models/kernels.py and bonsai/engine/cpu have faster ones
+        self.attend = attention  # or a faster one: bonsai/models/kernels.py, bonsai/engine/cpu
         self.window = config.window(layer)
         self.narrowed = 1  # training divides the window by this: schedule.set_windows
-        # queries, keys and values in one product
+        # queries, keys and values by one product; Muon treats each row_block rows of its weight as
+        # a matrix of its own (bonsai/training/muon.py)
         width = (self.nh + 2 * self.nkv) * self.hs
         self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
-        # ... whose weight is several matrices, each of row_block rows, to Muon: training/muon.py
         self.c_attn.weight.row_block = math.gcd(self.nh, self.nkv) * self.hs
         self.c_proj = nn.Linear(self.nh * self.hs, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -231,29 +233,30 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, rotation=None, cache=None, values=None):
         """x (B, T, C) -> (B, T, C).
 
-        rotation: cos and sin of the positions, each (T, hs) or (B, 1, T, hs). cache: has the keys
-        and values of the tokens before x. values: value embeddings (B, T, nkv hs).
+        rotation: cos and sin for the positions, each (T, hs) or (B, 1, T, hs). cache: holds the
+        keys and values of the tokens before x. values: value embeddings (B, T, nkv hs).
         """
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.hs)
-        # (B, T, nh + nkv, hs) and (B, T, nkv, hs): heads move to the front only after what is done
-        # channel by channel, so that a compiler makes one pass of that, gradients included
+        # (B, T, nh + nkv, hs) and (B, T, nkv, hs). Heads move in front of positions only after all
+        # that is done element by element, so that a compiler fuses that, and its gradients, into
+        # one pass over memory
         qk, v = qkv.split_with_sizes((self.nh + self.nkv, self.nkv), dim=2)
         if values is not None:
             gate = 3 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, nkv)
             v = v + gate[..., None] * values.view(B, T, self.nkv, -1)
-        if self.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023; without gain
+        if self.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023; here without gains
             qk = (F.rms_norm if self.rms else F.layer_norm)(qk, (self.hs,))
         if rotation is not None:
             qk = rotate(qk, [r.view(-1, T, 1, self.hs) for r in rotation])
-        qk = qk.to(qkv.dtype)  # while they are one tensor, which is one pass to a compiler
+        qk = qk.to(qkv.dtype)  # now, while they are one tensor: again a single pass
         qkv = *qk.split_with_sizes((self.nh, self.nkv), dim=2), v
         q, k, v = (part.transpose(1, 2) for part in qkv)  # (B, nh or nkv, T, hs)
         mask = None
         if cache is not None:  # keys and values of all tokens so far, and which of them are seen
             k, v, mask = cache.update(self.layer, k, v, self.window)
-        # self.training is read only where it matters: compiled, a model that asks it needs a second
-        # graph to be evaluated
+        # self.training is read only where it matters, as a compiled model that reads it needs a
+        # second graph for evaluations
         window, dropout = self.window, 0.0
         if self.dropout and self.training:
             dropout = self.dropout
@@ -270,12 +273,12 @@ class CausalSelfAttention(nn.Module):
 def cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, further: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean in nats over the targets (B, T) that are not -1, of logits (B, T, V).
+    """Mean cross-entropy in nats of logits (B, T, V), over the targets (B, T) that are not -1.
 
-    further: the weight, a tensor, of a second loss, by which the same logits predict the token
-    after next. It changes the gradients, not the value that is returned. Gloeckle et al. 2024 give
-    each further token a head of its own; one head for both, and a weight that falls to 0, are
-    modded-nanogpt's.
+    further: None, or the weight (a tensor) of a second loss, for which the same logits predict the
+    token after next. It changes the gradients, not the value that is returned. In multi-token
+    prediction (Gloeckle et al. 2024) each further token has a head of its own; one head for both,
+    and a weight that falls to 0, are modded-nanogpt's.
     """
     logits = logits.view(-1, logits.size(-1))
     loss = F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
@@ -283,13 +286,16 @@ def cross_entropy(
         after = F.pad(targets[:, 1:], (0, 1), value=-1).flatten()
         second = F.cross_entropy(logits, after, ignore_index=-1, reduction="sum")
         second = further * second / (targets >= 0).sum()
-        loss = loss + (second - second.detach())
+        loss = loss + (second - second.detach())  # adds 0, and the gradient of `second`
     return loss
 
 
 def head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """cross_entropy of model.head(x), x (B, T, C), targets (B, T). Nobody else reads the logits, so
-    a compiler need not write them in fp32."""
+    """cross_entropy of the logits model.head(x), with x (B, T, C) and targets (B, T).
+
+    A function of its own, so that the logits, the largest tensor of a training step, are read by
+    nothing else: a compiler need not write them in fp32.
+    """
     further = model.further if torch.is_grad_enabled() else None
     return cross_entropy(model.head(x), targets, further)
 
@@ -298,15 +304,16 @@ def head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch
 
 
 def dtype_of_products(x: torch.Tensor) -> torch.dtype:
-    """What a product with x is computed in: autocast's dtype where that is on, else x's."""
+    """The dtype in which a product with x is computed: autocast's if that is on, else x's own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def bigram_hash(before: torch.Tensor, idx: torch.Tensor, rows: int) -> torch.Tensor:
-    """The row of each pair of tokens (before, idx), both int64; pairs share rows at random.
+    """The table row of each pair of tokens (before, idx), both int64. Different pairs may share a
+    row.
 
-    As in modded-nanogpt; n-grams of bytes have such tables in BLT (Pagnoni et al. 2024).
+    As in modded-nanogpt; BLT (Pagnoni et al. 2024) has such tables for n-grams of bytes.
     """
     return (27191 * before ^ 36313 * idx) % rows
 
@@ -320,7 +327,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.activation = config.activation
-        self.activate = ACTIVATIONS[config.activation]  # or a faster one, as `attend`
+        self.activate = ACTIVATIONS[config.activation]  # or a faster one, like `attend`
 
     def forward(self, x):
         return self.dropout(self.c_proj(self.activate(self.c_fc(x))))
@@ -336,7 +343,7 @@ class Block(nn.Module):
         self.post = config.norm_placement == "post"
 
     def forward(self, x, rotation=None, cache=None, values=None):
-        """x (B, T, C) -> (B, T, C), the stream; all else is for the attention."""
+        """The residual stream x (B, T, C) -> (B, T, C). The other arguments go to the attention."""
         if self.post:
             x = self.ln_1(x + self.attn(x, rotation, cache, values)).type_as(x)
             return self.ln_2(x + self.mlp(x)).type_as(x)
@@ -344,20 +351,21 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-# the groups of parameters that optimizers treat apart
+# the groups of parameters that an optimizer may treat differently
 GROUPS = ("matrices", "embeddings", "tables", "head", "scalars", "residual")
-TABLES = ("values", "bigrams")  # names of embeddings that are 0 at first
+TABLES = ("values", "bigrams")  # names of the embeddings that start at 0
 
 
 def zero_embedding(rows: int, width: int) -> nn.Embedding:
-    """Made without the random numbers of nn.Embedding: of 464M weights they take two seconds."""
+    """An embedding of zeros, made without nn.Embedding's random numbers, which would only be
+    overwritten: for 464M weights they take two seconds."""
     return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
 
 
 class GPT(nn.Module):
-    context_step = 1  # a full context is moved on by multiples of this many tokens
-    further = None  # weight of a second loss in training, which schedule.set_further sets
-    head_loss = staticmethod(head_loss)  # bonsai/models/head_loss.py has others, of less memory
+    context_step = 1  # a full context moves on by multiples of this many tokens
+    further = None  # weight of cross_entropy's second loss; schedule.set_further sets it
+    head_loss = staticmethod(head_loss)  # bonsai/models/head_loss.py has others that save memory
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -370,7 +378,7 @@ class GPT(nn.Module):
             self.transformer.ln_e = Norm(config)
         self.transformer.drop = nn.Dropout(config.dropout)
         self.transformer.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
-        # with the norm after each block (GPT-1) the last block's is the final norm
+        # with norms after the parts of a block (GPT-1), the last block ends in the final norm
         post = config.norm_placement == "post"
         self.transformer.ln_f = nn.Identity() if post else Norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -388,17 +396,17 @@ class GPT(nn.Module):
         if config.residual_lambdas:  # modded-nanogpt, 2024
             self.residual_lambdas = nn.Parameter(torch.empty(config.n_layer))
             self.x0_lambdas = nn.Parameter(torch.empty(config.n_layer))
-        # rope_angles of all positions, (2, block_size, hs), which bonsai/models/kernels.py sets on
-        # a GPU: a compiler would compute them anew for every element of every layer
+        # rope_angles of all positions, (2, block_size, hs). bonsai/models/kernels.py sets it on a
+        # GPU, where a compiler would compute them anew for every element of every layer
         self.register_buffer("rotation", None, persistent=False)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """N(0, 0.02) everywhere, biases 0; residual projections scaled by 1/sqrt(2 n_layer), GPT-2.
+        """GPT-2's: N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer), biases 0.
 
         The order of the draws is part of the contract: the same seed gives nanoGPT's weights. So
-        what starts at 0 is drawn all the same, as the draws after it depend on it; only at the end
-        of the order, and of the tables that nanoGPT has not, it is not.
+        weights that start at 0 are drawn, too, because the draws after them depend on it. Not drawn
+        are those at the end of the order, and the tables, which nanoGPT does not have.
         """
         c = self.config
         draws: list[tuple[nn.Parameter, float]] = []  # (weights, standard deviation)
@@ -440,9 +448,9 @@ class GPT(nn.Module):
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         Targets of -1 are ignored. Without targets the loss is None and the logits are those of the
-        last position, (B, 1, V). With a cache of `new_cache`, idx are the tokens after those in it.
-        return_logits: False where only the loss is wanted: then the logits are None, and need not
-        be in memory all at once.
+        last position, (B, 1, V). cache: from `new_cache`; idx are the tokens after those in it.
+        return_logits: False if only the loss is wanted; then the logits are returned as None, and
+        need not be in memory all at once.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
@@ -460,7 +468,7 @@ class GPT(nn.Module):
             x = self.transformer.ln_e(x)
         x = self.transformer.drop(x)
         if self.config.bfloat16_stream and dtype_of_products(x) == torch.bfloat16:
-            x = x.bfloat16()  # an embedding is not a product: autocast leaves it in fp32
+            x = x.bfloat16()  # autocast leaves embeddings, which are no products, in fp32
         rotation = None
         if self.config.position == "rope":
             if cache is None and self.rotation is not None and self.rotation.size(1) >= T:
@@ -483,9 +491,9 @@ class GPT(nn.Module):
         return self.logits_and_loss(x, targets, return_logits)
 
     def logits_and_loss(self, x: torch.Tensor, targets: torch.Tensor | None, return_logits: bool):
-        """What forward returns, of the stream's last state x (B, T, C)."""
+        """What forward returns, from the last state of the residual stream, x (B, T, C)."""
         if targets is None:
-            return self.head(x[:, -1:]), None  # a slice: x[:, [-1]] would copy the list to a GPU
+            return self.head(x[:, -1:]), None  # a slice: x[:, [-1]] would copy a list to the GPU
         if not return_logits:
             return None, self.head_loss(self, x, targets)
         logits = self.head(x)
@@ -514,7 +522,8 @@ class GPT(nn.Module):
     ) -> torch.Tensor:
         """Continue idx (B, T) by max_new_tokens: (B, T + max_new_tokens). temperature 0 is greedy.
 
-        The short loop that recomputes everything for each token: the oracle of bonsai/engine/.
+        The short loop, which computes the whole context anew for every token. The tests compare
+        bonsai/engine/ with it, which is faster.
         """
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -self.config.block_size :])
@@ -549,8 +558,8 @@ class GPT(nn.Module):
     def flops_per_token(self, T: int | None = None) -> float:
         """Training FLOPs per token at context T (PaLM, Chowdhery et al. 2022, appendix B).
 
-        6 per parameter, and the attention, whose backward costs twice its forward: 12 per layer,
-        channel of the heads and position that the layer sees.
+        6 per parameter: 2 in the forward pass, 4 in the backward pass. The attention likewise takes
+        three times its forward FLOPs: 12 per layer, channel of the heads and position seen.
         """
         return 6 * self.num_params() + 3 * self.config.attention_flops(T or self.config.block_size)
 
@@ -562,7 +571,7 @@ class GPT(nn.Module):
         return self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / dt / peak_flops
 
     def channels_per_token(self) -> int:
-        """Channels of the stream in all layers together, by which memory is estimated."""
+        """Channels of the stream in all layers together, from which memory is estimated."""
         return self.config.n_layer * self.config.n_embd
 
     def serial_layers(self) -> int:
@@ -572,12 +581,12 @@ class GPT(nn.Module):
     # ---- optimizers ----
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Which parameters are what, for optimizers that treat them apart; each in one group."""
+        """The parameters by kind, for optimizers that treat them differently; each in one group."""
         groups = {name: [] for name in GROUPS}
         for name, p in self.named_parameters():  # names a tied tensor once, as the embedding
             if name.startswith(("transformer.wte", "transformer.wpe")):
                 groups["embeddings"].append(p)
-            elif name.startswith(("values", "bigrams")):
+            elif name.startswith(TABLES):
                 groups["tables"].append(p)
             elif name.startswith("lm_head"):
                 groups["head"].append(p)
@@ -599,7 +608,7 @@ class GPT(nn.Module):
     ) -> torch.optim.AdamW:
         """AdamW in nanoGPT's two groups: tensors of two or more dimensions decay, others don't.
 
-        make: its class.
+        make: the class of the optimizer.
         """
         params = [p for p in self.parameters() if p.requires_grad]
         groups = [
@@ -624,7 +633,8 @@ class GPT(nn.Module):
     def from_pretrained(cls, source: str, override_args: dict | None = None) -> "GPT":
         """GPT-2 from the Hugging Face hub ('gpt2', 'gpt2-medium', ...) or from a local folder.
 
-        override_args: fields such as dropout. Raises ValueError, in one line, where there is none.
+        override_args: fields to change, such as dropout. Raises ValueError, in one line, if there
+        is no such model.
         """
         from bonsai.models.hugging_face import pretrained
 
