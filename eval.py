@@ -1,16 +1,17 @@
-"""How good trained models are: loss, perplexity and bits per byte; and their score at questions.
+"""How good trained models are: loss, perplexity, bits per byte, and scores on questions.
 
     python eval.py --out_dir=out-shakespeare-char             # on the data it was trained on
     python eval.py --out_dir=out-a,out-b --dataset=my_text    # two runs side by side
     python eval.py --init_from=gpt2,out/best.pt --dataset=openwebtext --json=results.json
     python eval.py --init_from=gpt2 --choices=hellaswag_val.jsonl
-    python eval.py --init_from=gpt2 --tasks=hellaswag,lambada_openai,piqa   # by pip install lm_eval
+    python eval.py --init_from=gpt2 --tasks=hellaswag,lambada_openai,piqa   # pip install lm_eval
     python eval.py --init_from=gpt2 --core=eval_bundle                      # CORE, of 22 tasks
     torchrun --standalone --nproc_per_node=8 eval.py --out_dir=out
 
-The loss is the mean over every token of a split but its first, in windows of block_size that do not
-overlap. Bits per byte of text compare across tokenizers; perplexity, its exponential, does not.
-Questions are answered with the likeliest ending; bonsai/evaluation/ has three ways to tell.
+The loss is the mean over all tokens of a split except the first, in windows of block_size that do
+not overlap. Bits per byte of text can be compared across tokenizers; perplexity, the exponential of
+the loss, cannot. A question is answered with its likeliest ending;
+bonsai/evaluation/choices.py measures in three ways which one that is.
 """
 
 if __name__ == "__main__":
@@ -50,18 +51,18 @@ init_from = "resume"  # resume: the run in out_dir; gpt2*; checkpoints or folder
 out_dir = "out"  # the run to evaluate; a,b: several; ignored if init_from is not resume [paths]
 # the data
 dataset = ""  # a folder in data/, or a,b: several; default: what the model was trained on [paths]
-other_tokenizer = False  # go on where the data's tokenizer is not the model's
+other_tokenizer = False  # evaluate even if the data's tokenizer is not the model's
 split = "val"  # [val | train]
 windows = 0  # how many, spread evenly over the split; 0: all [>= 0]
 block_size = 0  # tokens in a window; 0: as many as the model can take [>= 0]
 choices = ""  # multiple-choice questions: JSON lines in HellaSwag's format [path]
 tasks = ""  # tasks of lm-evaluation-harness: hellaswag,piqa,... [list]
-tasks_dir = ""  # a folder of tasks of one's own, as YAML files of the harness [path]
+tasks_dir = ""  # a folder of your own tasks, as YAML files in the harness's format [path]
 core = ""  # the bundle of CORE's 22 tasks: a folder with core.yaml and eval_data/ [path]
-limit = 0  # questions of each task, of CORE's too; 0: all [>= 0]
-num_fewshot = -1  # of --tasks: solved questions in front of each; -1: as the task says [>= -1]
+limit = 0  # questions of each task, also of CORE's; 0: all [>= 0]
+num_fewshot = -1  # with --tasks: solved questions in front of each; -1: as the task says [>= -1]
 batch_size = 12  # windows, or endings, at a time [>= 1]
-strided = False  # of a model of patches: two passes, the better half of each patch; twice as slow
+strided = False  # megabyte: two passes, the better half of each patch; takes twice as long
 json = ""  # a file for the results; -: the last line of stdout [path]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there

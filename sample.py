@@ -3,19 +3,20 @@
     python sample.py --out_dir=out-shakespeare-char                   # ten texts
     python sample.py --start="To be" --temperature=0 --num_samples=1  # the likeliest one
     python sample.py --start=FILE:prompt.txt > samples.txt            # faster: drawn side by side
-    python sample.py --interactive                                    # type a line, read on
+    python sample.py --interactive                                    # type a text, read on
     python sample.py --out_dir=out-chat --chat                        # talk to a model that can
     python sample.py --init_from=gpt2-xl --start="The answer is"      # or a checkpoint, or a folder
     python sample.py --prompts=questions.jsonl --out=answers.jsonl    # many prompts at once
 
 Samples go to stdout, each followed by a line of 15 dashes; remarks go to stderr. On a terminal the
-samples are drawn one after another and appear token by token; into a file or pipe, side by side. In
-float32 the texts are the same, except where two tokens were closer than rounding.
+samples are drawn one after another and appear token by token; for a file or pipe they are drawn
+side by side. In float32 the texts are the same, except where two tokens are so close that rounding
+decides.
 
---prompts reads a JSON object per line: {"prompt": "To be"}, where it likes with n, max_new_tokens,
-temperature, top_k, top_p, min_p, repetition_penalty and seed of its own (n: texts to draw). For
-each text a line is written, in the order of the prompts: the object with text (the continuation
-alone), row (of n), tokens and finish, 'stop' at an end of text or 'length'.
+--prompts reads a JSON object per line, such as {"prompt": "To be"}. An object may have its own n
+(texts to draw), max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty and seed. For
+each text one line is written, in the order of the prompts: the object with text (only the
+continuation), row (which of the n), tokens, and finish: 'stop' at an end of text, or 'length'.
 """
 
 if __name__ == "__main__":
@@ -55,19 +56,19 @@ out_dir = "out"  # the run to sample from; ignored if init_from is not resume [p
 # the text
 start = "\n"  # what to continue; "<|endoftext|>" is that token; FILE:prompt.txt reads a file
 prompts = ""  # a JSONL file of prompts, continued side by side; see above [path]
-out = ""  # file for what --prompts gives, also JSONL; empty: stdout [path]
-num_samples = 10  # texts to draw; with --prompts 1, unless given, here or there [>= 1]
+out = ""  # a file for the answers to --prompts, also JSONL; empty: stdout [path]
+num_samples = 10  # texts to draw; per prompt of --prompts 1, unless given here or there [>= 1]
 max_new_tokens = 500  # tokens in each, after the start [>= 0]
 temperature = 0.8  # below 1.0 less random, above more; 0: always the likeliest token [>= 0]
 top_k = 200  # draw from the top_k likeliest tokens; 0: from all [>= 0]
-top_p = 1.0  # draw from the likeliest tokens that have this probability; 1.0: from all [> 0, <= 1]
+top_p = 1.0  # draw from the likeliest with this probability together; 1.0: from all [> 0, <= 1]
 min_p = 0.0  # draw from tokens with at least this share of the likeliest one's probability [0 to 1]
-repetition_penalty = 1.0  # above 1.0 tokens that were there before become less likely [> 0]
+repetition_penalty = 1.0  # above 1.0, tokens that occurred before become less likely [> 0]
 seed = 1337  # the same seed gives the same texts [>= 0]
 interactive = False  # continue the lines you type; Ctrl-C ends a text, Ctrl-D the program
 chat = False  # answer the lines you type, with a model that was trained on conversations
 system = ""  # with --chat: the system's message, with which the conversation begins
-on_full = "slide"  # when the context is full; slide: nanoGPT's way, slow [slide | refill | stop]
+on_full = "slide"  # when the context is full; slide: as nanoGPT, slow [slide | refill | stop]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 dtype = "auto"  # auto: float32; bfloat16 on CUDA and for int8 [auto | float32 | bfloat16 | float16]
@@ -75,24 +76,24 @@ quantize = ""  # int8: weights of a quarter of the size, faster, a little less e
 batch_size = 16  # prompts of --prompts continued at once [>= 1]
 cuda_graphs = True  # on a GPU replay one-token steps from CUDA graphs; False: launch each kernel
 compile = False  # torch.compile the model instead: slow to start, for long texts on a GPU
-kv_cache = True  # remember keys and values; False: recompute them for every token, same text
+kv_cache = True  # keep keys and values; False: compute them anew for every token, same text
 # -----------------------------------------------------------------------------
 
 JOB_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 JOB_SETTINGS += ("seed",)
 JOB = 'an object such as {"prompt": "To be"}'
 MOST_TEXTS = 1_000_000  # of one prompt: each takes memory from the start
-PREFIX_TOKENS = 4096  # of prompts whose keys and values are kept, for prompts that begin alike
-CACHE_BYTES = 2**30  # samples drawn side by side have caches of this size together
+PREFIX_TOKENS = 4096  # of prompts whose keys and values are kept for prompts that begin alike
+CACHE_BYTES = 2**30  # limit for the caches of samples that are drawn side by side, together
 
 
 def encode_start(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids to continue; of an empty text, what a text is begun with."""
+    """Token ids to continue; for an empty text, the ones with which a text begins."""
     return tokenizer.encode(text, allow_special=True) if text else start_tokens(tokenizer)
 
 
 def default_start(tokenizer: Tokenizer, text: str) -> str:
-    """`text`, or nothing where a vocabulary lacks it: then begins what a text is begun with."""
+    """`text` or, if the vocabulary cannot spell it, '': encode_start says what that begins with."""
     try:
         tokenizer.encode(text)
     except UserError:
@@ -102,15 +103,15 @@ def default_start(tokenizer: Tokenizer, text: str) -> str:
 
 
 def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids as they come; what is not yet a whole UTF-8 character is held back."""
+    """The text of ids, piece by piece as they come; incomplete UTF-8 characters are held back."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in ids:
         yield decoder.decode(tokenizer.decode_bytes([token]))
     yield decoder.decode(b"", final=True)
 
 
-# A byte-level model that knows little yet would ring the bell and switch character sets: on a
-# terminal control characters (but tab and newline) are shown as their pictures.
+# A byte-level model that knows little yet would ring the bell and switch character sets. So on a
+# terminal control characters, except tab and newline, are shown as their Unicode pictures.
 PICTURES = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {0x7F: 0x2421}
 PICTURES |= {c: 0xFFFD for c in range(0x80, 0xA0)}
 
@@ -173,7 +174,7 @@ def main(**settings) -> None:
             "texts with --interactive"
         )
     dtype = DTYPES[runtime.dtype]
-    params = replace(params, vocab_limit=tokenizer.vocab_size)  # no padding rows
+    params = replace(params, vocab_limit=tokenizer.vocab_size)  # not the padding of the vocabulary
     graphs = c.cuda_graphs and runtime.captures
     if c.prompts:
         engine = Engine(
@@ -241,8 +242,8 @@ def load(c: Config, runtime: Runtime) -> tuple[torch.nn.Module, Tokenizer, ChatT
     """The model, on its device, its tokenizer and how it chats; says which they are."""
     loaded = load_model(find_source(c.init_from, c.out_dir), overrides={"dropout": 0.0})
     chat = loaded.chat
-    loaded.checkpoint = None  # the optimizer's memory
-    if not c.quantize:  # as it will compute: on a GPU half of the memory
+    loaded.checkpoint = None  # frees the optimizer's memory
+    if not c.quantize:  # in the dtype of computation: on a GPU this takes half of the memory
         loaded.model.to(DTYPES[runtime.dtype])
     model = to_device(loaded.model, runtime.device)
     tokenizer, where = find_tokenizer(loaded)
@@ -253,7 +254,7 @@ def load(c: Config, runtime: Runtime) -> tuple[torch.nn.Module, Tokenizer, ChatT
 
 
 def read_jobs(name: str, params: SamplingParams) -> list[dict]:
-    """The objects of a JSONL file; UserError, with the line's number, for what is not a job."""
+    """The objects of a JSONL file. Raises UserError, with the line's number, for any other line."""
     path = resolve_path(name)
     jobs = []
     for number, line in enumerate(read_text(path, "the prompts").split("\n"), 1):
@@ -266,7 +267,7 @@ def read_jobs(name: str, params: SamplingParams) -> list[dict]:
                 raise UserError(f"{e}; each line is {JOB}") from None
             if not isinstance(job, dict) or not isinstance(job.get("prompt"), str):
                 raise UserError(f"it must be {JOB}")
-            json.dumps(job, ensure_ascii=False).encode()  # as it will be written
+            json.dumps(job, ensure_ascii=False).encode()  # because it will be written so
             job_params(job, params)
         except UnicodeEncodeError as e:
             half = f"{e.object[e.start]!a} is half of a character (a lone surrogate)"
@@ -276,7 +277,7 @@ def read_jobs(name: str, params: SamplingParams) -> list[dict]:
         jobs.append(job)
     if not jobs:
         raise UserError(f"{path} holds no prompts: each line is {JOB}")
-    # all other keys go into the answers
+    # any other key is only copied into the answers: say so if it looks like a misspelt setting
     for key in sorted({key for job in jobs for key in job} - {"prompt", "n", *JOB_SETTINGS}):
         if hint := did_you_mean(key, JOB_SETTINGS):
             say(f"{path}: {key!a} is no setting and changes nothing{hint}")
@@ -284,7 +285,7 @@ def read_jobs(name: str, params: SamplingParams) -> list[dict]:
 
 
 def job_params(job: dict, params: SamplingParams) -> SamplingParams:
-    """The settings for a job: its own, else the program's."""
+    """The settings for a job: its own, and the program's for the rest."""
     given = {key: job[key] for key in JOB_SETTINGS if key in job}
     for key, value in {"n": job.get("n", 1), **given}.items():
         kinds = int if key in ("n", "max_new_tokens", "top_k", "seed") else (int, float)
@@ -296,7 +297,7 @@ def job_params(job: dict, params: SamplingParams) -> SamplingParams:
 
 
 def is_utf8(target: TextIO) -> bool:
-    """Whether any character can be written there as it is."""
+    """Whether any character can be written to this stream as it is."""
     encoding = getattr(target, "encoding", None)  # a text in memory has none
     return not encoding or codecs.lookup(encoding).name == "utf-8"
 
@@ -309,7 +310,8 @@ def batch_job(
     out: str,
     n: int,
 ) -> None:
-    """Continue all jobs side by side; their lines in order, each as soon as those before it.
+    """Continue all jobs side by side, and write their lines in order, each as soon as it and those
+    before it are done.
 
     out: the file for the lines; '': stdout. n: texts of a job that does not say how many.
     """
@@ -372,7 +374,7 @@ def typed_lines(answer: Callable[[str, int], None]) -> None:
             print()
         except UserError as e:  # such as a character that the model does not know
             say(f"error: {e}")
-        heeded()  # a Ctrl-C was for this answer
+        heeded()  # a Ctrl-C ended this answer, not the program
         turn += 1
 
 
