@@ -7,8 +7,8 @@
     python bench.py --size=gpt3-13b --gpu=H100 --gpus=64         # what a model would cost
     torchrun --standalone --nproc_per_node=8 bench.py            # eight GPUs together
 
-Each step is one of train.py's: its micro-batches, forward and backward, clipping, update; the
-device is waited for after every step. Without prepared data the batches are random tokens.
+Each step is a step of train.py: its micro-batches, forward and backward, clipping, update. After
+every step the program waits for the device. Without prepared data the batches are random tokens.
 benchmarks/train.py compares with other projects.
 """
 
@@ -54,17 +54,17 @@ from configurator import Config, configure, model_fields, refuse_idle
 # what is measured
 steps = 20  # steps that count [>= 1]
 warmup = 10  # steps before them that do not [>= 0]
-profile = False  # then profile 1 to 3 more: shares, the longest kernels, and a trace in out_dir
-out_dir = "out-bench"  # where that goes [path]
+profile = False  # profile 1 to 3 further steps: shares, longest kernels, and a trace in out_dir
+out_dir = "out-bench"  # where the trace goes [path]
 json = ""  # a file for the results; -: the last line of stdout [path]
-# instead: what a model of the family (bonsai/planning/presets.py) would cost; nothing is run
-size = ""  # its name, such as gpt2-xl; fields that are set change it
-gpu = "H100"  # on which it would be trained
+# instead: what a model of the GPT family (bonsai/planning/presets.py) would cost; nothing is run
+size = ""  # name of the model, such as gpt2-xl; fields that are set change it
+gpu = "H100"  # the GPU on which it would be trained
 gpus = 1  # how many of them [>= 1]
-mfu = 0.4  # share of their peak that is reached [> 0, <= 1]
-tokens = 0.0  # to train on; 0: 20 per parameter [>= 0]
+mfu = 0.4  # share of their peak FLOP/s that is reached [> 0, <= 1]
+tokens = 0.0  # how many tokens to train on; 0: 20 per parameter [>= 0]
 # data
-real_data = True  # False: random tokens that are on the device already
+real_data = True  # False: random tokens that are already on the device
 dataset = "openwebtext"  # a folder in data/ [paths]
 batch_size = 12  # rows of a micro-batch, per process [>= 1]
 micro_batches = 1  # of a step; train.py has gradient_accumulation_steps of them together [>= 1]
@@ -73,16 +73,16 @@ seed = 1337  # of the weights and batches [>= 0]
 model = "gpt"  # the architecture; its fields are settings too
 bias = False  # biases in the linear layers and norms (GPT-2: True)
 # optimizer; see bonsai/training/optimizers.py
-optimizer = "adamw"  # or muon: the kind changes the time of a step, the numbers below do not
+optimizer = "adamw"  # or muon: this changes the time of a step, the numbers below do not
 learning_rate = StepSettings.learning_rate  # without a schedule [>= 0]
 weight_decay = StepSettings.weight_decay  # on tensors of two or more dimensions [>= 0]
-beta1 = StepSettings.beta1  # decay of the mean of the gradients [>= 0, < 1]
-beta2 = StepSettings.beta2  # decay of the mean of their squares [>= 0, < 1]
-adam_eps = StepSettings.adam_eps  # added to the root of that [>= 0]
+beta1 = StepSettings.beta1  # decay of AdamW's mean of the gradients [>= 0, < 1]
+beta2 = StepSettings.beta2  # decay of AdamW's mean of the squared gradients [>= 0, < 1]
+adam_eps = StepSettings.adam_eps  # added to the root of the mean square [>= 0]
 grad_clip = StepSettings.grad_clip  # largest norm of the gradient; 0.0: no clipping [>= 0]
-neuron_beta = StepSettings.neuron_beta  # of Muon's rows, evened out; 0.0: not [>= 0, < 1]
-cautious_decay = StepSettings.cautious_decay  # Muon decays only what its update shrinks, too
-further_weight = StepSettings.further_weight  # of the loss of the token after next [>= 0]
+neuron_beta = StepSettings.neuron_beta  # muon: NorMuon's decay; 0.0: off [>= 0, < 1]
+cautious_decay = StepSettings.cautious_decay  # muon: decay only where the update shrinks, too
+further_weight = StepSettings.further_weight  # weight of a loss on the token after next [>= 0]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 dtype = "auto"  # auto: bfloat16 where hardware computes in it [auto | float32 | bfloat16 | float16]
@@ -91,7 +91,7 @@ backend = "auto"  # of torch.distributed; auto: nccl on CUDA [auto | nccl | gloo
 # -----------------------------------------------------------------------------
 
 TRACE = "trace.json"
-PROFILED = 3  # micro-batches, or a whole step of more: its trace takes long to write, and to open
+PROFILED = 3  # micro-batches to profile, or one step if it has more: traces take long to write
 
 
 def say(line: str, runtime: Runtime) -> None:
@@ -113,7 +113,7 @@ def open_data(c: Config, runtime: Runtime) -> Mixture | None:
 def micro_batches_of(
     data: Mixture | None, T: int, vocab_size: int, c: Config, runtime: Runtime
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """x, y (batch_size, T) for ever: of a data set, or without one of random tokens."""
+    """x, y (batch_size, T) for ever: from a data set, or random tokens if there is none."""
     if data is None:
         return synthetic(vocab_size, c.batch_size, T, runtime.device)
     data.check(T, vocab_size, ["train"])
@@ -129,8 +129,8 @@ def micro_batches_of(
 
 
 def time_updates(step: TimedSteps, count: int, runtime: Runtime) -> list[float]:
-    """Milliseconds that the updates of some steps take. These steps are slower than others, as the
-    device is waited for before the update."""
+    """Milliseconds of the update in each of `count` steps. These steps as a whole are slower than
+    others, because the program waits for the device before the update."""
     milliseconds = []
     for _ in range(count):
         step.backward()
@@ -143,7 +143,7 @@ def time_updates(step: TimedSteps, count: int, runtime: Runtime) -> list[float]:
 
 
 def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> tuple[TimedSteps, dict]:
-    """Train some steps; returns them, for more, and what they took."""
+    """Train some steps; returns the TimedSteps, to make more, and the results."""
     watch.lap("device")
     check_further(c)
     data = open_data(c, runtime)
@@ -154,7 +154,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> tuple[TimedSteps, 
     with loading_compiler(runtime):
         model = build_model(c.model, c, runtime.device).to(runtime.device)
         watch.lap("model")
-    watch.lap("imports")  # what is left of the compiler's
+    watch.lap("imports")  # the wait for the thread that imports torch.compile
     T, vocab_size = model.config.block_size, model.config.vocab_size
     say(f"number of parameters: {model.num_params() / 1e6:.2f}M", runtime)
     say(runtime.summary, runtime)
@@ -211,8 +211,8 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> tuple[TimedSteps, 
 
 
 def profile_steps(step: TimedSteps, path: Path, runtime: Runtime) -> dict:
-    """Print where the time of some steps goes and write a trace of them; the shares and what takes
-    longest, for the results."""
+    """Print where the time of some steps goes and write a trace of them. Returns, for the results,
+    the shares and what takes longest."""
     count = max(1, PROFILED // step.micro_batches)
     recorded = breakdown.record(step, count, runtime)
     rows = breakdown.timed(recorded.events(), runtime.device.type == "cuda")
@@ -267,7 +267,7 @@ def size_of(c: Config) -> str:
 
 
 def is_gpt2(c: Config) -> bool:
-    """Whether the model is as large as what others have measured."""
+    """Whether the model has the size for which others have published measurements."""
     return c.model == "gpt" and (c.n_layer, c.n_embd, c.block_size) == (12, 768, 1024)
 
 

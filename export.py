@@ -1,15 +1,15 @@
-"""A trained model taken elsewhere: to Hugging Face's programs, to nanoGPT, or into one safe file.
+"""Export a trained model: for Hugging Face's programs, llama.cpp, nanoGPT, or as one safe file.
 
     python export.py --out_dir=out-shakespeare-char --to=hf --out=exported
     python export.py --out_dir=out-quickstart --to=safetensors --out=model.safetensors
     python export.py --out_dir=out-shakespeare-char --to=nanogpt --out=out-nanogpt
     python export.py --init_from=gpt2 --to=gguf --out=gpt2.gguf --weights_dtype=q8_0
 
-hf: a folder that transformers (AutoModelForCausalLM, AutoTokenizer) and what builds on it load with
-nothing of ours: weights, configuration, tokenizer, chat template. gguf: llama.cpp's file (pip
-install gguf). safetensors: any model in one file by our own names, with its tokenizer, for all
-programs here (--init_from=FILE); nothing in it can be executed. nanogpt: the ckpt.pt that its
-sample.py loads. docs/interop.md says what goes where, and what is lost.
+hf: a folder that transformers (AutoModelForCausalLM, AutoTokenizer) and what builds on it load
+without any code of ours: weights, configuration, tokenizer, chat template. gguf: a file for
+llama.cpp (needs pip install gguf). safetensors: any model in one file, with our own names and its
+tokenizer, for all programs here (--init_from=FILE); nothing in it can be executed. nanogpt: a
+ckpt.pt that nanoGPT's sample.py loads. docs/interop.md says what goes where, and what is lost.
 """
 
 if __name__ == "__main__":
@@ -27,16 +27,16 @@ from bonsai.system.errors import UserError, run
 from configurator import Config, configure
 
 init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a folder [path]
-out_dir = "out"  # the run; ignored if init_from is not resume [path]
+out_dir = "out"  # the run to export; ignored if init_from is not resume [path]
 to = "hf"  # [hf | gguf | safetensors | nanogpt]
-out = ""  # a folder, for gguf and safetensors a file; nothing may be there yet [path]
-weights_dtype = "float32"  # q8_0: of gguf alone [float32 | bfloat16 | float16 | q8_0]
+out = ""  # a folder, for gguf and safetensors a file; it must not exist yet [path]
+weights_dtype = "float32"  # q8_0: only for gguf [float32 | bfloat16 | float16 | q8_0]
 
 SHAPES = {"safetensors": "FILE.safetensors", "gguf": "FILE.gguf"}
 
 
 def target(c: Config) -> Path:
-    """Where to write. Raises UserError where something is already, or the name does not do."""
+    """Where to write. Raises UserError if something is there already, or for an unsuitable name."""
     if not c.out:
         raise UserError(f"say where to write it: --out={SHAPES.get(c.to, 'FOLDER')}")
     path = Path(c.out)

@@ -35,34 +35,34 @@ init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a
 out_dir = "out"  # the run to serve; ignored if init_from is not resume [path]
 models = ""  # several instead of one, by name: small=out-small,big=out-big/ckpt.pt [paths]
 # the address
-host = "127.0.0.1"  # this machine alone; 0.0.0.0: others too, then set an api_key
-port = 8000  # 0: one that is free [0 to 65535]
-hosts = ""  # further names under which the server is called: gpu.example.org,gpu [list]
+host = "127.0.0.1"  # only this machine; 0.0.0.0: others too, then set an api_key
+port = 8000  # 0: any free one [0 to 65535]
+hosts = ""  # other names by which clients call the server: gpu.example.org,gpu [list]
 origins = ""  # other sites whose pages may ask: https://a.org,http://localhost:3000; *: all [list]
 api_key = ""  # what clients must send; FILE:key.txt reads it from a file; empty: anything will do
 # limits
 max_batch = 16  # texts that a model writes side by side [>= 1]
-max_queue = 256  # texts that may wait; what comes then is answered 429 [>= 1]
+max_queue = 256  # texts that may wait; more are answered 429 [>= 1]
 max_rows = 128  # prompts x n of one request [>= 1]
-max_tokens = 4096  # the most a request may ask for [>= 1]
-truncate = False  # prompts beyond the context lose their beginning; False: they are refused
+max_tokens = 4096  # the most tokens a request may ask for [>= 1]
+truncate = False  # cut the beginning off prompts longer than the context; False: refuse them
 max_body_mb = 4.0  # the largest body of a request, in MiB [> 0]
-max_connections = 1024  # at once; what comes then is answered 503 [>= 1]
+max_connections = 1024  # at once; more are answered 503 [>= 1]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 dtype = "auto"  # auto: float32; bfloat16 on CUDA and for int8 [auto | float32 | bfloat16 | float16]
 quantize = ""  # int8: weights in 8 bits, faster at small batches; empty: as they are [int8]
-prefix_cache = 2048  # tokens of prompts to remember, for those that begin alike [>= 0]
-lookup = 0  # guess this many tokens ahead from the text so far while one text is written [>= 0]
-draft = 0  # guess this many tokens ahead by the model in int8 while one text is written [>= 0]
+prefix_cache = 2048  # tokens of prompts to remember, for prompts that begin alike [>= 0]
+lookup = 0  # while only one text is written: tokens to guess ahead from the text so far [>= 0]
+draft = 0  # while only one text is written: tokens to guess ahead with int8 weights [>= 0]
 cuda_graphs = True  # on a GPU replay one-token steps from CUDA graphs; False: launch each kernel
 compile = False  # torch.compile the one-token step instead: slow to start
-threads = 0  # of a model on the CPU; 0: one less than there are cores [>= 0]
+threads = 0  # of a model on the CPU; 0: one fewer than there are cores [>= 0]
 # -----------------------------------------------------------------------------
 
 
 def chosen_models(c: Config) -> dict[str, str]:
-    """name -> what load_model takes."""
+    """Name of each model -> what load_model takes."""
     if c.models:
         return {name: str(resolve_path(path)) for name, path in parse_models(c.models).items()}
     source = find_source(c.init_from, c.out_dir)
@@ -71,7 +71,7 @@ def chosen_models(c: Config) -> dict[str, str]:
 
 
 def read_key(text: str) -> str:
-    """The key, from its file if `text` names one: a command line can be seen by others."""
+    """The key; from a file if `text` names one, because others can see a command line."""
     key = text_or_file(text, "the api_key")
     if key == text:
         return key
@@ -90,7 +90,7 @@ def main(**settings) -> int:
     if runtime.device.type == "cpu":
         leave_a_core(c.threads)
     print(runtime.summary)
-    sock = listen(c.host, c.port)  # before the models: a port that is taken is known at once
+    sock = listen(c.host, c.port)  # before the models, so that a taken port is known at once
     address, bound = sock.getsockname()[:2]
     loopback = address in ("127.0.0.1", "::1")
     names = [c.host, *c.hosts.split(",")] + ([] if loopback else [socket.gethostname()])

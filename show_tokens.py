@@ -19,10 +19,10 @@ from bonsai.tokenizers.view import html_page, terminal
 from configurator import Config, configure, refuse_idle, resolve_path
 
 text = ""  # the text; \n and \t stand for a line end and a tab [escapes]
-file = ""  # or a file of it; neither: standard input [path]
+file = ""  # a file with the text instead; with neither, standard input is read [path]
 tokenizers = "gpt2,gpt4"  # names and files, as for data/custom/prepare.py [paths]
 ids = False  # print the ids too
-special = False  # let "<|endoftext|>" in the text be the token
+special = False  # read "<|endoftext|>" in the text as the special token
 html = ""  # write a page to this file instead [path]
 color: bool | str = "auto"  # auto: on a terminal [auto | on | off]
 

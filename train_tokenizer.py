@@ -1,4 +1,4 @@
-"""A vocabulary of your own from text, and a report on it.
+"""Learn a vocabulary of your own from text, and report on it.
 
 python train_tokenizer.py --input=book.txt --vocab_size=4096 --out=book.json
 python data/custom/prepare.py --input=book.txt --name=book --tokenizer=book.json
@@ -34,28 +34,28 @@ from configurator import Config, configure, refuse_idle
 input = ""  # files, folders or patterns, several between commas [paths]
 endings = ""  # of further files that are plain text, such as .md,.py [list]
 text_column = "text"  # field of a .jsonl or .parquet row that holds the text
-split_on = ""  # what stands between the documents of a text file: <|endoftext|>, or \n\n [escapes]
+split_on = ""  # what separates the documents of a text file: <|endoftext|>, or \n\n [escapes]
 on_error = "stop"  # skip: leave out files and rows that are damaged or not UTF-8 [stop | skip]
-max_bytes = 1_000_000_000  # train on about the first so many bytes of text; 0: all [>= 0]
+max_bytes = 1_000_000_000  # train on about this many first bytes of the text; 0: all [>= 0]
 out = "tokenizer.json"  # where the tokenizer goes [path]
 # The vocabulary
 type = "bpe"  # bpe: of bytes [bpe | sentencepiece_unigram | sentencepiece_bpe]
 vocab_size = 4096  # the 256 bytes, merges and special tokens together [>= 256, <= 10_000_000]
 pattern = "gpt4"  # cuts text into chunks: gpt4, gpt2, none, or a regular expression
 special_tokens = EOT_TEXT  # several between commas [list]
-fast = True  # train with rustbpe; False: with bonsai/tokenizers/bpe.py alone, the same merges
+fast = True  # train with rustbpe; False: with bonsai/tokenizers/bpe.py, which gives the same merges
 ranks = ""  # do not train: take the tokens of a .tiktoken file or of a vocab.bpe [path]
 # Also written
 tiktoken_out = ""  # the tokens as a .tiktoken file [path]
 hf_out = ""  # the tokenizer as Hugging Face's tokenizer.json [path]
-html = ""  # a page with the tokens of the beginning of the text [path]
+html = ""  # a page that shows the tokens of the beginning of the text [path]
 # The report
-stats = True  # print one
-compare = "gpt2,gpt4"  # with these tokenizers [paths]
+stats = True  # print it
+compare = "gpt2,gpt4"  # tokenizers to compare with [paths]
 curve = True  # train once more, up to 65,536 tokens, to see the effect of the size
-curve_png = ""  # and draw it to this file [path]
+curve_png = ""  # a file into which to draw that curve [path]
 n_embd = 768  # width of the embedding whose parameters are counted [>= 1]
-stats_bytes = 20_000_000  # from the first so many bytes of the text [>= 0]
+stats_bytes = 20_000_000  # report on this many first bytes of the text [>= 0]
 
 # of what matplotlib writes
 PICTURES = (".png", ".svg", ".pdf", ".eps", ".ps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
