@@ -1,7 +1,7 @@
-"""The checkpoints of a run while it goes on: when they are due, under which names, what is in them.
+"""The checkpoints of a run while it trains: when they are due, under which names, what is in them.
 
-bonsai/runs/names.py says what each name stands for, bonsai/runs/checkpoint.py writes them, on a GPU
-while training goes on (background.py).
+bonsai/runs/names.py says what each name stands for; bonsai/runs/checkpoint.py writes the files, on
+a GPU while training continues (background.py).
 """
 
 import math
@@ -21,12 +21,12 @@ from bonsai.training.report import Report
 from bonsai.training.start import Start
 from bonsai.training.step import TrainingStep
 
-BACKGROUND = ("cuda",)  # devices that train while a thread writes; on a CPU both would be slower
+BACKGROUND = ("cuda",)  # devices that train while a thread writes; a CPU would do both slower
 
 
 class Saving:
-    """Saves a run. All processes call it, as a sharded optimizer's state is gathered from all of
-    them; the first one writes."""
+    """Saves a run. All processes call its methods, because a sharded optimizer's state is gathered
+    from all of them; the first process writes."""
 
     def __init__(
         self,
@@ -42,15 +42,15 @@ class Saving:
         self.lock, self.report, self.start, self.training = lock, report, start, training
         self.background = runtime.device.type in BACKGROUND
         self.writer = BackgroundWriter(runtime, report.say)
-        self.saved = start.progress.step  # the step of the newest checkpoint, or of its writing
-        self.sound = True  # the last evaluation was finite
+        self.saved = start.progress.step  # the step of the newest checkpoint, written or begun
+        self.sound = True  # whether the losses of the last evaluation were finite
 
     def due(self, step: int) -> bool:
         """Whether last.pt is to be saved when `step` steps are done."""
         return bool(self.c.save_interval) and step % self.c.save_interval == 0
 
     def after_evaluation(self, row: dict, improved: bool, stops: bool) -> None:
-        """Save what is due after an evaluation. row: its losses. stops: no step comes after it."""
+        """Save what is due after an evaluation. row: its losses. stops: the run ends here."""
         c, step = self.c, self.start.progress.step
         self.sound = math.isfinite(row["val_loss"]) and math.isfinite(row["train_loss"])
         names = []
@@ -63,13 +63,14 @@ class Saving:
             self.save(*names, at_once=stops)
 
     def save(self, *names: str, at_once: bool = False) -> None:
-        """Write one checkpoint under each of `names`, once the one before it is written.
+        """Write one checkpoint under each of `names`, after the one before it has been written.
 
-        at_once: it is written when this returns, also on a GPU.
+        at_once: also on a GPU it is written when this returns.
         """
         self.writer.wait()
         step = self.saved = self.start.progress.step
-        optimizer_state = self.training.optimizer.state_dict()  # a sharded one's: of all processes
+        # before the other processes leave: a sharded optimizer gathers its state from all of them
+        optimizer_state = self.training.optimizer.state_dict()
         if not self.runtime.master:
             return
         if self.lock.check():
@@ -79,7 +80,7 @@ class Saving:
         self.report.reopen()
         if self.c.keep_last and LAST in names:
             names += (step_name(step),)
-        if not (self.sound and self.training.is_finite()):  # the others stay as they were
+        if not (self.sound and self.training.is_finite()):  # keep the good ones
             names = (DIVERGED,)
             self.report.say(f"the loss is not finite: saving as {self.folder / DIVERGED} alone")
         keep = self.c.keep_last
@@ -94,7 +95,7 @@ class Saving:
         self.writer.check()
 
     def finish(self) -> None:
-        """At the end of a run: save what is not saved yet; all is written when this returns."""
+        """At the end of a run: save the last step, if that has not been done, and wait for it."""
         if self.saved != self.start.progress.step:
             self.save(LAST, at_once=True)
         self.writer.wait()
@@ -119,8 +120,9 @@ class Saving:
         }
 
     def rescue(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        """Where an error ends the loop, save what was trained. An __exit__ for an ExitStack: what
-        is being written is whole before the run's folder is given back."""
+        """If an error ends the loop, save what was trained. Called as the __exit__ of an ExitStack,
+        before the lock on the run's folder is given back: what is being written is finished first.
+        """
         try:
             self.writer.wait()
         except Exception as e:
@@ -128,7 +130,7 @@ class Saving:
                 raise
             self.report.say(f"not saved at step {self.saved}: {e}")
         sharded = self.runtime.world_size > 1 and self.training.optimizer_is_sharded
-        if error is None or not self.runtime.master or sharded:  # that would need the others
+        if error is None or not self.runtime.master or sharded:  # it would need all processes
             return
         step = self.start.progress.step
         if self.saved == step or self.training.updating:

@@ -1,5 +1,5 @@
-"""What follows from the number of a step alone: its learning rate, when to evaluate, how far
-attention and loss look."""
+"""What depends on the number of a step alone: its learning rates, whether to evaluate, how far
+attention looks back, and the weight of the second loss."""
 
 import math
 
@@ -10,11 +10,12 @@ from model import CausalSelfAttention
 
 
 def learning_rate_at(step: int, c) -> float:
-    """The rate of a step by train.py's settings `c`: constant, nanoGPT's cosine, or a trapezoid.
+    """The learning rate of a step by train.py's settings `c`: constant, a cosine, or a trapezoid.
 
-    Warm-up is linear and never 0. 'cosine' (Loshchilov & Hutter 2017) falls from learning_rate to
-    min_lr between warmup_iters and lr_decay_iters; 'trapezoid' (Hagele et al. 2024) stays at
-    learning_rate and falls linearly to min_lr over the last `cooldown` share of lr_decay_iters.
+    The warm-up is linear and never 0. 'cosine' (Loshchilov & Hutter 2017), nanoGPT's, falls from
+    learning_rate to min_lr between warmup_iters and lr_decay_iters; 'trapezoid' (Hägele et al.
+    2024) stays at learning_rate and falls linearly to min_lr over the last share `cooldown` of
+    lr_decay_iters.
     """
     top, low = c.learning_rate, c.min_lr
     if not c.decay_lr:
@@ -32,14 +33,14 @@ def learning_rate_at(step: int, c) -> float:
 
 
 def evaluation_due(step: int, c) -> bool:
-    """Whether a run is evaluated when `step` steps are done: at eval_interval, and at its end."""
+    """Whether a run is evaluated after `step` steps: every eval_interval, and at its end."""
     return step % c.eval_interval == 0 or step >= c.max_iters
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, step: int, c) -> None:
-    """Give each group of an optimizer its share of a step's learning rate.
+    """Set the learning rate of each of the optimizer's groups: its share of `lr`, the step's rate.
 
-    Muon's momentum rises linearly from 0.85 over momentum_warmup steps.
+    Also Muon's momentum, which rises linearly from 0.85 over momentum_warmup steps.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group["share"]
@@ -50,14 +51,15 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, step: int, c) -> None
 
 
 def check_further(c) -> None:
-    """Raise UserError where a model without that loss is given it."""
+    """Raise UserError if the second loss is asked for in a model that does not have it."""
     if c.further_weight and c.model != "gpt":
         raise UserError(f"further_weight is the GPT's alone: leave it out for model={c.model}")
 
 
 def set_further(model: torch.nn.Module, step: int, c) -> None:
-    """Give a GPT the weight of the loss of the token after next: from further_weight linearly to 0
-    at two thirds of lr_decay_iters. A tensor, so that a compiled graph stays as it is."""
+    """Set the weight of a GPT's loss on the token after next: it falls linearly from further_weight
+    to 0 at two thirds of lr_decay_iters. It is a tensor, as for each new number a compiled model
+    would be compiled again."""
     if c.further_weight:
         if model.further is None:
             model.further = torch.zeros((), device=next(model.parameters()).device)
@@ -66,9 +68,9 @@ def set_further(model: torch.nn.Module, step: int, c) -> None:
 
 
 def set_windows(model: torch.nn.Module, step: int, c) -> None:
-    """Let attention see less of a text at first: every layer a quarter of its window (a dense one
-    of the context) in the first half of window_ramp steps, half of it in the second, as in
-    modded-nanogpt. From then on, and always in evaluations, it sees all.
+    """Let attention see less of a text at first, as in modded-nanogpt: in the first half of
+    window_ramp steps every layer sees a quarter of its window (a dense layer of the context), in
+    the second half one half. From then on, and in every evaluation, it sees all of it.
     """
     if not c.window_ramp:
         return

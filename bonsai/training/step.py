@@ -28,16 +28,16 @@ class TrainingStep:
             step.backward(x, y, divisor=len(micro_batches))
         step.update()
 
-    or all of that as `step(number, micro_batches, divisors)`. Afterwards `loss`, `norm` (of the
-    gradient, before clipping) and `skipped` (steps in a row whose gradient was not finite, up to
-    this one) are tensors without dimensions on the device. Nothing here waits for the device but
-    is_finite and the update of an optimizer without fused kernels.
+    or all of that as `step(number, micro_batches, divisors)`. Afterwards there are, as tensors
+    without dimensions on the device: `loss`, `norm` (of the gradient, before clipping) and
+    `skipped` (how many steps in a row, up to this one, had no finite gradient). Only is_finite, and
+    the update of an optimizer without fused kernels, wait for the device.
     """
 
     def __init__(self, model: torch.nn.Module, c, runtime: Runtime, accumulates: bool = False):
-        """model: is put on its device. c: train.py's settings, or a StepSettings. accumulates:
-        whether steps have several micro-batches, for which tables on a GPU have a faster way, if
-        the model is compiled."""
+        """model: is moved to the device. c: train.py's settings, or a StepSettings. accumulates:
+        whether steps have several micro-batches; for these a compiled model on a GPU sums the
+        gradients of embedding tables in a faster way (bonsai/models/embedding.py)."""
         if runtime.device.type == "cpu":
             keep_freed_memory()
         self.model = model = to_device(model, runtime.device)
@@ -48,30 +48,31 @@ class TrainingStep:
         self.optimizer = build_optimizer(model, c, runtime)
         self.scaler = torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16")
         self.averages = runtime.world_size > 1 and not self.optimizer_is_sharded
-        # that add up their gradients in place; DDP waits for autograd's, which, where the model is
-        # not compiled, are sums in a fixed order
+        # Not with DDP, which waits for gradients that autograd makes, and not uncompiled, where
+        # autograd adds up gradients in a fixed order
         in_place = accumulates and device.type == "cuda" and runtime.compile and not self.averages
-        self.tables = accumulate_in_place(model) if in_place else []
+        self.tables = accumulate_in_place(model) if in_place else []  # sum their gradients in place
         self.compiled = torch.compile(model) if runtime.compile else model
         self.network = self.compiled  # what the batches go through
         if self.averages:
             ids = [device.index] if device.type == "cuda" else None
-            # buffers are tables, the same everywhere: not to be sent around at each step
+            # the model's buffers are the same constant tables everywhere: no need to send them
             self.network = DDP(self.compiled, device_ids=ids, **{SYNC_BUFFERS: False})
         self.network.train()
         self.left = 0  # micro-batches of this step that are still to come
-        self.updating = False  # within an update, when some weights are of the step before
+        self.updating = False  # an update is under way: only some weights are new
         self.row: torch.Tensor | None = None  # (1, T), a row of the last micro-batch
-        self.loss = torch.zeros((), device=device)  # this process's part of the step's mean
+        self.loss = torch.zeros((), device=device)  # this process's; their mean is the step's loss
         self.norm, self.skipped = torch.zeros((), device=device), torch.zeros((), device=device)
 
     @property
     def optimizer_is_sharded(self) -> bool:
-        """Whether it averages the gradients over the processes itself, and each keeps a share."""
+        """Whether the optimizer averages gradients over the processes itself, and each process
+        keeps a share of its state."""
         return getattr(self.optimizer, "sharded", False)
 
     def begin(self, number: int, micro_batches: int = 1) -> None:
-        """Get ready for the step of this number. Its dropout is a function of seed and number."""
+        """Get ready for step `number`. Its dropout depends only on the seed, number and rank."""
         end_if_told()
         seed_everything(self.seed, number, self.runtime.rank)
         self.left = micro_batches
@@ -82,12 +83,12 @@ class TrainingStep:
     def backward(self, *batch: torch.Tensor, divisor: float = 1) -> None:
         """Forward and backward of one micro-batch: adds to the gradients and to `loss`.
 
-        batch: what the model takes, x and y (B, T) int64. divisor: the micro-batch's mean loss is
-        divided by it: the number of micro-batches of the step or, where targets are masked, what
-        Batches.divisors says.
+        batch: what the model takes, x and y (B, T) int64. divisor: what the micro-batch's mean loss
+        is divided by, as Batches.divisors says: the number of this process's micro-batches in the
+        step, unless targets are masked.
         """
         self.left -= 1
-        if self.averages:  # over the processes, once, after the last micro-batch
+        if self.averages:  # DDP averages over the processes once, after the last micro-batch
             self.network.require_backward_grad_sync = self.left == 0
         more, device = self.loss_alone, self.runtime.device
         if self.runtime.compile:
@@ -101,14 +102,17 @@ class TrainingStep:
         self.scaler.scale(loss).backward()
 
     def update(self) -> None:
-        """Clip the gradients, step the optimizer; a gradient that is not finite changes nothing."""
+        """Clip the gradients and step the optimizer. If a gradient is not finite, nothing changes.
+
+        The optimizer itself decides that on the device if it can, without a wait for the norm.
+        """
         self.scaler.unscale_(self.optimizer)
         self.norm = clip_gradients(self.optimizer, self.grad_clip)
         bad = (~torch.isfinite(self.norm)).float()
         self.skipped = (self.skipped + bad) * bad
         scales, guarded = self.scaler.is_enabled(), guards_itself(self.optimizer)
         if guarded and not scales:
-            self.optimizer.found_inf = bad  # where this is 1 its kernels leave all as it is
+            self.optimizer.found_inf = bad  # if this is 1, its kernels leave everything as it is
         self.updating = True
         if scales or guarded or not bad:
             self.scaler.step(self.optimizer)
@@ -118,13 +122,13 @@ class TrainingStep:
 
     @torch.no_grad()
     def is_finite(self) -> bool:
-        """Whether the step's loss is finite and so is a loss of the weights after it, which the
-        update may have spoilt. If memory does not suffice for the second, the first decides. Waits
-        for the device."""
+        """Whether the step's loss is finite, and so is a loss of the weights after the step, which
+        the update may have spoilt. If there is too little memory for the second, the first decides.
+        Waits for the device."""
         loss = self.loss
         if self.row is not None:
             with self.runtime.autocast(), suppress(torch.OutOfMemoryError):
-                # of each token given itself: any targets will do
+                # any targets will do: here each token is its own
                 loss = loss + self.model(self.row, self.row, **self.loss_alone)[1]
         return bool(torch.isfinite(loss))
 
@@ -133,7 +137,7 @@ class TrainingStep:
     ) -> torch.Tensor:
         """A whole step with as many micro-batches as there are divisors; returns `loss`."""
         self.begin(number, len(divisors))
-        for divisor, batch in zip(divisors, micro_batches):  # in this order: takes none too many
+        for divisor, batch in zip(divisors, micro_batches):  # divisors first: no batch too many
             self.backward(*batch, divisor=divisor)
         self.update()
         return self.loss
