@@ -1,8 +1,8 @@
-"""How a training run begins: with new weights, where it stopped, or with those of another model.
+"""How a training run begins: with new weights, where it stopped, or with another model's weights.
 
-What a checkpoint fixes wins over what a command leaves out: the architecture and its fields
-wherever weights come from, and every setting where a run goes on. What a command gives and the
-weights cannot follow is an error.
+Settings that the command leaves out are taken from the weights: the architecture and its fields
+wherever they come from, and all other settings, too, if a run is resumed. A setting that the
+command gives and that does not fit the weights is an error.
 """
 
 import shlex
@@ -28,15 +28,15 @@ from bonsai.training.progress import Progress
 from bonsai.training.schedule import check_further
 from bonsai.training.trackers import tracker_name
 
-# where a run is, on what machine, and what is asked of it this time: never the checkpoint's
+# never taken from a checkpoint: where a run is, on what machine, and what it is to do this time
 OF_THE_COMMAND = ("out_dir", "init_from", "eval_only", "other_tokenizer", "wandb_run_name")
 OF_THE_COMMAND += ("device", "dtype", "compile", "backend")
 
-# what decides which windows of a pass over the data have had their turn by a step
+# the settings that decide which windows of a pass over the data have been seen at a step
 PASS = ("batch_size", "gradient_accumulation_steps", "block_size", "batch_ramp", "seed")
 PASS += ("batch_order",)
 
-ONLY_WITH = {  # settings that do nothing unless another has this value
+ONLY_WITH = {  # settings that have an effect only if another one has this value
     ("optimizer", "muon"): (
         "embedding_lr table_decay head_lr scalar_lr momentum momentum_warmup neuron_beta "
         "cautious_decay"
@@ -45,7 +45,7 @@ ONLY_WITH = {  # settings that do nothing unless another has this value
     ("decay_lr", True): "lr_schedule warmup_iters lr_decay_iters min_lr cooldown",
     ("position", "rope"): "rope_base",
 }
-NOT_WITH = {  # and those that do nothing where it has
+NOT_WITH = {  # settings that have no effect if another one has this value
     ("attention_window", 0): "window_pattern",
     ("dtype", "float32"): "bfloat16_stream",
     ("dtype", "float16"): "bfloat16_stream",
@@ -61,13 +61,13 @@ class Start:
     tokenizer: dict | None  # Tokenizer.to_dict()
     chat_template: dict | None
     notes: list[str]  # lines to print
-    resuming: bool = False  # a run goes on
-    checkpoint: dict | None = None  # of that run, until restore() has taken from it
+    resuming: bool = False  # whether an earlier run goes on
+    checkpoint: dict | None = None  # of that run, until restore() has used it
     wandb_id: str | None = None
     progress: Progress = field(default_factory=Progress)
 
     def restore(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-        """Where a run goes on: give both their state, and free what the checkpoint takes up."""
+        """If a run goes on, give both their state, and free the memory of the checkpoint."""
         state, self.checkpoint = self.checkpoint, None
         if state is None:
             return
@@ -78,7 +78,7 @@ class Start:
 
 
 def describe_run(c, runtime: Runtime, start: Start, batches: Batches) -> Iterator[str]:
-    """The first lines of a run: what it starts from, how large it is, what it will take."""
+    """The first lines that a run prints: what it starts from, its size, and what it will take."""
     model, T = start.model, start.model.config.block_size
     yield f"tokens per iteration will be: {batches.rows * T:,}"
     yield from start.notes
@@ -98,14 +98,14 @@ def describe_run(c, runtime: Runtime, start: Start, batches: Batches) -> Iterato
 
 
 def is_fresh(init_from: str, folder) -> bool:
-    """Whether a run begins with new weights; 'auto' does where there is nothing to go on from."""
+    """Whether a run begins with new weights; with 'auto' it does if there is nothing to resume."""
     if init_from == "auto":
         return not resumable(folder)
     return init_from == "scratch"
 
 
 def begin(c, folder, runtime: Runtime, lap: Callable[[str], None]) -> Start:
-    """The data and the model of a run, on its device; changes the settings `c` to those that hold.
+    """The data and the model of a run, on its device. Changes `c` to the settings that take effect.
 
     c: a configurator.Config. folder: the run's. lap: called with the name of each part when it is
     done. Raises UserError for settings that clash with one another, with the data, or with the
@@ -125,14 +125,14 @@ def begin(c, folder, runtime: Runtime, lap: Callable[[str], None]) -> Start:
         rule = compute_optimal(c.depth, c, c.given, runtime.world_size)
         c.update(rule)
         c.given |= rule.keys()
-    # a run whose end of the decay was set apart from its last step keeps it
+    # lr_decay_iters is max_iters unless it was given, now or when the run that goes on began
     follows = before is None or before.get("lr_decay_iters") == before.get("max_iters")
     if "lr_decay_iters" not in c.given and follows:
         c["lr_decay_iters"] = c.max_iters
     check_settings(c, runtime.world_size)
-    lap("model")  # where it is loaded
+    lap("model")  # loading it
     data = Mixture.open(c.dataset)
-    data.fingerprints()  # now, before anything can happen to the files
+    data.fingerprints()  # now, before the files can change
     lap("data")
     if loaded is None:
         start = new_model(c, data, runtime.device)
@@ -140,13 +140,13 @@ def begin(c, folder, runtime: Runtime, lap: Callable[[str], None]) -> Start:
         start = loaded_model(c, data, loaded, before)
         taken = {k: v for k, v in c.items() if k not in c.given and requested.get(k) != v}
         if taken.get("vocab_size") in (data.vocab_size, data.model_vocab_size):
-            taken.pop("vocab_size", None)  # it is of the data: no setting that was left out
+            taken.pop("vocab_size", None)  # follows from the data, and would be no news
         if taken:
             listed = " ".join(f"{k}={v}" for k, v in taken.items())
             start.notes.insert(1, f"settings that were left out: {listed}")
     data.check(start.model.config.block_size, start.model.config.vocab_size)
     start.notes += schedule_notes(c)
-    start.model.to(runtime.device)  # now, as train.py loads the compiler meanwhile
+    start.model.to(runtime.device)  # now, while train.py imports torch.compile beside it
     lap("model")
     return start
 
@@ -167,7 +167,7 @@ def check_settings(c, world_size: int) -> None:
 
 
 def schedule_notes(c) -> list[str]:
-    """What is odd about the learning rate, and settings that do nothing in this run."""
+    """Lines about a learning rate schedule that is odd, and settings that have no effect."""
     notes = []
     if c.decay_lr and c.lr_decay_iters < c.max_iters:
         notes.append(
@@ -210,7 +210,8 @@ def new_model(c, data: Mixture, device: torch.device) -> Start:
 
 
 def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start:
-    """A model with weights. before: the settings of the run that goes on, None for a new run."""
+    """The start from loaded weights. before: the settings of the run that goes on; None: a new run
+    begins with them."""
     if before is not None:
         for key in ("optimizer", "iter_num", "best_val_loss"):
             if key not in (loaded.checkpoint or {}):
@@ -228,7 +229,7 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
         start.resuming, start.checkpoint = True, state
         start.progress = Progress.of(state)
         was, now = tracker_name(before), tracker_name(c)
-        if was == now or not (was and now):  # to another tracker its name means nothing
+        if was == now or not (was and now):  # another tracker does not know the id
             start.wandb_id = state.get("wandb_id")
         note += f", step {start.progress.step}"
         note += changed_settings({**defaults_of(c, loaded.model), **before}, c)
@@ -253,7 +254,10 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
 
 
 def take_settings(c, before: dict, source: str) -> None:
-    """Take what the command leaves out from the run that goes on."""
+    """Take the settings that the command leaves out from `before`, those of the run that goes on.
+
+    source: its checkpoint, for messages.
+    """
     used = before.get("optimizer", "adamw")  # nanoGPT's checkpoints do not say
     if "optimizer" in c.given and c.optimizer != used:
         advice = shlex.quote(f"--init_from={source}")
@@ -261,8 +265,8 @@ def take_settings(c, before: dict, source: str) -> None:
             f"{source} was trained with another optimizer, {used}: leave optimizer={c.optimizer} "
             f"out, or start from its weights alone, {advice}"
         )
-    evens_out = "neuron_beta" in c.given and c.neuron_beta
-    if used == "muon" and evens_out and not before.get("neuron_beta"):
+    normuon = "neuron_beta" in c.given and c.neuron_beta
+    if used == "muon" and normuon and not before.get("neuron_beta"):
         advice = shlex.quote(f"--init_from={source}")
         raise UserError(
             f"{source} was trained without neuron_beta: set neuron_beta=0, or start from its "
@@ -279,14 +283,15 @@ def take_settings(c, before: dict, source: str) -> None:
 
 
 def fit_model(c, loaded: Loaded) -> None:
-    """Make the settings say which model this is; UserError for one that was given and differs."""
+    """Set the settings of the model to the loaded one's. Raises UserError for one that the command
+    gives and that the weights cannot follow."""
     model, config = loaded.model, vars(loaded.model.config)
     given = [name for name in c if name in c.given]  # in the order of their declaration
     if "model" in given and c.model != loaded.name:
         raise UserError(
             f"{loaded.source} is a {loaded.name}, not a {c.model}: leave --model={c.model} out"
         )
-    others = set()  # what the model that was asked for has, and this one has not
+    others = set()  # fields of the architecture in `c` that the loaded one does not have
     if c.model in CONFIGS:
         others = {f.name for f in fields(CONFIGS[c.model])} - config.keys()
     for name in given:
@@ -318,15 +323,17 @@ def fit_model(c, loaded: Loaded) -> None:
 
 
 def defaults_of(c, model: nn.Module) -> dict:
-    """The defaults of the settings that were given, without fields that the weights fix: what a run
-    had that knows nothing of them, as it is nanoGPT's or was begun before there was such a
-    setting."""
+    """Defaults of the settings that the command gives, except for fields that the weights fix.
+
+    They stand in for settings that a checkpoint does not have, because it is nanoGPT's or older
+    than the setting: its run trained with what is the default now.
+    """
     fixed = vars(model.config).keys() - set(RUN_FIELDS)
     return {k: c.defaults[k] for k in c.defaults if k in c.given and k not in fixed}
 
 
 def changed_settings(before: dict, now: dict) -> str:
-    """What a resumed run does otherwise than before, as '; changed: batch_size 64 -> 32'."""
+    """What differs in a resumed run from before, as '; changed: batch_size 64 -> 32'; or ''."""
     changed = [
         f"{k} {before[k]} -> {v}"
         for k, v in now.items()
