@@ -1,13 +1,14 @@
 """Muon for the matrices and AdamW for everything else, as one optimizer, sharded over processes.
 
 Muon (Jordan et al. 2024) replaces the momentum of a weight matrix by the nearest orthogonal matrix,
-so that a step moves all directions alike. It is meant for the matrices of the blocks; embeddings,
-head, gains and other small parameters take AdamW, each kind at a rate of its own.
+so that a step moves all directions equally. It is meant for the matrices of the blocks; embeddings,
+head, gains and other small parameters are left to AdamW, each kind with its own learning rate.
 
 Each process owns a share of every tensor: it receives the mean gradient of its share
-(reduce-scatter), keeps the moments of that alone, updates it, and gathers what the others updated
+(reduce-scatter), keeps only that share's moments, updates it, and gathers what the others updated
 (all-gather), as in ZeRO (Rajbhandari et al. 2020). With one process the same code runs without the
-communication. state_dict() is of whole tensors, so a run goes on with another number of processes.
+communication. state_dict() holds whole tensors, so a run can be resumed with another number of
+processes.
 """
 
 import itertools
@@ -22,14 +23,15 @@ import torch.distributed as dist
 from bonsai.training.adam import KernelAdamW, fastest_adamw
 from bonsai.training.eager import AdamW, Optimizer
 
-# under the names that newer releases have; they warn of the older ones
+# by the names of newer releases of torch, which warn about the older ones
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 ADAM_SETTINGS = ("lr", "weight_decay", "betas", "eps")  # of a group of kind adamw
 
-# Coefficients (a, b, c) of X <- a X + (b A + c A^2) X, A = X X^T, one row per iteration: the best
-# polynomial of each (Amsel et al. 2025). Singular values end nearer to 1 than by Jordan et al.
+# Coefficients (a, b, c) of X <- a X + (b A + c A^2) X, A = X X^T: for each iteration a row with the
+# best polynomial (Amsel et al. 2025). They bring singular values nearer to 1 than those of Jordan
+# et al., which are the same in every iteration.
 POLAR_EXPRESS = (
     (8.075796559309367, -21.822062606537262, 15.108104735722222),  # for singular values below 1.01
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -45,7 +47,7 @@ def plain_product(x: torch.Tensor, alpha: float = 1.0, beta: float = 0.0) -> tor
 
 
 def fastest_product(device: torch.device, dtype: torch.dtype) -> Callable:
-    """symmetric_product, which does half the work, where a device has it; else plain_product."""
+    """symmetric_product, which does half the work, if the device has it; else plain_product."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         if torch.cuda.get_device_capability(device) < (8, 0):  # bfloat16 in name only
             return plain_product
@@ -59,11 +61,13 @@ def fastest_product(device: torch.device, dtype: torch.dtype) -> Callable:
 def orthogonalize(
     stacks: list[torch.Tensor], coefficients, dtype: torch.dtype, product: Callable = plain_product
 ) -> list[torch.Tensor]:
-    """The nearest (semi-)orthogonal matrix of each in stacks, approximately, computed in `dtype`.
+    """The (semi-)orthogonal matrix nearest to each matrix in stacks, approximately, by products in
+    `dtype`.
 
     stacks: each (K, m, n) or (K, n, m), with a K of its own. Tall matrices are transposed, so that
-    all stacks can be one. With g = U S V^T the result is U V^T, by an iteration of matrix products
-    that brings every singular value near 1 and needs no decomposition. product: as plain_product.
+    all stacks can be joined into one. For g = U S V^T the result is U V^T, but no decomposition is
+    needed: an iteration of matrix products brings every singular value near 1. product: like
+    plain_product.
     """
     tall = [g.size(-2) > g.size(-1) for g in stacks]
     lying = [(g.mT if up else g).to(dtype) for g, up in zip(stacks, tall)]
@@ -78,34 +82,34 @@ def orthogonalize(
 
 
 class Rates(NamedTuple):
-    """What changes from step to step, as tensors without dimensions, whose values a compiled update
-    reads on the device: for each new Python number it would be compiled anew."""
+    """What changes from step to step. These are tensors without dimensions, because an update that
+    reads Python numbers would be compiled anew for each new number."""
 
     lr: torch.Tensor
-    decay: torch.Tensor  # the part of lr by which weights shrink
+    decay: torch.Tensor  # weight decay: a step shrinks weights by lr times this
     momentum: torch.Tensor
-    fresh: torch.Tensor  # 1 - momentum: the part of the gradient in the new momentum
-    on: torch.Tensor  # 1; 0 where the gradient is not finite: nothing is to change
+    fresh: torch.Tensor  # 1 - momentum: the share of the gradient in the new momentum
+    on: torch.Tensor  # 1, or 0 if the gradient is not finite and nothing may change
 
 
 class Fixed(NamedTuple):
-    """What an update is compiled for."""
+    """What stays the same in all steps: an update is compiled for these values."""
 
     coefficients: tuple
     dtype: torch.dtype  # of the products
     decays: bool
-    cautious: bool  # decay a weight only where its update, too, moves towards 0
+    cautious: bool  # decay a weight only where its update, too, moves it towards 0
     neuron_beta: float = 0.0  # see even_out; 0: off
     product: Callable = plain_product
 
 
 def even_out(u: torch.Tensor, square: torch.Tensor, fresh) -> tuple[torch.Tensor, torch.Tensor]:
-    """NorMuon (Li et al. 2025): divide each row of an update, a neuron's, by the root of the
-    running mean of its square.
+    """NorMuon (Li et al. 2025): divide each row of an update, which is one neuron's, by the root of
+    its running mean square.
 
-    An orthogonal update moves all directions alike, but not all rows. u (K, m, n): the updates,
-    whose norms stay; square (K, m, 1): that running mean, in which this step counts for `fresh`.
-    Returns both as they are after the step.
+    An orthogonal update moves all directions equally, but not all rows. u (K, m, n): the updates,
+    whose norms stay as they are; square (K, m, 1): the running mean squares, in which this step
+    counts with weight `fresh`. Returns both after the step.
     """
     square = square.lerp(u.square().mean(-1, keepdim=True), fresh)
     even = u * (square + 1e-10).rsqrt()
@@ -121,10 +125,10 @@ def muon_update(
     rates: Rates,
     fixed: Fixed,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """Muon's step as a pure function: the weights, the momenta and the squares after it.
+    """Muon's step as a pure function: returns the weights, momenta and squares after the step.
 
-    weights, grads, momenta: stacks of matrices as orthogonalize takes them, a whole model's or one
-    process's share: no matrix needs to know of another. squares: of even_out, [] without it.
+    weights, grads, momenta: stacks of matrices as orthogonalize takes them, of a whole model or of
+    one process's share, as no matrix depends on another. squares: even_out's; [] without it.
     """
     finite = [g.nan_to_num(0.0, 0.0, 0.0) * rates.on for g in grads]
     momenta = [old.lerp(g, rates.fresh * rates.on) for old, g in zip(momenta, finite)]
@@ -145,7 +149,7 @@ def muon_update(
 
 
 def update_in_place(families: list[tuple], rates: Rates, fixed: Fixed) -> None:
-    """muon_update of every (weights, grads, momenta, squares), in place: one graph for all."""
+    """muon_update of every (weights, grads, momenta, squares), in place; compiled, one graph."""
     for weights, grads, momenta, squares in families:
         after = muon_update(weights, grads, momenta, squares, rates, fixed)
         for old, new in zip([*weights, *momenta, *squares], itertools.chain(*after)):
@@ -153,8 +157,8 @@ def update_in_place(families: list[tuple], rates: Rates, fixed: Fixed) -> None:
 
 
 class Share:
-    """This process's share of a buffer (items, ...): rank r has the c = ceil(items / world) items
-    from r c on. `local` is a view of them."""
+    """This process's share of a buffer (items, ...): rank r owns c = ceil(items / world) items,
+    from item r c on. `local` is a view of them."""
 
     def __init__(self, items: torch.Tensor, rank: int, world: int):
         self.world, self.count, size = world, len(items), -(-len(items) // world)
@@ -168,7 +172,7 @@ class Share:
 
     def reduce(self, grad: torch.Tensor):
         """Start to average grad (items, ...) over the processes. Returns this process's share of
-        the average, and a handle to wait for it, None where it is there already: see `wait`."""
+        the average and a handle to wait for it (None: it is complete); see `wait`."""
         if self.world == 1:
             return grad, None
         full = torch.zeros_like(self.buffer)
@@ -181,9 +185,9 @@ class Share:
         return local, reduce_scatter(local, full, async_op=True)
 
     def gather(self, local: torch.Tensor | None = None):
-        """Start to collect the shares of all processes: those of the buffer in it, or, if `local`
-        is this process's share of another tensor, those of that one in a new tensor. Returns what
-        they are collected in, and a handle as `reduce` does."""
+        """Start to collect the shares of all processes: those of the buffer, in place; or, if
+        `local` is this process's share of another tensor, those of that tensor, in a new one.
+        Returns the tensor in which they are collected, and a handle as `reduce` does."""
         if self.world == 1:
             return (self.buffer if local is None else local), None
         full = self.buffer
@@ -193,14 +197,14 @@ class Share:
         return full, all_gather(full, local, async_op=True)
 
     def of(self, whole: torch.Tensor) -> torch.Tensor:
-        """This process's share of another tensor (items, ...) of as many items."""
+        """This process's share of another tensor (items, ...) with the same number of items."""
         padded = whole.new_zeros(self.size * self.world, *whole.shape[1:])
         padded[: len(whole)] = whole
         return padded[self.rank * self.size :][: self.size].clone()
 
 
 class Stack(NamedTuple):
-    """Matrices of one shape, in one buffer of which each parameter is a view."""
+    """Matrices of one shape in one buffer; each parameter is a view of a part of it."""
 
     group: dict
     params: list[torch.nn.Parameter]
@@ -208,7 +212,7 @@ class Stack(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """A parameter that is no matrix, as a vector."""
+    """A parameter that AdamW updates, as a vector."""
 
     param: torch.nn.Parameter
     share: Share
@@ -218,18 +222,18 @@ class Flat(NamedTuple):
 class Muon(Optimizer):
     """One optimizer over groups of parameters with 'kind' 'muon' or 'adamw'.
 
-    All groups have lr and weight_decay. Those of kind muon: momentum, coefficients, cautious and,
-    where the updates of neurons are evened out, neuron_beta. Those of kind adamw: betas, eps.
-    Weight decay is decoupled; `cautious` (Chen et al. 2025) decays only where the update, too,
-    moves towards 0. With found_inf (a tensor, 1 where the gradient is not finite) set to 1 a step
-    changes nothing, without a wait for the device.
+    All groups have lr and weight_decay. Groups of kind muon also have momentum, coefficients,
+    cautious and, for NorMuon, neuron_beta; groups of kind adamw have betas and eps. Weight decay is
+    decoupled; `cautious` (Chen et al. 2025) decays a weight only where its update, too, moves it
+    towards 0. If the attribute found_inf is a tensor of 1 (the gradient is not finite), a step
+    changes nothing; whether it is need not be known on the host, so nothing waits for the device.
     """
 
     sharded = True  # averages the gradients itself: no DistributedDataParallel
-    _step_supports_amp_scaling = True  # GradScaler leaves the decision to found_inf
+    _step_supports_amp_scaling = True  # tells GradScaler that step() looks at found_inf
 
     def __init__(self, groups: list[dict], dtype: torch.dtype, compile: bool = False):
-        """dtype: of the matrix products. compile: the updates, by torch.compile."""
+        """dtype: of the matrix products. compile: whether to torch.compile the updates."""
         super().__init__(groups, {})
         self.dtype = dtype
         self.update_in_place = torch.compile(update_in_place) if compile else update_in_place
@@ -237,7 +241,7 @@ class Muon(Optimizer):
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.stacks: list[Stack] = []
         self.flats: list[Flat] = []
-        # by group, the numbers of the stacks that are orthogonalized as one
+        # for each group the numbers of its stacks, in lists of those that are orthogonalized as one
         self.families: list[tuple[dict, list[list[int]]]] = []
         adam_groups = []
         for group in self.param_groups:
@@ -255,7 +259,8 @@ class Muon(Optimizer):
         self.grads: list[torch.Tensor] | None = None  # of the shares: stacks, then flats
 
     def stack_group(self, group: dict) -> list[list[int]]:
-        """Make the matrices of a group views of stacks; which stacks are orthogonalized as one."""
+        """Make the matrices of a group views of stacks. Returns which stacks are orthogonalized as
+        one: lists of their numbers."""
         by_shape: dict[tuple, list] = {}
         for p in group["params"]:
             by_shape.setdefault((getattr(p, "row_block", len(p)), p.size(1)), []).append(p)
@@ -264,7 +269,7 @@ class Muon(Optimizer):
             share = Share(stack([p.detach() for p in params], params), self.rank, self.world)
             for p, whole in zip(params, unstack(share.buffer, params)):
                 p.data = whole
-            # on a GPU tall ones lie down beside wide ones; on a CPU that costs more than it saves
+            # on a GPU transposed ones join those of their shape; on a CPU copying costs too much
             on_cpu = share.local.device.type == "cpu"
             key = shape if on_cpu else tuple(sorted(shape))
             alike.setdefault(key, []).append(len(self.stacks))
@@ -272,7 +277,8 @@ class Muon(Optimizer):
         return list(alike.values())
 
     def flatten_group(self, group: dict) -> dict:
-        """Make the parameters of a group views of vectors; the group of their shares for AdamW."""
+        """Make the parameters of a group views of vectors. Returns the group for AdamW: this
+        process's shares of them."""
         shares = []
         for p in group["params"]:
             share = Share(p.detach().flatten(), self.rank, self.world)
@@ -284,7 +290,7 @@ class Muon(Optimizer):
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Average the gradients over the processes and scale them down to a norm of max_norm (0:
-        don't); returns the norm before. Those of a KernelAdamW are scaled in the step."""
+        don't); returns the norm before. A KernelAdamW scales its gradients in its step."""
         pending = []
         for _, params, share in self.stacks:
             pending.append(share.reduce(stack([p.grad for p in params], params)))
@@ -328,7 +334,7 @@ class Muon(Optimizer):
         """Muon's part of the step, for the stacks of one group."""
         weights = [share.local for _, _, share in self.stacks]
         device, mu, decay = weights[0].device, group["momentum"], group["weight_decay"]
-        # Filled in by kernels that are told the numbers: a copy might wait for the device.
+        # torch.full, because a copy of a tensor made on the host might wait for the device
         moving = [torch.full((), v, device=device) for v in (group["lr"], decay, mu, 1 - mu)]
         on = torch.ones((), device=device) if bad is None else 1.0 - bad
         fixed = Fixed(
@@ -346,15 +352,15 @@ class Muon(Optimizer):
         ]
         self.update_in_place(taken, Rates(*moving, on), fixed)
 
-    # ---- state, whole tensors whatever the number of processes ----
+    # ---- the state: whole tensors, however many processes there are ----
 
     def numbers(self) -> dict[torch.nn.Parameter, int]:
-        """By which number a state_dict knows each parameter: they are counted group by group."""
+        """The number of each parameter in a state_dict: they are counted group by group."""
         params = [p for group in self.param_groups for p in group["params"]]
         return {p: number for number, p in enumerate(params)}
 
     def state_dict(self) -> dict:
-        """As torch's, of whole tensors; all processes must call it."""
+        """As torch's, with whole tensors; all processes must call it."""
         state, number = {}, self.numbers()
         for kind, moments in (("momentum", self.momenta), ("square", self.squares)):
             for (_, params, share), local in zip(self.stacks, moments):
@@ -377,7 +383,7 @@ class Muon(Optimizer):
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take the moments; rates and the like stay as they are set now."""
+        """Take the moments; learning rates and the like stay as they are set now."""
         state, number = state_dict["state"], self.numbers()
         for kind, moments in (("momentum", self.momenta), ("square", self.squares)):
             for (_, params, share), local in zip(self.stacks, moments):
@@ -395,9 +401,10 @@ class Muon(Optimizer):
 
 
 def stack(tensors: list[torch.Tensor], params: list) -> torch.Tensor:
-    """Tensors in the shapes of params, cut into their blocks of rows: (K, rows, columns).
+    """Tensors in the shapes of params -> (K, rows, columns): their blocks of rows.
 
-    A parameter can say that it is several matrices, one below another, by an attribute row_block.
+    A parameter with an attribute row_block is several matrices of so many rows, one below another;
+    the others are one block each.
     """
     rows = [getattr(p, "row_block", len(p)) for p in params]
     return torch.cat([t.unflatten(0, (-1, n)) for t, n in zip(tensors, rows)])
@@ -413,7 +420,7 @@ def unstack(blocks: torch.Tensor, params: list) -> list[torch.Tensor]:
 
 
 def wait(pending: tuple) -> torch.Tensor:
-    """The tensor that Share.reduce or Share.gather has begun to make, once it is there."""
+    """The tensor that Share.reduce or Share.gather has begun to make, when it is complete."""
     tensor, handle = pending
     if handle is not None:
         handle.wait()

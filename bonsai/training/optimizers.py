@@ -1,13 +1,16 @@
 """Optimizers by name.
 
-An optimizer is one function and one line in OPTIMIZERS: (model, c, runtime) -> a
-torch.optim.Optimizer whose step needs no closure, built from the settings `c` of train.py, or a
-StepSettings. Each of its groups has a rate, which the schedule moves in proportion to
-learning_rate; leaving out a step without a finite gradient is bonsai/training/step.py's, and so is
-clipping, unless it has a method clip_gradients(max_norm). What it remembers are tensors and numbers
-in its `state`: a run that is resumed has them back, and its groups as the settings then make them.
-One with `sharded = True` averages the gradients over the processes itself, in that method; for the
-others DistributedDataParallel does.
+An optimizer is one function and one line in OPTIMIZERS. The function takes (model, c, runtime),
+where c are train.py's settings or a StepSettings, and returns a torch.optim.Optimizer whose step
+needs no closure:
+
+- Each of its groups has a learning rate, which the schedule changes in proportion to learning_rate.
+- bonsai/training/step.py leaves out steps whose gradient is not finite, and clips gradients, unless
+  the optimizer has a method clip_gradients(max_norm).
+- It remembers tensors and numbers in its `state`. A resumed run gets them back; its groups are made
+  anew from the settings.
+- If it has `sharded = True` it averages the gradients over the processes itself, in clip_gradients;
+  for the others DistributedDataParallel does that.
 """
 
 import math
@@ -25,7 +28,7 @@ from bonsai.training.muon import POLAR_EXPRESS, Muon
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
-    """Scale the gradients down to a norm of max_norm (0: don't), by the next step at the latest;
+    """Scale the gradients down to a norm of max_norm (0: don't), now or within the next step;
     returns the norm before."""
     if hasattr(optimizer, "clip_gradients"):
         return optimizer.clip_gradients(max_norm)
@@ -34,8 +37,8 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.T
 
 
 def guards_itself(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step changes nothing where `optimizer.found_inf`, a tensor, is 1: fused kernels and
-    Muon look at it on the device, where others would have to be waited for."""
+    """Whether a step changes nothing if the tensor `optimizer.found_inf` is 1. Fused kernels and
+    Muon read it on the device; for other optimizers the host has to wait and decide."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
@@ -53,8 +56,8 @@ def adamw(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
 def muon(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
     """Muon for the matrices of the blocks, AdamW for the rest; see bonsai/training/muon.py.
 
-    learning_rate is the matrices' rate, the other kinds have their own. Matrices decay, and tables
-    by table_decay, as they do in modded-nanogpt and nanochat.
+    learning_rate is the matrices' rate; the other kinds have their own. Matrices decay by
+    weight_decay, and tables by table_decay, as in modded-nanogpt and nanochat.
     """
     if runtime.dtype == "float16" and runtime.world_size > 1:
         raise UserError("optimizer=muon on several processes needs bfloat16 or float32")
@@ -107,20 +110,21 @@ def build_optimizer(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimi
         known = "learning_rate, weight_decay, beta1, beta2, adam_eps"
         raise UserError(f"{name}: {e}; look at {known}") from None
     for group in built.param_groups:
-        # of learning_rate, which the schedule changes from step to step
+        # schedule.set_rates gives the group this share of each step's rate
         group["share"] = group["lr"] / top if (top := c.learning_rate) else 0.0
     return built
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load the moments saved by us or by nanoGPT; rates, decay and betas stay those set now.
+    """Load the moments saved by us or by nanoGPT; rates, decay and betas stay as they are set now.
 
-    That also keeps our choice of fused kernels, which the non-finite guard needs, and by which
-    load_state_dict decides on which device the step counters live.
+    So does `fused`, which guards_itself needs, and from which torch's load_state_dict decides on
+    which device the step counters live.
     """
     own = optimizer.state_dict()["param_groups"]
     saved, now = (
-        # numbered in order; tables were in a group with other embeddings before they could decay
+        # (kind, number) of each parameter, in order, and not the groups themselves: before tables
+        # could decay they shared a group with the other embeddings
         [(g.get("kind", i), number) for i, g in enumerate(groups) for number in g["params"]]
         for groups in (state["param_groups"], own)
     )

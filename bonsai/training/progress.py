@@ -1,4 +1,4 @@
-"""How far a run is, which its checkpoints carry, and what is measured of it on the way."""
+"""How far a run is, which its checkpoints store, and what is measured while it trains."""
 
 import math
 import time
@@ -16,7 +16,7 @@ class Progress:
     """How far a run is."""
 
     step: int = 0  # steps that are done
-    tokens: int | None = None  # that it has trained on; None: an older checkpoint does not say
+    tokens: int | None = None  # trained on so far; None: an older checkpoint does not say
     seconds: float = 0.0  # of training, up to the last step that was logged
     best_val_loss: float = math.inf
     evaluated: int = -1  # the step of the last evaluation
@@ -24,7 +24,7 @@ class Progress:
 
     @classmethod
     def of(cls, checkpoint: dict) -> "Progress":
-        """What a checkpoint says; nanoGPT's have two of these, ours the others under 'progress'."""
+        """From a checkpoint: two of these are keys of nanoGPT's, the others are in 'progress'."""
         saved = {"best_val_loss": float(checkpoint["best_val_loss"])}
         saved |= checkpoint.get("progress", {})
         known = {field.name for field in fields(cls)}
@@ -32,13 +32,13 @@ class Progress:
         return cls(**{**values, "step": checkpoint["iter_num"]})
 
     def to_dict(self) -> dict:
-        """What stands in a checkpoint under 'progress'; the step has a key of its own there."""
+        """What a checkpoint has under 'progress'; the step has a key of its own there."""
         values = asdict(self)
         del values["step"]
         return values
 
     def evaluate(self, val_loss: float) -> bool:
-        """Take an evaluation at this step into account; returns whether it is the best so far."""
+        """Note the result of an evaluation at this step; returns whether it is the best so far."""
         improved = val_loss < self.best_val_loss
         self.best_val_loss = min(self.best_val_loss, val_loss)
         self.evaluated = self.step
@@ -46,31 +46,32 @@ class Progress:
         return improved
 
     def forget_evaluations(self) -> None:
-        """On other data: their losses do not compare with those so far."""
+        """When the data change, because losses on other data do not compare with those so far."""
         self.best_val_loss, self.evaluated, self.bad_evals = math.inf, -1, 0
 
 
 class Meter:
     """Measures a run: the rows of metrics.jsonl, and the seconds of its progress.
 
-    Its clock stands still while a run is evaluated or saved. mfu: the share of the hardware's peak
-    that the model's FLOPs took between the last two logged steps (PaLM, Chowdhery et al. 2022,
-    appendix B); None before them, or where the peak is not known.
+    Its clock stands still while a run is evaluated or saved. mfu: model FLOPs utilisation (PaLM,
+    Chowdhery et al. 2022, appendix B), the share of the hardware's peak FLOP/s that the model's
+    FLOPs took since the logged step before; None until a step is logged, or if the peak is not
+    known.
     """
 
     def __init__(self, progress: Progress, training: TrainingStep, watch: Stopwatch | None = None):
-        """watch: has timed what came before; it is stopped by first_step."""
+        """watch: times the start of the run; first_step stops it."""
         self.watch = watch
         self.progress, self.training, self.runtime = progress, training, training.runtime
         self.peak = peak_flops(self.runtime.device, self.runtime.dtype)
         self.flops_per_token = training.model.flops_per_token(training.model.config.block_size)
         self.mfu: float | None = None
         self.logged_step, self.logged_tokens = progress.step, progress.tokens
-        self.begin = time.perf_counter()  # of what is not yet among the seconds of the progress
+        self.begin = time.perf_counter()  # up to here progress.seconds has counted
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The seconds within do not count as training."""
+        """A context whose seconds do not count as training."""
         start = time.perf_counter()
         try:
             yield
@@ -79,7 +80,7 @@ class Meter:
             self._lap("evaluation")
 
     def first_step(self) -> str:
-        """Once, after the first step: a line with the seconds since the command; then nothing."""
+        """After the first step a line with the seconds since the command, from then on ''."""
         if self.watch is None:
             return ""
         self.runtime.synchronize()
@@ -92,9 +93,10 @@ class Meter:
             self.watch.lap(f"compile and {part}" if self.runtime.compile else part)
 
     def step_row(self, lr: float) -> dict:
-        """Of a step that is done, with its speed since the one logged before; lr: its rate.
+        """The row of the step that was just made, with the speed since the one logged before.
 
-        All processes call it: the loss is the mean over them. Waits for the device.
+        lr: the step's rate. All processes call this: the loss is the mean over them. Waits for the
+        device.
         """
         training, progress, world = self.training, self.progress, self.runtime.world_size
         loss = self.runtime.sum(training.loss).item() / world
@@ -117,10 +119,10 @@ class Meter:
         return row
 
     def evaluation_row(self, lr: float, losses: dict[str, float | None]) -> dict:
-        """Of an evaluation; lr: the rate of the step that comes next."""
+        """The row of an evaluation; lr: the rate of the step that comes next."""
         progress = self.progress
         row = {"iter": progress.step, **losses, "lr": lr, "mfu": self.mfu}
-        if progress.evaluated < 0 < progress.step:  # forgotten
+        if progress.evaluated < 0 < progress.step:  # after forget_evaluations
             row["other_data"] = 1
         return {**row, "tokens": progress.tokens, "seconds": progress.seconds}
 
