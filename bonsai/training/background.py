@@ -1,6 +1,6 @@
-"""Checkpoints that a thread writes while training goes on, from a copy in the host's memory.
+"""Checkpoints that a thread writes while training continues, from a copy in the host's memory.
 
-The copies of a GPU's tensors are in pinned memory, up to twice the size of a checkpoint, which the
+Copies of a GPU's tensors take pinned memory, up to twice the size of a checkpoint, which the
 process keeps for the next copy.
 """
 
@@ -19,8 +19,8 @@ from bonsai.system.runtime import Runtime
 class BackgroundWriter:
     """Writes in a thread of its own, one checkpoint at a time.
 
-    What goes wrong there is raised where `check` or `wait` is called next, once. say: is told why
-    there is no thread, once.
+    An error in the thread is raised, once, by the next `check` or `wait`. say: is told, once, why
+    a checkpoint could not be written in a thread.
     """
 
     def __init__(self, runtime: Runtime, say: Callable[[str], object] = lambda line: None):
@@ -30,8 +30,8 @@ class BackgroundWriter:
         self.error: BaseException | None = None
 
     def write(self, save: Callable[[dict], None], state: dict) -> None:
-        """Copy a state and call save(copy) in the thread, after `wait`. Where there is no memory
-        for the copy, this is save(state)."""
+        """After `wait`, copy a state and call save(copy) in the thread. If there is no memory for
+        the copy, call save(state) here."""
         self.wait()
         if why_not := self._start(save, state):
             self.say(f"training waits while a checkpoint is written: {why_not}")
@@ -39,7 +39,7 @@ class BackgroundWriter:
             save(state)
 
     def _start(self, save: Callable[[dict], None], state: dict) -> str:
-        """Why no thread has begun; '': one has."""
+        """Start the thread. Returns why that is not possible, or ''."""
         try:
             size = sum(s.nbytes() for s in storages_in(state).values())
             if too_large := self._too_large(size):
@@ -51,7 +51,7 @@ class BackgroundWriter:
             self.thread.start()
         except (RuntimeError, MemoryError) as e:
             self.thread = None
-            # of a GPU: it pins no memory; or it has failed, and then `save` will say so, too
+            # AcceleratorError: no memory can be pinned, or the GPU has failed, as `save` will say
             if not (out_of_memory(e) or isinstance(e, torch.AcceleratorError)):
                 raise
             return one_line(str(e) or "out of memory")[:200]
@@ -59,8 +59,8 @@ class BackgroundWriter:
         return ""
 
     def _too_large(self, size: int) -> str:
-        """Why a state of so many bytes cannot be copied; '': there is memory. torch keeps pinned
-        memory for the next copy, and rounds the size of each piece up to a power of two."""
+        """Why a state of so many bytes cannot be copied; '' if it can. torch rounds the size of
+        each piece of pinned memory up to a power of two, and keeps it for the next copy."""
         if (need := 2 * (size - self.held)) <= 0:
             return ""
         if (free := free_host_bytes()) is None:
@@ -72,16 +72,16 @@ class BackgroundWriter:
     def _run(self, save: Callable[[dict], None], state: dict) -> None:
         try:
             save(state)
-        except BaseException as e:  # to be raised where training goes on
+        except BaseException as e:  # check() and wait() raise it
             self.error = e
 
     def check(self) -> None:
-        """Raise what has gone wrong so far. Does not wait."""
+        """Raise the error of a write that has failed. Does not wait."""
         if self.thread is not None and not self.thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises what has gone wrong."""
+        """Wait until nothing is being written. Raises the error of a write that has failed."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -100,24 +100,23 @@ def tensors_in(value: object) -> Iterator[torch.Tensor]:
 
 
 def storages_in(state: dict) -> dict[int, torch.UntypedStorage]:
-    """The memory of all tensors in a state, each piece once, by what torch.save knows it by."""
+    """The memory of all tensors in a state, each piece once, by the key that torch.save uses."""
     storages = (tensor.untyped_storage() for tensor in tensors_in(state))
     return {storage._cdata: storage for storage in storages}
 
 
 def on_host(state: dict) -> dict:
-    """A copy of a state, which no change of the state reaches, with all tensors on the host.
+    """A deep copy of a state with all tensors on the host.
 
-    torch.save writes of it what it would write of the state: tensors that share memory share it
-    here, too. Copies from a GPU are queued, into pinned memory: they are there once the device has
-    been waited for.
+    torch.save writes the same for it as for the state: tensors that share memory do so in the copy,
+    too. Copies from a GPU, into pinned memory, are only queued: wait for the device before use.
     """
     copies = {}
     for key, storage in storages_in(state).items():
         there = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         here = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=storage.is_cuda)
         copies[key] = here.copy_(there, non_blocking=True).untyped_storage()
-    copied = {}  # by id, where deepcopy looks before it copies anything itself
+    copied = {}  # deepcopy's memo: it takes what this has for an object's id, and copies the rest
     for t in tensors_in(state):
         whole = copies[t.untyped_storage()._cdata]
         shape = t.storage_offset(), t.size(), t.stride()

@@ -1,6 +1,7 @@
 """Where a training step's time goes: matrix products, attention, loss, optimizer and the rest.
 
-What torch's profiler has recorded is sorted by name: of kernels on a GPU, of operations on a CPU.
+What torch's profiler has recorded is sorted into these parts by name: the names of kernels on a
+GPU, of operations on a CPU.
 """
 
 import re
@@ -16,11 +17,11 @@ from bonsai.system.runtime import Runtime
 from bonsai.system.tables import table
 from bonsai.training.timing import TimedSteps
 
-UPDATE = "clipping and update"  # the part of a step whose products, too, are the optimizer's
+UPDATE = "clipping and update"  # all of this part of a step is the optimizer's, products included
 
-# part -> its names, of which the first that fits decides. A kernel that triton has fused is called
-# after all that is in it: with softmax of the loss it is the loss's, and with `mm` it only goes on
-# with a product, unless it is a template (tem) that makes one.
+# part -> a pattern for its names; the first part whose pattern is found decides. The name of a
+# fused triton kernel lists all that is in it: one with the loss's softmax belongs to the loss, and
+# one with `mm` only continues after a product, unless it is a template (tem) that computes one.
 PARTS = {
     "loss": r"log_?softmax|logsoftmax|softmax_online|nll_loss|cross_entropy|logsumexp",
     "attention": r"flash|fmha|sdpa|attention|softmax",
@@ -42,8 +43,8 @@ def part_of(name: str) -> str:
 
 
 def record(step: TimedSteps, count: int, runtime: Runtime) -> profile:
-    """What the profiler sees of `count` steps, whose updates are marked; the device is waited for
-    at the marks, so that its kernels lie within them."""
+    """What the profiler records of `count` steps. Their updates are marked; the host waits for the
+    device at both ends of a mark, so that the update's kernels lie within it."""
     kinds = [ProfilerActivity.CPU]
     if runtime.device.type == "cuda":
         kinds.append(ProfilerActivity.CUDA)
@@ -59,8 +60,8 @@ def record(step: TimedSteps, count: int, runtime: Runtime) -> profile:
 
 
 def write_trace(recorded: profile, path: Path) -> None:
-    """For a trace viewer: JSON. Raises UserError where the disk is full, of which torch says
-    nothing that a program could catch: it leaves a part, as `path` or under another name."""
+    """Write JSON for a trace viewer. Raises UserError if the disk is full: torch raises nothing
+    then, but leaves a part of the file, as `path` or under another name."""
     path.unlink(missing_ok=True)  # an earlier one
     recorded.export_chrome_trace(str(path))
     if not (path.exists() and ends_with(path, b"}")):
@@ -71,17 +72,17 @@ def write_trace(recorded: profile, path: Path) -> None:
 
 
 def ends_with(path: Path, end: bytes) -> bool:
-    """Whether a file does, but for white space."""
+    """Whether a file ends so, apart from white space."""
     with path.open("rb") as f:
         f.seek(max(0, path.stat().st_size - 100))
         return f.read().rstrip().endswith(end)
 
 
 def timed(events: Iterable, on_gpu: bool) -> list[tuple[str, str, float]]:
-    """(part, name, microseconds) of every kernel, or on a CPU of every operation without those that
-    it calls.
+    """(part, name, microseconds) of every kernel; on a CPU of every operation, without the time of
+    the operations that it calls.
 
-    events: of a profiler. What begins within a mark of UPDATE is the optimizer's.
+    events: a profiler's. What begins within a mark of UPDATE is the optimizer's.
     """
     events = list(events)
     marks = [e.time_range for e in events if e.name == UPDATE and e.device_type == DeviceType.CPU]
@@ -101,7 +102,7 @@ def timed(events: Iterable, on_gpu: bool) -> list[tuple[str, str, float]]:
 
 
 def shares(rows: list[tuple[str, str, float]]) -> dict[str, float]:
-    """The share of each part in the time of all, the largest first; they sum to 1, but are 0 where
+    """The share of each part in the whole time, the largest first. They sum to 1, or are all 0 if
     nothing was recorded."""
     times = Counter(dict.fromkeys((*PARTS, REST), 0.0))
     for part, _, time in rows:
@@ -111,8 +112,8 @@ def shares(rows: list[tuple[str, str, float]]) -> dict[str, float]:
 
 
 def longest(rows: list[tuple[str, str, float]], count: int, most: int = 15) -> list[dict]:
-    """The kernels or operations that take longest: part, name, milliseconds and calls of a step,
-    share of the time of all. count: how many steps were recorded."""
+    """The kernels or operations that take longest: part, name, milliseconds and calls per step, and
+    share in the whole time. count: how many steps were recorded."""
     times, calls = Counter(), Counter()
     for part, name, time in rows:
         times[part, name] += time
@@ -125,8 +126,8 @@ def longest(rows: list[tuple[str, str, float]], count: int, most: int = 15) -> l
 
 
 def describe(rows: list[tuple[str, str, float]], count: int) -> str:
-    """The shares in a line, and a table of what takes longest in a step; as `longest`."""
-    if not rows:  # where one may not look into the GPU
+    """The shares in a line, and a table of what takes longest. count: as in `longest`."""
+    if not rows:  # without the right to profile the GPU
         return "share of time     n/a (the profiler has seen nothing of the device)"
     said = ", ".join(f"{part} {share:.1%}" for part, share in shares(rows).items())
     listed = [{**row, "name": shorten(row["name"])} for row in longest(rows, count)]

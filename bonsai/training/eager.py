@@ -1,7 +1,8 @@
 """torch's optimizers without torch.compile.
 
-Wrappers around their methods tell a compiler to leave them alone, and to say so load all of
-torch.compile at the first call: a second of each start. Ours are never compiled themselves.
+torch wraps their methods to tell the compiler to leave them alone. At the first call these wrappers
+import all of torch.compile, which takes a second of each start. Ours are never compiled, so that
+the wrappers are not needed.
 """
 
 from inspect import unwrap
@@ -10,7 +11,7 @@ import torch
 
 
 class Optimizer(torch.optim.Optimizer):
-    """torch's base class, of optimizers with a step of their own."""
+    """torch's base class, for optimizers with a step of their own."""
 
     add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = unwrap(torch.optim.Optimizer.zero_grad)

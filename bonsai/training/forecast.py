@@ -1,4 +1,4 @@
-"""How long it will take: an evaluation while it goes on, a run after its first steps."""
+"""How long an evaluation or a run will still take, estimated from its first part."""
 
 import sys
 import time
@@ -10,16 +10,16 @@ from bonsai.planning.costs import describe_time
 from bonsai.system.errors import end_if_told
 from bonsai.system.progress import LINE_SECONDS
 
-FIRST_SECONDS = 10  # before a long job says how long it will be
-SHORT = 60  # seconds: a run that ends sooner is not worth a forecast
+FIRST_SECONDS = 10  # until a long job says how long it will take
+SHORT = 60  # seconds: a run that ends sooner gets no forecast
 DAY = 86400
 
 
 def tracked(batches: Sequence, label: str, say: Callable[[str], object], on: bool) -> Iterator:
-    """The batches of an evaluation, with a bar on a terminal (stderr), else with a line that says
-    how long it will be when it takes more than ten seconds, and one every half minute.
+    """Iterate over the batches of an evaluation and show the progress: on a terminal (stderr) by a
+    bar, else by a line with the time left, after ten seconds and then every half minute.
 
-    on: whether this process is the one that speaks.
+    on: whether this process shows it.
     """
     if not on:
         for batch in batches:
@@ -51,24 +51,24 @@ def tracked(batches: Sequence, label: str, say: Callable[[str], object], on: boo
 class Forecast:
     """Says once, after the first steps, how long a run will take on this device.
 
-    rows: windows that are still to be trained on. T: tokens in each. say: takes the line.
+    rows: windows that are still to be trained on. T: tokens in each. say: called with the line.
     """
 
     def __init__(self, rows: int, T: int, device: str, dataset: str, say: Callable[[str], object]):
         self.rows, self.T, self.device, self.dataset, self.say = rows, T, device, dataset, say
         self.done, self.looks = 0, 0
-        self.begin = self.first = None  # set by the first look: its time, what was done by then
+        self.begin = self.first = None  # time of the first look, and the rows done by then
 
     def count(self, rows: int) -> None:
-        """To be called after each micro-batch. On a CPU it is done by then: no need to wait for the
-        end of the step, which can be minutes away."""
+        """To be called after each micro-batch. On a CPU the micro-batch is done by then, so this
+        looks at once: the end of the step can be minutes away."""
         self.done += rows
         if self.device == "cpu":
             self.look()
 
     def look(self) -> None:
-        """To be called whenever the device has done what was counted. Time counts from the first
-        call on: before it memory is allocated and kernels are compiled."""
+        """To be called when the device has done all that was counted. Time counts from the first
+        call on, because before that memory is allocated and kernels are compiled."""
         now = time.perf_counter()
         if self.begin is None:
             self.begin, self.first = now, self.done
@@ -82,7 +82,7 @@ class Forecast:
         self.say = None
 
     def line(self, left: float, rate: float) -> str:
-        """What is said; left: in seconds, rate: in rows per second."""
+        """The forecast. left: seconds; rate: rows per second."""
         text = (
             f"about {describe_time(left)} to go at {rate * self.T:,.0f} tokens/s, evaluations not "
             "counted"
@@ -100,8 +100,8 @@ class Forecast:
 def describe_cost(
     depth: int, parameters: int, tokens: int, flops: float, rate: float | None
 ) -> str:
-    """What a run by --depth costs. flops: of the whole run; rate: FLOP/s of all devices at their
-    peak, None where it is not known.
+    """What a run by --depth costs. flops: of the whole run; rate: peak FLOP/s of all devices
+    together, None if it is not known.
 
     >>> describe_cost(12, 190_000_000, 1_700_000_000, 1.7e18, None)
     'depth=12: 190.0M parameters, 1.70B tokens, 1.7e+18 FLOPs'

@@ -1,7 +1,7 @@
-"""How a run is asked to stop: by a signal, a terminal or a reader that has gone, or torchrun's end.
+"""Requests to stop a run: a signal, a closed terminal, a closed stdout, or the end of torchrun.
 
-All are remembered until the step, or the batch of an evaluation, is done, so that the run can save.
-A step that takes long is given up: the run that goes on makes it anew, of the same batches.
+A request is remembered until the current step, or batch of an evaluation, is done; then the run can
+save. A step that takes long is abandoned: the resumed run makes it again from the same batches.
 """
 
 import contextlib
@@ -18,27 +18,27 @@ from bonsai.system.errors import BROKEN_PIPE, end_if_told
 from bonsai.system.runtime import Runtime, meeting
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-REPEATED = 1.0  # seconds within which the same signal again is not a second request
-PATIENCE = 5.0  # seconds that a step may go on; a container is killed ten after it was told to stop
+REPEATED = 1.0  # seconds within which the same signal again does not count as a second request
+PATIENCE = 5.0  # seconds that a step may still take; containers are often killed after ten
 
 
 class Interrupts:
-    """What has come since `watch`; a second signal of the same kind ends the program at once.
+    """The first request since `watch`. A second signal of the same kind ends the program at once.
 
     Several processes agree on the step at which they stop: all must call `status`, and iterate over
-    as many batches with `until_stopped`.
+    equally many batches with `until_stopped`.
     """
 
     def __init__(self, runtime: Runtime):
         self.received, self.runtime, self.before, self.times = 0, runtime, {}, {}
-        self.since = 0.0  # when it came
-        # signals reach the processes at different moments: they agree over the CPU
+        self.since = 0.0  # when the request came
+        # signals reach the processes at different moments: they agree by messages between CPUs
         with meeting():
             self.group = dist.new_group(backend="gloo") if runtime.world_size > 1 else None
 
     def watch(self) -> None:
-        """Take over the signals. In a thread other than the main one Python does not allow that."""
-        self.runtime.notices.set()  # that torchrun has ended: from here on `status` does
+        """Take over the signals; outside the main thread, where Python forbids that, do nothing."""
+        self.runtime.notices.set()  # from here on `status` looks whether torchrun has ended
         if threading.current_thread() is not threading.main_thread():
             return
         for name in SIGNALS:
@@ -46,7 +46,7 @@ class Interrupts:
             if number is None:
                 continue
             before = signal.getsignal(number)
-            if name == "SIGHUP" and before is signal.SIG_IGN:  # nohup: the run shall go on
+            if name == "SIGHUP" and before is signal.SIG_IGN:  # under nohup the run is to go on
                 continue
             self.before[number] = before
             signal.signal(number, self._note)
@@ -62,8 +62,8 @@ class Interrupts:
     def _note(self, number: int, frame: object) -> None:
         now, name = time.monotonic(), signal.Signals(number).name
         first = self.times.setdefault(number, now)
-        # a terminal that is closed sends SIGHUP twice, itself and by its shell; a Ctrl-C under
-        # torchrun and a cluster's SIGTERM come to each process, and from torchrun once more
+        # One request may arrive as two signals: a closed terminal and its shell both send SIGHUP;
+        # Ctrl-C, or a cluster's SIGTERM, reaches each process and comes once more from torchrun
         if name != "SIGHUP" and now - first > REPEATED:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -71,7 +71,7 @@ class Interrupts:
             self._receive(number, name)
 
     def stdout_closed(self) -> None:
-        """Nobody reads what the run prints any more: `| head`, or a terminal that was closed."""
+        """To be called when nobody reads stdout any more: `| head`, or a closed terminal."""
         self._receive(BROKEN_PIPE, "stdout is closed")
 
     def _receive(self, number: int, what: str) -> None:
@@ -97,20 +97,20 @@ class Interrupts:
         return 128 + received if received else 0
 
     def is_urgent(self) -> bool:
-        """Whether a step of many micro-batches, which can take minutes, should be given up between
-        two of them. One process alone knows that: several would have to agree each time."""
+        """Whether a step of many micro-batches, which can take minutes, should be abandoned between
+        two of them. With several processes never: they would have to agree after each one."""
         waited = time.monotonic() - self.since
         return bool(self.received) and self.group is None and waited > PATIENCE
 
     def until_stopped(self, batches: Iterable) -> Iterator:
-        """The batches of an evaluation, up to the moment at which the run is to stop."""
+        """The batches of an evaluation, until a request to stop."""
         for batch in batches:
             if self.status():
                 return
             yield batch
 
     def until_noted(self, tokens: Iterable) -> Iterator:
-        """What one process does alone, up to the moment at which it was told to stop."""
+        """The tokens of a sample, which one process draws alone, until it receives a request."""
         for token in tokens:
             if self.received:
                 return

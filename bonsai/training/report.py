@@ -30,9 +30,9 @@ PLOT_SECONDS = 60  # loss.png is drawn anew at most this often while training go
 
 
 class Report:
-    """The voice of a training run. On processes other than the first every call does nothing.
+    """What a training run prints, logs and draws. On all processes but the first it does nothing.
 
-    A line that cannot be printed or logged ends no run: it is said wherever it still can be.
+    A line that cannot be printed or logged ends no run: it goes wherever it still can.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Report:
         evaluated: int,
         stdout_closed: Callable[[], None] = lambda: None,
     ):
-        """start: steps already done; evaluated: the step last evaluated before (for a resume).
+        """start: steps already done; evaluated: the step last evaluated, for a resumed run.
 
-        stdout_closed: called once when nobody reads what is printed; stderr is used from then on.
+        stdout_closed: called once if nobody reads stdout any more; stderr is used from then on.
         """
         self.on, self.runtime = runtime.master, runtime
         self.folder, self.settings = Path(out_dir), settings
@@ -54,7 +54,7 @@ class Report:
         self.closed, self.stdout_closed, self.failed = False, stdout_closed, set()
         if not self.on:
             return
-        if settings.get("eval_only"):  # looks at a run and leaves its files as they are
+        if settings.get("eval_only"):  # only looks at a run: its files stay as they are
             self.log = self.metrics = open(os.devnull, "w")  # noqa: SIM115
             return
         try:
@@ -71,13 +71,13 @@ class Report:
             self.bar = tqdm(total=total, initial=start, unit="it", file=sys.stdout, leave=False)
 
     def _open(self) -> None:
-        """Write what stands at the head of a run's files, and open those that grow."""
+        """Write config.json and the head of log.txt, and open the files that grow."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (SETTINGS, LOG, METRICS, CURVE):
             check_no_pipe(self.folder / name)
         settings = json.dumps(self.settings, indent=1, default=str)
         replace_text(self.folder / SETTINGS, settings + "\n")
-        # a command may have names in it that are not UTF-8
+        # the command, which the head names, may have file names in it that are not UTF-8
         names = {"encoding": "utf-8", "errors": "backslashreplace"}
         self.log = open(self.folder / LOG, "a", **names)  # noqa: SIM115
         self.log.write("\n".join(header(self.runtime.device)) + "\n")
@@ -85,7 +85,7 @@ class Report:
         self.metrics = open(self.folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115
 
     def reopen(self) -> None:
-        """Begin the files anew where the run's folder was removed under it."""
+        """Begin the files anew if the run's folder was removed while it trained."""
         if not self.on or self.settings.get("eval_only"):
             return
         for file in (self.log, self.metrics):
@@ -95,13 +95,13 @@ class Report:
             for old in (self.log, self.metrics):
                 with contextlib.suppress(OSError):
                     old.close()
-            # what is wrong there, the checkpoint that is saved next says
+            # if this fails, so will the checkpoint that is saved next, and say why
             with contextlib.suppress(OSError, UserError):
                 self._open()
             return
 
     def say(self, line: str, quiet: bool = False) -> None:
-        """Print a line and log it; quiet: not on a terminal that has a progress bar."""
+        """Print a line and log it; quiet: do not print it where there is a progress bar."""
         if not self.on:
             return
         self._print(line, quiet)
@@ -120,7 +120,7 @@ class Report:
                 self.bar.write(printable(line), file=sys.stdout)
         except (OSError, ValueError) as e:  # ValueError: closed from within Python
             if isinstance(e, OSError) and e.errno in FULL:
-                return  # a file on a full disk; the run has its own log
+                return  # stdout is a file on a full disk; log.txt has the line, too
             self._close_console()
             if not quiet:
                 self._print(line)
@@ -131,7 +131,7 @@ class Report:
         self.stdout_closed()
 
     def _write(self, file: TextIO, text: str) -> None:
-        """Append a line; what a full disk does not take now is tried again with the next one."""
+        """Append a line; if the disk is full, what was not written is tried again with the next."""
         try:
             file.write(text + "\n")
             file.flush()
@@ -143,7 +143,7 @@ class Report:
                 self._print(f"cannot write {file.name} ({reason}): going on without")
 
     def step(self, row: dict, mfu: float | None) -> None:
-        """A logged training step: row is Meter.step_row's."""
+        """Show and record a logged training step; row: Meter.step_row's."""
         if not self.on:
             return
         if "skipped" in row:
@@ -167,7 +167,7 @@ class Report:
                 self._close_console()
 
     def evaluation(self, row: dict) -> None:
-        """An evaluation: row is Meter.evaluation_row's."""
+        """Show and record an evaluation; row: Meter.evaluation_row's."""
         if not self.on:
             return
         self.record(row)
@@ -183,7 +183,7 @@ class Report:
             self.plot()
 
     def sample(self, text: str, step: int) -> None:
-        """A text that the model has written."""
+        """Show a text that the model has written."""
         self.say(text)
         self.track(lambda tracker: tracker.text("sample", text, step))
 
@@ -191,14 +191,14 @@ class Report:
         self._write(self.metrics, row_text(row))
 
     def start_tracker(self, start: int, id: str | None) -> str | None:
-        """Begin a run in a tracker, or go on with the one of this id; returns its id."""
+        """Begin a run in the tracker, or continue the one with this id; returns its id."""
         if not self.on:
             return id
         self.tracker = start_tracker(self.settings, self.folder, start, id)
         return self.tracker.id if self.tracker else id
 
     def track(self, tell: Callable[[Tracker], None]) -> None:
-        """Tell the tracker something, if there is one; one that fails ends no run."""
+        """Call tell(tracker), if there is one. One that fails is given up, and the run goes on."""
         if not self.on or self.tracker is None:
             return
         try:
@@ -208,7 +208,7 @@ class Report:
             self.say(f"the tracker failed ({' '.join(str(e).split())[:100]}): going on without")
 
     def plot(self) -> None:
-        """Draw loss.png; a picture that fails is not worth a run."""
+        """Draw loss.png; if that fails, the run goes on."""
         if not self.on:
             return
         self.plotted = time.monotonic()
@@ -218,7 +218,7 @@ class Report:
             self.say(f"could not draw {self.folder / 'loss.png'}: {e!r}")
 
     def summary(self, steps: int, tokens: int, seconds: float) -> None:
-        """The last words of a run: what it did, from the first evaluation to the last.
+        """The last line of a run: what it did, and how its validation loss has changed.
 
         steps, tokens, seconds: of training, in the whole run.
         """
@@ -250,7 +250,7 @@ class Report:
 
 
 def printable(line: str) -> str:
-    """The line with an escape for each character that the console's encoding lacks."""
+    """The line, with escapes for characters that the console's encoding does not have."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return line.encode(encoding, "backslashreplace").decode(encoding)
 

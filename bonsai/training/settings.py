@@ -1,6 +1,6 @@
-"""What a training step and its schedule read of train.py's settings, for programs that have none.
+"""The settings of train.py that a training step and its schedule read, for other programs.
 
-`TrainingStep`, `build_optimizer` and `set_rates` take either: train.py's settings, or one of these.
+`TrainingStep`, `build_optimizer` and `set_rates` take train.py's settings or a StepSettings.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class StepSettings:
-    """train.py's comments say what each is. The defaults are the same as there: a test checks."""
+    """train.py's comments explain each. A test checks that the defaults are the same as there."""
 
     optimizer: str = "adamw"
     learning_rate: float = 6e-4

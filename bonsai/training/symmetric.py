@@ -1,8 +1,8 @@
-"""Products that equal their own transpose, by half the work: a Triton kernel for CUDA.
+"""Products that equal their own transpose, with half the work: a Triton kernel for CUDA.
 
 X X^T of a stack of matrices, and A A of a symmetric A, are most of what Muon computes. The kernel
-computes the tiles on and above the diagonal and writes each a second time, mirrored. Importing
-this file needs triton, which comes with torch for CUDA; Muon asks for it there alone.
+computes only the tiles on and above the diagonal, and writes each a second time, mirrored.
+Importing this file needs triton, which comes with torch for CUDA; Muon imports it only there.
 """
 
 import math
@@ -28,19 +28,19 @@ class Tile(NamedTuple):
     depth: int  # columns of x that it multiplies at a time
     warps: int
     stages: int  # loads that are under way at once
-    blocks: bool = False  # loads whole blocks, by the hardware that Hopper has for it
+    blocks: bool = False  # loads whole blocks, by the hardware that Hopper has for that
 
 
-HOPPER = (  # the first was fastest on an H200, but for one shape of four, where the last was
+HOPPER = (  # on an H200 the first was fastest, except for one shape of four, where the last was
     Tile(128, 128, 64, 8, 3, True), Tile(128, 256, 64, 8, 3, True), Tile(128, 128, 64, 4, 3, True),
     Tile(128, 128, 64, 8, 4),
 )  # fmt: skip
 OLDER = (Tile(128, 128, 64, 8, 3), Tile(128, 128, 32, 4, 4))
-SMALLEST = 512  # rows from which on most tiles have a mirror image
-CLEARLY = 0.95  # of torch's time at most: the choice should be the same in every run
+SMALLEST = 512  # rows of a matrix from which on most tiles have a mirror image
+CLEARLY = 0.95  # of torch's time: only a clear gain counts, so that every run chooses the same
 
 chosen: dict[tuple, Tile | None] = {}  # by shape and kind; None: torch's product
-refused: dict[tuple, str] = {}  # why (tile, device) cannot be run, or that it was wrong
+refused: dict[tuple, str] = {}  # (tile, device) -> why it cannot be run, or that it was wrong
 
 
 @triton.jit
@@ -64,8 +64,8 @@ def product_tile(
 
     x (K, m, n) and out (K, m, m), contiguous; with PLUS n = m and x is symmetric. left, right:
     descriptors of x by which a tile's rows and columns are loaded, if BLOCKS. EVEN: m and n are
-    whole tiles. Programs (tiles, K): one column of tiles after another, each from the top to the
-    diagonal, which in column j are RATIO (j + 1).
+    whole tiles. The grid of programs is (tiles, K). Tiles are numbered column by column, in each
+    from the top to the diagonal; column j has RATIO (j + 1) of them.
     """
     p, k = tl.program_id(0), tl.program_id(1)
     RATIO: tl.constexpr = COLUMNS // ROWS
@@ -130,8 +130,8 @@ def symmetric_product(x: torch.Tensor, alpha: float = 1.0, beta: float = 0.0) ->
     """As plain_product: x x^T of each matrix in x (K, m, n); with beta, for symmetric ones,
     alpha x x + beta x. To torch.compile it is one call.
 
-    The first product of a shape is computed both ways, see `fastest`: half the work is not always
-    half the time. Small and uneven shapes are torch's.
+    For the first product of a shape `fastest` times both ways, as half the work is not always half
+    the time. Small and uneven shapes are left to torch.
     """
     if x.size(1) < SMALLEST or x.size(1) % 8 or x.size(2) % 8:
         return plain_product(x, alpha, beta)
@@ -149,16 +149,16 @@ def _(x, alpha=1.0, beta=0.0):
 
 
 def tiles_of(device: torch.device) -> tuple[Tile, ...]:
-    """Those that may be fast on a device."""
+    """The tiles that may be fast on a device."""
     hopper = torch.cuda.get_device_capability(device)[0] in (9, 10)
     return HOPPER if hopper else OLDER
 
 
 def fastest(x: torch.Tensor, plus: bool) -> Tile | None:
-    """The tile by which the product of x (K, m, n) takes least time; None: torch's takes no more.
+    """The tile with which the product of x (K, m, n) takes least time; None: torch's product.
 
-    A tile that cannot be run, or is wrong, is never tried again; the first one with a reason is
-    named in one line.
+    A tile that cannot be run, or gives wrong numbers, is never tried again; each new reason is
+    printed in one line.
     """
     beta = 1.0 if plus else 0.0
     best, least = None, CLEARLY * seconds(lambda: plain_product(x, 1.0, beta))
@@ -176,7 +176,7 @@ def fastest(x: torch.Tensor, plus: bool) -> Tile | None:
 
 
 def seconds(product: Callable, repeats: int = 10) -> float:
-    """The device's seconds for one product."""
+    """The seconds that the device needs for one product."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for i in range(2 + repeats):
         if i == 2:  # warm
@@ -190,8 +190,8 @@ def seconds(product: Callable, repeats: int = 10) -> float:
 def refusal(like: torch.Tensor, plus: bool, tile: Tile) -> str:
     """Why a tile is not to be used for matrices like those in `like`; '': it may be.
 
-    Two matrices of noise are multiplied both ways, from a generator of their own, so that the
-    run's noise stays as it is.
+    Two random matrices are multiplied both ways. They come from a generator of their own, so that
+    the run draws the same random numbers as without this check.
     """
     (_, m, n), device = like.shape, like.device
     try:

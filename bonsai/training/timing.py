@@ -1,4 +1,4 @@
-"""Training steps that are timed: for bench.py and the benchmarks."""
+"""Timing of training steps, for bench.py and the benchmarks."""
 
 import itertools
 import time
@@ -10,15 +10,15 @@ from bonsai.training.step import TrainingStep
 
 
 class TimedSteps:
-    """A step per call, of some micro-batches (x, y), each (B, T) int64, from a stream of them."""
+    """Makes one step per call, from a stream of micro-batches (x, y), each (B, T) int64."""
 
     def __init__(self, training: TrainingStep, stream: Iterator, micro_batches: int = 1):
         self.training, self.stream, self.micro_batches = training, stream, micro_batches
         self.count = 0  # steps so far
-        self.waited = 0.0  # seconds in which there was no batch yet
+        self.waited = 0.0  # seconds spent waiting for batches
 
     def __call__(self) -> torch.Tensor:
-        """Returns the loss, a tensor: nothing waits for the device."""
+        """Returns the loss as a tensor, without waiting for the device."""
         loss = self.backward()
         self.training.update()
         return loss
@@ -35,12 +35,12 @@ class TimedSteps:
         return self.training.loss
 
     def log(self, loss: torch.Tensor) -> tuple[float, float]:
-        """Loss and gradient norm as numbers, as for a line on the console; waits for the device."""
+        """Loss and gradient norm as numbers, as a console line needs them; waits for the device."""
         return loss.item(), self.training.norm.item()
 
 
 def synthetic(vocab_size: int, batch_size: int, T: int, device: torch.device) -> Iterator:
-    """One random batch for ever, already on the device: no time goes into data."""
+    """The same random batch for ever, already on the device, so that no time goes into data."""
     x, y = torch.randint(vocab_size, (2, batch_size, T)).to(device)
     return itertools.repeat((x, y))
 
@@ -48,7 +48,7 @@ def synthetic(vocab_size: int, batch_size: int, T: int, device: torch.device) ->
 def time_steps(step: Callable, count: int, synchronize: Callable, log_every: int = 1) -> float:
     """Seconds that `count` steps take together, from an idle device to an idle device.
 
-    step: called without arguments; step.log(loss) after each log_every of them.
+    step: called without arguments; after every log_every steps step.log(loss) is called.
     """
     synchronize()
     begin = time.perf_counter()

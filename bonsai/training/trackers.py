@@ -1,8 +1,8 @@
-"""Trackers: where a run's curves are shown beside those of others.
+"""Trackers: services and files that show a run's curves beside those of other runs.
 
-A tracker is one class and one line in TRACKERS. It is told of steps, evaluations, samples and, at
-the end, the picture of the loss. A resumed run goes on in its own: what `id` says is kept in the
-checkpoint. What is here is imported when a run wants it.
+A tracker is one class and one line in TRACKERS. It gets the numbers of steps and evaluations,
+samples and, at the end, the picture of the loss. Its `id` is kept in the checkpoint, so that a
+resumed run continues in the tracker, too. Its library is imported only if a run uses it.
 """
 
 import html
@@ -15,7 +15,7 @@ from bonsai.system.libraries import installed
 
 
 class Tracker:
-    """One run in a tracker. id: by which it is found again."""
+    """One run in a tracker. id: by which a resumed run finds it again."""
 
     id: str | None = None
 
@@ -39,7 +39,7 @@ class WandB(Tracker):
         project, name = settings["wandb_project"], settings["wandb_run_name"]
         self.run = wandb.init(project=project, name=name, config=settings, id=id, resume="allow")
         self.id = self.run.id
-        # not wandb's own steps: what is logged for one before its last is dropped
+        # by the number of our step: wandb's own would drop what is logged for an earlier one
         self.run.define_metric("*", step_metric="iter")
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -57,8 +57,8 @@ class WandB(Tracker):
 
 
 class Trackio(Tracker):
-    """trackio: on this machine, in Hugging Face's cache; `trackio show` has the page. A run is
-    found again by its name."""
+    """trackio: on this machine, in Hugging Face's cache; `trackio show` opens the page. A run's id
+    is its name."""
 
     def __init__(self, settings: dict, folder: Path, start: int, id: str | None):
         import trackio
@@ -84,12 +84,12 @@ class Trackio(Tracker):
 
 
 class TensorBoard(Tracker):
-    """TensorBoard's files in out_dir/tensorboard: `tensorboard --logdir=.` shows all runs below."""
+    """TensorBoard: files in out_dir/tensorboard; `tensorboard --logdir=.` shows all runs below."""
 
     def __init__(self, settings: dict, folder: Path, start: int, id: str | None):
         from torch.utils.tensorboard import SummaryWriter
 
-        # what was written after the checkpoint that a run goes on from is hidden
+        # purge_step hides what was written after the checkpoint from which the run goes on
         self.writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=start if id else None)
         self.writer.add_text("settings", table(settings))
         self.id = "tensorboard"
@@ -115,7 +115,7 @@ class TensorBoard(Tracker):
 
 
 def table(settings: dict) -> str:
-    """In Markdown."""
+    """The settings as a table in Markdown."""
     rows = [f"| {k} | {v} |" for k, v in settings.items()]
     return "\n".join(["| setting | value |", "| --- | --- |", *rows])
 
@@ -128,12 +128,12 @@ TRACKERS: dict[str, Callable[..., Tracker]] = {
 
 
 def tracker_name(settings: dict) -> str:
-    """Of the tracker that `tracker`, or nanoGPT's wandb_log, asks for; '': none."""
+    """The name of the tracker that `tracker`, or nanoGPT's wandb_log, asks for; '': none."""
     return settings.get("tracker") or ("wandb" if settings.get("wandb_log") else "")
 
 
 def check_tracker(settings: dict) -> None:
-    """Raise UserError where the tracker that is asked for is not installed."""
+    """Raise UserError if the tracker that is asked for is not installed."""
     name = tracker_name(settings)
     if name and not installed(name):
         raise UserError(f"tracker={name} needs {name}: pip install {name}")
@@ -142,8 +142,8 @@ def check_tracker(settings: dict) -> None:
 def start_tracker(settings: dict, folder: Path, start: int, id: str | None) -> Tracker | None:
     """The tracker that `tracker`, or nanoGPT's wandb_log, asks for; None: none.
 
-    start: steps already done. id: of the run that is gone on with. Raises UserError in one line
-    where it is not installed or does not start.
+    start: steps already done. id: of the run that is resumed, if it has one. Raises UserError, in
+    one line, if the tracker is not installed or does not start.
     """
     name = tracker_name(settings)
     if not name or (name == "tensorboard" and settings["eval_only"]):  # its files are the run's
@@ -152,7 +152,7 @@ def start_tracker(settings: dict, folder: Path, start: int, id: str | None) -> T
         return TRACKERS[name](settings, folder, start, id)
     except ImportError:
         raise UserError(f"tracker={name} needs {name}: pip install {name}") from None
-    except Exception as e:  # each has many kinds of errors: no key, no network, no room
+    except Exception as e:  # each has errors of its own: no key, no network, no room
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         help = "run wandb login, set WANDB_MODE=offline, or use" if name == "wandb" else "use"
         off = "--tracker='' --wandb_log=False" if settings["tracker"] else "--wandb_log=False"
