@@ -1,4 +1,4 @@
-"""n answers to one prompt, side by side: the short way to text."""
+"""The short way to text: n answers to one prompt, side by side."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +9,7 @@ from bonsai.engine.phases import check_request, decode_one_token, new_cache, pre
 from bonsai.engine.sampling import Row, SamplingParams, sample_next
 from bonsai.system.errors import UserError, end_if_told
 
-# What to do when the context holds block_size tokens and another is wanted:
+# What to do when the context holds block_size tokens and another one is wanted:
 ON_FULL = {
     "slide": "recompute the last block_size tokens for every token, as nanoGPT does: exact, slow",
     "refill": "keep the last half of the context, compute it once and go on cached: fast",
@@ -31,30 +31,30 @@ def generate(
     """Continue `prompt` n times; yields the new token of each of the n rows, step by step.
 
     A row that has drawn a stop token yields None from then on (the stop token itself is not
-    yielded); the iterator ends after max_new_tokens steps or the step at which the last row
-    stopped. Of a prompt longer than the context its last block_size tokens count.
+    yielded); the iterator ends after max_new_tokens steps, or after the step in which the last row
+    has stopped. Of a prompt longer than the context the last block_size tokens are used.
 
-    use_cache: False recomputes the context for every token; the tokens are the same.
+    use_cache: False computes the whole context anew for every token; the tokens are the same.
     on_full: a key of ON_FULL.
-    first_row: number of the first row. Row 7 is the same drawn by (n=8) and by (n=1, first_row=7).
-    dtype: of the cache; default: autocast's where it is on, else the weights'.
-    captured: of this model, for n rows or more of that many tokens: their one-token steps are
-    queued on the device, some before their tokens are read. Its cache is used, and only by one
-    iterator at a time.
+    first_row: number of the first row. Row 7 is the same with (n=8) and with (n=1, first_row=7).
+    dtype: of the cache; default: autocast's if that is on, else the weights'.
+    captured: CapturedSteps of this model with at least n rows, long enough for prompt and answer.
+        Then one-token steps are queued on the device ahead of the tokens that are read. It brings
+        its own cache, so only one iterator at a time may use it.
 
-    The model computes in eval mode without gradients and has its mode back when the iterator ends.
-    Raises UserError for an empty prompt, ids outside the vocabulary and unknown values.
+    The model computes in eval mode without gradients, and returns to its mode when the iterator
+    ends. Raises UserError for an empty prompt, ids outside the vocabulary and unknown values.
     """
     check_request(prompt, params, n, model.config.vocab_size)
     if on_full not in ON_FULL:
         raise UserError(f"on_full={on_full!r} is not one of {', '.join(ON_FULL)}")
-    # the checks above run now, what follows with the first token
+    # a generator: the checks above run at the call, but `steps` only when a token is asked for
     return steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captured)
 
 
-@torch.no_grad()  # not inference_mode: there autocast converts every weight anew for each token
+@torch.no_grad()  # with inference_mode autocast would convert every weight anew for each token
 def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captured):
-    """The loop behind `generate`; all arguments checked."""
+    """The loop behind `generate`, whose arguments have been checked."""
     device = next(model.parameters()).device
     block_size = model.config.block_size
     begin, end = len(prompt), len(prompt) + params.max_new_tokens
@@ -63,7 +63,7 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
     rows = [Row(prompt, params, first_row + i) for i in range(n)]
     ids = torch.empty((n, end), dtype=torch.int64, device=device)  # prompt and answer of each row
     ids[:, :begin] = torch.tensor(prompt, device=device)
-    context = max(0, begin - block_size)  # at step t the model sees ids[:, context:t]
+    context = max(0, begin - block_size)  # to draw token t the model sees ids[:, context:t]
     captured = captured if use_cache else None
     cache = ahead = None  # ahead: an iterator over the tokens of queued steps
     alive = [True] * n
@@ -72,17 +72,17 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
     try:
         for t in range(begin, end):
             end_if_told()
-            if t - context > block_size:
-                step = model.context_step  # of a model of patches: whole ones go
+            if t - context > block_size:  # the context is full: move its beginning
+                step = model.context_step  # a model of patches drops whole patches
                 keep = block_size if on_full == "slide" else max(1, block_size // 2)
                 context += min(-(-(t - keep - context) // step) * step, t - 1 - context)
                 if cache is not None:
-                    cache.reset()  # every token has a new position
-                if ahead is not None:  # the tokens of queued steps are not in ids yet
+                    cache.reset()  # every token has a new position now
+                if ahead is not None:  # tokens of queued steps are not in ids yet
                     ahead, answers = None, [row.tokens for row in rows]
                     ids[:, begin:t] = torch.tensor(answers, device=device)
             logits = None
-            if t == begin:  # the rows are still equal: compute one
+            if t == begin:  # the prompt: all rows are still equal, so compute one of them
                 if captured is not None:
                     captured.cache.reset()
                     cache = captured.cache.view(0, 1)
@@ -95,14 +95,14 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
                     cache = captured.cache.view(0, n)
                 elif cache is not None:
                     cache.expand(n)
-            elif cache is None or cache.used == 0:
+            elif cache is None or cache.used == 0:  # no cache, or an empty one: the whole context
                 logits = prefill(model, ids[:, context:t], cache)
             elif captured is None:
                 logits = decode_one_token(model, ids[:, t - 1 : t], cache)
             if logits is not None:
                 ids[:, t] = sample_next(logits, rows)
                 tokens = ids[:, t].tolist()  # the only wait for the device
-            else:
+            else:  # captured steps compute logits and draw tokens on the device
                 if ahead is None:
                     steps_left = min(end, context + block_size + 1) - t
                     ahead = captured.run(rows, t - 1 - context, steps_left)

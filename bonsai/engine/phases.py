@@ -1,5 +1,5 @@
-"""The two phases of inference, prefill and one-token steps, with a cache or without; and what both
-need: a cache, steps of few fixed shapes, the check of a request."""
+"""The two phases of inference, prefill and one-token steps, with a cache or without; and what they
+need: a new cache, steps of few fixed shapes, and the check of a request."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def prefill(model: torch.nn.Module, idx: torch.Tensor, cache=None) -> torch.Tens
 
 
 def all_logits(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.Tensor:
-    """As prefill, with the logits after each of the tokens: (B, T, V). Rows equally long."""
+    """As prefill, but logits after each of the tokens, (B, T, V). The rows are equally long."""
     if isinstance(cache, TokenCache):
         cache.append(idx)
         seen = cache.ids[:, : cache.lengths[0]]
@@ -28,7 +28,10 @@ def all_logits(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.Tensor
 
 
 def decode_one_token(model: torch.nn.Module, idx: torch.Tensor, cache) -> torch.Tensor:
-    """idx (B, 1), the tokens after those in the cache -> logits (B, V) of what follows them."""
+    """idx (B, 1), the tokens after those in the cache -> logits (B, V) of what follows them.
+
+    The computation is that of prefill; only the cache makes it cheap.
+    """
     return prefill(model, idx, cache)
 
 
@@ -36,8 +39,8 @@ class CompiledStep:
     """decode_one_token through torch.compile; on CUDA every step is the replay of one CUDA graph.
 
     A compiled step has fixed shapes and addresses, see `bucket`; each bucket is compiled when it is
-    first needed, which takes a while. Where that cannot be kept, as a disk is full, its steps are
-    not compiled.
+    first needed, which takes a while. If the compiler cannot write its files, because the disk is
+    full, say, the steps of a bucket run uncompiled.
     """
 
     def __init__(self, model: torch.nn.Module, cache):
@@ -53,10 +56,10 @@ class CompiledStep:
         self.step = torch.compile(self.plain, mode=mode, fullgraph=True, dynamic=False)
 
     def __call__(self, tokens: list[int], lengths: list[int]) -> torch.Tensor:
-        """The last token of the first rows, and their lengths -> logits (B, V)."""
+        """The last tokens of the first rows, and the rows' lengths -> logits (B, V)."""
         n = len(tokens)
         rows, positions = bucket(self.cache, lengths)
-        idle = [0] * (rows - n)  # rows of free slots: they compute something, at position 0
+        idle = [0] * (rows - n)  # free slots compute something, too, at position 0
         inputs = torch.tensor([tokens + idle, lengths + idle])
         inputs = inputs.to(self.idx.device, non_blocking=True)
         self.idx[:rows, 0], self.pos[:rows] = inputs[0], inputs[1]
@@ -65,7 +68,7 @@ class CompiledStep:
             part.pos = self.pos[:rows]
             written = [getattr(part, name) for name, *_ in part.buffers]
             for buffer in (*written, part.pos, idx):
-                torch._dynamo.mark_static_address(buffer)  # else no graph: steps write to them
+                torch._dynamo.mark_static_address(buffer)  # steps write to it: else no CUDA graph
             self.buckets[rows, positions] = self.step, idx, part
         step, idx, part = self.buckets[rows, positions]
         torch.compiler.cudagraph_mark_step_begin()
@@ -89,15 +92,16 @@ SHORTEST = 128  # positions of the smallest bucket
 def bucket(cache: KVCache, lengths: Sequence[int]) -> tuple[int, int]:
     """How many rows and positions a step computes when the first rows hold `lengths` tokens.
 
-    Each is rounded up to a power of two, so that there are few shapes. Rows of free slots compute
-    something; positions come from a tensor, and what lies after a row's position is masked.
+    Both are rounded up to a power of two, so that there are few shapes. Free slots among the rows
+    compute something that nobody reads; positions come from a tensor, and all that lies after a
+    row's position is masked.
     """
     rows = power_of_two(len(lengths), 1, len(cache.lengths))
     return rows, power_of_two(max(lengths) + 1, SHORTEST, cache.length)
 
 
 def fixed_view(cache: KVCache, rows: int, positions: int) -> KVCache:
-    """The part of a cache that such a step reads and writes; its `pos` is to be set."""
+    """The part of a cache that such a step reads and writes; the caller sets its `pos`."""
     part = cache.view(0, rows, positions)
     part.lengths = [0] * rows
     return part
@@ -109,12 +113,12 @@ def power_of_two(n: int, least: int, most: int) -> int:
 
 
 def new_cache(model: torch.nn.Module, batch: int, length: int, dtype=None) -> Cache:
-    """The model's cache, in what its keys and values are computed in unless dtype says else."""
+    """A cache for the model, by default in the dtype in which keys and values are computed."""
     return model.new_cache(batch, length, dtype or compute_dtype(model))
 
 
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:
-    """What the keys and values are computed in: autocast's dtype where on, else the weights'."""
+    """The dtype of computed keys and values: autocast's if that is on, else the weights'."""
     weight = next(model.parameters())
     if torch.is_autocast_enabled(weight.device.type):
         return torch.get_autocast_dtype(weight.device.type)
@@ -122,7 +126,7 @@ def compute_dtype(model: torch.nn.Module) -> torch.dtype:
 
 
 def check_request(prompt: Sequence[int], params: SamplingParams, n: int, vocab_size: int) -> None:
-    """Raise UserError for what a model of this vocabulary cannot do."""
+    """Raise UserError for a request that a model with this vocabulary cannot answer."""
     if not prompt:
         raise UserError("the prompt is empty: give at least one token to continue")
     for token in prompt:

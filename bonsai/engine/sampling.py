@@ -1,7 +1,7 @@
-"""How the next token is chosen: settings, penalties, filters, and noise that knows its place.
+"""How the next token is chosen: settings, penalties, filters, and noise.
 
-The noise of a draw is a pure function of (seed, row, step, token id): no generator has a state, so
-what a request draws depends neither on its neighbours nor on the device.
+The noise of a draw is a pure function of (seed, row, step, token id). There is no random generator
+with a state, so what a request draws depends neither on its neighbours nor on the device.
 """
 
 import copy
@@ -24,17 +24,17 @@ class SamplingParams:
     max_new_tokens: int = 500
     temperature: float = 1.0  # logits are divided by it; 0: always the likeliest token
     top_k: int | None = 0  # keep the k likeliest tokens; 0 or None: all
-    top_p: float = 1.0  # keep the fewest likeliest tokens that have this much probability; 1: all
-    seed: int = 1337  # with the row's number and the step it fixes the noise
+    top_p: float = 1.0  # keep the fewest tokens that together have this probability; 1: all
+    seed: int = 1337  # fixes the noise, together with the row's number and the step
     stop_tokens: Sequence[int] = ()  # ids that end a row; they are not part of its text
     vocab_limit: int | None = None  # ids from here on are padding and never chosen
     min_p: float = 0.0  # keep tokens with at least this share of the likeliest's probability
-    repetition_penalty: float = 1.0  # divides the logits of tokens in prompt or answer, if positive
-    presence_penalty: float = 0.0  # taken from the logits of tokens that the answer has
-    frequency_penalty: float = 0.0  # taken from them once for each time that it has them
+    repetition_penalty: float = 1.0  # divides positive logits of tokens in prompt or answer
+    presence_penalty: float = 0.0  # subtracted from the logits of tokens in the answer
+    frequency_penalty: float = 0.0  # subtracted from them once for each occurrence
     logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()  # added to a token's logit
     logprobs: int | None = None  # also report log-probabilities, and this many likeliest tokens'
-    prompt_logprobs: bool = False  # report those of the prompt's tokens too
+    prompt_logprobs: bool = False  # also report those of the prompt's tokens
 
     def __post_init__(self) -> None:
         bias = self.logit_bias
@@ -66,7 +66,7 @@ class SamplingParams:
 
     @property
     def filters(self) -> tuple:
-        """What rows must have in common to be drawn in one go."""
+        """What rows must have in common to be drawn together."""
         return self.temperature, self.top_k or 0, self.top_p, self.min_p, self.vocab_limit
 
 
@@ -80,11 +80,11 @@ class Row:
     tokens: list[int] = field(default_factory=list)  # the answer so far
 
     def __post_init__(self) -> None:
-        # by seed and row together: seed + row would give row 1 of seed 1 the noise of row 0 of 2
+        # of both: seed + row would give row 1 of seed 1 the noise of row 0 of seed 2
         self.key = random.Random(f"{self.params.seed} {self.row}").getrandbits(64)
 
     def extended(self, tokens: Sequence[int]) -> "Row":
-        """The row as it would be with more tokens."""
+        """A copy of the row with more tokens."""
         row = copy.copy(self)
         row.tokens = [*self.tokens, *tokens]
         return row
@@ -94,10 +94,10 @@ class Row:
 
 
 def adjust(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """Logits (n, V) with each row's penalties and bias; unchanged rows are not touched.
+    """Logits (n, V) with each row's penalties and bias; the argument itself is not changed.
 
-    Repetition penalty: Keskar et al. 2019 (CTRL), section 4.1. Presence and frequency: as in
-    OpenAI's API, over the answer's own tokens. Then the bias.
+    First the repetition penalty (Keskar et al. 2019, CTRL, section 4.1), then presence and
+    frequency penalties (as in OpenAI's API, over the answer's tokens), then the bias.
     """
     changed = None
     for i, row in enumerate(rows):
@@ -134,13 +134,13 @@ def candidates(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits (n, V) -> logits (n, m) divided by the temperature, -inf where filtered out; and ids.
 
-    ids (n, m) say which tokens those are; None: 0 ... m - 1. In this order: vocab_limit,
-    temperature, top_k, top_p (nucleus sampling, Holtzman et al. 2019, over the probabilities that
-    top_k left), min_p (Nguyen et al. 2024).
+    ids (n, m) say which tokens these are; None: 0 ... m - 1. The filters apply in this order:
+    vocab_limit, top_k, temperature, top_p (nucleus sampling, Holtzman et al. 2019, over the
+    probabilities that top_k has left), min_p (Nguyen et al. 2024).
     """
     logits = logits[:, : params.vocab_limit].float()
     V, ids = logits.size(-1), None
-    if params.top_k and params.top_k < V:  # which are likeliest no temperature changes
+    if params.top_k and params.top_k < V:  # before the temperature, which does not change the order
         logits, ids = torch.topk(logits, params.top_k)  # descending
     logits = logits / max(params.temperature, 1e-6)  # no overflow
     if params.top_p < 1:
@@ -152,8 +152,8 @@ def candidates(
         if ids is None:
             logits, ids = logits.sort(dim=-1, descending=True, stable=True)
         probs = (logits - total).exp()
-        before = probs.cumsum(dim=-1) - probs  # probability of the likelier tokens
-        before[:, 0] = 0  # never the likeliest
+        before = probs.cumsum(dim=-1) - probs  # probability of all likelier tokens
+        before[:, 0] = 0  # the likeliest token always stays
         logits = logits.masked_fill(before >= params.top_p, -inf)
     if params.min_p > 0:
         least = logits.amax(dim=-1, keepdim=True) + log(params.min_p)
@@ -165,10 +165,10 @@ def candidates(
 
 
 def noise(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Gumbel noise, fp32, of tokens `ids` in draws with `keys` (int64, broadcast together).
+    """Gumbel noise, fp32, for tokens `ids` in draws with `keys` (int64, broadcast together).
 
-    24 bits at place `ids` of the stream that a key begins make a uniform number u in (0, 1), and
-    -log(-log(1 - u)) is Gumbel's.
+    A key begins a stream of random bits; 24 of them at place `ids` make a uniform number u in
+    (0, 1), and -log(-log(1 - u)) has the Gumbel distribution.
     """
     minus_u = splitmix_bits(keys, ids).float().mul_(-(2**-24)).sub_(2**-25)
     return minus_u.log1p_().neg_().log_().neg_()
@@ -182,8 +182,8 @@ def step_key(key: int, step: int) -> int:
 def sample_next(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Logits (n, V) -> next tokens (n,), one for each row.
 
-    argmax(log p + Gumbel noise) is a draw from p (Gumbel 1954); a change of p by rounding changes
-    the draw only where two tokens are that close.
+    argmax(log p + Gumbel noise) is a draw from p (Gumbel 1954). Rounding errors in p change the
+    draw only if the two largest of these sums are that close.
     """
     logits = adjust(logits, rows)
     groups: dict[tuple, list[int]] = {}
@@ -212,14 +212,15 @@ def draw(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 
 # ---- log-probabilities ----
 
-Score = tuple[float | None, list[tuple[int, float]] | None]  # log p; the likeliest ids and theirs
+# log p of a token, and (id, log p) of the likeliest ones
+Score = tuple[float | None, list[tuple[int, float]] | None]
 
 
 def scores(logits: torch.Tensor, tokens: Sequence[int], k: int, limit: int | None) -> list[Score]:
-    """Per row of logits (n, V), log p of its token and of the k likeliest, in nats.
+    """For each row of logits (n, V): log p of its token, and of the k likeliest, in nats.
 
     p is the model's own: softmax over all logits, without temperature, penalties and filters.
-    limit: ids from here on are not among the likeliest.
+    limit: ids from here on are not counted among the likeliest.
     """
     logp = F.log_softmax(logits.float(), dim=-1)
     token_logp = logp.gather(-1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].tolist()
