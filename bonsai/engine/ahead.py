@@ -1,11 +1,11 @@
 """Guesses at the next tokens, for steps that check several at once.
 
-A one-token step waits for the weights to be read; reading them for a few tokens takes hardly
-longer. So tokens are guessed, computed together, and kept as far as they are what would have been
-drawn anyway (speculative decoding, Leviathan et al. 2023). The noise of a draw is known beforehand,
-so the tokens are those of one-token steps at any temperature.
+A one-token step spends its time reading the weights; computing a few tokens with them takes hardly
+longer. So several tokens are guessed, computed together, and kept up to the first one that would
+not have been drawn anyway (speculative decoding, Leviathan et al. 2023). Because the noise of a
+draw is known beforehand, the tokens equal those of one-token steps at any temperature.
 
-Two things can guess: the text itself, and the model's own weights in int8.
+Two things can guess: the text itself (Lookup), and the model with int8 weights (Draft).
 """
 
 import torch
@@ -13,20 +13,20 @@ import torch
 from bonsai.engine.phases import decode_one_token
 from bonsai.engine.sampling import Row, sample_next
 
-SIZES = (6, 4, 3)  # tokens that have to be alike, the most convincing first
+SIZES = (6, 4, 3)  # lengths of a run of tokens to look up, the most convincing first
 
 
 class Lookup:
-    """What followed each run of tokens in one prompt and its answer (prompt lookup, Saxena 2023):
-    where an answer repeats what stands in its prompt or in itself."""
+    """Guesses what followed the last tokens where they occurred before, in the prompt or the answer
+    (prompt lookup, Saxena 2023). Helps if an answer repeats parts of its prompt or of itself."""
 
     def __init__(self, most: int):
-        self.most = self.length = most  # of the next guess: short after mistakes
-        self.ends: dict[tuple[int, ...], int] = {}  # run -> where it last ended
-        self.known = 0  # runs that end up to here are in `ends`
+        self.most = self.length = most  # length of the next guess: short after mistakes
+        self.ends: dict[tuple[int, ...], int] = {}  # run of tokens -> where it last ended
+        self.known = 0  # `ends` has the runs that end at this place or before
 
     def guess(self, tokens: list[int], room: int) -> list[int]:
-        """What may follow `tokens` (all so far, at each call more), at most `room` tokens."""
+        """At most `room` tokens that may follow `tokens`: all so far, at each call more of them."""
         for end in range(self.known + 1, len(tokens)):
             for n in SIZES:
                 if n <= end:
@@ -39,24 +39,24 @@ class Lookup:
         return []
 
     def learn(self, guessed: int, right: int) -> None:
-        """Take note of how much of a guess was right: the next is about twice that long."""
+        """Note how much of a guess was right: the next guess may be twice that long."""
         if guessed:
             self.length = min(self.most, max(1, 2 * right))
 
 
 class Draft:
-    """What a faster model would draw, with the same noise.
+    """Guesses what a faster model draws with the same noise: the same model with int8 weights.
 
-    The model: the same with its weights in int8. It reads the keys and values of the checked
-    tokens, and what it writes after them the check writes anew.
+    It shares the cache. It reads the keys and values of the checked tokens; those that it writes
+    for its guesses are overwritten by the check.
     """
 
     def __init__(self, model: torch.nn.Module, most: int):
         self.model = model
-        self.most = self.length = most  # of the next guess
+        self.most = self.length = most  # length of the next guess
 
     def guess(self, row: Row, cache, room: int) -> list[int]:
-        """What may follow the tokens of `row`, at most `room`; cache: of all but the last."""
+        """At most `room` tokens that may follow those of `row`. cache: has all but the last one."""
         guess, lengths = [], list(cache.lengths)
         while len(guess) < min(self.length, room):
             so_far = row.extended(guess)
@@ -70,6 +70,7 @@ class Draft:
         return guess
 
     def learn(self, guessed: int, right: int) -> None:
-        """Take note of how much of a guess was right. A mistake says little about the next."""
+        """Note how much of a guess was right. A mistake shortens the next guess by one only, as it
+        says little about the next."""
         more = 2 if right == guessed else -1
         self.length = min(self.most, max(1, self.length + more))

@@ -1,4 +1,4 @@
-"""Keys and values of prompts seen before, for prompts that begin alike."""
+"""The prefix cache: keys and values of earlier prompts, for prompts that begin alike."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,13 +24,14 @@ class Filled(NamedTuple):
 
     prompt: tuple[int, ...]
     row: int
-    keep: bool  # to be remembered whatever the budget, until the next one is
+    keep: bool  # remember it whatever the budget, until the next prompt is stored
 
 
 class Prefixes:
-    """Prompts with their rows of the cache, at most `budget` tokens; least recently used go first.
+    """Prompts with copies of their rows of the cache: together at most `budget` tokens. The least
+    recently used ones are dropped first.
 
-    One prompt may be held beyond the budget: that of answers which share a prefill and still wait.
+    One prompt may be held beyond the budget: one for which further answers still wait.
     """
 
     def __init__(self, budget: int):
@@ -56,10 +57,11 @@ class Prefixes:
         least: int = 1,
         nearest: tuple[tuple[int, ...], int] | None = None,
     ) -> torch.Tensor | None:
-        """Fill an empty row with what is known of `prompt`; its last logits if that is all of it.
+        """Fill an empty row with the known beginning of `prompt`. Returns the prompt's last logits
+        if all of it is known.
 
-        Otherwise at least one token is left to compute, for its logits. least: tokens from which on
-        it is worth to copy a beginning. nearest: what `nearest` says, if that was asked before.
+        Otherwise at least one token is left to compute, for its logits. least: the shortest
+        beginning that is worth copying. nearest: the result of `nearest`, if it was called before.
         """
         best, length = nearest or self.nearest(prompt)
         if not length:
@@ -79,20 +81,21 @@ class Prefixes:
         return keep or len(prompt) <= self.budget
 
     def store(self, cache: Cache, filled: Sequence[Filled], logits: torch.Tensor) -> None:
-        """Remember rows of a cache, one after another. logits: after each of the prompts."""
+        """Remember rows of a cache, one after another. logits: those at the end of each prompt."""
         new: dict[tuple[int, ...], int] = {}
         for prompt, row, keep in filled:
             self.held = prompt if keep else None
             if prompt not in self.rows and self.takes(prompt, keep):
                 for shorter in [p for p in self.rows if p == prompt[: len(p)]]:
-                    del self.rows[shorter]  # what it has is in the new one
+                    del self.rows[shorter]  # the new one begins with it
                 self.rows[prompt], new[prompt] = None, row
             total = sum(map(len, self.rows))
             for old in list(self.rows):
                 if total > self.budget and old != self.held:
                     total -= len(old)
                     del self.rows[old]
-        # only what is left of them is copied; out again until then, as memory may be short for it
+        # Only those that are left are copied. Until then they are taken out again: if the memory
+        # does not suffice for a copy, `rows` must not name what is not there
         new = {prompt: row for prompt, row in new.items() if prompt in self.rows}
         for prompt in new:
             del self.rows[prompt]

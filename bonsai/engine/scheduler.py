@@ -1,9 +1,9 @@
-"""Many requests over one model: continuous batching.
+"""Continuous batching: many requests share one model.
 
-The rows of the cache are slots. A step advances all running requests by one token together, then
-admits waiting ones into free slots, one prefill each (captured: several at once, see
-cuda/prompts.py). The running requests always hold the first slots, so that a step reads no dead
-rows: when one ends, the last moves into its place.
+The rows of the cache are slots. A step advances all running requests together by one token, then
+admits waiting ones into free slots, with one prefill each (captured: for several at once, see
+cuda/prompts.py). The running requests always hold the first slots, so that a step computes no dead
+rows: when a request ends, the last one moves into its slot.
 """
 
 from collections import deque
@@ -34,13 +34,13 @@ CHUNK = 256  # positions of a prompt whose logits are in memory at once, to scor
 
 @dataclass(eq=False)
 class Request(Row):
-    """One answer that was asked for. Row `row` of n has the noise of row `row` of `generate`."""
+    """One answer that was asked for. It has the same noise as the same row of `generate`."""
 
-    finish: str | None = None  # None while it runs; 'stop', 'length' or 'cancelled'
-    alone: bool = True  # whether no other answers to the same prompt were asked for with it
-    cancelled: bool = False  # asked to end
+    finish: str | None = None  # 'stop', 'length' or 'cancelled'; None while it waits or runs
+    alone: bool = True  # False if several answers to its prompt were submitted together
+    cancelled: bool = False  # whether it was asked to end
     ahead: Lookup | Draft | None = None  # what guesses its next tokens
-    held: bool = False  # set aside
+    held: bool = False  # whether it is set aside, by `hold`
 
 
 @dataclass
@@ -51,29 +51,29 @@ class Event:
     token: int | None = None  # the new token; None: it ended without one (stop tokens are not text)
     logprob: float | None = None  # log p(token) in nats before temperature and filters, if asked
     top: list[tuple[int, float]] | None = None  # the likeliest ids and their log p, if asked
-    # of each prompt token, if asked and with the first event only: (log p, likeliest ones); the
-    # first token's is (None, None), as nothing comes before it
+    # for each prompt token (log p, likeliest ones), if asked, in the first event only; for the very
+    # first token (None, None), because nothing comes before it
     prompt_logprobs: list[Score] | None = None
-    finish: str | None = None  # as Request.finish, with the last event
+    finish: str | None = None  # in the last event: Request.finish
 
 
 class Engine:
     """Continuous batching over one model.
 
-    Not thread-safe: one thread submits, holds and steps; `cancel` alone may be called from others.
+    Not thread-safe: one thread submits, holds and steps; only `cancel` may be called from others.
 
     max_batch: requests that run at once; others wait.
-    length: context in tokens, of prompt and answer together (one more token can be drawn from a
+    length: context in tokens, for prompt and answer together (one more token can be drawn from a
         full context); 0: the model's block_size.
-    dtype, quantize, overlap: as `prepare`, for a copy of the weights.
-    compile: the one-token steps, see CompiledStep.
-    prefix_cache: how many tokens of prompts to keep keys and values of, for prompts that begin
-        alike.
+    dtype, quantize, overlap: arguments of `prepare`, which makes a copy of the weights.
+    compile: whether to compile the one-token steps, see CompiledStep.
+    prefix_cache: for how many tokens of prompts to keep keys and values, so that prompts which
+        begin alike share them.
     lookup, draft: how many tokens to guess ahead while one request runs alone, from the text so far
         or by the same model in int8, see bonsai/engine/ahead.py; 0: none.
     capture: queue one-token steps as captured graphs, several before their tokens are read, see
         bonsai/engine/cuda/steps.py. Has no effect for models without a cache of keys and values,
-        and together with compile, lookup or draft.
+        or together with compile, lookup or draft.
 
     Raises UserError for impossible values.
     """
@@ -116,14 +116,14 @@ class Engine:
         self.max_batch = max_batch
         self.cache = new_cache(self.model, max_batch, self.length)
         self.compiled = CompiledStep(self.model, self.cache) if compile else None
-        self.lookup = lookup if self.cache.rewinds else 0  # wrong guesses have to be forgotten
+        self.lookup = lookup if self.cache.rewinds else 0  # the cache has to forget wrong guesses
         self.draft = draft if isinstance(self.cache, KVCache) else 0
         if self.draft:  # it reads and writes the same cache
             self.drafter = prepare(model, self.cache.k.dtype, "int8")
         self.prefixes = Prefixes(prefix_cache)
         self.captured: CapturedSteps | None = None
-        self.prompts: Prompts | None = None  # of captured steps: those that are to be read
-        self.flight: Flight | None = None  # steps that were queued, their tokens not yet read
+        self.prompts: Prompts | None = None  # with captured steps: prompts that are to be read
+        self.flight: Flight | None = None  # steps that are queued, their tokens not yet read
         if capture and isinstance(self.cache, KVCache) and not (compile or lookup or draft):
             self.captured = CapturedSteps(self.model, self.cache)
             graphs = self.captured.graphs
@@ -134,7 +134,7 @@ class Engine:
     def submit(
         self, prompt: Sequence[int], params: SamplingParams, n: int = 1, first_row: int = 0
     ) -> list[Request]:
-        """Ask for n answers to `prompt`, which share its prefill. Raises UserError as `check`."""
+        """Ask for n answers to `prompt`, which share its prefill. Raises UserError like `check`."""
         self.check(prompt, params, n)
         prompt = tuple(prompt)
         rows = range(first_row, first_row + n)
@@ -143,7 +143,7 @@ class Engine:
         return requests
 
     def check(self, prompt: Sequence[int], params: SamplingParams, n: int = 1) -> None:
-        """Raise UserError for what cannot be submitted: say, a prompt longer than the context."""
+        """Raise UserError for what cannot be submitted, such as a prompt that is too long."""
         check_request(prompt, params, n, self.vocab_size)
         if len(prompt) > self.length:
             raise UserError(
@@ -151,7 +151,7 @@ class Engine:
             )
 
     def clear(self) -> None:
-        """Forget all requests, whatever state a step that failed has left them in."""
+        """Forget all requests, for example after a step that failed."""
         self.waiting.clear()
         self.running.clear()
         self.flight = None
@@ -160,12 +160,12 @@ class Engine:
             self.prompts.clear()
 
     def cancel(self, request: Request) -> None:
-        """End a request at the next step, which reports it with finish 'cancelled'."""
+        """End a request at the next step, which reports this with finish 'cancelled'."""
         request.cancelled = True
 
     def hold(self, request: Request) -> None:
-        """Set a request aside: it takes no place and makes no tokens until `resume`. Does no harm
-        when it has ended."""
+        """Set a request aside: it takes no slot and makes no tokens until `resume`. Does nothing if
+        it has ended."""
         if request in self.running:
             self.free(self.running.index(request))
         elif request in self.waiting:
@@ -175,8 +175,8 @@ class Engine:
         request.held, request.ahead = True, None
 
     def resume(self, request: Request) -> None:
-        """Go on with a request that was set aside, as the next in turn: its tokens are read again,
-        and it draws what it would have drawn."""
+        """Go on with a request that was set aside; it is the next to be admitted. Its tokens are
+        read again, and it draws what it would have drawn."""
         if request.held:
             request.held = False
             self.waiting.appendleft(request)
@@ -188,8 +188,8 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Advance the running requests by one token (captured: by those that were queued in the
-        step before), then admit waiting ones; returns what happened."""
+        """Advance the running requests by one token (captured: by the tokens of the steps queued
+        before), then admit waiting ones. Returns what happened."""
         end_if_told()
         events = self.drop_cancelled()
         if self.captured:
@@ -210,6 +210,7 @@ class Engine:
     # ---- the parts of a step ----
 
     def drop_cancelled(self) -> list[Event]:
+        """End the requests that were asked to end."""
         gone = [r for r in (*self.running, *self.waiting) if r.cancelled]
         for request in gone:
             request.finish = "cancelled"
@@ -220,7 +221,7 @@ class Engine:
         return [Event(request, finish="cancelled") for request in gone]
 
     def free(self, slot: int) -> None:
-        """End the request in a slot: the last one moves there."""
+        """Empty a slot: the request in the last one moves there."""
         last = len(self.running) - 1
         if self.flight:
             self.flight.drop(self.running[slot])
@@ -235,13 +236,13 @@ class Engine:
     def admit(self, request: Request) -> list[Event]:
         """Prefill a request into the next slot and draw its first token."""
         slot, params = len(self.running), request.params
-        again = bool(request.tokens)  # it was held
+        again = bool(request.tokens)  # it ran before, and was held
         scored = params.prompt_logprobs and not again
         if self.captured and params.max_new_tokens and not scored:
             self.admit_captured(request)
             return []
         if self.prompts:
-            self.prompts.read()  # this one may begin like one of them
+            self.prompts.read()  # this prompt may begin like one of them
         prompt = (*request.prompt, *request.tokens) if again else request.prompt
         row = self.cache.view(slot, slot + 1)
         row.lengths = [0]
@@ -266,9 +267,9 @@ class Engine:
         return [event]
 
     def admit_captured(self, request: Request) -> None:
-        """Give a request the next slot. All but its last token are read together with those of the
-        others that are admitted; the last one is read by the next step of all rows, which draws:
-        nothing is waited for."""
+        """Give a request the next slot. All but its last token are read together with the prompts
+        of others that are admitted; the last one is read by the next step of all rows, which also
+        draws. Nothing here waits for the device."""
         slot, known = len(self.running), (*request.prompt, *request.tokens)[:-1]
         self.running.append(request)
         if known:
@@ -276,11 +277,11 @@ class Engine:
         self.captured.put(slot, request, len(known))
 
     def siblings_wait(self, request: Request) -> bool:
-        """Whether the next in turn is another answer to the same prompt."""
+        """Whether the next request in turn is another answer to the same prompt."""
         return not request.alone and bool(self.waiting) and self.waiting[0].prompt is request.prompt
 
     def score_prompt(self, request: Request, row) -> tuple[torch.Tensor, list[Score]]:
-        """The prompt's logits at its end, and the scores of its tokens."""
+        """The logits at the end of the prompt, (1, V), and the scores of its tokens."""
         params, prompt = request.params, request.prompt
         idx = torch.tensor([prompt], device=self.device)
         prompt_scores: list[Score] = [(None, None)]
@@ -294,7 +295,7 @@ class Engine:
         return logits[-1:], prompt_scores
 
     def decode(self) -> torch.Tensor:
-        """One more token into the cache of each running row: logits (n, V) of what follows."""
+        """Read the last token of each running row: logits (n, V) of what follows."""
         last = [r.tokens[-1] for r in self.running]
         rows = self.cache.view(0, len(last))
         if self.compiled is not None:
@@ -307,15 +308,15 @@ class Engine:
         return logits
 
     def decode_captured(self) -> list[Event]:
-        """Queue the next steps of the running rows; the events of those that were queued before."""
+        """Queue the next steps of the running rows, then read those that were queued before."""
         flight, self.flight = self.flight, None
         left = [n for n in map(self.tokens_left, range(len(self.running))) if n > 0]
-        if left:  # while others wait, no further than to the first end: then one of them goes on
+        if left:  # while others wait, only up to the first row's end, so that one can take its slot
             steps = min(AT_ONCE, min(left) if self.waiting else max(left))
             self.flight = self.captured.launch(self.running, steps)
         events = []
         for request, token, score in flight.read() if flight else ():
-            if not request.finish:  # else what comes after it is surplus
+            if not request.finish:  # tokens after its end are dropped
                 events.append(self.note(request, token, score))
         return events
 
@@ -327,7 +328,7 @@ class Engine:
         return min(request.params.max_new_tokens, room) - drawn
 
     def decode_ahead(self) -> list[Event]:
-        """For the one running request: its next token, and those after it as far as guessed."""
+        """The next token of the only running request, and those after it that were guessed."""
         (request,) = self.running
         tokens = [*request.prompt, *request.tokens]
         left = request.params.max_new_tokens - len(request.tokens)
@@ -362,14 +363,14 @@ class Engine:
         ]
 
     def take(self, request: Request, token: int, logits: torch.Tensor) -> Event:
-        """As `note`, with the score of the token in the logits (1, V), if that was asked for."""
+        """As `note`, with the token's score from the logits (1, V), if that was asked for."""
         params, score = request.params, None
         if params.logprobs is not None:
             (score,) = scores(logits, [token], params.logprobs, params.vocab_limit)
         return self.note(request, token, score)
 
     def note(self, request: Request, token: int, score: Score | None) -> Event:
-        """Give a request its next token, and its end if that is due. score: of the token."""
+        """Give a request its next token, and end it if that is due. score: of the token."""
         params = request.params
         if token in params.stop_tokens:
             request.finish = "stop"

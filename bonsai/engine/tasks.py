@@ -1,7 +1,7 @@
-"""A model as lm-evaluation-harness asks for one (Gao et al. 2024): its tasks through our engine.
+"""Tasks of lm-evaluation-harness (Gao et al. 2024), answered by a model of ours.
 
-The harness (`pip install lm_eval`) brings questions, prompts and metrics; here are the three things
-that it asks of a model. Import this module where tasks are run: it imports the harness.
+The harness (`pip install lm_eval`) brings questions, prompts and metrics. It asks three things of a
+model, which HarnessModel answers. Importing this module imports the harness.
 """
 
 import os
@@ -46,11 +46,11 @@ def run_tasks(
     limit: int = 0,
     num_fewshot: int | None = None,
 ) -> dict:
-    """The harness's results of a model, one dict of metrics per task.
+    """The harness's results for a model: a dict of metrics for each task.
 
-    tasks: names of the harness, or of tasks described by YAML files in `folder`. limit: questions
-    of each; 0: all. Raises UserError for a task that is not known or does not work, and for data
-    that cannot be had.
+    tasks: names of the harness's tasks, or of those described by YAML files in `folder`. limit:
+    questions of each; 0: all. Raises UserError for a task that is not known or does not work, and
+    for data that cannot be had.
     """
     manager = find_tasks(tasks, folder)
     for name in tasks:
@@ -73,9 +73,9 @@ def run_tasks(
         raise
     except Exception as e:
         if any(frame.filename == __file__ for frame in extract_tb(e.__traceback__)[1:]):
-            raise  # of what is asked of the model below
+            raise  # an error of HarnessModel, not of a task
         names, said = ", ".join(tasks), " ".join(f"{e}".split())[:200]
-        if isinstance(e, OSError):  # what the library of data sets raises, offline too
+        if isinstance(e, OSError):  # from the library of data sets, also when it is offline
             offline = f"; {OFFLINE}" if constants.HF_HUB_OFFLINE else ""
             raise UserError(f"the data of {names} cannot be had: {said}{offline}") from None
         where = f" (of {folder})" if folder else ""
@@ -88,9 +88,9 @@ def run_tasks(
 
 
 def find_tasks(tasks: Sequence[str], folder: str) -> TaskManager:
-    """The harness's table of tasks. To read all of its thousands takes seconds: if those that are
-    asked for are found by name, it has these and the ones beside them; else all, and those of the
-    folder. Raises UserError as `check_yaml` does."""
+    """The harness's table of tasks. Reading all of its thousands takes seconds. So, if the files of
+    the tasks are found by name, the table has only what is in their folders; else all tasks.
+    Always those of `folder`. Raises UserError as `check_yaml` does."""
     check_yaml(folder)
     places = [*named_in({*tasks}), *([folder] if folder else [])]
     some = TaskManager(include_path=places, include_defaults=False)
@@ -100,8 +100,8 @@ def find_tasks(tasks: Sequence[str], folder: str) -> TaskManager:
 
 
 def named_in(names: set[str]) -> list[str]:
-    """The folders of the harness with a file that has a line `task: NAME` for one of the names,
-    without those within another."""
+    """The harness's folders that contain a file with a line `task: NAME` for one of the names; of
+    two of which one is in the other only the outer one."""
     line, found = re.compile(rb"^task:\s*[\"']?([^\s\"'#]+)", re.MULTILINE), set()
     for place, _, files in os.walk(Path(harness.__file__).parent):
         for file in files:
@@ -113,8 +113,8 @@ def named_in(names: set[str]) -> list[str]:
 
 
 def check_yaml(folder: str) -> None:
-    """Raise UserError for a file of a folder that is no YAML, which the harness would pass over,
-    and for a task whose name is no text. Nothing in it is executed: a task may name functions."""
+    """Raise UserError for a file in a folder that is not YAML, which the harness would skip, and
+    for a task whose name is not text. Functions that a task may name are not executed here."""
     for path in sorted(Path(folder).rglob("*.yaml")) if folder else ():
         tree = read_yaml(path, nodes=True)
         for key, value in tree.value if isinstance(tree, yaml.MappingNode) else ():
@@ -124,8 +124,8 @@ def check_yaml(folder: str) -> None:
 
 
 def check_described(entry: object, folder: str) -> None:
-    """Raise UserError for a task in a folder without what each has to have. entry: of the harness's
-    index, whose releases differ in what it holds."""
+    """Raise UserError for a task in a folder that lacks a field which every task needs. entry: of
+    the harness's index, which differs between releases."""
     path, described = getattr(entry, "yaml_path", None), getattr(entry, "cfg", None)
     if not folder or not path or not described or not path.is_relative_to(folder):
         return
@@ -140,7 +140,8 @@ def check_described(entry: object, folder: str) -> None:
 
 
 class HarnessModel(TemplateLM):
-    """loglikelihood, loglikelihood_rolling and generate_until of a model of ours."""
+    """A model of ours with the harness's three methods: loglikelihood, loglikelihood_rolling and
+    generate_until."""
 
     def __init__(self, model, tokenizer: Tokenizer, runtime: Runtime, batch_size: int):
         super().__init__()
@@ -157,8 +158,8 @@ class HarnessModel(TemplateLM):
     # ---- how likely a text is ----
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
-        """(_, context, continuation) in ids -> (log p of the continuation in nats, whether it is
-        what the model would write greedily)."""
+        """Requests (_, context, continuation) in ids -> for each log p of the continuation in nats,
+        and whether the model would write it greedily."""
         rows = []
         for _, context, continuation in requests:
             if len(continuation) > self.length:
@@ -166,12 +167,12 @@ class HarnessModel(TemplateLM):
                     f"a task has an answer of {len(continuation)} tokens, the model's context holds"
                     f" {self.length}"
                 )
-            # what does not fit goes at the left; the last id is never an input
+            # what does not fit is cut off at the left; the last id is never an input
             rows.append(([*context, *continuation][-(self.length + 1) :], len(continuation)))
         return ending_scores(self.model, rows, self.runtime, self.batch_size)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm=False) -> list[float]:
-        """log p in nats of whole texts, in windows that do not overlap but for one token."""
+        """log p in nats of whole texts, in windows that overlap by one token only."""
         windows = []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
@@ -186,7 +187,7 @@ class HarnessModel(TemplateLM):
     # ---- what it writes ----
 
     def generate_until(self, requests: list[Instance], disable_tqdm=False) -> list[str]:
-        """Texts after the prompts, up to the first of their stop strings; many at a time."""
+        """The texts after the prompts, each up to the first of its stop strings; many at a time."""
         dtype = DTYPES[self.runtime.dtype]
         engine = Engine(self.model, self.batch_size, dtype=dtype, capture=self.runtime.captures)
         texts, jobs = [""] * len(requests), {}
@@ -210,7 +211,7 @@ class HarnessModel(TemplateLM):
         return self.coder.decode(job.tokens)
 
     def sampling(self, options: dict) -> tuple[SamplingParams, list[str]]:
-        """The harness's options of a generation: settings of ours, and the stop strings."""
+        """The harness's options for a generation -> our SamplingParams, and the stop strings."""
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else until
         if not isinstance(stops, list | tuple) or not all(isinstance(s, str) for s in stops):

@@ -1,4 +1,4 @@
-"""Between token ids and text: what a program shows of a model."""
+"""From token ids to text: a model's tokenizer, how a text begins, and samples."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -20,14 +20,15 @@ from bonsai.tokenizers import Tokenizer
 def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
     """A model's tokenizer, and where it was found.
 
-    The checkpoint's own; nanoGPT's checkpoints carry none: that of their data folder, else GPT-2's.
-    Raises UserError when it has more tokens than the model, and for a model of what is no text.
+    It is the checkpoint's own. nanoGPT's checkpoints carry none: for them it is that of their data
+    folder, else GPT-2's. Raises UserError if it has more tokens than the model, and for a model
+    whose data are not text.
     """
     vocab_size = loaded.model.config.vocab_size
     state, source = loaded.tokenizer, loaded.tokenizer_note or loaded.source
     name = loaded.config.get("dataset")
     if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-        name = ""  # a path, which comes from a file of anyone's, is not followed
+        name = ""  # a path in a file that may come from anyone is not followed
     if state is None and name:
         for folder in (Path("data") / name, ROOT / "data" / name):
             meta, file = open_meta(folder)
@@ -55,7 +56,7 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
 
 
 def start_tokens(tokenizer: Tokenizer) -> list[int]:
-    """What a text is begun with: the end of the one before it, or else a line break."""
+    """The tokens with which a text begins: the end of the text before it, or else a line break."""
     if tokenizer.eot is not None:
         return [tokenizer.eot]
     with suppress(UserError):  # a vocabulary without a newline
@@ -71,20 +72,18 @@ def sample_text(
     seed: int = 0,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> str:
-    """A sample of the model's own, begun at an end of text (or a line break).
+    """A text that the model writes from nothing: it begins at an end of text, or a line break.
 
-    tokenizer: Tokenizer.to_dict(), None for GPT-2's, or where the vocabulary is too small for that:
-    then the data are numbers, and so is the sample, begun with a 0. track: wraps the iteration over
-    the tokens, to stop it.
+    tokenizer: Tokenizer.to_dict(), or None for GPT-2's. If the vocabulary is too small for that,
+    the data are no text but numbers, and so is the sample, which begins with a 0. track: wraps the
+    iteration over the tokens, to stop it.
     """
-    vocab_size = model.config.vocab_size
-    if tokenizer is None and vocab_size < GPT2_VOCAB:
-        params = SamplingParams(tokens, 0.8, top_k=200, seed=seed)
-        with runtime.autocast():
-            ids = [row[0] for row in track(generate(model, [0], params))]
-        return f"{' '.join(map(str, ids))}\n{'-' * 15}"
-    coder = tokenizers.from_dict(tokenizer or {"type": "gpt2"})
-    params = SamplingParams(tokens, 0.8, top_k=200, seed=seed, vocab_limit=coder.vocab_size)
+    coder, prompt, limit = None, [0], None
+    if tokenizer is not None or model.config.vocab_size >= GPT2_VOCAB:
+        coder = tokenizers.from_dict(tokenizer or {"type": "gpt2"})
+        prompt, limit = start_tokens(coder), coder.vocab_size
+    params = SamplingParams(tokens, 0.8, top_k=200, seed=seed, vocab_limit=limit)
     with runtime.autocast():
-        ids = [row[0] for row in track(generate(model, start_tokens(coder), params))]
-    return f"{coder.decode(ids)}\n{'-' * 15}"
+        ids = [row[0] for row in track(generate(model, prompt, params))]
+    text = " ".join(map(str, ids)) if coder is None else coder.decode(ids)
+    return f"{text}\n{'-' * 15}"

@@ -1,7 +1,7 @@
-"""A model as the engine runs it: weights for the kernels of this device, in bf16 or in int8.
+"""A model as the engine runs it: with weights for the kernels of this device, in bfloat16 or int8.
 
-A one-token step reads every weight once and does little else, so its speed is that of the memory:
-half the bytes are nearly twice the tokens.
+A one-token step reads every weight once and does little else, so the memory's speed decides: half
+the bytes give nearly twice the tokens per second.
 """
 
 import copy
@@ -26,7 +26,7 @@ QUANTIZE = {
     "int8": "int8 weights, a scale per output channel; embeddings and norms stay as they are",
 }
 
-SMALL = 16  # a layer of fewer inputs stays as it is
+SMALL = 16  # a layer with fewer inputs stays as it is
 
 
 def prepare(
@@ -37,15 +37,15 @@ def prepare(
     batch: int = 1,
     overlap: bool = True,
 ) -> nn.Module:
-    """A copy of the model for inference only, with faster linear layers, which may share with it
-    the weights that stay as they are; the model itself, in eval mode, where nothing would change.
+    """A copy of the model for inference only, with faster linear layers. It may share weights that
+    stay as they are with the model. If nothing would change: the model itself, in eval mode.
 
     dtype: of weights and activations; None: the weights' own.
     quantize: a key of QUANTIZE. An output head that shares the embedding's weights gets a copy.
-    pack: use oneDNN's kernels and our own, which torch.compile cannot take.
+    pack: use oneDNN's kernels and our own, which torch.compile cannot handle.
     batch: the most rows of a step.
-    overlap: whether a GPU's kernel may begin while the one ahead still runs; False is for
-    comparisons.
+    overlap: whether a GPU's kernel may begin while the one before it still runs; False is for
+        comparisons.
 
     Raises UserError for an unknown `quantize`.
     """
@@ -53,7 +53,7 @@ def prepare(
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
     weight = next(model.parameters())
     dtype = dtype or weight.dtype
-    # weights in int8 are packed by ourselves, whatever is multiplied with them
+    # int8 weights are packed by our own code, whatever the dtype that is multiplied with them
     packed = pack and packs(weight.device, None if quantize else dtype)
     on_gpu = pack and weight.is_cuda
     faster = packed or quantize or (on_gpu and dtype in HALF)
@@ -72,11 +72,11 @@ def prepare(
             return Int8Linear(linear, dtype, pack, pages)
         return PackedLinear(linear, dtype, pages) if packed else None
 
-    # deepcopy takes what `memo` has for an object: no copy of the large matrices is made
+    # deepcopy uses what `memo` has for an object's id: so the large matrices are never copied
     large = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features >= SMALL]
     memo = {id(m): new for m in large if (new := make(m))}
     memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
-    if not (packed or quantize):  # nor one of all weights in the dtype that they had
+    if not (packed or quantize):  # nor are all weights copied before they change their dtype
         memo |= {
             id(p): nn.Parameter(p.detach().to(dtype), p.requires_grad) for p in model.parameters()
         }
