@@ -1,4 +1,8 @@
-"""The training batches, as a pure function of (data, seed, step)."""
+"""The training batches, as a pure function of (data, seed, step).
+
+So a run that is resumed sees the batches that it would have seen, and no state of a random
+generator has to be saved.
+"""
 
 import math
 import queue
@@ -14,16 +18,17 @@ from bonsai.system.hashing import GAMMA, MIX1
 
 
 class Batches:
-    """The training batches. The rows of step s are a pure function of (data, seed, s).
+    """Which windows belong to each step, and their inputs and targets.
 
-    rows: windows of one optimizer step over all processes.
-    ramp: so many steps at the beginning have fewer rows: the first half of them a quarter, the
-    second half of them one half.
-    order: 'random' draws windows with replacement, as nanoGPT; 'epoch' takes every window once per
-    pass, shuffled, on a grid that is shifted from pass to pass. In a mixture each row draws its
-    data set by weight; 'epoch' then means only that no window of a part comes twice within a pass.
-    noise: the share of the inputs, not of the targets, that become random ids below vocab_size,
-    others in each pass (Xie et al. 2017, arXiv 1703.02573).
+    rows: windows in one optimizer step, over all processes together.
+    ramp: number of first steps that have fewer rows: a quarter in the first half of them, one half
+        in the second.
+    order: 'random' draws windows with replacement, like nanoGPT; 'epoch' takes every window once
+        per pass, shuffled, on a grid that is shifted from pass to pass. In a mixture each row draws
+        its data set by weight; 'epoch' then only means that no window of a data set comes twice in
+        one pass over it.
+    noise: the share of the inputs (not of the targets) that are replaced by random ids below
+        vocab_size, by others in each pass (Xie et al. 2017, arXiv 1703.02573).
     """
 
     def __init__(
@@ -61,7 +66,8 @@ class Batches:
         )
 
     def starts(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each row of a step: which part, and at which token its window begins."""
+        """For each row of a step: the number of its data set, and the token at which its window
+        begins."""
         rng = np.random.default_rng((self.seed, step))
         rows = self.rows_at(step)
         which = np.zeros(rows, dtype=np.int64)
@@ -79,12 +85,13 @@ class Batches:
         return which, starts
 
     def _places(self, part: Split) -> int:
-        """Number of tokens, or of rows, at which a window can begin."""
+        """The number of places (tokens, or rows of data of rows) at which a window can begin."""
         last = len(part) - self.T - 1  # the last start that leaves a target for every input
         return last // part.row_length + 1 if part.row_length else last + 1
 
     def _epoch_starts(self, part: Split, p: int, index: np.ndarray) -> np.ndarray:
-        """Starts of the windows number `index` of an endless sequence of shuffled passes."""
+        """Where the windows with numbers `index` begin, in an endless sequence of shuffled passes
+        over data set number p."""
         windows = self._places(part) if part.row_length else (len(part) - 1) // self.T
         shifts = not part.row_length and windows > 1
         windows -= shifts  # leaves room for the shift
@@ -112,13 +119,13 @@ class Batches:
         return x, y
 
     def divisors(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list:
-        """A number for each micro-batch of this process. Its mean loss is divided by that number.
+        """For each micro-batch of this process a number by which its mean loss is to be divided.
 
-        The quotients are added up, and processes average their sums: the result is the mean over
-        all targets of the step. Where every token is a target, the number is the count of this
-        process's micro-batches. With masks a micro-batch counts by its targets, and one without any
-        is divided by infinity. All this is known from the data, without waiting for the device or
-        for another process.
+        The quotients are summed, and the processes average their sums: the result is the mean over
+        all targets of the step. If every token is a target, the number is how many micro-batches
+        this process has. With masks a micro-batch is weighted by its number of targets, and one
+        without any is divided by infinity. All this follows from the data, without waiting for the
+        device or for other processes.
         """
         n = self.rows_at(step) // batch_size
         share = range(rank, n, world_size)
@@ -136,10 +143,11 @@ class Batches:
 
 
 def shuffled(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Where a random permutation of 0..n-1 sends each index, without storing the permutation.
+    """Where a random permutation of 0 ... n - 1 sends each index, without storing the permutation.
 
-    A Feistel network of four rounds permutes the next power of four; walking along its cycles until
-    the value is below n restricts it to n (Black & Rogaway 2002). Memory does not grow with n.
+    A Feistel network of four rounds permutes the numbers below the next power of four. Applying it
+    again until the value is below n makes it a permutation of those below n (cycle walking, Black &
+    Rogaway 2002). Memory does not grow with n.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
@@ -193,15 +201,15 @@ def prefetch(
                 for m in range(batches.rows_at(s) // (batch_size * world_size)):
                     first = (m * world_size + rank) * batch_size
                     x, y = batches.rows_of(s, np.arange(first, first + batch_size))
-                    if y.max() < 0:
-                        y = x  # its loss is divided by infinity, which gives no NaN: see divisors
+                    if y.max() < 0:  # no target: the mean loss would be NaN, even over infinity
+                        y = x  # any targets will do, as it is divided by infinity: see divisors
                     pair = torch.from_numpy(x), torch.from_numpy(y)
                     put(tuple(t.pin_memory() for t in pair) if pin else pair)
                 s += 1
-        except BaseException as e:  # to be raised where the batches are used
+        except BaseException as e:  # raised below, where the batches are used
             put(e)
 
-    # no daemon: a thread that is inside torch when the interpreter ends would abort the process
+    # not a daemon: one that is inside torch when the interpreter ends would abort the process
     thread = threading.Thread(target=read, name="batches")
     thread.start()
     try:

@@ -28,10 +28,11 @@ GPT2_VOCAB = 50257
 
 
 class OpenFile:
-    """A file that is read in pieces and stays open: a new file under its name does not change it.
+    """A file that is read in pieces and stays open, so that a new file of the same name does not
+    replace it.
 
-    Unlike a memory map, reading leaves no pages in this process's resident memory, and a file that
-    was written over in place raises an error instead of ending the process.
+    Unlike a memory map, it leaves no pages in this process's resident memory, and if the file is
+    overwritten in place, reading raises an error instead of killing the process.
     """
 
     def __init__(self, path: Path):
@@ -46,7 +47,8 @@ class OpenFile:
         return status.st_size, status.st_mtime_ns
 
     def read(self, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
-        """`count` numbers from a byte on; UserError if the file has been written to since."""
+        """`count` numbers, beginning at byte `offset`. Raises UserError if the file has been
+        written to since it was opened."""
         data = np.empty(count, dtype=dtype)
         left = memoryview(data).cast("B")
         with self.lock:
@@ -80,7 +82,7 @@ class Split:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.bytes = bytes  # of the text that the tokens stand for; None: not known
         self.max_id = max_id  # the largest id; None: not known
-        self.limit = 0  # ids must be below it; 0: nobody has said yet
+        self.limit = 0  # ids must be below it; 0: not known yet, see Mixture.check
         for file in (*self.files, *self.mask_files):
             file_size(file)  # that they are files
         self.headers = [header_bytes(f) for f in self.files]
@@ -106,7 +108,8 @@ class Split:
 
     @property
     def bytes_per_token(self) -> float | None:
-        """None where it is not known, and where masked tokens have bytes but no loss."""
+        """Mean bytes of text per token. None if it is not known, or if there are masks: masked
+        tokens have bytes but no loss."""
         return self.bytes / len(self) if self.bytes and not self.mask_files else None
 
     def read(self, start: int, count: int, masks: bool = False) -> np.ndarray:
@@ -123,8 +126,8 @@ class Split:
 
     @functools.cached_property
     def sample_checksum(self) -> str:
-        """Of tokens and masks at up to 64 places: it nearly always tells other data of the same
-        length, and a large file need not be read whole for it."""
+        """A checksum of tokens and masks at up to 64 places. Other data of the same length nearly
+        always have another one, and a large file need not be read whole."""
         digest = hashlib.blake2b(digest_size=8)
         places = np.linspace(0, max(len(self) - 4096, 0), 64).astype(np.int64)
         for start in np.unique(places).tolist():
@@ -135,10 +138,10 @@ class Split:
         return digest.hexdigest()
 
     def windows(self, starts: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets (len(starts), T) int64 of the windows that begin at `starts`.
+        """Inputs and targets, each (len(starts), T) int64, of the windows that begin at `starts`.
 
-        Targets are the inputs one token later; those beyond the end of the split, and those whose
-        mask is 0, are -1.
+        The targets are the inputs one token later: targets[:, t] = inputs[:, t + 1]. Targets beyond
+        the end of the split, and those whose mask is 0, are -1.
         """
         ids = np.zeros((len(starts), T + 1), dtype=np.int64)
         keep = np.zeros((len(starts), T + 1), dtype=bool)
@@ -167,9 +170,11 @@ class Split:
         return int(np.minimum(T, len(self) - 1 - starts).sum())
 
     def eval_starts(self, T: int, count: int = 0) -> np.ndarray:
-        """Where the evaluation's windows begin: all that tile the split, or `count` spread evenly.
+        """Where the windows of an evaluation begin: all that tile the split, or `count` of them,
+        spread evenly.
 
-        The same windows each time, so that evaluations compare. Rows are taken from their border.
+        They are the same each time, so that evaluations can be compared. In data of rows a window
+        begins where a row does.
         """
         stride = self.row_length or T
         starts = np.arange(0, len(self) - 1, stride)
@@ -179,7 +184,7 @@ class Split:
 
 
 def header_bytes(path: Path) -> int:
-    """Length of an llm.c-style header at the start of a file: 1024, or 0 where there is none."""
+    """Length of the llm.c-style header at the start of a file: 1024 bytes, or 0 without one."""
     with reading(path), open(path, "rb") as f:
         head = f.read(LLMC_HEADER)
     if len(head) < LLMC_HEADER:
@@ -200,15 +205,16 @@ class Dataset:
     name: str
     folder: Path
     splits: dict[str, Split]
-    vocab_size: int | None  # None: not stated, GPT-2's encoding assumed
-    tokenizer: dict | None  # Tokenizer.to_dict(); None: GPT-2's
-    source: Path | None  # the file that said so
+    vocab_size: int | None  # None: not stated, and assumed to be GPT-2's
+    tokenizer: dict | None  # Tokenizer.to_dict(); None without vocab_size: GPT-2's
+    source: Path | None  # the file that says so: meta.json or meta.pkl
     weight: float = 1.0
     meta: dict = field(default_factory=dict)
 
     @property
     def is_text(self) -> bool:
-        """Rows of numbers have a vocab_size and no tokenizer; masked text has no bits per byte."""
+        """Whether bits per byte make sense: not for rows of numbers, which have a vocab_size but no
+        tokenizer, nor for masked text."""
         masked = any(split.mask_files for split in self.splits.values())
         return (self.tokenizer is not None or self.vocab_size is None) and not masked
 
@@ -219,7 +225,8 @@ class Dataset:
 
 
 def find_folder(dataset: str) -> Path:
-    """data/<dataset> below the working directory, else below the repository; or a folder's path."""
+    """The folder of a data set: data/NAME in the working directory, else in the repository, or a
+    path. Raises UserError, which says what to run, if it is not there or not prepared."""
     tried = [Path("data") / dataset, ROOT / "data" / dataset]
     if "/" in dataset or "\\" in dataset:
         tried.append(Path(dataset))
@@ -227,7 +234,8 @@ def find_folder(dataset: str) -> Path:
         if (folder / "train.bin").exists() or (folder / "meta.json").exists():
             return folder
     for folder in tried:
-        beside = folder.with_name(folder.name.removesuffix("_bpe"))  # its prepare.py may write both
+        # the prepare.py of NAME may also write NAME_bpe
+        beside = folder.with_name(folder.name.removesuffix("_bpe"))
         for script in (folder / "prepare.py", beside / "prepare.py"):
             if script.exists() and (script.parent == folder or "_bpe" in script.read_text("utf-8")):
                 command = shlex.join(["python", str(script)])
@@ -238,18 +246,18 @@ def find_folder(dataset: str) -> Path:
     known = {f.parent.name for f in files if f.name in ("prepare.py", "train.bin", "meta.json")}
     near = did_you_mean(dataset, known)
     there = f": there are {', '.join(sorted(known))}"
-    if not known:  # an installed package in a folder of one's own
+    if not known:  # the installed package, run in some other folder
         there = ": prepare one with the scripts in data/ of the repository, or give dataset=FOLDER"
     raise UserError(f"no data set {dataset} in data/{near or there}")
 
 
 def is_folder(spec: str) -> bool:
-    """Whether it is the path of one folder, which may have a comma or a colon in it."""
+    """Whether `spec` is the path of one folder, in which a comma or a colon is part of the name."""
     return ("/" in spec or "\\" in spec) and os.path.isdir(spec)
 
 
 def open_dataset(name: str, weight: float = 1.0) -> Dataset:
-    """Open data/<name>. Raises UserError for what is missing or damaged."""
+    """Open a data set by its name or path. Raises UserError for what is missing or damaged."""
     folder = find_folder(name)
     meta, source = open_meta(folder)
     splits = {}
@@ -315,16 +323,17 @@ class Mixture:
 
     @property
     def chat_template(self) -> dict | None:
-        """That of the first data set whose meta.json has one; see bonsai/tokenizers/chat.py."""
+        """The first one in a meta.json of the data sets; see bonsai/tokenizers/chat.py."""
         return next(
             (p.meta["chat_template"] for p in self.parts if "chat_template" in p.meta), None
         )
 
     @property
     def model_vocab_size(self) -> int:
-        """The vocabulary of a new model: a large one is rounded up to 64, which multiplies faster.
+        """The vocabulary size of a new model: a large one is rounded up to a multiple of 64, with
+        which products are faster.
 
-        nanoGPT's folders keep what meta.pkl says, and 50304 without it.
+        nanoGPT's folders get the size that meta.pkl says, and 50304 without it.
         """
         size = self.vocab_size or GPT2_VOCAB
         source = self.parts[0].source
@@ -332,9 +341,10 @@ class Mixture:
         return size if exact else -(-size // 64) * 64
 
     def check_tokenizer(self, expected: dict | None, source: str, insist: bool = False) -> None:
-        """Raise UserError if a model reads other tokens than these; insist: go on all the same.
+        """Raise UserError if the data's tokenizer is not the model's; insist: don't.
 
-        expected: the model's Tokenizer.to_dict(), None where it does not say; it is from `source`.
+        expected: the model's Tokenizer.to_dict(), None if it is not known. source: where the model
+        is from.
         """
         assumed = None if self.parts[0].source else {"type": "gpt2"}  # without a meta file
         theirs = self.tokenizer or assumed
@@ -351,8 +361,9 @@ class Mixture:
         )
 
     def fingerprints(self) -> dict[str, str]:
-        """What tells these data from others: `name/split` -> the checksums of meta.json; without
-        them the size, and for what they do not cover, such as masks, a checksum of samples."""
+        """`name/split` -> text that tells these data from others: the checksums in meta.json, or
+        else the size; and a checksum of samples for what meta.json has no checksum of, such as
+        masks."""
         fingerprints = {}
         for part in self.parts:
             for name, split in part.splits.items():
@@ -364,20 +375,20 @@ class Mixture:
         return fingerprints
 
     def changed_since(self, before: dict) -> list[str]:
-        """Which of the splits with earlier fingerprints are not as they were. Older checkpoints
-        have those without samples."""
+        """The splits whose fingerprints differ from those in `before`. Older checkpoints have them
+        without samples."""
         now = self.fingerprints()
         known = {name: was for name, was in before.items() if name in now}
         return [n for n, was in known.items() if was not in (now[n], now[n].split(", ")[0])]
 
     def bytes_per_token(self, split: str) -> float | None:
-        """Mean bytes of text per token of a split, by weight; None where a part does not know."""
+        """Mean bytes of text per token of a split, by weight; None if any part does not know."""
         means = [p.split(split).bytes_per_token for p in self.parts]
         return None if None in means else sum(p.weight * m for p, m in zip(self.parts, means))
 
     def without_bytes(self, split: str) -> str:
-        """A line that names a data set of text which does not say how many bytes it is; "" where
-        all say it."""
+        """A line that names a data set of text for which the number of bytes is not known; "" if
+        there is none."""
         for part in self.parts:
             if part.is_text and part.split(split).bytes_per_token is None:
                 where = part.source or part.folder
