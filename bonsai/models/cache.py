@@ -1,11 +1,11 @@
-"""What a model remembers of the tokens that it has read, so that it computes only the new ones.
+"""What a model remembers of the tokens that it has read, so that it only computes new ones.
 
     cache = model.new_cache(batch=2)
     model(prompts, cache=cache)             # (2, T): the tokens so far
-    logits, _ = model(ids, cache=cache)     # (2, 1): one more each -> (2, 1, V)
+    logits, _ = model(ids, cache=cache)     # (2, 1): one more token each -> (2, 1, V)
 
-`Cache` keeps account of rows and tokens, whatever is remembered of them; KVCache remembers keys and
-values, TokenCache the tokens alone. byte_caches.py has those of the byte models.
+`Cache` keeps track of rows and tokens, whatever is remembered of them. KVCache remembers keys and
+values, TokenCache only the tokens. byte_caches.py has the caches of the byte models.
 """
 
 import copy
@@ -18,16 +18,16 @@ from model import GPTConfig, causal_mask
 
 
 class Cache:
-    """Rows of tokens, of which row i holds lengths[i]: all that the engine asks of a cache.
+    """Rows of tokens; row i holds lengths[i] of them. This is all that the engine needs of a cache.
 
-    A subclass says which of its attributes are buffers (their names, with the axis of the rows and
-    that of the tokens, None where a row is one entry) and which are caches of parts of the model.
+    A subclass lists its buffers, as (name of the attribute, axis of the rows, axis of the tokens;
+    None if a row has a single entry), and the attributes that are caches of parts of the model.
     """
 
     buffers: tuple[tuple[str, int, int | None], ...] = ()
     parts: tuple[str, ...] = ()
-    unit = "tokens"  # what the model reads
-    rewinds = True  # whether a row forgets tokens when its length is set back
+    unit = "tokens"  # what the model reads, for messages
+    rewinds = True  # whether a smaller length makes a row forget its last tokens
 
     def __init__(self, batch: int, length: int):
         self.lengths = [0] * batch
@@ -35,8 +35,8 @@ class Cache:
 
     @classmethod
     def of(cls, model: torch.nn.Module, batch: int, length: int = 0, dtype=None, device=None):
-        """An empty cache for `batch` rows of up to `length` tokens (0: block_size), in the model's
-        dtype and on its device. ValueError for more than a table of positions has."""
+        """An empty cache for `batch` rows of up to `length` tokens (0: block_size), by default in
+        the model's dtype and on its device. ValueError if a table of positions is too short."""
         c, weight = model.config, next(model.parameters())
         length = length or c.block_size
         if getattr(c, "position", "") == "learned" and length > c.block_size:
@@ -44,7 +44,8 @@ class Cache:
         return cls(c, batch, length, dtype or weight.dtype, device or weight.device)
 
     def entries(self, name: str, tokens: int, row: int | None = None) -> int:
-        """Entries of a buffer or part that so many tokens take in a row; without a row: at most."""
+        """How many entries of a buffer or part hold the first `tokens` of a row; without a row: at
+        most."""
         return tokens
 
     @property
@@ -54,7 +55,7 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows."""
+        """Bytes of memory for all rows."""
         total = sum(getattr(self, name).nbytes for name, *_ in self.buffers)
         return total + sum(getattr(self, name).nbytes for name in self.parts)
 
@@ -63,7 +64,7 @@ class Cache:
         self.lengths = [0] * len(self.lengths)
 
     def expand(self, n: int) -> None:
-        """Turn the one row into n equal rows, in place."""
+        """Turn the only row into n equal rows, in place."""
         for name, rows, _ in self.buffers:
             setattr(self, name, getattr(self, name).repeat_interleave(n, rows))
         for name in self.parts:
@@ -71,8 +72,8 @@ class Cache:
         self.lengths = self.lengths * n
 
     def view(self, begin: int, end: int, length: int = 0) -> "Cache":
-        """Rows begin ... end - 1 (and only `length` tokens) in the same memory, with lengths of its
-        own."""
+        """Rows begin ... end - 1 (and only `length` tokens of them) in the same memory, but with
+        lengths of their own."""
         part = copy.copy(self)
         for name, rows, tokens in self.buffers:
             x = getattr(self, name).narrow(rows, begin, end - begin)
@@ -86,7 +87,7 @@ class Cache:
         return part
 
     def copy_row(self, row: int, source: "Cache", source_row: int, length: int) -> None:
-        """Make `row` the first `length` tokens of a row of another cache (or of this one)."""
+        """Copy the first `length` tokens of a row of another cache (or of this one) into `row`."""
         for name, rows, tokens in self.buffers:
             x, y = getattr(self, name).narrow(rows, row, 1), getattr(source, name)
             y = y.narrow(rows, source_row, 1)
@@ -100,7 +101,7 @@ class Cache:
         self.lengths[row] = length
 
     def clone(self, length: int) -> "Cache":
-        """The first `length` tokens of every row in memory of their own."""
+        """A copy of the first `length` tokens of every row."""
         part = self.view(0, len(self.lengths), length)
         for name, *_ in self.buffers:
             setattr(part, name, getattr(part, name).clone())
@@ -111,13 +112,13 @@ class Cache:
 
 
 class KVCache(Cache):
-    """Keys and values of each layer: k, v (n_layer, B, nkv, length, hs); of a model with embeddings
-    of bigrams also the tokens, ids (B, length).
+    """Keys and values of each layer: k, v (n_layer, B, nkv, length, hs). For a model with bigram
+    embeddings also the tokens: ids (B, length).
 
-    In a forward pass `place` says where the next tokens stand, each layer's attention puts theirs
-    after the others by `update`, and `advance` counts them. With `pos`, a tensor (B,), positions
-    come from there and the whole buffers are read: fixed addresses and shapes, for a step that is
-    compiled or captured as a graph. The caller then keeps the lengths.
+    In a forward pass `place` gives the positions of the next tokens, each layer's attention calls
+    `update` to append their keys and values, and `advance` counts them. If `pos`, a tensor (B,), is
+    set, the positions come from it, and the whole buffers are read: so addresses and shapes are
+    fixed, for a step that is compiled or captured as a graph. Then the caller counts the lengths.
     """
 
     buffers = (("k", 1, 3), ("v", 1, 3))
@@ -133,7 +134,7 @@ class KVCache(Cache):
         self.pos = None
 
     def reshaped(self, rows: int, length: int) -> "KVCache":
-        """Rows of another length, empty, in the same memory: no more tokens than this cache has."""
+        """An empty cache of another shape in the same memory, which must be large enough."""
         part = copy.copy(self)
         for name, at_rows, at_tokens in self.buffers:
             shape = list(getattr(self, name).shape)
@@ -144,9 +145,9 @@ class KVCache(Cache):
         return part
 
     def copy_rows(self, rows: Sequence[int], source: "KVCache", lengths: Sequence[int]) -> None:
-        """As `copy_row` for each of `rows`: of the first rows of another cache, one after another.
+        """`copy_row` for all of `rows` at once, from the first rows of another cache.
 
-        In one go: up to the longest of `lengths`, whatever the source has behind the others.
+        Each row is copied up to the longest of `lengths`, whatever is there beyond its own length.
         """
         index = torch.tensor(rows).to(self.k.device, non_blocking=True)
         for name, at_rows, at_tokens in self.buffers:
@@ -160,7 +161,7 @@ class KVCache(Cache):
         self.mask, self.masks, first = None, {}, self.lengths[0]
         if self.pos is None and self.lengths.count(first) == len(self.lengths):
             self.at, self.end = None, first + T
-            if 1 < T < self.end:  # several tokens after others see those, and one another
+            if 1 < T < self.end:  # several tokens after others: they see those and one another
                 self.mask = causal_mask(T, self.end, 0, self.k.device)
             pos = torch.arange(first, self.end, device=self.k.device)
             self.queries = pos[:, None]  # (T, 1)
@@ -171,12 +172,12 @@ class KVCache(Cache):
             self.at = self.at + torch.arange(T, device=self.k.device)
         self.end = self.used + T if self.pos is None else self.length
         self.queries = self.at[:, None, :, None]  # (B, 1, T, 1)
-        if self.pos is None:  # else where it is first needed: kernels of one step need none
+        if self.pos is None:  # else window_mask makes it if needed: a step's own kernels need none
             self.mask = torch.arange(self.end, device=self.k.device) <= self.queries
         return self.at[:, None]
 
     def before(self, idx: torch.Tensor) -> torch.Tensor:
-        """Keep the placed tokens idx (B, T); returns the token before each, 0 before the first."""
+        """Store the placed tokens idx (B, T). Returns the token before each; 0 before the first."""
         at = self.at  # (B, T), or the same for all rows
         if at is None:
             at = torch.arange(self.end - idx.size(1), self.end, device=idx.device).expand_as(idx)
@@ -184,17 +185,17 @@ class KVCache(Cache):
         return self.ids.gather(1, (at - 1).clamp(min=0)) * (at > 0)
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor, window: int = 0):
-        """Put k, v (B, nkv, T, hs) of the placed tokens after the others -> keys, values, mask.
+        """Append k, v (B, nkv, T, hs) of the placed tokens -> keys, values, mask.
 
-        Keys and values of all tokens so far (or, for a single query, of those that it sees); the
-        mask is that of model.attention. window: what a query sees, its own position included; 0:
-        all before it.
+        Returns keys and values of all tokens so far (or, for a single query, of those that it
+        sees), and the mask for model.attention. window: how many positions a query sees, its own
+        included; 0: all.
         """
         K, V, T = self.k[layer], self.v[layer], k.size(2)
-        if self.at is None:  # narrow: a slice takes twice as long, and a step has dozens
+        if self.at is None:  # narrow, as a slice takes twice as long, and a step has dozens of them
             K.narrow(2, self.end - T, T).copy_(k)
             V.narrow(2, self.end - T, T).copy_(v)
-        elif self.pos is not None:  # a kernel each, where an index takes several
+        elif self.pos is not None:  # scatter is one kernel, an index would be several
             at = self.at[:, None, :, None].expand(k.shape)
             K.scatter_(2, at, k.type_as(K))
             V.scatter_(2, at, v.type_as(V))
@@ -212,10 +213,10 @@ class KVCache(Cache):
         return K, V, mask
 
     def window_mask(self, window: int, dtype: torch.dtype) -> torch.Tensor:
-        """The mask of a window (0: of all), made once for all layers of a pass.
+        """The mask for a window (0: no window), made once for all layers of a forward pass.
 
-        With `pos` it is what is added to the scores, 0 or -inf: on CUDA torch would turn a bool
-        mask into that anew in every layer.
+        With `pos` it holds what is added to the scores, 0 or -inf, because on CUDA torch would make
+        that of a bool mask anew in every layer.
         """
         if window not in self.masks:
             mask = self.mask
@@ -237,7 +238,7 @@ class KVCache(Cache):
 
 
 class TokenCache(Cache):
-    """For a model that remembers nothing: ids (B, length), from which all is computed anew."""
+    """For a model without a cache of its own: ids (B, length), from which all is computed anew."""
 
     buffers = (("ids", 0, 1),)
 
@@ -253,7 +254,7 @@ class TokenCache(Cache):
         self.lengths = [n + T for n in self.lengths]
 
     def forward(self, model: torch.nn.Module, idx: torch.Tensor) -> torch.Tensor:
-        """The tokens idx (B, T) after the others -> logits (B, V) of what follows each row."""
+        """Append the tokens idx (B, T) -> logits (B, V) of what follows each row."""
         self.append(idx)
         if len(set(self.lengths)) == 1:
             return model(self.ids[:, : self.lengths[0]])[0][:, -1]

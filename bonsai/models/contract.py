@@ -1,27 +1,28 @@
-"""The contract of a model: all that is asked of one, with defaults for all but two things.
+"""The contract of a model: all that the rest of bonsai asks of one, with defaults for most of it.
 
-An architecture is one file, a LanguageModel and a dataclass of its settings, and one line in
-bonsai/models/table.py. It must have
+An architecture is one file with a LanguageModel and a dataclass of its settings, and one line in
+bonsai/models/table.py. Two things have no default:
 
     Model(config)                       config: its dataclass, kept as self.config; it has
                                         block_size and vocab_size, each with a default
     model(idx, targets=None)            idx, targets (B, T) int64 -> (logits, loss): with targets
                                         logits (B, T, V) and the mean cross-entropy in nats over
-                                        the targets that are not -1, without (B, 1, V) and None
+                                        the targets that are not -1; without: (B, 1, V) and None
 
-A model that remembers names its kind of Cache as `cache_type` and takes a third argument, `cache`:
-idx are then the tokens after those in it. Without one every token is computed from all before it.
-One whose logits are large takes `return_logits`, see `loss_alone`; one whose shapes depend on what
-the tokens are has `counted`, see `counted_arguments`.
+A model with a cache names its kind of Cache as `cache_type` and takes a third argument, `cache`:
+idx are then the tokens after those in it. Without a cache every token is computed from all before
+it. A model whose logits are large takes `return_logits`, see `loss_alone`; one whose shapes depend
+on which tokens it reads has `counted`, see `counted_arguments`. The defaults, by their users:
 
-    training      param_groups (all of model.py's GROUPS), crop_block_size, configure_optimizers,
-                  whose last argument, the class to make, it may leave out
+    training      param_groups (all of model.py's GROUPS), crop_block_size, configure_optimizers
+                  (whose last argument, the optimizer's class, is optional)
     planning      num_params, flops_per_token, channels_per_token
-    engine        new_cache, context_step; of a cache what the class Cache in cache.py has
+    engine        new_cache, context_step; what it needs of a cache is the class Cache in cache.py
     benchmarks    serial_layers
 
-On a CPU the engine replaces linear layers and the blocks of model.py wherever it finds them. The
-GPT, which needs bonsai/ for a cache alone, has all of this by itself; tests hold every model to it.
+On a CPU the engine replaces linear layers, and the blocks of model.py, wherever it finds them. The
+GPT itself is no LanguageModel, as model.py needs only torch, but has all of this. Tests hold every
+model to the contract.
 """
 
 import inspect
@@ -34,8 +35,8 @@ from model import GPT, GROUPS
 
 
 def loss_alone(model: nn.Module) -> dict[str, bool]:
-    """Arguments for a forward pass whose logits nobody reads: {'return_logits': False} of a model
-    (or a compiled one) that takes it, which then need not have them all in memory."""
+    """Arguments for a forward pass whose logits nobody reads: {'return_logits': False} if the model
+    (or the model that was compiled) takes it. Then the logits need not all be in memory."""
     model = getattr(model, "_orig_mod", model)
     takes = "return_logits" in inspect.signature(model.forward).parameters
     return {"return_logits": False} if takes else {}
@@ -44,20 +45,20 @@ def loss_alone(model: nn.Module) -> dict[str, bool]:
 def counted_arguments(
     model: nn.Module, idx: torch.Tensor, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Further arguments for a forward pass of a compiled model: sizes that are counted from idx
-    (B, T), best while it is on the host, so that the pass is one graph and waits for nothing."""
+    """Further arguments for a forward pass of a compiled model: sizes that depend on idx (B, T).
+
+    They are counted here, while idx is still on the host, so that the pass is one graph and does
+    not wait for the device.
+    """
     counted = getattr(getattr(model, "_orig_mod", model), "counted", None)
     return counted(idx, device) if counted else {}
 
 
 class LanguageModel(nn.Module):
-    """Trains, evaluates and samples with what stands here; a model overrides what it knows better.
-
-    activation_checkpointing, a field that the programs set, need not be there.
-    """
+    """The defaults of the contract; a model overrides what it knows better."""
 
     cache_type: type[Cache] = TokenCache
-    context_step = 1  # a full context is moved on by multiples of this many tokens
+    context_step = 1  # a full context moves on by multiples of this many tokens
 
     def new_cache(self, batch: int, length: int = 0, dtype=None, device=None) -> Cache:
         """An empty cache for `batch` rows of up to `length` tokens (default: block_size)."""
@@ -74,7 +75,7 @@ class LanguageModel(nn.Module):
         return 6 * self.num_params()
 
     def channels_per_token(self) -> float:
-        """Channels of all layers together, by which memory is estimated: here the rows of all
+        """Channels of all layers together, from which memory is estimated: here the rows of all
         matrices."""
         return sum(p.size(0) for p in self.param_groups()["matrices"])
 
@@ -83,11 +84,11 @@ class LanguageModel(nn.Module):
         return getattr(self.config, "n_layer", 1)
 
     def crop_block_size(self, block_size: int) -> None:
-        """Shorten the context; a model with a table of positions cuts it, too."""
+        """Shorten the context; a model with a table of positions also cuts that."""
         self.config.block_size = block_size
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Which parameters are what, for optimizers that treat them apart; each in one group."""
+        """The parameters by kind, for optimizers that treat them differently; each in one group."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         groups = {name: [] for name in GROUPS}
         for p in self.parameters():

@@ -1,10 +1,10 @@
-"""The kernels that compute a model: those of model.py, and others where they are faster.
+"""Faster ways to compute what model.py computes, for each kind of device.
 
-model.py is plain torch on any device. `to_device` puts in their place what is here: attention to a
-window in blocks; on a CPU attention to few keys by plain products in bfloat16, squared ReLU with a
-backward of its own, and dropout by bytes; on a GPU a GELU of fewer instructions, and a table of
-rotations, which a compiler would compute for every element of every layer. docs/LOG.md has what
-each of them gains.
+model.py is plain torch on any device. `to_device` moves a model and replaces parts of it by what is
+here: attention to a window in blocks; on a CPU attention to few keys by plain products in bfloat16,
+squared ReLU with its own backward pass, and dropout by bytes; on a GPU a GELU with fewer
+instructions, and a table of rotations, which a compiler would compute for every element of every
+layer. docs/LOG.md says what each of them gains.
 """
 
 import math
@@ -19,15 +19,16 @@ from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
 from bonsai.models.loss_kernel import HALF, has_kernel
 from model import GPT, MLP, CausalSelfAttention, attention, causal_mask, rope_angles
 
-SHORT = 256  # keys up to which plain products measured faster
-FEW = 16  # keys up to which a compiler's sums need less of a GPU than a kernel's blocks
+SHORT = 256  # number of keys up to which plain products were measured to be faster
+FEW = 16  # number of keys up to which a compiler's sums take less work than a kernel's blocks
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on a device, with the kernels that are fastest there, to train it or to run it.
+    """The model on a device, with the kernels that are fastest there, for training and inference.
 
-    On a CPU every nn.Dropout in it draws a byte per element from then on, see ByteDropout. One of
-    p = 0 is gone, so that a compiled model needs one graph to be trained and to be evaluated.
+    On a CPU every nn.Dropout is replaced by one that draws a byte per element, see ByteDropout.
+    Dropout with p = 0 is removed, so that a compiled model has one graph for training and
+    evaluation.
     """
     model, on_cpu = model.to(device), device.type == "cpu"
     if hasattr(model, "head_loss"):
@@ -51,11 +52,11 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-# ---- attention: each as model.attention, with its arguments ----
+# ---- attention: each function computes what model.attention does, from the same arguments ----
 
 
 def attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
-    """Attention to a window by a kernel where a compiler makes one, else in blocks."""
+    """Attention to a window: by FlexAttention if it is compiled for a GPU, else in blocks."""
     local = mask is None and 0 < window < q.size(2)
     if local and not dropout and q.device.type == "cuda" and torch.compiler.is_compiling():
         return flex_local_attention(q, k, v, window, scale)
@@ -63,9 +64,9 @@ def attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Te
 
 
 def has_flex(device: torch.device, channels: int) -> bool:
-    """Whether torch can compile FlexAttention for heads of so many channels on a device. Of more
-    than these its kernels do not fit in the shared memory of most GPUs, and the first step would
-    end in a traceback; none before Ampere was tried."""
+    """Whether torch can compile FlexAttention for heads of so many channels on a device. For larger
+    heads its kernels do not fit in the shared memory of most GPUs, and the first step would end in
+    a traceback. GPUs before Ampere were not tried."""
     if device.type != "cuda":
         return False
     major, _ = torch.cuda.get_device_capability(device)
@@ -73,7 +74,7 @@ def has_flex(device: torch.device, channels: int) -> bool:
 
 
 def attend_in_blocks(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
-    """Attention to a window in blocks, to few keys by a compiler, all else as model.py does it."""
+    """Attention to few keys by sums if it is compiled, to a window in blocks, else model.py's."""
     if q.device.type == "cuda" and torch.compiler.is_compiling() and k.size(2) <= FEW:
         return attention_to_few(q, k, v, mask, window, scale, dropout)
     if mask is None and 0 < window < q.size(2):
@@ -82,7 +83,7 @@ def attend_in_blocks(q, k, v, mask, window: int, scale: float, dropout: float) -
 
 
 def cpu_attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
-    """In bfloat16 with few keys, and without the mask of a cache, by plain products."""
+    """In bfloat16 attention to few keys by plain products, without a cache; else as above."""
     T = q.size(2)
     if mask is None and T > 1 and q.dtype == torch.bfloat16:
         if T <= SHORT:
@@ -96,9 +97,9 @@ def cpu_attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torc
 def local_attention(kernel, q, k, v, window: int, scale: float, dropout: float) -> torch.Tensor:
     """Causal attention to the last `window` positions; q (B, nh, T, hs), k, v (B, nkv, T, hs).
 
-    In blocks of `window` queries, each of which sees its own block and the one before (Child et al.
-    2019, Beltagy et al. 2020): time and memory grow with T window instead of T^2. kernel: what
-    computes the blocks, given a mask.
+    A block of `window` queries attends to its own block of keys and to the one before (Child et al.
+    2019, Beltagy et al. 2020): time and memory grow with T window instead of T^2. kernel: the
+    function that computes the blocks, given a mask.
     """
     B, nh, T, hs = q.shape
     n, w = -(-T // window), window
@@ -113,17 +114,17 @@ def local_attention(kernel, q, k, v, window: int, scale: float, dropout: float) 
 
 
 def flex_local_attention(q, k, v, window: int, scale: float) -> torch.Tensor:
-    """local_attention without a mask in memory, by one kernel made for the pattern: FlexAttention
-    (Dong et al. 2024), which is one only where a compiler makes it. It has no dropout."""
+    """local_attention without a mask in memory, by one kernel made for this pattern: FlexAttention
+    (Dong et al. 2024), which is a kernel only if it is compiled. It has no dropout."""
     blocks, grouped = window_blocks(q.size(2), window, q.device), k.size(1) != q.size(1)
     return flex_attention(q, k, v, block_mask=blocks, scale=scale, enable_gqa=grouped)
 
 
 def window_blocks(T: int, window: int, device: torch.device, size: int = 128) -> BlockMask:
-    """Which blocks of `size` queries see which blocks of keys, in part or whole, when T queries
-    each see the last `window` positions up to their own.
+    """Which blocks of `size` queries see which blocks of keys, in part or whole, if each of T
+    queries sees the last `window` positions up to its own.
 
-    Counted from the distance of the blocks; torch's create_block_mask would look at all T x T.
+    Computed from the distance between blocks; torch's create_block_mask would look at all T x T.
     """
     n = -(-T // size)
     i = torch.arange(n, device=device)
@@ -149,8 +150,8 @@ def window_blocks(T: int, window: int, device: torch.device, size: int = 128) ->
 
 def attention_to_few(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
     """Attention as sums of products in fp32, which a compiler fuses: each tensor is read once or
-    twice. A kernel for long rows computes a block of 64 or 128 queries and keys for each row and
-    head however few there are: of the 4 bytes of a patch a thousand times the work."""
+    twice. A kernel for long rows always computes blocks of 64 or 128 queries and keys for each row
+    and head; for the 4 bytes of a patch that is a thousand times the work."""
     if k.size(1) != q.size(1):
         k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))
     seen = causal_mask(q.size(2), k.size(2), window, q.device) if mask is None else mask
@@ -165,8 +166,8 @@ def attention_to_few(q, k, v, mask, window: int, scale: float, dropout: float) -
 
 
 def product_attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
-    """Attention by plain products, always with a mask. The backward of torch's fused kernel takes
-    1.7 (S = 256) to 4.8 (S = 64) times as long in bfloat16 on CPUs."""
+    """Attention by plain products, always with a mask. In bfloat16 on CPUs the backward pass of
+    torch's fused kernel takes 1.7 (S = 256) to 4.8 (S = 64) times as long."""
     (B, nh, T, hs), (nkv, S) = q.shape, k.shape[1:3]
     if nkv != nh:
         k, v = (x.repeat_interleave(nh // nkv, dim=1) for x in (k, v))
@@ -182,15 +183,15 @@ def product_attention(q, k, v, mask, window: int, scale: float, dropout: float) 
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """F.gelu; in half precision to within 1e-6, for a compiler: see half_gelu."""
+    """F.gelu; if it is compiled, in half precision, half_gelu, which equals it to 1e-6."""
     return half_gelu(x) if torch.compiler.is_compiling() and x.dtype in HALF else F.gelu(x)
 
 
 def half_gelu(x: torch.Tensor) -> torch.Tensor:
     """x times the normal distribution's share below x, by formula 7.1.26 of Abramowitz & Stegun
-    (1964), whose error is below 1e-7: one exponential, which the derivative needs, too. With the
-    error function of a GPU's library such a kernel waits for its arithmetic, some 45 instructions
-    for 4 or 6 bytes, not for the memory.
+    (1964), whose error is below 1e-7. It takes one exponential, which the derivative needs, too.
+    With the error function of a GPU's library, some 45 instructions for 4 or 6 bytes, the speed of
+    such a kernel is limited by its arithmetic and not by the memory.
     """
     z = x.float()
     held = z.detach()
@@ -202,7 +203,7 @@ def half_gelu(x: torch.Tensor) -> torch.Tensor:
     tail = 0.5 * series * t * bell
     share = torch.where(held < 0, tail, 1 - tail)
     slope = share + held * bell / math.sqrt(2 * math.pi)
-    # held * share with the derivative `slope`: what is added is 0
+    # held * share, with `slope` as the derivative: the second term is 0
     return (held * share + (z - held) * slope).to(x.dtype)
 
 
@@ -210,13 +211,13 @@ def half_gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
-    """max(x, 0)^2. A compiler gets plain operators, as it makes one pass of their backward, too: a
-    graph with an autograd.Function torch would cut and lower anew in every run."""
+    """max(x, 0)^2. A compiler gets plain operators, whose backward pass it fuses, too; a graph with
+    an autograd.Function is in none of torch's caches, and would be compiled anew in every run."""
     return F.relu(x).square() if torch.compiler.is_compiling() else ReluSquared.apply(x)
 
 
 class ReluSquared(torch.autograd.Function):
-    """max(x, 0)^2; autograd's own backward takes three times as long."""
+    """max(x, 0)^2; the backward pass that autograd makes takes three times as long."""
 
     @staticmethod
     def forward(ctx, x):
@@ -232,9 +233,9 @@ class ReluSquared(torch.autograd.Function):
 def drop(x: torch.Tensor, p: float) -> torch.Tensor:
     """Dropout (Srivastava et al. 2014) at training time on a CPU.
 
-    A byte of noise decides for each element, so p is rounded to a multiple of 1/256; torch draws a
-    number for each, which takes three times as long. A compiler gets torch's dropout, which it
-    fuses with what is around it.
+    One random byte decides for each element, so p is rounded to a multiple of 1/256. torch draws a
+    whole number for each, which takes three times as long. A compiler gets torch's dropout, which
+    it fuses with the operations around it.
     """
     if p == 0:
         return x
@@ -247,7 +248,7 @@ def drop(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 class ByteDropout(nn.Dropout):
-    """nn.Dropout by `drop` on a CPU; should the model be moved to another device, torch's there."""
+    """nn.Dropout that uses `drop` on a CPU, and torch's dropout if the model is moved elsewhere."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type != "cpu":

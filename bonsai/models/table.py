@@ -1,7 +1,7 @@
 """The table of architectures.
 
-An architecture is one file and one line in MODELS: its class and its dataclass of settings;
-bonsai/models/contract.py says what a model must have, and gives the rest.
+An architecture is one file and one line in MODELS: its class and its dataclass of settings.
+bonsai/models/contract.py says what a model must have, and has defaults for the rest.
 """
 
 from contextlib import nullcontext
@@ -25,8 +25,9 @@ CONFIGS = {name: config for name, (_, config) in MODELS.items()}
 
 
 class ZerosOn(TorchFunctionMode):
-    """What is made of zeros within is made on a device: the tables of the fast GPT-2, 1.9 GB, need
-    not be filled in the host's memory and copied. Random numbers stay those of the CPU."""
+    """Within this context torch.zeros makes its tensors on a device: the tables of the fast GPT-2,
+    1.9 GB, need not be filled in the host's memory and copied. Random numbers still come from the
+    CPU, so that they are the same on every device."""
 
     def __init__(self, device: torch.device):
         super().__init__()
@@ -38,9 +39,9 @@ class ZerosOn(TorchFunctionMode):
 
 
 def build_model(name: str, settings: dict, device: torch.device | None = None) -> nn.Module:
-    """A new model from settings (others than its fields are ignored); UserError if they clash.
+    """A new model from settings, of which its fields are used; UserError if they clash.
 
-    device: that it goes to in the end; some of it may be there already.
+    device: to which the caller will move the model; some of its tensors may be there already.
     """
     if name not in MODELS:
         raise UserError(f"model={name} is not one of {', '.join(MODELS)}")
