@@ -1,8 +1,7 @@
-"""What the byte models remember: MEGABYTE's two levels, SpaceByte's global and local blocks.
+"""The caches of the byte models: of MEGABYTE's two levels, and SpaceByte's global and local blocks.
 
-The models are in megabyte.py and spacebyte.py beside this file, and so are the configs that are
-meant here: the GPT's fields and patch_size, local_embd, decoder_configs() and the like. Shapes as
-there.
+The models, their configs and the meaning of the shapes are in megabyte.py and spacebyte.py beside
+this file.
 """
 
 import torch
@@ -14,10 +13,11 @@ from model import GPTConfig, rope_angles, rotate
 
 
 class PatchBefore:
-    """Lets each patch attend to the end of the one before it (paper, cross-patch attention).
+    """Lets each patch attend to the end of the one before it (the paper's cross-patch attention).
 
-    Stands in for a KVCache while all patches are computed at once: in front of the keys and values
-    of patch k come the last `cross_patch` of patch k - 1. In front of the first they are zero.
+    Takes the place of a KVCache while all patches are computed at once: it puts the last
+    `cross_patch` keys and values of patch k - 1 in front of those of patch k, and zeros in front
+    of the first patch's.
     """
 
     def __init__(self, config: GPTConfig, patches: int, device=None):
@@ -43,20 +43,21 @@ class PatchBefore:
 
 
 def see_before(T: int, count: int, device=None) -> torch.Tensor:
-    """Mask (T, count + T) of T places that see `count` before them, themselves, and one another."""
+    """Mask (T, count + T) for T places that see `count` places before all of them, the places
+    before their own, and their own."""
     return torch.ones(T, count + T, dtype=torch.bool, device=device).tril(count)
 
 
 def one_patch_back(k: torch.Tensor, config: GPTConfig) -> torch.Tensor:
-    """Keys (..., hs) as the next patch sees them, at positions that are patch_size lower."""
+    """Keys (..., hs) as the next patch sees them: rotated back by patch_size positions."""
     if config.position != "rope":
         return k
-    pos = torch.full((1,), -config.patch_size, device=k.device)  # made there: nothing is copied
+    pos = torch.full((1,), -config.patch_size, device=k.device)  # made on the device, not copied
     return rotate(k, rope_angles(pos, k.size(-1), config.rope_base))
 
 
 class LocalCache(KVCache):
-    """Keys and values of the patch in progress, after the last `before` of the one before it."""
+    """Keys and values of the patch in progress, behind the last `before` of the patch before it."""
 
     def __init__(self, config: GPTConfig, batch: int, dtype, device):
         self.config, self.before = config, config.cross_patch
@@ -64,7 +65,7 @@ class LocalCache(KVCache):
         super().__init__(config.decoder_configs()[1], batch, length, dtype, device)
 
     def begin_patch(self, first: bool) -> None:
-        """Make room for the next patch, or for the first."""
+        """Make room for the next patch, which is the first of the context or not."""
         end = self.before + self.lengths[0]
         if first and self.before:
             self.k[..., : self.before, :], self.v[..., : self.before, :] = 0, 0
@@ -75,7 +76,7 @@ class LocalCache(KVCache):
         self.lengths = [0] * len(self.lengths)
 
     def place(self, T: int) -> torch.Tensor:
-        """Places of the next T bytes in the patch; the rows are equally long."""
+        """The places of the next T bytes within the patch; the rows are equally long."""
         first = self.lengths[0]
         self.at, self.end = None, self.before + first + T
         self.mask, self.masks = None, {}
@@ -85,11 +86,11 @@ class LocalCache(KVCache):
 
 
 class MegabyteCache(Cache):
-    """What both levels remember.
+    """The cache of both levels.
 
     ids (B, length): the bytes. globl: a KVCache with an entry per patch. from_global (B, K, P, DL):
-    what the local model gets from the global one, patch by patch. local: of the patch in progress
-    alone; `at` says after how many bytes of each row it stands, -1 if it has to be computed anew.
+    what the local model gets from the global one, for each patch. local: the cache of the patch in
+    progress; `at` says up to how many bytes of each row it goes, -1: it has to be computed anew.
     Rows that are equally long are computed together, others one by one.
     """
 
@@ -122,11 +123,11 @@ class MegabyteCache(Cache):
 
 
 class SpacebyteCache(Cache):
-    """What all blocks remember.
+    """The cache of all blocks.
 
-    ids (B, length): the bytes; patches (B, length + 1): how many patches have begun within the
-    first n bytes. before, behind: of the local blocks before and after the global ones; globl: of
-    those, with an entry per patch.
+    ids (B, length): the bytes. patches (B, length + 1): how many patches begin within the first n
+    bytes. before, behind: caches of the local blocks before and after the global ones; globl: of
+    the global ones, with an entry per patch.
     """
 
     buffers = (("ids", 0, 1), ("patches", 0, 1))
@@ -148,7 +149,7 @@ class SpacebyteCache(Cache):
         return tokens + 1 if name == "patches" else tokens
 
     def place(self, idx: torch.Tensor) -> torch.Tensor:
-        """Note the bytes idx (B, T) after the others -> those before them, (B, 1), -1 for none."""
+        """Store the bytes idx (B, T). Returns the byte before them in each row, (B, 1), or -1."""
         T, last = idx.size(1), []
         for i, n in enumerate(self.lengths):
             self.ids[i, n : n + T] = idx[i]
@@ -158,7 +159,7 @@ class SpacebyteCache(Cache):
         return torch.stack(last)
 
     def advance(self, chosen: torch.Tensor) -> None:
-        """chosen (B, T), on the CPU: which of the bytes began a patch."""
+        """Count the stored bytes. chosen (B, T), on the CPU: which of them begin a patch."""
         T, counts = chosen.size(1), chosen.cumsum(1)
         for i, n in enumerate(self.lengths):
             self.patches[i, n + 1 : n + T + 1] = self.patches[i, n] + counts[i]

@@ -1,7 +1,7 @@
 """What the byte models are made of: the GPT's blocks over vectors, and the rest of the contract.
 
-model.py's GPT goes from ids to logits; `Decoder` is its middle alone, from vectors to vectors, and
-`ByteModel` what every model made of such decoders has in common.
+model.py's GPT goes from ids to logits. `Decoder` is only its middle, from vectors to vectors;
+`ByteModel` is what all models made of such decoders have in common.
 """
 
 import math
@@ -19,10 +19,11 @@ OF_GPT = ("value_embeddings", "residual_lambdas", "bigram_embeddings", "bfloat16
 
 
 def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
-    """The GPTConfig of one decoder of a model: its choices of blocks, and sizes of its own.
+    """The GPTConfig of one decoder of a model: the model's choices for blocks, and the decoder's
+    own sizes.
 
-    Byte-level tables of positions belong to the model; inside a decoder only RoPE remains. Raises
-    ValueError for what a decoder over vectors cannot do.
+    Tables of positions belong to the model, which embeds the bytes; inside a decoder only RoPE
+    remains. Raises ValueError for what a decoder over vectors cannot do.
     """
     for name in OF_GPT:
         if getattr(config, name):
@@ -33,7 +34,7 @@ def decoder_config(config: GPTConfig, **sizes) -> GPTConfig:
 
 
 class Decoder(nn.Module):
-    """Causal blocks and (unless other blocks follow) the final norm: x (B, T, C) -> (B, T, C)."""
+    """Causal blocks and the final norm (unless other blocks follow): x (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: GPTConfig, final_norm: bool = True):
         super().__init__()
@@ -79,7 +80,7 @@ class ByteModel(LanguageModel):
     """Sizes, parameter groups, optimizer and initial weights of a model made of decoders.
 
     A subclass has a `config` with block_size, n_layer wide layers over patches of patch_size bytes,
-    and local_layer narrow ones over bytes; a tied or untied `lm_head`; and the names of its
+    and local_layer narrow layers over bytes; and a tied or untied `lm_head`. The names of its
     parameters say what they are: *wte and *wpe are tables, *pad stands where there is no byte yet.
     """
 
@@ -91,7 +92,7 @@ class ByteModel(LanguageModel):
     estimate_mfu = GPT.estimate_mfu
 
     def init_weights(self) -> None:
-        """As GPT.init_weights, with residual projections by the depth of their decoder."""
+        """As GPT.init_weights; residual projections are scaled by the depth of their decoder."""
         c = self.config
         for name, p in self.named_parameters():
             if name.endswith("bias"):
@@ -106,12 +107,12 @@ class ByteModel(LanguageModel):
                 if name.endswith("c_proj.weight") and c.init == "gpt2":
                     nn.init.normal_(p, std=0.02 / math.sqrt(2 * decoder.config.n_layer))
         zeros = ("c_proj.weight", "lm_head.weight") if c.zero_init else ()
-        for name, p in self.named_parameters():  # a tied head goes by the embedding's name
+        for name, p in self.named_parameters():  # a tied head has the embedding's name here
             if name.endswith(zeros):
                 nn.init.zeros_(p)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Which parameters are what, for optimizers that treat them apart; each in one group."""
+        """The parameters by kind, for optimizers that treat them differently; each in one group."""
         groups = {name: [] for name in GROUPS}
         for name, p in self.named_parameters():
             if is_table(name):
@@ -136,6 +137,6 @@ class ByteModel(LanguageModel):
         return self.config.n_layer / self.config.patch_size + self.config.local_layer
 
     def channels_per_token(self) -> float:
-        """Residual channels of all layers together, per byte: what activations are made of."""
+        """Channels of the residual streams in all layers together, per byte."""
         c = self.config
         return c.n_layer * c.n_embd / c.patch_size + c.local_layer * c.local_embd

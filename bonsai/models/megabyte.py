@@ -1,18 +1,18 @@
 """MEGABYTE: a global model over patches of bytes, a local one inside each (Yu et al. 2023).
 
-arXiv 2305.07185, its equations, with the blocks of model.py. The bytes up to now are cut into
-patches of P; the embeddings of a patch, side by side, are one vector of the *global* model, a
-decoder over patches. Each of its outputs is cut into P again and tells the *local* model, a decoder
-over the P bytes of one patch, what has been so far. Long contexts are cheap (attention over T/P
-positions), and of the layers per byte only the local ones and a P-th of the global ones are serial.
+The equations of arXiv 2305.07185 with the blocks of model.py. The bytes so far are cut into patches
+of P; the embeddings of a patch, side by side, are one vector of the *global* model, a decoder over
+patches. Each of its outputs is cut into P parts again, which tell the *local* model, a decoder over
+the P bytes of one patch, what came before. Long contexts are cheap, as attention goes over T/P
+positions, and a new byte waits only for the local layers and, on average, a P-th of the global.
 
 Shapes in the comments: B rows, T bytes, P = patch_size, K = ceil(T / P) patches, D = n_embd
 channels of the global model, DG = D / P of them per byte, DL = local_embd.
 
-With byte t of the context at idx[t], the logits at t are those of byte t + 1, and patch k predicts
-the bytes kP + 1 ... kP + P. So nothing is computed in vain, and a row that begins with one id in
-front of its data (end of text, say) has its data cut at multiples of P. The patch in front of all,
-which in the paper is a trainable pad, is here that pad plus, in its last place, byte 0.
+With byte t of the context at idx[t], the logits at t predict byte t + 1, and patch k predicts the
+bytes kP + 1 ... kP + P. So nothing is computed in vain, and if one id, such as the end of text,
+stands in front of a row's data, the data are cut at multiples of P. In front of the first patch the
+paper has a patch of trainable padding; here its last place also holds byte 0.
 """
 
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ from bonsai.models.decoder import ByteModel, Decoder, decoder_config
 from model import GPTConfig, cross_entropy, sinusoids
 
 FILTERS = (3, 5, 7)  # bytes that the filters of the convolutional patch encoder see
-MAX_ROWS = 32768  # rows of the local model at a time: CUDA's attention kernels end at 65,535
+MAX_ROWS = 32768  # rows of the local model at a time: CUDA's attention kernels take up to 65,535
 
 
 @dataclass
 class MegabyteConfig(GPTConfig):
-    """The GPT's fields describe the global model; its choices of blocks hold for the local too."""
+    """The GPT's fields describe the global model; its choices for blocks hold for the local one."""
 
     block_size: int = 512  # context length, in bytes [>= 1]
     vocab_size: int = 257  # the bytes, and the end of a text [>= 1]
@@ -43,7 +43,7 @@ class MegabyteConfig(GPTConfig):
     local_layer: int = 2  # layers of the local model, inside a patch [>= 1]
     local_head: int = 2  # [>= 1]
     local_embd: int = 128  # channels of the local model [>= 1]
-    cross_patch: int = 0  # last bytes of the patch before that the local model sees too [>= 0]
+    cross_patch: int = 0  # last bytes of the previous patch that the local model sees [>= 0]
     conv_encoder: bool = False  # causal convolutions over the bytes before they become patches
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class MegabyteConfig(GPTConfig):
         self.decoder_configs()  # checks heads and widths
 
     def decoder_configs(self) -> tuple[GPTConfig, GPTConfig]:
-        """Of the global and of the local model."""
+        """The configs of the global and of the local model."""
         local = dict(n_layer=self.local_layer, n_head=self.local_head, n_embd=self.local_embd)
         try:
             inner = decoder_config(self, **local, n_kv_head=0, head_size=0, attention_window=0)
@@ -73,7 +73,7 @@ class MegabyteConfig(GPTConfig):
 
 
 class CausalConv(nn.Module):
-    """x (B, T, C) plus the ReLU of a filter over each position and the width - 1 before it."""
+    """x (B, T, C) plus the ReLU of a filter over each position and the width - 1 ones before it."""
 
     def __init__(self, channels: int, width: int, bias: bool):
         super().__init__()
@@ -122,8 +122,8 @@ class Megabyte(ByteModel):
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         As GPT.forward: targets of -1 are ignored; without targets the logits are those of the last
-        position, (B, 1, V); with a cache, idx are the bytes after those already in it;
-        return_logits=False: None instead of logits. T need not be a multiple of the patch size.
+        position, (B, 1, V); with a cache, idx are the bytes after those already in it; with
+        return_logits=False the logits are None. T need not be a multiple of the patch size.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
@@ -136,7 +136,7 @@ class Megabyte(ByteModel):
         return self.logits_and_loss(x, targets, return_logits)
 
     def hidden(self, idx: torch.Tensor, last: bool = False) -> torch.Tensor:
-        """idx (B, T) -> what the head reads, (B, T, DL); last: of the last position, (B, 1, DL)."""
+        """idx (B, T) -> what the head reads, (B, T, DL); last: the last position's, (B, 1, DL)."""
         c, (B, T) = self.config, idx.shape
         K = -(-T // c.patch_size)
         from_global = self.to_local(self.globl(self.patches(idx)))  # (B, K, P, DL)
@@ -155,11 +155,11 @@ class Megabyte(ByteModel):
 
     @property
     def reach(self) -> int:
-        """Patches before the last that its local layers see: each sees one, all together a few."""
+        """How many patches before the last one its local layers see: each layer adds one."""
         return self.config.local_layer if self.config.cross_patch else 0
 
     def embed(self, idx: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Bytes (B, T) of positions start ... -> (B, T, DG)."""
+        """Bytes (B, T) at positions start, start + 1, ... -> (B, T, DG)."""
         h = self.global_wte(idx)
         if self.config.position in ("learned", "sinusoidal"):
             pos = torch.arange(start, start + idx.size(1), device=idx.device)
@@ -176,14 +176,14 @@ class Megabyte(ByteModel):
         return h.view(-1, K, self.config.n_embd)
 
     def to_local(self, h: torch.Tensor) -> torch.Tensor:
-        """The global model's output (B, K, D) -> what the local one gets of it, (B, K, P, DL)."""
+        """The global model's output (B, K, D) -> the local model's part of it, (B, K, P, DL)."""
         return self.bridge(h.unflatten(2, (self.config.patch_size, -1)))
 
     def local_inputs(self, idx: torch.Tensor, first: int = 0) -> torch.Tensor:
         """idx (B, T) -> (B, k, P, DL) for the patches from `first` on.
 
-        Place 0 has the pad: what came before it knows from the global model. Place p has byte
-        kP + p. The places after a ragged end hold id 0 and are cut off later.
+        Place 0 has the pad, because the local model knows from the global one what came before.
+        Place p has byte kP + p. Places after a ragged end hold id 0 and are cut off later.
         """
         P, (B, T) = self.config.patch_size, idx.shape
         ids = F.pad(idx[:, first * P :], (0, -T % P)).view(B, -1, P)
@@ -191,10 +191,10 @@ class Megabyte(ByteModel):
         return torch.cat((pad, self.local_wte(ids[:, :, 1:])), dim=2)
 
     def strided_logits(self, idx: torch.Tensor) -> torch.Tensor:
-        """idx (B, T) -> logits (B, T, V), of two passes the better half (paper, section 6.2).
+        """idx (B, T) -> logits (B, T, V): the better halves of two passes (paper, section 6.2).
 
         The first bytes of a patch are predicted best. A second pass begins half a patch later, so
-        that the second halves of the first pass's patches are first halves there. Twice the cost.
+        that the second halves of the first pass's patches are first halves there. Costs twice.
         """
         P, T = self.config.patch_size, idx.size(1)
         logits = self.head(self.hidden(idx))
@@ -202,17 +202,17 @@ class Megabyte(ByteModel):
         if not half or T <= P:
             return logits
         shifted = self.head(self.hidden(idx[:, P - half :]))  # its patches begin at P - half
-        t = torch.arange(T - P, device=idx.device) + P  # patch 0: the second pass knows less
+        t = torch.arange(T - P, device=idx.device) + P  # not patch 0: there pass 2 knows less
         late = (t % P >= P - half)[None, :, None]
         return torch.cat((logits[:, :P], torch.where(late, shifted[:, half:], logits[:, P:])), 1)
 
     # ---- with a cache ----
 
     def step(self, idx: torch.Tensor, cache: MegabyteCache, last: bool = True) -> torch.Tensor:
-        """Take the bytes idx (B, T) after those in the cache -> (B, T, DL), last: (B, 1, DL).
+        """The bytes idx (B, T) after those in the cache -> (B, T, DL); last: (B, 1, DL).
 
-        The global model takes all patches that these bytes complete at once. The local model goes
-        patch by patch; where only the last place is wanted, through the last patch alone.
+        The global model reads all patches that these bytes complete at once. The local model goes
+        patch by patch; if only the last place is wanted, through the last patch alone.
         """
         T, P, begin = idx.size(1), self.config.patch_size, cache.lengths[0]
         if cache.lengths.count(begin) < len(cache.lengths):
@@ -252,7 +252,7 @@ class Megabyte(ByteModel):
         return hidden[-1][:, -1:] if last else torch.cat(hidden, dim=1)[:, -T:]
 
     def next_patches(self, ids: torch.Tensor, k: int, K: int) -> torch.Tensor:
-        """Inputs (B, K - k, D) of the global model's positions k ... K - 1."""
+        """The global model's inputs at positions k ... K - 1: (B, K - k, D)."""
         P = self.config.patch_size
         if k == 0:
             return self.patches(ids[:, : (K - 1) * P + 1])
@@ -275,7 +275,7 @@ class Megabyte(ByteModel):
 
     @property
     def context_step(self) -> int:
-        """A full context is moved on by multiples of this many bytes, so that patches stay."""
+        """A full context moves on by multiples of this many bytes, so that patches stay whole."""
         return self.config.patch_size
 
     def crop_block_size(self, block_size: int) -> None:

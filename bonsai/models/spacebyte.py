@@ -1,16 +1,16 @@
 """SpaceByte: patches that begin where words do (Slagle 2024, arXiv 2404.14408).
 
 A byte-level decoder of narrow *local* blocks, half of them before and half after the wide *global*
-ones. The global blocks see only some positions: those of the bytes that look like a space in front
-of a word. So they predict the first byte of a word, the hardest one, and what they know reaches the
-other bytes through the later local blocks. With boundary='fixed' every patch_size-th position is
-taken instead: the paper's control, which shows what the choice of the positions is worth.
+ones. The global blocks see only some positions: bytes that look like the space in front of a word.
+So they predict the first byte of a word, the hardest one, and what they know reaches the other
+bytes through the later local blocks. With boundary='fixed' they see every patch_size-th position
+instead: the paper's control, which shows what the choice of positions is worth.
 
 Shapes in the comments: B rows, T bytes, K patches (of the row with the most), D = n_embd channels
 of the global blocks, DL = local_embd.
 
-The stream at the chosen positions is widened by zeros for the global blocks and narrowed again
-after them; no projections. The first position of a context always counts as chosen.
+At the chosen positions the stream is widened by zeros for the global blocks and narrowed again
+after them, without projections. The first position of a context is always chosen.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ from bonsai.models.decoder import ByteModel, Decoder, decoder_config
 from model import GPTConfig, sinusoids
 
 BOUNDARIES = ("space", "fixed")
-# A compiled model has room for a multiple of so many patches per row: for each size a GPU's
-# attention may be made anew (cuDNN's is), and memory kept.
+# A compiled model has room for a multiple of this many patches per row, because for each new size a
+# GPU's attention may have to be prepared again (cuDNN's does), and more memory is kept.
 SLOTS = 64
 
 
 @dataclass
 class SpacebyteConfig(GPTConfig):
-    """The GPT's fields describe the global blocks; their choices hold for the local ones too."""
+    """The GPT's fields describe the global blocks; its choices also hold for the local ones."""
 
     block_size: int = 512  # context length, in bytes [>= 1]
     vocab_size: int = 257  # the bytes, and the end of a text [>= 1]
@@ -41,7 +41,7 @@ class SpacebyteConfig(GPTConfig):
     n_embd: int = 256  # channels of the global blocks [>= 1]
     # SpaceByte
     boundary: str = "space"  # where patches begin [space | fixed]
-    patch_size: int = 6  # bytes per patch; with 'space' the expected mean, for FLOPs alone [>= 1]
+    patch_size: int = 6  # bytes per patch; with 'space' the mean to expect, for FLOPs only [>= 1]
     local_layer: int = 4  # local layers, half of them before the global ones [>= 2]
     local_head: int = 2  # [>= 1]
     local_embd: int = 128  # channels of the local blocks [>= 1]
@@ -65,7 +65,7 @@ class SpacebyteConfig(GPTConfig):
         self.decoder_configs()
 
     def decoder_configs(self) -> tuple[GPTConfig, GPTConfig]:
-        """Of the global blocks, and of either half of the local ones."""
+        """The configs of the global blocks, and of each half of the local ones."""
         sizes = dict(n_head=self.local_head, n_embd=self.local_embd, n_kv_head=0, head_size=0)
         sizes |= dict(n_layer=self.local_layer // 2)
         sizes |= dict(attention_window=self.local_window, window_pattern="L")
@@ -119,9 +119,9 @@ class Spacebyte(ByteModel):
         """idx (B, T) int64 -> logits (B, T, V) and mean cross-entropy in nats over targets (B, T).
 
         As GPT.forward: targets of -1 are ignored; without targets the logits are those of the last
-        position, (B, 1, V); with a cache, idx are the bytes after those already in it;
-        return_logits=False: None instead of logits. slots: see `counted`; without them the patches
-        are counted here, for which a GPU is waited and a compiled model needs several graphs.
+        position, (B, 1, V); with a cache, idx are the bytes after those already in it; with
+        return_logits=False the logits are None. slots: see `counted`; without them the patches are
+        counted here, which waits for a GPU and cuts a compiled model into several graphs.
         """
         T, start = idx.size(1), cache.used if cache is not None else 0
         limit = self.config.block_size if cache is None else cache.length
@@ -143,9 +143,12 @@ class Spacebyte(ByteModel):
         return self.logits_and_loss(x, targets, return_logits)
 
     def counted(self, idx: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-        """The argument `slots` of a forward pass without a cache on idx (B, T), counted where idx
-        is: (K,) int64 on the device, the numbers 0 ... K - 1 of patches, K at least the most of a
-        row. To a compiler K is a symbol: one graph does for all texts."""
+        """The argument `slots` for a forward pass on idx (B, T) without a cache; counted where idx
+        is, on the host.
+
+        slots (K,) int64 on the device: the numbers 0 ... K - 1 of patches, where no row has more
+        than K. To a compiler K is a symbol, so that one graph serves all texts.
+        """
         pos = torch.arange(idx.size(1), device=idx.device).expand(idx.shape)
         most = int(self.boundaries(idx, pos).sum(dim=1).max())
         slots = torch.arange(min(idx.size(1), -(-most // SLOTS) * SLOTS), device=device)
@@ -201,7 +204,7 @@ class Spacebyte(ByteModel):
 
     @property
     def context_step(self) -> int:
-        """A full context is moved on by multiples of this many bytes, so that patches stay."""
+        """A full context moves on by multiples of this many bytes, so that patches stay whole."""
         return self.config.patch_size if self.config.boundary == "fixed" else 1
 
     def flops_per_token(self, T: int | None = None) -> float:
