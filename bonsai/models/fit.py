@@ -1,6 +1,4 @@
-"""Whether weights are those of the model that is described, found out before it is built, and how
-it takes them.
-"""
+"""Checks that weights fit the model that a file describes, before it is built, and puts them in."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +10,17 @@ from torch.overrides import TorchFunctionMode
 from bonsai.runs.schema import check_fields
 from bonsai.system.errors import UserError
 
-MOST_POSITIONS = 2**20  # of a context that no tensor has the length of
+MOST_POSITIONS = 2**20  # the longest context if no tensor has its length
 DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_)
 DRAWS += (nn.init.kaiming_uniform_, nn.init.xavier_uniform_)
 
 
 class WithoutDraws(TorchFunctionMode):
-    """A model built within has no random initial weights, nor zeros, as others will take their
-    place: to draw them takes longer than to read a file. What is never written takes no memory.
+    """Within this context a model is built without initial weights, random or zero, because others
+    will take their place: drawing them takes longer than reading a file, and memory that is never
+    written is not used.
 
-    zeros: False for a class that may have zeros of its own, beside its weights.
+    zeros: whether to leave out zeros, too; False for a class that may need zeros elsewhere.
     """
 
     def __init__(self, zeros: bool = True):
@@ -36,11 +35,11 @@ class WithoutDraws(TorchFunctionMode):
 
 
 def take_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Give a model on the CPU its weights, by the names of its state_dict, which they must be.
+    """Give a model on the CPU its weights, which have exactly the names of its state_dict.
 
-    A tensor that lies in memory as the model's own does, by itself, becomes the model's own: copies
-    take as long as to read the file, and the memory of a second model. So it is no longer to be
-    changed by others.
+    If a tensor has the model's dtype and layout, and its storage for itself, the model takes it as
+    it is: a copy would take as long as reading the file, and the memory of a second model. The
+    caller must not change such tensors afterwards.
     """
     own, taken = model.state_dict(keep_vars=True), set()
     assert own.keys() == weights.keys(), own.keys() ^ weights.keys()
@@ -51,12 +50,12 @@ def take_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         if alike and alone and w.data_ptr() % 64 == 0:
             p.data = w
             taken.add(w.data_ptr())
-        elif w.data_ptr() != p.data_ptr():  # else a tied one, which was taken by its other name
+        elif w.data_ptr() != p.data_ptr():  # else it is tied, and was taken by its other name
             p.data.copy_(w)
 
 
 def without_masks(weights: dict) -> dict:
-    """The weights without the causal masks that GPT-2's implementations kept among them before."""
+    """The weights without causal masks, which older implementations of GPT-2 kept among them."""
     masks = (".attn.bias", ".attn.masked_bias")
     return {key: w for key, w in weights.items() if not key.endswith(masks)}
 
@@ -64,8 +63,9 @@ def without_masks(weights: dict) -> dict:
 def check_fit(make: Callable, make_config: type, settings: dict, weights: dict, path: Path) -> None:
     """Raise UserError unless the weights are those of the model that the settings describe.
 
-    The model is built without memory (on torch's meta device), once it is known that it has no more
-    layers than there are tensors: so a file cannot ask for more memory than it has weights for.
+    To compare, the model is built without memory, on torch's meta device, and only if it has no
+    more layers than there are tensors. So a file cannot ask for more memory than its own weights
+    take.
     """
     check_fields(make_config, settings, path)
     described = f"{path} does not fit the model it describes"
@@ -90,7 +90,7 @@ def check_fit(make: Callable, make_config: type, settings: dict, weights: dict, 
             raise UserError(f"{described}: {key} is {shapes[0]}, not {shapes[1]}")
         if not weights[key].is_floating_point():
             raise UserError(f"{described}: {key} is of {weights[key].dtype}")
-    first = {}  # of the names that one tensor has, such as the embedding and a tied head
+    first = {}  # each tensor's first name; a tied head has the embedding's tensor
     for key, tensor in wanted.items():
         a, b = weights[first.setdefault(id(tensor), key)], weights[key]
         if a.data_ptr() != b.data_ptr() and not torch.equal(a, b):

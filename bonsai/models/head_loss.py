@@ -1,13 +1,13 @@
-"""The loss of a head without its logits in fp32 in memory.
+"""The loss of the output head without all of its logits in fp32 in memory.
 
 The logits of B x T tokens over a vocabulary of V are the largest tensor of a training step: 6.1 GiB
-in fp32 at 32 x 1,024 x 50,304, and their softmax and gradient as much each. Two ways need less, and
-make the gradient together with the loss, so that nothing is computed twice:
+in fp32 for 32 x 1,024 x 50,304, and as much again each for their softmax and their gradient. Two
+ways take less, and compute the gradient together with the loss, so that nothing is computed twice:
 
-    kernel_head_loss    on CUDA: the logits in 16 bits, and one kernel, which puts their gradient in
-                        their place (loss_kernel.py)
-    chunked_head_loss   everywhere: a chunk of rows goes through head, softcap and cross-entropy,
-                        and nothing of it is kept (Liger Kernel, Hsu et al. 2024)
+    kernel_head_loss    on CUDA: the logits are in 16 bits, and one kernel overwrites them with
+                        their gradient (loss_kernel.py)
+    chunked_head_loss   everywhere: one chunk of rows after another goes through head, softcap and
+                        cross-entropy, and its logits are not kept (Liger Kernel, Hsu et al. 2024)
 """
 
 import math
@@ -19,19 +19,19 @@ from torch.nn import functional as F
 from bonsai.models.loss_kernel import HALF, summed_loss
 from model import dtype_of_products, head_loss
 
-# The most logits in memory at once. On a GPU our kernel and a compiler have them in 16 bits: there
-# it is fastest to have them all, as long as an index of 32 bits reaches them (MOST_COMPILED).
+# The most logits in memory at once. On a GPU our kernel and compiled models have them in 16 bits:
+# there it is fastest to have them all, as long as a 32-bit index reaches them (MOST_COMPILED).
 MOST = {"cpu": 2**25, "cuda": 2**28}
 MOST_COMPILED = 2**31 - 1
 
 
 def most_logits(device_type: str, compiled: bool = False) -> int:
-    """Logits (elements, not bytes) that a training step has in memory at most."""
+    """The most logits (elements, not bytes) that a training step has in memory at once."""
     return MOST_COMPILED if compiled else MOST.get(device_type, 2**26)
 
 
 def kernel_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """model.head_loss by a kernel where the products are in 16 bits, else in chunks.
+    """model.head_loss by a kernel if the products are in 16 bits, else in chunks.
 
     x (B, T, C), targets (B, T).
     """
@@ -43,7 +43,7 @@ def kernel_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -
     further = model.further if torch.is_grad_enabled() else None
     after = None if further is None else after_next(targets)
     x, weight, targets = x.flatten(0, 1), head.weight, targets.flatten()
-    if dtype == torch.bfloat16:  # reaches as far as float32: cast where a compiler can fuse it
+    if dtype == torch.bfloat16:  # cast here, where a compiler can fuse it; bfloat16 cannot overflow
         x, weight = x.to(dtype), weight.to(dtype)
     cap = model.config.logit_softcap
     total, _ = summed_loss(x, weight, targets, after, further, cap, dtype, torch.is_grad_enabled())
@@ -51,18 +51,18 @@ def kernel_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -
 
 
 def mean(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """The mean of the losses of `count` targets, of their sum. Of none it is NaN and moves nothing,
-    as that of F.cross_entropy."""
+    """The mean loss, from the sum of the losses of `count` targets. Without targets it is NaN and
+    has no gradient, like that of F.cross_entropy."""
     return torch.where(count > 0, total / count.clamp(min=1), math.nan)
 
 
 def after_next(targets: torch.Tensor) -> torch.Tensor:
-    """Targets (B T,) of model.cross_entropy's second loss, of those (B, T) of its first."""
+    """The targets (B T,) of model.cross_entropy's second loss, from those (B, T) of the first."""
     return F.pad(targets[:, 1:], (0, 1), value=-1).flatten()
 
 
 def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """model.head_loss, in chunks where the logits are many. x (B, T, C), targets (B, T)."""
+    """model.head_loss; in chunks if there are many logits. x (B, T, C), targets (B, T)."""
     head, kind = model.lm_head, x.device.type
     compiled = torch.compiler.is_compiling() and kind != "cpu"
     most = most_logits(kind, compiled)
@@ -84,12 +84,12 @@ def chunked_head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) 
 
 
 class ChunkedHeadLoss(torch.autograd.Function):
-    """Mean cross-entropy of cap(x W^T), whose forward makes the gradients of x and W.
+    """Mean cross-entropy of cap(x W^T); the forward pass already computes the gradients of x and W.
 
-    x (N, C), weight (V, C), targets (N,). after (N,): targets of a second loss, which changes the
-    gradients alone, with the weight `further`; or None. cap: the softcap, or 0. rows: of a chunk.
-    dtype: of the products. The gradients are of the sum; the backward pass divides them by the
-    number of targets, as in float16 those of a mean would vanish.
+    x (N, C), weight (V, C), targets (N,). after (N,): targets of a second loss with weight
+    `further`, which changes only the gradients; or None. cap: the softcap, or 0. rows: of a chunk.
+    dtype: of the products. The gradients are those of the sum of losses; the backward pass divides
+    them by the number of targets, because those of a mean would vanish in float16.
     """
 
     @staticmethod

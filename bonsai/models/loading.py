@@ -1,4 +1,4 @@
-"""Every way to get a model with weights: a run, a checkpoint, a Hugging Face folder, a name."""
+"""All ways to get a model with weights: a run, a checkpoint, a Hugging Face folder, a name."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,7 +25,7 @@ from bonsai.system.paths import resolve_path
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.hugging_face import read_folder
 
-# what a run may change about a model whose weights it loads; all else is fixed by the weights
+# fields that a run may change in a model whose weights it loads; the weights fix all others
 RUN_FIELDS = ("dropout", "activation_checkpointing", "bfloat16_stream")
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names on the Hugging Face hub
 
@@ -36,11 +36,11 @@ class Loaded:
 
     model: nn.Module
     name: str  # key of MODELS
-    tokenizer: dict | None  # Tokenizer.to_dict(), None where the source does not carry one
+    tokenizer: dict | None  # Tokenizer.to_dict(); None if the source does not carry one
     config: dict  # settings of the run that trained it
     source: str
     checkpoint: dict | None = None  # for a resume
-    newer: str = ""  # where the run has newer weights: restore.newer_weights
+    newer: str = ""  # a note if the run has newer weights: restore.newer_weights
     tokenizer_note: str = ""  # where a tokenizer was found, or why there is none
 
     @property
@@ -51,8 +51,8 @@ class Loaded:
 
     @property
     def unknown_tokenizer(self) -> str:
-        """A warning for programs that read a data set's tokens as the model's, if nothing says
-        whether they are; '' if something does, and for checkpoints, which need not say."""
+        """A warning for programs that give a data set's tokens to the model, if nothing says that
+        they are the model's; '' if something does, and for checkpoints, which need not."""
         if self.tokenizer is not None or not self.tokenizer_note:
             return ""
         return f"nothing says whether the data's tokens are the model's: {self.tokenizer_note}"
@@ -110,7 +110,7 @@ def is_hugging_face(folder: Path) -> bool:
 
 
 def from_run(folder: str | Path, overrides: dict, resume: bool = False) -> Loaded:
-    """The checkpoint of a run to go on from, or the one to sample from."""
+    """The model of a run: its newest checkpoint, to resume, or the one to sample from."""
     path = run_checkpoint(folder, newest=resume)
     loaded = from_checkpoint(path, overrides, resume)
     if not resume:
@@ -119,7 +119,7 @@ def from_run(folder: str | Path, overrides: dict, resume: bool = False) -> Loade
 
 
 def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loaded:
-    """A checkpoint file of ours or nanoGPT's; optimizer: with its state, to go on from."""
+    """A checkpoint file of ours or nanoGPT's. optimizer: also load its state, to resume."""
     checkpoint = load_checkpoint(path, optimizer)
     # nanoGPT's checkpoints have only its seven fields; the rest are GPT-2's defaults
     model_fields = dict(checkpoint.get("model_config") or checkpoint["model_args"])
@@ -138,7 +138,7 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
 
 
 def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Module:
-    """A model of settings and weights that fit together; source: for messages."""
+    """A model from settings and weights that fit together; source: for messages."""
     try:
         with WithoutDraws():
             model = build_model(name, settings)
@@ -155,7 +155,7 @@ def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Mo
 
 
 def from_hugging_face(source: str, overrides: dict) -> Loaded:
-    """Of a folder, or of the hub, as read_model."""
+    """The model of a Hugging Face folder, or from the hub; see read_model."""
     settings, weights = read_model(source)
     model = with_weights("gpt", {**settings, **overrides}, weights, source)
     tokenizer, note = hugging_face_tokenizer(source, model.config.vocab_size)
@@ -163,7 +163,7 @@ def from_hugging_face(source: str, overrides: dict) -> Loaded:
 
 
 def from_llmc(path: Path, overrides: dict) -> Loaded:
-    """Of a file of llm.c, whose tokenizer is GPT-2's."""
+    """The model of an llm.c file, whose tokenizer is GPT-2's."""
     settings, weights = read_llmc(path)
     check_fit(*MODELS["gpt"], settings, weights, path)
     model = with_weights("gpt", {**settings, **overrides}, weights, str(path))
@@ -171,7 +171,7 @@ def from_llmc(path: Path, overrides: dict) -> Loaded:
 
 
 def from_gguf(path: Path, overrides: dict) -> Loaded:
-    """Of a GGUF file; without a tokenizer where that in the file cannot be read."""
+    """The model of a GGUF file; without a tokenizer if the one in the file cannot be read."""
     settings, weights, values = read_gguf(path)
     model = with_weights("gpt", {**settings, **overrides}, weights, str(path))
     try:
@@ -182,8 +182,8 @@ def from_gguf(path: Path, overrides: dict) -> Loaded:
 
 
 def hugging_face_tokenizer(source: str, vocab_size: int) -> tuple[dict | None, str]:
-    """Tokenizer.to_dict() and where it was found, or None and why there is none: weights can be
-    trained further and evaluated without."""
+    """Tokenizer.to_dict() and where it was found; or None and why there is none, because weights
+    can be trained further and evaluated without a tokenizer."""
     if source in HUB:
         return {"type": "gpt2"}, "GPT-2's"
     try:

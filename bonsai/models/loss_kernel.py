@@ -1,8 +1,8 @@
-"""The loss of a head whose logits are in 16 bits, with their gradient in their place: by
-triton_loss.py, where it can be had and gives what plain torch gives, else by plain torch.
+"""The loss of logits in 16 bits, which are overwritten with their gradient: by the kernel in
+triton_loss.py if it runs here and agrees with plain torch, else by plain torch.
 
-Of 32 x 1,024 tokens and 50,304 ids such logits are 3.1 GiB, and no second tensor of that size is
-there: the loss needs them once, and the gradient is as large.
+For 32 x 1,024 tokens and 50,304 ids such logits take 3.1 GiB. No second tensor of that size is
+needed: the loss reads the logits once, and then their gradient takes their place.
 """
 
 import sys
@@ -18,12 +18,12 @@ from bonsai.system.errors import one_line
 HALF = (torch.bfloat16, torch.float16)  # the dtypes of logits that the kernel takes
 PART = 2**26  # logits that plain torch has in fp32 at a time
 
-# Summed over all tokens the gradient of W may exceed float16: there the activations of which it is
-# made are scaled down by this power of 2.
+# The gradient of W is a sum over all tokens and may exceed float16. So in float16 the activations
+# from which it is computed are scaled down by this power of 2.
 SMALLER = 2.0**-7
 
-checked: set[tuple] = set()  # what the kernel has been compiled for and compared with torch's
-refused: set[torch.device] = set()  # where it cannot be run, or was wrong
+checked: set[tuple] = set()  # kinds of calls for which the kernel was compared with plain torch
+refused: set[torch.device] = set()  # devices on which it cannot be run, or was wrong
 
 
 def has_kernel(device: torch.device) -> bool:
@@ -31,11 +31,11 @@ def has_kernel(device: torch.device) -> bool:
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-# ---- operators: each is one call to torch.compile. An autograd.Function would be a graph within
-# the graph, which not every torch can cut in two for DistributedDataParallel. ----
+# ---- operators of torch. To torch.compile each is one call; an autograd.Function would be a graph
+# within the graph, which not every torch can cut in two for DistributedDataParallel. ----
 
-# torch keeps compiled graphs from run to run and knows an operator by its name, not by what its
-# gradient is: the name changes with this file.
+# torch keeps compiled graphs from run to run, and knows an operator by its name alone, not by its
+# gradient. So the name contains a checksum of this file.
 VERSION = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 
 
@@ -50,11 +50,11 @@ def summed_loss(
     dtype: torch.dtype,
     gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the cross-entropy of cap(x W^T) and, with `gradient`, its gradient for the logits,
-    which the backward pass scales: that of a mean would vanish in float16.
+    """The sum of the cross-entropies of cap(x W^T) and, with `gradient`, its gradient with respect
+    to the logits. The backward pass scales it; the gradient of a mean would vanish in float16.
 
-    x (N, C), weight (V, C), multiplied in `dtype`; the rest as in `losses`. Returns the sum in fp32
-    and the gradient (N, V) in `dtype`, or (0,) without. Only the sum can be differentiated.
+    x (N, C) and weight (V, C) are multiplied in `dtype`; the rest as in `losses`. Returns the sum
+    in fp32, and the gradient (N, V) in `dtype`, or (0,). Only the sum can be differentiated.
     """
     (N, _), V = x.shape, weight.size(0)
     logits = x.new_empty(N, row_length(V), dtype=dtype)[:, :V]
@@ -72,16 +72,17 @@ def _(x, weight, targets, after, further, cap, dtype, gradient):
 
 
 def row_length(V: int) -> int:
-    """From one row of logits to the next: what is aligned is accessed 16 bytes at once."""
+    """Elements from one row of logits to the next: aligned rows are accessed 16 bytes at once."""
     return -(-V // 16) * 16
 
 
 @torch.library.custom_op(f"bonsai::product_later_{VERSION}", mutates_args=())
 def product_later(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """a b, which a compiler leaves in the backward pass because `scale` comes from there.
+    """The product a b. Its unused argument `scale`, which only the backward pass has, keeps a
+    compiler from moving it into the forward pass.
 
-    It keeps as little as it can between the passes, and would rather compute the gradients of x and
-    W in the forward pass: in an evaluation, too, where nobody asks for them.
+    The compiler would do that to keep less between the passes; then evaluations, too, would compute
+    the gradients of x and W, which they do not need.
     """
     return a @ b
 
@@ -92,7 +93,7 @@ def _(a, b, scale):
 
 
 def keep_for_backward(ctx, inputs, output):
-    """Both factors and the gradient for the logits."""
+    """Save both factors and the gradient of the logits."""
     x, weight, *_, dtype, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
     ctx.dtype = dtype
@@ -101,7 +102,7 @@ def keep_for_backward(ctx, inputs, output):
 
 
 def backward(ctx, scale, _):
-    """The gradients of x and W, in their dtypes; scale: that of the sum, a tensor () in fp32."""
+    """The gradients of x and W, in their dtypes. scale: the gradient of the sum, () in fp32."""
     x, weight, grad = ctx.saved_tensors
     h, w, dx, dw = x.to(ctx.dtype), weight.to(ctx.dtype), None, None
     if ctx.needs_input_grad[0]:
@@ -128,14 +129,14 @@ def losses(
     cap: float,
     gradient: bool,
 ) -> torch.Tensor:
-    """Cross-entropy (N,), fp32, of cap(logits), (N, V), with targets (N,), 0 where those are -1.
+    """Cross-entropies (N,) in fp32 of cap(logits), (N, V), with targets (N,); 0 for targets of -1.
 
-    With `gradient` that of the losses' sum is written over the logits, and with `after` also that
-    of a second loss, with targets `after` (N,) and weight `further`, a tensor. cap: 0 or the
-    softcap.
+    gradient: overwrite the logits with the gradient of the sum of the losses; if `after` is given,
+    also of a second loss with targets `after` (N,) and weight `further`, a tensor. cap: the
+    softcap, or 0.
 
-    The first call of a kind is compared with torch's: where the kernel is wrong or cannot be run,
-    one line says so and plain torch computes from then on.
+    The first call of each kind is compared with plain torch. If the kernel is wrong or cannot be
+    run, one line says so, and plain torch computes from then on.
     """
     given, device = (logits, targets, after, further, cap, gradient), logits.device
     if not has_kernel(device) or logits.dtype not in HALF:
@@ -162,7 +163,7 @@ def plain_losses(
     cap: float,
     gradient: bool,
 ) -> torch.Tensor:
-    """`losses` by plain torch, some rows at a time."""
+    """`losses` by plain torch, for some rows at a time."""
     rows = max(1, PART // logits.size(1))
     labels = [(targets, 1.0)] if after is None else [(targets, 1.0), (after, further)]
     found = [logits.new_empty(0, dtype=torch.float32)]
@@ -191,7 +192,8 @@ def plain_losses(
 def refusal(like: torch.Tensor, cap: float, second: bool, gradient: bool) -> str:
     """Why the kernel is not to be used for logits like these; '': it may be.
 
-    Rows of noise go both ways, from a generator of their own, so that the run's noise stays.
+    Random rows are computed both ways. They come from a generator of their own, so that the run
+    draws the same random numbers as without this check.
     """
     device, V = like.device, like.size(1)
     try:
