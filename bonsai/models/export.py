@@ -1,7 +1,7 @@
-"""A model written for others: Hugging Face's folder, llama.cpp's file, nanoGPT's checkpoint.
+"""Writes a model for other programs: Hugging Face's folder, llama.cpp's file, nanoGPT's checkpoint.
 
-Each is made in a folder beside and renamed: it is there whole or not at all. (One file in our own
-names is bonsai/runs/portable.py.)
+Each is made beside its goal and then renamed, so that it is there whole or not at all. (One file
+with our own names: bonsai/runs/portable.py.)
 """
 
 import io
@@ -25,14 +25,14 @@ from bonsai.tokenizers import CharTokenizer, Tokenizer
 from bonsai.tokenizers.tokenizer_json import tokenizer_config, tokenizer_json
 from model import CLASSIC_KEYS, GPTConfig
 
-# fields that do not change a classic model, of any value
+# fields that, whatever their value, change nothing in a classic model
 NOT_NEEDED = ("init", "zero_init", "activation_checkpointing", "bfloat16_stream")
 NOT_NEEDED += ("window_pattern", "rope_base")
 
 
 def gpt_of(loaded: Loaded, tokenizer: Tokenizer) -> tuple[GPTConfig, Weights]:
     """Configuration and weights of a GPT without the rows that pad its vocabulary; UserError for
-    another model."""
+    any other model."""
     if loaded.name != "gpt":
         raise UserError(
             f"{loaded.source} is a {loaded.name}, for which others have no class: "
@@ -46,8 +46,9 @@ def gpt_of(loaded: Loaded, tokenizer: Tokenizer) -> tuple[GPTConfig, Weights]:
 
 
 def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> str:
-    """Write a folder that transformers loads without any of our code, and return the name of its
-    class there. Raises UserError for what has no place in it, and for what the disk says."""
+    """Write a folder that transformers loads without any of our code; returns the name of the
+    model's class there. Raises UserError for what has no place in it, and for errors of the disk.
+    """
     config, weights = gpt_of(loaded, tokenizer)
     settings, weights = exported(config, weights, loaded.source)
     weights = {k: in_dtype(w, dtype, k) for k, w in weights.items()}
@@ -67,14 +68,14 @@ def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtyp
 
 
 def export_gguf(loaded: Loaded, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
-    """Write a file of llama.cpp's; dtype: q8_0, too. Raises UserError as `write_gguf` does."""
+    """Write a file for llama.cpp; dtype may also be q8_0. Raises UserError as `write_gguf` does."""
     config, weights = gpt_of(loaded, tokenizer)
     write_gguf(path, config, weights, tokenizer, loaded.chat, dtype, loaded.source)
 
 
 def export_nanogpt(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> list[str]:
-    """Write a folder with the ckpt.pt of a classic model that nanoGPT's programs load, and for
-    characters the meta.pkl of its data set; return the names of the files."""
+    """Write a folder with the ckpt.pt of a classic model, which nanoGPT's programs load, and for
+    characters also the meta.pkl of its data set; returns the names of the files."""
     config, weights = gpt_of(loaded, tokenizer)
     config = plain(config)
     others = {k: v for k, v in asdict(config).items() if k not in CLASSIC_KEYS}
@@ -106,9 +107,9 @@ def export_nanogpt(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: st
 
 
 def portable(loaded: Loaded, tokenizer: Tokenizer, dtype: str) -> dict:
-    """The checkpoint of a model of any kind for runs/portable.py, its weights in `dtype`."""
+    """A checkpoint of a model of any kind, with weights in `dtype`, for runs/portable.py."""
     converted, weights = {}, {}
-    for name, w in loaded.model.state_dict().items():  # one that has two names stays one
+    for name, w in loaded.model.state_dict().items():  # a tied weight is converted only once
         place = (w.data_ptr(), w.shape)
         if place not in converted:
             converted[place] = in_dtype(w.detach(), dtype, name)

@@ -1,9 +1,9 @@
 """Checkpoints of llm.c: 256 numbers, then the parameters of a GPT-2, one kind after the other.
 
-The numbers say what it is (magic, version) and how large: positions, vocabulary, layers, heads,
-channels, and the vocabulary rounded up. Parameters are fp32 (version 3) or bf16 (version 5); of a
-kind that every layer has, all layers are one tensor. A vocabulary that was rounded up stays so, as
-rows that no token has.
+The numbers are magic and version, then the sizes: positions, vocabulary, layers, heads, channels,
+and the vocabulary rounded up. Parameters are fp32 (version 3) or bf16 (version 5). Parameters that
+every layer has are one tensor for all layers. A vocabulary that was rounded up stays so; its last
+rows belong to no token.
 """
 
 import struct

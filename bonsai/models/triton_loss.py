@@ -1,10 +1,11 @@
-"""Cross-entropy of logits in 16 bits, its gradient in their place: a Triton kernel for CUDA.
+"""Cross-entropy of logits in 16 bits, which are overwritten with their gradient: a Triton kernel.
 
-A row of logits is read twice, for the norm and for the gradient, which is written over it. Few
-programs are on a multiprocessor at a time, each with one row after another, so that the second
-reading finds the row in the cache (L2) and memory is read once and written once. On an H200 that
-takes 2.0 ms for 32 x 1,024 rows of 50,304, and 2.1 with softcap and second loss; the bytes, 1.5.
-This module needs the package triton, which torch's CUDA builds bring: loss_kernel.py imports it.
+A row of logits is read twice: for the norm, and for the gradient, which is written over it. Only a
+few programs are on a multiprocessor at a time, each with one row after another, so that the second
+pass finds the row in the cache (L2): memory is read once and written once. On an H200 this takes
+2.0 ms for 32 x 1,024 rows of 50,304, and 2.1 ms with softcap and second loss; reading and writing
+the bytes alone would take 1.5 ms. This module needs the package triton, which comes with torch for
+CUDA; loss_kernel.py imports it.
 """
 
 import torch
@@ -16,15 +17,15 @@ from bonsai.system.runtime import FUSED
 PROGRAMS = 64  # per multiprocessor, of which two or so are there at a time
 BLOCK = 8192  # logits that a program reads at a time, 32 bytes per thread
 WARPS = 16
-STAGES = 1  # blocks that are read ahead of what is computed; 1: none
-HINTS = True  # tell the cache that a row is read again, and when it is not
+STAGES = 1  # blocks in flight: 1 reads none ahead
+HINTS = True  # tell the cache whether a row will be read again
 LOG2E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-1e38)  # unlike -inf it can be subtracted from itself
+LOWEST = tl.constexpr(-1e38)  # in place of -inf, as -inf minus itself would be NaN
 
 
 @triton.jit
 def exp2(x, FAST: tl.constexpr):
-    """2^x; FAST: by the GPU's instruction alone, for which what is below 2^-126 is 0."""
+    """2^x; FAST: by the GPU's instruction alone, which gives 0 for results below 2^-126."""
     if FAST:
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
@@ -34,7 +35,7 @@ def exp2(x, FAST: tl.constexpr):
 
 @triton.jit
 def tanh(x, FAST: tl.constexpr):
-    """FAST: by the GPU's instruction, whose error of 2^-11 is that of bfloat16."""
+    """tanh; FAST: by the GPU's instruction, whose error, 2^-11, is as large as bfloat16's."""
     if FAST:
         return tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
@@ -54,9 +55,9 @@ def add_block(
     PART: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """The lanes' maxima, and sums of e^(x - maximum), with a block's x (lanes, 8) among them.
+    """Update each lane's maximum, and its sum of e^(x - maximum), by a block x (lanes, 8).
 
-    With a cap the maxima are in units of log 2. PART: of x only what is inside counts.
+    With a cap the maxima are in units of log 2. PART: only those x that are `inside` count.
     """
     x = x.to(tl.float32)
     unit: tl.constexpr = 1.0 if CAP else LOG2E
@@ -79,7 +80,7 @@ def add_block(
 
 @triton.jit
 def softmax_gradient(x, norm, cap, CAP: tl.constexpr, FAST: tl.constexpr):
-    """Share of x in the softmax, with the norm in units of log 2, and the cap's slope there."""
+    """The softmax of x, given its norm in units of log 2, and the slope of the cap at x."""
     x = x.to(tl.float32)
     if CAP:
         bounded = tanh(x * (1.0 / cap), FAST)
@@ -110,17 +111,18 @@ def cross_entropy_rows(
     STAGES: tl.constexpr,
     HINTS: tl.constexpr,
 ):
-    """losses (N,) of logits (N, V), rows of `stride`, with targets (N,); with GRADIENT that of
-    their sum is written over the logits, with AFTER also that of further times a second one's.
+    """losses (N,) of logits (N, V), rows of `stride`, with targets (N,). GRADIENT: overwrite the
+    logits with the gradient of the sum of the losses; with AFTER also of `further` times the losses
+    of a second set of targets.
 
-    Instructions per logit take as much time as the memory, so they are few. Exponentials are powers
-    of 2. A block is (lanes, 8): each lane keeps a maximum and a sum of its own until the end. Only
-    the last block looks where the vocabulary ends. The 1 at a target is subtracted when the whole
-    row is written.
+    The instructions for a logit take as much time as the memory, so there are few. Exponentials are
+    powers of 2. A block is (lanes, 8); each lane keeps its own maximum and sum until the end. Only
+    the last block checks where the vocabulary ends. The 1 at a target is subtracted after the whole
+    row has been written.
 
-    WIDE: columns of a row that may be read and written: V, or rounded up to a multiple of 8, which
-    are accessed at once. LOW: the cap is so low that it can stand for the maximum of a row, which
-    is not searched for then; no exponential becomes 0.
+    WIDE: how many columns of a row may be read and written: V, or V rounded up to a multiple of 8,
+    as 8 columns are accessed at once. LOW: the cap is so low that it can serve as the maximum of a
+    row, which need not be searched for then; no exponential becomes 0.
     """
     keep: tl.constexpr = "evict_last" if HINTS else ""
     leave: tl.constexpr = "evict_first" if HINTS else ""
@@ -143,7 +145,7 @@ def cross_entropy_rows(
                 for begin in range(0, V, BLOCK):
                     tl.store(here + begin + at, nothing, mask=begin + at < WIDE)
         else:
-            # of an id outside the vocabulary no number is read, and none comes of it
+            # for an id outside the vocabulary nothing is read, and the result is NaN
             labels = tl.load(here + tl.maximum(target, 0), mask=target < V, other=float("nan"))
             thens = tl.load(here + tl.maximum(then, 0), mask=then < V, other=float("nan"))
             best = tl.full((BLOCK // 8,), LOWEST, dtype=tl.float32)
@@ -170,7 +172,7 @@ def cross_entropy_rows(
                 norm = tl.where(target < V, norm, float("nan"))
                 if AFTER:
                     norm -= tl.log2(weight)
-                tl.debug_barrier()  # all have read what any may write over
+                tl.debug_barrier()  # all threads have read what any of them may overwrite
                 for begin in tl.range(0, FULL, BLOCK, num_stages=STAGES):
                     x = tl.load(here + begin + at, eviction_policy=leave)
                     p, slope = softmax_gradient(x, norm, cap, CAP, FAST)
@@ -195,8 +197,8 @@ def cross_entropy_rows(
 
 
 def has_instructions(device: torch.device) -> bool:
-    """Whether FAST is possible: neither interpreted, nor on AMD, nor before Turing, whose
-    predecessor has no tanh."""
+    """Whether FAST is possible: not in the interpreter, on AMD, or before Turing, as older GPUs
+    have no tanh."""
     nvidia = device.type == "cuda" and torch.version.cuda is not None
     return nvidia and torch.cuda.get_device_capability(device) >= (7, 5)
 
@@ -209,10 +211,11 @@ def launch(
     cap: float,
     gradient: bool,
 ) -> torch.Tensor:
-    """loss_kernel.losses, of logits in 16 bits.
+    """loss_kernel.losses for logits in 16 bits.
 
-    Where they are aligned (rows begin at multiples of 16, as triton counts), columns up to the next
-    eight are written on, too: without them each logit of an odd vocabulary is accessed alone.
+    If the rows are aligned (begin at multiples of 16, by which triton recognises it), the padding
+    up to a multiple of eight columns is overwritten, too: without it each logit of an odd
+    vocabulary would be accessed alone.
     """
     N, V = logits.shape
     losses = torch.empty(N, device=logits.device)
