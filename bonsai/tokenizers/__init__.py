@@ -4,10 +4,10 @@ it, checkpoints carry it, and the shared tests include it.
 
     tokenizer = get("gpt2")
     ids = tokenizer.encode("hello")
-    same = from_dict(tokenizer.to_dict())   # JSON-able: stands in meta.json and in checkpoints
+    same = from_dict(tokenizer.to_dict())   # the dict is stored in meta.json and in checkpoints
 
-No file here imports torch; tiktoken, rustbpe, regex and sentencepiece are imported where they are
-first needed.
+No file here imports torch; tiktoken, rustbpe, regex and sentencepiece are imported only when they
+are needed.
 """
 
 import json
@@ -53,14 +53,14 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {  # the type in to_dict -> its class
 
 
 def names() -> list[str]:
-    """The tokenizers that need nothing but their name."""
+    """The tokenizers that can be made from their name alone."""
     return [name for name, kind in TOKENIZERS.items() if kind.complete]
 
 
 def get(name_or_path: str | Path) -> Tokenizer:
-    """A tokenizer by name; from a JSON file, one that holds to_dict(), a data set's meta.json or
-    Hugging Face's tokenizer.json, or from a folder of theirs; or from a sentencepiece .model file.
-    'char' is made of a text: see CharTokenizer.from_text."""
+    """A tokenizer by its name, or from a file or folder: a .json file with to_dict(), a data set's
+    folder or meta.json, a folder of Hugging Face's or its tokenizer.json, or a sentencepiece .model
+    file. 'char' has to be made from a text: see CharTokenizer.from_text."""
     path = Path(name_or_path)
     if name_or_path not in TOKENIZERS and (path / "meta.json").exists():
         path = path / "meta.json"
@@ -105,7 +105,7 @@ def get(name_or_path: str | Path) -> Tokenizer:
 
 
 def from_file(state: dict, path: Path) -> Tokenizer:
-    """As from_dict, for what a file or folder holds."""
+    """As from_dict, with the file's path in the message of an error."""
     try:
         return from_dict(state)
     except UserError as e:

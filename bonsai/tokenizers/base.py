@@ -1,4 +1,4 @@
-"""What every tokenizer does."""
+"""What every tokenizer has to do."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,25 +9,25 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class MissingLibrary(UserError):
-    """A tokenizer cannot be made here; its description may well be right."""
+    """A tokenizer needs a library that is not installed; its description may still be right."""
 
 
 class Tokenizer:
-    """Text to token ids and back: what a subclass has to give, and what the shared tests hold.
+    """Text to token ids and back: what a subclass has to provide, and what the shared tests check.
 
-    - vocab_size, eot, encode, decode_bytes and to_dict; the rest follows from them.
-    - encode takes any text at all, decode any ids at all: an id outside the vocabulary becomes
-      U+FFFD. Every text comes back from its ids as it was; a tokenizer that does not know every
-      character raises UserError instead, and has no eot.
-    - The bytes of several ids are those of each, one after another.
-    - from_dict makes the same tokenizer of what to_dict returned, after a trip through JSON, and
-      raises UserError for anything else: the dict may come from a stranger.
-    - A subclass with state of its own is made from text by from_texts, and says complete = False.
-    - Imports of libraries stand where they are needed, so that a data set opens without them.
+    - A subclass has vocab_size, eot, encode, decode_bytes and to_dict; the rest follows from them.
+    - encode takes any text, decode any ids: an id outside the vocabulary becomes U+FFFD. Decoding
+      the ids of a text gives that text; a tokenizer that does not know every character raises
+      UserError instead, and has no eot.
+    - The bytes of several ids are the bytes of each, one after another.
+    - from_dict makes the same tokenizer from what to_dict returned, even after a trip through JSON.
+      It raises UserError for anything else, as the dict may come from a stranger.
+    - A subclass with its own vocabulary is made from text by from_texts, and has complete = False.
+    - Libraries are imported where they are needed, so that a data set opens without them.
 
     vocab_size: ids are 0 ... vocab_size - 1.
-    eot: id of the end-of-text token that separates documents, None where there is none.
-    complete: whether its name is enough to make it, as in --tokenizer=byte.
+    eot: id of the end-of-text token, which separates documents; None if there is none.
+    complete: whether the name is enough to make the tokenizer, as in --tokenizer=byte.
     """
 
     vocab_size: int
@@ -36,16 +36,17 @@ class Tokenizer:
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], vocab_size: int = 350) -> "Tokenizer":
-        """One made from these texts, with about so many tokens; a complete one as it is."""
+        """A tokenizer made from these texts, with about vocab_size tokens; a complete one is made
+        as it always is."""
         return cls()
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """The ids of `text`. With allow_special, "<|endoftext|>" in it becomes the eot token;
-        without, it is text like any other. Lone surrogates count as U+FFFD."""
+        """The ids of `text`. With allow_special, "<|endoftext|>" in it becomes the eot token; else
+        it is text like any other. Lone surrogates count as U+FFFD."""
         raise NotImplementedError
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """[encode(text) for text in texts], faster where the tokenizer can."""
+        """[encode(text) for text in texts], which some tokenizers can do faster."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -57,12 +58,12 @@ class Tokenizer:
         raise NotImplementedError
 
     def to_dict(self) -> dict:
-        """All that is needed to make this tokenizer again, as JSON-able values."""
+        """All that is needed to make this tokenizer again, as values that JSON can hold."""
         raise NotImplementedError
 
     @classmethod
     def from_dict(cls, state: dict) -> "Tokenizer":
-        """The inverse of to_dict. Raises UserError for what it has not written."""
+        """The inverse of to_dict. Raises UserError for anything that to_dict does not return."""
         return cls()
 
 

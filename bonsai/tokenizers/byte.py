@@ -6,7 +6,7 @@ from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer, well_formed
 
 
 class ByteTokenizer(Tokenizer):
-    """Any text and, unlike the other tokenizers, any bytes at all.
+    """Encodes any text. Unlike the other tokenizers, its ids can stand for any bytes at all.
 
     >>> ByteTokenizer().encode("aé")
     [97, 195, 169]

@@ -1,4 +1,4 @@
-"""Characters as tokens: the vocabulary is the sorted set of the characters of one text."""
+"""Characters as tokens: the vocabulary is the sorted set of the characters in one text."""
 
 from collections.abc import Iterable
 
@@ -7,9 +7,9 @@ from bonsai.tokenizers.base import REPLACEMENT, Tokenizer, well_formed
 
 
 class CharTokenizer(Tokenizer):
-    """One id per character; ids follow the characters' code points, as nanoGPT numbers them.
+    """One id per character, in the order of code points, as nanoGPT numbers them.
 
-    Unlike the other tokenizers it knows only the characters it was made from, and has no
+    Unlike the other tokenizers it only knows the characters that it was made from, and has no
     end-of-text token.
 
     >>> CharTokenizer.from_text("hello").encode("hole")
