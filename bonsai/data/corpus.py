@@ -1,4 +1,4 @@
-"""Documents on their way to a data set: split into train and val, tokenized, written.
+"""From documents to a data set: split into train and val, tokenize, write.
 
     with Writer(folder, tokenizer) as writer, Progress(size) as progress:
         read = functools.partial(read_pieces, files, options)
@@ -6,8 +6,8 @@
         write_documents(writer, parts, tokenizer)
         meta = writer.finish()
 
-One thread reads and splits, others encode batches of text, and the first writes the ids in the
-order of the text. Threads are enough, as gigatoken and tiktoken release Python's global lock.
+One thread reads and splits, others encode batches of text, and the first one writes the ids in the
+order of the text. Processes are not needed, as gigatoken and tiktoken release Python's global lock.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ Part = tuple[str, bytes, bool]  # split, UTF-8 text, whether the document ends h
 
 
 def whole_documents(pieces: Iterable[Piece]) -> Iterator[bytes]:
-    """The documents, each in one. Raises UserError for one of more than WHOLE bytes."""
+    """The documents, each in one piece. Raises UserError for one of more than WHOLE bytes."""
     parts: list[bytes] = []
     size = 0
     for piece in pieces:
@@ -57,7 +57,7 @@ def document_key(data: bytes) -> float:
 
 
 def split_text(text: str, train_fraction: float) -> Iterator[Part]:
-    """One text cut as nanoGPT cuts it: the first int(n * train_fraction) characters are "train"."""
+    """One text, split as nanoGPT does: the first int(n * train_fraction) characters are "train"."""
     border = int(len(text) * train_fraction)
     for split, start, end in (("train", 0, border), ("val", border, len(text))):
         while end - start > PIECE and (cut := safe_cut(text[start : start + PIECE])):
@@ -79,7 +79,7 @@ def split_documents(
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}: give a number between 0 and 1, say 0.05")
-    enough = max(1000, round(20 / val_fraction))  # then chance leaves val empty once in e^20
+    enough = max(1000, round(20 / val_fraction))  # documents: then val is empty once in e^20 times
     keys: list[float] = []
     for piece in read(heads=True):
         if piece.first:
@@ -90,7 +90,7 @@ def split_documents(
         raise UserError("there is no text in the input: every document is empty")
     if len(keys) == 1 and not cut:
         raise UserError("there is one document in the input: give several, one to validate with")
-    if len(keys) == 1:  # its length is known only when all of it has been read
+    if len(keys) == 1:  # its length is only known after all of it has been read
         total = sum(len(piece.data) for piece in read())
         yield from _cut(read(progress=progress), total, round(total * val_fraction))
         return
@@ -108,8 +108,8 @@ def split_documents(
 
 
 def _cut(pieces: Iterable[Piece], total: int, val: int) -> Iterator[Part]:
-    """Cut one document of `total` bytes: the last `val` are "val", or a few less, so that it begins
-    after a line end."""
+    """Cut one document of `total` bytes: its last `val` bytes are "val", or a few less, so that
+    "val" begins after a line end."""
     border, start, split = total - val, 0, "train"
     for piece in pieces:
         data, cut = piece.data, border - start
@@ -130,8 +130,8 @@ def _cut(pieces: Iterable[Piece], total: int, val: int) -> Iterator[Part]:
 
 
 def char_tokenizer(pieces: Iterable[Piece]) -> tuple[CharTokenizer, str]:
-    """The tokenizer of all characters in `pieces`, and the text that ends each document, because
-    characters have no end-of-text token: a newline where there are several documents."""
+    """The tokenizer of all characters in `pieces`, and the text that ends each document: a newline
+    if there are several documents, because characters have no end-of-text token."""
     seen = np.zeros(0x110000, bool)
     documents = 0
     for piece in pieces:
@@ -163,9 +163,9 @@ def write_documents(
 ) -> Encoder:
     """Tokenize `parts` in batches and add them to the writer; returns the encoder that did it.
 
-    Every document is made to end with the text `terminator`, and is followed by the end-of-text
-    token if the tokenizer has one (`eot`: unless told not to). workers: threads that encode, 0: one
-    per core. encoder: see `fast_encoder`.
+    Every document is made to end with the text `terminator`; if the tokenizer has an end-of-text
+    token, that follows, unless eot is False. workers: threads that encode; 0: one per core.
+    encoder: see `fast_encoder`.
     """
     encode = fast_encoder(tokenizer, eot, encoder)
     end = terminator.encode("utf-8")
@@ -219,6 +219,6 @@ def write_encoded(
                 submit(split)
             while pending:
                 write_first()
-        except BaseException:  # what waits need not be encoded any more
+        except BaseException:  # batches that wait need not be encoded any more
             pool.shutdown(cancel_futures=True)
             raise

@@ -1,13 +1,13 @@
-"""Text to token ids at the speed of the disk: many documents at a time, bytes in, an array out.
+"""Fast encoding for the preparation of data: many documents at a time, bytes in, an array out.
 
     encode = fast_encoder(get("gpt2"))
     ids = encode([(b"one document", True), (b"the beginning of another, ", False)])
 
-A tokenizer makes lists of Python's ints, and is what decides which ids are right. An encoder makes
-the same ids as an array, in several threads at once. Bytes and characters are looked up in a table;
-byte-pair encodings with the pattern of GPT-2 or GPT-4 go through gigatoken, some ten times faster
-than tiktoken, where it is installed. The beginning of every batch is compared with the tokenizer's
-own ids.
+A tokenizer makes lists of Python ints, and defines which ids are right. An encoder makes the same
+ids as an array, and can be called by several threads at once. Bytes and characters are looked up in
+a table. Byte-pair encodings with the pattern of GPT-2 or GPT-4 go through gigatoken, if it is
+installed, which is about ten times as fast as tiktoken; the beginning of every batch is compared
+with the tokenizer's own ids.
 """
 
 import base64
@@ -24,16 +24,16 @@ from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, CharTokeniz
 from bonsai.tokenizers.gpt import TiktokenTokenizer
 from bonsai.tokenizers.patterns import GPT2, GPT4
 
-LETTERS = b"etaoinshrdlu"  # common enough: one of them ends a word in any 4096 bytes of prose
-SAMPLE = 4096  # bytes of each batch, about, that the tokenizer encodes as well, to compare
+LETTERS = b"etaoinshrdlu"  # so common that one of them ends a word in any 4096 bytes of prose
+SAMPLE = 4096  # about how many bytes of each batch the tokenizer encodes, too, to compare
 ENCODERS = ("auto", "gigatoken", "tokenizer")
 
 Text = tuple[bytes, bool]  # UTF-8, and whether a document ends here
 
 
 def fast_encoder(tokenizer: Tokenizer, eot: bool = True, name: str = "auto") -> "Encoder":
-    """The fastest encoder there is for a tokenizer. eot: documents end with the end-of-text token.
-    name: "tokenizer" takes the tokenizer itself, "gigatoken" insists on that library."""
+    """The fastest encoder for a tokenizer. eot: documents end with the end-of-text token. name:
+    "tokenizer" uses the tokenizer's own code, "gigatoken" insists on that library."""
     if name not in ENCODERS:
         raise UserError(f"no encoder {name!r}: known are {', '.join(ENCODERS)}")
     if isinstance(tokenizer, ByteTokenizer):
@@ -50,7 +50,7 @@ def fast_encoder(tokenizer: Tokenizer, eot: bool = True, name: str = "auto") -> 
 
 
 class Encoder:
-    """Any tokenizer as an encoder, by the tokenizer's own code."""
+    """Encodes with the tokenizer's own code, whichever it is."""
 
     name = "the tokenizer itself"
 
@@ -60,7 +60,7 @@ class Encoder:
         self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65535 else "<u4")
 
     def __call__(self, texts: Sequence[Text]) -> np.ndarray:
-        """The ids (n,) of all `texts`, one after another, each end of a document marked."""
+        """The ids (n,) of all `texts`, one after another, with a mark at each document's end."""
         parts = []
         for (_, ends), ids in zip(texts, self._encode_batch([data for data, _ in texts])):
             parts.append(np.asarray(ids, dtype=self.dtype))
@@ -69,7 +69,7 @@ class Encoder:
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     def _encode_batch(self, texts: Sequence[bytes]) -> Sequence[Sequence[int] | np.ndarray]:
-        # One by one, because each worker of write_documents has a batch of its own.
+        # one by one: write_documents already gives each of its threads a batch
         return [self.tokenizer.encode(data.decode("utf-8")) for data in texts]
 
 
@@ -83,7 +83,7 @@ class ByteEncoder(Encoder):
 
 
 class CharEncoder(Encoder):
-    """The ids of characters stand in a table with a place for every code point."""
+    """Looks characters up in a table with a place for every code point."""
 
     name = "characters"
 
@@ -104,15 +104,15 @@ class CharEncoder(Encoder):
 
 
 class _NotPossible(Exception):
-    """gigatoken cannot take this tokenizer's place."""
+    """gigatoken cannot encode for this tokenizer."""
 
 
 class GigatokenEncoder(Encoder):
     """A byte-pair encoding through gigatoken (Roed 2026, github.com/marcelroed/gigatoken).
 
-    Documents are joined by the end-of-text token's name, which gigatoken turns into its id, and go
-    through in one call. Texts in which that name occurs go one by one, through an encoding without
-    special tokens, so that it stays text.
+    Documents are joined by the name of the end-of-text token, which gigatoken turns into its id,
+    and are encoded in one call. If that name occurs in one of them, they are encoded one by one
+    without special tokens, so that it stays text.
     """
 
     name = "gigatoken"
@@ -126,7 +126,7 @@ class GigatokenEncoder(Encoder):
             raise _NotPossible("gigatoken is not installed") from None
         self._library, self._vocabulary = library, vocabulary
         self._padding = library.PadTruncate(0)
-        # Where no token marks the end, one beyond the vocabulary does until it is taken out.
+        # Without such a token an id beyond the vocabulary marks the ends, and is removed again
         self._border = tokenizer.vocab_size if self.eot is None else self.eot
         self._joining = _load(library, *vocabulary, {EOT_TEXT: self._border})
         self._separator = EOT_TEXT.encode()
@@ -148,7 +148,7 @@ class GigatokenEncoder(Encoder):
 
     @functools.cached_property
     def _plain(self):
-        """gigatoken's tokenizer without special tokens; few texts need it."""
+        """gigatoken's tokenizer without special tokens; made only when a text needs it."""
         return _load(self._library, *self._vocabulary, None)
 
     def _encode_batch(self, texts: Sequence[bytes]) -> Sequence[np.ndarray]:
@@ -157,19 +157,19 @@ class GigatokenEncoder(Encoder):
     def _encode(self, encoding, data: bytes) -> np.ndarray:
         """The ids (n,) uint32 of one text.
 
-        Of gigatoken's functions this is the one that lets other threads run meanwhile and does
-        without awkward, a library that takes 0.4 s to import. One text is never padded.
+        Of gigatoken's functions only this one lets other threads run meanwhile and does not need
+        awkward, a library that takes 0.4 s to import. A single text is never padded.
         """
         source = self._library.BytesSource(data)
         rows, lengths = encoding.encode_batch_padded(source, self._padding, parallel=False)
         return rows[0, : lengths[0]] if len(lengths) else np.empty(0, np.uint32)
 
     def _check(self, texts: Sequence[Text], ids: np.ndarray) -> None:
-        """Raises UserError if the tokenizer itself encodes the beginning of a batch otherwise."""
+        """Raise UserError if the tokenizer encodes the beginning of a batch differently."""
         data, ends = texts[0]
         if len(data) > SAMPLE:
-            # Where there is no line end, a space after a letter ends a chunk as well; text with
-            # neither (Chinese in one line, say) is compared as a whole.
+            # If there is no line end, a space after a letter ends a chunk, too; text with neither
+            # (Chinese in one line, say) is compared as a whole.
             letter = max((data.rfind(b"%c " % c, 0, SAMPLE) for c in LETTERS), default=-1)
             cut = safe_cut(data[:SAMPLE]) or letter + 1 or len(data)
             data, ends = data[:cut], ends and cut == len(data)

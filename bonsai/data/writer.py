@@ -1,4 +1,4 @@
-"""Writes a data set: {train,val}.bin, masks, and last of all the meta.json that makes them one.
+"""Writes a data set: {train,val}.bin, masks, and last the meta.json that makes them a data set.
 
     with Writer(folder, tokenizer=tokenizer) as writer:
         for text in texts:
@@ -6,15 +6,15 @@
         ...
         meta = writer.finish()
 
-Whatever happens on the way (an error, Ctrl-C, SIGTERM, SIGHUP, a full disk, kill -9), the folder
+Whatever happens meanwhile (an error, Ctrl-C, SIGTERM, SIGHUP, a full disk, kill -9), the folder
 never looks complete when it is not:
 
-- The data set that was there before stays, and can be used, until all of the new one is on the
-  disk: `finish` then removes it, its meta.json first, and renames the new files, meta.json last.
-  A meta.json.tmp in the folder, from the first `add` on, is the sign that this is not through.
+- An earlier data set in the folder stays, and can be used, until all of the new one is on the disk.
+  Then `finish` removes it, its meta.json first, and renames the new files, meta.json last. From the
+  first `add` until then a meta.json.tmp in the folder says that this is not finished.
 - What a user has added to the old meta.json, such as a chat_template, goes into the new one.
-- Tokens go to train.bin.tmp and val.bin.tmp. Leaving the `with` block in any other way than
-  through `finish` removes them. What kill -9 leaves behind are .tmp files, swept by the next run.
+- Tokens go to train.bin.tmp and val.bin.tmp. If the `with` block is left without `finish`, they are
+  removed. kill -9 leaves .tmp files behind, which the next run removes.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ class Writer:
             self._take_lock()
         except OSError as e:
             raise UserError(f"cannot write into {self.folder}: {why_no_folder(e)}") from None
-        # Without this they would end the process at once and leave the .tmp files.
+        # otherwise these signals would end the process at once and leave the .tmp files
         if threading.current_thread() is threading.main_thread():
             for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
@@ -125,7 +125,7 @@ class Writer:
             os.close(self._lock)
 
     def _take_lock(self) -> None:
-        """The lock is on the folder itself: no file to leave behind, released by any death."""
+        """Lock the folder itself: this leaves no file behind, and ends with the process."""
         if fcntl is None:
             return
         self._lock = os.open(self.folder, os.O_RDONLY)
@@ -150,10 +150,10 @@ class Writer:
         documents: int = 1,
         mask: Sequence[int] | np.ndarray | None = None,
     ) -> None:
-        """Append `ids` (n,) to a split; they stand for `text_bytes` bytes of UTF-8 text (unless
-        given, as many as the tokenizer makes of them, special tokens not counted) and end
-        `documents` documents. `mask` (n,) of 0 and 1 goes with masks=True: then bits per byte are
-        not known, and the bytes of a document are not counted."""
+        """Append `ids` (n,) to a split. They stand for `text_bytes` bytes of UTF-8 text (default:
+        what the tokenizer decodes them to, without special tokens) and end `documents` documents.
+        mask (n,), with masks=True: 0 and 1; then bits per byte are not known, and bytes are not
+        counted."""
         end_if_told()
         if not self._started:
             self._start()
@@ -185,7 +185,7 @@ class Writer:
 
     @functools.cached_property
     def _byte_counts(self) -> np.ndarray:
-        """Bytes of text that each id stands for (vocab_size,)."""
+        """How many bytes of text each id stands for, (vocab_size,)."""
         decode, tokenizer = self.tokenizer.decode_bytes, self.tokenizer
         special = {tokenizer.eot, *getattr(tokenizer, "special_tokens", {}).values()}
         before = [next(i for i in range(tokenizer.vocab_size) if i not in special)]
@@ -196,23 +196,23 @@ class Writer:
         return counts
 
     def _start(self) -> None:
-        """Mark the folder as unfinished, sweep what a kill has left, open the new files."""
+        """Mark the folder as unfinished, remove what a kill has left, open the new files."""
         self._kept = added_by_hand(self.folder)
         if self.chat_template is not None:
             self._kept.pop("chat_template", None)
         with disk_errors(self._meta_tmp):
             self._started = True
             self._meta_tmp.write_text(json.dumps(self._kept) if self._kept else "", "utf-8")
-            sync_folder(self.folder)  # the sign must be on the disk before anything goes
+            sync_folder(self.folder)  # the mark must be on the disk before anything is removed
             self._remove(".tmp")
             for name in self._names:
                 self._splits[name] = _Split(self.folder, name, self.masks, self.shard_tokens)
 
     def _remove(self, ending: str = "") -> None:
-        """Remove the files of a data set from the folder, or those whose names go on with `ending`;
+        """Remove the files of a data set from the folder, or those with `ending` after their names;
         meta.json.tmp stays."""
         patterns = ["meta.pkl"]
-        for name in self._names:  # the numbered ones: a split that was cut into several files
+        for name in self._names:  # with a number: a split that was cut into several files
             patterns += [f"{name}.bin", f"{name}.mask.bin", f"{name}_[0-9]*.bin"]
         for pattern in patterns:
             for path in self.folder.glob(pattern + ending):
@@ -223,7 +223,7 @@ class Writer:
     def finish(self) -> dict:
         """Put everything in place, meta.json last; returns its content.
 
-        Raises UserError, and leaves nothing, when a split is empty."""
+        Raises UserError, and leaves nothing behind, if a split is empty."""
         for name in self._names:
             if not self._started or self._splits[name].count == 0:
                 raise UserError(
@@ -261,7 +261,7 @@ class Writer:
             end_if_told()
             self._replacing = True
             (self.folder / "meta.json").unlink(missing_ok=True)
-            sync_folder(self.folder)  # from here on the folder is no data set
+            sync_folder(self.folder)  # from here on the folder holds no data set
             self._remove()
             for file in files:
                 self._renamed.append(file.path)
@@ -273,7 +273,7 @@ class Writer:
         return meta
 
     def _abort(self) -> None:
-        """Remove what an unfinished run has made."""
+        """Remove what an unfinished run has written."""
         if self._started:
             if self._replacing:
                 (self.folder / "meta.json").unlink(missing_ok=True)  # ours, renamed a moment ago
@@ -283,7 +283,7 @@ class Writer:
             for path in (*self._renamed, self.folder / "meta.pkl.tmp"):
                 path.unlink(missing_ok=True)
             if not self._kept or (self.folder / "meta.json").exists():
-                self._meta_tmp.unlink(missing_ok=True)  # last: nothing is left to warn of
+                self._meta_tmp.unlink(missing_ok=True)  # last, when nothing unfinished is left
             self._started = False
         if self._made_folder:
             with contextlib.suppress(OSError):  # not empty: a finished data set, or not ours
@@ -291,8 +291,8 @@ class Writer:
 
 
 def added_by_hand(folder: Path) -> dict:
-    """What a user has put into the meta.json of a data set, such as a chat_template: it stays when
-    the data are prepared again. While they are, and when that fails, it stands in meta.json.tmp."""
+    """What a user has added to the meta.json of a data set, such as a chat_template. It is kept
+    when the data are prepared again; during that, and if it fails, it is in meta.json.tmp."""
     for name in ("meta.json", "meta.json.tmp"):
         with contextlib.suppress(UserError, ValueError, RecursionError):
             meta = json.loads(read_text(folder / name, limit=SETTINGS))
@@ -351,7 +351,7 @@ class _Split:
 
 
 class _File:
-    """One file on its way: `path`.tmp, hashed as it is written."""
+    """A file that is being written, as `path`.tmp, and hashed."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -380,7 +380,7 @@ class _File:
 
 
 def named_folder(name: str) -> Path:
-    """data/<name> of the repository. Raises UserError for what no data set can be called."""
+    """data/<name> in the repository. Raises UserError for a name that no data set can have."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
         raise UserError(
             f"name is {name!r}: name the data set with --name=, in a-z, A-Z, 0-9, _ - and ."
@@ -389,7 +389,7 @@ def named_folder(name: str) -> Path:
 
 
 def disk_errors(path: Path):
-    """Turn what the disk says into one line for the user."""
+    """A context that turns errors of the disk into one line for the user."""
     return writing(path, hint=" with --out=FOLDER")
 
 
