@@ -70,12 +70,11 @@ def split_documents(
     read: Read, val_fraction: float, progress: Advance = no_progress, cut: bool = True
 ) -> Iterator[Part]:
     """Send each document to "train" or "val" by a hash of its text (of its first piece, if it has
-    several), so that the split depends neither on order nor on chance and equal documents stay
-    together. `read` is called twice, first for a look at the beginnings, which is not progress.
+    several). So the split depends neither on order nor on chance, and equal documents stay
+    together. `read` is called twice, first only for the beginnings, which is not progress.
 
-    In a small corpus, where chance could leave "val" empty, the documents with the smallest hashes
-    make it, at least one. A single document is cut: its end is "val"; with cut=False it is an
-    error.
+    In a small corpus, where "val" could be empty by chance, it gets the documents with the smallest
+    hashes, at least one. A single document is cut: its end is "val"; with cut=False it is an error.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}: give a number between 0 and 1, say 0.05")

@@ -1,8 +1,8 @@
-"""Files of text, read as documents.
+"""Reads files of text as documents.
 
-Documents come as pieces of UTF-8, so that a text file of any size passes in bounded memory. A piece
-ends where no token crosses (see `safe_cut`): the ids of the pieces, put together, are the ids of
-the whole. To read another format: a function, and a line in READERS.
+Documents come as pieces of UTF-8, so that text files of any size can be read in bounded memory. A
+piece ends where no token crosses the border (see `safe_cut`): the ids of the pieces, one after
+another, are the ids of the whole. To read another format, add a function and a line in READERS.
 """
 
 import codecs
@@ -35,10 +35,10 @@ def read_pieces(
     """The documents of the files, in order; null and empty ones, and empty files, are left out
     unless keep_empty.
 
-    progress: is called with the bytes of the files as they are read.
-    heads: only the beginnings of the documents are wanted: a long text file is not read to its end.
-    seen: takes note of what was left out, and of what may not have been meant.
-    Raises UserError, naming the place, for bad input, and where all files are empty or left out.
+    progress: called with the number of bytes of the files that were read.
+    heads: only the beginnings of documents are wanted: a long text file is not read to its end.
+    seen: notes what was left out, and what the user may not have meant.
+    Raises UserError, naming the place, for bad input, and if all files are empty or left out.
     """
     if options.on_error not in ("stop", "skip"):
         raise UserError(f"on_error is {options.on_error!r}: stop or skip")
@@ -74,8 +74,8 @@ def read_pieces(
 
 
 def _look_at(file: Path, options: Options, seen: Seen) -> int:
-    """The size of a file. Under on_error=skip a text file is read to its end once, so that none is
-    given up in its middle. Raises UserError for what cannot be read."""
+    """The size of a file. With on_error=skip a text file is read to its end once beforehand, so
+    that none is abandoned in its middle. Raises UserError for a file that cannot be read."""
     if file in seen.faults:
         raise UserError(seen.faults[file])
     size = file_size(file)
@@ -90,12 +90,12 @@ def _look_at(file: Path, options: Options, seen: Seen) -> int:
 
 
 def _lacks_resources(e: UserError) -> bool:
-    """Whether it is no fault of the file: too many files are open, or there is no memory."""
+    """Whether an error is not the file's fault: too many files are open, or memory is short."""
     return getattr(e.__context__, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def _fail_if_unreadable(file: Path | None, seen: Seen) -> None:
-    """Raise UserError where nothing was read because of faults, or as all files are empty."""
+    """Raise UserError if nothing was read, because of faults or because all files are empty."""
     if seen.faults or seen.first_row:
         first = next(iter(seen.faults.values()), seen.first_row)
         raise UserError(f"nothing in the input can be read: {first}")
@@ -104,7 +104,7 @@ def _fail_if_unreadable(file: Path | None, seen: Seen) -> None:
 
 
 def _reader(path: Path) -> "Reader":
-    """By the end of the file's name; what has another end was named as text by the user."""
+    """The reader for the ending of a file's name. Other files are text, as the user says so."""
     ends = path.name.lower().endswith
     return next((read for end, read in READERS.items() if ends(end)), _read_text)
 
@@ -113,7 +113,7 @@ def _reader(path: Path) -> "Reader":
 
 
 def _read_text(path: Path, size: int, options: Options, seen: Seen) -> Iterator[Piece]:
-    """Line ends become \\n, as in Python's text mode; a byte order mark goes."""
+    """Line ends become \\n, as in Python's text mode; a byte order mark is removed."""
     border, mark = options.border, EOT_TEXT.encode()
     seen.texts += 1
     with unpacked(path, size) as file:
@@ -132,7 +132,7 @@ def _read_text(path: Path, size: int, options: Options, seen: Seen) -> Iterator[
                 for document in documents:
                     yield Piece(document, first, True, file.position)
                     first = True
-            # A border that the next block completes must not be cut.
+            # do not cut within a border that only the next block completes
             cut = 0
             if len(text) >= PIECE:
                 head = text[: len(text) - len(border)]
@@ -151,7 +151,7 @@ def _read_text(path: Path, size: int, options: Options, seen: Seen) -> Iterator[
 
 
 def _text_blocks(file: Unpacked) -> Iterator[bytes]:
-    """The text of a file by and by: valid UTF-8, every block with whole characters, \\n only."""
+    """The text of a file, block by block: valid UTF-8, whole characters, no line ends but \\n."""
     start = 0  # of `block` in the file
     rest = b""  # the last bytes of a block: a character that goes on in the next, or a \r
     while True:
@@ -181,11 +181,11 @@ def _text_blocks(file: Unpacked) -> Iterator[bytes]:
 
 
 def safe_cut(text: str | bytes) -> int:
-    """The last place in `text` where cutting changes no token id, 0 if there is none.
+    """The last place in `text` where a cut changes no token id; 0 if there is none.
 
-    That is after a newline between two characters that are not white space, or, where there is
-    none, before a blank between two letters of ASCII: in the patterns of GPT-2 and GPT-4 both end a
-    chunk, whether more text follows or not.
+    That is after a newline between two characters that are not white space or, if there is none,
+    before a blank between two ASCII letters: in the patterns of GPT-2 and GPT-4 both end a chunk,
+    whether more text follows or not.
     """
     end, newline = len(text), "\n" if isinstance(text, str) else b"\n"
     for _ in range(TRIES):
@@ -209,7 +209,7 @@ def safe_cut(text: str | bytes) -> int:
 
 
 def _any_cut(data: bytes) -> int:
-    """The last border between characters, for text that is too long to wait for a better place."""
+    """The last border between characters, for text that has no better place and is too long."""
     cut = len(data) - 1
     while cut > 0 and data[cut] & 0xC0 == 0x80:
         cut -= 1
@@ -217,8 +217,8 @@ def _any_cut(data: bytes) -> int:
 
 
 def read_whole(path: Path) -> str:
-    """All of one text file, whatever its name. Raises UserError if there is nothing to read, or
-    more than WHOLE bytes."""
+    """All of one text file, whatever its name. Raises UserError if it is empty, or longer than
+    WHOLE bytes."""
     size = file_size(path)
     if size > WHOLE:
         raise UserError(

@@ -56,10 +56,10 @@ class Writer:
 
     tokenizer, vocab_size: give one of them; vocab_size alone for data that are not text.
     row_length: the data are rows of so many tokens; each `add` brings whole rows.
-    masks: each `add` brings a mask too, one 0 or 1 per token; 0 marks a token that is context only.
+    masks: each `add` brings a mask, too: 0 or 1 per token; 0 marks a token that is only context.
     chat_template: how its conversations are written (bonsai/tokenizers/chat.py).
     shard_tokens: cut each split into files of so many tokens, train_00000.bin, ...; 0: one file.
-    splits: their names; every one must have tokens in the end.
+    splits: their names; each must have tokens in the end.
     """
 
     def __init__(
@@ -396,9 +396,9 @@ def disk_errors(path: Path):
 def describe_prepared(
     meta: dict, folder: str | Path, seconds: float, fields: Sequence[str] = FIELDS
 ) -> str:
-    """What a prepare script prints at its end: counts, place, time, and what to run next.
+    """What a prepare script prints at its end: counts, folder, time, and what to run next.
 
-    fields: of the meta, that were written and not kept from an older one."""
+    fields: those of `meta` that are not kept from an older meta.json."""
     lines = []
     for name, split in meta["splits"].items():
         n = split["documents"]
