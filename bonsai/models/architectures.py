@@ -1,9 +1,10 @@
-"""The classes of transformers that a GPT can be: which fields each has a place for, and the weights
-by its names, out and in.
+"""The classes of transformers that a GPT can be: which fields of GPTConfig each has a place for,
+and how weights are translated to its names and back.
 
-Classic models are GPT2LMHeadModel, which hugging_face.py beside this reads; models with rotary
-positions, RMSNorm and SwiGLU are LlamaForCausalLM (Touvron et al. 2023); those of the fast recipe's
-shape NanoChatForCausalLM. A field of GPTConfig that a class does not have is named, never dropped.
+Classic models become GPT2LMHeadModel, models with rotary positions, RMSNorm and SwiGLU become
+LlamaForCausalLM (Touvron et al. 2023), and those of the fast recipe's shape NanoChatForCausalLM. A
+field that no class has is an error that names it; it is never dropped. hugging_face.py beside this
+file reads such folders.
 """
 
 import math
@@ -17,13 +18,13 @@ from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES
 from model import GPTConfig
 
-# Fields that need no place: of training alone, or without effect unless another field has a value
-# that is checked.
+# Fields that a class need not have: they matter only in training, or only together with another
+# field, which is checked.
 FREE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "init", "zero_init"}
 FREE |= {"activation_checkpointing", "bfloat16_stream", "norm_bias", "rope_base", "window_pattern"}
 ANY = object()
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2"}
-# What a class has besides the defaults of GPTConfig: field -> values.
+# For each class: field -> the values that it can have there. Other fields must be at their default.
 PLACES = {
     "GPT2LMHeadModel": {
         "bias": ANY,  # False: zeros
@@ -58,15 +59,15 @@ PLACES = {
     },
 }
 KINDS = ("weight", "bias")
-# of GPT-2's classes, where OpenAI's Conv1D stores a matrix the other way round than nn.Linear
+# weights of GPT-2's classes that OpenAI's Conv1D stores as the transpose of nn.Linear's
 CONV1D = tuple(f"{m}.weight" for m in ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"))
-# of Llama's class, whose rows are the hidden channels of an MLP
+# parameters of Llama's class whose rows are the hidden channels of an MLP
 ROWS = tuple(f"mlp.{name}.{kind}" for name in ("gate_proj", "up_proj") for kind in KINDS)
-EPSILON = 1e-5  # what norms here add to the mean square
-QK_EPSILON = 2.0**-23  # ... of queries and keys: torch's own, 1.19e-7
-# NanoChat adds one number everywhere, here EPSILON. To queries and keys eight times as long it is
-# what 1e-5 / 8**2 = 1.56e-7 is to them as they are. Other powers of two are further off, and other
-# numbers would round the weights.
+EPSILON = 1e-5  # what our norms add to the mean square
+QK_EPSILON = 2.0**-23  # ... and to that of queries and keys: torch's default, 1.19e-7
+# NanoChat adds the same number everywhere, in our exports EPSILON. If queries and keys are eight
+# times as long, that has the effect of 1e-5 / 8**2 = 1.56e-7. Other powers of two are further from
+# QK_EPSILON, and other numbers would round the weights.
 QK_LENGTHS = 8.0
 Weights = dict[str, torch.Tensor]
 
@@ -75,7 +76,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def plain(config: GPTConfig) -> GPTConfig:
-    """The same model with as many fields at their default as can be."""
+    """The same model, with as many fields as possible at their default."""
     same = {}
     if config.n_kv_head == config.n_head:
         same["n_kv_head"] = 0
@@ -91,7 +92,7 @@ def plain(config: GPTConfig) -> GPTConfig:
 
 
 def misfits(config: GPTConfig, places: dict) -> list[str]:
-    """The fields, with their values, for which there is no place."""
+    """The fields, with their values, for which `places` has no place."""
     default, settings = GPTConfig(), asdict(config)
     found = []
     for f in fields(GPTConfig):
@@ -104,8 +105,8 @@ def misfits(config: GPTConfig, places: dict) -> list[str]:
 
 
 def class_for(config: GPTConfig, source: str) -> str:
-    """The class of transformers that a model is. UserError with the fields that no class has, of
-    the class that lacks the fewest."""
+    """The class of transformers for a model. If there is none: UserError that names the class which
+    lacks the fewest fields, and these fields."""
     lacking = {name: misfits(config, places) for name, places in PLACES.items()}
     name = min(lacking, key=lambda name: len(lacking[name]))
     if lacking[name]:
@@ -120,8 +121,8 @@ def class_for(config: GPTConfig, source: str) -> str:
 
 
 def fold_scale(weights: Weights, config: GPTConfig) -> None:
-    """Put an attention_scale other than 1 / sqrt(head size) into the queries, to which the scores
-    are proportional. Changes `weights`, as `fill_in` does."""
+    """Multiply an attention_scale other than 1 / sqrt(head size) into the queries, to which the
+    scores are proportional. Changes `weights` in place."""
     if not config.attention_scale:
         return
     factor, rows = config.attention_scale * math.sqrt(config.head_dim), config.n_head
@@ -132,7 +133,7 @@ def fold_scale(weights: Weights, config: GPTConfig) -> None:
 
 
 def in_dtype(w: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
-    """Weights in `dtype`; UserError where float16 makes infinite what is finite."""
+    """Weights in `dtype`; UserError if float16 would make finite ones infinite."""
     converted = w.to(DTYPES[dtype])
     if dtype == "float16" and w[~converted.isfinite()].isfinite().any():
         raise UserError(
@@ -142,7 +143,8 @@ def in_dtype(w: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
 
 
 def fill_in(weights: Weights, config: GPTConfig, biases: bool = False) -> None:
-    """Add ones for gains that a model has not; biases: zeros for biases, too."""
+    """Add ones for gains that a model does not have; biases: also zeros for its biases. Changes
+    `weights` in place."""
     c, like = config, weights["transformer.wte.weight"]
     rows = {"attn.c_attn": (c.n_head + 2 * c.kv_heads) * c.head_dim, "mlp.c_fc": 4 * c.n_embd}
     names = [f"transformer.h.{i}." for i in range(c.n_layer)]
@@ -157,11 +159,11 @@ def fill_in(weights: Weights, config: GPTConfig, biases: bool = False) -> None:
 
 # ---- Llama and NanoChat ----
 
-Parts = list[tuple[str, int]]  # names, and the rows that each has of a tensor of ours
+Parts = list[tuple[str, int]]  # their names, and how many rows of our tensor each of them has
 
 
 def layout(config: GPTConfig, llama: bool) -> Iterable[tuple[str, Parts]]:
-    """Each module of ours, and those of transformers' that it is made of, in order."""
+    """For each of our modules, the modules of transformers that hold its rows, in order."""
     c = config
     heads = [("q_proj", c.n_head), ("k_proj", c.kv_heads), ("v_proj", c.kv_heads)]
     yield "transformer.wte", [("model.embed_tokens", c.vocab_size)]
@@ -185,7 +187,7 @@ def layout(config: GPTConfig, llama: bool) -> Iterable[tuple[str, Parts]]:
 
 
 def to_rotary(weights: Weights, config: GPTConfig, llama: bool) -> Weights:
-    """Weights of ours by the names of LlamaForCausalLM, or of NanoChatForCausalLM."""
+    """Our weights by the names of LlamaForCausalLM, or of NanoChatForCausalLM."""
     theirs = {}
     for name, parts in layout(config, llama):
         for kind in KINDS:
@@ -196,8 +198,7 @@ def to_rotary(weights: Weights, config: GPTConfig, llama: bool) -> Weights:
 
 
 def from_rotary(theirs: Weights, config: GPTConfig, llama: bool) -> Weights:
-    """The inverse of `to_rotary`. What is missing, or has no place, is left as it is: check_fit
-    names it."""
+    """The inverse of `to_rotary`. What is missing or unknown stays as it is; check_fit names it."""
     weights = dict(theirs if llama else turned(theirs, config, 1 / QK_LENGTHS))
     for name, parts in layout(config, llama):
         for kind in KINDS:
@@ -213,9 +214,11 @@ def from_rotary(theirs: Weights, config: GPTConfig, llama: bool) -> Weights:
 
 
 def turned(weights: Weights, config: GPTConfig, factor: float) -> Weights:
-    """Queries and keys as NanoChat has them, `factor` times as long. It rotates by -theta: with the
-    second half of each head negated it computes the same scores, to the last bit. Called again with
-    1 / factor it gives the weights back."""
+    """Weights with queries and keys as NanoChat has them, `factor` times as long.
+
+    NanoChat rotates by -theta; if the second half of each head is negated, it computes the same
+    scores, to the last bit. A second call, with 1 / factor, gives the weights back.
+    """
     theirs = dict(weights)
     for name, w in weights.items():
         if not name.endswith(("q_proj.weight", "k_proj.weight")) or not w.is_floating_point():
@@ -229,8 +232,8 @@ def turned(weights: Weights, config: GPTConfig, factor: float) -> Weights:
 
 
 def widened(theirs: Weights, config: GPTConfig, inner: int, source: object) -> Weights:
-    """A Llama whose MLP has `inner` hidden channels, fewer than 4 n_embd, as one that has as many:
-    the others are 0, and add nothing. UserError where its weights have another number."""
+    """A Llama whose MLP has `inner` hidden channels, fewer than 4 n_embd, filled up to 4 n_embd
+    with zeros, which add nothing. UserError if its weights have another number of channels."""
     missing, wide = 4 * config.n_embd - inner, dict(theirs)
     for name, w in theirs.items():
         rows, columns = name.endswith(ROWS), name.endswith("down_proj.weight")
@@ -244,12 +247,12 @@ def widened(theirs: Weights, config: GPTConfig, inner: int, source: object) -> W
 
 
 def with_our_epsilon(weights: Weights, config: GPTConfig, eps: float) -> Weights:
-    """A Llama or NanoChat whose norms add `eps`, by our names, as one whose norms add ours.
+    """Turn a Llama or NanoChat, by our names, whose norms add `eps` into one whose norms add ours.
 
-    A norm of s x that adds s^2 eps is the norm of x that adds eps. So Llama's stream is scaled by
-    s: what is embedded, and what each block adds; a tied head is made up for in the gain before it.
-    NanoChat normalises what is embedded, beside which 1e-5 does not count; its queries and keys are
-    scaled by an s of their own.
+    The norm of s x that adds s^2 eps equals the norm of x that adds eps. So Llama's residual stream
+    is scaled by s: its embedding, and what each block adds. A tied head, which is thereby scaled,
+    too, is compensated by the gain before it. NanoChat normalises its embedding, and beside that
+    1e-5 does not count; only its queries and keys are scaled, by an s of their own.
     """
     s, scaled = math.sqrt(EPSILON / eps), dict(weights)
     adds = ("transformer.wte.weight", *(f"c_proj.{kind}" for kind in KINDS))
@@ -270,9 +273,9 @@ def with_our_epsilon(weights: Weights, config: GPTConfig, eps: float) -> Weights
 
 
 def exported(config: GPTConfig, weights: Weights, source: str) -> tuple[dict, Weights]:
-    """config.json and the weights of a model for transformers, in which shared ones stand once.
+    """config.json and the weights of a model for transformers; shared weights are written once.
 
-    weights: GPT.state_dict(). Raises UserError for a model that no class there is.
+    weights: GPT.state_dict(). Raises UserError for a model that no class there can be.
     """
     config, weights = plain(config), dict(weights)
     name = class_for(config, source)
@@ -292,8 +295,8 @@ def exported(config: GPTConfig, weights: Weights, source: str) -> tuple[dict, We
 
 
 def exported_gpt2(config: GPTConfig, weights: Weights) -> tuple[dict, Weights]:
-    """The fields of config.json and the weights as GPT2LMHeadModel has them."""
-    unscaled = config.attention_scale == 1  # GPT-2's classes have that
+    """Fields of config.json, and the weights, for GPT2LMHeadModel."""
+    unscaled = config.attention_scale == 1  # GPT-2's class has a field for that
     if not unscaled:
         fold_scale(weights, config)
     fill_in(weights, config, biases=True)
@@ -314,7 +317,7 @@ def exported_gpt2(config: GPTConfig, weights: Weights) -> tuple[dict, Weights]:
 
 
 def exported_rotary(config: GPTConfig, weights: Weights, llama: bool) -> tuple[dict, Weights]:
-    """The same as LlamaForCausalLM has them, or NanoChatForCausalLM."""
+    """Fields of config.json, and the weights, for LlamaForCausalLM or NanoChatForCausalLM."""
     settings = {
         "model_type": "llama" if llama else "nanochat",
         "max_position_embeddings": config.block_size,

@@ -1,8 +1,9 @@
-"""GPT-2's and Llama's shapes as a GGUF file, llama.cpp's format: out by the package `gguf`, and in.
+"""Models of GPT-2's and Llama's shapes as GGUF files, llama.cpp's format. Writing needs the package
+`gguf`, reading does not.
 
-The tensors are those of the classes of transformers (architectures.py) under other names. Llama's
-queries and keys have their pairs of channels side by side there, where here they are half a head
-apart. GPT-2's GELU is computed by tanh there, whatever the model was trained with.
+The tensors are those of transformers' classes (architectures.py) under other names. In Llama's
+queries and keys the two channels of a rotated pair stand side by side there; here they are half a
+head apart. llama.cpp computes GPT-2's GELU by tanh, whatever the model was trained with.
 """
 
 import errno
@@ -48,9 +49,9 @@ TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 
 
 def tensors(config: GPTConfig, weights: Weights, source: str) -> tuple[dict, Weights]:
-    """config.json of transformers, and the weights by GGUF's names, matrices as nn.Linear has them.
+    """transformers' config.json, and the weights by GGUF's names, matrices in nn.Linear's layout.
 
-    weights: GPT.state_dict(). Raises UserError for what llama.cpp computes otherwise.
+    weights: GPT.state_dict(). Raises UserError for a model that llama.cpp cannot compute.
     """
     settings, weights = exported(config, weights, source)
     kind = settings["model_type"]
@@ -95,9 +96,9 @@ def write_gguf(
     dtype: str,
     source: str,
 ) -> None:
-    """Write a model whole or not at all, and over nothing. dtype: of the matrices, a key of TYPES;
-    what is no matrix, and positions, stay in float32. Raises UserError for what has no place in the
-    format."""
+    """Write a model, whole or not at all, and never over another file. dtype: of the matrices, a
+    key of TYPES; positions, and all that is no matrix, stay in float32. Raises UserError for what
+    has no place in the format."""
     settings, found = tensors(config, weights, source)
     words = vocabulary(tokenizer, config.vocab_size)
     gguf = library()
@@ -121,7 +122,7 @@ def write_gguf(
             except OSError as e:
                 if e.errno is not None:
                     raise
-                raise OSError(errno.ENOSPC, f"{e}") from None  # NumPy says how much it wrote
+                raise OSError(errno.ENOSPC, f"{e}") from None  # NumPy's, which has no errno
             finally:
                 file.close()
 
@@ -150,7 +151,7 @@ SIZES = {  # by architecture: a name in transformers' config.json -> GGUF's afte
     },
 }
 
-# Other values of a file by which llama.cpp changes the logits -> those by which it does not.
+# Other entries of a file by which llama.cpp may change the logits -> values with which it does not.
 CHANGES = {
     **dict.fromkeys(("rope.scaling.type", "expert_count"), (0, "none")),
     **dict.fromkeys(("rope.scaling.factor", "rope.scale_linear"), (0, 1)),
@@ -162,7 +163,7 @@ CHANGES = {
 
 def read_gguf(path: Path) -> tuple[dict, Weights, dict]:
     """Settings of GPTConfig, the weights by the names of GPT.state_dict() in float32, and all
-    values of a file. Raises UserError for another architecture, and as `read_model` does."""
+    entries of the file. Raises UserError for other architectures, and as `read_model` does."""
     values, found = read_gguf_file(path)
     kind = values.get("general.architecture")
     if not isinstance(kind, str) or kind not in SIZES:
@@ -188,7 +189,7 @@ def read_gguf(path: Path) -> tuple[dict, Weights, dict]:
 
 
 def by_their_names(found: Weights, config: dict, path: Path) -> Weights:
-    """The tensors of a file by the names of transformers' classes."""
+    """The tensors of a file, by the names of transformers' classes."""
     llama = config["model_type"] == "llama"
     known = {n: module for module, n in (OF_LLAMA if llama else OF_GPT2).items()}
     weights = {}
@@ -210,7 +211,8 @@ def by_their_names(found: Weights, config: dict, path: Path) -> Weights:
 
 
 def apart(w: torch.Tensor, config: dict, short: str, name: str) -> torch.Tensor:
-    """Queries or keys whose pairs of channels stand side by side, as those half a head apart."""
+    """Queries or keys, reordered: the channels of a pair move from side by side to half a head
+    apart."""
     heads = config.get("num_attention_heads")
     if short == "attn_k":
         heads = config.get("num_key_value_heads") or heads
@@ -252,7 +254,7 @@ def read_vocabulary(values: dict, vocab_size: int, name: str) -> dict:
 
 
 def describe(file, config: GPTConfig, settings: dict) -> None:
-    """Write the sizes of a model."""
+    """Add the sizes of a model to the file."""
     file.add_vocab_size(config.vocab_size)
     file.add_context_length(config.block_size)
     file.add_embedding_length(config.n_embd)
@@ -270,8 +272,8 @@ def describe(file, config: GPTConfig, settings: dict) -> None:
 
 
 def add_tensor(gguf, file, name: str, w: torch.Tensor, kind) -> None:
-    """Add a tensor in `kind`: in float16 where its rows are no whole number of blocks, in float32
-    if it is no matrix, or positions."""
+    """Add a tensor to the file in `kind`; but in float16 if its rows are no whole number of blocks,
+    and in float32 if it is no matrix, or a table of positions."""
     types = gguf.GGMLQuantizationType
     if w.dim() < 2 or name.startswith("position"):
         kind = types.F32
@@ -284,8 +286,8 @@ def add_tensor(gguf, file, name: str, w: torch.Tensor, kind) -> None:
 
 
 def vocabulary(tokenizer: Tokenizer, size: int) -> tuple[str, list[str], list[int], list[str]]:
-    """llama.cpp's name of the pattern, each token and its kind, and the merges. UserError for a
-    tokenizer that it would read otherwise."""
+    """llama.cpp's name for the pattern, each token and its kind, and the merges. UserError for a
+    tokenizer that llama.cpp would read differently."""
     kind = tokenizer.to_dict()["type"]
     if kind in ("char", "sentencepiece"):
         raise UserError(f"a {kind} tokenizer has no place in a GGUF file here: only BPE and byte")
@@ -310,19 +312,19 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> tuple[str, list[str], list[in
 
 
 def unreached(tokenizer: BPETokenizer) -> bytes | None:
-    """A token that its own bytes are not merged into, if there is one."""
+    """A token into which its own bytes are not merged; None if there is none."""
     tokens = filter(None, tokenizer.tokens)
     return next((t for t in tokens if merge(t, tokenizer.ranks) != [t]), None)
 
 
 def describe_tokens(file, words: tuple[str, list[str], list[int], list[str]], eot: int) -> None:
-    """Write what `vocabulary` returns; eot: the id of the end of a text."""
+    """Add what `vocabulary` returns to the file; eot: the id of the end of a text."""
     pre, tokens, kinds, merges = words
     file.add_tokenizer_model("gpt2")
     file.add_tokenizer_pre(pre)
     file.add_token_list(tokens)
     file.add_token_types(kinds)
-    # llama.cpp wants some; these two never stand side by side, as no merge leads to them
+    # llama.cpp needs some merges; these two tokens never stand side by side in bytes to be merged
     file.add_token_merges(merges or [f"{tokens[eot]} {tokens[eot]}"])
     file.add_bos_token_id(eot)
     file.add_eos_token_id(eot)

@@ -1,9 +1,9 @@
-"""GPT-2, Llama and NanoChat in the folders of Hugging Face: config.json and weights, read as data.
+"""Reads GPT-2, Llama and NanoChat from Hugging Face's folders: config.json and weights, as data.
 
-Nothing of a folder is executed, and transformers is not needed: whatever a config.json names
-(auto_map is code of the folder's own), it is either a field that is known here or left alone.
-Each field of transformers' GPT2Config that changes the logits is honoured or refused; so are those
-of LlamaConfig and NanoChatConfig. architectures.py has the names of their weights.
+Nothing in a folder is executed, and transformers is not needed. Each field of transformers'
+GPT2Config, LlamaConfig and NanoChatConfig that changes the logits is either followed or refused;
+others are ignored, except that auto_map, which names code in the folder, is refused, too.
+architectures.py has the names of their weights.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from bonsai.system.hub import use_cache_if_offline
 from model import GPT, GPTConfig
 
 CONFIG_BYTES = 4 * 2**20  # of config.json, and of the index of several files of weights
-# field of ours -> GPT-2's name in config.json and transformers' alias of it, and the default
+# our field -> GPT-2's name in config.json and transformers' alias for it, and the default
 SIZES = {
     "vocab_size": (("vocab_size",), 50257),
     "block_size": (("n_positions", "max_position_embeddings"), 1024),
@@ -49,7 +49,7 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu2",
 }
-# what must have this value (or be left out), as the model here has no other
+# fields that must have this value (or be missing), because the model here has no other
 FIXED = {
     "layer_norm_epsilon": 1e-5,
     "add_cross_attention": False,
@@ -64,7 +64,7 @@ FLAGS = {  # booleans that may be set, and their defaults
     "attention_bias": False,
     "mlp_bias": False,
 }
-# models with rotary positions: what each has besides the fields of its config.json
+# models with rotary positions -> fields of ours that their config.json does not state
 ROTARY = {
     "llama": {"activation": "swiglu"},
     "nanochat": {"norm_gain": False, "norm_embedding": True, "qk_norm": True},
@@ -86,8 +86,8 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which th
 def read_model(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """Settings of GPTConfig, and the weights by the names of GPT.state_dict(), in float32.
 
-    source: a folder, or a name on the Hugging Face hub, from which it is downloaded once.
-    Raises UserError for what cannot be loaded or is no model that the one here can be.
+    source: a folder, or a name on the Hugging Face hub, from which it is downloaded once. Raises
+    UserError if it cannot be loaded, or if our GPT cannot be this model.
     """
     folder = Path(source) if Path(source).is_dir() else download(str(source))
     config = read_json_object(folder / "config.json", CONFIG_BYTES)
@@ -107,8 +107,8 @@ def read_model(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
 def assembled(
     config: dict, folder: Path, read: Callable[[], dict[str, torch.Tensor]]
 ) -> tuple[dict, dict[str, torch.Tensor]]:
-    """What `read_model` gives, of what config.json says and of the weights by transformers' names,
-    which are read after it. folder: for messages."""
+    """The result of `read_model`, from config.json and from a function that reads the weights by
+    transformers' names; it is called after config.json was checked. folder: for messages."""
     kind = config["model_type"]
     settings, weights = (read_gpt2 if kind == "gpt2" else read_rotary)(config, folder, read)
     wte, head = (weights.get(k) for k in ("transformer.wte.weight", "lm_head.weight"))
@@ -160,8 +160,8 @@ def read_rotary(
 
 
 def pretrained(make: type[GPT], source: str | Path, overrides: dict) -> GPT:
-    """The model of `read_model`, with other fields where `overrides` has them; its errors as
-    ValueError, as model.py knows no other."""
+    """The model of `read_model`, with the fields in `overrides` changed. Raises its errors as
+    ValueError, because model.py knows nothing of UserError."""
     try:
         settings, weights = read_model(source)
     except UserError as e:
@@ -173,7 +173,7 @@ def pretrained(make: type[GPT], source: str | Path, overrides: dict) -> GPT:
 
 
 def gpt2_settings(config: dict, folder: Path) -> dict:
-    """The fields of GPTConfig that a config.json says; UserError for what the GPT cannot be."""
+    """The fields of GPTConfig from a config.json; UserError for what our GPT cannot be."""
     settings = {"bias": True, "dropout": 0.0}
     for ours, (names, default) in SIZES.items():
         settings[ours] = size(config, names, default, folder)
@@ -188,8 +188,8 @@ def gpt2_settings(config: dict, folder: Path) -> dict:
 
 
 def rotary_settings(config: dict, folder: Path) -> tuple[dict, int]:
-    """The fields of GPTConfig that a config.json of Llama's or NanoChat's says, and the hidden
-    channels of its MLP."""
+    """The fields of GPTConfig from a config.json of Llama's or NanoChat's, and the number of hidden
+    channels in its MLP."""
     kind = config["model_type"]
     settings = {k: size(config, (name,), None, folder) for k, name in ROTARY_SIZES.items()}
     heads, channels = settings["n_head"], settings["n_embd"]
@@ -221,10 +221,11 @@ def rotary_settings(config: dict, folder: Path) -> tuple[dict, int]:
 
 
 def epsilon(config: dict, folder: Path) -> float:
-    """What the norms of a Llama or NanoChat add to the mean square."""
+    """The number that the norms of a Llama or NanoChat add to the mean square."""
     eps = config.get("rms_norm_eps")
     eps = 1e-6 if eps is None else eps  # transformers' default
-    # of NanoChat's stream, which is no shorter than its normalised beginning, it stays ours
+    # The norms of NanoChat's stream keep our epsilon: beside the stream, which begins normalised,
+    # neither counts if it is this small
     most = 2e-5 if config["model_type"] == "nanochat" else 1e-2
     if type(eps) not in (int, float) or not 1e-12 <= eps <= most:
         raise UserError(f"{folder}: rms_norm_eps={brief(eps)} of its config.json is not supported")
@@ -232,7 +233,7 @@ def epsilon(config: dict, folder: Path) -> float:
 
 
 def nanochat_fields(config: dict, folder: Path) -> dict:
-    """Fields of GPTConfig that NanoChat's models choose and Llama's do not."""
+    """Fields of GPTConfig that NanoChat's config.json states and Llama's does not."""
     cap = config.get("final_logit_softcapping", 15.0)
     if cap is not None and (type(cap) not in (int, float) or not 0 < cap < 2**31):
         raise UserError(f"{folder}: config.json has final_logit_softcapping={brief(cap)}")
@@ -243,7 +244,7 @@ def nanochat_fields(config: dict, folder: Path) -> dict:
 
 
 def rope_base(config: dict, folder: Path) -> float:
-    """The base of rotary frequencies that are stretched in no way."""
+    """The base of the rotary frequencies; UserError if they are scaled in some other way."""
     rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
     base = rope.get("rope_theta") if isinstance(rope, dict) else None
     if type(base) not in (int, float) or not 0 < base < 2**31:
@@ -258,7 +259,7 @@ def rope_base(config: dict, folder: Path) -> float:
 
 
 def size(config: dict, names: tuple[str, ...], default: int | None, folder: Path) -> int:
-    """A whole number that stands under one of `names`; for Llama null is its default."""
+    """A whole number under one of `names`. Of two fields of Llama's null means the default."""
     value = next((config[name] for name in names if name in config), default)
     value = default if value is None and names[0] in ("num_key_value_heads", "head_dim") else value
     if not is_whole(value, 1, 2**31):
@@ -267,7 +268,7 @@ def size(config: dict, names: tuple[str, ...], default: int | None, folder: Path
 
 
 def check_fixed(config: dict, fixed: dict, folder: Path) -> None:
-    """UserError for a field of another value than the one that the model here has."""
+    """Raise UserError if a field has another value than the only one that is supported here."""
     for key, only in fixed.items():
         value = config.get(key, only)
         if value != only and value is not None:
@@ -275,7 +276,7 @@ def check_fixed(config: dict, fixed: dict, folder: Path) -> None:
 
 
 def activation(config: dict, name: str, default: str, folder: Path) -> str:
-    """model.py's name of the activation that stands under `name`; UserError for another one."""
+    """model.py's name for the activation under `name`; UserError for an unknown one."""
     value = config.get(name, default)
     if not isinstance(value, str) or value not in ACTIVATIONS:
         raise UserError(
@@ -294,8 +295,8 @@ def flag(config: dict, name: str, folder: Path) -> bool:
 
 
 def divide_queries(weights: dict[str, torch.Tensor], layers: int, channels: int) -> None:
-    """Scores of layer i (from 0) divided by i + 1, as scale_attn_by_inverse_layer_idx has it
-    (Mistral, Karamcheti et al. 2021): in the queries, which the scores are proportional to."""
+    """Divide the scores of layer i (from 0) by i + 1, as scale_attn_by_inverse_layer_idx asks
+    (Mistral, Karamcheti et al. 2021), by dividing the queries, to which they are proportional."""
     for i in range(layers):
         for part in ("weight", "bias"):
             name = f"transformer.h.{i}.attn.c_attn.{part}"
@@ -304,7 +305,7 @@ def divide_queries(weights: dict[str, torch.Tensor], layers: int, channels: int)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder by the names that they have there, from one file or from several."""
+    """The tensors of a folder by their names there, from one file or from several."""
     for name in WEIGHTS:
         if exists(folder / name):
             return read_tensors(folder / name)
@@ -324,7 +325,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one file by their names; UserError where it is damaged or holds more."""
+    """The tensors of one file by their names; UserError if it is damaged or holds anything else."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
@@ -338,7 +339,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def download(name: str) -> Path:
-    """The folder of a model of the hub in the cache of its library, with config and weights."""
+    """Download config and weights of a model from the hub; returns the folder in its cache."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
