@@ -179,6 +179,19 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
 
 
+def rotation_at(model: nn.Module, pos: torch.Tensor, cache):
+    """rope_angles of the positions pos (..., T) in a model, a GPT or a Decoder; None without rope.
+
+    Without a cache pos is 0 ... T - 1, and the model's table `rotation` is used, if it has one.
+    """
+    c, T = model.config, pos.size(-1)
+    if c.position != "rope":
+        return None
+    if cache is None and model.rotation is not None and model.rotation.size(1) >= T:
+        return model.rotation[:, :T]
+    return rope_angles(pos, c.head_dim, c.rope_base)
+
+
 # ---- attention ----
 
 GATE = 12  # channels of the stream that decide how much of a value embedding is taken
@@ -469,12 +482,7 @@ class GPT(nn.Module):
         x = self.transformer.drop(x)
         if self.config.bfloat16_stream and dtype_of_products(x) == torch.bfloat16:
             x = x.bfloat16()  # autocast leaves embeddings, which are no products, in fp32
-        rotation = None
-        if self.config.position == "rope":
-            if cache is None and self.rotation is not None and self.rotation.size(1) >= T:
-                rotation = self.rotation[:, :T]
-            else:
-                rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
+        rotation = rotation_at(self, pos, cache)
         x0, values = x, None
         for i, block in enumerate(self.transformer.h):
             if self.config.residual_lambdas:

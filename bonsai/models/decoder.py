@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
 from bonsai.models.contract import LanguageModel
-from model import GPT, GROUPS, Block, GPTConfig, Norm, rope_angles
+from model import GPT, GROUPS, Block, GPTConfig, Norm, rotation_at
 
 # fields that are the GPT's alone
 OF_GPT = ("value_embeddings", "residual_lambdas", "bigram_embeddings", "bfloat16_stream")
@@ -48,13 +48,9 @@ class Decoder(nn.Module):
 
     def forward(self, x: torch.Tensor, cache=None) -> torch.Tensor:
         """With a cache, x are the vectors after those already in it."""
-        T, rotation = x.size(1), None
+        T = x.size(1)
         pos = torch.arange(T, device=x.device) if cache is None else cache.place(T)
-        if self.config.position == "rope":
-            if cache is None and self.rotation is not None and self.rotation.size(1) >= T:
-                rotation = self.rotation[:, :T]
-            else:
-                rotation = rope_angles(pos, self.config.head_dim, self.config.rope_base)
+        rotation = rotation_at(self, pos, cache)
         x = self.drop(self.ln_e(x))
         for block in self.h:
             if self.config.activation_checkpointing and self.training:
