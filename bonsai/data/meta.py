@@ -1,7 +1,7 @@
-"""What a data folder says of itself: meta.json, held to one schema, or nanoGPT's meta.pkl.
+"""What a data folder says about itself: meta.json, checked by a schema, or nanoGPT's meta.pkl.
 
-Both may come from a stranger: nothing is executed, sizes are looked at before anything is read,
-and a field of the wrong kind is one line for the user.
+Both may come from a stranger: nothing is executed, sizes are checked before anything is read, and a
+field of the wrong kind is one line for the user.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ MANY = 1 << 50  # tokens, bytes, documents
 IDS = {"uint16": 1 << 16, "uint32": LARGEST}  # dtype -> the largest vocabulary it is used for
 FILES = 1 << 20  # of a split
 PICKLE = 4 << 20  # bytes of a meta.pkl: 65,536 characters take half of it
-# Numbers of it that are no ids: as keys of a dict they can be chosen so that their hashes collide,
-# and Python compares each with all before it.
+# Numbers in it that are no ids. As keys of a dict these could be chosen so that their hashes
+# collide, and Python would compare each with all before it.
 MOST_NUMBERS = 20_000
 
 # -- meta.json ------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def _is_whole(value: object, low: int, high: int) -> bool:
 
 
 def _names(value: object) -> bool:
-    """Whether these are files in the folder or below it."""
+    """Whether these are names of files in the folder or below it."""
     return isinstance(value, list) and len(value) <= FILES and all(map(_inside, value))
 
 
@@ -91,7 +91,7 @@ SPLIT = {
 
 
 def check_meta(meta: object) -> dict:
-    """`meta` if it is what a meta.json may hold. Raises ValueError, naming the field, if not."""
+    """Returns `meta` if a meta.json may hold it. Otherwise raises ValueError, naming the field."""
     if not isinstance(meta, dict):
         raise ValueError(f"it is {_shown(meta)}, not an object")
     _check_fields(meta, TOP, "")
@@ -123,7 +123,7 @@ def _shown(value: object) -> str:
 
 
 def open_meta(folder: Path) -> tuple[dict, Path | None]:
-    """What a data folder says of itself, as meta.json would, and the file that says it."""
+    """What a data folder says about itself, in the form of meta.json, and the file that says it."""
     path = folder / "meta.json"
     if path.exists():
         return read_meta(path), path
@@ -146,15 +146,15 @@ def read_meta(path: Path) -> dict:
 
 
 def check_tokenizer(state: dict | None) -> None:
-    """Raises UserError for what is no tokenizer: now, not where a run prints its first sample."""
+    """Raise UserError for what is no tokenizer: now, and not when a run prints its first sample."""
     if state is not None:
-        with contextlib.suppress(tokenizers.MissingLibrary):  # training does without
+        with contextlib.suppress(tokenizers.MissingLibrary):  # training does not need it
             tokenizers.from_dict(state)
 
 
 # -- meta.pkl -------------------------------------------------------------------------------------
 
-# What a pickle of dicts, lists, texts and numbers is made of. A tuple is not among it: nested ones
+# The opcodes of a pickle of dicts, lists, texts and numbers. Tuples are not among them: nested ones
 # take exponential time as keys.
 PLAIN = set(
     re.findall(
@@ -194,13 +194,14 @@ def read_meta_pickle(path: Path) -> dict:
 
 
 def check_pickle(data: bytes) -> None:
-    """Raises UserError for what plain data do not hold, ValueError for what takes memory: a place
-    in the unpickler's memo is allocated with all below it, so its number must not be a large one.
+    """Raise UserError for opcodes that plain data do not need, and ValueError for those that take
+    memory: a place in the unpickler's memo is allocated together with all places below it, so its
+    number must not be large.
     """
     numbers = 0
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in CALLS:
-            return  # to be refused, by its name, where it would be called
+            return  # find_class will refuse it, and name it
         if opcode.name not in PLAIN:
             raise UserError(f"it holds {opcode.name}, which plain data never do")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > len(data):
@@ -212,7 +213,7 @@ def check_pickle(data: bytes) -> None:
 
 
 def nanogpt_meta(meta: dict, path: Path) -> dict:
-    """As a meta.json would say it. Raises UserError for fields of another kind."""
+    """The content of a meta.pkl in the form of meta.json. Raises UserError for unusable fields."""
     size, itos = meta.get("vocab_size"), meta.get("itos")
     if not _is_whole(size, 1, IDS["uint16"]):
         raise UserError(f"{path} has no vocab_size from 1 to {IDS['uint16']:,} but {_shown(size)}")
