@@ -1,7 +1,7 @@
-"""Multiple choice: which of several endings a model holds for the likeliest.
+"""Multiple choice: which of several endings a model takes for the likeliest.
 
-Three ways to tell: by the log-likelihood of an ending, by its mean over the ending's tokens, and
-over its bytes.
+The endings are compared in three ways: by their log-likelihood, by its mean over the ending's
+tokens, and by its mean over the ending's bytes.
 """
 
 import json
@@ -33,8 +33,8 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """Read JSON lines in HellaSwag's format: `ctx`, `endings`, `label`; other fields are ignored.
 
-    Zellers et al. 2019 have four endings; any number from two on is taken. Raises UserError, with
-    the line's number, for a line that is not like this.
+    Zellers et al. 2019 have four endings; here two or more are accepted. Raises UserError, with the
+    line's number, for any other line.
     """
     lines = read_text(path, "the questions").split("\n")
     questions = [
@@ -82,9 +82,9 @@ def encode_endings(
 ) -> list[tuple[list[int], int]]:
     """For each ending: the ids of context and ending, and how many of them are the ending's.
 
-    The two are encoded apart, the ending with a space in front. What does not fit block_size + 1
-    (the last id is never an input) goes at the left. Raises UserError for a character that is not
-    in the vocabulary and an ending that alone is too long.
+    The two are encoded separately, the ending with a space in front. What does not fit into
+    block_size + 1 ids (the last one is never an input) is cut off at the left. Raises UserError for
+    a character that is not in the vocabulary, and for an ending that alone is too long.
     """
     rows = []
     try:
@@ -109,13 +109,13 @@ def ending_scores(
     batch_size: int,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> list[tuple[float, bool]]:
-    """Of the last n ids of each (ids, n), given those before them: their log-likelihood in nats,
-    and whether each is the likeliest where it stands."""
+    """For each (ids, n): the log-likelihood in nats of the last n ids, given those before them, and
+    whether each of them is the likeliest in its place."""
     was_training, scores = model.training, [(0.0, False)] * len(rows)
     model.eval()
     by_length = sorted(range(len(rows)), key=lambda r: len(rows[r][0]), reverse=True)
     for i in track(range(0, len(rows), batch_size)):
-        chosen = by_length[i : i + batch_size]  # of similar length: little padding
+        chosen = by_length[i : i + batch_size]  # of similar lengths: little padding
         T = len(rows[chosen[0]][0]) - 1
         x = torch.zeros((len(chosen), T), dtype=torch.int64)  # padding is after what is scored
         y = torch.full((len(chosen), T), -1)
@@ -145,12 +145,12 @@ def multiple_choice(
     batch_size: int,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> dict:
-    """Share of questions whose true ending is the likeliest.
+    """The share of questions whose true ending is the likeliest, in three ways.
 
     accuracy: by log-likelihood; accuracy_per_token and accuracy_per_byte: by its mean over the
-    ending's tokens, and over its bytes of UTF-8, which does not depend on the tokenizer. Also
-    `questions`, how many; `chance`, the accuracy of guessing; `error`, the standard error of
-    accuracy. The processes share the questions; all return the same.
+    ending's tokens, or over its bytes of UTF-8, which does not depend on the tokenizer. Also
+    `questions`, their number; `chance`, the accuracy of guessing; and `error`, the standard error
+    of accuracy. The processes share the questions; all return the same.
     """
     share = questions[runtime.rank :: runtime.world_size]
     block_size = model.config.block_size

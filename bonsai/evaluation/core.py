@@ -1,10 +1,10 @@
 """CORE: one number for a base model, from 22 tasks (DataComp-LM, Li et al. 2024), as nanochat
 computes it.
 
-The tasks are read from a bundle, a folder with core.yaml (the tasks), eval_meta_data.csv (what
-guessing reaches in each) and eval_data/ (questions as JSON lines). Of each task the accuracy is
-brought to a scale on which guessing is 0 and all right is 1; CORE is the mean. GPT-2 XL reaches
-0.2565.
+The tasks are read from a bundle, a folder with core.yaml (the tasks), eval_meta_data.csv (the
+accuracy of guessing in each) and eval_data/ (questions as JSON lines). The accuracy in each task is
+brought to a scale on which guessing is 0 and perfect is 1; CORE is the mean of these. GPT-2 XL
+reaches 0.2565.
 """
 
 import csv
@@ -30,7 +30,7 @@ Track = Callable[[Iterable], Iterable]  # wraps the iteration over batches
 
 @dataclass
 class Task:
-    """One of CORE's: questions of one kind, and how they are asked."""
+    """A task of CORE: questions of one kind, and how they are asked."""
 
     name: str
     kind: str  # a key of KINDS
@@ -56,9 +56,9 @@ LISTS = ("choices", "context_options")
 
 
 def read_bundle(folder: Path, limit: int = 0) -> list[Task]:
-    """The tasks of a bundle, each with its questions in an order of their own; limit: how many of
-    each, 0: all. Raises UserError, with the file, the task and the field, for what is missing or
-    otherwise than described above."""
+    """The tasks of a bundle, each with its questions, shuffled. limit: how many questions of each;
+    0: all. Raises UserError, with the file, the task and the field, for what is missing or not as
+    described above."""
     path = folder / "core.yaml"
     described = read_yaml(path, "the tasks")
     entries = described.get("icl_tasks") if isinstance(described, dict) else None
@@ -78,7 +78,7 @@ def read_bundle(folder: Path, limit: int = 0) -> list[Task]:
 
 
 def check_task(entry: object, where: str) -> dict:
-    """A task of core.yaml; UserError, which begins with `where`, for one that is none."""
+    """A task of core.yaml; for what is none UserError, which begins with `where`."""
     if not isinstance(entry, dict):
         raise UserError(f"{where} is {brief(entry)}, not fields by their names")
     entry = {"continuation_delimiter": " ", **entry}
@@ -96,7 +96,7 @@ def check_task(entry: object, where: str) -> dict:
 
 
 def read_baselines(path: Path) -> dict[str, str]:
-    """What stands as accuracy of guessing in eval_meta_data.csv, in percent, by tasks' names."""
+    """The accuracy of guessing in percent, as text, by task, from eval_meta_data.csv."""
     try:
         rows = [*csv.DictReader(io.StringIO(read_text(path, "the baselines")))]
     except csv.Error as e:
@@ -108,7 +108,7 @@ def read_baselines(path: Path) -> dict[str, str]:
 
 
 def guessing(baselines: dict[str, str], name: str, path: Path) -> float:
-    """The share of the questions of a task that guessing answers."""
+    """The share of a task's questions that guessing answers."""
     if name not in baselines:
         raise UserError(f"{path} has no row for the task {name}")
     try:
@@ -123,7 +123,7 @@ def guessing(baselines: dict[str, str], name: str, path: Path) -> float:
 
 
 def read_items(path: Path, name: str, kind: str) -> list[dict]:
-    """The questions of a task, JSON lines. UserError, with the line, for one of another form."""
+    """The questions of a task, from JSON lines; for any other line UserError, with its number."""
     lines = read_text(path, f"the questions of {name}").split("\n")
     items = []
     for number, line in enumerate(lines, 1):
@@ -136,7 +136,7 @@ def read_items(path: Path, name: str, kind: str) -> list[dict]:
 
 
 def check_item(item: dict, kind: str, where: str) -> None:
-    """Raise UserError for a question without what its kind needs. where: its file and line."""
+    """Raise UserError for a question that lacks a field of its kind. where: its file and line."""
     answers = 0
     for field in KINDS[kind]:
         value = item.get(field)
@@ -161,9 +161,9 @@ def core(
     batch_size: int,
     tracker: Callable[[str], Track] = lambda task: iter,
 ) -> list[dict]:
-    """A row for each task: accuracy, and `centered`; the last one, CORE, is their mean.
+    """A row for each task: accuracy, and `centered`. The last row is CORE, the mean of the latter.
 
-    tracker: given words for a task, gives what wraps the iteration over its batches.
+    tracker: called with a label for each task; returns what wraps the iteration over its batches.
     """
     rows = []
     for number, task in enumerate(tasks, 1):
@@ -180,9 +180,10 @@ def core(
 def task_accuracy(
     model, tokenizer, task: Task, runtime: Runtime, batch_size: int, track: Track = iter
 ) -> float:
-    """Share of the questions that are answered as they should be: with the answer, or in the
-    context, that is likeliest per token; or, where there is one way to go on, word for word as the
-    model would. The processes share the questions."""
+    """The share of questions that are answered right. Multiple choice: the right answer is the
+    likeliest one per token; schema: the right context makes its continuation the likeliest;
+    language modeling: the model would write the continuation word for word. The processes share the
+    questions."""
     length, start = model.config.block_size, tokenizer.eot
     share = range(runtime.rank, len(task.items), runtime.world_size)
     groups = []
@@ -213,8 +214,8 @@ def task_accuracy(
 
 
 def prompts(task: Task, number: int) -> list[str]:
-    """The texts of a question, solved ones in front: one for each answer, or for each context. Of
-    language modeling the text without and with what should follow."""
+    """The texts of a question, with solved questions in front: one for each answer, or for each
+    context; for language modeling the text without and with its continuation."""
     others = [i for i in range(len(task.items)) if i != number]
     shots = random.Random(1234 + number).sample(others, min(task.shots, len(others)))
     solved = "".join(f"{written(task, task.items[i])}\n\n" for i in shots)
@@ -225,7 +226,7 @@ def prompts(task: Task, number: int) -> list[str]:
         end = task.delimiter + item["continuation"]
         return [solved + context + end for context in item["context_options"]]
     context = solved + item["context"].strip()
-    # a delimiter at the end would be cut into tokens otherwise than in mid-text
+    # without a delimiter at the end, which would become other tokens than in the middle of a text
     return [(context + task.delimiter).rstrip(), context + task.delimiter + item["continuation"]]
 
 
@@ -239,8 +240,8 @@ def written(task: Task, item: dict) -> str:
 
 
 def scored(task: Task, ids: list[list[int]]) -> list[tuple[list[int], int]]:
-    """The ids to score, and how many at their end count: those after what all answers have in
-    common; those that all contexts end with; those that go on after the text."""
+    """The ids to score, and how many at their end count. Multiple choice: those after the common
+    beginning; schema: the common end; language modeling: the continuation."""
     if task.kind == "language_modeling":
         without, whole = ids
         return [(whole, max(1, len(whole) - len(without)))]

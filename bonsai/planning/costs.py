@@ -1,7 +1,7 @@
 """What a model would cost, from its shape alone: parameters, FLOPs, memory, tokens, time.
 
-The model is built on torch's meta device, where tensors have shapes and no memory, so that 175B
-parameters are counted in a second on a laptop, whatever the fields.
+The model is built on torch's meta device, where tensors have shapes but no memory. So a laptop
+counts 175B parameters in a second, and the count is right for any choice of fields.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from bonsai.planning.scaling import APPROACH_1, CHINCHILLA, fit_power_law
 from bonsai.system.runtime import peak_flops_by_name
 from bonsai.system.tables import table
 
-PARTS = {  # by the module's name
+PARTS = {  # name of a module -> what to call it
     "wte": "token embedding",
     "wpe": "position embedding",
     "attn": "attention",
@@ -26,13 +26,13 @@ PARTS = {  # by the module's name
 
 
 def meta_model(name: str, settings: dict) -> torch.nn.Module:
-    """A model without memory: every parameter has its shape alone. UserError as build_model."""
+    """A model without memory, whose parameters have only shapes. UserError as build_model."""
     with torch.device("meta"):
         return build_model(name, settings)
 
 
 def parameters_by_part(model: torch.nn.Module) -> dict[str, int]:
-    """How many parameters each kind of part has; those of no kind are 'norms and others'."""
+    """How many parameters each kind of part has; all others are 'norms and others'."""
     counts = {}
     for name, p in model.named_parameters():  # a tied tensor once
         kind = next((PARTS[w] for w in name.split(".") if w in PARTS), "norms and others")
@@ -41,13 +41,13 @@ def parameters_by_part(model: torch.nn.Module) -> dict[str, int]:
 
 
 def cache_bytes(model: torch.nn.Module, T: int) -> int:
-    """Keys and values of one row of T tokens, in bfloat16."""
+    """Bytes of the keys and values of one row of T tokens, in bfloat16."""
     c = model.config
     return 2 * c.n_layer * c.kv_heads * c.head_dim * T * 2
 
 
 def chinchilla_tokens(N: float) -> dict[str, float]:
-    """Tokens that are compute-optimal for N parameters (Hoffmann et al. 2022), three ways."""
+    """Compute-optimal numbers of tokens for N parameters (Hoffmann et al. 2022), in three ways."""
     sizes, _, tokens = zip(*APPROACH_1)
     k, p = fit_power_law(sizes, tokens)
     return {
@@ -78,10 +78,10 @@ def describe_size(
     mfu: float = 0.4,
     tokens: float = 0,
 ) -> str:
-    """A page about a model on any device, meta included: what it has, what it needs.
+    """A page about a model on any device, also meta: what it consists of and what it needs.
 
-    batch_size: rows of a micro-batch. gpu: a name out of runtime.PEAK_TFLOPS, '' for no time. mfu:
-    the share of the device's peak that is reached. tokens: of training; 0: 20 per parameter.
+    batch_size: rows of a micro-batch. gpu: a name from runtime.PEAK_TFLOPS; '': say no time. mfu:
+    the share of the device's peak that is reached. tokens: to train on; 0: 20 per parameter. Raises
     ValueError for a GPU that is not known.
     """
     T = model.config.block_size

@@ -1,4 +1,4 @@
-"""One dial, the depth, for a compute-optimal run: everything else follows from it by rule.
+"""A compute-optimal run from one number, its depth: everything else follows by rule.
 
 | what | rule | source |
 | --- | --- | --- |
@@ -9,7 +9,7 @@
 | rates | with the root of the batch; AdamW's also with 1 / sqrt(width) | nanochat, 2025 |
 | decay of tables | rows remember the same share of the steps | Wang & Aitchison 2024 |
 
-Whatever else a run has is the fast recipe's, and so are the rates at 12 layers: recipe.py.
+All other settings, and the rates at 12 layers, are those of the fast recipe: recipe.py.
 """
 
 from bonsai.planning import recipe
@@ -27,10 +27,10 @@ def matrix_parameters(depth: int) -> int:
 
 
 def compute_optimal(depth: int, settings: dict, given: set[str], world_size: int = 1) -> dict:
-    """The settings of a run of `depth` layers; those in `given` are kept, and the rest fits them.
+    """The settings for a run of `depth` layers, except those in `given`, to which the rest adapts.
 
-    settings: the run's, of which block_size and batch_size (rows per micro-batch), and whatever is
-    given, count.
+    settings: the run's, of which block_size, batch_size (rows per micro-batch) and those in `given`
+    are read.
 
     >>> run = compute_optimal(12, {"block_size": 1024, "batch_size": 16}, set())
     >>> run["n_embd"], run["n_head"], run["gradient_accumulation_steps"], run["max_iters"]

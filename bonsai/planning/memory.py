@@ -1,4 +1,4 @@
-"""How much memory a training step will need, and what to say when it was too much."""
+"""How much memory a training step will need, and what to say if there is too little."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -25,13 +25,13 @@ def training_bytes(
 ) -> tuple[int, int]:
     """Estimated bytes of (weights, gradients and AdamW's moments; activations of a micro-batch).
 
-    Activations are what autograd keeps. Attention keeps no T x T matrix. Per token and layer these
-    are some 10 tensors as wide as the residual stream and 2 as wide as the MLP; compiled for a GPU,
-    18 numbers in `dtype` for each channel, of which 4 are the stream after attention and MLP in
-    float32; in bfloat16 they are 2 (calculated, not measured). Beside them are the logits that
-    exist at one time, with their softmax in float32; compiled for a GPU, with their gradient; or,
-    where a kernel computes the loss, with the gradient in their place. model.channels_per_token()
-    is the width of all layers together.
+    Activations are what autograd keeps; attention keeps no T x T matrix. Per token and layer they
+    are about 10 tensors as wide as the residual stream and 2 as wide as the MLP. Compiled for a GPU
+    they are 18 numbers in `dtype` per channel, of which 4 are the stream after attention and after
+    the MLP in float32 (in bfloat16 these are 2: calculated, not measured). In addition there are
+    the logits that exist at one time, with their softmax in float32; compiled for a GPU, with their
+    gradient; if a kernel computes the loss, their gradient overwrites them.
+    model.channels_per_token() is the width of all layers together.
     """
     c = model.config
     state = 16 * sum(p.numel() for p in model.parameters())
@@ -55,7 +55,7 @@ def training_bytes(
 
 
 def free_bytes(runtime: Runtime) -> int | None:
-    """Memory that is free on the device now; None where it cannot be known."""
+    """Memory that is free on the device now; None if that is not known."""
     if runtime.device.type == "cuda":
         return torch.cuda.mem_get_info(runtime.device)[0]
     free = available_bytes()
@@ -66,7 +66,7 @@ def free_bytes(runtime: Runtime) -> int | None:
 
 
 def describe_memory(model, batch_size: int, T: int, runtime: Runtime) -> str:
-    """One line: what the run will need per process, what is free, and a warning if it is more."""
+    """One line: what the run will need per process, what is free, and a warning if that is less."""
     state, activations = training_bytes(
         model, batch_size, T, runtime.dtype, runtime.device.type, runtime.compile
     )
@@ -86,15 +86,15 @@ LOWER = (
 
 
 def out_of_memory(e: BaseException) -> bool:
-    """Whether an exception of torch says that an allocation failed."""
+    """Whether an exception means that an allocation of memory failed."""
     return isinstance(e, torch.OutOfMemoryError) or short_of_memory(e)
 
 
 @contextmanager
 def memory_errors(line: Callable[[], str]) -> Iterator[None]:
-    """Around what a program computes: that the memory does not suffice is one line for its user.
+    """A context in which running out of memory ends in one line for the user.
 
-    line: what to say then, such as which batches were too large.
+    line: returns the rest of that line, such as which batches were too large.
     """
     try:
         yield

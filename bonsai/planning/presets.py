@@ -5,8 +5,8 @@
 
 Sources: Radford et al. 2018 (GPT-1), Radford et al. 2019 (GPT-2), Brown et al. 2020, table 2.1
 (GPT-3), Rae et al. 2021 and Hoffmann et al. 2022, table A9 (Gopher's 44M), minGPT (mini, micro,
-nano). GPT-3's table is not consistent in two rows: XL has 24 heads of 128 with d = 2048, which is
-16 heads; 13B has d = 5140, which 40 heads of 128 make 5120. The consistent shapes stand here.
+nano). Two rows of GPT-3's table are not consistent: XL has 24 heads of 128 channels with d = 2048,
+where 16 fit; 13B has d = 5140, but 40 heads of 128 make 5120. The shapes here are consistent.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from bonsai.system.errors import UserError
 
 @dataclass(frozen=True)
 class Preset:
-    """A published model: its fields, its published number of parameters, what to know of it."""
+    """A published model: its fields, its published number of parameters, and a note."""
 
     fields: dict
     published: float | None = None
@@ -30,7 +30,7 @@ def gpt(n_layer: int, n_head: int, n_embd: int, **fields) -> dict:
 
 
 def gpt3(n_layer: int, n_head: int, n_embd: int) -> dict:
-    """Every other layer sees a band of positions only; the paper does not give its width."""
+    """Every other layer sees only a band of positions; the paper does not give its width."""
     bands = {"attention_window": 256, "window_pattern": "DL"}
     return gpt(n_layer, n_head, n_embd, block_size=2048, **bands)
 
@@ -67,7 +67,7 @@ FIELDS = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name; UserError with the names there are."""
+    """The preset of that name; for an unknown one UserError, which lists the names."""
     if name not in PRESETS:
         raise UserError(f"{name!r} is not one of {', '.join(PRESETS)}")
     return PRESETS[name]

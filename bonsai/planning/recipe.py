@@ -1,9 +1,9 @@
-"""The fast recipe, second edition, at 12 layers, 768 channels and 2^19 tokens per step, as settings
-of train.py.
+"""The fast recipe, second edition, as settings of train.py for 12 layers, 768 channels and 2^19
+tokens per step.
 
-A config file takes them all by `from bonsai.planning.recipe import *` and says after that what is
-its own; `--depth` scales them to other sizes (bonsai/planning/depth.py). docs/fast-training.md says
-what each choice buys and where it is from. The first edition had no value_embeddings, and 0 for
+A config file takes them all by `from bonsai.planning.recipe import *` and then sets what differs;
+`--depth` scales them to other sizes (bonsai/planning/depth.py). docs/fast-training.md says what
+each choice is worth and where it is from. The first edition had no value_embeddings, and 0 for
 bigram_embeddings, further_weight and neuron_beta.
 """
 
@@ -21,7 +21,7 @@ zero_init = True
 init = "fan_in"
 logit_softcap = 15.0
 value_embeddings = True
-bigram_embeddings = 5  # with fewer rows less memory, and less of the effect
+bigram_embeddings = 5  # fewer rows take less memory, and have less effect
 
 # Muon for the matrices, AdamW for the rest
 optimizer = "muon"
@@ -40,7 +40,7 @@ weight_decay = 0.05
 cautious_decay = True
 grad_clip = 0.0
 
-# the loss, at first of the token after next, too
+# at first also a loss on the token after next
 further_weight = 0.5
 
 # constant, then linear to 0

@@ -23,7 +23,7 @@ class ScalingLaw:
     beta: float
 
     def loss(self, N: float, D: float) -> float:
-        """Nats per token of N parameters after D tokens."""
+        """The loss of a model of N parameters after D tokens, in nats per token."""
         return self.E + self.A / N**self.alpha + self.B / D**self.beta
 
     @property
@@ -32,20 +32,20 @@ class ScalingLaw:
         return self.beta / (self.alpha + self.beta)
 
     def optimal(self, C: float) -> tuple[float, float]:
-        """Parameters and tokens with the lowest loss for C = 6 N D FLOPs (eq. 4)."""
+        """Parameters N and tokens D with the lowest loss for C = 6 N D FLOPs (eq. 4)."""
         ratio = self.alpha * self.A / (self.beta * self.B)
         N = ratio ** (1 / (self.alpha + self.beta)) * (C / 6) ** self.exponent
         return N, C / 6 / N
 
     def optimal_tokens(self, N: float) -> float:
-        """Tokens for which N parameters are the optimum."""
+        """Tokens D for which N parameters are the optimum."""
         ratio = self.beta * self.B / (self.alpha * self.A)
         return (ratio * N**self.alpha) ** (1 / self.beta)
 
 
 CHINCHILLA = ScalingLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)  # eq. 10
 
-# Tables 3 and A3 of the paper: parameters, FLOPs, tokens at the optimum, as estimated by
+# Tables 3 and A3 of the paper: parameters, FLOPs and tokens at the optimum, as estimated from
 APPROACH_1 = (  # the minimum over training curves
     (400e6, 1.92e19, 8.0e9),
     (1e9, 1.21e20, 20.2e9),
@@ -87,9 +87,9 @@ def fit_scaling_law(
 ) -> ScalingLaw:
     """Fit E, A, B, alpha, beta to runs of N parameters, D tokens and their final losses.
 
-    As the paper does (section 3.3, appendix D.3): the Huber loss of the difference of logarithms,
-    by L-BFGS over (log E, log A, log B, alpha, beta) from a grid of beginnings; the best of all.
-    Needs at least 5 runs (ValueError), of several sizes and lengths.
+    As in the paper (section 3.3, appendix D.3): L-BFGS over (log E, log A, log B, alpha, beta)
+    minimises the Huber loss of the differences of logarithms from a grid of initial values; the
+    best result is taken. Needs at least 5 runs, of several sizes and lengths (else ValueError).
     """
     if len(losses) < 5:
         raise ValueError(f"{len(losses)} runs cannot determine five constants: give at least 5")
@@ -99,7 +99,7 @@ def fit_scaling_law(
     for e in (low - 1, low - 0.1):
         for alpha in (0.2, 0.4, 0.8):
             for beta in (0.2, 0.4, 0.8):
-                # so that each term has a part of the loss at the mean run
+                # so that each term contributes to the loss of the mean run
                 a, b = low - 1 + alpha * n.mean().item(), low - 1 + beta * d.mean().item()
                 theta = torch.tensor([e, a, b, alpha, beta], dtype=torch.float64)
                 theta.requires_grad_(True)

@@ -1,16 +1,16 @@
-"""The only writer of checkpoints; bonsai/runs/restore.py reads them.
+"""Writes checkpoints, and is the only place that does; bonsai/runs/restore.py reads them.
 
-`ckpt.pt` is nanoGPT's dict with a few more keys, so each program loads the other's:
+`ckpt.pt` is nanoGPT's dict with a few more keys, so that each project can load the other's:
 
     model, optimizer, model_args, iter_num, best_val_loss, config      nanoGPT's
     model_name, model_config     the architecture and all of its fields
-    tokenizer                    Tokenizer.to_dict(): sampling needs nothing but this file
+    tokenizer                    Tokenizer.to_dict(), so that sampling needs only this file
     chat_template                how messages become a prompt (bonsai/tokenizers/chat.py), or None
-    scaler, progress, wandb_id   what an exact resume needs beyond the optimizer
+    scaler, progress, wandb_id   what an exact resume needs besides the optimizer
     versions, format
 
-A file appears whole or not at all, the one before it stays as `*.prev.pt`, and its contents carry
-checksums (those of the zip archive that torch writes), which are verified before anything is used.
+A file appears whole or not at all, and the one before it stays as `*.prev.pt`. It has checksums
+(those of the zip archive that torch writes), which are verified before anything is used.
 """
 
 import contextlib
@@ -34,19 +34,19 @@ def save_checkpoint(
 
     keep_last: how many of the files step_NNNNNNN.pt up to this step stay; 0: all.
 
-    Written beside its goal, flushed to the disk, then renamed over it: a kill or a full disk at any
-    moment leaves the last checkpoint as it was. A folder that is gone is made anew. Raises
-    UserError when it cannot be written.
+    The file is written under another name, flushed to the disk, then renamed: a kill or a full disk
+    at any moment leaves the previous checkpoint as it was. A folder that is gone is made again.
+    Raises UserError if the file cannot be written.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / names[0], place=put_in_place) as f:
-            # A file of Python's: its errors have a number, and it lets other threads run while it
-            # writes, as torch's own does.
+            # To a file of Python's, not to a path: its errors have a number, and other threads run
+            # while it writes.
             torch.save({**state, "format": FORMAT}, f)
         for name in names[1:]:
-            # a file of its own, no second name: who copies another one over it changes it alone
+            # a copy, not a link: a user who overwrites one file must not change the other
             with (
                 open(folder / names[0], "rb") as whole,
                 whole_file(folder / name, place=put_in_place) as f,
@@ -69,13 +69,13 @@ def save_checkpoint(
 
 
 def put_in_place(new: Path, path: Path) -> None:
-    """Rename `new` to `path`; what was there before stays as its previous one."""
+    """Rename `new` to `path`; the file that was there stays as previous(path)."""
     if not path.exists() or path.name.startswith("step_"):
         os.replace(new, path)
         return
     keep = temporary(path)
     try:
-        link_or_copy(path, keep)  # so that at no moment there is nothing under `path`
+        link_or_copy(path, keep)  # not renamed, so that `path` always exists
         os.replace(new, path)
         os.replace(keep, previous(path))
     finally:

@@ -1,8 +1,8 @@
-"""A folder that is used again: what was in it moves to earlier/1, earlier/2, ...
+"""Earlier runs: what is in the folder of a new run first moves to earlier/1, earlier/2, ...
 
 Nothing is ever deleted. A move is many renames, and the program may be killed between any two. So
 the files go to earlier/N.part, which is renamed when all are there. A new run that finds such a
-folder finishes the move; a run that goes on takes the files back.
+folder finishes the move; a run that is resumed takes the files back.
 """
 
 import filecmp
@@ -21,10 +21,10 @@ PART = ".part"
 
 
 def set_aside(folder: Path) -> str:
-    """Make room for a new run: all files of the one that is there move to earlier/N.
+    """Make room for a new run: all files of an earlier run move to earlier/N.
 
-    Returns a line that says so; '' when there is neither a checkpoint nor a row of metrics. Raises
-    UserError for a config.json that no run has written: that of this one would replace it.
+    Returns a line that says so; '' if there is neither a checkpoint nor a row of metrics. Raises
+    UserError for a config.json that no run has written, because the new run would replace it.
     """
     files = run_files(folder)
     metrics = folder / METRICS
@@ -42,7 +42,7 @@ def set_aside(folder: Path) -> str:
 
 
 def is_of_a_run(settings: Path) -> bool:
-    """Whether a run has written that config.json; so do others, for models of theirs above all."""
+    """Whether a run wrote this config.json; other programs write such files, too."""
     try:
         return "out_dir" in read_json_object(settings)
     except UserError:
@@ -50,10 +50,11 @@ def is_of_a_run(settings: Path) -> bool:
 
 
 def set_aside_newer(folder: Path, step: int) -> str:
-    """After going back to `step`: checkpoints of later steps move to earlier/N, with the metrics.
+    """When a run goes back to `step`, move checkpoints of later steps to earlier/N, with a copy of
+    the metrics.
 
-    So keep_last counts, and best.pt is compared with, what belongs to this run alone. Returns a
-    line that says so; '' when there are none.
+    So keep_last counts only checkpoints of this run, and best.pt is one of them. Returns a line
+    that says so; '' if there are none.
     """
     newer = [path for number, path in step_files(folder) if number > step]
     named = [p for p in checkpoints(folder) if not p.stem.startswith("step_")]
@@ -68,17 +69,17 @@ def set_aside_newer(folder: Path, step: int) -> str:
 def is_newer(path: Path, step: int) -> bool:
     try:
         return steps_done(path) > step
-    except UserError:  # it cannot be read: it stays as it is
+    except UserError:  # it cannot be read, and stays where it is
         return False
 
 
 def unfinished(folder: Path) -> Path | None:
-    """The earlier/N.part that a kill has left."""
+    """The earlier/N.part that a kill has left, or None."""
     return next(iter(sorted((folder / EARLIER).glob("*" + PART))), None)
 
 
 def take_back(folder: Path) -> None:
-    """Undo a move that was not finished, for a run that goes on instead of a new one."""
+    """Undo an unfinished move, for a run that is resumed."""
     part = unfinished(folder)
     if part is None:
         return
@@ -95,7 +96,7 @@ def take_back(folder: Path) -> None:
 
 
 def move(folder: Path, files: list[Path], copies: Sequence[Path] = ()) -> Path:
-    """Move `files` and copy `copies` to earlier/N; returns that. Raises UserError."""
+    """Move `files` and copy `copies` to earlier/N; returns that folder. Raises UserError."""
     with move_errors(folder):
         part = unfinished(folder)
         if part is not None and any(differs(path, part / path.name) for path in files):
@@ -122,7 +123,7 @@ def differs(path: Path, other: Path) -> bool:
 
 @contextmanager
 def move_errors(folder: Path) -> Iterator[None]:
-    """Turn what the system says of a move into one line for the user."""
+    """A context that turns errors of a move into one line for the user."""
     try:
         yield
     except OSError as e:
@@ -133,11 +134,11 @@ def move_errors(folder: Path) -> Iterator[None]:
 
 
 def keep_apart(part: Path, folder: Path) -> None:
-    """What is in earlier/N.part becomes an earlier run of its own."""
+    """Make the content of earlier/N.part an earlier run of its own."""
     os.replace(part, next_folder(folder))
 
 
 def next_folder(folder: Path) -> Path:
-    """earlier/N with the first N that comes after all that are there."""
+    """earlier/N, with an N one higher than all that are there."""
     numbers = [int(p.stem) for p in (folder / EARLIER).glob("*") if p.stem.isdecimal()]
     return folder / EARLIER / str(max(numbers, default=0) + 1)

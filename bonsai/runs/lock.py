@@ -1,9 +1,9 @@
-"""One run per folder: the file run.lock says who writes there, the system whether it still does.
+"""One run per folder: the file run.lock names its owner, and a lock on it tells whether it lives.
 
-The owner holds a lock of the system's (flock) on the file, which ends with the process, however it
-ends: on one machine a run that was killed hinders nobody. Another machine that shares the folder
-may know nothing of that lock. So the owner also touches the file every few seconds, and who comes
-from elsewhere watches whether that goes on.
+The owner holds a lock of the operating system (flock) on the file. It ends with the process,
+however that ends: on one machine a run that was killed hinders nobody. Another machine that shares
+the folder may know nothing of that lock. So the owner also touches the file every few seconds, and
+a process on another machine waits to see whether that continues.
 """
 
 import json
@@ -28,15 +28,15 @@ except ImportError:  # Windows
     fcntl = None
 
 BEAT = 5.0  # seconds between two touches of the file
-STALE = 30.0  # seconds without one after which its owner is gone
+STALE = 30.0  # seconds without a touch after which the owner counts as gone
 FIELDS = ("pid", "host", "boot", "since", "token")
 
 
 class RunLock:
-    """Holds a run's folder from `acquire` to `release`; made where it is not there yet."""
+    """Holds a run's folder from `acquire` to `release`; makes the folder if it is not there."""
 
     def __init__(self, folder: Path, say: Callable[[str], None] = print):
-        """say: told that we wait for another process."""
+        """say: called with a line if we wait for another process."""
         self.folder, self.path, self.say = folder, folder / LOCK, say
         self.fd, self.made, self.done = None, [], threading.Event()
         self.me = {
@@ -48,9 +48,9 @@ class RunLock:
         }
 
     def acquire(self, patience: float = 0.0) -> None:
-        """Raises UserError, which names the other, where another process holds the folder.
+        """Take the folder. If another process holds it, raise UserError, which names that process.
 
-        patience: seconds to wait for that process to end.
+        patience: seconds to wait for it to end.
         """
         deadline, said_so = time.monotonic() + patience, False
         while not self._try():
@@ -68,13 +68,14 @@ class RunLock:
         threading.Thread(target=self._beat, args=(self.done,), daemon=True).start()
 
     def _try(self) -> bool:
-        """Whether the folder is ours now. Raises UserError where we cannot write."""
+        """Try to take the folder; returns whether it is ours now. Raises UserError if we cannot
+        write there."""
         try:
             self.made += [p for p in (self.folder, *self.folder.parents) if not p.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             while True:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-                if not stat.S_ISREG(os.fstat(fd).st_mode):  # a pipe would be waited for
+                if not stat.S_ISREG(os.fstat(fd).st_mode):  # reading a pipe would wait for ever
                     os.close(fd)
                     raise UserError(f"{self.path} is no file: remove it, or set another --out_dir")
                 locked = lock_file(fd)
@@ -93,12 +94,12 @@ class RunLock:
             raise UserError(cannot_write_into(self.folder, e)) from None
 
     def _is_foreign(self, locked: bool | None) -> bool:
-        """Whether the owner that the file names is one of whom the system's lock says nothing."""
+        """Whether the system's lock says nothing about the owner that the file names."""
         other, here = owner(self.path), self.me["boot"] or self.me["host"]
         return bool(other) and (locked is None or (other["boot"] or other["host"]) != here)
 
     def _is_alive(self) -> bool:
-        """Whether the file's owner still touches it, by the clock of the file system."""
+        """Whether the file's owner still touches it; measured by the file system's clock."""
         first = touched(self.path)
         rest = STALE - (clock(self.folder) - first)
         if rest <= 0:
@@ -125,10 +126,8 @@ class RunLock:
         return False
 
     def check(self) -> bool:
-        """Before anything is written. Whether the folder had gone, and was made anew.
-
-        Raises UserError where another process has taken it over since.
-        """
+        """To be called before anything is written. Returns whether the folder was gone and had to
+        be made again. Raises UserError if another process has taken it over meanwhile."""
         if self.is_held():
             return False
         if self.path.exists():
@@ -140,7 +139,7 @@ class RunLock:
         return gone
 
     def release(self, ours: bool = False) -> None:
-        """Give the folder back; one that we made and where nothing came to be goes again.
+        """Give the folder back. Folders that we made are removed if nothing was put there.
 
         ours: the file is ours, though it does not say so yet.
         """
@@ -166,14 +165,14 @@ class RunLock:
 
 
 def boot() -> str:
-    """What tells this start of this machine from any other; '' where the system does not say."""
+    """An id of this start of this machine; '' if the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
 def lock_file(fd: int) -> bool | None:
-    """Lock an open file, without waiting: False: another has it; None: not possible here."""
+    """Lock an open file without waiting. False: another process has it; None: not possible here."""
     if fcntl is None:
         return None
     try:
@@ -202,19 +201,19 @@ def clock(folder: Path) -> float:
 
 
 def at_once(path: str, flags: int) -> int:
-    """An opener for what may have become a pipe: nothing in it is waited for."""
+    """An opener that does not wait, should the file have become a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def touched(path: Path) -> float:
-    """When the file was last touched. Opened first: over NFS the answer may be old otherwise."""
+    """When the file was last touched. It is opened, as over NFS a plain stat may be out of date."""
     with suppress(FileNotFoundError), open(path, "rb", opener=at_once) as f:
         return os.fstat(f.fileno()).st_mtime
     return 0.0
 
 
 def owner(path: Path) -> dict[str, object]:
-    """What the lock file says of its owner; nothing where it is empty, or not one of ours."""
+    """What the lock file says about its owner; {} if it is empty, or not one of ours."""
     with suppress(OSError, ValueError, RecursionError), open(path, "rb", opener=at_once) as f:
         content = json.loads(f.read(2000) or b"")
         if isinstance(content, dict):

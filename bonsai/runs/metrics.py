@@ -15,7 +15,7 @@ LONGEST_LINE = 2**16  # bytes; a longer line is no row
 
 
 def row_text(row: dict) -> str:
-    """One line; a number that JSON does not have (nan, inf) becomes null.
+    """The row as one line of JSON; numbers that JSON does not have (nan, inf) become null.
 
     >>> row_text({"iter": 3, "loss": float("nan")})
     '{"iter": 3, "loss": null}'
@@ -24,14 +24,14 @@ def row_text(row: dict) -> str:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl; what is no such row, as the last line after a kill, is
-    left out."""
+    """The rows of a run's metrics.jsonl. Lines that are no rows, such as the last one after a kill,
+    are left out."""
     return [*filter(None, each_row(Path(folder) / METRICS))]
 
 
 def read_curve(folder: Path) -> tuple[array, array, list[dict]]:
-    """Of a run the steps that were logged, their losses, and the rows of its evaluations: of a
-    million steps without a million rows in memory."""
+    """The steps of a run that were logged, their losses, and the rows of its evaluations; without
+    a million rows in memory for a million steps."""
     steps, losses, evals = array("q"), array("d"), []
     for row in filter(None, each_row(Path(folder) / METRICS)):
         if row.get("loss") is not None:
@@ -43,8 +43,8 @@ def read_curve(folder: Path) -> tuple[array, array, list[dict]]:
 
 
 def each_row(path: Path) -> Iterator[dict | None]:
-    """The rows of a file, None for a line that is no row; nothing where there is no file. UserError
-    for what is no file, as a pipe, or cannot be read."""
+    """The rows of a file, None for a line that is no row; nothing if there is no file. Raises
+    UserError for what is not a file, such as a pipe, or cannot be read."""
     if not exists(path):
         return
     file_size(path)  # that it is a file
@@ -55,8 +55,8 @@ def each_row(path: Path) -> Iterator[dict | None]:
 
 
 def evaluations(rows: list[dict]) -> list[dict]:
-    """Of these rows the evaluations whose losses compare: those since the run has had other data,
-    the first of which says "other_data"."""
+    """The evaluations in these rows whose losses can be compared. If the data have changed, these
+    are the ones from then on; the first of them says "other_data"."""
     found: list[dict] = []
     for row in rows:
         if row.get("val_loss") is not None:
@@ -67,7 +67,7 @@ def evaluations(rows: list[dict]) -> list[dict]:
 
 
 def lines_of(f: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file; of one that is too long to be a row, its beginning."""
+    """The lines of a file; of a line that is too long to be a row, only its beginning."""
     while line := f.readline(LONGEST_LINE):
         yield line
         while line and not line.endswith(b"\n"):
@@ -75,7 +75,7 @@ def lines_of(f: BinaryIO) -> Iterator[bytes]:
 
 
 def parse_object(line: bytes) -> dict | None:
-    """The JSON object in a line, nan and inf as null; None where there is none."""
+    """The JSON object in a line, with nan and inf as null; None if there is none."""
     if len(line) > LONGEST_LINE:
         return None
     try:
@@ -86,7 +86,7 @@ def parse_object(line: bytes) -> dict | None:
 
 
 def is_row(row: dict | None) -> bool:
-    """Whether it is an object of numbers and nulls with the number of a step."""
+    """Whether this is a row: an object of numbers and nulls with the number of a step."""
     if row is None or type(row.get("iter")) is not int or not 0 <= row["iter"] < 2**63:
         return False
     return all(v is None or type(v) in (int, float) for v in row.values())
@@ -95,7 +95,7 @@ def is_row(row: dict | None) -> bool:
 def forget_after(path: Path, start: int, evaluated: int) -> int:
     """Drop the rows of steps that are done again after a resume from step `start`.
 
-    Returns the number of lines that were broken, and went as well. Raises OSError.
+    Returns how many broken lines were dropped, too. Raises OSError.
     """
     if not exists(path):
         return 0

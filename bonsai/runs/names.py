@@ -1,14 +1,14 @@
-"""The names of the files of a run, which are together in one folder, its out_dir.
+"""The names of a run's files, which are all in one folder, its out_dir.
 
 ckpt.pt, last.pt, best.pt   checkpoints (checkpoint.py says what is in them): of the last
                             evaluation, of the last step, and of the lowest validation loss
-diverged.pt                 one whose loss is not finite, which replaces none of those
-NAME.prev.pt                the one that NAME.pt has replaced
-step_NNNNNNN.pt             those that keep_last keeps
+diverged.pt                 a checkpoint whose loss is not finite; it replaces none of those
+NAME.prev.pt                the checkpoint that NAME.pt has replaced
+step_NNNNNNN.pt             checkpoints that keep_last keeps
 metrics.jsonl, log.txt, config.json, loss.png    see bonsai/training/report.py
 tensorboard/                with tracker=tensorboard (bonsai/training/trackers.py)
-run.lock                    while it goes on: who writes here (bonsai/runs/lock.py)
-earlier/1, earlier/2, ...   the same files of runs before it (bonsai/runs/earlier.py)
+run.lock                    while it trains: which process writes here (bonsai/runs/lock.py)
+earlier/1, earlier/2, ...   the same files of earlier runs (bonsai/runs/earlier.py)
 """
 
 import contextlib
@@ -45,12 +45,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def resumes(name: str) -> bool:
-    """Whether a run can go on from a file of this name: any checkpoint but diverged.pt."""
+    """Whether a run can be resumed from a file of this name: any checkpoint except diverged.pt."""
     return bool(CHECKPOINT.fullmatch(name)) and not name.startswith("diverged")
 
 
 def resumable(folder: Path) -> bool:
-    """Whether there is a checkpoint that a run goes on from."""
+    """Whether the folder has a checkpoint from which a run can be resumed."""
     return any(resumes(path.name) for path in checkpoints(folder))
 
 
@@ -60,14 +60,14 @@ def step_files(folder: Path) -> list[tuple[int, Path]]:
 
 
 def spare(folder: Path) -> list[Path]:
-    """What a run can go on from where ckpt.pt, last.pt and those before them are missing."""
+    """What a run can be resumed from if ckpt.pt, last.pt and their previous ones are missing."""
     best = folder / BEST
     steps = [path for _, path in reversed(step_files(folder))]
     return [p for p in (*steps[:1], best, previous(best)) if p.is_file()]
 
 
 def run_files(folder: Path) -> list[Path]:
-    """Whatever a run has left in its folder; what has another name is not a run's."""
+    """All files that a run has left in its folder; files with other names are not a run's."""
     others = [folder / name for name in (METRICS, LOG, SETTINGS, CURVE)]
     found = [p for p in others if p.is_file()]
     if (folder / TENSORBOARD).is_dir():
@@ -76,9 +76,9 @@ def run_files(folder: Path) -> list[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a kill in the middle of writing one of a run's files has left in its folder.
+    """Remove what is left of files of a run whose writing was cut off by a kill.
 
-    Only for the one who has the lock of the folder: another may just be writing it.
+    Only the process that holds the folder's lock may call this: another may be writing such a file.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
         match = UNFINISHED.fullmatch(path.name)

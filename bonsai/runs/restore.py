@@ -1,8 +1,8 @@
-"""The only reader of checkpoints, which checkpoint.py beside it wrote and describes.
+"""Reads checkpoints, and is the only place that does; checkpoint.py beside it describes them.
 
-A file goes through three gates before a model is built of it: bonsai/files/torchfile.py reads
-tensors and plain values within bounds and looks at the checksums, schema.py at the kinds and ranges
-of the values, and bonsai/models/fit.py at whether the tensors fit the model that is described.
+A file passes three checks before a model is built from it: bonsai/files/torchfile.py reads tensors
+and plain values within bounds and verifies the checksums, schema.py checks the kinds and ranges of
+the values, and bonsai/models/fit.py whether the tensors fit the model that is described.
 """
 
 import math
@@ -24,17 +24,17 @@ from bonsai.runs.portable import is_portable, read_portable
 from bonsai.runs.schema import MOMENTS, check_checkpoint
 from bonsai.system.errors import UserError
 
-# what torch.compile and DistributedDataParallel call the module that they wrap
+# the names by which torch.compile and DistributedDataParallel call the module that they wrap
 WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
 
 
 def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
-    """Read a checkpoint of ours or of nanoGPT: tensors and plain values only, never code. A file of
-    portable.py is one without an optimizer, and so is one of minGPT's.
+    """Read a checkpoint of ours or nanoGPT's: tensors and plain values only, never code. Files of
+    portable.py and of minGPT are read as checkpoints without an optimizer.
 
-    optimizer: False leaves the optimizer's state out, two thirds of the memory.
-    Raises UserError for a file that is missing, damaged, or wants to execute something; the message
-    names the previous checkpoint where there is one.
+    optimizer: False leaves out the optimizer's state, two thirds of the memory. Raises UserError
+    for a file that is missing or damaged, or that names code; the message names the previous
+    checkpoint if there is one.
     """
     path = Path(path)
     if not exists(path):
@@ -58,15 +58,15 @@ def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
     if checkpoint.get("format", 0) > FORMAT:
         raise UserError(f"{path} was written by a newer version: format {checkpoint['format']}")
     if math.isnan(checkpoint.get("best_val_loss", 0.0)):
-        checkpoint["best_val_loss"] = math.inf  # than which any loss is better
+        checkpoint["best_val_loss"] = math.inf  # any loss is better than that
     if all(map(WRAPPERS.match, checkpoint["model"])):
         checkpoint["model"] = {WRAPPERS.sub("", k, 1): v for k, v in checkpoint["model"].items()}
     return checkpoint
 
 
 def the_one_before(path: Path) -> str:
-    """Advice where a checkpoint of a run is damaged: how to go on with the one that it replaced, or
-    with another of the run. What it says overwrites nothing."""
+    """Advice if a checkpoint is damaged: how to continue with the one that it replaced, or with
+    another one of the run. The command in it overwrites nothing."""
     older = previous(path)
     others = [p.name for p in checkpoints(path.parent) if p != path and resumes(p.name)]
     if exists(older):
@@ -80,10 +80,10 @@ def the_one_before(path: Path) -> str:
 
 
 def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
-    """The checkpoint of a run: ckpt.pt when it exists, else last.pt; for a resume the newer one.
+    """The checkpoint of a run: ckpt.pt if it exists, else last.pt; newest: the newer of the two.
 
-    Where one is missing, that which it replaced stands in for it; where all are, the last of
-    keep_last or best.pt. Raises UserError when the run has none.
+    If one is missing, the file that it replaced takes its place; if all are, the last of keep_last,
+    or best.pt. Raises UserError if the run has none.
     """
     names = [Path(out_dir) / CKPT, Path(out_dir) / LAST]
     paths = [p if exists(p) else previous(p) for p in names if exists(p) or exists(previous(p))]
@@ -101,8 +101,8 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
 
 
 def runs_there_are(out_dir: Path, setting: str = "out_dir") -> str:
-    """Advice where a folder has no run, as a setting to give instead: the runs that are in it
-    (earlier ones, too), beside it, in the working directory and in the repository."""
+    """Advice if a folder has no run: the runs in it (also earlier ones), beside it, in the working
+    directory and in the repository, as a setting to give instead."""
     folders: dict[Path, float] = {}
     for base in (out_dir / EARLIER, out_dir, out_dir.parent, Path(), ROOT):
         for path in base.glob("*/*.pt"):
@@ -122,14 +122,14 @@ def runs_there_are(out_dir: Path, setting: str = "out_dir") -> str:
 
 
 def newer_weights(path: Path) -> str:
-    """What to know of a run's ckpt.pt that is not its newest weights, and how to get those; ''
-    where there is nothing to know."""
+    """A note if a run has newer weights than those in its ckpt.pt, and how to use them; '' if it
+    has not."""
     last = path.with_name(LAST)
     if path.name != CKPT or not exists(last):
         return ""
     try:
         step, newest = steps_done(path), steps_done(last)
-    except UserError:  # of last.pt, which nobody asked for
+    except UserError:  # a damaged last.pt, which the user has not asked for
         return ""
     if newest <= step:
         return ""
@@ -156,8 +156,8 @@ def steps_done(path: Path) -> int:
 def crop_moments(optimizer_state: dict, parameters: list[torch.Tensor]) -> None:
     """Cut the optimizer's moments to the parameters' shapes, after crop_block_size shortened them.
 
-    parameters: in the order of the optimizer's groups. Raises UserError for moments of others:
-    torch's fused AdamW does not look at their shapes and strides, and would write beside them.
+    parameters: in the order of the optimizer's groups. Raises UserError for moments that do not
+    fit: torch's fused AdamW does not check shapes and strides, and would write past their memory.
     """
     state = optimizer_state["state"]
     if not state.keys() <= set(range(len(parameters))):
