@@ -1,4 +1,4 @@
-"""Memory that a training step has freed stays with the process, for the next step."""
+"""Keeps the memory that a training step has freed in the process, for the next step."""
 
 import ctypes
 import os
@@ -12,9 +12,9 @@ LARGEST = (2**30, 32 * 2**20)  # bytes; older versions of glibc refuse the first
 def keep_freed_memory() -> bool:
     """Tell glibc's malloc not to give freed memory back to the system; returns whether it will.
 
-    Every step allocates the same tensors again. Given back, their pages have to be made anew, and
-    cleared: thousands of page faults, up to a third of a small step. The memory that a run takes at
-    most is the same. Where the environment sets malloc's limits, they stay.
+    Every step allocates the same tensors again. If their memory is given back, its pages have to be
+    mapped and cleared again: thousands of page faults, up to a third of a small step. The peak
+    memory of a run stays the same. Limits of malloc that the environment sets are not changed.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -1,4 +1,4 @@
-"""One line for a user's mistake, a traceback for ours.
+"""One line for a user's mistake, a traceback for ours; and how signals end a program.
 
 Code that finds a mistake of the user or of the environment (a missing file, ids outside the
 vocabulary, a full disk) raises `UserError` with one line that says what is wrong and what to do.
@@ -16,8 +16,8 @@ from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import Any, NoReturn
 
-PROGRAM, PARENT = os.getpid(), os.getppid()  # as the program was started
-told = 0  # the signal that is to end this program, from when its handler raises until it is heeded
+PROGRAM, PARENT = os.getpid(), os.getppid()  # when the program was started
+told = 0  # a signal that is to end this program and whose exception may be lost; see end_if_told
 BROKEN_PIPE = 13  # the number of SIGPIPE, also where there is no such signal
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT = ("allocate memory", "out of memory", "can't start new thread", "failed to map segment")
@@ -29,28 +29,28 @@ class UserError(Exception):
 
 
 def reason(e: OSError) -> str:
-    """What the system says: "Permission denied", "the disk is full"."""
+    """What the system says, such as "Permission denied" or "the disk is full"."""
     return "the disk is full" if e.errno in FULL else e.strerror or str(e)
 
 
 def why_not_written(e: OSError, path: str | os.PathLike[str]) -> str:
-    """What the system says where `path` cannot be written; but "File exists", which is what it says
-    where a part of the path is a file, is put into better words."""
+    """Why `path` cannot be written, by what the system says. If a part of the path is a file, that
+    is "File exists", which is put into better words."""
     if e.errno == errno.EEXIST and not os.path.lexists(path):
         return "a part of its path is no folder"
     return reason(e)
 
 
 def why_no_folder(e: OSError) -> str:
-    """What the system says where a folder cannot be made or written into; but "File exists" and
-    "Not a directory" are put into better words."""
+    """Why a folder cannot be made or written into, by what the system says. "File exists" and "Not
+    a directory" are put into better words."""
     if e.errno in (errno.EEXIST, errno.ENOTDIR):
         return "it, or a part of its path, is no folder"
     return reason(e)
 
 
 def cannot_write_into(folder: object, e: OSError) -> str:
-    """One line for a run's folder in which the system lets us write nothing."""
+    """One line for a run's folder into which we cannot write."""
     if e.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"cannot write into {folder}: {why_no_folder(e)}: set --out_dir"
     advice = (
@@ -60,15 +60,14 @@ def cannot_write_into(folder: object, e: OSError) -> str:
 
 
 def short_of_memory(e: BaseException) -> bool:
-    """Whether the system had no more memory, for data or for another thread."""
+    """Whether the system had too little memory, for data or for another thread."""
     if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
         return True
     return any(word in str(e).lower() for word in SHORT)
 
 
 def kept_from_compiling(e: BaseException) -> str:
-    """What the system said where torch.compile could not keep what it makes; '' of other errors,
-    and its own."""
+    """What the system said, if torch.compile could not write its files; '' for other errors."""
     cause = getattr(e, "inner_exception", None)  # of those that it wraps
     if isinstance(cause, OSError):
         return reason(cause) + (f": {cause.filename}" if cause.filename else "")
@@ -85,8 +84,8 @@ ELSEWHERE = "free some space, or name another folder in TORCHINDUCTOR_CACHE_DIR"
 
 
 def one_line(message: object) -> str:
-    """A message as one line of bounded length: names in it may come from a file of anyone's, and
-    what a terminal would obey is shown as an escape.
+    """A message as one line of bounded length, with escapes for what a terminal would obey: names
+    in it may come from a file of a stranger's.
 
     >>> one_line("a\\n b \\x1b[2J")
     'a b \\\\x1b[2J'
@@ -106,7 +105,7 @@ def fail(message: object, status: int = 1) -> NoReturn:
 
 
 def flush() -> None:
-    """Send what was printed on its way; where nobody takes it, it is dropped, and what follows."""
+    """Flush what was printed. If nobody reads it any more, drop it and all that follows."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -116,8 +115,8 @@ def flush() -> None:
 
 
 def end_at_once(number: int, frame: object) -> None:
-    """A signal handler where nothing is to be saved: one line, and the status of a signal's end."""
-    if os.getpid() != PROGRAM:  # a process that was forked off ends without a word
+    """A signal handler for when nothing is to be saved: one line, and a signal's exit status."""
+    if os.getpid() != PROGRAM:  # a forked process ends without a word
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
@@ -127,7 +126,7 @@ def end_at_once(number: int, frame: object) -> None:
 
 
 def end_by_exit(number: int, frame: object) -> None:
-    """A signal handler where something is to be undone, on the way out of the blocks around it."""
+    """A signal handler for when something is to be undone: raises SystemExit."""
     if os.getpid() != PROGRAM:
         end_at_once(number, frame)
     global told
@@ -138,20 +137,20 @@ def end_by_exit(number: int, frame: object) -> None:
 
 
 def end_by_interrupt(number: int, frame: object) -> None:
-    """The signal handler of Ctrl-C while a program runs: Python's own, but it is remembered."""
+    """The handler of Ctrl-C while a program runs: like Python's own, but it is remembered."""
     global told
     told = number
     raise KeyboardInterrupt
 
 
 def end_if_told() -> None:
-    """Raise anew what a signal has raised, where that was lost: a library's bare `except` takes it,
-    and out of a callback or a finalizer Python lets no exception. (Its import system has a callback
-    at each module: while libraries load, one Ctrl-C in a hundred or two is lost there.)
+    """Raise again the exception of a signal, if it was lost: a bare `except` in a library swallows
+    it, and Python drops exceptions in callbacks and finalizers. (Its import system has a callback
+    for each module: while libraries load, one Ctrl-C in a hundred or two is lost there.)
 
-    To be called where a program passes from its start to its work, between the parts of the work,
-    and before what it has made takes its place. Does nothing in other threads than the main one,
-    nor while the exception is on its way.
+    To be called between the start of a program and its work, between the parts of the work, and
+    before a result is put in its place. Does nothing in threads other than the main one, nor while
+    the exception is on its way.
     """
     if not told or threading.current_thread() is not threading.main_thread():
         return
@@ -160,21 +159,21 @@ def end_if_told() -> None:
 
 
 def heeded(numbers: Container[int] = (signal.SIGINT,)) -> None:
-    """What one of these signals was to end has ended; the program may go on."""
+    """Forget that one of these signals came: what it was to end has ended."""
     global told
     if told in numbers:
         told = 0
 
 
 def report_lost(report: Callable[[Any], object], lost: Any) -> None:
-    """As sys.unraisablehook: says nothing of what `end_if_told` will raise anew."""
+    """A sys.unraisablehook that keeps silent about what `end_if_told` will raise again."""
     if not told or not issubclass(lost.exc_type, (KeyboardInterrupt, SystemExit)):
         report(lost)
 
 
 @contextlib.contextmanager
 def interrupts_of_python() -> Iterator[None]:
-    """A block, such as asyncio.run, that takes over Ctrl-C where it finds Python's own handler."""
+    """A context for code that takes over Ctrl-C only from Python's own handler: asyncio.run."""
     ours = signal.getsignal(signal.SIGINT) is end_by_interrupt
     if ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -186,8 +185,8 @@ def interrupts_of_python() -> Iterator[None]:
 
 
 def by_interrupt(e: BaseException | None) -> bool:
-    """Whether Ctrl-C is the cause: where it ends the making of a class, Python before 3.12 raises a
-    RuntimeError from it, and libraries do so where it ends their import."""
+    """Whether Ctrl-C caused an exception: Python before 3.12 raises a RuntimeError from it while a
+    class is being made, and so do some libraries while they are imported."""
     while e is not None and not isinstance(e, KeyboardInterrupt):
         e = e.__cause__
     return e is not None
@@ -206,14 +205,14 @@ def interrupted() -> None:
 def run(*steps: Callable[[], object]) -> None:
     """Call `steps` as a program: the last one's value is the exit status, user errors are one line.
 
-    Exit status: 0 done, 1 user error, 130 interrupted, 141 where nobody reads what it prints any
-    more, as of other programs that SIGPIPE ends; other exceptions keep their traceback.
-    A character that the terminal's encoding lacks is printed as an escape.
+    Exit status: 0 done, 1 user error, 130 interrupted, 141 if nobody reads stdout any more (as for
+    programs that SIGPIPE ends). Other exceptions keep their traceback. Characters that the
+    terminal's encoding does not have are printed as escapes.
     """
-    if signal.getsignal(signal.SIGINT) is end_at_once:  # from here on there may be things to tidy
+    if signal.getsignal(signal.SIGINT) is end_at_once:  # from now on there may be files to tidy up
         signal.signal(signal.SIGINT, end_by_interrupt)
         sys.unraisablehook = partial(report_lost, sys.unraisablehook)
-    if not gc.isenabled():  # since startup.py; what was loaded meanwhile stays
+    if not gc.isenabled():  # startup.py did that; what was loaded meanwhile is never collected
         gc.freeze()
         gc.enable()
     for stream in (sys.stdout, sys.stderr):
@@ -225,10 +224,10 @@ def run(*steps: Callable[[], object]) -> None:
             status = [step() for step in steps][-1]
         except SystemExit as e:
             status = e.code
-        finally:  # also where another error has come of it
-            if not status:  # else it has said why it ends
+        finally:  # also if the lost signal has caused another error
+            if not status:  # else the program has said why it ends
                 end_if_told()
-        sys.stdout.flush()  # what is wrong with it is caught here, not where Python exits
+        sys.stdout.flush()  # here, where errors are caught, and not when Python exits
         sys.exit(status)
     except UserError as e:
         fail(e)

@@ -1,7 +1,7 @@
 """Where and how a program computes: device, number format, compilation, processes.
 
-`setup` turns the settings device, dtype, compile and backend ('auto' picks) and torchrun's
-environment into one `Runtime`, and says what was picked and why in one line.
+`setup` turns the settings device, dtype, compile and backend (each may be 'auto') and torchrun's
+environment into a `Runtime`, whose summary says in one line what was picked and why.
 """
 
 import gc
@@ -29,13 +29,13 @@ from bonsai.system.hashing import signed, splitmix
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# for each launch of a Triton kernel of ours: a product and a sum are one instruction. Triton 3.9
-# warns of launches that do not say so, as a later one will make two of them
+# For each launch of our Triton kernels: compile a product and a sum to one instruction. Triton 3.9
+# warns of launches that do not say so, because later releases will make two instructions of them
 FUSED = {"enable_fp_fusion": True}
 
-# Dense peak TFLOP/s by device name, most specific first: (half precision, float32 as torch runs it
-# with TF32 allowed). From the vendors' data sheets, without sparsity; where a consumer card halves
-# the rate for fp32 accumulation, the accumulating rate.
+# Dense peak TFLOP/s by device name, most specific first: (name, half precision, float32 as torch
+# runs it with TF32 allowed). From the vendors' data sheets, without sparsity, with accumulation in
+# fp32, for which some consumer cards have half the rate.
 PEAK_TFLOPS = [
     ("V100", 125.0, 15.7),
     ("T4", 65.0, 8.1),
@@ -58,15 +58,15 @@ PEAK_TFLOPS = [
 @dataclass
 class Runtime:
     device: torch.device
-    dtype: str  # a key of DTYPES: what matrix products are computed in; weights stay float32
+    dtype: str  # a key of DTYPES, in which matrix products are computed; weights stay float32
     compile: bool
     backend: str
     rank: int
     local_rank: int
     world_size: int
     summary: str  # what was picked and why, one line
-    agent: int = 0  # the process of torchrun that has started this one; 0: none
-    # set once the program itself notices the end of torchrun; until then a thread ends the process
+    agent: int = 0  # id of the torchrun process that started this one; 0: none
+    # set when the program itself watches for the end of torchrun; until then a thread does
     notices: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -81,11 +81,11 @@ class Runtime:
 
     @property
     def float64_device(self) -> torch.device:
-        """Where sums in float64 are kept: the device, but for Apple's GPU, which has no float64."""
+        """The device for sums in float64: this one, unless it is Apple's GPU, which has none."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
     def autocast(self):
-        """Context in which matrix products run in `dtype`."""
+        """A context in which matrix products are computed in `dtype`."""
         if self.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.dtype])
@@ -109,8 +109,8 @@ class Runtime:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group. Nothing may keep it, for its threads end with it: one that lets
-        go of a tensor while Python ends would abort the process, after a whole run."""
+        """Leave the process group. Nothing may keep a reference to it, because its threads end with
+        it: one that frees a tensor while Python ends would abort the process, after a whole run."""
         self.notices.set()
         if dist.is_initialized():
             gc.collect()  # DistributedDataParallel refers to itself, and to the group
@@ -118,10 +118,10 @@ class Runtime:
 
 
 def processes() -> tuple[int, int, int, bool]:
-    """RANK, LOCAL_RANK and WORLD_SIZE of the environment, and whether there is a group to join.
+    """RANK, LOCAL_RANK and WORLD_SIZE from the environment, and whether there is a group to join.
 
-    What is empty counts as absent: job scripts leave such variables. Raises UserError for what no
-    launcher sets.
+    Empty variables, which job scripts leave behind, count as missing. Raises UserError for values
+    that no launcher sets.
     """
     env = {name: os.environ.get(name, "").strip() for name in LAUNCHED}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
@@ -145,14 +145,14 @@ def processes() -> tuple[int, int, int, bool]:
 def setup(
     device: str = "auto", dtype: str = "auto", compile: bool | str = "auto", backend: str = "auto"
 ) -> Runtime:
-    """Pick what is 'auto', check the rest against this machine, start the process group if any.
+    """Choose what is 'auto', check the rest against this machine, join the process group if any.
 
-    Under torchrun (RANK, LOCAL_RANK, WORLD_SIZE) each process takes cuda:LOCAL_RANK unless the
-    device names another. Raises UserError for what this machine does not have.
+    Under torchrun (RANK, LOCAL_RANK, WORLD_SIZE) each process takes cuda:LOCAL_RANK, unless
+    `device` names another one. Raises UserError for what this machine does not have.
     """
     rank, local_rank, world_size, distributed = processes()
     dev, why_device = pick_device(device, local_rank)
-    if dev.type == "cuda":  # now, as some of what torch is asked is about the device that is set
+    if dev.type == "cuda":  # first, because some questions to torch are about the current device
         try:
             torch.cuda.set_device(dev)
         except RuntimeError as e:  # say another process has it for itself
@@ -162,10 +162,10 @@ def setup(
     if backend == "auto":
         backend = "nccl" if dev.type == "cuda" else "gloo"
     if backend == "nccl" and dev.type != "cuda":
-        backend = "gloo"  # nanoGPT's default in a user's config; nccl has no CPU
+        backend = "gloo"  # a config with nanoGPT's default, on a CPU, for which there is no nccl
     if dev.type == "cuda":
         keep_kernels()
-    if compile or dev.type == "cuda":  # where some kernels are compiled whatever is set
+    if compile or dev.type == "cuda":  # on CUDA some kernels are always compiled
         keep_compiled_graphs()
     # some releases advise new names, which their compilers fail to read
     with warnings.catch_warnings():
@@ -181,7 +181,7 @@ def setup(
         if agent:
             name, parts = "watching torchrun", (agent, runtime.notices)
             threading.Thread(target=end_with_torchrun, args=parts, name=name, daemon=True).start()
-        # imported later, by torch itself, it would keep the group: as default of its functions
+        # If torch imports this later, it makes the group the default of its functions, and keeps it
         import_module("torch.distributed.nn")
         with meeting():
             dist.init_process_group(backend)
@@ -189,8 +189,8 @@ def setup(
 
 
 def end_with_torchrun(agent: int, notices: threading.Event, every: float = 1.0) -> None:
-    """End this process when torchrun ends, until the program notices that itself (`notices` is
-    set): it would wait for processes that never come, half an hour or for ever."""
+    """End this process when torchrun ends, unless the program watches for that itself (`notices` is
+    set). It would wait for the other processes for half an hour, or for ever."""
     while not notices.wait(every):
         if os.getppid() != agent:
             with suppress(OSError):
@@ -200,7 +200,7 @@ def end_with_torchrun(agent: int, notices: threading.Event, every: float = 1.0) 
 
 @contextmanager
 def meeting() -> Iterator[None]:
-    """Where processes meet: UserError where that fails."""
+    """A context in which processes meet; UserError if that fails."""
     try:
         yield
     except dist.DistError as e:
@@ -213,8 +213,8 @@ def meeting() -> Iterator[None]:
 
 
 def pick_compile(compile: bool | str, device: torch.device) -> tuple[bool, str]:
-    """Whether models are compiled, and why not where it was asked for: the same work is done
-    without, only slower."""
+    """Whether models are compiled and, if that was asked for but is not possible, why. It is not an
+    error, as the same work can be done without, only slower."""
     if compile == "auto":
         compile = device.type == "cuda"
     missing = ""
@@ -232,26 +232,26 @@ def pick_compile(compile: bool | str, device: torch.device) -> tuple[bool, str]:
     return bool(compile) and not missing, f" ({missing})" if missing else ""
 
 
-# what torch.compile runs on a CPU, and what it and triton look for on a GPU, of C or C++
+# compilers: the one that torch.compile runs for a CPU, and those that it and triton look for
 CXX = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
 C_COMPILERS = [*map(os.environ.get, ("CC", "CXX"), ("", "")), "gcc", "g++", "cc", "clang", "cl"]
 
 
 def has_python_header() -> bool:
-    """Whether there are C headers of this Python, which all that is compiled for it includes; many
-    systems have them in a package of their own."""
-    if os.name != "posix" or sys.platform == "darwin":  # where they come with Python, or elsewhere
+    """Whether the C headers of this Python are installed, which compiled extensions include; many
+    systems have them in a separate package."""
+    if os.name != "posix" or sys.platform == "darwin":  # there they come with Python
         return True
     return Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists()
 
 
 @contextmanager
 def loading_compiler(runtime: Runtime) -> Iterator[None]:
-    """Load what compiles, some seconds of imports, beside what is done within; at its end both are
-    through. Where nothing is compiled this does nothing."""
+    """A context beside which a thread imports torch.compile's modules, which takes some seconds.
+    At its end it waits for the thread. Does nothing if nothing will be compiled."""
 
     def load() -> None:
-        with suppress(ImportError):  # a torch that has it elsewhere loads it when it compiles
+        with suppress(ImportError):  # a torch with other modules imports them when it compiles
             import torch._dynamo
             import torch._inductor.compile_fx  # noqa: F401
 
@@ -270,8 +270,8 @@ def setup_inference(
 ) -> Runtime:
     """As setup, for programs that write text one token at a time.
 
-    On a CPU the dtype 'auto' is float32, in which a text does not depend on what is drawn beside
-    it; but for quantized weights, which give that up anyway, it is bfloat16 where that is fast.
+    On a CPU the dtype 'auto' means float32, in which a text does not depend on what is drawn beside
+    it. With quantized weights, which give that up anyway, it means bfloat16 if that is fast.
     """
     if dtype == "auto" and not quantize and pick_device(device)[0].type == "cpu":
         dtype = "float32"
@@ -279,10 +279,10 @@ def setup_inference(
 
 
 def leave_a_core(threads: int) -> int:
-    """Let torch compute with so many threads on the CPU; 0: one less than there are cores.
+    """Let torch compute with this many threads on the CPU; 0: one fewer than there are cores.
 
-    A server shares the machine with its own event loop and often with its clients, and threads that
-    wait for one another lose more to a core that is taken than a thread fewer costs.
+    A server shares the machine with its own event loop, and often with its clients. Threads that
+    wait for one another lose more to a core that is busy than one thread fewer costs.
     """
     if threads < 0:
         raise UserError(f"threads={threads} must be at least 0 (0 leaves one core free)")
@@ -293,7 +293,7 @@ def leave_a_core(threads: int) -> int:
 
 
 def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
-    """The torch device for a setting, and why it was picked ('' when it was given)."""
+    """The torch device for a setting, and why it was picked ('' if it was given)."""
     why = ""
     gpus, none = (0, "") if device == "cpu" else count_gpus()
     if device == "auto":
@@ -332,8 +332,8 @@ def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
 
 
 def count_gpus() -> tuple[int, str]:
-    """How many CUDA GPUs torch can use, and where there are none what it says of them, say of an
-    old driver, which it prints as a warning of several lines."""
+    """How many CUDA GPUs torch can use and, if there are none, what torch says about it, such as
+    that the driver is too old. It says that in a warning of several lines."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -348,12 +348,12 @@ def count_gpus() -> tuple[int, str]:
 def not_built_for(device: torch.device) -> str:
     """Why no kernel of this torch runs on a CUDA GPU; '': they do, or it is AMD's.
 
-    What was compiled for a GPU (sm_80) runs on those of the same generation that came later, what
-    is compiled there (compute_80) on all that came later.
+    Code compiled for a GPU (sm_80) also runs on later ones of the same generation; code that is
+    compiled on the spot (compute_80) runs on all later ones.
     """
     built = re.findall(r"\b(sm|compute)_(\d+)", " ".join(torch.cuda.get_arch_list()))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the same, in several lines
+        warnings.simplefilter("ignore")  # torch says the same in several lines
         major, minor = torch.cuda.get_device_capability(device)
     for kind, number in built:
         generation, step = divmod(int(number), 10)
@@ -366,7 +366,7 @@ def not_built_for(device: torch.device) -> str:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> tuple[str, str]:
-    """The number format for a setting on a device, and why it differs from what was asked."""
+    """The number format for a setting on a device, and why that one, if it was not given."""
     if dtype not in (*DTYPES, "auto"):
         raise UserError(f"dtype={dtype} is not one of auto, {', '.join(DTYPES)}")
     if dtype == "float16" and device.type != "cuda":
@@ -403,7 +403,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:
-    """Dense peak FLOP/s of a device in `dtype`, or None when it is not in the table."""
+    """Dense peak FLOP/s of a device in `dtype`; None if it is not in the table."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -411,7 +411,7 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
 
 
 def peak_flops_by_name(name: str, dtype: str) -> float | None:
-    """As peak_flops, by the name the driver gives.
+    """As peak_flops, from the name that the driver gives.
 
     >>> peak_flops_by_name("NVIDIA H100 80GB HBM3", "bfloat16")
     989400000000000.0
@@ -424,12 +424,12 @@ def peak_flops_by_name(name: str, dtype: str) -> float | None:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Peak bytes of memory so far: of the GPU's allocator, or of this process on a CPU."""
+    """Peak bytes of memory so far: of the GPU's allocator or, on a CPU, of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    with suppress(OSError, IndexError):  # Linux, where getrusage's number begins with the parent's
+    with suppress(OSError, IndexError):  # on Linux getrusage's number includes the parent's peak
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     import resource  # not on Windows
@@ -439,10 +439,10 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def seed_everything(seed: int, *position: int) -> None:
-    """Seed torch as a pure function of the seed and a position such as (step, rank).
+    """Seed torch by a pure function of the seed and a position such as (step, rank).
 
-    Called before every step with that step's number, so that dropout after a resume draws what it
-    would have drawn, and evaluation or sampling in between changes nothing.
+    Called before every step with that step's number. So dropout draws after a resume what it would
+    have drawn anyway, and an evaluation or a sample in between changes nothing.
     """
     for p in position:
         seed = splitmix(seed, p)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 class Stopwatch:
-    """Laps that go on from one another; as text, their sum and each of them.
+    """Measures laps one after another; as text: their sum, and each of them.
 
-    since_the_command: begin where this process did, before it loaded anything; else now.
+    since_the_command: begin when this process started, before it loaded anything; else now.
 
     >>> watch = Stopwatch()
     >>> watch.lap("data")
@@ -21,7 +21,7 @@ class Stopwatch:
         self.laps: dict[str, float] = {}
 
     def lap(self, part: str) -> None:
-        """What has passed since the last lap belongs to this part; one may come several times."""
+        """Add the time since the last lap to this part; a part may come several times."""
         now = time.perf_counter()
         self.laps[part] = self.laps.get(part, 0.0) + now - self.last
         self.last = now
@@ -32,7 +32,7 @@ class Stopwatch:
 
 
 def seconds_of_this_process() -> float:
-    """Since it was started; where the system does not say, the time that it has computed."""
+    """Seconds since this process was started or, if the system does not say, its CPU time."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # seconds after the system
