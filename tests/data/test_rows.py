@@ -59,9 +59,11 @@ def test_a_row_as_a_whole_becomes_a_text(tmp_path, name, where):
 
 
 def test_text_without_rows_is_refused_where_rows_are_wanted(tmp_path):
-    (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(UserError, match=r"a\.txt is text without rows: give \.jsonl or \.parquet"):
-        list(read_pieces([tmp_path / "a.txt"], Options(row_text=text)))
+    for name, more in (("a.txt", ""), ("a.json", r": jq -c '\.\[\]' makes \.jsonl of a list")):
+        (tmp_path / name).write_text("[]")
+        words = rf"{name} is not in rows, as \.jsonl and \.parquet files are{more}$"
+        with pytest.raises(UserError, match=words):
+            list(read_pieces([tmp_path / name], Options(row_text=text)))
 
 
 def test_damaged_rows_of_parquet_are_one_line(tmp_path):

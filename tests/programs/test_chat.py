@@ -101,7 +101,7 @@ def test_a_template_of_ones_own(chats):
         ('{"prompt": "a", "completion": "b"}', ["--template=open.json"], ("ends no answer",)),
         ('{"prompt": "a", "completion": "b"}', ["--template=tokens"], ("<|", "--special_tokens")),
         ('{"prompt": "a", "completion": "b"}', ["--hub=a/b"], ("--input= or --hub=",)),
-        ('{"prompt": "a", "completion": "b"}', ["--input=b.txt"], ("b.txt", "without rows")),
+        ('{"prompt": "a", "completion": "b"}', ["--input=b.txt"], ("b.txt", "not in rows")),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, rows, arguments, words):
