@@ -1,13 +1,13 @@
 """What has to be checked and measured on a GPU, in stages of at most 4 minutes on one H100.
 
-    python benchmarks/gpu.py --stages=tests,train,decode,long,bytes    # all that needs no text
+    python benchmarks/gpu.py --stages=tests,train,parts,decode,long,bytes  # all that needs no text
     python benchmarks/gpu.py --stages=race --text=text.xz    # again and again until it is done
-    python benchmarks/gpu.py --stages=tests,train,decode,race,long,bytes --toy --out=/tmp/dry
+    python benchmarks/gpu.py --stages=tests,train,parts,decode,race,long,bytes --toy --out=dry
 
 All of it in calls of less than 5 minutes, each with a budget for it, the second one again and again
 until the race and the models of bytes are done:
 
-    python benchmarks/gpu.py --stages=tests,train,decode,long --peer=../nanoGPT --total=285
+    python benchmarks/gpu.py --stages=tests,train,parts,decode,long --peer=../nanoGPT --total=285
     python benchmarks/gpu.py --stages=race,bytes --peer=../nanoGPT --text=text.xz \\
         --total=285 --limit=285
 
@@ -44,7 +44,7 @@ from bonsai.system.errors import UserError, run
 from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
-stages = ""  # in this order, of tests, train, decode, race, long and bytes [list]
+stages = ""  # in this order, of tests, train, parts, decode, race, long and bytes [list]
 out = "bench_out"  # folder for the programs' JSON, logs and tables [path]
 peer = ""  # a checkout of nanoGPT, measured beside us [path]
 text = ""  # for the race, where data/race_text is not there: text, a file or a folder [path]
@@ -76,15 +76,11 @@ def checks(call: Call) -> bool:
 
 def training(call: Call) -> bool:
     """Ours beside the peer; where a step's time goes, of the classic and the fast; a run's step."""
-    rows, micro_batches = ["--sizes=124M,355M", "--modes=compiled"], 16
-    model = "--batch_size=32 --block_size=1024 --bias=False --vocab_size=50304 --real_data=False"
+    rows = ["--sizes=124M,355M", "--modes=compiled"]
     if call.c.toy:
-        rows, micro_batches = ["--sizes=toy", "--modes=eager", "--repeats=2"], 2
-        model = "--n_layer=1 --n_head=1 --n_embd=32 --block_size=32 --vocab_size=99 "
-        model += "--batch_size=2 --steps=2 --warmup=1 --real_data=False"
+        rows = ["--sizes=toy", "--modes=eager", "--repeats=2"]
     words = [call.out, *rows, *call.peer, *call.force, *call.device]
-    model, fast = model.split(), "config/fast_gpt2.py"
-    steps_of_a_run = [f"--micro_batches={micro_batches}", "--steps=5", "--warmup=2"]
+    fast, model, steps_of_a_run = benched(call)
     ended_well = [
         call.steps.run("train", "benchmarks/train.py", *words),
         bench(call, "classic", *model, "--profile"),
@@ -92,6 +88,30 @@ def training(call: Call) -> bool:
         bench(call, "fast_run", fast, *model, *steps_of_a_run),
     ]
     return all(ended_well)
+
+
+def parts(call: Call) -> bool:
+    """What parts of a step are worth: the update by itself, beside torch's; the fast run's step, as
+    `train` has it, with the residual stream in float32."""
+    rows = ["--sizes=toy,fast_toy", "--updates=2", "--repeats=2"] if call.c.toy else []
+    words = [call.out, *rows, *call.force, *call.device]
+    fast, model, steps_of_a_run = benched(call)
+    stream = "--bfloat16_stream=False"
+    ended_well = [
+        call.steps.run("update", "benchmarks/update.py", *words),
+        bench(call, "fast_run_float32", fast, *model, *steps_of_a_run, stream),
+    ]
+    return all(ended_well)
+
+
+def benched(call: Call) -> tuple[str, list[str], list[str]]:
+    """Words for bench.py: the fast recipe's config, the size of a model, the steps of a run."""
+    model = "--batch_size=32 --block_size=1024 --bias=False --vocab_size=50304 --real_data=False"
+    if call.c.toy:
+        model = "--n_layer=1 --n_head=1 --n_embd=32 --block_size=32 --vocab_size=99 "
+        model += "--batch_size=2 --steps=2 --warmup=1 --real_data=False"
+    run = [f"--micro_batches={2 if call.c.toy else 16}", "--steps=5", "--warmup=2"]
+    return "config/fast_gpt2.py", model.split(), run
 
 
 def bench(call: Call, name: str, *words: str) -> bool:
@@ -191,6 +211,7 @@ def byte_models(call: Call) -> bool:
 STAGES = {  # name: what does it, its tables in OUT
     "tests": (checks, ["tests"]),
     "train": (training, ["train", "classic", "fast", "fast_run"]),
+    "parts": (parts, ["update", "fast_run", "fast_run_float32"]),
     "decode": (decoding, ["decode", "sample"]),
     "race": (race, ["race"]),
     "long": (long_contexts, ["windows"]),

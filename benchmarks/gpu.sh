@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # benchmarks/gpu.py with its stages as words and its settings from the environment:
 #
-#   PEER=../nanoGPT TOTAL=285 benchmarks/gpu.sh tests train decode long
-#   python benchmarks/gpu.py --stages=tests,train,decode,long --peer=../nanoGPT --total=285
+#   PEER=../nanoGPT TOTAL=285 benchmarks/gpu.sh tests train parts decode long
+#   python benchmarks/gpu.py --stages=tests,train,parts,decode,long --peer=../nanoGPT --total=285
 #
 # are the same. OUT, PEER, TEXT, TOTAL, LIMIT, TOKENS, FORCE=1 and TOY=1 are settings of gpu.py, which
 # its --help explains; PYTHON is the Python that runs it and what it starts.

@@ -112,6 +112,7 @@ def test_every_stage(gpu_sh, tmp_path):
         ("tests", "tests", "tests/benchmarks/test_gpu.py"),
         ("decode", "decode", "benchmarks/decode.py"),
         ("long", "windows", "benchmarks/windows.py"),
+        ("parts", "update", "benchmarks/update.py"),
         ("race", "race", "benchmarks/race_gpu.py"),
         ("bytes", "bytes", "benchmarks/bytes.py --quick --scale=toy"),
     ):

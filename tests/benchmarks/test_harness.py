@@ -147,6 +147,8 @@ WRONG = [
     ("decode", "--out_dir=nowhere", "no checkpoint in nowhere"),
     ("decode", "--out_dir=nowhere --kinds=int8", "--kinds is without effect with --out_dir"),
     ("decode", "--most=9", "--most is without effect without --out_dir"),
+    ("update", "--out=file", "cannot write the results to"),
+    ("update", "--sizes=huge", "sizes=huge is not one of toy, fast_toy, char"),
     ("windows", "--out=file", "cannot write the results to"),
     ("windows", "--patterns=X", "of the letters D and L"),
     ("windows", "--lengths=0", "lengths=0 must be numbers"),
