@@ -1,7 +1,7 @@
-# GPT-2 finetuned on conversations, so that it answers: in the terminal, and to OpenAI's clients.
-# Cost: 400 steps of 32,768 tokens, of which those of the assistant alone have a loss. Calculated:
-# half a minute of an H200, at GPT-2's speed there; the loss to expect was not measured. For a model
-# of your own: --init_from=out-mine, with data that were prepared with its tokenizer.
+# Finetunes GPT-2 on conversations, so that it answers: in the terminal, and to OpenAI's clients.
+# Cost: 400 steps of 32,768 tokens, of which only the assistant's have a loss; half a minute on an
+# H200 by calculation, from GPT-2's speed there. Expected loss: not measured. For a model of your
+# own, add --init_from=out-mine and prepare the data with its tokenizer.
 # $ python data/chat/prepare.py --input=chats.jsonl
 # $ python train.py config/finetune_chat.py
 # $ python sample.py --out_dir=out-chat --chat

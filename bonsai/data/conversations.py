@@ -1,13 +1,13 @@
-"""Conversations as training data: rows in the forms that are in use become tokens, with a mask.
+"""Conversations as training data: rows in the common formats become tokens and a mask.
 
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
     {"prompt": "Hi", "completion": "Hello"}
     {"instruction": "Translate to French", "input": "Hello", "output": "Bonjour"}
 
-Readers carry a conversation as the JSON of its messages, so that it is split into train and val by
-its text like any document. The mask is 1 where the assistant speaks: the rest is context, of which
-nothing is learnt.
+Readers pass a conversation on as the JSON of its messages, so that it is split into train and val
+by its text, like any other document. The mask is 1 where the assistant speaks; the rest is context,
+which has no loss.
 """
 
 import json
@@ -90,7 +90,7 @@ class ConversationEncoder:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate):
         self.tokenizer, self.template = tokenizer, template
         self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65535 else "<u4")
-        # Of each conversation: tokens, and how many of them are learnt. Threads append to it.
+        # Of each conversation: tokens, and how many of them have a loss. Threads append to it.
         self.counts: list[tuple[int, int]] = []
 
     def __call__(self, batch: Sequence[Text]) -> Encoded:
@@ -116,5 +116,5 @@ class ConversationEncoder:
         return (
             f"{len(lengths):,} conversations of {lengths[0]:,} to {lengths[-1]:,} tokens, half of "
             f"them up to {lengths[len(lengths) // 2]:,}; {learnt:.0%} of the tokens are the "
-            "assistant's, which are learnt"
+            "assistant's and have a loss"
         )

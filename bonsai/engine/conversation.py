@@ -34,9 +34,9 @@ class Conversation:
         template.encode(tokenizer, self.system)  # UserError where it has no place for a system
 
     def ask(self, text: str) -> list[int]:
-        """The prompt (tokens) for the user's next message. The oldest messages are forgotten where
-        there is no room for them. Raises UserError for a message that is longer than the context,
-        or has characters that the vocabulary lacks; it then counts as not said."""
+        """The prompt (tokens) for the user's next message. If there is no room for all messages,
+        the oldest are dropped. Raises UserError, and does not keep the message, if it is longer
+        than the context or has characters that the vocabulary lacks."""
         answered = self.messages[: len(self.messages) // 2 * 2]  # no answer may have begun
         messages = [*answered, ("user", text)]
         prompt = self.template.encode(self.tokenizer, [*self.system, *messages])
@@ -52,8 +52,8 @@ class Conversation:
         return prompt
 
     def answer(self, tokens: Iterable[int | None]) -> Iterator[str]:
-        """The text of an answer in pieces, as its tokens come, up to where the template ends it, or
-        to None. However far the iterator gets, what it gave is the answer that is remembered."""
+        """Yield the text of an answer as its tokens arrive, up to the string that ends it, or to a
+        None. What was yielded by then is kept as the answer, even if the iterator is closed."""
         said: list[str] = []
         stops = [self.template.stop] if self.template.stop else []
         stream = TextStream(lambda token: self.tokenizer.decode_bytes([token]), stops)

@@ -70,8 +70,8 @@ class ChatTemplate:
     def encode_conversation(
         self, tokenizer: Tokenizer, messages: Iterable[tuple[str, str]]
     ) -> tuple[list[int], list[int]]:
-        """(ids, mask) of (role, content) messages; the mask is 1 where there is something to learn:
-        in what the assistant says and in the string that ends it.
+        """(ids, mask) of (role, content) messages; the mask is 1 for what the assistant says and
+        for the string that ends it.
 
         Each piece is encoded by itself, the template's with special tokens and the messages'
         without: nobody can write an end of text, or another's turn, into a message.
@@ -96,7 +96,8 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 TEMPLATES = {
-    # For any vocabulary with an end-of-text token: what a user writes cannot end an answer.
+    # For any vocabulary with an end-of-text token. A message cannot contain that token, so only the
+    # model itself can end an answer.
     "plain": ChatTemplate(
         {
             "system": ("System:\n", "\n\n"),
@@ -105,7 +106,7 @@ TEMPLATES = {
         },
         start=EOT_TEXT,
     ),
-    # For one with these special tokens: what a user writes cannot pass for another's turn, either.
+    # For a vocabulary with these special tokens: no message can impersonate another role, either.
     "tokens": ChatTemplate(
         {role: (f"<|{role}|>", "<|end|>") for role in ("system", "user", "assistant")},
         start=EOT_TEXT,

@@ -1,10 +1,10 @@
-"""Conversations become data to finetune on, of which the assistant's words alone are learnt.
+"""Turn conversations into data for finetuning; only what the assistant says is learned.
 
 python data/chat/prepare.py --input=chats.jsonl                # into data/chat
 python data/chat/prepare.py --input='logs/*.jsonl.gz' --name=logs --tokenizer=my.json
 python data/chat/prepare.py --hub=HuggingFaceTB/smol-smoltalk --name=smoltalk
 
-A row of a .jsonl or .parquet file is a conversation, in one of these forms:
+Each row of a .jsonl or .parquet file is one conversation, in one of these forms:
 
 {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}

@@ -98,7 +98,7 @@ def test_tokens_of_a_batch():
     assert encode.summary == (
         f"2 conversations of {len(opening + second)} to {len(begin + learnt)} tokens, half of them "
         f"up to {len(begin + learnt)}; {sum(expected) / len(ids):.0%} of the tokens are the "
-        "assistant's, which are learnt"
+        "assistant's and have a loss"
     )
 
 

@@ -53,7 +53,7 @@ def sample(folder: Path, *arguments: str, stdin: str = ""):
 def test_data_of_conversations(chats):
     result = prepare(chats, "--input=chats.jsonl", "--tokenizer=byte", "--val_fraction=0.2")
     assert result.rc == 0, result
-    assert "16 conversations of" in result.stdout and "which are learnt" in result.stdout
+    assert "16 conversations of" in result.stdout and "and have a loss" in result.stdout
     assert "kept what the old meta.json" not in result.stdout
     meta, ids = read(chats / "data")
     assert ChatTemplate.from_dict(meta["chat_template"]) == TEMPLATES["plain"]
