@@ -48,6 +48,8 @@ from bonsai.system.values import (
 )
 
 PYTHON = "from Python"  # the source of a setting that the caller of main gave
+MISSPELT = 0.9  # a helper as like as that to a setting that its file does not set is a mistake
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class Config(dict):
@@ -329,15 +331,20 @@ class _Arguments:
         path, known = resolve_path(argument), self.known()
         if not path.is_file():
             _fail(_no_such_file(argument, known))
-        tree, bound = _run_file(path, argument, self.values())
+        tree = _parse_file(path, argument)
+        _refuse_idle_code(tree, argument, known)
+        bound = _run_file(path, argument, tree, self.values())
         names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
         # Python reads no name before it is bound, so a name read anywhere is read further down.
         helpers = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+        unset = known.keys() - bound.keys()
         for name, value in bound.items():
             is_code = callable(value) or isinstance(value, types.ModuleType)
             if name in known:
                 self.give(name, value, argument)
-            elif not (name.startswith("_") or name in helpers | self.left_out or is_code):
+            elif name.startswith("_") or name in self.left_out or is_code:
+                continue
+            elif name not in helpers or difflib.get_close_matches(name, unset, cutoff=MISSPELT):
                 lines = [node.lineno for node in names if node.id == name]
                 where = f"{argument}:{min(lines)}" if lines else argument
                 hint = did_you_mean(name, known)
@@ -450,38 +457,82 @@ def _names_set_by(program: Path) -> set[str]:
 
 
 def _parse_file(path: Path, name: str) -> ast.Module:
-    """The syntax tree of a config file.
-
-    A statement that Python runs and that sets nothing is a mistake: `max_iters: 5` of YAML,
-    `{"max_iters": 5}` of JSON, `max_iters == 5`.
-    """
+    """The syntax tree of a config file."""
     hint = "" if path.suffix == ".py" else " (arguments without -- are config files, in Python)"
     try:
         source = path.read_bytes()
         if b"\0" in source:
             _fail(f"{name} is no text in UTF-8{hint or ': save it as UTF-8'}")
-        tree = ast.parse(source, name)
+        return ast.parse(source, name)
     except UserError:
         raise
     except SyntaxError as e:
         _fail(f"{name}{f':{e.lineno}' if e.lineno else ''}: {type(e).__name__}: {e.msg}{hint}")
     except Exception as e:
         _fail(f"{name}: {type(e).__name__}: {e}")
-    for node in tree.body:
+
+
+def _refuse_idle_code(tree: ast.Module, name: str, known: Iterable[str]) -> None:
+    """What Python would run, and what would set nothing, is a mistake in a config file."""
+
+    def refuse(node: ast.AST, what: str) -> None:
+        what = textwrap.shorten(what, 60, placeholder=" ...")
+        _fail(f"{name}:{node.lineno}: {what} sets nothing: settings are given as NAME = VALUE")
+
+    nodes = list(ast.walk(tree))
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    read |= {node.id for node in nodes if _is_name(node, ast.Load)}
+    for node in _outside_of_definitions(tree):
+        # `max_iters: 5` of YAML, `{"max_iters": 5}` of JSON, `max_iters == 5`, `del max_iters`
         is_idle = isinstance(node, ast.AnnAssign) and node.value is None
         if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant):
-            is_idle = not any(isinstance(part, ast.Call) for part in ast.walk(node))
+            acts = (ast.Call, ast.NamedExpr)
+            is_idle = not any(isinstance(part, acts) for part in ast.walk(node))
+        if isinstance(node, ast.Delete):
+            is_idle = any(_is_name(part, ast.Del) and part.id in known for part in ast.walk(node))
         if is_idle:
-            code = textwrap.shorten(ast.unparse(node), 60, placeholder=" ...")
-            _fail(f"{name}:{node.lineno}: {code} sets nothing: settings are given as NAME = VALUE")
-    return tree
+            refuse(node, ast.unparse(node))
+    for node in nodes:
+        if isinstance(node, DEFINITIONS):
+            is_used = node.name in read or node.name.startswith("__") or node.decorator_list
+            for assigned in _idle_names(node, bool(is_used)):
+                if assigned in known:
+                    kind = "class" if isinstance(node, ast.ClassDef) else "function"
+                    refuse(node, f"{assigned} in {kind} {node.name}")
 
 
-def _run_file(path: Path, name: str, settings: dict[str, Any]) -> tuple[ast.AST, dict[str, Any]]:
-    """Run a config file that sees `settings`; return its syntax tree and the names it binds."""
+def _outside_of_definitions(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those in classes and functions."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, DEFINITIONS):
+            yield node
+            yield from _outside_of_definitions(node)
+
+
+def _idle_names(definition: ast.AST, is_used: bool) -> list[str]:
+    """Names that a class or a function assigns to no effect, unless they are found as attributes.
+
+    A class that is used may be asked for them. A function's own are of use where it reads them, and
+    those that it declares as global where it is called.
+    """
+    nodes = list(ast.walk(definition))
+    assigned = dict.fromkeys(node.id for node in nodes if _is_name(node, ast.Store))
+    if isinstance(definition, ast.ClassDef):
+        return [] if is_used else list(assigned)
+    effective = {node.id for node in nodes if _is_name(node, ast.Load)}
+    outer = {n for node in nodes if isinstance(node, ast.Global) for n in node.names}
+    effective = effective | outer if is_used else effective - outer
+    return [name for name in assigned if name not in effective]
+
+
+def _is_name(node: ast.AST, context: type) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, context)
+
+
+def _run_file(path: Path, name: str, tree: ast.Module, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run a config file that sees `settings`; return the names it binds."""
     names = {**settings, "__file__": str(path), "__name__": "config"}
     before, recorder = dict(names), _Recorder(names)
-    tree = _parse_file(path, name)
     try:
         exec(compile(tree, name, "exec"), names, recorder)
     except (Exception, SystemExit) as e:
@@ -491,7 +542,7 @@ def _run_file(path: Path, name: str, settings: dict[str, Any]) -> tuple[ast.AST,
     for key, value in names.items():  # what a function of the file bound as a global
         if key not in before or value is not before[key]:
             recorder.bound.add(key)
-    return tree, {key: value for key, value in names.items() if key in recorder.bound}
+    return {key: value for key, value in names.items() if key in recorder.bound}
 
 
 def _no_such_file(argument: str, known: Iterable[str]) -> str:

@@ -530,6 +530,82 @@ def test_statements_that_do_something_may_stand_in_a_file():
     assert train(write("run.py", text)).batch_size == 4
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "batch_size = 4",
+        "batch_size: int = 4",
+        "batch_size, n_layer = 4, 2",
+        "[n_layer, *_rest, batch_size] = 1, 2, 3, 4",
+        "batch_size = seed = 4",
+        "batch_size -= 8",
+        "(batch_size := 4)",
+        "_sum = sum((batch_size := n) for n in range(5))",
+        "for batch_size in range(5): pass",
+        "while batch_size > 4: batch_size -= 1",
+        "import contextlib\nwith contextlib.nullcontext(4) as batch_size: pass",
+        "match [1, 4]:\n    case [_, batch_size]: pass",
+        "if True: batch_size = 4",
+        "try: batch_size = 4\nfinally: pass",
+        "from base import *",
+        "from base import batch_size",
+        "globals()['batch_size'] = 4",
+        "locals()['batch_size'] = 4",
+        "exec('batch_size = 4')",
+        "def _set():\n    global batch_size\n    batch_size = 4\n_set()",
+        # names of settings in a class or a function that is used
+        "class Few:\n    batch_size = 4\nbatch_size = Few.batch_size",
+        "def few(n_layer):\n    seed = n_layer + 1\n    return seed\nbatch_size = few(3)",
+        "class Few:\n    def of(self):\n        seed = 4\n        return seed\n"
+        "batch_size = Few().of()",
+        "def twice(f):\n    return f() * 2\n@twice\ndef two():\n    seed = 2\n    return seed\n"
+        "batch_size = two",
+    ],
+)
+def test_every_way_of_python_to_set_a_setting(text, folder, monkeypatch):
+    write("base.py", "batch_size = 4\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "base", raising=False)
+    config = train(write("run.py", f"{text}\n"))
+    assert config.batch_size == 4 and "batch_size" in config.given
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("class Run:\n    batch_size = 4", "run.py:1: batch_size in class Run sets nothing"),
+        ("class Run:\n    batch_size: int = 4", "run.py:1: batch_size in class Run sets nothing"),
+        ("seed = 1\nclass batch_size: pass", "batch_size expects int, got <class"),
+        ("def dropout(): return 0.1", "run.py: dropout expects float, got <function dropout"),
+        ("def f():\n    batch_size = 4", "run.py:1: batch_size in function f sets nothing"),
+        ("def f():\n    batch_size = 4\nf()", "run.py:1: batch_size in function f sets nothing"),
+        ("async def f():\n    seed = 4", "run.py:1: seed in function f sets nothing"),
+        (
+            "def f():\n    global batch_size\n    batch_size = 4",
+            "run.py:1: batch_size in function f sets nothing",
+        ),
+        (
+            "class Run:\n    def f(self):\n        batch_size = 4\nRun().f()",
+            "run.py:2: batch_size in function f sets nothing",
+        ),
+        ("batch_size = 4\ndel batch_size", "run.py:2: del batch_size sets nothing"),
+        ("if seed is None:\n    batch_size == 4", "run.py:2: batch_size == 4 sets nothing"),
+        ("for _ in range(3):\n    batch_size: 4", "run.py:2: batch_size: 4 sets nothing"),
+        (
+            "max_iter = 500\nlr_decay_iters = max_iter",
+            "run.py:1: unknown setting max_iter; did you mean max_iters?",
+        ),
+    ],
+)
+def test_what_would_set_nothing_is_a_mistake(capsys, text, words):
+    assert words in error(capsys, write("run.py", f"{text}\n"))
+
+
+def test_helpers_may_be_deleted_and_be_named_nearly_as_what_is_set():
+    text = "layers = n_layers = 3\nn_layer = n_layers + layers\ndel layers\n"
+    assert train(write("run.py", text)).n_layer == 6
+
+
 def test_a_text_is_no_config_file(capsys):
     Path("my.txt").write_text("To be, or not")
     hint = "my.txt:1: SyntaxError: invalid syntax (arguments without -- are config files, in Python"
