@@ -5,9 +5,9 @@
 The program, and what it starts, is a process group. The group is ended when the program is over,
 when the seconds are, or when the pipe is closed: who has started this holds its other end, which
 the system closes even where that process is killed. The end is SIGTERM, and 5 seconds later SIGKILL
-for what is left. Where this process is killed itself, Linux sends SIGTERM to the program. Exit
-status: the program's, 128 + N where signal N ended it, 124 for the seconds (GNU timeout's), 125 for
-the pipe.
+for what is left. Where this process is killed itself, a second one, its guard, ends the group in
+the same way. Exit status: the program's, 128 + N where signal N ended it, 124 for the
+seconds (GNU timeout's), 125 for the pipe.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import sys
 import time
 
 PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
+END_GROUP = "--end-group"
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -31,32 +32,41 @@ def adopt_orphans() -> None:
 
 
 def end_with_supervisor() -> None:
-    """In the process that becomes the program: have it told when its parent has ended."""
+    """In the process that becomes the program: have it told when its parent has ended, which may be
+    before there is a guard that knows of it."""
     if LIBC:
         LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
-def end_group(leader: subprocess.Popen) -> None:
-    """End what is left of the process group that a process leads."""
+def end_group(number: int) -> None:
+    """End what is left of a process group."""
     last = time.monotonic() + PATIENCE
     with contextlib.suppress(ProcessLookupError):  # nothing is left
-        os.killpg(leader.pid, signal.SIGTERM)
+        os.killpg(number, signal.SIGTERM)
         while time.monotonic() < last:
-            leader.poll()
-            with contextlib.suppress(ChildProcessError):  # no orphan
-                while os.waitpid(-leader.pid, os.WNOHANG)[0]:
+            with contextlib.suppress(ChildProcessError):  # none of ours
+                while os.waitpid(-number, os.WNOHANG)[0]:
                     pass
-            os.killpg(leader.pid, 0)
+            os.killpg(number, 0)
             time.sleep(0.1)
-        os.killpg(leader.pid, signal.SIGKILL)
+        os.killpg(number, signal.SIGKILL)
+
+
+def start_guard() -> subprocess.Popen:
+    """A process that ends the group of which it is told, once its pipe is closed: by the system,
+    where this process is killed."""
+    command = [sys.executable, "-S", __file__, END_GROUP]
+    return subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def supervise(seconds: float, command: list[str]) -> int:
     """The exit status."""
+    guard = start_guard()
     last = time.monotonic() + seconds
     options = dict(start_new_session=True, preexec_fn=end_with_supervisor)
     program = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
     try:
+        guard.stdin.write(b"%d" % program.pid)
         while program.poll() is None:
             if time.monotonic() > last:
                 return 124
@@ -64,10 +74,17 @@ def supervise(seconds: float, command: list[str]) -> int:
                 return 125
         return program.returncode if program.returncode >= 0 else 128 - program.returncode
     finally:
-        end_group(program)
+        end_group(program.pid)
+        program.wait()
+        guard.kill()
+        guard.communicate()
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == [END_GROUP]:
+        if told := sys.stdin.read():
+            end_group(int(told))
+        sys.exit()
     try:
         seconds, (program, *words) = float(sys.argv[1]), sys.argv[2:]
     except (IndexError, ValueError):

@@ -81,22 +81,24 @@ def test_the_pipe_is_closed_by_a_kill(tmp_path):
     holder.stdout.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent ended")
-def test_a_killed_supervisor_takes_its_program_along(tmp_path):
-    code = "import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)"
-    words = [*command(60)[:3], sys.executable, "-S", "-c", code]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
-    with subprocess.Popen(words, **pipes) as process:
-        program = int(process.stdout.readline())
-        assert not is_over(program)
-        process.kill()
-        for _ in range(100):
-            if is_over(program):
-                break
-            time.sleep(0.1)
-    if not is_over(program):
-        os.kill(program, signal.SIGKILL)
-        pytest.fail("it goes on")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux for a parent")
+@pytest.mark.parametrize("deaf", ["", "parent", "child"])
+def test_a_killed_supervisor_takes_along_what_it_has_started(deaf):
+    process, child = start(60, deaf)
+    program = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    assert not is_over(program) and not is_over(child)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    for _ in range(200):
+        left = [pid for pid in (program, child) if not is_over(pid)]
+        if not left:
+            break
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    process.stdin.close()
+    process.stdout.close()
 
 
 @pytest.mark.parametrize("deaf", ["parent", "child"])
