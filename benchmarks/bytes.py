@@ -23,8 +23,10 @@ at each length, each in a process of its own, so that memory is measured for it 
 import itertools
 import math
 import multiprocessing
+import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -339,34 +341,51 @@ def uncached_seconds(model, ids: torch.Tensor, sync: Callable, points: int = 7) 
 
 def generation(c: Config) -> None:
     """Seconds for `length` bytes, by model and number of rows."""
-    runtime = setup(c.device, "float32", False)
-    results, T = Results("generation", c.out, runtime.device, again=True), c.length
+    runtime, T = setup(c.device, "float32", False), c.length
+    same = ("commit", "versions", "hardware", "length")
+    results = Results("generation", c.out, runtime.device, same=same, length=T)
 
-    def add(name: str, caches: str, n: int, count: int, seconds: float, cost: dict) -> None:
-        row = {"model": name, "caches": caches, "rows": n, "T": T, **cost}
-        row |= {"seconds": seconds, "rate": n * count / seconds}
-        dense = results.find({"model": "dense", "rows": n}) or row
-        results.add({**row, "ratio": row["rate"] / dense["rate"]})
-        print(f"{name}, {n} rows, caches: {caches}: {seconds:.1f} s", flush=True)
-
-    for n in map(int, c.rows.split(",")):
-        for name, kind in GENERATION.items():
-            model = make(settings_of(*kind, T)).to(runtime.device)
-            cost, model = costs(model), prepare(model)  # which has fewer parameters
-            list(generate(model, [1], SamplingParams(20), n))
+    def rate_of(name: str, n: int, cached: bool) -> dict:
+        model = make(settings_of(*GENERATION[name], T)).to(runtime.device)
+        cost, model = costs(model), prepare(model)  # which has fewer parameters
+        list(generate(model, [1], SamplingParams(20), n))
+        if cached:
             begin = time.perf_counter()
             count = sum(1 for _ in generate(model, [1], SamplingParams(T), n))
-            add(name, "yes", n, count, time.perf_counter() - begin, cost)
-            if n == 1 and name == "MEGABYTE":
-                ids = torch.randint(256, (1, T), device=runtime.device)
-                add(name, "no", n, T, uncached_seconds(model, ids, runtime.synchronize), cost)
-    results.finish(table(results.rows, GENERATION_COLUMNS))
+            seconds = time.perf_counter() - begin
+        else:
+            ids = torch.randint(256, (1, T), device=runtime.device)
+            count, seconds = T, uncached_seconds(model, ids, runtime.synchronize)
+        print(f"{name}, {n} rows: {seconds:.1f} s", flush=True)
+        row = {"T": T, **cost, "seconds": seconds, "rate": n * count / seconds}
+        dense = results.find({"model": "dense", "rows": n}) or row
+        return {**row, "ratio": row["rate"] / dense["rate"]}
+
+    rows = []
+    for n in map(int, c.rows.split(",")):
+        for name in GENERATION:
+            for cached in (True, False) if (name, n) == ("MEGABYTE", 1) else (True,):
+                key = {"model": name, "caches": "yes" if cached else "no", "rows": n}
+                work = (name, n, cached)
+                rows.append(results.measure(key, lambda work=work: rate_of(*work)))
+    results.finish(table(rows, GENERATION_COLUMNS))
+
+
+def end_with_parent() -> None:
+    """In a process of an executor, which goes on for ever where its parent is killed: end then."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def in_a_process(call: Callable, *args) -> Any:
     """What `call` gives in a process of its own, whose memory is its own. Raises UserError."""
+    spawn = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        with ProcessPoolExecutor(1, spawn, initializer=end_with_parent) as process:
             return process.submit(call, *args).result()
     except (BrokenProcessPool, RuntimeError, MemoryError) as e:
         raise UserError(f"{', '.join(map(str, args))}: failed: {e}") from None
@@ -398,17 +417,23 @@ def crossover() -> int:
 
 def context(c: Config) -> None:
     """Cost of training per byte at each context."""
-    results = Results("context", c.out, pick_device(c.device)[0], again=True)
-    for T in map(int, c.contexts.split(",")):
-        row = {"T": T, "mflops": {n: flops(n, T) / 3e6 for n in CONTEXT}, "us": {}, "gib": {}}
+    about = {name: c[name] for name in ("dtype", "compile", "dense_limit")}
+    same = ("commit", "versions", "hardware", *about)
+    results = Results("context", c.out, pick_device(c.device)[0], same=same, **about)
+
+    def cost_of(T: int) -> dict:
+        row = {"mflops": {n: flops(n, T) / 3e6 for n in CONTEXT}, "us": {}, "gib": {}}
         for name in CONTEXT:
             if name == "dense" and c.dense_limit < T:
                 continue
             took = in_a_process(one_step, name, T, c.device, c.dtype, c.compile)
             row["us"][name], row["gib"][name] = took
         print(f"context {T:,}: {row}", flush=True)
-        results.add(row)
-    text = table(results.rows, CONTEXT_COLUMNS)
+        return row
+
+    lengths = map(int, c.contexts.split(","))
+    rows = [results.measure({"T": T}, lambda T=T: cost_of(T)) for T in lengths]
+    text = table(rows, CONTEXT_COLUMNS)
     more = f"from a context of {crossover():,} bytes MEGABYTE needs fewer FLOPs per byte"
     results.finish(f"{text}\n\n{more}")
 

@@ -8,17 +8,17 @@ datasets library, split, tokenized one by one with tiktoken by `map` in some pro
 written through a memory map in 1024 parts. The documents are 5,000 characters of the input each.
 Making that table is not in its time, nor is the writing of the .jsonl in ours. Each run is a
 process of its own; the ways take turns, and the table has medians. Memory is that of the largest
-process. All ids of every row are compared with tiktoken's, once.
+process. All ids of every row are compared with tiktoken's, once. With --out, where a call was cut
+the same command goes on with the next run.
 """
 
 import collections
 import json
-import os
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from benchmarks.processes import running
+from benchmarks.processes import supervised
 from bonsai import ROOT
 from bonsai.data.finding import find_files
 from bonsai.data.readers import read_pieces
@@ -36,6 +36,8 @@ from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import get
 from configurator import Config, configure
+
+# Not harness.py here, which loads torch: the ways that run functions of this file need none of it.
 
 # -----------------------------------------------------------------------------
 input = ""  # a text file (or files) in UTF-8 [paths]
@@ -45,10 +47,21 @@ workers = 2  # processes of nanoGPT's way, threads of ours [>= 1]
 characters = 5000  # of a document [>= 1]
 verify = True  # hold all ids against tiktoken's
 folder = ""  # for the files of the runs; default: a temporary one [path]
-out = ""  # folder for data.json and .txt [path]
+out = ""  # folder for data.json and .txt; runs that are there are not repeated [path]
+force = False  # repeat them
 # -----------------------------------------------------------------------------
 
 EOT = 50256
+# runs a program, and says in a line its seconds, and the memory of the largest process
+TIMED = """
+import resource, subprocess, sys, time
+begin = time.perf_counter()
+status = subprocess.call(sys.argv[1:])
+seconds = time.perf_counter() - begin
+if status:
+    sys.exit(1)
+print(seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 ROWS = ("nanogpt", "tokenizer", "text", "jsonl")
 COLUMNS = (
     ("way", "way", ""), ("seconds", "seconds.median", ".2f"), ("spread", "seconds.spread", ".0%"),
@@ -111,15 +124,21 @@ def command(row: str, text: Path, jsonl: Path, target: Path, workers: int) -> li
 
 
 def timed(arguments: list[str], log: Path) -> tuple[float, float]:
-    """(seconds, MB of memory) of a program. Raises UserError with its last words if it fails."""
-    start = time.perf_counter()
-    with open(log, "w") as f, running(arguments, stdout=f, stderr=subprocess.STDOUT) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        raise UserError(f"{arguments[1]} failed: {log.read_text().strip().splitlines()[-1:]}")
-    return seconds, usage.ru_maxrss / 1024
+    """(seconds, MB of memory) of a program. Raises UserError with its last words if it fails.
+
+    A small process starts it: a program begins with its parent's memory in its account.
+    """
+    small = [sys.executable, "-S", "-c", TIMED, *arguments]
+    with (
+        open(log, "w") as f,
+        supervised(math.inf, small, stdout=f, stderr=subprocess.STDOUT) as process,
+    ):
+        status = process.wait()
+    last = log.read_text().strip().splitlines()[-1:]
+    if status:
+        raise UserError(f"{arguments[1]} failed: {' '.join(last)}")
+    seconds, kilobytes = map(float, last[0].split())
+    return seconds, kilobytes / 1024
 
 
 def documents(text: Path, characters: int) -> Iterator[str]:
@@ -168,37 +187,52 @@ def check(row: str, text: str, target: str, characters: int) -> None:
     sys.exit(0 if ids_are_tiktokens(row, Path(text), Path(target), characters) else 3)
 
 
-def measure(c: Config, names: list[str], text: Path, place: Path) -> list[dict]:
-    """A row for each way: seconds of its runs, the largest memory, whether the ids are right."""
+def measure(c: Config, names: list[str], text: Path, place: Path, results) -> None:
+    """All runs, in turn, which are not there: a row for each way, with the seconds of its runs, the
+    largest memory and whether the ids are right, written with each run."""
+    from benchmarks.harness import in_turn, spread
+
     jsonl, size = place / "documents.jsonl", text.stat().st_size / 1e6
-    if {"nanogpt", "jsonl"} & set(names):
+    rows = {row["way"]: row for row in results.rows}  # of a call that was cut
+    for name in names:
+        rows.setdefault(name, {"way": name, "each": [], "memory": 0.0, "same": "not checked"})
+    left = {name for name in names if len(rows[name]["each"]) < c.repeats}
+    if {"nanogpt", "jsonl"} & left:
         with open(jsonl, "w", encoding="utf-8") as f:
             f.writelines(json.dumps({"text": d}) + "\n" for d in documents(text, c.characters))
-    if "nanogpt" in names:
+    if "nanogpt" in left:
         timed(call("make_table", str(jsonl), f"{jsonl}.table"), place / "log.txt")
-        if "jsonl" not in names:  # nanoGPT's way needs ten times the text on the disk as it is
+        if "jsonl" not in left:  # nanoGPT's way needs ten times the text on the disk as it is
             jsonl.unlink()
-    rows = {n: {"way": n, "times": [], "memory": 0.0, "same": "not checked"} for n in names}
-    for repeat in range(c.repeats):
-        for name, row in rows.items():
-            target = place / "out"
-            target.mkdir()
-            program = command(name, text, jsonl, target, c.workers)
-            seconds, megabytes = timed(program, place / "log.txt")
-            row["times"].append(seconds)
-            row["memory"] = max(row["memory"], megabytes)
-            print(f"{name}: {seconds:.2f} s, {size / seconds:.1f} MB/s", flush=True)
-            if c.verify and not repeat:
-                program = call("check", name, str(text), str(target), c.characters)
-                status = subprocess.run(program).returncode
-                if status not in (0, 3):
-                    raise UserError(f"the check of {name} itself failed: see above")
-                row["same"] = "NO" if status else "yes"
-            shutil.rmtree(target)
-    return list(rows.values())
+    for repeat, name in in_turn(names, c.repeats):
+        row = rows[name]
+        if repeat < len(row["each"]):
+            continue
+        target = place / "out"
+        target.mkdir()
+        program = command(name, text, jsonl, target, c.workers)
+        seconds, megabytes = timed(program, place / "log.txt")
+        print(f"{name}: {seconds:.2f} s, {size / seconds:.1f} MB/s", flush=True)
+        if c.verify and row["same"] == "not checked":
+            program = call("check", name, str(text), str(target), c.characters)
+            with supervised(math.inf, program) as process:
+                status = process.wait()
+            if status not in (0, 3):
+                raise UserError(f"the check of {name} itself failed: see above")
+            row["same"] = "NO" if status else "yes"
+        shutil.rmtree(target)
+        row["each"], row["memory"] = [*row["each"], seconds], max(row["memory"], megabytes)
+        row["seconds"] = spread(row["each"])
+        row["rate"] = size / row["seconds"]["median"]
+        theirs = rows.get("nanogpt", {}).get("seconds")
+        for other in rows.values() if theirs else ():
+            if "seconds" in other:
+                other["ratio"] = theirs["median"] / other["seconds"]["median"]
+        results.put(row for row in rows.values() if row["each"])
 
 
-def main(c: Config) -> None:
+def main(**settings) -> None:
+    c = configure(globals(), settings=settings or None)
     names = c.rows.split(",")
     if unknown := set(names) - set(ROWS):
         raise UserError(f"rows={c.rows}: {unknown.pop()!r} is not one of {', '.join(ROWS)}")
@@ -206,24 +240,19 @@ def main(c: Config) -> None:
         check_writable(Path(c.out) / "data.json", "the results")
     text = find_files(c.input)[0]
     size = text.stat().st_size / 1e6
+
+    import torch
+
+    from benchmarks.harness import Results
+
+    about = {"input": text.name, "MB": size, "workers": c.workers, "characters": c.characters}
+    same = ("commit", "versions", "hardware", *about)
+    results = Results("data", c.out, torch.device("cpu"), COLUMNS, same, c.force, **about)
     print(f"{text.name}: {size:,.1f} MB; {c.workers} workers, {c.repeats} runs in turn")
     with tempfile.TemporaryDirectory(dir=c.folder or None) as place:
-        rows = measure(c, names, text, Path(place))
-
-    import torch  # not before: a program starts with its parent's memory in its account
-
-    from benchmarks.harness import Results, spread, table
-
-    results = Results("data", c.out, torch.device("cpu"), again=True, input=text.name, MB=size)
-    for row in rows:
-        row["seconds"] = spread(row["times"])
-        row["rate"] = size / row["seconds"]["median"]
-        if "nanogpt" in names:
-            theirs = spread(rows[names.index("nanogpt")]["times"])["median"]
-            row["ratio"] = theirs / row["seconds"]["median"]
-        results.add(row)
-    results.finish(table(results.rows, COLUMNS))
+        measure(c, names, text, Path(place), results)
+    results.finish()
 
 
 if __name__ == "__main__":
-    run(lambda: main(configure(globals())))
+    run(main)

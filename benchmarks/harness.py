@@ -123,23 +123,31 @@ class Results:
             print(f"{len(left)} of {len(rows)} rows in {path} are of another {apart}: not taken")
 
     def find(self, key: dict) -> dict | None:
-        """The row that has all of `key`, if it has been measured."""
-        rows = (r for r in self.rows if all(r.get(k) == v for k, v in key.items()))
-        return next(rows, None)
+        """The first row that has all of `key`, if it has been measured."""
+        return next(self.having(key), None)
+
+    def having(self, key: dict) -> Iterator[dict]:
+        """The rows that have all of `key`."""
+        return (r for r in self.rows if all(r.get(k) == v for k, v in key.items()))
 
     def measure(self, key: dict, call: Callable[[], dict]) -> dict:
         """The row of `key`: the earlier one, or what `call` finds now, which is written at once."""
-        if row := self.find(key):
+        return self.measure_together(key, lambda: [call()])[0]
+
+    def measure_together(self, key: dict, call: Callable[[], list[dict]]) -> list[dict]:
+        """The rows of `key`: the earlier ones, or all that `call` finds now, written together."""
+        if rows := list(self.having(key)):
             what = textwrap.shorten(", ".join(map(str, key.values())), 60, placeholder=" ...")
-            commit = (row.get("about") or {}).get("commit")
+            commit = (rows[0].get("about") or {}).get("commit")
             by = "" if commit == self.about["commit"] else f", by commit {commit}"
             print(f"{what}: measured before, in {self.folder}{by}")
-            return row
-        return self.add({**key, **call()})
+            return rows
+        return self.add(*({**key, **row} for row in call()))
 
-    def add(self, row: dict) -> dict:
+    def add(self, *rows: dict) -> list[dict]:
         with self.lock:  # runs that go at once
-            self.rows.append(added := {**row, "about": self.about})
+            added = [{**row, "about": self.about} for row in rows]
+            self.rows += added
             self.write()
         return added
 

@@ -7,12 +7,14 @@ First the engine alone is timed in this process, with the same requests and as m
 serve.py is started on a free port; each client asks, reads the stream to its end and asks again.
 Afterwards some of the requests are made once more, alone: in float32 the tokens must be the same.
 Where one differs, both candidates are scored again from the whole context; a difference is excused
-if their scores are closer than 1e-3 (in nats, noise included).
+if their scores are closer than 1e-3 (in nats, noise included). The server ends with this program,
+even where that is killed.
 """
 
 import asyncio
 import itertools
 import json
+import math
 import random
 import re
 import subprocess
@@ -30,15 +32,15 @@ if __name__ == "__main__":
 import psutil
 import torch
 
-from benchmarks.harness import Results, table
-from benchmarks.processes import running
+from benchmarks.harness import Results
+from benchmarks.processes import supervised
 from bonsai import ROOT
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.sampling import Row, candidates, noise, step_key
 from bonsai.models.loading import find_source
-from bonsai.serving.registry import load_served
+from bonsai.serving.registry import load_served, written
 from bonsai.system.errors import UserError, interrupts_of_python, run
-from bonsai.system.runtime import leave_a_core, setup
+from bonsai.system.runtime import Runtime, leave_a_core, setup
 from configurator import Config, configure
 
 # -----------------------------------------------------------------------------
@@ -55,7 +57,8 @@ quantize = ""  # int8: weights in 8 bits [int8]
 compile = False  # compile the one-token step
 threads = 0  # of engine and server on a CPU; 0: one less than there are cores, as serve.py [>= 0]
 seed = 1337  # of prompts and requests [>= 0]
-out = ""  # folder for serve.json and .txt [path]
+out = ""  # folder for serve.json and .txt; a row that is there is not measured again [path]
+force = False  # measure it again
 # -----------------------------------------------------------------------------
 
 PREFIX_CACHE = 2048  # serve.py's default
@@ -146,6 +149,12 @@ def server_command(c: Config, source: str) -> list[str]:
     given = ("max_batch", "device", "dtype", "quantize", "compile", "threads")
     command += [f"--{name}={c[name]}" for name in given]
     return [*command, f"--max_queue={2 * c.clients + 16}"]
+
+
+def the_server(supervisor: int) -> psutil.Process:
+    """The process below that of supervise.py which is the server."""
+    children = psutil.Process(supervisor).children()
+    return next(p for p in children if str(ROOT / "serve.py") in p.cmdline())
 
 
 def port_of(server: subprocess.Popen) -> int:
@@ -247,20 +256,15 @@ def compare(c: Config, port: int, served, asked: list[Ask]) -> dict:
     return counts
 
 
-def main(**settings) -> int:
-    c = configure(globals(), settings=settings or None)
-    runtime = setup(c.device, c.dtype, c.compile)
-    row = {"threads": leave_a_core(c.threads), "clients": c.clients, "seconds": c.seconds}
-    source = find_source("resume", c.out_dir)
+def measure(c: Config, source: str, runtime: Runtime) -> dict:
+    """A row of the table, without the settings."""
     options = {"quantize": c.quantize, "prefix_cache": PREFIX_CACHE}
     served = load_served("m", source, runtime, c.max_batch, **options)
-    results = Results("serve", c.out, runtime.device, again=True)
-    row["engine"] = time_engine(c, served)
-    asks = questions(c, served)
+    row, asks = {"engine": time_engine(c, served)}, questions(c, served)
     command = server_command(c, source)
-    with running(command, stdout=subprocess.PIPE, text=True) as process:
+    with supervised(math.inf, command, stdout=subprocess.PIPE, text=True) as process:
         port = port_of(process)
-        crowd = load(c, port, psutil.Process(process.pid), asks)
+        crowd = load(c, port, the_server(process.pid), asks)
         with interrupts_of_python():
             asked, row["server"], memory = asyncio.run(crowd)
         row |= {"requests": len(asked), "tokens": sum(len(ask.answer()) for ask in asked)}
@@ -272,12 +276,25 @@ def main(**settings) -> int:
     if firsts := sorted(ask.first for ask in asked if ask.first is not None):
         row["first"] = firsts[len(firsts) // 2]
         row["first95"] = firsts[int(len(firsts) * 0.95)]
-    results.add(row)
-    results.finish(table(results.rows, COLUMNS))
     for error in sorted(set(errors))[:5]:
         print(f"error: {error}", file=sys.stderr)
+    return row
+
+
+def main(**settings) -> int:
+    c = configure(globals(), settings=settings or None)
+    runtime = setup(c.device, c.dtype, c.compile)
+    key = {"threads": leave_a_core(c.threads), "clients": c.clients, "seconds": c.seconds}
+    source = find_source("resume", c.out_dir)
+    names = ("engine_seconds", "tokens", "checks", "max_batch", "quantize", "seed")
+    about = {"model": source, "written": written(source), **{name: c[name] for name in names}}
+    about |= {"dtype": runtime.dtype, "compile": runtime.compile}
+    same = ("commit", "versions", "hardware", *about)
+    results = Results("serve", c.out, runtime.device, COLUMNS, same, c.force, **about)
+    row = results.measure(key, lambda: measure(c, source, runtime))
+    results.finish()
     exact = c.dtype == "float32" and not c.quantize
-    return 1 if errors or (row["different"] and exact) else 0
+    return 1 if row["errors"] or (row["different"] and exact) else 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/tokenizer.py --shakespeare=tinyshakespeare.txt
 
 Trains on the source of the running Python's library, as data/python_stdlib/prepare.py picks it.
-Prints one table; every row is timed in the same run, the median of `runs` with the range.
+Prints one table, of medians of `runs` with the range. What is compared takes turns; where a call
+was cut, the same command goes on with what is compared next.
 """
 
 import importlib.util
@@ -33,7 +34,8 @@ from configurator import configure, resolve_path
 runs = 3  # of each measurement [>= 1]
 vocab_size = 32768  # for the library's source [>= 256]
 shakespeare = ""  # Tiny Shakespeare, for 4,096 tokens; left out if not given [path]
-out = ""  # folder for tokenizer.json and .txt [path]
+out = ""  # folder for tokenizer.json and .txt; rows that are there are not measured again [path]
+force = False  # measure them again
 
 PACKAGES = ("rustbpe", "tiktoken", "regex", "tokenizers")
 COLUMNS = (
@@ -147,16 +149,20 @@ def installed(name: str) -> str:
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     packages = {name: installed(name) for name in PACKAGES}
-    results = Results("tokenizer", c.out, torch.device("cpu"), again=True, packages=packages)
+    same = ("commit", "versions", "hardware", "packages")
+    device = torch.device("cpu")
+    results = Results("tokenizer", c.out, device, COLUMNS, same, c.force, packages=packages)
     print(", ".join(f"{name} {number}" for name, number in packages.items()), flush=True)
-    texts, rows = library_source(), []
+    library = library_source()
+    parts = [("training", library, c.vocab_size), ("encoding", library[:100], c.vocab_size)]
     if c.shakespeare:
-        text = read_text(resolve_path(c.shakespeare))
-        rows += training([text], 4096, c.runs)
-    rows += training(texts, c.vocab_size, c.runs) + encoding(texts[:100], c.vocab_size, c.runs)
-    for row in rows:
-        results.add(row)
-    results.finish(table(results.rows, COLUMNS))
+        parts.insert(0, ("training", [read_text(resolve_path(c.shakespeare))], 4096))
+    rows = []
+    for part, texts, size in parts:
+        key = {"part": part, "MB": megabytes(texts), "tokens": size, "runs": c.runs}
+        work = {"training": training, "encoding": encoding}[part], texts, size, c.runs
+        rows += results.measure_together(key, lambda work=work: work[0](*work[1:]))
+    results.finish(table(rows, COLUMNS))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 import json
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from helpers.programs import ROOT, environment
 
 from benchmarks import bytes as bench
 from bonsai.data.writer import Writer
@@ -127,6 +130,36 @@ def test_costs_of_contexts(place, monkeypatch):
     assert first["gib"]["MEGABYTE"] > 0 and first["us"]["dense"] > 0
     assert "dense" not in second["us"] and second["mflops"]["dense"] > first["mflops"]["dense"]
     assert "from a context of 512 bytes" in (place / "out-bytes" / "context.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "part, other", [("generation", {"length": 32}), ("context", {"dense_limit": 64})]
+)
+def test_costs_go_on_where_they_were_cut(place, monkeypatch, capsys, part, other):
+    """With other settings all is measured."""
+    monkeypatch.setattr(bench, "in_a_process", lambda call, *args: (1.0, 2.0))
+    options = dict(part=part, length=16, rows="1", contexts="64,128", device="cpu")
+    bench.main(**options)
+    path = place / "out-bytes" / f"{part}.json"
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == {"generation": 3, "context": 2}[part]
+    path.write_text(json.dumps({"rows": rows[:1]}))
+    for more, before in (({}, 1), ({}, len(rows)), (other, 0)):
+        capsys.readouterr()
+        bench.main(**{**options, **more})
+        assert capsys.readouterr().out.count("measured before") == before
+        assert len(json.loads(path.read_text())["rows"]) == len(rows)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills")
+def test_a_process_of_its_own_ends_with_a_parent_that_is_killed():
+    sleep = r"import os, time; os.write(1, b'%d\n' % os.getpid()); time.sleep(60)"
+    code = f"from benchmarks.bytes import in_a_process; in_a_process(exec, {sleep!r})"
+    pipes = dict(stdout=subprocess.PIPE, cwd=ROOT, env=environment())
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert int(process.stdout.readline()) != process.pid
+        process.kill()
+        assert process.stdout.read() == b""  # the other one has let go of it, too
 
 
 def test_a_process_of_its_own_gives_its_result_or_one_line():

@@ -63,6 +63,23 @@ def test_results_go_on_where_they_were_cut(tmp_path, capsys):
     assert start(peer="2").rows == start(again=True).rows == [] != start().rows
 
 
+def test_what_is_measured_together_is_written_together(tmp_path, capsys):
+    def both() -> list[dict]:
+        assert not (tmp_path / "speed.json").exists()
+        return [{"way": "a"}, {"way": "b"}]
+
+    for _ in range(2):
+        rows = Results("speed", tmp_path, CPU).measure_together({"size": "toy"}, both)
+        assert [(r["size"], r["way"]) for r in rows] == [("toy", "a"), ("toy", "b")]
+    assert "toy: measured before" in capsys.readouterr().out
+
+
+def test_no_benchmark_begins_anew_where_it_was_cut():
+    """As Results does with again=True, which is for what is asked for by --force."""
+    programs = [*(ROOT / "benchmarks").glob("*.py")]
+    assert programs and not [p for p in programs if "again=True" in p.read_text(encoding="utf-8")]
+
+
 @pytest.mark.parametrize("other", ["commit", "versions", "hardware", "peer"])
 def test_rows_of_another_commit_or_machine_are_said_and_kept(tmp_path, capsys, other):
     def start() -> Results:
@@ -194,7 +211,7 @@ def test_a_mistake_is_one_line_before_anything_is_measured(
     for call in ("launch", "seconds_of", "training"):  # what would take time
         monkeypatch.delattr(module, call, raising=False)
     with pytest.raises(SystemExit) as e:
-        run(lambda: module.main(*([configure(vars(module))] if name == "data" else [])))
+        run(module.main)
     err = capsys.readouterr().err
     assert e.value.code in (1, 2) and err.startswith("error: ") and said in err, err
     assert len(err.splitlines()) == 1

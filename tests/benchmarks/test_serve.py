@@ -31,6 +31,30 @@ def test_a_crowd_at_toy_size(made_run, monkeypatch):
         *("first token s", "95%", "MiB", "growth MiB", "checked", "equal", "within 1e-3"),
         "different",
     ]
+    # the same command takes the row that is there; what decides about it is another row
+    measured = []
+    monkeypatch.setattr(serve, "measure", lambda c, *rest: measured.append(c.clients) or row)
+    for more, count in (({}, 0), ({"clients": 6}, 1), ({"tokens": 9}, 1), ({"force": True}, 1)):
+        measured.clear()
+        given = {"out_dir": "out-byte", "device": "cpu", "out": "results", **options, **more}
+        assert serve.main(**given) == 0 and len(measured) == count, more
+    torch.set_num_threads(threads)
+
+
+def test_errors_and_differences_that_were_found_before_are_the_status(made_run, monkeypatch):
+    monkeypatch.chdir(made_run)
+    threads = torch.get_num_threads()
+    calls = []
+    for found, dtype, status in (
+        ({"errors": 1, "different": 0}, "float32", 1),
+        ({"errors": 0, "different": 1}, "float32", 1),
+        ({"errors": 0, "different": 1}, "bfloat16", 0),
+    ):
+        monkeypatch.setattr(serve, "measure", lambda *args, row=found: calls.append(row) or row)
+        there = dict(out_dir="out-byte", out=f"results-{len(calls)}", dtype=dtype, device="cpu")
+        assert [serve.main(**there) for _ in range(2)] == [status, status]
+    assert len(calls) == 3
+    torch.set_num_threads(threads)
 
 
 def test_how_close_a_choice_was(made_run, monkeypatch):
