@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 
-from bonsai.system.errors import UserError
+from bonsai.system.errors import UserError, end_if_told
 from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer, well_formed
 from bonsai.tokenizers.patterns import (
     GPT4,
@@ -55,6 +55,7 @@ def count_chunks(texts: Iterable[str], pattern: str | None) -> Counter[bytes]:
     works on these alone."""
     split, counts = splitter(pattern), Counter()
     for text in texts:
+        end_if_told()
         counts.update(split(well_formed(text)))
     return Counter({chunk.encode("utf-8"): n for chunk, n in counts.items()})
 
@@ -119,6 +120,7 @@ def learn_merges(
     heapq.heapify(heap)
     merges: list[Pair] = []
     while heap and len(merges) < n:
+        end_if_told()
         bound, pair = heapq.heappop(heap)
         if -bound != counts[pair]:
             if counts[pair] > 0:
@@ -469,6 +471,7 @@ class _Reporter(logging.Handler):
 
 
 def _for_rust(text: str) -> str:
+    end_if_told()
     if has_long_blank(text):
         raise UserError(
             "fast training cannot split a text with 900,000 blanks in a row: use --fast=False"

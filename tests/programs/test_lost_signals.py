@@ -25,7 +25,7 @@ from bonsai.engine import Engine, SamplingParams
 from bonsai.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from bonsai.system.errors import end_by_interrupt
 from bonsai.system.runtime import setup
-from bonsai.tokenizers import ByteTokenizer, CharTokenizer
+from bonsai.tokenizers import ByteTokenizer, CharTokenizer, bpe
 from bonsai.training.forecast import tracked
 from model import GPT, GPTConfig
 from projects.adder import adder
@@ -230,8 +230,34 @@ def a_data_set(monkeypatch, folder):
     return calls, prepare
 
 
+def merges_that_are_learnt(monkeypatch, folder):
+    def progress(count: int) -> None:
+        calls.append(count)
+        in_a_bare_except()
+
+    calls = []
+    return calls, lambda: bpe.learn_merges({b"abab": 9, b"abcd": 5}, 9, progress)
+
+
+def texts_of_a_vocabulary(monkeypatch, folder):
+    def texts():
+        for text in "abc":
+            calls.append(text)
+            in_a_bare_except()
+            yield text
+
+    calls = []
+    return calls, lambda: bpe.count_chunks(texts(), None)
+
+
+def texts_of_a_vocabulary_in_rust(monkeypatch, folder):
+    pytest.importorskip("rustbpe")
+    calls = lost_in(monkeypatch, bpe, "well_formed")
+    return calls, lambda: bpe.rust_tokens("abc", 9, bpe.GPT4)
+
+
 LOOPS = [a_digit_network, a_baby_gpt, sums_that_are_checked, losses_by_position, translations]
-LOOPS += [a_data_set]
+LOOPS += [a_data_set, merges_that_are_learnt, texts_of_a_vocabulary, texts_of_a_vocabulary_in_rust]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
