@@ -7,6 +7,10 @@ import copy
 
 import pytest
 import torch
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from bonsai.training import adam
 from bonsai.training.adam import KernelAdamW, fastest_adamw, fits
@@ -67,6 +71,28 @@ def test_a_step_that_it_is_not_for_is_torchs(updates, settings, transposed, max_
     torch.testing.assert_close(params_of(ours), params_of(theirs))
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
     assert not updates
+
+
+@pytest.mark.parametrize("settings, transposed", [*UNFIT.values(), ({}, False)], ids=[*UNFIT, ""])
+def test_hooks_of_a_step_are_called_once(updates, settings, transposed):
+    """A step that is torch's and one of the kernel's; torch puts hooks around step() of a class."""
+    made(adam.AdamW)  # from now on around that of torch's, too
+    optimizer, calls = made(KernelAdamW, **settings), []
+    hooks = (
+        optimizer.register_step_pre_hook(lambda *args: calls.append("before")),
+        optimizer.register_step_post_hook(lambda *args: calls.append("after")),
+        register_optimizer_step_pre_hook(lambda *args: calls.append("before any")),
+        register_optimizer_step_post_hook(lambda *args: calls.append("after any")),
+    )
+    give_gradients(optimizer, transposed)
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    for hook in hooks:
+        hook.remove()
+    assert calls == ["before any", "before", "after", "after any"]
+    names = [event.name for event in profile.events()]
+    assert names.count("Optimizer.step#KernelAdamW.step") == 1
+    assert bool(updates) == ((settings, transposed) == ({}, False))
 
 
 def test_a_step_of_scaled_gradients_or_with_a_closure_is_torchs(updates):
