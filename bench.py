@@ -64,7 +64,7 @@ gpus = 1  # how many of them [>= 1]
 mfu = 0.4  # share of their peak FLOP/s that is reached [> 0, <= 1]
 tokens = 0.0  # how many tokens to train on; 0: 20 per parameter [>= 0]
 # data
-real_data = True  # False: random tokens that are already on the device
+real_data = True  # False: random tokens, the same in every step
 dataset = "openwebtext"  # a folder in data/ [paths]
 batch_size = 12  # rows of a micro-batch, per process [>= 1]
 micro_batches = 1  # of a step; train.py has gradient_accumulation_steps of them together [>= 1]
@@ -90,6 +90,10 @@ compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
 backend = "auto"  # of torch.distributed; auto: nccl on CUDA [auto | nccl | gloo | mpi | ucc]
 # -----------------------------------------------------------------------------
 
+OF_A_MEASUREMENT = (
+    "steps warmup profile out_dir json real_data dataset micro_batches seed device dtype compile "
+    "backend"
+)
 TRACE = "trace.json"
 PROFILED = 3  # micro-batches to profile, or one step if it has more: traces take long to write
 
@@ -278,7 +282,8 @@ def main(**settings) -> None:
     refuse_idle(
         c,
         (not c.size, "gpu gpus mfu tokens", "without --size"),
-        (c.size, "steps warmup profile json", "with --size: nothing is run"),
+        (c.size, OF_A_MEASUREMENT, "with --size: nothing is run"),
+        (not c.real_data, "dataset", "with --real_data=False"),
     )
     if c.size:
         print(size_of(c))

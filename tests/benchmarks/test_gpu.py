@@ -297,7 +297,8 @@ def test_steps_that_are_not_finite_are_left_out(device):
     torch.manual_seed(0)
     model = build_model("gpt", FIELDS).to(runtime.device)
     optimizer = build_optimizer(model, StepSettings(), runtime)
-    x, y = next(synthetic(FIELDS["vocab_size"], 2, 16, runtime.device))
+    batch = next(synthetic(FIELDS["vocab_size"], 2, 16, runtime.device))
+    x, y = (part.to(runtime.device) for part in batch)
 
     def step(spoil: bool) -> list[torch.Tensor]:
         """All that the optimizer holds, before and after a step, in two halves."""

@@ -211,6 +211,8 @@ IDLE = [
     ("serve.py", dict(models="a=b", out_dir="c"), "--out_dir is without effect with --models"),
     ("bench.py", dict(gpus=8), "--gpus is without effect without --size"),
     ("bench.py", dict(size="gpt2", json="r.json"), "--json is without effect with --size"),
+    ("bench.py", dict(size="gpt2", dtype="float32"), "--dtype is without effect with --size"),
+    ("bench.py", dict(real_data=False, dataset="a"), "--dataset is without effect with --real"),
     ("show_tokens.py", dict(html="a.html", ids=True), "--ids is without effect with --html"),
     ("train_tokenizer.py", dict(ranks="a.tiktoken", vocab_size=300), "--vocab_size"),
     ("train_tokenizer.py", dict(ranks="a.tiktoken", html="a.html"), "--html"),

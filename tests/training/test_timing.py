@@ -47,3 +47,9 @@ def test_synthetic_batches_are_in_the_vocabulary():
     x, y = next(synthetic(7, 3, 50, torch.device("cpu")))
     assert x.shape == y.shape == (3, 50) and x.dtype == torch.int64
     assert x.min() >= 0 and set(torch.cat((x, y)).unique().tolist()) == set(range(7))
+
+
+def test_synthetic_batches_are_on_the_host_as_those_of_data_are():
+    """What is counted from them there waits for no device."""
+    batch = next(synthetic(7, 3, 50, torch.device("meta")))
+    assert [part.device.type for part in batch] == ["cpu", "cpu"]
