@@ -4,7 +4,8 @@
     python projects/attention_whatif/whatif.py     # ten runs, 11 to 20 minutes on one core
     python projects/attention_whatif/whatif.py --only=squared,negated --steps=1000
 
-Every run starts from the same weights and sees the same batches; one thing is changed.
+Every run starts from the same weights and sees the same batches; one thing is changed. After an
+interruption the same command goes on with the next run.
 """
 
 import math
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
-from bonsai.files.jsonfile import write_json
+from bonsai.files.jsonfile import read_json_object, write_json
 from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError, run
 from bonsai.system.runtime import setup
@@ -54,6 +55,8 @@ only = ""  # some of the questions, between commas; default: all [list]
 windows = 256  # of the validation split, for the losses [>= 1]
 out_dir = "out-whatif"  # where whatif.png and whatif.json go [path]
 # -----------------------------------------------------------------------------
+
+MOST = 2**28  # bytes of whatif.json, which has the losses of every step
 
 
 @dataclass
@@ -147,13 +150,21 @@ def train(c: Config, what: WhatIf, data: Mixture) -> tuple[GPT, list[float]]:
     return model, losses
 
 
-def draw(curves: dict[str, list[float]], rows: list[dict], path: Path) -> None:
+def runs_so_far(path: Path, about: dict) -> dict[str, dict]:
+    """The rows of an earlier call by name, if their runs were those that this call would make."""
+    kept = read_json_object(path, MOST) if path.exists() else {}
+    rows = kept.get("rows", []) if kept.get("about") == about else []
+    return {row["name"]: row for row in rows}
+
+
+def draw(rows: list[dict], path: Path) -> None:
     """Training losses on the left; at the right the loss where nothing later can be seen."""
     figure = new_figure(9.5, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    for k, (name, losses) in enumerate(curves.items()):
-        smooth = torch.tensor(losses).unfold(0, min(20, len(losses)), 1).mean(dim=1)
-        left.plot(smooth, color=COLORS[k], lw=1.3, label=name)
+    for k, row in enumerate(rows):
+        losses = torch.tensor(row["curve"])
+        smooth = losses.unfold(0, min(20, len(losses)), 1).mean(dim=1)
+        left.plot(smooth, color=COLORS[k], lw=1.3, label=row["name"])
     left.set(xlabel="step", ylabel="training loss (nats per token)")
     left.legend(fontsize=8, ncols=2)
     names = [row["name"] for row in rows][::-1]
@@ -177,19 +188,27 @@ def main(**settings) -> None:
     check_writable(results, "the results")
     data = Mixture.open(c.dataset)
     data.check(c.block_size, data.model_vocab_size)
-    curves, rows = {}, []
+    about = {**c, **data.fingerprints()}  # what decides about a run
+    for other in ("only", "out_dir"):
+        del about[other]
+    found = runs_so_far(results, about)
     for name in chosen:
+        if name in found:
+            print(f"{name}: trained before, in {c.out_dir} (delete it to train anew)", flush=True)
+            continue
         what, begin = QUESTIONS[name], time.perf_counter()
-        model, curves[name] = train(c, what, data)
+        model, curve = train(c, what, data)
         losses = loss_by_position(model, data.parts[0].split("val"), c.block_size, c.windows)
         row = {"name": name, "question": what.question, "loss": losses.mean().item()}
-        rows.append(row | {"last": losses[-1].item(), "seconds": time.perf_counter() - begin})
-        print(f"{name}: validation loss {row['loss']:.4f}, {rows[-1]['seconds']:.0f} s", flush=True)
+        row |= {"last": losses[-1].item(), "seconds": time.perf_counter() - begin, "curve": curve}
+        print(f"{name}: validation loss {row['loss']:.4f}, {row['seconds']:.0f} s", flush=True)
+        found[name] = row
+        write_json(results, {"about": about, "rows": [*found.values()]})
+    rows = [found[name] for name in chosen]
     columns = [("what if", "name", ""), ("changed", "question", ""), ("val loss", "loss", ".3f")]
     columns += [("at the last position", "last", ".3f"), ("seconds", "seconds", ".0f")]
     print(f"\n{table(rows, columns)}\n")
-    write_json(results, {"steps": c.steps, "rows": rows, "curves": curves})
-    draw(curves, rows, Path(c.out_dir) / "whatif.png")
+    draw(rows, Path(c.out_dir) / "whatif.png")
 
 
 if __name__ == "__main__":

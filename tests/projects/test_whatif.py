@@ -79,6 +79,32 @@ def test_the_script(workplace, tmp_path):
     assert (tmp_path / "whatif.png").stat().st_size > 5000
 
 
+def test_the_next_call_goes_on_with_the_next_run(workplace, tmp_path, monkeypatch):
+    """Where it was cut; runs of other settings or data are made anew."""
+    monkeypatch.chdir(workplace)
+    trained, train = [], whatif.train
+
+    def cut(c, what, data):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(what.question)
+        return train(c, what, data)
+
+    options = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=2, steps=2, windows=2)
+    options |= dict(dataset="meta", only="as it is,squared,negated", out_dir=str(tmp_path))
+    monkeypatch.setattr(whatif, "train", cut)
+    with pytest.raises(KeyboardInterrupt):
+        whatif.main(**options)
+    monkeypatch.setattr(whatif, "train", lambda *args: trained.append(1) or train(*args))
+    for more, count in (({}, 1), ({}, 0), ({"only": "squared"}, 0), ({"steps": 3}, 3)):
+        trained.clear()
+        whatif.main(**{**options, **more})
+        assert len(trained) == count, more
+    rows = json.loads((tmp_path / "whatif.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["as it is", "squared", "negated"]
+    assert all(len(row["curve"]) == 3 for row in rows)
+
+
 @pytest.mark.parametrize(
     "options, hint",
     [
