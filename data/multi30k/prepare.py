@@ -9,7 +9,6 @@ after the end are context (a mask, see bonsai/data/writer.py).
 """
 
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,10 +24,10 @@ from bonsai.data.advice import command
 from bonsai.data.fetch import download
 from bonsai.data.readers import read_pieces
 from bonsai.data.writer import Writer, disk_errors
-from bonsai.files.access import file_size, write_whole
+from bonsai.files.access import file_size
 from bonsai.files.atomic import whole_file
 from bonsai.system.errors import UserError, run
-from bonsai.tokenizers import EOT_TEXT, get
+from bonsai.tokenizers import EOT_TEXT, BPETokenizer
 from configurator import Config, configure, resolve_path
 
 input = ""  # a folder with the .gz files instead of the download [path]
@@ -40,7 +39,7 @@ row_length = 96  # tokens; longer pairs are left out of training [>= 8]
 url = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
 
 SPLITS = {"train": "train", "val": "val", "test": "test_2016_flickr"}
-SPECIAL = f"{EOT_TEXT},<|sep|>,<|pad|>"
+SPECIAL = (EOT_TEXT, "<|sep|>", "<|pad|>")
 
 
 def read_lines(c: Config, split: str, language: str, folder: Path) -> list[str]:
@@ -61,19 +60,10 @@ def read_lines(c: Config, split: str, language: str, folder: Path) -> list[str]:
     return [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 
-def train_bpe(c: Config, texts: dict[str, list[str]], folder: Path) -> Path:
-    """A vocabulary of both languages, by train_tokenizer.py."""
-    corpus, path = folder / "downloads" / "train.txt", folder / "downloads" / "bpe.json"
-    write_whole(corpus, "\n".join(line for lines in texts.values() for line in lines))
-    program = HERE.parents[1] / "train_tokenizer.py"
-    options = [f"--input={corpus}", f"--out={path}", f"--vocab_size={c.vocab_size}"]
-    options += [f"--special_tokens={SPECIAL}", "--stats=False"]
-    status = subprocess.run([sys.executable, str(program), *options]).returncode
-    if status > 128:  # by a signal, or as nobody reads what it prints
-        sys.exit(status)
-    if status:
-        raise UserError("train_tokenizer.py failed: see above")
-    return path
+def train_bpe(c: Config, texts: dict[str, list[str]]) -> BPETokenizer:
+    """A vocabulary of both languages, as train_tokenizer.py makes them."""
+    corpus = "\n".join(line for lines in texts.values() for line in lines)
+    return BPETokenizer.train([corpus], c.vocab_size, special_tokens=SPECIAL)
 
 
 def main(**settings) -> None:
@@ -87,8 +77,8 @@ def main(**settings) -> None:
         }
         for split in SPLITS
     }
-    tokenizer = get(train_bpe(c, text["train"], folder))
-    sep, pad = (tokenizer.special_tokens[name] for name in SPECIAL.split(",")[1:])
+    tokenizer = train_bpe(c, text["train"])
+    sep, pad = (tokenizer.special_tokens[name] for name in SPECIAL[1:])
     left_out = 0
     with Writer(folder, tokenizer, row_length=c.row_length, masks=True) as writer:
         for split in ("train", "val"):
