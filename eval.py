@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import math
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
@@ -30,6 +31,7 @@ from bonsai.evaluation.choices import Question, multiple_choice, read_questions
 from bonsai.evaluation.core import Task, read_bundle
 from bonsai.evaluation.core import core as score_bundle
 from bonsai.evaluation.loss import bits_per_byte, split_loss
+from bonsai.files.atomic import is_stream
 from bonsai.files.jsonfile import write_json
 from bonsai.files.textfile import check_writable
 from bonsai.models.kernels import to_device
@@ -174,11 +176,18 @@ def progress(runtime: Runtime, what: str):
 
 
 def evaluate_all(
-    c: Config, questions: list[Question], bundle: list[Task], runtime: Runtime
+    c: Config,
+    questions: list[Question],
+    bundle: list[Task],
+    runtime: Runtime,
+    keep: Callable[[dict], object] | None = None,
 ) -> dict[str, list[dict]]:
-    """Every model on every data set, on the questions, and on tasks."""
+    """Every model on every data set, on the questions, and on tasks. keep: is given the results so
+    far before each further model."""
     results = {"losses": [], "choices": [], "core": [], "tasks": []}
-    for source in sources(c):
+    for number, source in enumerate(sources(c)):
+        if number and keep:  # hours of work, and another model may fail
+            keep(results)
         loaded = load_model(source)
         if loaded.newer and runtime.master:
             print(loaded.newer, file=sys.stderr, flush=True)
@@ -289,7 +298,13 @@ def main(**settings) -> None:
             check_tasks(c, runtime)
         if runtime.master:
             print(runtime.summary, flush=True)
-        results = evaluate_all(c, questions, bundle, runtime)
+
+        def keep(results: dict) -> None:
+            about = {**provenance(runtime.device), "dtype": runtime.dtype}
+            write_json(c.json, {**about, **results})
+
+        to_file = c.json not in ("", "-") and not is_stream(c.json) and runtime.master
+        results = evaluate_all(c, questions, bundle, runtime, keep if to_file else None)
         if not runtime.master:
             return
         tables = {"losses": LOSSES, "choices": SCORES, "core": CORE, "tasks": TASKS}
@@ -297,7 +312,7 @@ def main(**settings) -> None:
             if results[key]:
                 print(f"\n{table(results[key], columns)}")
         if c.json:
-            write_json(c.json, {**provenance(runtime.device), "dtype": runtime.dtype, **results})
+            keep(results)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,11 @@ def main(**settings) -> int:
             m = served[name] = load_served(name, source, runtime, c.max_batch, **options)
         size = f"{m.model.num_params() / 1e6:.2f}M parameters, context {m.context}"
         print(f"model {name}: {source}, {size}{', chat' if m.chat else ''}")
+        for guess in ("lookup", "draft"):
+            if c[guess] and not getattr(m.engine, guess):
+                print(
+                    f"model {name}: --{guess} is without effect: its cache is not one for guesses"
+                )
     if not loopback and not key:
         print(
             f"warning: {c.host} can be reached from other machines and no api_key is set",

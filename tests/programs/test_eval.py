@@ -73,6 +73,17 @@ def test_checkpoints_side_by_side_alone_and_with_two_processes(runs, workplace, 
             assert one == pytest.approx(other, abs=1e-4)
 
 
+def test_what_was_found_of_a_model_is_kept_where_another_cannot_be_loaded(runs, workplace):
+    (workplace / "eval-broken").mkdir()
+    (workplace / "eval-broken" / "ckpt.pt").write_bytes(b"no checkpoint")
+    options = ["--out_dir=eval-a,eval-broken", "--dataset=meta", "--device=cpu", "--json=kept.json"]
+    done = run_program(options, workplace, program="eval.py")
+    assert_one_line_error(done, "eval-broken")
+    kept = json.loads((workplace / "kept.json").read_text())
+    assert [row["checkpoint"] for row in kept["losses"]] == ["eval-a/ckpt.pt"]
+    assert kept["dtype"] == "float32" and kept["hardware"]
+
+
 def test_a_mixture_has_a_row_of_its_own(runs, workplace):
     options = ["--init_from=eval-a/ckpt.pt", "--windows=3", "--block_size=8", "--json=-"]
     done = run_program([*options, "--device=cpu"], workplace, program="eval.py")

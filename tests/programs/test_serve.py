@@ -13,8 +13,9 @@ from helpers.programs import ROOT, TINY, assert_one_line_error, run_program
 from helpers.server_process import events, server
 from helpers.tiny_data import make_dataset, write_meta
 
+from bonsai.models.table import build_model, describe_model
 from bonsai.runs.restore import load_checkpoint
-from bonsai.tokenizers import CharTokenizer, from_dict
+from bonsai.tokenizers import ByteTokenizer, CharTokenizer, from_dict
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
 
@@ -75,6 +76,16 @@ def served(folder):
 @pytest.fixture(scope="module")
 def client(served):
     return openai.OpenAI(base_url=f"{served.url}/v1", api_key="anything", max_retries=0)
+
+
+@pytest.mark.parametrize("guess", ["lookup", "draft"])
+def test_guesses_that_a_models_cache_does_not_allow_are_said(tmp_path, guess):
+    fields = dict(n_layer=1, n_head=1, n_embd=64, block_size=64, vocab_size=257, patch_size=4)
+    local = dict(local_layer=1, local_head=1, local_embd=16)
+    model = build_model("megabyte", fields | local)
+    save(tmp_path / "out", model, ByteTokenizer(), **describe_model(model, "megabyte"))
+    with server(tmp_path, f"--{guess}=2") as running:
+        assert f"model out: --{guess} is without effect" in running.log.read_text()
 
 
 def complete(client, prompt="One day", **options):
