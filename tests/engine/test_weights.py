@@ -37,11 +37,14 @@ def test_logits_of_converted_weights_stay_close(dtype, quantize, pack):
 @pytest.mark.parametrize("quantize", ["", "int8"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_cpu_without_instructions_for_half_precision(dtype, quantize, monkeypatch):
-    """torch refuses to pack weights for it: they stay as nn.Linear has them."""
+    """torch refuses to pack weights for it: linear.cpp takes those in bfloat16, and what it does
+    not take stays as nn.Linear has it."""
     monkeypatch.setattr(linear, "SUPPORTED", dict.fromkeys(linear.SUPPORTED, "_no_such"))
-    model, idx = tiny(n_embd=128), torch.randint(VOCAB, (2, BLOCK))
+    model, idx = tiny(n_embd=128), torch.randint(VOCAB, (4, BLOCK))
     prepared = prepare(model, dtype, quantize)
-    assert not any(isinstance(m, linear.PackedLinear) for m in prepared.modules())
+    packed = [m for m in prepared.modules() if isinstance(m, linear.PackedLinear)]
+    assert bool(packed) == (not quantize and dtype in linear.products())
+    assert all(m.packed is None for m in packed) and idx.numel() > linear.FEW_UNPACKED
     with torch.no_grad():
         for part in (idx, idx[:, :1]):
             want, got = model(part)[0], prepared(part)[0]

@@ -4,12 +4,14 @@ from ctypes import c_int, c_int64, c_void_p
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from bonsai.engine.cpu.native import build, functions
 from bonsai.engine.cpu.pages import LargePages
 
 FEW_ROWS = {torch.float32: 16, torch.bfloat16: 4}  # up to which linear.cpp is faster
 FEW_TILES = 64  # ... in bfloat16 by the matrix unit
+FEW_UNPACKED = 12  # ... where oneDNN does not take the dtype
 
 
 class FastLinear(nn.Module):
@@ -55,16 +57,23 @@ SUPPORTED = {
 }
 
 
+def torch_packs(dtype: torch.dtype) -> bool:
+    name = SUPPORTED.get(dtype)
+    return name is None or getattr(torch.ops.mkldnn, name, bool)()
+
+
 def packs(device: torch.device, dtype: torch.dtype | None) -> bool:
-    """Whether torch has oneDNN's kernels, for weights of a dtype if one is given, and the operators
-    by which torch.compile calls them."""
-    ops = torch.ops.mkldnn
-    if dtype in SUPPORTED and not getattr(ops, SUPPORTED[dtype], bool)():
-        return False
+    """Whether a PackedLinear can be made, with weights of a dtype if one is given: torch has
+    oneDNN's kernels, with the operators by which torch.compile calls them, and they or linear.cpp
+    take the dtype."""
     return (
         device.type == "cpu"
         and torch.backends.mkldnn.is_available()
-        and all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+        and all(
+            hasattr(torch.ops.mkldnn, name)
+            for name in ("_reorder_linear_weight", "_linear_pointwise")
+        )
+        and (dtype is None or torch_packs(dtype) or dtype in products())
     )
 
 
@@ -73,13 +82,16 @@ class PackedLinear(FastLinear):
 
     A few rows (a decoding step) go through linear.cpp, whose weights lie in large pages; more go
     through oneDNN, without reordering the weights in every call as nn.Linear does. Without a C++
-    compiler all do, except one row in float32: a plain product with a vector starts faster.
+    compiler all do, except one row in float32: a plain product with a vector starts faster. Where
+    torch refuses to pack the weights, many rows are multiplied in float32.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, pages: LargePages):
         super().__init__()
         weight = linear.weight.detach().to(dtype)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+        self.packed = None
+        if torch_packs(dtype):
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.bias32 = None if self.bias is None else self.bias.float()
         self.product = products().get(dtype)
@@ -87,6 +99,7 @@ class PackedLinear(FastLinear):
         if self.product:
             tiles = has_tiles() and dtype == torch.bfloat16 and weight.size(1) % 32 == 0
             few = FEW_TILES if tiles else FEW_ROWS[dtype]
+            few = few if self.packed is not None else FEW_UNPACKED
         self.plain = None if not few else pages.copy(weight) if self.product else weight
         self.dtype, (self.n, self.k) = dtype, weight.shape
         self.few = few * self.k  # numbers
@@ -97,6 +110,8 @@ class PackedLinear(FastLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() > self.few or x.dtype != self.dtype:
+            if self.packed is None:
+                return F.linear(x.float(), self.plain.float(), self.bias32).to(x.dtype)
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         if self.product is None:
             row = x.view(-1)

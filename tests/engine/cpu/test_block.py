@@ -5,7 +5,6 @@ import torch
 
 from bonsai.engine import SamplingParams, generate, prepare
 from bonsai.engine.cpu import block
-from bonsai.engine.cpu.linear import packs
 from bonsai.models.table import build_model
 from model import ACTIVATIONS
 from model import CHOICES as ALLOWED
@@ -97,8 +96,6 @@ def test_an_activation_that_is_inserted_changes_no_other(calls, monkeypatch):
 @pytest.mark.parametrize("quantize", ["", "int8"])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_step_of_all_blocks_is_that_of_the_model(choice, quantize, dtype, calls):
-    if not packs(torch.device("cpu"), None if quantize else dtype):
-        pytest.skip(f"this CPU has no instructions for {dtype}: prepare leaves blocks as they are")
     model = make(**CHOICES[choice])
     ids = torch.randint(101, (1, T))
     prepared = prepare(model, dtype, quantize)
