@@ -257,7 +257,7 @@ class CausalSelfAttention(nn.Module):
         qk, v = qkv.split_with_sizes((self.nh + self.nkv, self.nkv), dim=2)
         if values is not None:
             gate = 3 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, nkv)
-            v = v + gate[..., None] * values.view(B, T, self.nkv, -1)
+            v = (v + gate[..., None] * values.view(B, T, self.nkv, -1)).to(qkv.dtype)
         if self.qk_norm:  # Henry et al. 2020, Dehghani et al. 2023; here without gains
             qk = (F.rms_norm if self.rms else F.layer_norm)(qk, (self.hs,))
         if rotation is not None:

@@ -222,6 +222,7 @@ def validate(model, data: Mixture, runtime: Runtime, quick: bool) -> dict:
     """Bits per byte of the validation split, plain and by strided inference where there is one."""
     split, T = data.parts[0].split("val"), model.config.block_size
     bits, windows = {"strided": None}, 131072 // T if quick else 0
+    model.eval()  # as one that is trained it would keep all for a backward pass, for its graph
     for name in ("bpb", "strided") if isinstance(model, Megabyte) else ("bpb",):
         model.strided = name == "strided"
         loss, _ = split_loss(model, split, runtime, T, max(1, 8192 // T), windows)

@@ -21,6 +21,9 @@ from model import GPT, MLP, CausalSelfAttention, attention, causal_mask, rope_an
 
 SHORT = 256  # number of keys up to which plain products were measured to be faster
 FEW = 16  # number of keys up to which a compiler's sums take less work than a kernel's blocks
+# Number of queries from which on FlexAttention takes its kernel for training. For fewer it takes
+# that for steps of decoding, which cannot be made for all shapes: training would end in a traceback
+MANY = 128
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -57,7 +60,7 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 def attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torch.Tensor:
     """Attention to a window: by FlexAttention if it is compiled for a GPU, else in blocks."""
-    local = mask is None and 0 < window < q.size(2)
+    local = mask is None and 0 < window < q.size(2) and q.size(2) >= MANY
     if local and not dropout and q.device.type == "cuda" and torch.compiler.is_compiling():
         return flex_local_attention(q, k, v, window, scale)
     return attend_in_blocks(q, k, v, mask, window, scale, dropout)

@@ -53,6 +53,7 @@ PEAK_TFLOPS = [
     ("B200", 2250.0, 1125.0),
     ("MI300X", 1307.4, 653.7),
 ]
+PARTS = {"MIG", "Laptop"}  # names with these are of a part of the GPU, or of a smaller one
 
 
 @dataclass
@@ -106,7 +107,9 @@ class Runtime:
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world_size > 1:
-            dist.barrier()
+            # NCCL's is a sum on the GPU. Not told on which, torch takes the thread's, and says so.
+            ids = [self.device.index] if self.backend == "nccl" else None
+            dist.barrier(device_ids=ids)
 
     def close(self) -> None:
         """Leave the process group. Nothing may keep a reference to it, because its threads end with
@@ -417,6 +420,8 @@ def peak_flops_by_name(name: str, dtype: str) -> float | None:
     989400000000000.0
     """
     words = name.replace("-", " ").split()
+    if not PARTS.isdisjoint(words):
+        return None
     for key, half, single in PEAK_TFLOPS:
         if all(word in words for word in key.split()):  # whole words: an L40 is no L4
             return (single if dtype == "float32" else half) * 1e12

@@ -5,15 +5,18 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.programs import ROOT, environment
 
 from benchmarks import bytes as bench
+from bonsai.data.dataset import Mixture
 from bonsai.data.writer import Writer
 from bonsai.models.table import CONFIGS, build_model
 from bonsai.system.errors import UserError
+from bonsai.system.runtime import setup
 from bonsai.tokenizers import ByteTokenizer
 
 
@@ -91,6 +94,16 @@ def test_on_a_gpu_it_trains_compiled(place, monkeypatch, capsys):
     rows = json.loads((place / "out-bytes" / "bytes.json").read_text())["rows"]
     assert [r.get("compile") for r in rows] == [True, True, True, None]
     assert all(r["first_step"] > 0 and 2 < r["bpb"] < 9 for r in rows)
+
+
+def test_arms_are_evaluated_without_gradients(place):
+    """Though they were trained compiled, where an evaluation takes the graph of training."""
+    recorded, runtime = [], replace(setup("cpu", "float32", False), compile=True)
+    for arm in bench.TOY_ARMS.values():
+        model = bench.make(bench.settings_of(*arm)).train()
+        model.register_forward_pre_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
+        assert 2 < bench.validate(model, Mixture.open("data/toy"), runtime, True)["bpb"] < 20
+    assert len(recorded) > 3 and not any(recorded)
 
 
 def test_no_run_begins_after_so_many_minutes(place):

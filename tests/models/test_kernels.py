@@ -1,6 +1,7 @@
 """Kernels in place of model.py's: the same numbers up to rounding, and where they are put."""
 
 import copy
+import itertools
 import math
 import pickle
 from types import SimpleNamespace
@@ -277,20 +278,18 @@ def test_flex_attention_to_a_window_equals_that_in_blocks(T, window, kv):
 
 
 def test_a_compiled_model_on_a_gpu_takes_the_kernel_for_windows(monkeypatch):
-    """Only there: elsewhere, and with dropout, it is no kernel or wrong."""
+    """Only there: elsewhere, with dropout and for few queries, it is no kernel, wrong, or fails."""
     taken = []
     monkeypatch.setattr(kernels, "flex_local_attention", lambda *_: taken.append(1))
     monkeypatch.setattr(kernels, "local_attention", lambda *_: None)
-    for device in ("cpu", "cuda"):
-        for compiling in (False, True):
-            monkeypatch.setattr(
-                torch.compiler, "is_compiling", lambda compiling=compiling: compiling
-            )
-            for dropout in (0.0, 0.1):
-                q = SimpleNamespace(size=lambda _: 40, device=torch.device(device))
-                attend(q, q, None, None, 6, 0.3, dropout)
-                assert bool(taken) == (device == "cuda" and compiling and not dropout)
-                taken.clear()
+    for device, compiling, dropout, T in itertools.product(
+        ("cpu", "cuda"), (False, True), (0.0, 0.1), (127, 128)
+    ):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        q = SimpleNamespace(size=lambda _, T=T: T, device=torch.device(device))
+        attend(q, q, None, None, 6, 0.3, dropout)
+        assert bool(taken) == (device == "cuda" and compiling and not dropout and T == 128)
+        taken.clear()
 
 
 def test_a_compiled_model_on_a_gpu_sums_over_few_keys(monkeypatch):

@@ -533,6 +533,22 @@ def test_a_window_hides_what_lies_before_it():
         assert reached.nonzero().min() == T - 1 - back
 
 
+@variants
+def test_queries_keys_and_values_are_of_one_dtype(fields):
+    """That of products. Torch's attention makes them so, but not FlexAttention of every release."""
+    model, seen = make(**fields), []
+
+    def look(q, k, v, *rest):
+        seen.append({q.dtype, k.dtype, v.dtype})
+        return attention(q, k, v, *rest)
+
+    for block in model.transformer.h:
+        block.attn.attend = look
+    with torch.autocast("cpu", torch.bfloat16):
+        model(batch(), batch())
+    assert seen == [{torch.bfloat16}] * 2
+
+
 def test_value_embeddings_gate_each_head():
     model = shaken(make(value_embeddings=True, n_layer=3))
     assert sorted(model.values) == ["0", "2"]

@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from bonsai import ROOT
 from bonsai.system import runtime as runtime_module
@@ -53,6 +54,9 @@ CPU = torch.device("cpu")
         ("NVIDIA B200", 2250),
         ("AMD Instinct MI300X", 1307.4),
         ("NVIDIA L40", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA GeForce GTX 1080 Ti", None),
     ],
 )
@@ -86,6 +90,17 @@ def test_dtype_by_device():
 def test_sums_in_float64_are_kept_where_there_is_float64(name, other):
     runtime = Runtime(torch.device(name), "float32", False, "gloo", 0, 0, 1, "")
     assert runtime.float64_device == torch.device(other)
+
+
+@pytest.mark.parametrize("backend, ids", [("nccl", [1]), ("gloo", None)])
+def test_nccl_is_told_the_gpu_that_waits(backend, ids, monkeypatch):
+    """Another backend takes none."""
+    told = []
+    monkeypatch.setattr(dist, "barrier", lambda device_ids: told.append(device_ids))
+    for world_size in (1, 2):
+        rest = "bfloat16", True, backend, 1, 1, world_size, ""
+        Runtime(torch.device("cuda", 1), *rest).barrier()
+    assert told == [ids]
 
 
 def test_devices():
