@@ -170,6 +170,10 @@ def setup(
         keep_kernels()
     if compile or dev.type == "cuda":  # on CUDA some kernels are always compiled
         keep_compiled_graphs()
+    if compile:
+        # torch 2.11 asks in five lines to be told of a softmax that is not made in one pass: of the
+        # few numbers of a patch of bytes, for one
+        warnings.filterwarnings("ignore", r"\s*Online softmax is disabled", UserWarning)
     # some releases advise new names, which their compilers fail to read
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -142,7 +142,7 @@ def test_attention_to_a_window(device):
         raise SkipTest("needs CUDA")
     torch.manual_seed(0)
     apart, compiled = 0.0, torch.compile(attend)
-    for T, window, nkv in ((300, 70, 4), (1024, 256, 2), (130, 129, 4)):
+    for T, window, nkv in ((300, 70, 4), (1024, 256, 2), (130, 129, 4), (100, 30, 2)):
         q, k, v = (
             torch.randn(2, n, T, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
             for n in (4, nkv, nkv)
@@ -185,8 +185,9 @@ def test_models_of_bytes(device):
                 runs[-1].append(loss.item())
             assert all(map(math.isfinite, runs[-1])), runs
         waits += len(seen)  # of the last step compiled
-        broken = torch._dynamo.utils.counters["graph_break"]
-        assert not broken, f"{name}: {dict(broken)}"
+        counters = torch._dynamo.utils.counters
+        broken, graphs = counters["graph_break"], counters["stats"]["unique_graphs"]
+        assert not broken and graphs == 1, f"{name}: {graphs} graphs, {dict(broken)}"
         apart = max(apart, *(abs(a - b) for a, b in zip(*runs)))
     assert apart < 0.03, f"compiled and eager losses are {apart} apart"
     assert not waits, f"{waits} waits in two steps, as {seen[:1]}"
@@ -220,7 +221,9 @@ def count_of_waits():
             yield seen
         finally:
             torch.cuda.set_sync_debug_mode("default")
-            seen += [str(w.message) for w in caught if "synchronizing" in str(w.message)]
+            # the first call also says that this mode is a prototype
+            said = [str(w.message) for w in caught]
+            seen += [text for text in said if "called a synchronizing" in text]
 
 
 def test_no_logits_in_memory(device):

@@ -92,6 +92,17 @@ def test_sums_in_float64_are_kept_where_there_is_float64(name, other):
     assert runtime.float64_device == torch.device(other)
 
 
+def test_what_a_compiler_says_of_a_softmax_is_left_out():
+    """As torch 2.11 says it where MEGABYTE is compiled for a GPU; not other words."""
+    softmax = "\nOnline softmax is disabled on the fly since Inductor decides to\nsplit the"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.resetwarnings()
+        setup("cpu", "float32", True)
+        warnings.warn(softmax, stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    assert [str(w.message) for w in said] == ["another"]
+
+
 @pytest.mark.parametrize("backend, ids", [("nccl", [1]), ("gloo", None)])
 def test_nccl_is_told_the_gpu_that_waits(backend, ids, monkeypatch):
     """Another backend takes none."""
