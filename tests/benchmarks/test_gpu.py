@@ -84,12 +84,12 @@ RECIPE = ("norm", "norm_gain", "position", "activation", "qk_norm", "value_embed
 FIELDS = dict(n_layer=2, n_head=4, n_embd=128, block_size=64, vocab_size=257, bias=False)
 
 
-def make_step(device: str, dtype: str, compiled: bool) -> TimedSteps:
-    """Steps on one random batch, which a model learns by heart."""
-    runtime = setup(device, dtype, compiled)
+def make_step(device: str, dtype: str, compiled: bool, **more) -> TimedSteps:
+    """Steps on one random batch, which a model learns by heart. more: fields of the model."""
+    runtime, fields = setup(device, dtype, compiled), FIELDS | more
     torch.manual_seed(0)
-    model = build_model("gpt", FIELDS).to(runtime.device)
-    stream = synthetic(FIELDS["vocab_size"], 8, FIELDS["block_size"], runtime.device)
+    model = build_model("gpt", fields).to(runtime.device)
+    stream = synthetic(fields["vocab_size"], 8, fields["block_size"], runtime.device)
     settings = StepSettings(learning_rate=1e-3, seed=0)
     return TimedSteps(TrainingStep(model, settings, runtime), stream)
 
@@ -125,15 +125,19 @@ def test_float16_trains(device):
 
 
 def test_compiled_equals_eager(device):
-    """The compiled model has the losses of the eager one, in float32 and bf16."""
+    """The compiled model has the losses of the eager one, in float32 and bf16, and with tokens' own
+    values beside windows, for which it has a kernel."""
     if not device.startswith("cuda"):
         raise SkipTest("needs CUDA")
-    apart = {}
-    for dtype, limit in (("float32", 2e-3), ("bfloat16", 2e-2)):
-        a, b = (losses(make_step(device, dtype, compiled), 5) for compiled in (False, True))
-        apart[dtype] = max(abs(x - y) for x, y in zip(a, b))
-        assert apart[dtype] < limit, f"{dtype}: {a} and {b}"
-    print(", ".join(f"{dtype}: at most {value:.1e} apart" for dtype, value in apart.items()))
+    windows = dict(position="rope", attention_window=32, block_size=256, value_embeddings=True)
+    kinds = (("float32", 2e-3, {}), ("bfloat16", 2e-2, {}), ("bfloat16", 2e-2, windows))
+    said = []
+    for dtype, limit, more in kinds:
+        a, b = (losses(make_step(device, dtype, way, **more), 5) for way in (False, True))
+        apart = max(abs(x - y) for x, y in zip(a, b))
+        assert apart < limit, f"{dtype} {more}: {a} and {b}"
+        said.append(f"{dtype}{', windows' * bool(more)}: at most {apart:.1e} apart")
+    print("; ".join(said))
 
 
 def test_attention_to_a_window(device):
