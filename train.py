@@ -228,9 +228,9 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
             x, y = next(stream)
             training.backward(x, y, divisor=divisor)
             forecast.count(c.batch_size * world)
-            if training.left and interrupts.is_urgent():
+            if training.micro_batches_left and interrupts.is_urgent():
                 break
-        if training.left:  # abandoned: weights and optimizer are as they were before this step
+        if training.micro_batches_left:  # abandoned: weights and optimizer are as before this step
             status = interrupts.status()
             break
         training.update()

@@ -63,7 +63,7 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
     rows = [Row(prompt, params, first_row + i) for i in range(n)]
     ids = torch.empty((n, end), dtype=torch.int64, device=device)  # prompt and answer of each row
     ids[:, :begin] = torch.tensor(prompt, device=device)
-    context = max(0, begin - block_size)  # to draw token t the model sees ids[:, context:t]
+    first = max(0, begin - block_size)  # to draw token t the model sees ids[:, first:t]
     captured = captured if use_cache else None
     cache = ahead = None  # ahead: an iterator over the tokens of queued steps
     alive = [True] * n
@@ -72,10 +72,10 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
     try:
         for t in range(begin, end):
             end_if_told()
-            if t - context > block_size:  # the context is full: move its beginning
-                step = model.context_step  # a model of patches drops whole patches
+            if t - first > block_size:  # the context is full: drop its first tokens
                 keep = block_size if on_full == "slide" else max(1, block_size // 2)
-                context += min(-(-(t - keep - context) // step) * step, t - 1 - context)
+                step = model.context_step  # a model of patches drops whole patches, at least enough
+                first += min(-(-(t - keep - first) // step) * step, t - 1 - first)
                 if cache is not None:
                     cache.reset()  # every token has a new position now
                 if ahead is not None:  # tokens of queued steps are not in ids yet
@@ -88,15 +88,15 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
                     cache = captured.cache.view(0, 1)
                 elif use_cache:
                     cache = new_cache(model, 1, min(block_size, end), dtype)
-                logits = prefill(model, ids[:1, context:t], cache).expand(n, -1)
+                logits = prefill(model, ids[:1, first:t], cache).expand(n, -1)
                 if captured is not None:
                     for row in range(n):
-                        captured.cache.copy_row(row, cache, 0, t - context)
+                        captured.cache.copy_row(row, cache, 0, t - first)
                     cache = captured.cache.view(0, n)
                 elif cache is not None:
                     cache.expand(n)
             elif cache is None or cache.used == 0:  # no cache, or an empty one: the whole context
-                logits = prefill(model, ids[:, context:t], cache)
+                logits = prefill(model, ids[:, first:t], cache)
             elif captured is None:
                 logits = decode_one_token(model, ids[:, t - 1 : t], cache)
             if logits is not None:
@@ -104,8 +104,8 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
                 tokens = ids[:, t].tolist()  # the only wait for the device
             else:  # captured steps compute logits and draw tokens on the device
                 if ahead is None:
-                    steps_left = min(end, context + block_size + 1) - t
-                    ahead = captured.run(rows, t - 1 - context, steps_left)
+                    steps_left = min(end, first + block_size + 1) - t
+                    ahead = captured.run(rows, t - 1 - first, steps_left)
                 tokens = next(ahead)
             for row, token in zip(rows, tokens):
                 row.tokens.append(token)

@@ -70,15 +70,15 @@ def orthogonalize(
     plain_product.
     """
     tall = [g.size(-2) > g.size(-1) for g in stacks]
-    lying = [(g.mT if up else g).to(dtype) for g, up in zip(stacks, tall)]
-    x = torch.cat(lying) if len(lying) > 1 else lying[0]  # (K, m, n), m <= n
+    wide = [(g.mT if is_tall else g).to(dtype) for g, is_tall in zip(stacks, tall)]
+    x = torch.cat(wide) if len(wide) > 1 else wide[0]  # (K, m, n), m <= n
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # singular values at most 1
     for a, b, c in coefficients:
         gram = product(x)
         gram = product(gram, c, b)
         x = torch.baddbmm(x, gram, x, beta=a)
     parts = x.split([len(g) for g in stacks])
-    return [(u.mT if up else u).type_as(g) for u, g, up in zip(parts, stacks, tall)]
+    return [(u.mT if is_tall else u).type_as(g) for u, g, is_tall in zip(parts, stacks, tall)]
 
 
 class Rates(NamedTuple):
@@ -130,9 +130,10 @@ def muon_update(
     weights, grads, momenta: stacks of matrices as orthogonalize takes them, of a whole model or of
     one process's share, as no matrix depends on another. squares: even_out's; [] without it.
     """
+    # with rates.on = 0 all of this is multiplied by 0, and nan and inf must not get through
     finite = [g.nan_to_num(0.0, 0.0, 0.0) * rates.on for g in grads]
     momenta = [old.lerp(g, rates.fresh * rates.on) for old, g in zip(momenta, finite)]
-    ahead = [g.lerp(new, rates.momentum) for g, new in zip(finite, momenta)]
+    ahead = [g.lerp(new, rates.momentum) for g, new in zip(finite, momenta)]  # Nesterov's
     updates = orthogonalize(ahead, fixed.coefficients, fixed.dtype, fixed.product)
     if fixed.neuron_beta:
         fresh = (1 - fixed.neuron_beta) * rates.on
@@ -140,8 +141,9 @@ def muon_update(
         updates, squares = map(list, zip(*pairs))
     rate, moved = rates.lr * rates.on, []
     for w, u in zip(weights, updates):
+        # longer steps for tall matrices, so that outputs change alike, in RMS (Jordan et al. 2024)
         longer = math.sqrt(max(1.0, w.size(1) / w.size(2)))
-        if fixed.decays:  # cautious: times 1 or 0, on CPUs in half the time of a comparison
+        if fixed.decays:  # cautious: times 1 or 0; on CPUs this takes half the time of a comparison
             shrinks = w * (u * w).sign().clamp(min=0.0) if fixed.cautious else w
             w = w - shrinks * (rate * rates.decay)
         moved.append(w - u * (rate * longer))
@@ -335,7 +337,7 @@ class Muon(Optimizer):
         weights = [share.local for _, _, share in self.stacks]
         device, mu, decay = weights[0].device, group["momentum"], group["weight_decay"]
         # torch.full, because a copy of a tensor made on the host might wait for the device
-        moving = [torch.full((), v, device=device) for v in (group["lr"], decay, mu, 1 - mu)]
+        numbers = [torch.full((), v, device=device) for v in (group["lr"], decay, mu, 1 - mu)]
         on = torch.ones((), device=device) if bad is None else 1.0 - bad
         fixed = Fixed(
             coefficients=group["coefficients"],
@@ -345,12 +347,12 @@ class Muon(Optimizer):
             neuron_beta=group.get("neuron_beta", 0.0),
             product=fastest_product(device, self.dtype),
         )
-        tensors = weights, self.grads, self.momenta, self.squares
-        taken = [
-            tuple([every[i] for i in family if every[i] is not None] for every in tensors)
+        kinds = weights, self.grads, self.momenta, self.squares
+        tensors = [
+            tuple([kind[i] for i in family if kind[i] is not None] for kind in kinds)
             for family in families
         ]
-        self.update_in_place(taken, Rates(*moving, on), fixed)
+        self.update_in_place(tensors, Rates(*numbers, on), fixed)
 
     # ---- the state: whole tensors, however many processes there are ----
 

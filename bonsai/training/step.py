@@ -59,7 +59,7 @@ class TrainingStep:
             # the model's buffers are the same constant tables everywhere: no need to send them
             self.network = DDP(self.compiled, device_ids=ids, **{SYNC_BUFFERS: False})
         self.network.train()
-        self.left = 0  # micro-batches of this step that are still to come
+        self.micro_batches_left = 0  # of the current step
         self.updating = False  # an update is under way: only some weights are new
         self.row: torch.Tensor | None = None  # (1, T), a row of the last micro-batch
         self.loss = torch.zeros((), device=device)  # this process's; their mean is the step's loss
@@ -75,7 +75,7 @@ class TrainingStep:
         """Get ready for step `number`. Its dropout depends only on the seed, number and rank."""
         end_if_told()
         seed_everything(self.seed, number, self.runtime.rank)
-        self.left = micro_batches
+        self.micro_batches_left = micro_batches
         self.loss.zero_()
         for table in self.tables:
             table.begin()
@@ -87,9 +87,9 @@ class TrainingStep:
         is divided by, as Batches.divisors says: the number of this process's micro-batches in the
         step, unless targets are masked.
         """
-        self.left -= 1
+        self.micro_batches_left -= 1
         if self.averages:  # DDP averages over the processes once, after the last micro-batch
-            self.network.require_backward_grad_sync = self.left == 0
+            self.network.require_backward_grad_sync = self.micro_batches_left == 0
         more, device = self.loss_alone, self.runtime.device
         if self.runtime.compile:
             more = more | counted_arguments(self.model, batch[0], device)
