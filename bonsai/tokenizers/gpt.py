@@ -1,7 +1,7 @@
 """The vocabularies of GPT-2 and GPT-4, through tiktoken.
 
-The sizes are written down here and the vocabulary is loaded at first use, so that a data set or
-a checkpoint can be opened where tiktoken or its download is not at hand.
+The sizes are written down here, and a vocabulary is loaded when it is first used. So data sets and
+checkpoints can be opened even if tiktoken, or its download, is missing.
 """
 
 import os
@@ -15,7 +15,7 @@ from bonsai.tokenizers.patterns import GPT2, GPT4, has_long_blank
 
 
 class TiktokenTokenizer(Tokenizer):
-    """Byte-level BPE: any text. Ids equal tiktoken's encode_ordinary."""
+    """Byte-level BPE, which encodes any text. The ids are those of tiktoken's encode_ordinary."""
 
     type: str  # our name
     encoding: str  # tiktoken's name
@@ -42,7 +42,7 @@ class TiktokenTokenizer(Tokenizer):
 
     @cached_property
     def as_bpe(self) -> BPETokenizer:
-        """The same vocabulary in our own encoder, slower, for what tiktoken cannot split."""
+        """The same vocabulary with our slower encoder, for texts that tiktoken cannot split."""
         tokens: list[bytes | None] = [None] * self.eot
         for token, i in self._bpe._mergeable_ranks.items():
             tokens[i] = token

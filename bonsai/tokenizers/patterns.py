@@ -1,7 +1,7 @@
 """Where text may be cut before byte pairs are merged: no token crosses a border between chunks.
 
-Without borders BPE spends its vocabulary on "dog.", "dog!" and "dog?" (Radford et al. 2019, section
-2.2). A pattern is a regular expression whose matches, one after another, are the chunks:
+Without such borders BPE spends its vocabulary on "dog.", "dog!" and "dog?" (Radford et al. 2019,
+section 2.2). A pattern is a regular expression whose matches, one after another, are the chunks:
 
     >>> splitter(GPT2)("I've 1234 cats")
     ['I', "'ve", ' 1234', ' cats']
@@ -15,14 +15,15 @@ from collections.abc import Callable
 from bonsai.system.errors import UserError
 
 # The alternatives are tried in this order at every place. \p{L} is any letter, \p{N} any digit.
-# Both equal tiktoken's on every text; tiktoken writes them so that its engine needs less memory.
+# Both patterns cut every text as tiktoken's do, which are written so that its engine needs less
+# memory.
 GPT2 = "|".join(
     [
         r"'(?:[sdmt]|ll|ve|re)",  # the end of it's, I'd, I'm, don't, we'll, I've, you're
         r" ?\p{L}+",  # letters, with the space before them
         r" ?\p{N}+",  # digits, however many
         r" ?[^\s\p{L}\p{N}]+",  # signs
-        r"\s+(?!\S)",  # white space, but for the last one before a word, which joins the word
+        r"\s+(?!\S)",  # white space, except the last one before a word, which joins the word
         r"\s+",
     ]
 )
@@ -40,8 +41,8 @@ GPT4 = "|".join(
 PATTERNS: dict[str, str | None] = {"gpt2": GPT2, "gpt4": GPT4, "none": None}
 WHOLE_TEXT = r"(?s:.+)"  # what "none" means to libraries that want a pattern
 
-# Letters and digits that Unicode 17 and later know and Unicode 16, on which tiktoken and rustbpe
-# stand, does not: first and last of each range. Python's regex module is ahead of them.
+# Letters and digits that are new in Unicode 17 or later; first and last of each range. Python's
+# regex module knows them; tiktoken and rustbpe, which are based on Unicode 16, do not.
 _YOUNG = """
 0558 058B-058C 088F 0C5C 0CDC 208F 209D-209F A7CE-A7CF A7D2 A7D4 A7DD A7E2 A7F1 AB6C-AB6D
 107BB-107BF 10940-10959 10EC5-10EC7 10ED9-10EEE 11B0A 11DB0-11DDB 11DE0-11DE9 11DF1 1246F
@@ -50,13 +51,14 @@ _YOUNG = """
 1DFCD-1DFFF 1E6C0-1E6DE 1E6E0-1E6E2 1E6E4-1E6E5 1E6E7-1E6ED 1E6F0-1E6F4 1E6FE-1E6FF 2B73A-2B73F
 2B81E 2CEA2-2CEAD 323B0-33479 3D000-3FC3F
 """
-ANY_OTHER = "|(?s:.)"  # completes a pattern
+ANY_OTHER = "|(?s:.)"  # completes a pattern, so that it loses no character
 LONGEST = 5000  # characters of a pattern
-SIGNS = "!" + "".join(map(chr, range(33, 127)))  # so that what a pattern insists on is there
+SIGNS = "!" + "".join(map(chr, range(33, 127)))  # whatever a pattern insists on is among them
 RUNS = [*(c * 40 for c in "aZ1 .\t\n\u00e9\u4e00"), "a1" * 20, "a " * 20, "ab" * 20]
 PROBES = ["", *(run + SIGNS for run in RUNS)]
 PROBE_SECONDS = 0.5
-SECONDS, LEAST_RATE = 5, 100_000  # for a text, and characters per second: ours do a million
+# a text may take this many seconds, and one more for so many characters (ours take 0.1 s for them)
+SECONDS, LEAST_RATE = 5, 100_000
 LONG_BLANK = 900_000  # white space in a row; at 1,000,000 the engine of tiktoken and rustbpe panics
 _UNASSIGNED = "\uffff"  # neither letter nor digit nor space, and never will be
 
@@ -72,12 +74,12 @@ def named_pattern(name: str) -> str | None:
 
 
 def checked_pattern(pattern: str) -> str:
-    """A pattern of one's own, completed so that it loses no text: a character that it matches
-    nowhere is a chunk by itself. Raises UserError for what is no usable regular expression.
+    """A user's pattern, completed so that it loses no text: a character that it does not match is a
+    chunk by itself. Raises UserError for what is no usable regular expression.
 
-    It may come from a stranger's file: so it has a largest length, and is tried on PROBES, from
-    which one that takes exponential time does not come back. What passes has so much time for each
-    text (see `splitter`). The built-in ones need neither.
+    It may come from a stranger's file. So its length is limited, and it is tried on PROBES, on
+    which a pattern that takes exponential time runs out of time. For each text, too, it has only a
+    limited time (see `splitter`). The built-in patterns need neither.
     """
     if pattern in (GPT2, GPT4):
         return pattern
@@ -87,7 +89,7 @@ def checked_pattern(pattern: str) -> str:
         raise UserError(f"the pattern has {len(pattern):,} characters, more than {LONGEST:,}")
     complete = pattern if pattern.endswith(ANY_OTHER) else pattern + ANY_OTHER
     try:
-        regex.compile(pattern)  # the place in a message is one of what was given
+        regex.compile(pattern)  # first, so that an error names a place in what the user gave
         compiled = regex.compile(complete)
     except (regex.error, RecursionError, OverflowError) as e:
         raise UserError(f"the pattern {pattern!r:.80} is not a regular expression: {e}") from None
@@ -103,10 +105,10 @@ def checked_pattern(pattern: str) -> str:
 
 
 def runs_in_rust(pattern: str | None) -> bool:
-    """Whether a pattern can be left to the Rust libraries. They split in linear time unless it
-    looks around, goes back or forbids going back: then they panic after a million steps. Nor may it
-    match between characters, or use what Python and Rust read differently. Other patterns are for
-    our own code, which stops in time."""
+    """Whether the Rust libraries can use a pattern. They split in linear time, unless it looks
+    around, refers back or forbids backtracking: then they panic after a million steps. Nor may it
+    match between characters, or use what Python and Rust read differently. For other patterns there
+    is our own code, which stops in time."""
     if pattern in (GPT2, GPT4, None):
         return True
     return not any(
@@ -115,7 +117,7 @@ def runs_in_rust(pattern: str | None) -> bool:
         or (word.startswith("(?") and not re.match(r"\(\?(?:[ims]*:|[ims]+\))", word))
         or re.fullmatch(r"[*+?}]\+|[\^$]|\{[^}]*[^}\d,].*", word)
         for branch in _branches(pattern)
-        if branch != r"\s+(?!\S)"  # of GPT-2: has_long_blank sees to it
+        if branch != r"\s+(?!\S)"  # GPT-2's, for which has_long_blank avoids the panic
         for word in _WORD.findall(branch)
     )
 
@@ -141,7 +143,7 @@ def _branches(pattern: str) -> list[str]:
 
 def splitter(pattern: str | None) -> Callable[[str], list[str]]:
     """The function that cuts a text into the chunks of `pattern`; None leaves it whole. It raises
-    UserError where a pattern of one's own needs more time than a text of that length is worth."""
+    UserError if a user's pattern takes too long for the length of a text."""
     if pattern is None:
         return lambda text: [text] if text else []
     import regex  # the standard library's re has no \p{L}
@@ -153,7 +155,7 @@ def splitter(pattern: str | None) -> Callable[[str], list[str]]:
         seconds = SECONDS + len(text) / LEAST_RATE if is_custom else None
         if text.isascii() or not young.search(text):
             return _in_time(chunks, chunks.findall, text, seconds)
-        seen = young.sub(_UNASSIGNED, text)  # other characters at the same places
+        seen = young.sub(_UNASSIGNED, text)  # so that both engines see the same
         spans = _in_time(chunks, lambda *a, **k: [*chunks.finditer(*a, **k)], seen, seconds)
         return [text[slice(*match.span())] for match in spans]
 
@@ -164,7 +166,7 @@ def _in_time(chunks, find: Callable[..., list], text: str, seconds: float | None
     """What `find` finds in a text; UserError if that takes longer than `seconds`."""
     if seconds is None:
         return find(text)
-    try:  # concurrent: other threads go on meanwhile
+    try:  # concurrent=True lets other threads run meanwhile
         return find(text, concurrent=True, timeout=seconds)
     except TimeoutError:
         raise UserError(

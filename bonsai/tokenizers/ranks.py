@@ -1,8 +1,8 @@
-"""BPE vocabularies in files of others: .tiktoken rank files, and GPT-2's vocab.bpe.
+"""BPE vocabularies in other projects' files: .tiktoken rank files, and GPT-2's vocab.bpe.
 
     tokenizer = BPETokenizer(read_ranks("cl100k_base.tiktoken"), GPT4, {"<|endoftext|>": 100257})
 
-Such a file holds the tokens alone; pattern and special tokens have to be known.
+Such a file holds only the tokens; pattern and special tokens have to be known.
 """
 
 import base64
@@ -18,8 +18,8 @@ from bonsai.tokenizers.bpe import BYTES, LARGEST
 
 
 def read_ranks(path: str | Path) -> list[bytes | None]:
-    """The tokens in a .tiktoken file, by id: lines of a token in base64 and its rank. Ranks that
-    the file leaves out are None."""
+    """The tokens of a .tiktoken file, by id. Its lines hold a token in base64 and its rank; ranks
+    that the file leaves out are None."""
     ranks: dict[int, bytes] = {}
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
@@ -47,8 +47,8 @@ def write_ranks(path: str | Path, tokens: Sequence[bytes | None]) -> None:
 
 
 def read_vocab_bpe(path: str | Path) -> list[bytes | None]:
-    """The tokens of GPT-2's vocab.bpe, or a file like it: after a line with the version, one merge
-    a line, the two tokens written in the characters of `gpt2_alphabet`."""
+    """The tokens of GPT-2's vocab.bpe, or a file like it: a line with the version, then one merge
+    per line, its two tokens written in the characters of `gpt2_alphabet`."""
     alphabet = gpt2_alphabet()
     tokens: list[bytes | None] = [bytes([byte]) for byte in alphabet.values()]
     for number, line in enumerate(_lines(path), 1):
@@ -64,7 +64,7 @@ def read_vocab_bpe(path: str | Path) -> list[bytes | None]:
 
 def gpt2_alphabet() -> dict[str, int]:
     """Character -> byte, in the order of GPT-2's ids: a printable Latin-1 character stands for
-    itself, the 68 other bytes are written as the characters from U+0100 on."""
+    itself; the 68 other bytes are written as the characters from U+0100 on."""
     printable = [byte[0] for byte in BYTES if byte.decode("latin-1").isprintable()]
     printable.remove(0x20)  # the space separates the tokens of a line
     others = [byte for byte in range(256) if byte not in printable]
