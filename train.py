@@ -58,7 +58,7 @@ from configurator import Config, configure, resolve_path
 # files and evaluation
 out_dir = "out"  # where the run goes [path]
 eval_interval = 2000  # steps between evaluations; the last step is always evaluated [>= 1]
-log_interval = 1  # steps between console lines, which are rows of metrics.jsonl [>= 1]
+log_interval = 1  # steps between console lines, each also a row of metrics.jsonl [>= 1]
 eval_iters = 200  # batches per evaluation, the same ones each time; 0: all of the split [>= 0]
 eval_only = False  # evaluate once and exit
 always_save_checkpoint = True  # save ckpt.pt at every evaluation; False: only when it improves
