@@ -15,6 +15,7 @@ from bonsai import ROOT
 
 CPU, GPU, LARGE = "quickstart.py", "train_shakespeare_char.py", "fast_gpt2.py"
 CHAT = "finetune_chat.py"  # from GPT-2's weights
+CONTEXT = 1024  # of GPT-2, and of a config file that says nothing of it
 MANY = 500_000_000  # tokens; on more than these a GPU trains the LARGE model
 
 
@@ -36,7 +37,8 @@ def training_command(dataset: str, meta: dict, gpu: bool | None = None) -> str:
     if f'\ndataset = "{dataset}"\n' not in text:
         words += [f"--dataset={dataset}", f"--out_dir=out-{Path(dataset).name}"]
     longest = (meta.get("row_length") or min(splits)) - 1
-    block = int(re.search(r"^block_size = (\d+)", text, re.M)[1])
+    block = re.search(r"^block_size = (\d+)", text, re.M)
+    block = int(block[1]) if block else CONTEXT
     if longest < block:
         words.append(f"--block_size={max(longest, 1)}")
     return command("train.py", words)

@@ -14,6 +14,7 @@ from bonsai.data.advice import has_gpu, training_command
 from bonsai.data.dataset import Mixture
 from bonsai.data.writer import Writer, describe_prepared
 from bonsai.tokenizers import ByteTokenizer
+from bonsai.tokenizers.chat import TEMPLATES
 
 
 @pytest.fixture
@@ -67,6 +68,16 @@ def test_much_data_on_a_gpu_are_for_a_large_model(at_home):
     meta = {"splits": {"train": {"tokens": 10**10}, "val": {"tokens": 10**6}}}
     assert "config/fast_gpt2.py" in training_command("web", meta, True)
     assert "config/quickstart.py" in training_command("web", meta, False)
+
+
+@pytest.mark.parametrize(("tokens", "block"), [(10**6, None), (300, 299)])
+def test_conversations_in_gpt2s_tokens_are_for_gpt2(tmp_path, at_home, tokens, block):
+    splits = {"train": {"tokens": 10**7}, "val": {"tokens": tokens}}
+    chat = TEMPLATES["plain"].to_dict()
+    meta = {"splits": splits, "tokenizer": {"type": "gpt2"}, "chat_template": chat}
+    words = shlex.split(training_command("chat", meta, False))
+    assert words[2:] == ["config/finetune_chat.py", *([f"--block_size={block}"] if block else [])]
+    assert settings("train.py", words[2:])["block_size"] == (block or 1024)
 
 
 def test_from_another_folder(tmp_path, monkeypatch):
