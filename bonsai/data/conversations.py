@@ -21,7 +21,7 @@ from bonsai.system.errors import UserError
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
 
-Message = tuple[str, str]  # role, content
+Message = tuple[str, str] | tuple[str, str, int]  # role, content, 0 where it is not learnt
 
 # Fields of a question, of what it is about (where the row has that), and of the answer.
 PAIRS = (
@@ -31,12 +31,15 @@ PAIRS = (
     ("instruction", "context", "response"),
     ("question", "context", "answer"),
 )
+FIELDS = ("messages", "conversations", "system", *dict.fromkeys(sum(PAIRS, ())))
+CALLS = ("tool_calls", "function_call")  # what a message asks of a tool; no template writes it
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its roles, where they are not ours
 FORMS = "messages, conversations, prompt and completion, instruction and output"
 
 
 def messages_of(row: dict) -> list[Message]:
-    """The (role, content) messages of a row. Raises UserError for what is no conversation."""
+    """The messages of a row: (role, content), or (role, content, 0) where OpenAI's weight says that
+    an answer is not to be learnt. Raises UserError for what is no conversation."""
     for field in ("messages", "conversations"):
         if row.get(field) is not None:
             if not isinstance(row[field], list):
@@ -54,17 +57,28 @@ def messages_of(row: dict) -> list[Message]:
 
 def _message(message: object) -> Message:
     if isinstance(message, dict):
-        role = message.get("role", message.get("from"))
+        role, content, other = (message.get(key) for key in ("role", "content", "value"))
+        role = message.get("from") if role is None else role  # .parquet has all keys everywhere
         if isinstance(role, str):
-            return SHAREGPT.get(role, role), _text(message.get("content", message.get("value")))
+            if call := next(filter(message.get, CALLS), None):
+                raise UserError(f"a message has {call}, which the chat template cannot write")
+            said = SHAREGPT.get(role, role), _text(other if content is None else content)
+            return said if _weight(message.get("weight")) else (*said, 0)
     raise UserError(f'a message is like {{"role": "user", "content": "Hi"}}, not {message!r:.40}')
+
+
+def _weight(weight: object) -> bool:
+    """Whether a message is learnt."""
+    if weight not in (None, 0, 1):
+        raise UserError(f"the weight of a message is 0 or 1, not {weight!r:.40}")
+    return weight != 0
 
 
 def _text(content: object) -> str:
     """A content: a text, or OpenAI's list of parts that are texts."""
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        content = [part.get("text") if part.get("type") == "text" else None for part in content]
-        content = "".join(content) if all(isinstance(part, str) for part in content) else None
+        parts = [part.get("text") if part.get("type") == "text" else None for part in content]
+        content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
     if not isinstance(content, str):
         raise UserError(f"a message holds no text but {content!r:.40}")
     return content
@@ -74,12 +88,13 @@ def conversation_text(template: ChatTemplate, row: dict) -> str:
     """The messages of a row as JSON. Raises UserError for roles that the template does not have,
     and where the assistant says nothing."""
     messages = messages_of(row)
-    for i, (role, content) in enumerate(messages):
+    for i, (role, *said) in enumerate(messages):
         if role == "developer" and role not in template.roles:  # as newer models call the system
-            messages[i] = role, content = "system", content
+            role = "system"
+            messages[i] = (role, *said)
         if role not in template.roles:
             raise UserError(f"the chat template has no role {role!r}: {', '.join(template.roles)}")
-    if not any(role == "assistant" for role, _ in messages):
+    if not any(role == "assistant" and len(said) == 1 for role, *said in messages):
         raise UserError("the assistant says nothing that could be learnt")
     return json.dumps(messages, ensure_ascii=False)
 
@@ -105,7 +120,7 @@ class ConversationEncoder:
                 tokens, learnt = [*tokens, eot], [*learnt, 0]
             ids += tokens
             mask += learnt
-            size += sum(len(content.encode("utf-8")) for _, content in messages)
+            size += sum(len(content.encode("utf-8")) for _, content, *_ in messages)
             self.counts.append((len(tokens), sum(learnt)))
         return Encoded(np.asarray(ids, self.dtype), size, np.asarray(mask, np.uint8))
 

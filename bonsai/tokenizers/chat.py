@@ -68,10 +68,10 @@ class ChatTemplate:
         return ids + _encode(tokenizer, self.roles["assistant"][0])
 
     def encode_conversation(
-        self, tokenizer: Tokenizer, messages: Iterable[tuple[str, str]]
+        self, tokenizer: Tokenizer, messages: Iterable[tuple]
     ) -> tuple[list[int], list[int]]:
         """(ids, mask) of (role, content) messages; the mask is 1 for what the assistant says and
-        for the string that ends it.
+        for the string that ends it, unless the message is (role, content, 0).
 
         Each piece is encoded by itself, the template's with special tokens and the messages'
         without: nobody can write an end of text, or another's turn, into a message.
@@ -79,14 +79,15 @@ class ChatTemplate:
         """
         ids = _encode(tokenizer, self.start)
         mask = [0] * len(ids)
-        for role, content in messages:
+        for role, content, *weight in messages:
             if role not in self.roles:
                 known = ", ".join(self.roles)
                 raise UserError(f"this model's chat template has no role {role!r}, only {known}")
             before, after = (_encode(tokenizer, text) for text in self.roles[role])
             said = tokenizer.encode(content) + after
             ids += before + said
-            mask += [0] * len(before) + [int(role == "assistant")] * len(said)
+            learnt = int(role == "assistant" and 0 not in weight)
+            mask += [0] * len(before) + [learnt] * len(said)
         return ids, mask
 
 

@@ -13,6 +13,9 @@ from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate
 PLAIN = TEMPLATES["plain"]
 HI = [("user", "Hi"), ("assistant", "Hello")]
 BRIEF = [("system", "Be brief"), *HI]
+AGAIN = [{"role": "assistant", "content": "Hey", "weight": 1}]
+CALL = [{"role": "assistant", "content": "", "tool_calls": [{"id": "c"}]}]
+PART = [{"role": "user", "content": "Hi"}]
 FORMS = [
     (
         {"messages": [{"role": role, "content": text} for role, text in BRIEF], "id": 5},
@@ -39,7 +42,24 @@ FORMS = [
         {"instruction": "Add", "input": "1, 2", "output": "3"},
         [("user", "Add\n\n1, 2"), ("assistant", "3")],
     ),
-    # parquet gives every row all columns
+    (
+        {"messages": [{"role": r, "content": t, "weight": w} for (r, t), w in zip(HI, (None, 1))]},
+        HI,
+    ),
+    (
+        {"messages": [{"role": r, "content": t, "weight": 0} for r, t in HI] + AGAIN},
+        [("user", "Hi", 0), ("assistant", "Hello", 0), ("assistant", "Hey")],
+    ),
+    # parquet gives every row all columns, and every message all keys
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "Hi", "from": None, "value": None, "tool_calls": None},
+                {"role": None, "content": None, "from": "gpt", "value": "Hello", "tool_calls": []},
+            ]
+        },
+        HI,
+    ),
     ({"messages": None, "prompt": "Hi", "completion": "Hello", "input": None}, HI),
 ]
 
@@ -60,7 +80,11 @@ def test_the_forms_of_a_conversation(row, messages):
         ({"messages": ["Hi"]}, "a message is like"),
         ({"messages": [{"role": 1, "content": "Hi"}]}, "a message is like"),
         ({"messages": [{"role": "user"}]}, "holds no text but None"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "holds no text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"but \[{'type': 'im"),
+        ({"prompt": PART, "completion": PART}, r"holds no text but \[{'role': 'user'"),
+        ({"messages": CALL}, "has tool_calls, which the chat template cannot write"),
+        ({"messages": [{**AGAIN[0], "weight": 0.5}]}, "weight of a message is 0 or 1, not 0.5"),
+        ({"messages": [{**AGAIN[0], "weight": 0}]}, "the assistant says nothing"),
         ({"prompt": 5, "completion": "a"}, "holds no text but 5"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "no role 'tool': system, user, assis"),
         ({"messages": []}, "the assistant says nothing"),
@@ -100,6 +124,14 @@ def test_tokens_of_a_batch():
         f"up to {len(begin + learnt)}; {sum(expected) / len(ids):.0%} of the tokens are the "
         "assistant's and have a loss"
     )
+
+
+def test_an_answer_of_no_weight_is_context():
+    row = {"messages": [{"role": "assistant", "content": "Hello", "weight": 0}, *AGAIN]}
+    encode = ConversationEncoder(ByteTokenizer(), PLAIN)
+    ids, _, mask = encode([(conversation_text(PLAIN, row).encode(), True)])
+    assert ids[mask == 1].tolist() == [*b"Hey", ByteTokenizer.eot]
+    assert b"Hello" in bytes(ids[ids < 256].tolist())
 
 
 def test_conversations_end_as_documents_do_unless_the_template_sees_to_it():
