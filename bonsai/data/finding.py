@@ -71,7 +71,8 @@ def _find(part: str, bases: Sequence[Path], known: tuple[str, ...]) -> list[Path
             raise UserError(f"no {', '.join(known)} file in the folder {path}")
         if path.exists():
             if not path.name.lower().endswith(known):
-                raise UserError(f"cannot read {path}: known are {', '.join(known)} files")
+                how = "; jq -c '.[]' makes .jsonl of a list" if path.suffix == ".json" else ""
+                raise UserError(f"cannot read {path}: known are {', '.join(known)} files{how}")
             return [path]
     if glob.has_magic(part):
         for base in bases:

@@ -26,12 +26,14 @@ class Options(NamedTuple):
     split_on: what stands between the documents of one text file; empty: a file is a document.
     on_error: "skip" leaves out files and rows that cannot be read.
     row_text: makes the text of a whole row instead, such as of a conversation; raises UserError for
-        a row that it cannot take. Plain text files have no rows: they are then refused."""
+        a row that it cannot take. Plain text files have no rows: they are then refused.
+    row_fields: those that row_text looks at; of others a .parquet file gives it only the names."""
 
     text_column: str = "text"
     split_on: str = ""
     on_error: str = "stop"
     row_text: Callable[[dict], str] | None = None
+    row_fields: tuple[str, ...] = ()
 
     @property
     def border(self) -> bytes:

@@ -51,8 +51,7 @@ def read_pieces(
             size = _look_at(file, options, seen)
             reader = _reader(file)
             if options.row_text and reader is _read_text:
-                how = "" if file.suffix != ".json" else ": jq -c '.[]' makes .jsonl of a list"
-                raise UserError(f"{file} is not in rows, as .jsonl and .parquet files are{how}")
+                raise UserError(f"{file} is not in rows, as .jsonl and .parquet files are")
             with reading(file):
                 for piece in reader(file, size, options, seen) if size else ():
                     progress(piece.position - done)

@@ -115,8 +115,10 @@ def read_parquet(path: Path, size: int, options: Options, seen: Seen) -> Iterato
 def _parquet_rows(
     pa, path: Path, f, at_once: int, limit: int, options: Options
 ) -> Iterator[bytes | dict]:
-    """The rows of an open file: their text_column as UTF-8 or, for row_text, all of them."""
-    columns, prepare = None, _whole
+    """The rows of an open file: their text_column as UTF-8 or, for row_text, its row_fields."""
+    names = f.schema_arrow.names
+    # not all columns: images would take memory, and not every value has a counterpart in Python
+    columns, prepare = [name for name in names if name in options.row_fields], _whole
     if not options.row_text:
         _check_column(pa, path, f.schema_arrow, options.text_column)
         columns, prepare = [options.text_column], functools.partial(_texts, pa)
@@ -128,10 +130,10 @@ def _parquet_rows(
         if not held:
             return
         for batch in held:
-            if columns:
-                yield from (text.as_py() or b"" for text in batch)
+            if options.row_text:
+                yield from (dict.fromkeys(names) | row for row in batch.to_pylist())
             else:
-                yield from batch.to_pylist()
+                yield from (text.as_py() or b"" for text in batch)
 
 
 def _check_column(pa, path: Path, schema, column: str) -> None:

@@ -25,7 +25,7 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.data.conversations import ConversationEncoder, conversation_text
+from bonsai.data.conversations import FIELDS, ConversationEncoder, conversation_text
 from bonsai.data.corpus import split_documents, write_encoded
 from bonsai.data.pieces import Options, Seen
 from bonsai.data.sources import from_files, from_hub
@@ -93,7 +93,8 @@ def main(**settings) -> None:
     chosen = get(path if path.is_file() else c.tokenizer)
     chat = find_template(c.template, chosen)  # loads the vocabulary: before a long download
     seen = Seen()
-    options = Options(on_error=c.on_error, row_text=functools.partial(conversation_text, chat))
+    text = functools.partial(conversation_text, chat)
+    options = Options(on_error=c.on_error, row_text=text, row_fields=FIELDS)
     if c.input and c.hub:
         raise UserError("give --input= or --hub=, not both")
     if c.hub:

@@ -60,3 +60,11 @@ def test_many_names_in_one_setting(tmp_path):
     names = [f"{i:03d}.txt" for i in range(100)]
     make(tmp_path, *names)
     assert len(find_files(", ".join(names), (tmp_path,))) == 100
+
+
+def test_a_list_is_told_how_it_becomes_rows(tmp_path):
+    for name, more in (("a.json", "; jq -c '.[]' makes .jsonl of a list"), ("a.csv", "")):
+        (tmp_path / name).write_text("[]")
+        with pytest.raises(UserError) as e:
+            find_files(str(tmp_path / name))
+        assert str(e.value).endswith(f".parquet files{more}")
