@@ -57,6 +57,7 @@ curve_png = ""  # a file into which to draw that curve [path]
 n_embd = 768  # width of the embedding whose parameters are counted [>= 1]
 stats_bytes = 20_000_000  # report on this many first bytes of the text [>= 0]
 
+OF_A_TEXT = "endings text_column split_on on_error max_bytes html curve_png n_embd stats_bytes"
 # of what matplotlib writes
 PICTURES = (".png", ".svg", ".pdf", ".eps", ".ps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 PICTURES += (".gif", ".avif")
@@ -145,9 +146,9 @@ def check(c: Config) -> None:
     refuse_idle(
         c,
         (c.ranks, "vocab_size type fast", "with --ranks: nothing is trained"),
-        (c.ranks and not c.input, "html curve_png", "without --input: there is no text"),
+        (c.ranks and not c.input, OF_A_TEXT, "without --input: there is no text"),
         (c.type != "bpe", "pattern special_tokens fast curve_png", f"with --type={c.type}"),
-        (not c.curve or c.pattern == "none", "curve_png", "without a curve"),
+        (not c.curve or c.pattern == "none", "curve_png n_embd", "without a curve"),
         (not c.stats, "curve_png n_embd", "with --stats=False"),
     )
     if c.tiktoken_out and c.type != "bpe":

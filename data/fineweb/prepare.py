@@ -26,7 +26,7 @@ from bonsai.data.writer import Writer, describe_prepared
 from bonsai.system.errors import run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
-from configurator import configure
+from configurator import configure, refuse_idle
 
 # what
 input = ""  # local .parquet (or .jsonl, .jsonl.gz, .txt) files instead of the download [paths]
@@ -47,6 +47,7 @@ keep = False  # keep the downloaded shards
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(c, (c.input, "repo revision folder keep", "with --input"))
     start = time.time()
     target = Path(c.out or HERE)
     downloads = target / "downloads"

@@ -28,7 +28,7 @@ from bonsai.files.access import file_size
 from bonsai.files.atomic import whole_file
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 
 input = ""  # a folder with the .gz files instead of the download [path]
 out = ""  # folder to write to; default: the folder of this script [path]
@@ -68,6 +68,7 @@ def train_bpe(c: Config, texts: dict[str, list[str]]) -> BPETokenizer:
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(c, (c.input, "url", "with --input"))
     start, folder = time.time(), Path(c.out or HERE)
     with disk_errors(folder):
         (folder / "downloads").mkdir(parents=True, exist_ok=True)

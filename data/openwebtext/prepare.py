@@ -27,7 +27,7 @@ from bonsai.data.writer import Writer, describe_prepared, disk_errors
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
-from configurator import Config, configure
+from configurator import Config, configure, refuse_idle
 
 # what
 input = ""  # local .parquet, .jsonl, .jsonl.gz or .txt files instead of the download [paths]
@@ -98,6 +98,7 @@ def remove_if_empty(folder: Path) -> None:
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    refuse_idle(c, (c.input, "repo revision keep", "with --input"))
     start = time.time()
     folder = Path(c.out or HERE)
     downloads = folder / "downloads"

@@ -20,7 +20,7 @@ from bonsai.data.readers import read_whole
 from bonsai.data.writer import Writer, describe_prepared
 from bonsai.system.errors import run
 from bonsai.tokenizers import get
-from configurator import configure, resolve_path
+from configurator import configure, refuse_idle, resolve_path
 
 input = ""  # a UTF-8 text file instead of the download [path]
 out = ""  # folder to write to; default: the folder of this script [path]
@@ -29,8 +29,14 @@ url = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
+    downloaded = HERE / "input.txt"
+    refuse_idle(
+        c,
+        (c.input, "url", "with --input"),
+        (downloaded.exists(), "url", f"as {downloaded} is there"),
+    )
     start = time.time()
-    text = read_whole(resolve_path(c.input)) if c.input else fetch_text(c.url, HERE / "input.txt")
+    text = read_whole(resolve_path(c.input)) if c.input else fetch_text(c.url, downloaded)
     tokenizer = get("gpt2")
     with Writer(Path(c.out or HERE), tokenizer) as writer:
         write_documents(writer, split_text(text, 0.9), tokenizer, eot=False)
