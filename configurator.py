@@ -48,7 +48,8 @@ from bonsai.system.values import (
 )
 
 PYTHON = "from Python"  # the source of a setting that the caller of main gave
-MISSPELT = 0.9  # a helper as like as that to a setting that its file does not set is a mistake
+# A helper whose name is this similar to a setting's is a misspelling, unless the file sets it, too.
+MISSPELT = 0.9
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -473,7 +474,7 @@ def _parse_file(path: Path, name: str) -> ast.Module:
 
 
 def _refuse_idle_code(tree: ast.Module, name: str, known: Iterable[str]) -> None:
-    """What Python would run, and what would set nothing, is a mistake in a config file."""
+    """Raise UserError for code in a config file that Python would run but that sets nothing."""
 
     def refuse(node: ast.AST, what: str) -> None:
         what = textwrap.shorten(what, 60, placeholder=" ...")
@@ -510,10 +511,10 @@ def _outside_of_definitions(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _idle_names(definition: ast.AST, is_used: bool) -> list[str]:
-    """Names that a class or a function assigns to no effect, unless they are found as attributes.
+    """The names that a class or a function assigns and that nothing can read afterwards.
 
-    A class that is used may be asked for them. A function's own are of use where it reads them, and
-    those that it declares as global where it is called.
+    Those in a class that is used can be read as its attributes. A local name of a function is read
+    if the function reads it; one that it declares as global counts if the function is called.
     """
     nodes = list(ast.walk(definition))
     assigned = dict.fromkeys(node.id for node in nodes if _is_name(node, ast.Store))

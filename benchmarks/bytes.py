@@ -373,7 +373,8 @@ def generation(c: Config) -> None:
 
 
 def end_with_parent() -> None:
-    """In a process of an executor, which goes on for ever where its parent is killed: end then."""
+    """Called in a worker process of an executor: end it when its parent is killed. It would wait
+    for further work for ever."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()

@@ -126,7 +126,8 @@ def command(row: str, text: Path, jsonl: Path, target: Path, workers: int) -> li
 def timed(arguments: list[str], log: Path) -> tuple[float, float]:
     """(seconds, MB of memory) of a program. Raises UserError with its last words if it fails.
 
-    A small process starts it: a program begins with its parent's memory in its account.
+    It is started by a small process, because the peak memory that the system reports of a program
+    includes that of the process that started it.
     """
     small = [sys.executable, "-S", "-c", TIMED, *arguments]
     with (

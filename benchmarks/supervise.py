@@ -32,8 +32,8 @@ def adopt_orphans() -> None:
 
 
 def end_with_supervisor() -> None:
-    """In the process that becomes the program: have it told when its parent has ended, which may be
-    before there is a guard that knows of it."""
+    """Called in the process that becomes the program: Linux sends it SIGTERM when its parent ends,
+    which may be before the guard has been told of it."""
     if LIBC:
         LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
 
@@ -53,8 +53,8 @@ def end_group(number: int) -> None:
 
 
 def start_guard() -> subprocess.Popen:
-    """A process that ends the group of which it is told, once its pipe is closed: by the system,
-    where this process is killed."""
+    """Start a process that reads the number of a process group from its pipe and ends that group
+    once the pipe is closed, which the system does if this process is killed."""
     command = [sys.executable, "-S", __file__, END_GROUP]
     return subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, start_new_session=True)
 

@@ -41,7 +41,7 @@ sizes = "auto"  # rows, from SIZES below; auto: char on a CPU, 124M,355M,fast_12
 repeats = 5  # of which the table has the median [>= 1]
 updates = 20  # in a repeat [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "auto"  # of Muon's products; auto: as train.py's [auto | float32 | bfloat16]
+dtype = "auto"  # of Muon's products; auto: as train.py's [auto | float32 | bfloat16 | float16]
 compile: bool | str = "auto"  # Muon's products; auto: on CUDA [auto | on | off]
 seed = 1337  # of the weights and gradients [>= 0]
 out = ""  # folder for update.json and .txt; rows that are there are not measured again [path]

@@ -63,9 +63,9 @@ def torch_packs(dtype: torch.dtype) -> bool:
 
 
 def packs(device: torch.device, dtype: torch.dtype | None) -> bool:
-    """Whether a PackedLinear can be made, with weights of a dtype if one is given: torch has
-    oneDNN's kernels, with the operators by which torch.compile calls them, and they or linear.cpp
-    take the dtype."""
+    """Whether a PackedLinear can be made: torch has oneDNN's kernels and the operators by which
+    torch.compile calls them, and weights of the dtype, if one is given, are taken by them or by
+    linear.cpp."""
     return (
         device.type == "cpu"
         and torch.backends.mkldnn.is_available()
