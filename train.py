@@ -264,7 +264,8 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
         if runtime.master and (note := newer_weights(folder / CKPT)):
             report.say(note)
     if status > 128:  # a signal
-        go_on = "; to go on: the same command, --init_from=resume" if not c.eval_only else ""
+        saved = progress.step and not c.eval_only  # before the first step there is no checkpoint
+        go_on = "; to go on: the same command, --init_from=resume" if saved else ""
         report.say(f"stopped at step {progress.step}{go_on}")
     return status
 

@@ -118,6 +118,21 @@ def written(request, meanwhile) -> str:
 
 
 @needs_posix
+def test_before_the_first_step_there_is_nothing_to_go_on_from(out, capfd, monkeypatch):
+    """As in the first evaluation, for which a GPU's model is compiled."""
+    evaluate = train.evaluate
+
+    def told_to_stop(*given):
+        signal.raise_signal(signal.SIGINT)
+        return evaluate(*given)
+
+    monkeypatch.setattr(train, "evaluate", told_to_stop)
+    assert run(out) == 130 and not (out / "last.pt").exists()
+    said = capfd.readouterr().out
+    assert "stopped at step 0" in said and "--init_from=resume" not in said
+
+
+@needs_posix
 @pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_saves_and_is_given_back(out, capfd, at_step, name, status, written):
     """And what is printed counts the steps that were made."""
