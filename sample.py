@@ -13,10 +13,11 @@ samples are drawn one after another and appear token by token; for a file or pip
 side by side. In float32 the texts are the same, except where two tokens are so close that rounding
 decides.
 
---prompts reads a JSON object per line, such as {"prompt": "To be"}. An object may have its own n
-(texts to draw), max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty and seed. For
-each text one line is written, in the order of the prompts: the object with text (only the
-continuation), row (which of the n), tokens, and finish: 'stop' at an end of text, or 'length'.
+--prompts reads a JSON object per line, such as {"prompt": "To be"}, or for a model that chats
+{"messages": [{"role": "user", "content": "Hi"}]}. An object may have its own n (texts to draw),
+max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty and seed. For each text one
+line is written, in the order of the prompts: the object with text (only the continuation), row
+(which of the n), tokens, and finish: 'stop' at an end of text or of an answer, or 'length'.
 """
 
 if __name__ == "__main__":
@@ -25,7 +26,6 @@ if __name__ == "__main__":
 import codecs
 import json
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
@@ -37,14 +37,14 @@ import torch
 from bonsai.engine import Engine, SamplingParams, generate, prepare
 from bonsai.engine.conversation import Conversation
 from bonsai.engine.cuda.steps import CapturedSteps
-from bonsai.engine.text import find_tokenizer, start_tokens
-from bonsai.files.textfile import check_writable, read_text, text_or_file, whole_text
+from bonsai.engine.jobs import answer_jobs, read_jobs
+from bonsai.engine.text import encode_start, find_tokenizer
+from bonsai.files.textfile import check_writable, text_or_file, whole_text
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import find_source, load_model
 from bonsai.system.errors import UserError, end_if_told, heeded, run
 from bonsai.system.progress import Progress
 from bonsai.system.runtime import DTYPES, Runtime, setup_inference
-from bonsai.system.values import did_you_mean
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
 from configurator import Config, configure, refuse_idle, resolve_path
@@ -79,17 +79,8 @@ compile = False  # torch.compile the model instead: slow to start, for long text
 kv_cache = True  # keep keys and values; False: compute them anew for every token, same text
 # -----------------------------------------------------------------------------
 
-JOB_SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-JOB_SETTINGS += ("seed",)
-JOB = 'an object such as {"prompt": "To be"}'
-MOST_TEXTS = 1_000_000  # of one prompt: each takes memory from the start
 PREFIX_TOKENS = 4096  # of prompts whose keys and values are kept for prompts that begin alike
 CACHE_BYTES = 2**30  # limit for the caches of samples that are drawn side by side, together
-
-
-def encode_start(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids to continue; for an empty text, the ones with which a text begins."""
-    return tokenizer.encode(text, allow_special=True) if text else start_tokens(tokenizer)
 
 
 def default_start(tokenizer: Tokenizer, text: str) -> str:
@@ -160,7 +151,7 @@ def main(**settings) -> None:
     )
     typed = c.interactive or c.chat
     text = "" if typed or c.prompts else text_or_file(c.start, "the start")
-    jobs = read_jobs(c.prompts, params) if c.prompts else []
+    jobs = read_jobs(resolve_path(c.prompts), params, say) if c.prompts else []
     if c.out and not c.prompts:
         raise UserError("--out is a file for the answers to --prompts; > FILE takes samples")
     if c.out:
@@ -187,7 +178,7 @@ def main(**settings) -> None:
             capture=graphs,
         )
         n = c.num_samples if "num_samples" in c.given else 1
-        return batch_job(engine, tokenizer, jobs, params, c.out, n)
+        return write_answers(engine, tokenizer, template, jobs, params, c.out, n)
     alone = typed or sys.stdout.isatty()  # texts are written one after another
     batch = 1 if alone else c.num_samples
     model = prepare(model, dtype, c.quantize, pack=not runtime.compile, batch=batch)
@@ -253,104 +244,35 @@ def load(c: Config, runtime: Runtime) -> tuple[torch.nn.Module, Tokenizer, ChatT
     return model, tokenizer, chat
 
 
-def read_jobs(name: str, params: SamplingParams) -> list[dict]:
-    """The objects of a JSONL file. Raises UserError, with the line's number, for any other line."""
-    path = resolve_path(name)
-    jobs = []
-    for number, line in enumerate(read_text(path, "the prompts").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            try:
-                job = json.loads(line)
-            except ValueError as e:
-                raise UserError(f"{e}; each line is {JOB}") from None
-            if not isinstance(job, dict) or not isinstance(job.get("prompt"), str):
-                raise UserError(f"it must be {JOB}")
-            json.dumps(job, ensure_ascii=False).encode()  # because it will be written so
-            job_params(job, params)
-        except UnicodeEncodeError as e:
-            half = f"{e.object[e.start]!a} is half of a character (a lone surrogate)"
-            raise UserError(f"{path}, line {number}: {half}, which no text can hold") from None
-        except (ValueError, TypeError, RecursionError, UserError) as e:
-            raise UserError(f"{path}, line {number}: {e}") from None
-        jobs.append(job)
-    if not jobs:
-        raise UserError(f"{path} holds no prompts: each line is {JOB}")
-    # any other key is only copied into the answers: say so if it looks like a misspelt setting
-    for key in sorted({key for job in jobs for key in job} - {"prompt", "n", *JOB_SETTINGS}):
-        if hint := did_you_mean(key, JOB_SETTINGS):
-            say(f"{path}: {key!a} is no setting and changes nothing{hint}")
-    return jobs
-
-
-def job_params(job: dict, params: SamplingParams) -> SamplingParams:
-    """The settings for a job: its own, and the program's for the rest."""
-    given = {key: job[key] for key in JOB_SETTINGS if key in job}
-    for key, value in {"n": job.get("n", 1), **given}.items():
-        kinds = int if key in ("n", "max_new_tokens", "top_k", "seed") else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            raise UserError(f"{key}={value!r} is not a number")
-    if job.get("n", 1) > MOST_TEXTS:
-        raise UserError(f"n={job['n']} must be at most {MOST_TEXTS:,}")
-    return replace(params, **given)
-
-
 def is_utf8(target: TextIO) -> bool:
     """Whether any character can be written to this stream as it is."""
     encoding = getattr(target, "encoding", None)  # a text in memory has none
     return not encoding or codecs.lookup(encoding).name == "utf-8"
 
 
-def batch_job(
+def write_answers(
     engine: Engine,
     tokenizer: Tokenizer,
+    template: ChatTemplate | None,
     jobs: list[dict],
     params: SamplingParams,
     out: str,
     n: int,
 ) -> None:
-    """Continue all jobs side by side, and write their lines in order, each as soon as it and those
-    before it are done.
+    """Continue all jobs side by side; their lines in order, each as soon as those before it.
 
     out: the file for the lines; '': stdout. n: texts of a job that does not say how many.
     """
-    if tokenizer.eot is not None:
-        params = replace(params, stop_tokens=(tokenizer.eot,))
-    ids = []
-    for number, job in enumerate(jobs, 1):  # mistakes first, not after an hour
-        try:
-            ids.append(encode_start(tokenizer, job["prompt"]))
-            engine.check(ids[-1], job_params(job, params), job.get("n", n))
-        except UserError as e:
-            raise UserError(f"prompt {number}: {e}") from None
-    todo, unwritten = zip(jobs, ids), deque()
     total = sum(job.get("n", n) for job in jobs)
     with ExitStack() as stack:
         target = sys.stdout
-        if out:
-            target = stack.enter_context(open(out, "w", encoding="utf-8"))
         stack.enter_context(redirect_stdout(sys.stderr))  # progress
         progress = stack.enter_context(Progress(total, " texts", "sampling"))
-        while True:
-            while len(engine.waiting) < engine.max_batch and (job := next(todo, None)):
-                requests = engine.submit(job[1], job_params(job[0], params), job[0].get("n", n))
-                unwritten.extend((job[0], request) for request in requests)
-            if not engine.busy:
-                return
-            done = sum(event.finish is not None for event in engine.step())
-            while unwritten and unwritten[0][1].finish:
-                job, request = unwritten.popleft()
-                answer = {
-                    "text": tokenizer.decode(request.tokens),
-                    "row": request.row,
-                    "tokens": len(request.tokens),
-                    "finish": request.finish,
-                }
-                line = json.dumps({**job, **answer}, ensure_ascii=not is_utf8(target))
-                print(line, file=target, flush=True)
-            if done:
-                progress.advance(done)
+        answers = answer_jobs(engine, tokenizer, jobs, params, n, template, progress.advance)
+        if out:
+            target = stack.enter_context(open(out, "w", encoding="utf-8"))
+        for answer in answers:
+            print(json.dumps(answer, ensure_ascii=not is_utf8(target)), file=target, flush=True)
 
 
 def typed_lines(answer: Callable[[str, int], None]) -> None:

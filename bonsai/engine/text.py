@@ -64,6 +64,11 @@ def start_tokens(tokenizer: Tokenizer) -> list[int]:
     return [0]
 
 
+def encode_start(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids to continue; for an empty text, the ones with which a text begins."""
+    return tokenizer.encode(text, allow_special=True) if text else start_tokens(tokenizer)
+
+
 def sample_text(
     model: torch.nn.Module,
     tokenizer: dict | None,

@@ -335,7 +335,7 @@ def test_a_key_that_is_nearly_a_setting_is_said(program, tmp_path, capsys):
     """Once, and not of those that only go into the answers."""
     line = '{"prompt": "a", "n": 2, "max_tokens": 3, "temprature": 1, "id": 5, "top_k": 1}\n'
     (tmp_path / "in.jsonl").write_text(2 * line)
-    assert len(program.read_jobs(str(tmp_path / "in.jsonl"), SamplingParams())) == 2
+    assert len(program.read_jobs(tmp_path / "in.jsonl", SamplingParams(), program.say)) == 2
     said = capsys.readouterr().err.splitlines()
     assert said == [
         f"{tmp_path / 'in.jsonl'}: {key!r} is no setting and changes nothing; did you mean {near}?"
