@@ -97,7 +97,7 @@ class TextStream:
         self.offsets: list[int] = []
         self.ends: list[int] = []  # how much text must have been sent for a token to be complete
         self.decoded = 0  # characters decoded so far
-        self.sent = 0  # of which were returned
+        self.sent = 0  # how many of them were returned
         self.released = 0
 
     @property

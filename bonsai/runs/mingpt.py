@@ -1,8 +1,9 @@
-"""What minGPT's projects save (model.pt): the tensors of a model by their names, and nothing else.
+"""Reads what minGPT's projects save, model.pt: the tensors of a model by their names, no more.
 
-They are GPT-2's by nanoGPT's names, with a head of its own and the causal masks among them; its
-GELU is computed by tanh. How many heads it has is in the config.json that they write beside it,
-where it was given by its sizes; most are of minGPT's model types, which the tensors' sizes tell.
+They are the tensors of a GPT-2 by nanoGPT's names, with an untied head, and with causal masks among
+them; its GELU is computed by tanh. The number of heads is in the config.json that minGPT writes
+beside the file, if the model was given by its sizes. Most are of one of minGPT's model types, for
+which it follows from the sizes of the tensors.
 """
 
 from pathlib import Path
@@ -21,17 +22,17 @@ MASK = "transformer.h.{}.attn.bias"
 
 
 def is_mingpt(content: object) -> bool:
-    """Whether that is what a file of minGPT's holds."""
+    """Whether this is the content of one of minGPT's files."""
     if not is_dict(content) or not all(map(is_tensor, content.values())):
         return False
     if not {WTE, WPE, HEAD, MASK.format(0)} <= content.keys() or content[WTE].dim() != 2:
         return False
-    return content[WTE].data_ptr() != content[HEAD].data_ptr()  # nanoGPT's are one
+    return content[WTE].data_ptr() != content[HEAD].data_ptr()  # nanoGPT ties the two
 
 
 def mingpt_checkpoint(weights: dict, path: Path) -> dict:
-    """The checkpoint that the file would be if it said what it holds. UserError where it does not
-    tell how many heads the model has."""
+    """The weights as a checkpoint that says which model they are. UserError if the number of heads
+    cannot be found out."""
     layers = sum(MASK.format(i) in weights for i in range(len(weights)))
     (rows, channels), wpe = weights[WTE].shape, weights[WPE].shape
     heads = heads_beside(path) or HEADS.get((layers, channels))

@@ -1,9 +1,9 @@
-"""A model in one safetensors file, by our own names: to be shared without any pickle.
+"""A model in one safetensors file with our own names, to be shared without any pickle.
 
-Its header's __metadata__ has the keys of a checkpoint that are not tensors, as JSON under `bonsai`:
-which model it is, its tokenizer, its chat template, the settings of the run. restore.py reads it as
-a checkpoint that cannot be resumed, through the same gates. A tensor of several names, such as an
-embedding that is the head too, is stored once; `shared` has its other names.
+Its header's __metadata__ holds those keys of a checkpoint that are not tensors, as JSON under
+`bonsai`: which model it is, its tokenizer, its chat template, the settings of the run. restore.py
+reads it, with the same checks, as a checkpoint that cannot be resumed. A tensor with several names,
+such as an embedding that is also the head, is stored once; `shared` has its other names.
 """
 
 import json
@@ -25,8 +25,8 @@ KEPT += ("iter_num", "best_val_loss")
 
 
 def write_portable(path: str | Path, checkpoint: dict) -> None:
-    """Write the weights of a checkpoint, and what it says of them; over nothing. Raises UserError
-    for what the disk says."""
+    """Write the weights of a checkpoint and what it says about them, never over another file.
+    Raises UserError for errors of the disk."""
     tensors, shared, first = {}, {}, {}
     for name, tensor in checkpoint["model"].items():
         place = (tensor.data_ptr(), tensor.shape, tensor.dtype)

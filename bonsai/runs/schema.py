@@ -1,7 +1,8 @@
-"""What stands in a checkpoint: the kind and the range of each field, checked before any is used.
+"""The kind and the range of each field of a checkpoint, checked before any is used.
 
-A file may be whole and still hold a word where a number belongs, from another program, by hand, or
-by intent. Keys that are not here are left alone: other programs may add theirs.
+An undamaged file may still hold a word where a number belongs: written by another program, changed
+by hand, or made to do harm. Keys that are not listed here are ignored: other programs may add
+their own.
 """
 
 import math
@@ -34,7 +35,7 @@ def is_dict(value: Any, kind: type = str) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """No tensor at any depth."""
+    """Whether there is no tensor in it, at any depth."""
     inner = value.values() if isinstance(value, dict) else value
     return not is_tensor(value) and (
         not isinstance(value, dict | list | tuple) or all(map(is_plain, inner))
@@ -51,7 +52,7 @@ def is_scalars(value: Any) -> bool:
 
 
 def is_optimizer_state(value: Any) -> bool:
-    """As torch.optim.Optimizer.state_dict() makes it."""
+    """Whether it has the form of torch.optim.Optimizer.state_dict()."""
     if not is_dict(value) or not is_dict(state := value.get("state"), int):
         return False
     groups = value.get("param_groups")
@@ -86,7 +87,7 @@ def is_progress(value: Any) -> bool:
 
 
 def is_scaler(value: Any) -> bool:
-    """Of torch.amp.GradScaler; empty where it was off."""
+    """Whether it is the state of a torch.amp.GradScaler; empty if that was off."""
     keys = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
     return is_dict(value) and (
         not value or all(is_number(value.get(key), 0) and value[key] < math.inf for key in keys)
@@ -138,7 +139,7 @@ def check_checkpoint(checkpoint: dict, path: Path) -> None:
 
 
 def check_fields(make_config: type, settings: dict, path: Path) -> None:
-    """Raise UserError for settings of a model that its dataclass has not, or of another kind."""
+    """Raise UserError for settings that the dataclass does not have, or of the wrong kind."""
     hints = get_type_hints(make_config)
     known = {f.name: hints[f.name] for f in fields(make_config)}
     for key, value in settings.items():

@@ -1,4 +1,4 @@
-"""Where what takes long to build is kept for the next process: libraries, graphs, kernels."""
+"""Where things that take long to build are kept for later processes: libraries, graphs, kernels."""
 
 import hashlib
 import os
@@ -12,30 +12,30 @@ from pathlib import Path
 
 from bonsai.system.errors import UserError
 
-TORCHS = "TORCHINDUCTOR_CACHE_DIR"  # where torch.compile keeps what it has made
-FONTS = "MPLCONFIGDIR"  # and matplotlib its list of fonts
-TRITONS = "TRITON_CACHE_DIR"  # and where Triton keeps kernels, of ours and of torch.compile
+TORCHS = "TORCHINDUCTOR_CACHE_DIR"  # names the folder of torch.compile's compiled code
+FONTS = "MPLCONFIGDIR"  # that of matplotlib's list of fonts
+TRITONS = "TRITON_CACHE_DIR"  # that of Triton's kernels, ours and torch.compile's
 
 
 def cache_folder() -> Path | None:
-    """This user's own, ~/.cache/bonsai; where the home has no place for it, one in the system's
-    /tmp; None where there can be none at all."""
+    """This user's cache: ~/.cache/bonsai or, if that cannot be used, a folder in the system's /tmp;
+    None if neither can be used."""
     return next(own_folders(), None)
 
 
 def own_folders() -> Iterator[Path]:
-    """Those of the above that there can be, the better one first."""
+    """Those of the folders above that can be used, the better one first."""
     places = []
     with suppress(RuntimeError):  # no home
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         places.append(base / "bonsai")
-    with suppress(OSError):  # no /tmp, nor another that can be written to
+    with suppress(OSError):  # there is no temporary folder that can be written to
         places.append(Path(tempfile.gettempdir(), f"bonsai-{os.getuid()}"))
     yield from filter(None, map(own_folder, places))
 
 
 def own_folder(folder: Path) -> Path | None:
-    """The folder, made where it is missing; None where it cannot be this user's alone."""
+    """The folder, made if it is missing; None if others own it or may write to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         about = folder.stat()
@@ -56,14 +56,13 @@ def processor() -> str:
 
 
 def keep_compiled_graphs() -> None:
-    """Have torch.compile keep what it makes in the user's cache, not in the system's /tmp.
+    """Have torch.compile keep its compiled code in the user's cache, not in the system's /tmp.
 
-    A later run of the same model then finds it, after a restart of the machine too. Processes that
-    run side by side share it under torch's own locks. A home that several kinds of machines share
-    has a folder for each: torch does not tell their graphs apart, and takes one's on another. A
-    home that cannot be locked (some file systems of networks) is no place for it. Where the
-    environment names a folder, that stays. Raises UserError where it cannot be: torch's imports
-    would fail.
+    Then later runs of the same model find it, even after the machine was restarted. Processes that
+    run side by side share it under torch's own locks. Each kind of machine has its own folder,
+    because several may share a home, and torch would run one machine's code on another. A home on
+    which files cannot be locked (on some network file systems) is not used. If the environment
+    names a folder, that stays; UserError if it cannot be written to, as torch's imports would fail.
     """
     if is_named(TORCHS) or os.name != "posix":
         return
@@ -76,8 +75,8 @@ def keep_compiled_graphs() -> None:
 
 
 def keep_kernels() -> None:
-    """Have Triton keep what it compiles in the user's cache where it cannot do so in the home: it
-    would compile nothing. Raises UserError as above."""
+    """Have Triton keep its kernels in the user's cache if it cannot write to the home; without a
+    place it compiles nothing. Raises UserError as above."""
     if is_named(TRITONS) or "TRITON_HOME" in os.environ or os.name != "posix":
         return
     with suppress(RuntimeError):  # no home
@@ -88,8 +87,9 @@ def keep_kernels() -> None:
 
 
 def keep_fonts() -> None:
-    """Before matplotlib is imported: have it keep its list of fonts in the user's cache where it
-    cannot do so in the home. It would say so, in two lines, and make the list in each run."""
+    """To be called before matplotlib is imported: have it keep its list of fonts in the user's
+    cache if it cannot write to the home. Else it says so in two lines, and makes the list in each
+    run."""
     if FONTS in os.environ or not sys.platform.startswith("linux"):
         return
     with suppress(RuntimeError):  # no home
@@ -101,7 +101,7 @@ def keep_fonts() -> None:
 
 
 def is_named(variable: str) -> bool:
-    """Whether the environment names a folder. Raises UserError where nothing can be kept there."""
+    """Whether the environment names a folder. Raises UserError if that cannot be written to."""
     if (folder := os.environ.get(variable)) is None:
         return False
     problem = "cannot be written to"
@@ -116,7 +116,7 @@ def is_named(variable: str) -> bool:
 
 
 def can_be_written(folder: Path) -> bool:
-    """Whether files can be made in a folder, or it in the nearest one above it that is there."""
+    """Whether files can be made in a folder or, if it is not there, the folder can be made."""
     while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
