@@ -54,9 +54,13 @@ def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtyp
     weights = {k: in_dtype(w, dtype, k) for k, w in weights.items()}
     chat = loaded.chat
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "pad_token_id": None}
+    # generate stops at any of these; an answer need not end the text
+    stops = [tokenizer.eot, chat.end_token(tokenizer) if chat else None]
+    stops = list(dict.fromkeys(i for i in stops if i is not None))
+    generation = {**ends, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
     files = {
         "config.json": {**settings, **ends, "dtype": dtype},
-        "generation_config.json": {k: i for k, i in ends.items() if i is not None},
+        "generation_config.json": {k: i for k, i in generation.items() if i is not None},
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": tokenizer_config(tokenizer, config.block_size, chat),
     }

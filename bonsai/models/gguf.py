@@ -114,6 +114,8 @@ def write_gguf(
                 describe_tokens(file, words, tokenizer.eot)
                 if chat is not None:
                     file.add_chat_template(jinja(chat))
+                    if (end := chat.end_token(tokenizer)) is not None:
+                        file.add_eot_token_id(end)  # of a turn; llama.cpp stops there, too
                 for name, w in found.items():
                     add_tensor(gguf, file, name, w, kind)
                 file.write_header_to_file()

@@ -13,6 +13,7 @@ execute in it: a checkpoint from elsewhere cannot do more than choose these stri
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from bonsai.system.errors import UserError
@@ -53,6 +54,15 @@ class ChatTemplate:
         """The string that ends an answer; None where only the end-of-text token does."""
         after = self.roles["assistant"][1]
         return None if after in ("", EOT_TEXT) else after
+
+    def end_token(self, tokenizer: Tokenizer) -> int | None:
+        """The special token with which the string that ends an answer begins, for programs that
+        stop at tokens; None where that string is text."""
+        after = self.roles["assistant"][1]
+        with suppress(UserError):  # characters that the vocabulary lacks
+            ids, as_text = _encode(tokenizer, after), tokenizer.encode(after)
+            return ids[0] if ids[:1] != as_text[:1] else None
+        return None
 
     def to_dict(self) -> dict:
         """The inverse of from_dict."""

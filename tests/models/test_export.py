@@ -20,6 +20,7 @@ from bonsai.models.table import build_model
 from bonsai.runs.portable import write_portable
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
+from bonsai.tokenizers.chat import TEMPLATES
 
 CHARS = CharTokenizer.from_text("abcdefghijklmnopqrstuvwxyz ,.\n")
 LLAMA = dict(norm="rmsnorm", activation="swiglu", position="rope", bias=False)
@@ -190,6 +191,19 @@ def test_what_config_and_generation_say(tmp_path):
     chat = [{"role": "user", "content": "Why?"}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert text == "Q: Why?\nA: "
+
+
+def test_generation_stops_where_an_answer_ends(tmp_path):
+    names = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    tokenizer = BPETokenizer.train(["to be or not to be " * 9], 270, special_tokens=names)
+    for name in ("plain", "tokens"):
+        source = loaded(tokenizer, {"chat_template": TEMPLATES[name].to_dict()})
+        export_hugging_face(source, tokenizer, tmp_path / name, "float32")
+    ends = [
+        transformers.GenerationConfig.from_pretrained(tmp_path / n) for n in ("plain", "tokens")
+    ]
+    eot, end = tokenizer.eot, tokenizer.special_tokens["<|end|>"]
+    assert [e.eos_token_id for e in ends] == [eot, [eot, end]]
 
 
 NO_PLACE = {

@@ -26,7 +26,7 @@ from bonsai.models.gguf import (
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, CharTokenizer
-from bonsai.tokenizers.chat import ChatTemplate
+from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate
 from bonsai.tokenizers.patterns import GPT2
 
 BPE = BPETokenizer.train(["the cat sat on the mat, that's that. naïve ☃!\n", *HOSTILE], 320)
@@ -123,6 +123,17 @@ def test_the_tokenizer_is_that_of_the_model(tmp_path):
     assert len(values["tokenizer.ggml.merges"]) == 320 - 257
     assert values["tokenizer.ggml.add_bos_token"] is False
     assert "message['content']" in values["tokenizer.chat_template"]
+    assert "tokenizer.ggml.eot_token_id" not in values  # an answer ends with text
+
+
+def test_the_token_that_ends_an_answer(tmp_path):
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    names = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    bpe = tokenizers.BPETokenizer.train(["to be or not to be " * 9], 270, special_tokens=names)
+    write(tmp_path / "a.gguf", bpe, chat=TEMPLATES["tokens"])
+    values, _ = read(tmp_path / "a.gguf")
+    assert values["tokenizer.ggml.eot_token_id"] == bpe.special_tokens["<|end|>"]
+    assert values["tokenizer.ggml.eos_token_id"] == bpe.eot
 
 
 def test_vocabularies():

@@ -33,6 +33,16 @@ def test_where_an_answer_ends():
     assert ChatTemplate.from_dict({"roles": roles}).stop == "\n\n"
 
 
+def test_the_token_that_ends_an_answer():
+    bpe, eot = with_tokens("<|endoftext|>", "<|end|>"), ByteTokenizer.eot
+    assert TEMPLATES["plain"].end_token(ByteTokenizer()) == eot
+    assert TEMPLATES["tokens"].end_token(bpe) == bpe.special_tokens["<|end|>"] != bpe.eot
+    for after, token in (("<|endoftext|>\n", eot), ("\n<|endoftext|>", None), ("", None)):
+        template = ChatTemplate({"user": ("", ""), "assistant": ("", after)})
+        assert template.end_token(ByteTokenizer()) == token
+    assert TEMPLATES["tokens"].end_token(CharTokenizer.from_text("ab")) is None
+
+
 def test_unknown_roles():
     with pytest.raises(UserError, match="no role 'tool', only user, assistant, system"):
         ChatTemplate.from_dict(STATE).encode(ByteTokenizer(), [("tool", "x")])
