@@ -17,6 +17,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import inspect
 import io
 import os
@@ -50,6 +51,9 @@ from bonsai.system.values import (
 PYTHON = "from Python"  # the source of a setting that the caller of main gave
 # A helper whose name is this similar to a setting's is a misspelling, unless the file sets it, too.
 MISSPELT = 0.9
+# What nanoGPT's train.py has imported where it executes a config file, which may do without.
+NANOGPT_MODULES = {name: name for name in ("os", "sys", "time", "math", "pickle", "torch")}
+NANOGPT_MODULES |= {"np": "numpy"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -532,7 +536,10 @@ def _is_name(node: ast.AST, context: type) -> bool:
 
 def _run_file(path: Path, name: str, tree: ast.Module, settings: dict[str, Any]) -> dict[str, Any]:
     """Run a config file that sees `settings`; return the names it binds."""
-    names = {**settings, "__file__": str(path), "__name__": "config"}
+    read = {node.id for node in ast.walk(tree) if _is_name(node, ast.Load)}
+    needed = NANOGPT_MODULES.keys() & read
+    modules = {each: importlib.import_module(NANOGPT_MODULES[each]) for each in needed}
+    names = {**modules, **settings, "__file__": str(path), "__name__": "config"}
     before, recorder = dict(names), _Recorder(names)
     try:
         exec(compile(tree, name, "exec"), names, recorder)

@@ -411,6 +411,28 @@ def test_a_file_of_nanogpts_kind():
     assert "eval_only" not in config.diff()
 
 
+def test_what_nanogpt_has_imported_is_there_without_an_import():
+    """Its config files are executed in the middle of its train.py."""
+    file = write(
+        "config/run.py",
+        """
+        wandb_run_name = 'gpt2 - ' + str(time.time())
+        out_dir = os.path.join('out', 'a')
+        dtype = 'bfloat16' if torch.backends.mps.is_available() else 'float32'
+        learning_rate = math.sqrt(float(np.float64(4)))
+        def _steps():
+            return pickle.loads(pickle.dumps(len(sys.path) and 7))
+        max_iters = _steps()
+        """,
+    )
+    config = train(file)
+    assert config.wandb_run_name.startswith("gpt2 - 1") and config.max_iters == 7
+    assert config.out_dir == os.path.join("out", "a") and config.learning_rate == 2.0
+    names = {"wandb_run_name", "out_dir", "dtype", "learning_rate", "max_iters"}
+    assert config.given == names
+    assert train(write("config/own.py", "time = 3\nmax_iters = time\n")).max_iters == 3
+
+
 def test_helpers_are_ignored():
     file = write(
         "helpers.py",
