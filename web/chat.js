@@ -93,6 +93,7 @@ async function answer() {
   const controller = (running = new AbortController());
   const given = { role: "assistant", content: "", model: $("model").value, cut: null };
   let body = request(messages);
+  const before = forgotten;
   messages.push(given);
   draw();
   let error = null;
@@ -124,15 +125,16 @@ async function answer() {
   if (!messages.includes(given)) return; // a new conversation has begun
   if (error && given.content === "") messages.pop();
   else if (error) given.cut = "broken";
-  if (error?.status === 400) takeBack();
+  if (error?.status === 400) takeBack(before);
   keep();
   draw(error);
 }
 
-/** What the server refuses goes back to where it was written: it has to be said otherwise. */
-function takeBack() {
+/** What the server refuses goes back to where it was written: it has to be said otherwise. What
+ * was forgotten to make room for it is remembered. */
+function takeBack(before) {
   const { content } = messages.pop();
-  forgotten = Math.min(forgotten, messages.length);
+  forgotten = Math.min(before, messages.length);
   if ($("message").value !== "") return;
   $("message").value = content;
   fit();

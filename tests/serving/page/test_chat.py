@@ -144,7 +144,11 @@ def test_what_is_refused_goes_back_into_the_field(served, visit):
     expect(page.locator("#after-talk .error")).to_contain_text("a context of 64 tokens")
     expect(page.locator("#message")).to_have_value("x" * 100)
     assert said(page) == ["cow", "moo"]
-    say(page, "owl")
+    assert page.locator(".message.forgotten").count() == 0  # they would fit beside a shorter one
+    with page.expect_request("**/v1/chat/completions") as asked:
+        say(page, "owl")
+    contents = [m["content"] for m in json.loads(asked.value.post_data)["messages"]]
+    assert contents == ["cow", "moo", "owl"]
     assert said(page)[-2:] == ["owl", "hoo"] and page.locator("#after-talk .error").count() == 0
 
 
