@@ -311,6 +311,13 @@ class Mixture:
             part.weight /= total
             if part.tokenizer != parts[0].tokenizer or part.vocab_size != parts[0].vocab_size:
                 raise UserError(f"{parts[0].name} and {part.name} have different tokenizers")
+        first, *others = [p for p in parts if p.meta.get("chat_template")] or parts
+        for part in others:  # a checkpoint keeps one, by which the model is asked
+            if part.meta.get("chat_template") not in (None, first.meta.get("chat_template")):
+                raise UserError(
+                    f"{first.name} and {part.name} have different chat templates: prepare both "
+                    "with the same --template"
+                )
         return cls(parts)
 
     @property
@@ -323,7 +330,7 @@ class Mixture:
 
     @property
     def chat_template(self) -> dict | None:
-        """The first one in a meta.json of the data sets; see bonsai/tokenizers/chat.py."""
+        """The one in a meta.json of the data sets; see bonsai/tokenizers/chat.py."""
         return next(
             (p.meta["chat_template"] for p in self.parts if "chat_template" in p.meta), None
         )

@@ -169,6 +169,23 @@ def test_mixtures(here):
         one_line(e)
 
 
+def test_conversations_of_a_mixture_are_written_alike(here):
+    """A checkpoint keeps one chat template; data without conversations need none."""
+    for name, words in (("text", ""), ("hi", "Q: "), ("hi2", "Q: "), ("yo", "U: ")):
+        folder = make_dataset(here / "data" / name)
+        meta = json.loads((folder / "meta.json").read_text())
+        if words:
+            meta["chat_template"] = {"roles": {"user": [words, ""], "assistant": ["A: ", ""]}}
+        (folder / "meta.json").write_text(json.dumps(meta))
+    for spec in ("hi,text", "text:0.3,hi:0.7", "hi,text,hi2"):
+        assert Mixture.open(spec).chat_template["roles"]["user"] == ["Q: ", ""]
+    assert Mixture.open("text").chat_template is None
+    for spec in ("hi,yo", "text,hi,hi2,yo"):
+        with pytest.raises(UserError, match="hi and yo have different chat templates") as e:
+            Mixture.open(spec)
+        one_line(e)
+
+
 # ---- mistakes ----
 
 
