@@ -537,7 +537,7 @@ def _is_name(node: ast.AST, context: type) -> bool:
 def _run_file(path: Path, name: str, tree: ast.Module, settings: dict[str, Any]) -> dict[str, Any]:
     """Run a config file that sees `settings`; return the names it binds."""
     read = {node.id for node in ast.walk(tree) if _is_name(node, ast.Load)}
-    needed = NANOGPT_MODULES.keys() & read
+    needed = [each for each in NANOGPT_MODULES if each in read or "exec" in read]
     modules = {each: importlib.import_module(NANOGPT_MODULES[each]) for each in needed}
     names = {**modules, **settings, "__file__": str(path), "__name__": "config"}
     before, recorder = dict(names), _Recorder(names)

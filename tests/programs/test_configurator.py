@@ -430,6 +430,8 @@ def test_what_nanogpt_has_imported_is_there_without_an_import():
     assert config.out_dir == os.path.join("out", "a") and config.learning_rate == 2.0
     names = {"wandb_run_name", "out_dir", "dtype", "learning_rate", "max_iters"}
     assert config.given == names
+    over = train(write("config/over.py", f"exec(open({file!r}).read())\nmax_iters = 9\n"))
+    assert over.given == names and over.max_iters == 9 and over.learning_rate == 2.0
     assert train(write("config/own.py", "time = 3\nmax_iters = time\n")).max_iters == 3
 
 
