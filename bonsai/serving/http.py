@@ -8,7 +8,6 @@ a time, and who does not read what was sent is cut off.
 import asyncio
 import contextlib
 import errno
-import gc
 import logging
 import os
 import signal
@@ -24,6 +23,7 @@ from bonsai.serving.api.faults import error_body
 from bonsai.serving.guard import new_request_id
 from bonsai.serving.worker import Worker
 from bonsai.system.errors import UserError, end_if_told, interrupts_of_python, reason
+from bonsai.system.garbage import leave_alone_what_is_loaded
 
 HEAD_SECONDS = 20.0  # for the head of a request to arrive
 HEAD_BYTES = 64 * 2**10  # the largest head of a request
@@ -264,7 +264,7 @@ def serve(app, worker: Worker, sock: socket.socket, max_connections: int) -> Non
     """Run an ASGI app until SIGINT or SIGTERM, or until `worker` has died."""
     raise_file_limit(max_connections + 128)
     sys.setswitchinterval(0.001)  # the event loop waits this long for each of the busy threads
-    gc.freeze()  # libraries and models stay: looking through them again takes half a second
+    leave_alone_what_is_loaded()
     process = Process(configured(app, max_connections), worker)
     with interrupts_of_python():
         asyncio.run(process.serve(sockets=[sock]))

@@ -16,6 +16,8 @@ from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import Any, NoReturn
 
+from bonsai.system.garbage import leave_alone_what_is_loaded
+
 PROGRAM, PARENT = os.getpid(), os.getppid()  # when the program was started
 told = 0  # a signal that is to end this program and whose exception may be lost; see end_if_told
 BROKEN_PIPE = 13  # the number of SIGPIPE, also where there is no such signal
@@ -213,7 +215,7 @@ def run(*steps: Callable[[], object]) -> None:
         signal.signal(signal.SIGINT, end_by_interrupt)
         sys.unraisablehook = partial(report_lost, sys.unraisablehook)
     if not gc.isenabled():  # startup.py did that; what was loaded meanwhile is never collected
-        gc.freeze()
+        leave_alone_what_is_loaded()
         gc.enable()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not, and it may be closed
