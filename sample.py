@@ -310,8 +310,9 @@ def reply(
     conversation: Conversation, line: str, params: SamplingParams, turn: int, steps_of
 ) -> None:
     """Answer a line as a message of the conversation. steps_of: `continuations` in main."""
-    steps = steps_of(conversation.ask(line), params, turn)
-    show(conversation.answer(token for (token,) in steps))
+    if line.strip():  # a blank line is no message
+        steps = steps_of(conversation.ask(line), params, turn)
+        show(conversation.answer(token for (token,) in steps))
 
 
 if __name__ == "__main__":

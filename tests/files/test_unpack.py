@@ -84,7 +84,7 @@ def test_a_parquet_file_takes_no_more_than_it_may(tmp_path):
         pa.table({"text": ["a" * (100 << 20)]}), tmp_path / "a.parquet", compression="zstd"
     )
     assert (tmp_path / "a.parquet").stat().st_size < 10 << 20
-    code = "from bonsai.data import readers; readers.PAGES = 16 << 20\n" + READ
+    code = "from bonsai.data import rows; rows.PAGES = 16 << 20\n" + READ
     command = [sys.executable, "-c", code, str(16 * GIB), str(tmp_path)]
     result = run_command(command, ROOT, {"ARROW_DEFAULT_MEMORY_POOL": "system"})
     assert "refused: out of memory while reading" in result.stdout, result

@@ -147,6 +147,6 @@ def test_talking(chats, vocabulary, name):
     model = knowing(texts, tokenizer.vocab_size, block_size=160, lags=16)
     template = TEMPLATES[name].to_dict()
     save(chats / "out", model, tokenizer, chat_template=template)
-    done = sample(chats, "--top_k=1", "--max_new_tokens=50", stdin="cow\nowl\n" + "cat\n" * 20)
+    done = sample(chats, "--top_k=1", "--max_new_tokens=50", stdin="cow\n\nowl\n" + "cat\n" * 20)
     assert done.rc == 0 and done.stdout.split() == ["moo", "hoo", *["meow"] * 20], done
     assert "say something" in done.stderr

@@ -192,7 +192,7 @@ TINY_MODEL = "--n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --batch_size=4"
 # What is put after a command's own settings: that of the first pattern that is found in it.
 SHORT = {
     "^train.py .*(mega|space)byte": f"{TRAIN} --local_layer=2 --local_embd=16 --local_head=2",
-    "^train.py .*finetune_chat.py$": f"{TRAIN} --init_from=scratch",  # not downloaded
+    "^train.py .*finetune_chat.py$": f"{TRAIN} --init_from=scratch --block_size=48",
     "^train.py .*--init_from=out-": "--max_iters=2 --eval_interval=2 --eval_iters=1 --device=cpu",
     "^train.py": TRAIN,
     "^sample.py .*--(interactive|chat)": "--max_new_tokens=4 --device=cpu",
@@ -284,6 +284,8 @@ def copy(tmp_path) -> Path:
     (folder / "posts" / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     asked = [{"prompt": f"What is {i}?", "completion": f"A number: {i}."} for i in range(100)]
     (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    question = {"messages": [{"role": "user", "content": "What is 7?"}]}
+    (folder / "questions.jsonl").write_text(json.dumps(question))
     for i in range(20):
         (folder / "library" / f"m{i}.py").write_text(f"def f{i}(x):\n    return {i} * x\n" * 40)
     return folder

@@ -865,6 +865,7 @@ def test_program_from_any_folder(folder):
         "bonsai/system/__init__.py",
         "bonsai/system/paths.py",
         "bonsai/system/errors.py",
+        "bonsai/system/garbage.py",
         "bonsai/system/values.py",
     ):
         shutil.copy(ROOT / name, root / name)

