@@ -2,7 +2,8 @@
 // Complete, whose form comes along.
 
 import { ApiError, stream } from "./api.js";
-import { $, copyText, el, inSight, memory, notice, plural } from "./dom.js";
+import { $, copyText, el, inSight, memory, notice } from "./dom.js";
+import { later } from "./outcome.js";
 import { drawSettings, sampling, values } from "./settings.js";
 import { offer } from "./snippets.js";
 import { harmless } from "./text.js";
@@ -235,10 +236,9 @@ function otherModel() {
 }
 
 function drawError(error) {
-  const wait = error.retryAfter ? ` Try again in ${plural(error.retryAfter, "second")}.` : "";
   const title =
     { 0: "The server does not answer.", 429: "The server is busy." }[error.status] ??
     "The server refused this.";
   const more = error.status === 400 ? [] : [["Ask again", again]];
-  return notice(error.status === 0 ? "cut" : "error", title, error.message + wait, more);
+  return notice(error.status === 0 ? "cut" : "error", title, error.message + later(error), more);
 }

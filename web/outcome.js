@@ -3,6 +3,10 @@
 import { contextOf } from "./context.js";
 import { $, count, el, notice, plural, short } from "./dom.js";
 
+/** When to try again, where the server says so. */
+export const later = ({ retryAfter }) =>
+  retryAfter ? ` Try again in ${plural(retryAfter, "second")}.` : "";
+
 /**
  * Draw it. actions: { again() asks the same once more, start() begins anew, on(version, drop) goes
  * on; drop: without the beginning of what is too long }.
@@ -32,10 +36,9 @@ function outcome(version, { again, start, on }) {
   if (state === "error") {
     if (error.code === "context_length_exceeded")
       return notice("error", "This is longer than the model's context.", `${error.message}.`, [drop]);
-    const wait = error.retryAfter ? ` Try again in ${plural(error.retryAfter, "second")}.` : "";
     const title = error.status === 429 ? "The server is busy." : "The server refused this request.";
     const wrong = error.status === 400; // another try would be refused, too
-    return notice("error", title, error.message + wait, wrong ? [] : [["Try again", again]]);
+    return notice("error", title, error.message + later(error), wrong ? [] : [["Try again", again]]);
   }
   if (state === "streaming") return null;
   if (tokens.length === 0)

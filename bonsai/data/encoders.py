@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bonsai.data.meta import dtype_of
 from bonsai.data.readers import safe_cut
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
@@ -57,7 +58,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, eot: bool = True):
         self.tokenizer = tokenizer
         self.eot = tokenizer.eot if eot else None
-        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65535 else "<u4")
+        self.dtype = dtype_of(tokenizer.vocab_size)
 
     def __call__(self, texts: Sequence[Text]) -> np.ndarray:
         """The ids (n,) of all `texts`, one after another, with a mark at each document's end."""

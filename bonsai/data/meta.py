@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+import numpy as np
+
 from bonsai import tokenizers
 from bonsai.files.access import SETTINGS, read_bytes
 from bonsai.files.textfile import read_text
@@ -28,6 +30,12 @@ PICKLE = 4 << 20  # bytes of a meta.pkl: 65,536 characters take half of it
 # Numbers in it that are no ids. As keys of a dict these could be chosen so that their hashes
 # collide, and Python would compare each with all before it.
 MOST_NUMBERS = 20_000
+
+
+def dtype_of(vocab_size: int) -> np.dtype:
+    """The number format in which the ids of a vocabulary are written."""
+    return np.dtype("<u2" if vocab_size <= 65535 else "<u4")
+
 
 # -- meta.json ------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Where documents come from: files, or a data set of the Hugging Face hub.
 
-Both functions return `read`, which reads the documents as often as `split_documents` wants to, and
+All functions return `read`, which reads the documents as often as `split_documents` wants to, and
 the size of the files in bytes, packed or not.
 """
 
@@ -16,6 +16,17 @@ from bonsai.data.readers import read_pieces
 from bonsai.system.errors import UserError
 
 Read = Callable[..., Iterable[Piece]]  # takes progress= and heads=, as read_pieces does
+
+
+def from_settings(c, folder: Path, options: Options, seen: Seen) -> tuple[Read, int]:
+    """The documents that a prepare script's settings name. c: has input, hub, revision, files, keep
+    and, if the script takes plain text, endings. folder: of the data set. Raises UserError."""
+    if c.input and c.hub:
+        raise UserError("give --input= or --hub=, not both")
+    if c.hub:
+        downloads = folder / "downloads"
+        return from_hub(c.hub, c.revision, c.files, downloads, c.keep, options, seen)
+    return from_files(c.input, c.get("endings", ""), options, seen)
 
 
 def from_files(spec: str, endings: str, options: Options, seen: Seen) -> tuple[Read, int]:

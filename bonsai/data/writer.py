@@ -34,7 +34,7 @@ import numpy as np
 
 from bonsai import ROOT
 from bonsai.data.advice import training_command
-from bonsai.data.meta import FORMAT
+from bonsai.data.meta import FORMAT, dtype_of
 from bonsai.files.access import SETTINGS, writing
 from bonsai.files.atomic import sync_folder
 from bonsai.files.jsonfile import finite
@@ -88,7 +88,7 @@ class Writer:
                 f"shard_tokens is {shard_tokens}: give a whole number of rows of {row_length or 1}"
             )
         self.shard_tokens = shard_tokens
-        self.dtype = np.dtype("<u2" if self.vocab_size <= 65535 else "<u4")
+        self.dtype = dtype_of(self.vocab_size)
         self._names = tuple(splits)
         self._started = False  # by the first add
         self._replacing = False  # the old data set is going

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bonsai.data.conversations import messages_of
+from bonsai.data.messages import messages_of
 from bonsai.engine.sampling import SamplingParams
 from bonsai.engine.scheduler import Engine, Request
 from bonsai.engine.text import encode_start
@@ -79,7 +79,8 @@ def prompt_of(job: dict, tokenizer: Tokenizer, template: ChatTemplate | None) ->
         return encode_start(tokenizer, job["prompt"])
     if template is None:
         raise UserError("the model has no chat template: give a prompt instead of messages")
-    return template.encode(tokenizer, messages_of(job))
+    messages = ((template.role_for(role), *said) for role, *said in messages_of(job))
+    return template.encode(tokenizer, messages)
 
 
 @dataclass
@@ -88,13 +89,13 @@ class Answer:
 
     job: dict
     request: Request
-    stream: TextStream  # finds the string that ends an answer
+    stream: TextStream | None  # finds the string that ends an answer; None if no string does
     text: str = ""
     complete: bool = False
 
     def written(self) -> dict:
         """The line for it: the job, and what came of it."""
-        stopped = self.stream.stopped
+        stopped = self.stream is not None and self.stream.stopped
         return {
             **self.job,
             "text": self.text,
@@ -130,16 +131,17 @@ def answer_jobs(
     stop = [template.stop] if template and template.stop else []
 
     def submitted(job: dict, prompt: list[int]) -> list[Answer]:
-        stops = stop if "messages" in job else []
-        return [
-            Answer(job, request, TextStream(lambda t: tokenizer.decode_bytes([t]), stops))
-            for request in engine.submit(prompt, job_params(job, params), job.get("n", n))
-        ]
+        requests = engine.submit(prompt, job_params(job, params), job.get("n", n))
+        looks = stop and "messages" in job
+        return [Answer(job, r, TextStream(token_bytes, stop) if looks else None) for r in requests]
 
-    return _answers(engine, zip(jobs, prompts), submitted, progress)
+    def token_bytes(token: int) -> bytes:
+        return tokenizer.decode_bytes([token])
+
+    return _answers(engine, tokenizer, zip(jobs, prompts), submitted, progress)
 
 
-def _answers(engine, todo, submitted, progress) -> Iterator[dict]:
+def _answers(engine, tokenizer, todo, submitted, progress) -> Iterator[dict]:
     """The loop behind answer_jobs; all arguments checked."""
     unwritten: deque[Answer] = deque()
     running: dict[int, Answer] = {}  # by id() of the request
@@ -155,15 +157,16 @@ def _answers(engine, todo, submitted, progress) -> Iterator[dict]:
             answer = running.get(id(event.request))
             if answer is None:  # its text has ended before
                 continue
-            if event.token is not None:
-                answer.text += answer.stream.push(event.token)
-            if answer.stream.stopped:
-                engine.cancel(answer.request)
+            stream, request = answer.stream, answer.request
+            if stream and event.token is not None:
+                answer.text += stream.push(event.token)
+            if stream and stream.stopped:
+                engine.cancel(request)
             elif event.finish is not None:
-                answer.text += answer.stream.finish()
+                answer.text += stream.finish() if stream else tokenizer.decode(request.tokens)
             else:
                 continue
-            del running[id(answer.request)]
+            del running[id(request)]
             answer.complete = True
             done += 1
         while unwritten and unwritten[0].complete:

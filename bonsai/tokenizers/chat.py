@@ -55,6 +55,10 @@ class ChatTemplate:
         after = self.roles["assistant"][1]
         return None if after in ("", EOT_TEXT) else after
 
+    def role_for(self, role: str) -> str:
+        """The template's name for a role: OpenAI's newer models call the system's developer."""
+        return "system" if role == "developer" and role not in self.roles else role
+
     def end_token(self, tokenizer: Tokenizer) -> int | None:
         """The special token with which the string that ends an answer begins, for programs that
         stop at tokens; None where that string is text."""

@@ -25,11 +25,12 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.data.conversations import FIELDS, ConversationEncoder, conversation_text
+from bonsai.data.conversations import ConversationEncoder
 from bonsai.data.corpus import split_documents, write_encoded
+from bonsai.data.messages import ROW_FIELDS, conversation_text
 from bonsai.data.pieces import Options, Seen
-from bonsai.data.sources import from_files, from_hub
-from bonsai.data.writer import Writer, describe_prepared, named_folder
+from bonsai.data.sources import from_settings
+from bonsai.data.writer import FIELDS, Writer, describe_prepared, named_folder
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import Progress
@@ -39,9 +40,7 @@ from configurator import configure, refuse_idle, resolve_path
 
 # what
 input = ""  # files, folders or patterns, several between commas [paths]
-on_error = (
-    "stop"  # skip: leave out files and rows that are damaged or no conversation [stop | skip]
-)
+on_error = "stop"  # skip: leave out damaged files, and rows that are no conversation [stop | skip]
 
 # or a data set of the Hugging Face hub
 hub = ""  # its name, such as HuggingFaceTB/smol-smoltalk
@@ -94,14 +93,8 @@ def main(**settings) -> None:
     chat = find_template(c.template, chosen)  # loads the vocabulary: before a long download
     seen = Seen()
     text = functools.partial(conversation_text, chat)
-    options = Options(on_error=c.on_error, row_text=text, row_fields=FIELDS)
-    if c.input and c.hub:
-        raise UserError("give --input= or --hub=, not both")
-    if c.hub:
-        downloads = folder / "downloads"
-        read, size = from_hub(c.hub, c.revision, c.files, downloads, c.keep, options, seen)
-    else:
-        read, size = from_files(c.input, "", options, seen)
+    options = Options(on_error=c.on_error, row_text=text, row_fields=ROW_FIELDS)
+    read, size = from_settings(c, folder, options, seen)
     print(f"{size / 1e6:,.2f} MB to read")
 
     encode = ConversationEncoder(chosen, chat)
@@ -117,7 +110,7 @@ def main(**settings) -> None:
     if c.hub and not c.keep:
         shutil.rmtree(folder / "downloads", ignore_errors=True)
     print("\n".join([*seen.lines(options), encode.summary]))
-    print(describe_prepared(meta, folder, time.time() - start, fields=list(meta)))
+    print(describe_prepared(meta, folder, time.time() - start, (*FIELDS, "chat_template")))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ if __name__ == "__main__":
 
 from bonsai.data.corpus import char_tokenizer, split_documents, write_documents
 from bonsai.data.pieces import Options, Seen
-from bonsai.data.sources import Read, from_files, from_hub
+from bonsai.data.sources import from_settings
 from bonsai.data.writer import Writer, describe_prepared, named_folder
-from bonsai.system.errors import UserError, run
+from bonsai.system.errors import run
 from bonsai.system.progress import Progress
 from bonsai.tokenizers import get
 from configurator import Config, configure, refuse_idle, resolve_path
@@ -57,16 +57,6 @@ def target_folder(c: Config) -> Path:
     return Path(c.out) if c.out else named
 
 
-def source(c: Config, folder: Path, options: Options, seen: Seen) -> tuple[Read, int]:
-    """The function that reads the documents, and their files' size in bytes."""
-    if c.input and c.hub:
-        raise UserError("give --input= or --hub=, not both")
-    if c.hub:
-        downloads = folder / "downloads"
-        return from_hub(c.hub, c.revision, c.files, downloads, c.keep, options, seen)
-    return from_files(c.input, c.endings, options, seen)
-
-
 def main(**settings) -> None:
     c = configure(globals(), settings=settings or None)
     refuse_idle(
@@ -77,7 +67,7 @@ def main(**settings) -> None:
     start = time.time()
     folder = target_folder(c)
     options, seen = Options(c.text_column, c.split_on, c.on_error), Seen()
-    read, size = source(c, folder, options, seen)
+    read, size = from_settings(c, folder, options, seen)
     print(f"{size / 1e6:,.2f} MB to read")
     if c.tokenizer == "char":
         chosen, terminator = char_tokenizer(read())

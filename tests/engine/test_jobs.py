@@ -44,8 +44,7 @@ def test_messages_are_answered_to_where_the_template_ends_them(template, capture
     assert [(a.get("id"), a["row"]) for a in answers] == [
         (0, 0), (None, 0), (None, 1), (1, 0), (2, 0), (3, 0),
     ]  # fmt: skip
-    ends = 0 if template is TEMPLATES["plain"] else 1  # the string's token is the answer's last
-    assert [a["tokens"] - len(a["text"]) for a in answers] == [ends] * 6 or ends == 1
+    assert [a["tokens"] for a in answers] == [len(a["text"]) for a in answers]  # of bytes
     assert not engine.busy
 
 
@@ -92,6 +91,8 @@ def test_a_job_has_settings_of_its_own():
     assert (params.temperature, params.max_new_tokens) == (0.5, 7)
     assert prompt_of({"prompt": ""}, CODER, None) == [CODER.eot]
     assert prompt_of({"messages": messages("cat")}, CODER, LINES) == [*b"Q:cat\nA:"]
+    developer = {"messages": [{"role": "developer", "content": "x"}]}  # as newer clients say
+    assert b"System:\nx" in CODER.decode_bytes(prompt_of(developer, CODER, TEMPLATES["plain"]))
 
 
 def test_rows_draw_what_they_draw_alone():

@@ -85,7 +85,9 @@ def test_a_template_of_ones_own(chats):
     assert prepare(chats, *options).rc == 0
     meta, _ = read(chats / "data")
     assert meta["chat_template"] == {"start": "", **own}
+    (chats / "data" / "meta.json").write_text(json.dumps({**meta, "license": "mine"}))
     again = prepare(chats, "--input=chats.jsonl", "--tokenizer=byte")  # replaces the template
+    assert "kept what the old meta.json had besides: license\n" in again.stdout
     assert again.rc == 0 and read(chats / "data")[0]["chat_template"]["start"] == "<|endoftext|>"
 
 

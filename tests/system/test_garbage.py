@@ -27,6 +27,13 @@ def test_what_is_frozen_is_released_for_triton_alone(monkeypatch, thawed, there)
     assert (gc.get_freeze_count() == 0) == there
 
 
+def run(code: str) -> tuple[str, str]:
+    """What a program says: on stdout, and on stderr."""
+    options = dict(cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=False, **options)
+    return done.stdout, done.stderr
+
+
 def test_it_is_released_when_the_program_ends():
     """Once, however often something was frozen; the last word of a program is its own."""
     code = (
@@ -37,10 +44,7 @@ def test_it_is_released_when_the_program_ends():
         "print(gc.get_freeze_count() > 0)\n"
         "sys.modules['triton'] = sys\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert (done.stdout, done.stderr) == ("True\nfrozen 0\n", "")
+    assert run(code) == ("True\nfrozen 0\n", "")
 
 
 def test_tritons_bindings_report_no_leaks():
@@ -52,7 +56,4 @@ def test_tritons_bindings_report_no_leaks():
         "def main():\n    raise UserError('x')\n"
         "run(main)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert done.stderr == "error: x\n"
+    assert run(code)[1] == "error: x\n"

@@ -87,7 +87,7 @@ async def plan_chat(served: Served, body: ChatRequest, limits: Limits) -> Plan:
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     max_tokens = min(served.context, limits.tokens) if asked is None else asked
     cut = Cut.of(served, body, max_tokens, limits)
-    messages = [(role_in(template, m.role), m.text) for m in body.messages]
+    messages = [(template.role_for(m.role), m.text) for m in body.messages]
     messages = cut.messages(messages)
     try:
         prompt = await in_background(template.encode, served.tokenizer, messages)
@@ -100,11 +100,6 @@ async def plan_chat(served: Served, body: ChatRequest, limits: Limits) -> Plan:
     params = sampling_params(served, body, max_tokens, limits, logprobs, False)
     check_prompt(served, prompt, "messages")
     return Plan(served, [prompt], params, n, stops, want_ids=bool(body.return_token_ids))
-
-
-def role_in(template: ChatTemplate, role: str) -> str:
-    """OpenAI's newer models call the system's role developer."""
-    return "system" if role == "developer" and role not in template.roles else role
 
 
 def wrong_message(
