@@ -342,7 +342,7 @@ def count_gpus() -> tuple[int, str]:
     """How many CUDA GPUs torch can use and, if there are none, what torch says about it, such as
     that the driver is too old. It says that in a warning of several lines."""
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("ignore")  # such as a file that the garbage collector closes meanwhile
+        warnings.simplefilter("ignore")  # a file that is collected just now, say
         warnings.simplefilter("always", UserWarning)
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count or not said:
