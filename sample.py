@@ -43,7 +43,7 @@ from bonsai.files.textfile import check_writable, text_or_file, whole_text
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import find_source, load_model
 from bonsai.system.errors import UserError, end_if_told, heeded, run
-from bonsai.system.progress import Progress
+from bonsai.system.progress import ProgressBar
 from bonsai.system.runtime import DTYPES, Runtime, setup_inference
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
@@ -267,7 +267,7 @@ def write_answers(
     with ExitStack() as stack:
         target = sys.stdout
         stack.enter_context(redirect_stdout(sys.stderr))  # progress
-        progress = stack.enter_context(Progress(total, " texts", "sampling"))
+        progress = stack.enter_context(ProgressBar(total, " texts", "sampling"))
         answers = answer_jobs(engine, tokenizer, jobs, params, n, template, progress.advance)
         if out:
             target = stack.enter_context(open(out, "w", encoding="utf-8"))

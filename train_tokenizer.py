@@ -23,7 +23,7 @@ from bonsai.files.atomic import is_stream
 from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError, run
 from bonsai.system.paths import split_paths
-from bonsai.system.progress import Progress
+from bonsai.system.progress import ProgressBar
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get, study
 from bonsai.tokenizers.patterns import PATTERNS, named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
@@ -67,7 +67,7 @@ def documents(c: Config) -> Iterator[str]:
     """The texts of the input, long ones in pieces, with a progress bar."""
     files, done = find_files(c.input, (Path(), ROOT), as_endings(c.endings)), 0
     options, seen = Options(c.text_column, c.split_on, c.on_error), Seen()
-    with Progress(total_size(files), label="reading") as progress:
+    with ProgressBar(total_size(files), label="reading") as progress:
         for piece in read_pieces(files, options, progress.advance, seen=seen):
             yield piece.data.decode("utf-8")
             done += len(piece.data)
@@ -88,13 +88,13 @@ def train(c: Config, texts: Iterator[str]) -> Tokenizer:
         return SentencePieceTokenizer.train(texts, c.vocab_size, kind)
     names = special_names(c)
     with contextlib.ExitStack() as stack:
-        bar: Progress | None = None  # begins after that of reading has ended
+        bar: ProgressBar | None = None  # begins after that of reading has ended
 
         def learnt(n: int) -> None:
             nonlocal bar
             if bar is None:
                 merges = c.vocab_size - 256 - len(names)
-                bar = stack.enter_context(Progress(merges, unit=" merges", label="merging"))
+                bar = stack.enter_context(ProgressBar(merges, unit=" merges", label="merging"))
             bar.advance(n - bar.done)
 
         return BPETokenizer.train(

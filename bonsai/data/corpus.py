@@ -1,6 +1,6 @@
 """From documents to a data set: split into train and val, tokenize, write.
 
-    with Writer(folder, tokenizer) as writer, Progress(size) as progress:
+    with Writer(folder, tokenizer) as writer, ProgressBar(size) as progress:
         read = functools.partial(read_pieces, files, options)
         parts = split_documents(read, val_fraction, progress.advance)
         write_documents(writer, parts, tokenizer)

@@ -15,7 +15,7 @@ def no_progress(count: int) -> None:
     pass
 
 
-class Progress:
+class ProgressBar:
     """A bar with rate and time left on a terminal, else a line every half minute."""
 
     def __init__(self, total: int, unit: str = "B", label: str = "tokenizing"):
@@ -43,7 +43,7 @@ class Progress:
                 flush=True,
             )
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *error: object) -> None:

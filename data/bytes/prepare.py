@@ -23,7 +23,7 @@ from bonsai.data.writer import Writer, describe_prepared, named_folder
 from bonsai.files.access import reading
 from bonsai.system.errors import UserError, run
 from bonsai.system.paths import split_paths
-from bonsai.system.progress import Progress
+from bonsai.system.progress import ProgressBar
 from bonsai.tokenizers import ByteTokenizer
 from configurator import Config, configure, resolve_path
 
@@ -107,7 +107,7 @@ def main(**settings) -> None:
     tokenizer = ByteTokenizer()
     with (
         Writer(folder, tokenizer, shard_tokens=c.shard_tokens) as writer,
-        Progress(total, label="reading") as progress,
+        ProgressBar(total, label="reading") as progress,
     ):
         for split, path, first, end in split_files(c, files, sizes):
             for data in pieces(path, first, end):

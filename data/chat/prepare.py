@@ -33,7 +33,7 @@ from bonsai.data.sources import from_settings
 from bonsai.data.writer import FIELDS, Writer, describe_prepared, named_folder
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError, run
-from bonsai.system.progress import Progress
+from bonsai.system.progress import ProgressBar
 from bonsai.tokenizers import Tokenizer, get
 from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate, missing_tokens, template_for
 from configurator import configure, refuse_idle, resolve_path
@@ -102,7 +102,7 @@ def main(**settings) -> None:
         Writer(
             folder, chosen, masks=True, chat_template=chat.to_dict(), shard_tokens=c.shard_tokens
         ) as writer,
-        Progress(size) as progress,
+        ProgressBar(size) as progress,
     ):
         parts = split_documents(read, c.val_fraction, progress.advance, cut=False)
         write_encoded(writer, parts, encode, c.workers)

@@ -21,7 +21,7 @@ from bonsai.data.pieces import Options, Seen
 from bonsai.data.sources import from_settings
 from bonsai.data.writer import Writer, describe_prepared, named_folder
 from bonsai.system.errors import run
-from bonsai.system.progress import Progress
+from bonsai.system.progress import ProgressBar
 from bonsai.tokenizers import get
 from configurator import Config, configure, refuse_idle, resolve_path
 
@@ -78,7 +78,7 @@ def main(**settings) -> None:
 
     with (
         Writer(folder, chosen, shard_tokens=c.shard_tokens) as writer,
-        Progress(size) as progress,
+        ProgressBar(size) as progress,
     ):
         parts = split_documents(read, c.val_fraction, progress.advance)
         encode = write_documents(

@@ -24,7 +24,7 @@ from bonsai.data.pieces import Options, Piece, Seen
 from bonsai.data.readers import read_pieces
 from bonsai.data.writer import Writer, describe_prepared
 from bonsai.system.errors import run
-from bonsai.system.progress import Progress
+from bonsai.system.progress import ProgressBar
 from bonsai.tokenizers import get
 from configurator import configure, refuse_idle
 
@@ -73,7 +73,7 @@ def main(**settings) -> None:
 
     with (
         Writer(target, encoder, shard_tokens=c.shard_tokens) as writer,
-        Progress(total) as progress,
+        ProgressBar(total) as progress,
     ):
         parts = split_documents(read, c.val_fraction, progress.advance)
         write_documents(writer, parts, encoder)

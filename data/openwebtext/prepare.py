@@ -25,7 +25,7 @@ from bonsai.data.pieces import Options, Piece
 from bonsai.data.readers import read_pieces
 from bonsai.data.writer import Writer, describe_prepared, disk_errors
 from bonsai.system.errors import UserError, run
-from bonsai.system.progress import Progress
+from bonsai.system.progress import ProgressBar
 from bonsai.tokenizers import get
 from configurator import Config, configure, refuse_idle
 
@@ -84,7 +84,7 @@ def open_shuffled(c: Config, pieces: Iterable[Piece], folder: Path):
     return dataset.train_test_split(test_size=c.test_size, seed=c.seed, shuffle=True)
 
 
-def documents(split: str, dataset, progress: Progress) -> Iterator[Part]:
+def documents(split: str, dataset, progress: ProgressBar) -> Iterator[Part]:
     for rows in dataset.iter(batch_size=256):
         for text in rows["text"]:
             yield split, text.encode("utf-8"), True
@@ -115,14 +115,14 @@ def main(**settings) -> None:
         arrow = downloads / "arrow"
         stack.callback(remove_if_empty, downloads)
         stack.callback(shutil.rmtree, arrow, ignore_errors=True)
-        with Progress(sum(sizes), label="reading") as progress:
+        with ProgressBar(sum(sizes), label="reading") as progress:
             # Empty documents stay: the shuffle depends on how many there are.
             if not c.input:  # kept until all is done, so that a run cut short need not start over
                 files = hub_downloads(c.repo, c.revision, paths, downloads, keep=True)
             pieces = read_pieces(files, Options(c.text_column), progress.advance, keep_empty=True)
             both = open_shuffled(c, pieces, arrow)
         counts = {"train": len(both["train"]), "val": len(both["test"])}
-        with Progress(sum(counts.values()), " documents") as progress:
+        with ProgressBar(sum(counts.values()), " documents") as progress:
             for split, part in (("train", both["train"]), ("val", both["test"])):
                 write_documents(writer, documents(split, part, progress), tokenizer)
         meta = writer.finish()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from bonsai.system import progress
-from bonsai.system.progress import Progress
+from bonsai.system.progress import ProgressBar
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def clock(monkeypatch):
 
 
 def test_a_line_every_half_minute(clock, capsys):
-    with Progress(4_000_000, label="reading") as job:
+    with ProgressBar(4_000_000, label="reading") as job:
         for _ in range(10):
             clock.now += 10
             job.advance(100_000)
@@ -31,14 +31,14 @@ def test_a_line_every_half_minute(clock, capsys):
 
 
 def test_a_short_job_says_nothing(clock, capsys):
-    with Progress(10) as job:
+    with ProgressBar(10) as job:
         clock.now += 29
         job.advance(10)
     assert capsys.readouterr().out == ""
 
 
 def test_nothing_to_do_and_nothing_done_divide_by_nothing(clock, capsys):
-    job = Progress(0, unit="doc")
+    job = ProgressBar(0, unit="doc")
     clock.now += 30
     job.advance(0)
     assert capsys.readouterr().out == "tokenizing: 0%, 0 doc/s, inf min left\n"
@@ -50,7 +50,7 @@ def test_a_bar_on_a_terminal(clock, monkeypatch, capsys):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with Progress(2048, label="reading") as job:
+    with ProgressBar(2048, label="reading") as job:
         clock.now += 60
         job.advance(2048)
     assert "reading: 100%" in sys.stderr.getvalue() and capsys.readouterr().out == ""
