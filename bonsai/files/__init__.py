@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and read within bounds, whatever they hold."""
+"""Files: written whole or not at all, and read within bounds, whatever their content."""

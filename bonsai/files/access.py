@@ -1,7 +1,7 @@
-"""Files looked at before they are read: what they are, how large they are, what the system says.
+"""Reading and writing files with checks: of their kind, of their size, and of errors of the system.
 
-A folder, a pipe that nobody writes to or a file without an end, where a page of settings is
-expected, is one line for the user and not a program that hangs or takes all memory.
+The user may name a folder, a pipe that nobody writes to, or a file without an end. Each ends in an
+error of one line, not in a program that hangs or fills the memory.
 """
 
 import codecs
@@ -15,8 +15,8 @@ from typing import BinaryIO
 from bonsai.files.atomic import replace_text, whole_file
 from bonsai.system.errors import FULL, UserError, reason, why_not_written
 
-# Bytes of a meta.json or of a tokenizer: JSON takes up to 35 times its size in memory, and the
-# largest vocabularies there are have 5 MB.
+# The most bytes of a meta.json or of a tokenizer: parsed JSON takes up to 35 times its size in
+# memory, and the largest known vocabularies have 5 MB.
 SETTINGS = 16 << 20
 KINDS = {
     stat.S_ISDIR: "a folder",
@@ -25,13 +25,13 @@ KINDS = {
     stat.S_ISCHR: "a device",
     stat.S_ISBLK: "a device",
 }
-PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # somebody writes to these
+PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # pipes that have a writer
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turn what the system says of a file into one line for the user."""
+    """Turn the system's error while reading a file into a UserError."""
     try:
         yield
     except OSError as e:
@@ -40,7 +40,8 @@ def reading(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: str | Path, hint: str = "") -> Iterator[None]:
-    """The same while writing. hint: how to write to another disk."""
+    """Turn the system's error while writing a file into a UserError. hint: for a full disk, how to
+    write to another one."""
     try:
         yield
     except OSError as e:
@@ -53,15 +54,15 @@ def writing(path: str | Path, hint: str = "") -> Iterator[None]:
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file, and the folder it goes to: all of it or nothing. Raises UserError for what
-    the disk says."""
+    """Write a text file, all of it or nothing; its folder is made if it is missing. Raises
+    UserError for errors of the disk."""
     with writing(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, text)
 
 
 def save_picture(figure, path: str | Path, **options) -> None:
-    """Write a figure of matplotlib, as write_whole does a text."""
+    """Write a matplotlib figure, in the way that write_whole writes a text."""
     with writing(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as f:
@@ -69,7 +70,7 @@ def save_picture(figure, path: str | Path, **options) -> None:
 
 
 def file_size(path: str | Path, name: str = "") -> int:
-    """The bytes of a file. Raises UserError for what is not there, or is not a file."""
+    """A file's size in bytes. Raises UserError if there is none, or if it is not a regular file."""
     name = name or str(path)
     try:
         with reading(name):
@@ -83,21 +84,21 @@ def file_size(path: str | Path, name: str = "") -> int:
 
 
 def check_no_pipe(path: str | Path) -> None:
-    """Raises UserError for a pipe, which is no place for a file: to open it waits for a reader."""
+    """Raises UserError for a pipe: opening it would wait until another process reads from it."""
     with contextlib.suppress(OSError):
         if stat.S_ISFIFO(os.stat(path).st_mode):
             raise UserError(f"cannot write {path}: it is a pipe, not a file")
 
 
 def read_bytes(path: str | Path, limit: int = SETTINGS, what: str = "") -> bytes:
-    """All of a file, or of the pipe that a shell makes of <(...). what: its content, for messages.
-    Raises UserError for more than `limit` bytes, before they are read."""
+    """All bytes of a file, or of the pipe that a shell makes for <(...). what: the content's name
+    in messages. Raises UserError for more than `limit` bytes, before more are read."""
     name = f"{what} from {path}" if what else str(path)
     size = 0 if str(path).startswith(PIPES) else file_size(path, name)
     if size <= limit:
         with reading(name), open(path, "rb") as f:
             data = f.read(limit + 1)
-        size = max(size, len(data))  # it may have grown
+        size = max(size, len(data))  # the file may have grown meanwhile
     if size > limit:
         raise UserError(f"cannot read {name}: it has more than {limit >> 20} MB")
     return data
@@ -105,9 +106,9 @@ def read_bytes(path: str | Path, limit: int = SETTINGS, what: str = "") -> bytes
 
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[BinaryIO]:
-    """A large file, open for reading bytes. Raises UserError, here and within the `with` block,
-    where it cannot be read or the memory does not suffice for what is in it."""
-    file_size(path)  # no pipe, which would be waited for without end
+    """A large file, open for reading bytes. Raises UserError, here and within the `with` block, if
+    the file cannot be read or its content does not fit into memory."""
+    file_size(path)  # refuses pipes: opening one may wait for ever
     try:
         with reading(path), open(path, "rb") as f:
             yield f
@@ -119,8 +120,9 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def bounded(size: int) -> Iterator[None]:
-    """Within it this process can have `size` bytes more of address space, or MemoryError: for a
-    library that believes what a file says of its own sizes. On Linux alone; elsewhere no bound."""
+    """Limit this process to `size` more bytes of address space within the block; beyond them
+    allocations raise MemoryError. It is for libraries that trust the sizes which a file states. Has
+    an effect on Linux only."""
     try:
         import resource
 
@@ -139,7 +141,7 @@ def bounded(size: int) -> Iterator[None]:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is such a path; UserError where the system does not let us know."""
+    """Whether the path exists. Raises UserError if the system does not allow to find out."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -152,7 +154,7 @@ def exists(path: str | Path) -> bool:
 
 
 def not_utf8(path: str | Path, offset: int, beginning: bytes = b"") -> UserError:
-    """What is said of a file with a byte at `offset` that is no UTF-8."""
+    """The error for a file whose byte at `offset` is not UTF-8. beginning: its first bytes."""
     if beginning.startswith(UTF16):
         return UserError(f"{path} is not UTF-8 at byte {offset} but UTF-16: save it as UTF-8")
     return UserError(

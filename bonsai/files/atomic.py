@@ -1,4 +1,4 @@
-"""Files and folders, whole or not at all: written beside their place and renamed into it."""
+"""Files and folders written whole or not at all: under a temporary name, which is then renamed."""
 
 import contextlib
 import errno
@@ -15,11 +15,11 @@ from typing import BinaryIO
 
 from bonsai.system.errors import ENDS, end_at_once, end_by_exit, end_if_told, heeded
 
-# name.1a2b3c4d.tmp: of one writer alone, so that two never write into one file
+# name.1a2b3c4d.tmp: each writer has a name of its own, so that two never write into one file
 UNFINISHED = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 
 
-OPEN = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/self/fd/")  # may lead to files
+OPEN = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/self/fd/")  # may be redirected to files
 
 
 def temporary(path: Path) -> Path:
@@ -28,8 +28,8 @@ def temporary(path: Path) -> Path:
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a device, a pipe or what a process has open, such as /dev/null or
-    /dev/stdout: it is written into, and never renamed over."""
+    """Whether a path is a device, a pipe or an open file of this process, such as /dev/null or
+    /dev/stdout. Such a path is written into; a rename would replace the device itself."""
     if str(path).startswith(OPEN):
         return os.path.exists(path)
     with contextlib.suppress(OSError, ValueError):
@@ -40,8 +40,8 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def undone_by_signals() -> Iterator[None]:
-    """A block that a signal which ends the program (SIGTERM, a closed terminal) leaves by an
-    exception, as Ctrl-C does: what removes unfinished files is then run."""
+    """Within this block a signal that ends the program (SIGTERM, a closed terminal) raises an
+    exception, as Ctrl-C does, so that unfinished files are removed."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         numbers = [getattr(signal, name) for name in ENDS if hasattr(signal, name)]
@@ -60,17 +60,17 @@ def undone_by_signals() -> Iterator[None]:
 def whole_file(
     path: str | os.PathLike[str], place: Callable[[Path, Path], None] = os.replace
 ) -> Iterator[BinaryIO]:
-    """A file to write bytes into, which takes its place under `path` once the block has ended.
+    """A file to write bytes into. When the block ends, it is renamed to `path`.
 
-    place: called with the temporary name and `path` to put it there.
+    place: what puts it there, called with the temporary name and `path`.
 
-    It is flushed to the disk before it is renamed: a kill, a full disk or a power cut leaves what
-    was there before. Raises what the system raises (OSError), or the block; then nothing is left.
-    A device or a pipe is written into as it is.
+    It is flushed to the disk before it is renamed, so a kill, a full disk or a power cut leaves the
+    earlier file as it was. If the system (OSError) or the block raises an error, the temporary file
+    is removed. A device or a pipe is written into directly.
     """
     path = Path(path)
     if place is os.replace and is_stream(path):
-        with open(path, "ab") as f:  # what stdout was redirected to keeps what it has
+        with open(path, "ab") as f:  # appends, as stdout may be redirected to a file with content
             yield f
         return
     tmp = temporary(path)
@@ -90,10 +90,10 @@ def whole_file(
 
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to write files into, which takes its place under `path` once the block has ended.
+    """A folder to write files into. When the block ends, it is renamed to `path`.
 
-    Raises FileExistsError where there is something already, and what the system or the block
-    raises; then nothing of it is left.
+    Raises FileExistsError if there is something already. If the system or the block raises an
+    error, the temporary folder is removed.
     """
     path = Path(path)
     tmp = temporary(path)
@@ -105,7 +105,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield tmp
             sync_folder(tmp)
             end_if_told()
-            os.rename(tmp, path)  # fails where another has made a folder with files in it meanwhile
+            os.rename(tmp, path)  # fails if another process has filled such a folder meanwhile
         except BaseException:
             shutil.rmtree(tmp, ignore_errors=True)
             raise
@@ -113,14 +113,14 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def replace_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text as UTF-8. Raises OSError, and leaves what was there before."""
+    """Write a text as UTF-8. If that raises OSError, the earlier file stays."""
     with whole_file(path) as f:
         f.write(text.encode("utf-8"))
 
 
 def put_if_free(tmp: Path, path: Path) -> None:
-    """To be given to whole_file as `place`: put the file there, but replace nothing. Raises
-    FileExistsError where another has written there meanwhile."""
+    """A `place` for whole_file that never replaces a file. Raises FileExistsError if another
+    process has written one meanwhile."""
     try:
         os.link(tmp, path)
     except FileExistsError:
@@ -134,7 +134,7 @@ def put_if_free(tmp: Path, path: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, which stays when another file takes the first one's place."""
+    """Give a file a second name, which keeps its content when another replaces the first one."""
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links
@@ -142,7 +142,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut, where the system can."""
+    """Make renames in a folder survive a power cut, if the system can do that."""
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
         try:

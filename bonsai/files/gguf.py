@@ -1,12 +1,12 @@
-"""GGUF files, llama.cpp's, read: values by their names, then tensors, each where the file says.
+"""Reads GGUF files, llama.cpp's format: named values, then tensors.
 
     "GGUF", version, number of tensors, number of values
     values: name, kind, value          tensors: name, shape, kind, where its bytes begin
     the bytes of the tensors, from the next multiple of general.alignment
 
-Nothing in such a file can be executed, and here it cannot ask for more memory than it has bytes
-for: four times as many where weights are in Q8_0. Of llama.cpp's kinds of tensors there are
-float32, float16, bfloat16 and Q8_0 (blocks of 32 weights: a scale in float16, then int8).
+Nothing in such a file can be executed. Reading takes no more memory than the file has bytes, or
+four times as much if weights are in Q8_0. Of llama.cpp's kinds of tensors, float32, float16,
+bfloat16 and Q8_0 (blocks of 32 weights: a scale in float16, then int8) are supported.
 """
 
 import math
@@ -22,11 +22,11 @@ from bonsai.system.errors import UserError
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 HEAD = 256 * 2**20  # the most bytes before the tensors; a vocabulary of 256,000 tokens takes 10 MB
-MOST = 4_000_000  # values, items of lists and tensors, all together
-NUMBERS = "BbHhIif?"  # struct's letters for the kinds 0 to 7; 8 is a text, 9 a list
+MOST = 4_000_000  # the most values, items of lists and tensors together
+NUMBERS = "BbHhIif?"  # struct's letters for the kinds 0 to 7; 8 is a string, 9 a list
 NUMBERS_AFTER = {10: "Q", 11: "q", 12: "d"}
 TEXT, LIST = 8, 9
-BLOCK = 32  # weights of Q8_0 that have a scale in common
+BLOCK = 32  # weights of Q8_0 that share a scale
 KINDS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 8: "Q8_0"}
 
 
@@ -36,9 +36,9 @@ def is_gguf(path: str | Path) -> bool:
 
 
 def read_gguf_file(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The values, and the tensors by name with their slowest dimension first: in the dtype of the
-    file, those in Q8_0 in float32. Raises UserError for a file that is damaged, too large, or has
-    tensors of another kind."""
+    """The values and the tensors, both by name. Tensors have their slowest dimension first and the
+    file's dtype; those in Q8_0 become float32. Raises UserError for a file that is damaged, too
+    large, or has tensors of another kind."""
     with opened(path) as f:
         head = Head(f)
         try:
@@ -50,7 +50,7 @@ def read_gguf_file(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Te
 
 
 class Head:
-    """What stands before the tensors, read once from its beginning to its end."""
+    """Reads a file once, in order: what precedes the tensors, then the tensors."""
 
     def __init__(self, f: BinaryIO):
         self.file = f
@@ -68,10 +68,10 @@ class Head:
         return struct.unpack(f"<{letter}", self.take(struct.calcsize(letter)))[0]
 
     def count(self, n: int) -> int:
-        """`n`, the number of parts that follow, if the file has at least a byte for each."""
+        """Returns `n`, the number of parts that follow; Damaged if the file has fewer bytes."""
         self.left -= n
         if n > self.size - self.at or self.left < 0:
-            raise Damaged(f"it has not {n} parts")
+            raise Damaged(f"it has fewer than {n} parts")
         return n
 
     def text(self) -> str:
@@ -90,7 +90,7 @@ class Head:
 
     def read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         if self.take(4) != MAGIC or self.number("I") not in VERSIONS:
-            raise Damaged("or no GGUF file of version 2 or 3")
+            raise Damaged("it is not a GGUF file of version 2 or 3")
         n_tensors, n_values = self.number("Q"), self.number("Q")
         values, places = {}, []
         for _ in range(self.count(n_values)):
@@ -104,19 +104,19 @@ class Head:
             places.append((name, shape, self.number("I"), self.number("Q")))
         step = values.get("general.alignment", 32)
         if type(step) is not int or not 1 <= step <= 2**20:
-            raise Damaged("its general.alignment is no number of bytes")
+            raise Damaged("its general.alignment is not a number of bytes")
         start = -(-self.at // step) * step
         return values, self.tensors(places, start)
 
     def tensors(self, places: list[tuple], start: int) -> dict[str, torch.Tensor]:
-        """The tensors at their places, which must lie side by side."""
+        """The tensors by name, read from their places, which must not overlap."""
         found, end = {}, start
         for name, shape, kind, offset in sorted(places, key=lambda place: place[3]):
             dtype = KINDS.get(kind)
             if dtype is None or (dtype == "Q8_0" and (not shape or shape[-1] % BLOCK)):
                 raise Damaged(
-                    f"or of another kind: {name[:80]!r} is of type {kind}, where float32, float16, "
-                    "bfloat16 and Q8_0 are read"
+                    f"{name[:80]!r} is of type {kind}, and only float32, float16, bfloat16 and "
+                    "Q8_0 can be read"
                 )
             if not can_be_counted(shape):
                 raise Damaged(f"{name[:80]!r} has no place of its own in it")

@@ -1,4 +1,4 @@
-"""JSON: an object from a file of others, not nested without end; results written for programs."""
+"""JSON: objects read from files that others made, within bounds; results written for programs."""
 
 import json
 import math
@@ -11,17 +11,19 @@ from bonsai.files.atomic import replace_text
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError, why_not_written
 
-DEPTH = 64  # of values within values; what is nested deeper is no file of this field
-MOST_VALUES = 1_000_000  # of one text, which Python's objects for them make 100 MB
+DEPTH = 64  # the deepest nesting; no file of this field comes near it
+MOST_VALUES = 1_000_000  # in one text: as Python objects they take 100 MB
 
 
 def read_json_object(path: str | Path, limit: int = SETTINGS) -> dict:
-    """A file of one JSON object. Raises UserError for more than `limit` bytes."""
+    """The JSON object in a file. Raises UserError for more than `limit` bytes, and for errors of
+    `parse_json_object`."""
     return parse_json_object(read_text(path, limit=limit), str(path))
 
 
 def parse_json_object(text: str, name: str) -> dict:
-    """UserError, which begins with `name`, for what is not a JSON object, or nested too deep."""
+    """The object in a text. Raises UserError, which begins with `name`, if the text is not a JSON
+    object or is nested deeper than DEPTH."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -41,21 +43,21 @@ def parse_json_object(text: str, name: str) -> dict:
 
 
 def has_many_values(text: bytes, most: int = MOST_VALUES) -> bool:
-    """Whether a text of JSON has more than `most` values, found at the speed of memory: `[],[],...`
-    takes 25 times its bytes once it is read."""
+    """Whether a JSON text has more than `most` values. It is not parsed: `[],[],...` would take 25
+    times its bytes in memory."""
     plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if plain.count(b'"') > 4 * most:  # more than a key and a word for each value
+    if plain.count(b'"') > 4 * most:  # more than two strings, a key and a value, for each value
         return True
     signs = (b",", b"[", b"{")
     if sum(map(plain.count, signs)) <= most:
         return False
-    outside = b"".join(plain.split(b'"')[::2])  # they may stand in strings
+    outside = b"".join(plain.split(b'"')[::2])  # without strings, which may contain these signs
     return sum(map(outside.count, signs)) > most
 
 
 def finite(value: Any) -> Any:
-    """A value as JSON has it: None for NaN and infinities, at any depth, tuples as lists, and ? for
-    what UTF-8 cannot hold."""
+    """A value that JSON can express: at any depth NaN and infinities become None, tuples lists, and
+    characters that UTF-8 cannot encode a ?."""
     if isinstance(value, dict):
         return {finite(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -68,9 +70,9 @@ def finite(value: Any) -> Any:
 
 
 def write_json(target: str | os.PathLike[str], results: dict) -> None:
-    """Write to a file, whole or not at all; '-': as one line, the last, to stdout.
+    """Write results to a file, whole or not at all. '-': to stdout, as one line, its last one.
 
-    A number that JSON does not have (nan, inf) becomes null. UserError when it cannot be written.
+    Numbers that JSON does not have (nan, inf) become null. Raises UserError for errors of the disk.
     """
     if str(target) == "-":
         print(json.dumps(finite(results), allow_nan=False), flush=True)

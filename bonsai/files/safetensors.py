@@ -1,8 +1,8 @@
-"""safetensors files: eight bytes with the length of a header, the header in JSON, raw bytes.
+"""safetensors files: eight bytes with the length of the header, the header in JSON, raw bytes.
 
-The header has for each tensor its dtype, its shape, and where its bytes begin and end after it, and
-under __metadata__ words by their names. Nothing in such a file can be executed, and here it cannot
-ask for more memory than it has bytes.
+For each tensor the header has its dtype, its shape, and where its bytes begin and end, counted from
+the header's end. Under __metadata__ it has strings by name. Nothing in such a file can be executed,
+and reading it here takes no more memory than it has bytes.
 """
 
 import json
@@ -42,7 +42,7 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def read_with_metadata(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of `read_safetensors`, and the words that stand beside them."""
+    """The tensors of `read_safetensors`, and the file's metadata."""
     with opened(path) as f:
         size = f.seek(0, 2)
         f.seek(0)
@@ -59,7 +59,7 @@ def read_with_metadata(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[
         if not isinstance(metadata, dict) or not all(
             isinstance(word, str) for word in metadata.values()
         ):
-            raise UserError(f"{path} is damaged: its __metadata__ is not words by their names")
+            raise UserError(f"{path} is damaged: its __metadata__ is not a dict of strings")
         parts = [
             (*placed(entry, f"{name[:80]!r} in {path}"), name) for name, entry in header.items()
         ]
@@ -87,10 +87,10 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     place: Callable[[Path, Path], None] = os.replace,
 ) -> None:
-    """Write tensors by their names, and words beside them; whole or not at all.
+    """Write tensors and metadata, whole or not at all.
 
-    A tensor that has two names is written twice: leave one out. place: as of whole_file. Raises
-    OSError, and UserError for a header larger than is read again.
+    A tensor with two names is written twice, so leave one out. place: see whole_file. Raises
+    OSError, and UserError if the header is too large to be read again.
     """
     header: dict = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
@@ -102,7 +102,7 @@ def write_safetensors(
     if len(text) > HEADER:
         raise UserError(
             f"{path} would have a header of {len(text) >> 20} MiB, more than the {HEADER >> 20} "
-            "that are read: its tokenizer is too large for it"
+            "that can be read: the tokenizer is too large"
         )
     with whole_file(path, place) as f:
         f.write(struct.pack("<Q", len(text)) + text)
@@ -112,16 +112,16 @@ def write_safetensors(
 
 
 def placed(entry: object, name: str) -> tuple[int, int, torch.dtype, tuple[int, ...]]:
-    """(begin, end, dtype, shape) of an entry of the header; UserError where they do not agree."""
+    """(begin, end, dtype, shape) of an entry of the header; UserError if they do not agree."""
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise UserError(f"{name} is of a kind that is not supported: {str(dtype)[:40]}")
+        raise UserError(f"{name} has an unsupported dtype: {str(dtype)[:40]}")
     numbers = [*shape, *place] if isinstance(shape, list) and isinstance(place, list) else [-1]
     if not all(type(n) is int and n >= 0 for n in numbers) or len(place) != 2:
-        raise UserError(f"{name} has no shape or no place")
+        raise UserError(f"{name} has no valid shape or place")
     if not can_be_counted(shape):
         raise UserError(f"{name} has no shape that a tensor can have")
     if place[1] - place[0] != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise UserError(f"{name} has another number of bytes than its shape {tuple(shape)}")
+        raise UserError(f"{name}: its number of bytes does not fit its shape {tuple(shape)}")
     return (*place, DTYPES[dtype], tuple(shape))

@@ -1,7 +1,7 @@
-"""Text files that people write or edit, and those written for them; standard library only.
+"""Text files that people write, edit or read; needs the standard library only.
 
-Editors on Windows begin a file with a byte order mark, and some shells there write UTF-16. Every
-file of this kind (a prompt, a key, questions, meta.json, a tokenizer) is read by `read_text`.
+Some editors on Windows begin a file with a byte order mark, and some shells there write UTF-16. So
+every file of this kind (a prompt, a key, questions, meta.json, a tokenizer) is read by `read_text`.
 """
 
 import errno
@@ -20,25 +20,25 @@ LARGEST = 256 << 20  # bytes
 def read_text(path: str | os.PathLike[str], what: str = "", limit: int = LARGEST) -> str:
     """The text of a file without its byte order mark, line ends as \\n.
 
-    what: what the file holds, for messages: "the prompts". Raises UserError where the file cannot
-    be read, has more than `limit` bytes, or is neither UTF-8 nor UTF-16 with its mark.
+    what: the content's name in messages, such as "the prompts". Raises UserError if the file cannot
+    be read, has more than `limit` bytes, or is neither UTF-8 nor UTF-16 with a byte order mark.
     """
     text = decode_text(read_bytes(path, limit, what), f"{what} from {path}" if what else str(path))
     return io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
 
 
 def text_or_file(text: str, what: str) -> str:
-    """A text that a user gives, or that of the file which `FILE:prompt.txt` names instead."""
+    """A text that a user gives, or the content of a file if it is given as `FILE:prompt.txt`."""
     if not text.startswith("FILE:"):
         return whole_text(text, what)
     if not (name := text.removeprefix("FILE:")):
-        raise UserError(f"{what}: FILE: names no file, as FILE:prompt.txt does")
+        raise UserError(f"{what}: FILE: must name a file, as FILE:prompt.txt does")
     return read_text(resolve_path(name), what)
 
 
 def whole_text(text: str, what: str) -> str:
-    """A text that was typed, as it is. Raises UserError where its bytes were not UTF-8, which
-    Python turns into lone surrogates."""
+    """A text that was typed, unchanged. Raises UserError if its bytes were not UTF-8: Python has
+    turned them into lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
@@ -47,7 +47,7 @@ def whole_text(text: str, what: str) -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """The text of bytes, line ends as they are. name: where they are from, for messages."""
+    """Bytes as text, line ends unchanged. name: the file's name in messages."""
     encoding = "UTF-16" if data.startswith(UTF16) else "UTF-8"
     try:
         text = data.decode("utf-16" if encoding == "UTF-16" else "utf-8-sig")
@@ -59,26 +59,27 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def is_same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
-    """Whether both are there and one file, by whatever names."""
+    """Whether both exist and are the same file, even under different names."""
     try:
         return Path(a).is_file() and os.path.samefile(a, b)
-    except (OSError, ValueError):  # no file, or nothing that could be one
+    except (OSError, ValueError):  # no such file, or a name that none can have
         return False
 
 
 def check_writable(
     path: str | os.PathLike[str], what: str, sources: Iterable[str | os.PathLike[str]] = ()
 ) -> None:
-    """Make the folder of a file that is written later; UserError now, not after an hour's work.
+    """Make the folder of a file that will be written later. Raises UserError now, rather than after
+    an hour's work, if the file cannot be written.
 
-    what: what the file will hold, for messages: "the results". '-' means stdout. sources: what the
-    program reads, names that are no files too: it is not to be written over.
+    path: '-' means stdout. what: the content's name in messages, such as "the results". sources:
+    files that the program reads, which must not be overwritten; other names may be among them.
     """
     path = Path(path)
     if str(path) == "-":
         return
     if any(is_same_file(path, source) for source in sources):
-        raise UserError(f"cannot write {what} to {path}, which is read: name another file")
+        raise UserError(f"cannot write {what} to {path}: it is an input; name another file")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -1,11 +1,11 @@
-"""torch's files (.pt, .bin) read by our own few lines: tensors and plain values, never code.
+"""Reads torch's files (.pt, .bin) without torch.load: tensors and plain values, never code.
 
-Such a file is a zip archive whose members are stored, not compressed: data.pkl, a pickle, and
-data/0, data/1, ... with the bytes of the tensors. A pickle is a program for a small machine with a
-stack; the machine here has the instructions that torch's files use, and of the functions that a
-pickle can ask for the five in CALLS. Unlike torch.load, nothing is allocated that the file does not
-hold: members lie side by side in it, a tensor has no more elements than its member has bytes for,
-and the number of instructions, of values and their depth are bounded (MOST, jsonfile.DEPTH).
+Such a file is a zip archive with uncompressed members: data.pkl, a pickle, and data/0, data/1, ...
+with the bytes of the tensors. A pickle is a program for a small stack machine. The machine here has
+only the instructions that torch's files use, and calls only the five functions in CALLS. Unlike
+with torch.load, a small file cannot take much memory: members must not overlap, a tensor must not
+have more elements than its member has bytes for, and the numbers of instructions and of values and
+the depth of nesting are bounded (MOST, jsonfile.DEPTH).
 """
 
 import math
@@ -24,14 +24,16 @@ import torch
 from bonsai.files.access import opened
 from bonsai.files.jsonfile import DEPTH
 
-MOST = 4_000_000  # instructions, and values, of one file: a tokenizer of a million tokens fits
-# Numbers that are keys of dicts: an optimizer's state has one for each parameter. They can be
-# chosen so that their hashes collide, and Python compares each with all before it.
+MOST = 4_000_000  # instructions of one file, and values: enough for a tokenizer of a million tokens
+# The most dict keys that are numbers; an optimizer's state has one for each parameter. The limit is
+# low because numbers can be chosen so that all their hashes collide: then Python compares each key
+# with all earlier ones.
 MOST_NUMBERS = 20_000
-ARGUMENTS = 8  # of a call, at most
+ARGUMENTS = 8  # the most arguments of a call
+# What wrong bytes raise, in zipfile and in the machine
 ODD = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, struct.error)
-ODD += (OverflowError, EOFError)  # what wrong bytes lead to, in zipfile and in the machine
-CHUNK = 1 << 20  # bytes read at a time where only the checksum is wanted
+ODD += (OverflowError, EOFError)
+CHUNK = 1 << 20  # bytes read at a time to compute a checksum
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
 
 DTYPES = {
@@ -49,19 +51,19 @@ DTYPES = {
 
 
 class Damaged(Exception):
-    """The file is not what was written, or never was a file of torch's; its message says where."""
+    """The file was changed or cut, or it never was a torch file; the message says where."""
 
 
 class Refused(Exception):
-    """The file is whole, and holds what no checkpoint needs; its message says what."""
+    """The file is undamaged but contains what no checkpoint needs; the message says what."""
 
 
 def read_torch_file(path: str | Path, skip: tuple[str, ...] = (), values_only: bool = False) -> Any:
-    """What torch.save wrote: dicts, lists, tuples, numbers, strings and tensors on the CPU.
+    """The value that torch.save wrote: dicts, lists, tuples, numbers, strings, tensors on the CPU.
 
-    skip: keys of the outermost dict that are left out, after a look at their checksums.
-    values_only: read no tensor, and leave each as a TensorInFile, which knows its shape.
-    Raises Damaged, Refused, or UserError where the file cannot be opened or read.
+    skip: keys of the outermost dict to leave out; their checksums are still compared.
+    values_only: read no tensors; each stays a TensorInFile, which knows its shape.
+    Raises Damaged, Refused, or UserError if the file cannot be opened or read.
     """
     with opened(path) as f:
         archive = Archive(f)
@@ -81,7 +83,7 @@ def read_torch_file(path: str | Path, skip: tuple[str, ...] = (), values_only: b
 
 
 class Archive:
-    """The members of a zip archive as torch writes it, by their names after the first slash."""
+    """A zip archive in torch's form. Its members have the names that follow their first slash."""
 
     def __init__(self, f: BinaryIO):
         self.file = f
@@ -93,19 +95,19 @@ class Archive:
                 raise Refused(
                     "it is in the format of torch before 1.6: load and save it with a newer torch"
                 ) from None
-            raise Damaged("or it is no checkpoint") from None  # one cut short has no directory
+            raise Damaged("or it is no checkpoint") from None  # the directory is the file's end
         self.members = {i.filename.partition("/")[2]: i for i in infos}
         if any(i.compress_type != zipfile.ZIP_STORED or i.flag_bits & 1 for i in infos):
-            raise Refused("members of it are compressed, which torch never does")
+            raise Refused("it has compressed members, which torch never writes")
         if len(self.members) < len(infos):
-            raise Refused("members of it have the same name")
+            raise Refused("two of its members have the same name")
         f.seek(0, 2)
         size = f.tell()
-        # a member's local header of 30 bytes and a name, then its bytes, then the next member
+        # a member is a header of 30 bytes, a name, and its bytes; then the next member begins
         starts = sorted((i.header_offset, i.file_size) for i in infos)
         for (start, length), (next_start, _) in zip(starts, [*starts[1:], (size, 0)]):
             if start < 0 or start + 30 + length > next_start:
-                raise Refused("members of it overlap, which torch never writes")
+                raise Refused("its members overlap, which torch never writes")
         self.next_start = {a: b for (a, _), (b, _) in zip(starts, [*starts[1:], (size, 0)])}
         self.checked: set[str] = set()
         self.storages: dict[str, tuple[torch.dtype, torch.Tensor]] = {}
@@ -117,7 +119,7 @@ class Archive:
         return name in self.members
 
     def find(self, name: str) -> zipfile.ZipInfo:
-        """Look a member up and stand at its first byte."""
+        """Look a member up, and move the file's position to its first byte."""
         if name not in self.members:
             raise Damaged(f"it has no {name}")
         info = self.members[name]
@@ -142,7 +144,7 @@ class Archive:
         return data
 
     def storage(self, name: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
-        """The `numel` elements of a member, (numel,): read once, however many tensors share it."""
+        """A member's elements, (numel,). It is read once, even if several tensors share it."""
         if name not in self.storages:
             info = self.find(name)
             data = read_bytes_of_tensor(self.file, info.file_size)
@@ -150,11 +152,11 @@ class Archive:
             self.storages[name] = (dtype, data.view(dtype))
         known, data = self.storages[name]
         if known != dtype or len(data) != numel:
-            raise Refused(f"{name} is said to be of two kinds")
+            raise Refused(f"{name} is used with two dtypes or lengths")
         return data
 
     def check_rest(self) -> None:
-        """The checksums of the members that were not needed."""
+        """Compare the checksums of the members that have not been read."""
         for name in self.members.keys() - self.checked:
             left, crc = self.find(name).file_size, 0
             while left:
@@ -166,7 +168,7 @@ class Archive:
 
 
 def read_bytes_of_tensor(f: BinaryIO, n: int) -> torch.Tensor:
-    """The next n bytes of a file, (n,) uint8; MemoryError where there is no room for them."""
+    """The next n bytes of a file, (n,) uint8. Raises MemoryError if they do not fit into memory."""
     try:
         data = torch.empty(n, dtype=torch.uint8)
     except RuntimeError:  # torch's allocator
@@ -177,12 +179,12 @@ def read_bytes_of_tensor(f: BinaryIO, n: int) -> torch.Tensor:
 
 
 def can_be_counted(shape: Iterable[int]) -> bool:
-    """Whether torch can count the elements of a shape without its zeros: beside a 0 any other
-    number asks for no bytes, and what cannot be counted ends in an error of torch's own."""
+    """Whether the number of elements, zeros in the shape ignored, fits into torch's integers. A
+    shape with a 0 needs no bytes, so its other numbers may be huge, which is an error in torch."""
     return math.prod(max(1, n) for n in shape) < 2**62
 
 
-# ---- what a pickle may ask for ----
+# ---- the values that a pickle may build ----
 
 
 @dataclass(slots=True)
@@ -201,7 +203,7 @@ class TensorInFile:
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    tensor: torch.Tensor | None = None  # once it has been read: one, however often it is named
+    tensor: torch.Tensor | None = None  # after `read`: the same one for every mention
 
     def read(self) -> torch.Tensor:
         if self.tensor is None:
@@ -214,16 +216,16 @@ class TensorInFile:
 def rebuild_tensor(storage, offset, shape, stride, requires_grad, hooks, metadata=None):
     sizes = (offset, *shape, *stride)
     if not isinstance(storage, StorageInFile) or not all(type(n) is int and n >= 0 for n in sizes):
-        raise Refused("a tensor of it has no shape")
+        raise Refused("one of its tensors has no valid shape")
     if len(shape) != len(stride) or len(shape) > DEPTH or not can_be_counted(shape):
-        raise Refused("a tensor of it has no shape")
+        raise Refused("one of its tensors has no valid shape")
     if max(offset, *stride, 0) >= 2**62:
-        raise Refused("a tensor of it has no place")
+        raise Refused("one of its tensors has no valid place")
     if any(n > 1 and not step for n, step in zip(shape, stride)):
-        raise Refused("a tensor of it repeats its bytes")
+        raise Refused("one of its tensors repeats its bytes")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride))
     if math.prod(shape) > storage.numel or (math.prod(shape) and last >= storage.numel):
-        raise Refused("a tensor of it is larger than its bytes")
+        raise Refused("one of its tensors is larger than its bytes")
     return TensorInFile(storage, offset, tuple(shape), tuple(stride))
 
 
@@ -233,7 +235,7 @@ def rebuild_parameter(data, requires_grad, hooks):
 
 def ordered_dict(*nothing):
     if nothing:
-        raise Refused("it makes an OrderedDict of something")
+        raise Refused("it makes an OrderedDict with arguments")
     return OrderedDict()
 
 
@@ -252,7 +254,7 @@ CALLS = {
 
 @dataclass(slots=True)
 class Name:
-    """A function or class that a pickle names."""
+    """A key of CALLS that a pickle names."""
 
     path: str
 
@@ -261,11 +263,11 @@ class Name:
 
 
 class Machine:
-    """Executes data.pkl: protocol 2 of pickle, as far as torch's files use it."""
+    """Executes data.pkl: the part of pickle's protocol 2 that torch's files use."""
 
     def __init__(self, archive: Archive, program: bytes):
         self.archive, self.program, self.at = archive, program, 0
-        self.numbers = 0  # that were keys
+        self.numbers = 0  # dict keys so far that are numbers
 
     def take(self, n: int) -> bytes:
         if self.at + n > len(self.program):
@@ -293,11 +295,11 @@ class Machine:
         for _ in range(MOST):
             op = self.take(1)
             match op:
-                case b"q":  # remember the top of the stack,
+                case b"q":  # remember the top of the stack
                     memo[self.number("<B")] = stack[-1]
                 case b"r":
                     memo[self.number("<I")] = stack[-1]
-                case b"h":  # and bring it back
+                case b"h":  # push a remembered value
                     stack.append(memo[self.number("<B")])
                 case b"j":
                     stack.append(memo[self.number("<I")])
@@ -325,13 +327,13 @@ class Machine:
                     stack.append([])
                 case b")":
                     stack.append(())
-                case b"(":  # a mark: what follows, up to the one that takes it, belongs together
+                case b"(":  # a mark: a later instruction takes all values that follow it
                     marks.append(stack)
                     stack = []
                 case b"t":
                     stack, items = marks.pop(), stack
                     stack.append(tuple(items))
-                case b"\x85" | b"\x86" | b"\x87":  # of the last one, two or three
+                case b"\x85" | b"\x86" | b"\x87":  # a tuple of the last one, two or three values
                     n = op[0] - 0x84
                     stack[-n:] = [tuple(stack[len(stack) - n :])]
                 case b"s" | b"u":
@@ -346,18 +348,18 @@ class Machine:
                     else:
                         stack, items = marks.pop(), stack
                     if type(stack[-1]) is not list:
-                        raise Refused("it appends to what is no list")
+                        raise Refused("it appends to something that is not a list")
                     stack[-1].extend(items)
                 case b"c":
                     stack.append(self.named(f"{self.line()}.{self.line()}"))
                 case b"R":
                     arguments, name = stack.pop(), stack.pop()
                     if not isinstance(name, Name) or type(arguments) is not tuple:
-                        raise Refused("it calls what is no function")
+                        raise Refused("it calls something that is not a function")
                     if len(arguments) > ARGUMENTS:
                         raise Refused(f"it calls {name.path} with {len(arguments):,} arguments")
                     stack.append(CALLS[name.path](*arguments))
-                case b"b":  # attributes: of a state_dict the versions of its modules, not needed
+                case b"b":  # attributes: a state_dict has its modules' versions, not needed here
                     stack.pop()
                     if type(stack[-1]) is not OrderedDict:
                         raise Refused("it sets attributes")
@@ -374,13 +376,13 @@ class Machine:
         raise Refused(f"its pickle has more than {MOST:,} instructions")
 
     def named(self, path: str) -> Any:
-        """What stands for a name: a function to call, the type of a storage, a dtype."""
+        """The value of a name: a function to call, the type of a storage, or a dtype."""
         module, _, name = path.rpartition(".")
         if path in CALLS:
             return Name(path)
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
-        known = vars(torch).get(name)  # getattr would import parts of torch by their names
+        known = vars(torch).get(name)  # getattr may import a submodule of that name
         if module == "torch" and isinstance(known, torch.dtype):
             return known
         raise Refused(f"it wants to call {path[:100]}: loading it could execute code")
@@ -388,7 +390,7 @@ class Machine:
     def storage(self, kind: str, dtype: Any, key: str, place: str, numel: int) -> StorageInFile:
         name = f"data/{key}"
         if kind != "storage" or not isinstance(dtype, torch.dtype) or type(numel) is not int:
-            raise Refused("it asks for something that is no storage")
+            raise Refused("it asks for something that is not a storage")
         if name not in self.archive:
             raise Damaged(f"it has no {name}")
         if self.archive.members[name].file_size != numel * dtype.itemsize:
@@ -397,35 +399,35 @@ class Machine:
 
     def set_items(self, target: Any, items: list) -> None:
         if type(target) not in (dict, OrderedDict) or len(items) % 2:
-            raise Refused("it sets items of what is no dict")
+            raise Refused("it sets items of something that is not a dict")
         for key, value in zip(items[::2], items[1::2]):
             if type(key) not in (str, int, float, bool):
-                raise Refused(f"a dict of it has a {type(key).__name__} for a key")
+                raise Refused(f"one of its dicts has a key of type {type(key).__name__}")
             self.numbers += type(key) is not str
             if self.numbers > MOST_NUMBERS:
-                raise Refused(f"dicts of it have more than {MOST_NUMBERS:,} numbers for keys")
+                raise Refused(f"its dicts have more than {MOST_NUMBERS:,} keys that are numbers")
             target[key] = value
 
 
-# ---- after it ----
+# ---- from the machine's value to tensors ----
 
 
 def check_nesting(value: Any) -> None:
-    """Refused where values are nested too deep, or are too many when each is written out."""
+    """Raises Refused if values are nested too deep, or too many; shared ones count each time."""
     left, seen = [(value, 0)], 0
     while left:
         item, depth = left.pop()
         if not isinstance(item, dict | list | tuple):
             continue
         seen += len(item)
-        if depth == DEPTH or seen > MOST:  # one that holds itself has both without end
+        if depth == DEPTH or seen > MOST:  # a value that contains itself ends here, too
             raise Refused("its values are nested too deep, or too many")
         inner = item.values() if isinstance(item, dict) else item
         left.extend((value, depth + 1) for value in inner)
 
 
 def with_tensors(value: Any) -> Any:
-    """The value with all of its tensors read, in place where it can be."""
+    """The value with all of its tensors read. Dicts and lists are changed in place."""
     if isinstance(value, TensorInFile):
         return value.read()
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""A file's content, unpacked by the end of its name: .gz, .xz, .zst, others as they are.
+"""A file's content, decompressed if its name ends with .gz, .xz or .zst.
 
-A file of a kilobyte can unpack to a terabyte. So what is read comes in blocks, and a file that
-unpacks to more than EXPANSION times its size, beyond the first FREE bytes, is not read on: English
-packs to a third, lists and logs to a thirtieth, zeros to a thousandth.
+A kilobyte can unpack to a terabyte. So files are read in blocks, and one that unpacks to more than
+FREE bytes and more than EXPANSION times its size is refused. English text is compressed to a third
+of its size, lists and logs to a thirtieth, zeros to a thousandth.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ BLOCK = 1 << 18  # bytes that are read at a time
 
 
 class Unpacked:
-    """What is read from here is unpacked; `position` tells how far we are in the packed file."""
+    """A file whose reads return unpacked bytes; `position` is the position in the packed file."""
 
     def __init__(self, path: Path, raw: BinaryIO, size: int):
         self.path, self.raw, self.size = path, raw, size
-        self.count = 0  # bytes that have been read
+        self.count = 0  # unpacked bytes that have been read
 
     @property
     def position(self) -> int:
@@ -61,9 +61,9 @@ class _Gzip(Unpacked):
 
 
 class _Xz(Unpacked):
-    """Streams one after another, whose dictionary has at most MEMORY bytes."""
+    """One or more xz streams in a row. A stream that needs more than MEMORY bytes is refused."""
 
-    MEMORY = 256 << 20  # `xz -9` takes 65 MiB
+    MEMORY = 256 << 20  # a file of `xz -9` needs 65 MiB
 
     def __init__(self, path: Path, raw: BinaryIO, size: int):
         super().__init__(path, raw, size)
@@ -91,7 +91,7 @@ class _Xz(Unpacked):
 
 
 class _Zstd(Unpacked):
-    """By pyarrow, which takes frames whose window has at most 128 MB."""
+    """Read by pyarrow, which refuses frames with a window of more than 128 MB."""
 
     def __init__(self, path: Path, raw: BinaryIO, size: int):
         super().__init__(path, raw, size)
@@ -101,7 +101,7 @@ class _Zstd(Unpacked):
     def _read(self, count: int) -> bytes:
         try:
             return self._file.read(count)
-        except MemoryError:  # pyarrow's is an ArrowException too
+        except MemoryError:  # pyarrow's is also an ArrowException
             raise
         except (OSError, self._pa.ArrowException) as e:
             raise damaged(self.path, f"cut short or not valid zstd ({e})") from None
@@ -112,15 +112,16 @@ class _Zstd(Unpacked):
 
 @contextlib.contextmanager
 def unpacked(path: Path, size: int) -> Iterator[Unpacked]:
-    """size: of the file. Raises UserError, naming the file, for what is damaged or expands."""
+    """Open a file of `size` bytes. Raises UserError, which names the file, if it is damaged or
+    unpacks to too much."""
     kind = {".gz": _Gzip, ".xz": _Xz, ".zst": _Zstd}.get(path.suffix.lower(), Unpacked)
     with open(path, "rb", buffering=0) as raw, contextlib.closing(kind(path, raw, size)) as file:
         yield file
 
 
 def lines(file: Unpacked, longest: int) -> Iterator[bytes]:
-    """The lines, with their ends. Raises UserError for one of more than `longest` bytes."""
-    parts: list[bytes] = []  # of a line that goes on in the next block
+    """The lines with their line ends. Raises UserError for a line of more than `longest` bytes."""
+    parts: list[bytes] = []  # of a line that continues in the next block
     length = 0
     while block := file.read(BLOCK):
         *whole, end = block.split(b"\n")
@@ -136,11 +137,11 @@ def lines(file: Unpacked, longest: int) -> Iterator[bytes]:
 
 
 def check_expansion(path: Path, size: int, count: int) -> None:
-    """Raises UserError where `count` bytes are too many to have been packed into `size`."""
+    """Raises UserError if `count` unpacked bytes are too many for a file of `size` bytes."""
     if count > max(FREE, EXPANSION * size):
         raise UserError(
             f"{path} unpacks to more than {EXPANSION} times its {size:,} bytes: if that is right, "
-            f"unpack it and give what comes out"
+            f"unpack it and give the unpacked file"
         )
 
 

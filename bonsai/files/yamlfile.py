@@ -1,4 +1,4 @@
-"""YAML files of others, as plain values: nothing that a tag names is made."""
+"""YAML files that others made, as plain values: no object that a tag names is created."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,14 @@ from typing import Any
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 
-WRONG_TAG = (ValueError, LookupError, AttributeError, TypeError)  # `!!bool maybe`, in the library
+# What the library raises for a value that does not fit its tag, such as `!!bool maybe`
+WRONG_TAG = (ValueError, LookupError, AttributeError, TypeError)
 
 
 def read_yaml(path: Path, what: str = "", nodes: bool = False) -> Any:
-    """What a file holds: dicts, lists, words, numbers, dates; nodes: yaml's tree of them, tags of
-    any kind in it. what: the file's content, for messages. Raises UserError for what is no YAML."""
+    """The file's value: dicts, lists, strings, numbers, dates. nodes: return yaml's tree of nodes
+    instead, which may have any tags. what: the content's name in messages. Raises UserError if the
+    file is not YAML."""
     try:
         import yaml
     except ImportError:
@@ -24,4 +26,4 @@ def read_yaml(path: Path, what: str = "", nodes: bool = False) -> Any:
         line = f" in line {place.line + 1}" if place else ""
         said = " ".join(f"{getattr(e, 'problem', e)}".split())
         said = "it is nested too deep" if isinstance(e, RecursionError) else said
-        raise UserError(f"{path} is no YAML{line}: {said}") from None
+        raise UserError(f"{path} is not YAML{line}: {said}") from None

@@ -225,7 +225,7 @@ def test_data_that_cannot_be_had_are_one_line(model, tmp_path, monkeypatch):
 
 METRIC = "metric: accu, aggregation: mean, higher_is_better: true"
 WRONG = {  # what stands in the YAML, what instead, and what is said
-    "no YAML": ("output_type", "[", "rings.yaml is no YAML in line 5: "),
+    "no YAML": ("output_type", "[", "rings.yaml is not YAML in line 5: "),
     "a number for a name": ("task: rings", "task: 5", "rings.yaml: task=5 is no name"),
     "no data set": ("dataset_path: json\n", "", "rings.yaml: the task rings has no dataset_path"),
     "a list": ("dataset_path: json", "dataset_path: [1]", "the task rings has dataset_path=[1]"),

@@ -123,7 +123,7 @@ def test_a_limit_takes_the_same_questions(bundle):
 
 YAML_OF = "core.yaml"
 BROKEN = {  # file, what stands in it, what instead (None: all of it), what is said
-    "no yaml": (YAML_OF, None, "icl_tasks: [", "core.yaml is no YAML in line 1"),
+    "no yaml": (YAML_OF, None, "icl_tasks: [", "core.yaml is not YAML in line 1"),
     "no tasks": (YAML_OF, None, "a: 1", "core.yaml has no icl_tasks"),
     "a list": (YAML_OF, None, "- 1", "core.yaml has no icl_tasks"),
     "no list": (YAML_OF, None, "icl_tasks: {a: 1}", "core.yaml has no icl_tasks"),

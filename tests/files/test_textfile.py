@@ -80,7 +80,7 @@ def test_what_is_read_is_not_written_over(tmp_path, monkeypatch):
     (tmp_path / "q.jsonl").write_text("{}")
     (tmp_path / "link").symlink_to("q.jsonl")
     for name in ("q.jsonl", "./q.jsonl", tmp_path / "q.jsonl", "link"):
-        with pytest.raises(UserError, match="which is read: name another file"):
+        with pytest.raises(UserError, match="it is an input; name another file"):
             check_writable(name, "the results", ["", "gpt2", "q.jsonl"])
     for sources in ([], ["", "gpt2", ".", "a\0b", "r.json"]):
         check_writable("q.jsonl", "the results", sources)

@@ -200,5 +200,5 @@ def test_an_optimizer_of_many_parameters_is_read(tmp_path, monkeypatch):
     torch.save({"state": {i: {} for i in range(1000)}}, tmp_path / "a.pt")
     assert len(read_torch_file(tmp_path / "a.pt")["state"]) == 1000
     torch.save({"state": {i: {} for i in range(1001)}}, tmp_path / "a.pt")
-    with pytest.raises(Refused, match="more than 1,000 numbers for keys"):
+    with pytest.raises(Refused, match="more than 1,000 keys that are numbers"):
         read_torch_file(tmp_path / "a.pt")

@@ -20,13 +20,13 @@ def test_plain_values_and_nodes(tmp_path):
 
 
 @pytest.mark.parametrize("text, said", [
-    ("a: 1\nb: [\n", "a.yaml is no YAML in line 3: expected"),
-    ("a: !function os.abort\n", "a.yaml is no YAML in line 1: could not determine a constructor"),
-    ("a: 2020-13-45\n", "a.yaml is no YAML: month must be"),
-    ("[" * 3000, "a.yaml is no YAML: it is nested too deep"),
-    ("a: \x01\n", "a.yaml is no YAML: "),
-    ("--- 1\n--- 2\n", "a.yaml is no YAML in line 2: "),
-    *((f"a: !!{tag}\n", "a.yaml is no YAML: ") for tag in ("int ''", "bool x", "timestamp x")),
+    ("a: 1\nb: [\n", "a.yaml is not YAML in line 3: expected"),
+    ("a: !function os.abort\n", "a.yaml is not YAML in line 1: could not determine a constructor"),
+    ("a: 2020-13-45\n", "a.yaml is not YAML: month must be"),
+    ("[" * 3000, "a.yaml is not YAML: it is nested too deep"),
+    ("a: \x01\n", "a.yaml is not YAML: "),
+    ("--- 1\n--- 2\n", "a.yaml is not YAML in line 2: "),
+    *((f"a: !!{tag}\n", "a.yaml is not YAML: ") for tag in ("int ''", "bool x", "timestamp x")),
 ], ids=str)  # fmt: skip
 def test_what_is_no_yaml_is_one_line(tmp_path, text, said):
     path = tmp_path / "a.yaml"

@@ -222,6 +222,6 @@ def test_any_byte_may_be_wrong(here):
 def test_no_result_is_written_over_what_it_is_made_of(here, monkeypatch, program, options):
     text = '{"prompt": "a", "ctx": "a", "endings": ["b", "c"], "label": 0}\n'
     (here / "good.txt").write_text(text)
-    with pytest.raises(UserError, match=r"good\.txt, which is read: name another file"):
+    with pytest.raises(UserError, match=r"good\.txt: it is an input; name another file"):
         call(monkeypatch, program, *options)
     assert (here / "good.txt").read_text() == text
