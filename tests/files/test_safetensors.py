@@ -110,5 +110,5 @@ def test_a_header_that_nobody_would_read_is_not_written(tmp_path):
 
 @pytest.mark.parametrize("metadata", [[1], "x", {"a": 1}, {"a": {}}])
 def test_metadata_are_words(tmp_path, metadata):
-    with pytest.raises(UserError, match="__metadata__ is not words"):
+    with pytest.raises(UserError, match="__metadata__ is not a dict of strings"):
         read_safetensors(written(tmp_path / "a", {"__metadata__": metadata}))

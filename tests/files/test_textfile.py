@@ -113,7 +113,7 @@ def test_a_text_or_the_file_that_is_named(tmp_path):
     assert text_or_file(f"FILE:{tmp_path / 'a.txt'}", "the start") == "of the file"
     with pytest.raises(UserError, match="the start"):
         text_or_file(f"FILE:{tmp_path / 'b.txt'}", "the start")
-    with pytest.raises(UserError, match="the start: FILE: names no file"):
+    with pytest.raises(UserError, match="the start: FILE: must name a file"):
         text_or_file("FILE:", "the start")
 
 

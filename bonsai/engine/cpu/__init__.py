@@ -1,1 +1,1 @@
-"""What the engine computes faster on a CPU: packed and int8 weights, C++ for small steps."""
+"""Faster inference on a CPU: packed and int8 weights, C++ for steps of a few tokens."""

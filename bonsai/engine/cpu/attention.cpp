@@ -1,8 +1,7 @@
 // softmax(scale q K^T) V for one query per row and head: the attention of a one-token step.
 //
-// Each row reads only the keys that it sees, which are fetched into the cache during the loop
-// before, and its result does not depend on its neighbours. The sums are float32, whatever the
-// numbers are.
+// Each row reads only the keys that it sees; they are prefetched while the head before is computed.
+// A row's result does not depend on the other rows. Sums are float32 for any dtype.
 
 #include <algorithm>
 #include <vector>
@@ -11,8 +10,8 @@
 
 namespace {
 
-// q, y (rows, heads, channels), rows of q `q_row` apart; k, v (rows, kv_heads, keys, channels),
-// rows, heads and keys `row`, `head` and `key` apart; seen (rows, keys) or null
+// q, y (rows, heads, channels), with stride `q_row` between the rows of q; k, v (rows, kv_heads,
+// keys, channels) with strides `row`, `head` and `key`; seen (rows, keys) or null
 template <class T>
 void attend(const T* q, const T* k, const T* v, const uint8_t* seen, T* y, int64_t rows,
             int64_t heads, int64_t kv_heads, int64_t keys, int64_t channels, int64_t q_row,

@@ -7,14 +7,14 @@ import torch
 from bonsai.engine.cpu.native import functions
 from bonsai.models.kernels import cpu_attend
 
-CHANNELS = range(16, 129, 16)  # of a head, for which attention.cpp has loops
+CHANNELS = range(16, 129, 16)  # sizes of a head for which attention.cpp has loops
 
 
 def attend(q, k, v, mask, window: int, scale: float, dropout: float):
-    """As model.attention, by attention.cpp for one query (T = 1) of more than one row.
+    """model.attention, computed by attention.cpp for one query (T = 1) in each of several rows.
 
     q (B, nh, T, hs), k and v (B, nkv, S, hs) as in caches, mask (B or 1, 1, T, S) bool -> like q.
-    Rows of different lengths read what they see alone: torch's kernel reads all of the longest.
+    Each row reads only the keys that it sees; torch's kernel reads as many as the longest row has.
     """
     (B, nh, T, hs), (nkv, S) = q.shape, k.shape[1:3]
     if (
@@ -41,5 +41,5 @@ def attend(q, k, v, mask, window: int, scale: float, dropout: float):
 
 
 def kernels() -> dict:
-    """The functions of attention.cpp by dtype; none of them where it cannot be built."""
+    """The functions of attention.cpp by dtype; empty if it cannot be built."""
     return functions("attention", "attention", *[c_void_p] * 5, *[c_int64] * 10, c_float, c_int)

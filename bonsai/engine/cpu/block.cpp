@@ -1,9 +1,9 @@
-// A few tokens through the blocks of a GPT (norm, attention to a cache, norm, MLP) in one call.
+// All blocks of a GPT (norm, attention to a cache, norm, MLP) for a few tokens in one call.
 //
-// The products of such a step read their weights as fast as the memory gives them. What lies
-// between has so little to compute that starting each operation by itself takes longer than the
-// operation. A token's result does not depend on what else is computed with it, with the exception
-// that linear.cpp names. All intermediate numbers are float32.
+// The products of such a step read their weights as fast as the memory allows. The operations
+// between them are so small that starting each one on its own takes longer than computing it. A
+// token's result does not depend on the tokens that are computed with it, except as linear.cpp
+// says. All intermediate numbers are float32.
 
 #include <cmath>
 #include <cstring>
@@ -18,7 +18,7 @@ struct Norm {
     const float *gain, *bias;  // or null
 };
 
-// The activations, by model.py's names for them: block.py asks for a name's number.
+// The activations by their names in model.py; block.py asks for the number of a name.
 enum Activation { GELU, GELU_TANH, RELU, RELU2, SWIGLU };
 const std::pair<const char*, Activation> ACTIVATIONS[] = {
     {"gelu", GELU}, {"gelu_tanh", GELU_TANH}, {"relu", RELU}, {"relu2", RELU2}, {"swiglu", SWIGLU}};
@@ -26,9 +26,9 @@ const std::pair<const char*, Activation> ACTIVATIONS[] = {
 struct Block {
     Matrix qkv, out, up, down;
     Norm first, second;
-    const float* gate;    // (kv_heads, gate_inputs) of value embeddings, or null
-    int64_t gate_inputs;  // of the stream after the first norm
-    int64_t heads, kv_heads, channels, window;  // window: keys that are seen; 0: all
+    const float* gate;    // (kv_heads, gate_inputs), of value embeddings; or null
+    int64_t gate_inputs;  // how many channels of the normalised stream the gate reads
+    int64_t heads, kv_heads, channels, window;  // window: how many keys are seen; 0: all
     float scale, head_eps;
     int32_t rms, head_norm, activation;
 };
@@ -60,7 +60,7 @@ inline float erf_positive(float x) {
     const float t = 1 / (1 + 0.3275911f * x);
     const float series[] = {1.061405429f, -1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
     float p = 0;
-    for (float c : series) p = (p + c) * t;  // the last one's t too
+    for (float c : series) p = (p + c) * t;  // the series has no constant term
     return 1 - p * exponential(-x * x);
 }
 
@@ -89,7 +89,7 @@ void activate(int32_t kind, const float* x, float* y, int64_t n) {
     }
 }
 
-// A head of queries or keys x -> y (channels), normalised and turned by its position's angles
+// A query or key of one head, x -> y (channels): normalised, and rotated by its position's angles
 void place(const Block& b, const float* x, float* y, const float* cos, const float* sin) {
     const int64_t n = b.channels;
     std::copy_n(x, n, y);
@@ -102,7 +102,7 @@ void place(const Block& b, const float* x, float* y, const float* cos, const flo
     }
 }
 
-// How much of a value embedding a head takes, of the stream after the norm
+// The share of the value embedding that a head adds, from the normalised stream x
 float share_of(const Block& b, const float* x, int64_t head) {
     float sum = 0;
     for (int64_t i = 0; i < b.gate_inputs; i++) sum += b.gate[head * b.gate_inputs + i] * x[i];
@@ -110,12 +110,12 @@ float share_of(const Block& b, const float* x, int64_t head) {
     return 3 * (sum > 0 ? 1 : e) / (1 + e);
 }
 
-// Keys and values (blocks, texts, heads, positions, channels) of the tokens before these
+// Keys and values (blocks, texts, heads, positions, channels) of the earlier tokens
 template <class T>
 struct Cache {
     T *keys, *values;
-    const int64_t* lengths;  // positions of each text
-    int64_t block, text, head, position;  // how far apart they lie
+    const int64_t* lengths;  // how many positions each text has
+    int64_t block, text, head, position;  // strides
 
     int64_t at(int64_t t, int64_t h, int64_t p) const { return t * text + h * head + p * position; }
 };
@@ -123,16 +123,16 @@ struct Cache {
 // Angles (texts, tokens, channels) of rotary positions
 struct Angles {
     const float *cos, *sin;  // or null
-    int64_t text;            // how far apart those of two texts lie; 0: they are the same
+    int64_t text;            // stride; 0: all texts have the same angles
 };
 
-// One head of one row, how many keys it sees, and where in the cache they begin
+// One head of one row, the number of keys that it sees, and where in the cache they begin
 struct Query {
     int64_t row, head, seen, at;
 };
 
-// x (texts, tokens, D) -> y, like it; each token sees those of its text up to itself. own: for a
-// block with a gate the tokens' value embeddings (texts, tokens, kv_heads, channels), else null.
+// x (texts, tokens, D) -> y of the same shape. Each token sees the tokens of its text up to itself.
+// own: for blocks with a gate the value embeddings (texts, tokens, kv_heads, channels), else null.
 template <class T>
 void step(const Block* blocks, int count, const T* x, const T* own, T* y, int64_t texts,
           int64_t tokens, const Cache<T>& cache, const Angles& angles, int threads) {
@@ -144,7 +144,7 @@ void step(const Block* blocks, int count, const T* x, const T* own, T* y, int64_
     const auto attend = attend_head_of<float, T>(channels);
     std::vector<float> stream(x, x + rows * D), qkv(rows * width), hidden(rows * wide);
     std::vector<float> heads(rows * inner);
-    static thread_local Input mine;  // kept: new memory takes time
+    static thread_local Input mine;  // kept between calls, as allocating memory takes time
     Input& shared = mine;
     shared.make_room(rows, most);
 #pragma omp parallel num_threads(threads)
@@ -191,7 +191,7 @@ void step(const Block* blocks, int count, const T* x, const T* own, T* y, int64_
                 }
             }
 #pragma omp barrier
-            // in this order tokens of a text, which see the same keys, follow each other
+            // Head by head: the tokens of a text, which see the same keys, follow each other
             const auto query_of = [&](int64_t i) -> Query {
                 const int64_t text = i / tokens / b.heads, h = i / tokens % b.heads;
                 const int64_t row = text * tokens + i % tokens, end = position(row) + 1;
@@ -228,7 +228,7 @@ void step(const Block* blocks, int count, const T* x, const T* own, T* y, int64_
 
 }  // namespace
 
-// The number of an activation; -1: it is none of these
+// The number of an activation; -1 for an unknown name
 extern "C" int32_t block_activation(const char* name) {
     for (const auto& [known, number] : ACTIVATIONS)
         if (!std::strcmp(known, name)) return number;

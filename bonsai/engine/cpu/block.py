@@ -1,4 +1,4 @@
-"""Steps of a few tokens on a CPU: all blocks of a GPT in one call, see block.cpp."""
+"""Steps of a few tokens on a CPU: one call computes all blocks of a GPT, see block.cpp."""
 
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 
@@ -10,7 +10,7 @@ from bonsai.engine.cpu.native import build, functions
 from bonsai.models.cache import KVCache
 from model import Block
 
-MOST = 64  # tokens: of more, attention is faster when its queries are computed together
+MOST = 64  # tokens of a step; with more, attention is faster if all queries are computed together
 
 
 class Matrix(Structure):
@@ -31,23 +31,24 @@ class Settings(Structure):
 
 
 class Blocks(nn.Module):
-    """Consecutive blocks: a few tokens by block.cpp, more of them one block after another.
+    """Consecutive blocks. Steps of a few tokens are computed by block.cpp, others block by block.
 
-    blocks: their linear layers are prepared: `direct` gives their parts, and `few` is the size of
-    an input up to which the products for few rows are fastest. dtype: of activations and cache.
+    blocks: with prepared linear layers, which have `direct`, the tensors that block.cpp reads, and
+    `few`, the largest input (in numbers) for which the product for few rows is fastest.
+    dtype: of activations and cache.
     """
 
     def __init__(self, blocks: list[Block], dtype: torch.dtype):
         super().__init__()
         self.blocks, self.dtype, self.layer = nn.ModuleList(blocks), dtype, blocks[0].attn.layer
-        self.kept: list[torch.Tensor] = []  # what the addresses in `settings` belong to
+        self.kept: list[torch.Tensor] = []  # keeps alive the tensors that `settings` points to
         self.settings = (Settings * len(blocks))(*map(self.describe, blocks))
         self.rows = min(MOST, *(m.few // m.direct()[0].size(1) for b in blocks for m in linears(b)))
         self.run = kernels()[dtype]
 
     def describe(self, block: Block) -> Settings:
         a, mlp = block.attn, block.mlp
-        eps = torch.finfo(self.dtype).eps if a.rms else 1e-5  # torch's own for heads
+        eps = torch.finfo(self.dtype).eps if a.rms else 1e-5  # torch's defaults, as in model.py
         gate, gate_inputs = None, 0
         if a.gate is not None:
             gate, gate_inputs = self.numbers(a.gate.weight), a.gate.weight.size(1)
@@ -58,7 +59,7 @@ class Blocks(nn.Module):
         )  # fmt: skip
 
     def numbers(self, x: torch.Tensor | None) -> int | None:
-        """The address of x in float32."""
+        """The address of a float32 copy of x, or of x if it is float32; None for None."""
         if x is None:
             return None
         self.kept.append(x.detach().float().contiguous())
@@ -89,7 +90,7 @@ class Blocks(nn.Module):
         layer, text, head, key, _ = cache.k.stride()
         first = layer * self.layer * x.element_size()
         angles, turn = (None, None), 0
-        if rotation is not None:  # (T, hs), or (B, 1, T, hs) where the texts differ
+        if rotation is not None:  # (T, hs), or (B, 1, T, hs) if the texts have different positions
             angles, turn = [r.data_ptr() for r in rotation], rotation[0].stride(0)
         self.run(
             self.settings, len(self.blocks),
@@ -102,18 +103,21 @@ class Blocks(nn.Module):
 
 
 def join(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the lists of blocks of a model of prepared layers by Blocks, where they can be."""
+    """Replace the lists of blocks in a model by Blocks, if block.cpp can compute them. The model's
+    linear layers are prepared."""
     for owner in list(model.modules()):
         blocks = getattr(owner, "h", None)
         if isinstance(blocks, nn.ModuleList) and all(computes(b, dtype) for b in blocks):
-            c = model.config  # whether nothing happens between blocks, and all are given the same
+            c = model.config
+            # One call computes all blocks only if nothing happens between them and all have the
+            # same arguments
             together = not (c.residual_lambdas or c.value_embeddings)
             groups = [list(blocks)] if together else [[b] for b in blocks]
             owner.h = nn.ModuleList(Blocks(group, dtype) for group in groups)
 
 
 def computes(block: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether block.cpp computes what this block does."""
+    """Whether block.cpp can compute this block."""
     if not isinstance(block, Block) or block.post:
         return False
     direct = all(hasattr(m, "direct") and m.direct() for m in linears(block))
@@ -127,12 +131,12 @@ def linears(block: Block) -> list[nn.Module]:
 
 
 def activation_number(name: str) -> int:
-    """block.cpp's number of an activation of model.py; -1 for one that it does not compute."""
+    """block.cpp's number for an activation of model.py; -1 if it cannot compute it."""
     return build("block").block_activation(name.encode())
 
 
 def kernels() -> dict:
-    """The functions of block.cpp by dtype; none of them where it cannot be built."""
+    """The functions of block.cpp by dtype; empty if it cannot be built."""
     sizes, pointers = [c_int64, c_int64], [c_void_p, c_void_p]
     arguments = [POINTER(Settings), c_int, c_void_p, *pointers, *sizes]
     arguments += [*pointers, POINTER(c_int64)]

@@ -1,7 +1,7 @@
-"""Weights in 8 bits: the conversion, and a linear layer that reads them.
+"""int8 weights: the conversion, and a linear layer that uses them.
 
-On a CPU they go through linear.cpp. Without a compiler, and inside torch.compile, all take torch's
-own ways, which are slower.
+On a CPU linear.cpp multiplies them. Without a compiler, and inside torch.compile, torch's own
+operators do, which are slower.
 """
 
 import torch
@@ -15,10 +15,11 @@ from bonsai.engine.cpu.pages import LargePages
 class Int8Linear(FastLinear):
     """y = x W^T + b with W as int8 and a scale per output channel (symmetric, to nearest).
 
-    native: use linear.cpp where it can be built, not for torch.compile. pages: where weights go.
+    native: use linear.cpp if it can be built; False for torch.compile. pages: memory for weights.
     """
 
-    FEW, FEW_TORCH = 32, 16  # rows up to which each beats a product with converted weights
+    # The most rows for which linear.cpp, or torch's int8 product, beats one with converted weights
+    FEW, FEW_TORCH = 32, 16
 
     def __init__(
         self,
@@ -36,9 +37,9 @@ class Int8Linear(FastLinear):
         self.register_buffer("scale", scale.to(dtype))
         bias = None if linear.bias is None else linear.bias.detach()
         self.register_buffer("bias", None if bias is None else bias.to(dtype))
-        # No buffers: these keep their dtype, and are looked up faster. few, few_torch: the size of
-        # an input up to which linear.cpp's product is taken, or torch's, which knows bfloat16 and
-        # whole vectors alone.
+        # Attributes that are not buffers keep their dtype and are looked up faster. few, few_torch:
+        # the largest input (in numbers) for linear.cpp's product, and for torch's, which supports
+        # only bfloat16 and multiples of 32 inputs.
         self.shape, self.few, self.few_torch = (n, k), 0, 0
         if q.device.type == "cpu":
             self.products = products() if native else {}
@@ -49,7 +50,7 @@ class Int8Linear(FastLinear):
             self.bf16 = q, scale.to(torch.bfloat16)
 
     def direct(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What block.cpp reads, weights and scales; None: nothing that it could."""
+        """The weights and scales for block.cpp; None if there are none that it can read."""
         return self.fp32[:2] if self.few else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +66,7 @@ class Int8Linear(FastLinear):
 
 
 def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight (N, K) -> int8 (N, K) and fp32 scales (N,), whose product is about the weight."""
+    """weight (N, K) -> int8 (N, K) and float32 scales (N,); their product approximates it."""
     weight = weight.detach().float()
     scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale

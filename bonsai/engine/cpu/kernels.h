@@ -1,7 +1,7 @@
-// What one thread computes: products of a few rows of weights, and one head of attention.
+// The loops of one thread: products of a few rows of weights, and one head of attention.
 //
-// While a product goes on with some weights, others are fetched into the cache: `soon`, usually
-// those AHEAD bytes further on. The processor itself does not look beyond a page.
+// While some weights are multiplied, later ones are prefetched into the cache: `soon`, usually
+// AHEAD bytes further on. The processor itself does not prefetch beyond a page.
 
 #pragma once
 
@@ -16,7 +16,7 @@
 #include "numbers.h"
 
 const int64_t AHEAD = 8192;
-const int64_t LINE = 64;  // bytes that are fetched at once
+const int64_t LINE = 64;  // bytes of a cache line
 
 template <class T>
 inline void prefetch(const T* x, int64_t count) {
@@ -25,9 +25,9 @@ inline void prefetch(const T* x, int64_t count) {
 
 // ---- weights of 8 bits ----
 
-const int64_t PIECE = 512;  // weights that are fetched and multiplied at a time
+const int64_t PIECE = 512;  // weights that are prefetched and multiplied at a time
 
-// |x| as an integer of the same order; NaN is the largest
+// |x| as an integer, in the same order; NaN is larger than all numbers
 inline uint32_t magnitude(float x) { return as<uint32_t>(x) & 0x7fffffff; }
 
 // The products of N rows of weights with R rows of activations, k inputs each
@@ -51,7 +51,7 @@ void dot(const int8_t* w, const int8_t* soon, const int16_t* q, int64_t k, int32
         }
     for (int i = 0; i < N * R; i++) sum[i] = _mm512_reduce_add_epi32(vectors[i]);
 #endif
-    for (; j < k; j += PIECE) {  // plain loops, of which the compiler makes vector instructions
+    for (; j < k; j += PIECE) {  // plain loops, which the compiler vectorises
         const int64_t end = std::min(j + PIECE, k);
         for (int i = 0; i < N; i++) prefetch(soon + i * k + j, end - j);
         for (int64_t h = j; h < end; h++)
@@ -61,8 +61,8 @@ void dot(const int8_t* w, const int8_t* soon, const int16_t* q, int64_t k, int32
     std::copy_n(sum, N * R, sums);
 }
 
-// Rounds a row x (k) to integers q (k); returns the step between them: x is about step * q. A row
-// that is not finite becomes zeros, with NaN for the step.
+// Rounds a row x (k) to integers q (k) and returns the step: x is about step * q. A row that is not
+// finite becomes zeros, and its step NaN.
 template <class T>
 float round_row(const T* x, int16_t* q, int64_t k) {
     const int64_t room = std::numeric_limits<int32_t>::max() / (127 * k);
@@ -114,9 +114,9 @@ void dot(const T* w, const T* soon, const float* x, int64_t k, float* sums) {
         }
 }
 
-// ---- of either ----
+// ---- weights of any kind ----
 
-// `dot` for as many of `rows` as it takes at once, 8 at most; how many those were
+// Calls `dot` for the first 8, 4, 2 or 1 of `rows`; returns how many
 template <int N, class W, class X, class Sum>
 int dot_most(const W* w, const W* soon, const X* x, int64_t rows, int64_t k, Sum* sums) {
     if (rows >= 8) return dot<N, 8>(w, soon, x, k, sums), 8;
@@ -125,7 +125,8 @@ int dot_most(const W* w, const W* soon, const X* x, int64_t rows, int64_t k, Sum
     return dot<N, 1>(w, soon, x, k, sums), 1;
 }
 
-// The products of `outputs` rows of weights, 1 or 2, with rows x (rows, k): store(output, row, sum)
+// The products of `outputs` rows of weights, 1 or 2, with x (rows, k): calls store(output, row,
+// sum) for each
 template <class W, class X, class Store>
 void dots(int outputs, const W* w, const W* soon, const X* x, int64_t rows, int64_t k,
           Store store) {
@@ -141,7 +142,8 @@ void dots(int outputs, const W* w, const W* soon, const X* x, int64_t rows, int6
 
 // ---- attention ----
 
-// e^x for x <= 0 to a relative error of 3e-7: 2^n times a Taylor polynomial, which vectorises
+// e^x for x <= 0 to a relative error of 3e-7: 2^n times a Taylor polynomial, as a compiler can
+// vectorise it
 inline float exponential(float x) {
     const float t = std::max(x * 1.44269504f, -126.0f), n = std::nearbyint(t), f = t - n;
     const float taylor[] = {1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f,
@@ -151,9 +153,9 @@ inline float exponential(float x) {
     return p * as<float>((int32_t(n) + 127) << 23);
 }
 
-// Attention of a query q in one head of N * LANES channels -> y. K, V (keys, channels), rows
-// `stride` apart; K_next: the keys that are read next, to be fetched; see (keys): which keys are
-// seen, null for all; weight: room for `keys` numbers.
+// Attention of one query q of a head of N * LANES channels -> y. K, V (keys, channels), with stride
+// `stride`; K_next: the keys that are needed next, which are prefetched; see (keys): which keys are
+// seen, null: all; weight: scratch memory for `keys` numbers.
 template <int N, class Q, class T>
 void attend_head(const Q* q, const T* K, const T* V, const T* K_next, const uint8_t* see, Q* y,
                  int64_t keys, int64_t stride, float scale, float* weight) {
@@ -178,7 +180,7 @@ void attend_head(const Q* q, const T* K, const T* V, const T* K_next, const uint
     for (int j = 0; j < N * LANES; j++) y[j] = out[j / LANES][j % LANES] / all;
 }
 
-// `attend_head` for heads of so many channels, a multiple of LANES up to 8 of them
+// `attend_head` for heads of so many channels, which must be LANES times 1 to 8
 template <class Q, class T>
 auto attend_head_of(int64_t channels) {
     decltype(&attend_head<1, Q, T>) const all[] = {

@@ -1,22 +1,22 @@
-// y = x W^T + b, reading each weight once for a few rows x.
+// y = x W^T + b for a few rows x, reading each weight once.
 //
-// The sums are float32, whatever the numbers are. For weights of 8 bits the activations of a row
-// become integers of as many bits as the sums have room for (14 for 768 inputs, 12 for 3,072), and
-// the sums are exact. A row's result does not depend on its neighbours, except that in bfloat16 the
-// tiles of many rows add up in another order than the loops of few.
+// Sums are float32 for any dtype. For weights of 8 bits the activations of a row are rounded to
+// integers with as many bits as the sums have room for (14 for 768 inputs, 12 for 3,072), and the
+// sums are exact. A row's result does not depend on the other rows, with one exception: in bfloat16
+// tiles, used for many rows, add up in another order than the loops for few rows.
 
 #include "product.h"
 
 namespace {
 
-const int64_t MOST = 256;  // rows at once, for the sake of memory
+const int64_t MOST = 256;  // rows at once, which bounds the memory
 
 // x (rows, k) -> y (rows, n)
 template <class T>
 void product(const Matrix& m, const T* x, T* y, int64_t rows, int threads) {
     if (rows == 0) return;
     const int64_t parts = (rows + MOST - 1) / MOST, each = (rows + parts - 1) / parts;
-    static thread_local Input mine;  // kept: new memory takes time
+    static thread_local Input mine;  // kept between calls, as allocating memory takes time
     Input& shared = mine;
     shared.make_room(each, m.k);
 #pragma omp parallel num_threads(threads)
@@ -25,7 +25,8 @@ void product(const Matrix& m, const T* x, T* y, int64_t rows, int threads) {
         const UsesTiles tiles;
         if (rows == 1) mine.make_room(1, m.k);
         Input& in = rows == 1 ? mine : shared;
-        for (int64_t at = 0; at < rows; at += each) {  // not a single one after many
+        // Parts of equal size: a last part of one row would be prepared by all threads at once
+        for (int64_t at = 0; at < rows; at += each) {
             const int64_t some = std::min(rows - at, each);
             in.prepare<T>(m, some, [=](int64_t r, float* to) {
                 std::copy_n(x + (at + r) * m.k, m.k, to);

@@ -9,13 +9,15 @@ from torch.nn import functional as F
 from bonsai.engine.cpu.native import build, functions
 from bonsai.engine.cpu.pages import LargePages
 
-FEW_ROWS = {torch.float32: 16, torch.bfloat16: 4}  # up to which linear.cpp is faster
-FEW_TILES = 64  # ... in bfloat16 by the matrix unit
-FEW_UNPACKED = 12  # ... where oneDNN does not take the dtype
+# The most rows for which linear.cpp is faster:
+FEW_ROWS = {torch.float32: 16, torch.bfloat16: 4}  # than oneDNN
+FEW_TILES = 64  # than oneDNN, in bfloat16 with the matrix unit
+FEW_UNPACKED = 12  # than a product in float32, if torch refuses to pack weights of the dtype
 
 
 class FastLinear(nn.Module):
-    """A linear layer for inference only: without hooks, which cost as much as a small product."""
+    """A linear layer for inference only. It has no hooks: torch's search for them takes as long as
+    a small product."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward(x)
@@ -28,9 +30,9 @@ def call(
     scale: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """x (..., k), weight (n, k), scale and bias (n) in float32 -> y (..., n), by one of `products`.
+    """x (..., k), weight (n, k), scale and bias (n) in float32 -> y (..., n).
 
-    weight: int8 with a scale, or of x's dtype without one.
+    product: one of `products`. weight: int8 with a scale, or of x's dtype without one.
     """
     (n, k), x = weight.shape, x.contiguous()
     y = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
@@ -40,17 +42,17 @@ def call(
 
 
 def products() -> dict:
-    """The products of linear.cpp by the activations' dtype; none where it cannot be built."""
+    """The products of linear.cpp by the activations' dtype; empty if it cannot be built."""
     return functions("linear", "linear", *[c_void_p] * 5, *[c_int64] * 3, c_int)
 
 
 def has_tiles() -> bool:
-    """Whether linear.cpp multiplies int8 and bfloat16 by the CPU's matrix unit (AMX)."""
+    """Whether linear.cpp multiplies int8 and bfloat16 with the CPU's matrix unit (AMX)."""
     library = build("linear")
     return bool(library and library.linear_has_tiles())
 
 
-# of half precision torch refuses to pack weights where the CPU has no instructions for it
+# torch packs weights in half precision only if the CPU has instructions for it
 SUPPORTED = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
     torch.float16: "_is_mkldnn_fp16_supported",
@@ -63,9 +65,8 @@ def torch_packs(dtype: torch.dtype) -> bool:
 
 
 def packs(device: torch.device, dtype: torch.dtype | None) -> bool:
-    """Whether a PackedLinear can be made: torch has oneDNN's kernels and the operators by which
-    torch.compile calls them, and weights of the dtype, if one is given, are taken by them or by
-    linear.cpp."""
+    """Whether a PackedLinear can be made: torch has oneDNN's kernels and the operators that
+    torch.compile uses to call them, and either these or linear.cpp support the dtype, if given."""
     return (
         device.type == "cpu"
         and torch.backends.mkldnn.is_available()
@@ -78,12 +79,13 @@ def packs(device: torch.device, dtype: torch.dtype | None) -> bool:
 
 
 class PackedLinear(FastLinear):
-    """nn.Linear on the CPU with weights in the orders in which its two products read them.
+    """nn.Linear on the CPU, with two copies of the weights, each laid out for one kind of product.
 
-    A few rows (a decoding step) go through linear.cpp, whose weights lie in large pages; more go
-    through oneDNN, without reordering the weights in every call as nn.Linear does. Without a C++
-    compiler all do, except one row in float32: a plain product with a vector starts faster. Where
-    torch refuses to pack the weights, many rows are multiplied in float32.
+    A few rows (a decoding step) are multiplied by linear.cpp, with weights in large pages; more
+    rows by oneDNN, which does not have to reorder the weights in every call as in nn.Linear.
+    Without a C++ compiler oneDNN multiplies all, except one row in float32: a plain matrix-vector
+    product starts faster. If torch refuses to pack the weights, many rows are multiplied in
+    float32.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, pages: LargePages):
@@ -102,10 +104,10 @@ class PackedLinear(FastLinear):
             few = few if self.packed is not None else FEW_UNPACKED
         self.plain = None if not few else pages.copy(weight) if self.product else weight
         self.dtype, (self.n, self.k) = dtype, weight.shape
-        self.few = few * self.k  # numbers
+        self.few = few * self.k  # in numbers of the input
 
     def direct(self) -> tuple[torch.Tensor, None] | None:
-        """What block.cpp reads; None: nothing that it could."""
+        """The weights for block.cpp, without scales; None if there are none that it can read."""
         return (self.plain, None) if self.product else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""The C++ of this folder, built by the system's compiler when it is first needed.
+"""Builds the C++ of this folder with the system's compiler when it is first needed.
 
-What was built is kept in the user's cache (~/.cache/bonsai) under a name made of everything that it
-depends on: the sources, the compiler, its options and the processor. A home that several kinds of
-machines share holds one for each, and a change of the code is built anew.
+Libraries are kept in the user's cache (~/.cache/bonsai). A library's name has a hash of everything
+that it depends on: the sources, the compiler, its options and the processor. So changed code is
+built again, and a home that several kinds of machines share holds a library for each of them.
 """
 
 import contextlib
@@ -29,26 +29,26 @@ if platform.machine() == "x86_64":
 
 @functools.cache
 def build(source: str) -> ctypes.CDLL | None:
-    """<source>.cpp of this folder as a library; None where none can be built."""
+    """The library of <source>.cpp; None if it cannot be built."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None or sys.platform == "win32":
         return None
     folder = cache_folder()
     kept = folder and folder / f"{source}-{fingerprint(compiler, *OPTIONS)}.so"
     if kept and kept.exists() and kept.stat().st_uid == os.getuid():
-        with contextlib.suppress(OSError):  # OSError: it is damaged, and made anew below
+        with contextlib.suppress(OSError):  # a damaged library is built again below
             return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary) / f"{source}.so"
         library = compiled(compiler, Path(__file__).with_name(f"{source}.cpp"), made)
         if library and kept:
-            with contextlib.suppress(OSError), whole_file(kept) as f:  # a disk may be full
+            with contextlib.suppress(OSError), whole_file(kept) as f:  # the disk may be full
                 f.write(made.read_bytes())
     return library
 
 
 def compiled(compiler: str, source: Path, library: Path) -> ctypes.CDLL | None:
-    """Compile and load `source`; None, and a line that says why, where that fails."""
+    """Compile and load `source`. If that fails: None, and a line on stderr that says why."""
     command = [compiler, *OPTIONS, str(source), "-o", str(library)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
@@ -64,7 +64,7 @@ def compiled(compiler: str, source: Path, library: Path) -> ctypes.CDLL | None:
 
 @functools.cache
 def fingerprint(compiler: str, *options: str) -> str:
-    """A hash of everything that decides what is built."""
+    """A hash of everything that the built library depends on."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.[ch]*")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -76,9 +76,9 @@ def fingerprint(compiler: str, *options: str) -> str:
 
 @functools.cache
 def functions(source: str, name: str, *arguments) -> dict:
-    """The function <name>_<dtype> of a source for each dtype; none where it can't be built.
+    """The functions <name>_<dtype> of a source, by dtype; empty if it cannot be built.
 
-    arguments: their ctypes.
+    arguments: the ctypes of their parameters.
     """
     library = build(source)
     by_dtype = {}

@@ -1,4 +1,4 @@
-// Numbers in the C++ of this folder, and vectors of as many as a register of 512 bits has room for.
+// Types of numbers for the C++ of this folder, and vectors of 16 numbers: 512 bits of float32.
 
 #pragma once
 
@@ -45,8 +45,8 @@ inline floats load(const bfloat16* x) {
     return (floats)(__builtin_convertvector(read<halves>(x), words) << 16);
 }
 
-// The sum of a vector's numbers, by halves. It takes no address of the vector: a compiler would
-// keep sums whose address is taken in memory, not in registers.
+// The sum of a vector's numbers, by halves. The vector's address is never taken: a compiler would
+// then keep it in memory, not in a register.
 inline float total(floats x) {
 #ifdef __clang__
 #define SHUFFLE(...) __builtin_shufflevector(x, x, __VA_ARGS__)
@@ -61,8 +61,8 @@ inline float total(floats x) {
     return x[0];
 }
 
-// The sums of 16 vectors, which are overwritten; each step adds halves of two of them at once. The
-// order of the additions is that of `total`.
+// The sums of 16 vectors, which are overwritten. Each step adds halves of two vectors at once, in
+// the same order of additions as `total`.
 inline floats totals(floats* x) {
 #ifdef __clang__
     floats y;
@@ -72,7 +72,7 @@ inline floats totals(floats* x) {
     const words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #pragma GCC unroll 4
     for (int size = LANES / 2; size; size /= 2) {
-        const words second = (lane & size) != 0;  // lanes for the other vector
+        const words second = (lane & size) != 0;  // lanes that take the second vector
         const words here = lane + (second & (LANES - size)), there = here + size;
 #pragma GCC unroll 8
         for (int i = 0; i < size; i++)

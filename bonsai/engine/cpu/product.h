@@ -1,4 +1,4 @@
-// The product of some rows with a matrix of weights, of which each thread computes a part.
+// The product of some rows with a matrix of weights. Each thread computes a part of the outputs.
 
 #pragma once
 
@@ -18,14 +18,14 @@ struct Matrix {  // (n, k); int8 with a scale per output, or of the activations'
 struct Thread {
     int64_t id = omp_get_thread_num(), count = omp_get_num_threads();
 
-    // its part of `items`
+    // where this thread's part of `items` begins and ends
     int64_t begin(int64_t items) const { return items * id / count; }
     int64_t end(int64_t items) const { return items * (id + 1) / count; }
 };
 
-const int64_t FEW_TILED = 4;  // rows from which on tiles are faster
+const int64_t FEW_TILED = 4;  // the fewest rows for which tiles are faster
 
-// Whether the product of m with so many rows goes through tiles: for weights of 8 bits, or of 16
+// Whether the product of m with so many rows uses tiles, which weights of 8 or 16 bits can
 template <class T>
 bool tiled(const Matrix& m, int64_t rows) {
     const int64_t bytes = m.k * (m.scale ? 1 : sizeof(T));
@@ -33,10 +33,10 @@ bool tiled(const Matrix& m, int64_t rows) {
            bytes % sizeof(Line) == 0;
 }
 
-// The rows x of a product, in the form in which it reads them
+// The rows x of a product, in the forms that the different products read
 struct Input {
     std::vector<float> x, step;
-    std::vector<int16_t> rounded;  // for weights of 8 bits: x is about step times that
+    std::vector<int16_t> rounded;  // for weights of 8 bits: x is about step * rounded
     std::vector<Line> lines;       // for tiles, see `pack`
 
     void make_room(int64_t rows, int64_t k) {
@@ -48,8 +48,9 @@ struct Input {
         lines.resize(std::max(lines.size(), most));
     }
 
-    // Makes the rows for a product with m by fill(row, place), k numbers each. The threads share
-    // them out and wait for each other; a single row every thread makes in an Input of its own.
+    // Prepares the rows for a product with m. fill(row, place) writes the k numbers of a row. The
+    // threads share the rows and wait for each other; but if there is only one row, every thread
+    // prepares it in an Input of its own.
     template <class T, class Fill>
     void prepare(const Matrix& m, int64_t rows, Fill fill) {
         const Thread self = rows > 1 ? Thread() : Thread{0, 1};
@@ -59,7 +60,7 @@ struct Input {
         }
         wait(rows);
         if (!tiled<T>(m, rows)) return;
-        const int64_t wide = m.scale ? 64 : 32, blocks = m.k / wide;  // inputs in a line
+        const int64_t wide = m.scale ? 64 : 32, blocks = m.k / wide;  // wide: inputs in a line
         const int64_t all = (rows + TILE - 1) / TILE * blocks;
         for (int64_t i = self.begin(all); i < self.end(all); i++) {
             const int64_t row = i / blocks * TILE, at = row * m.k + i % blocks * wide;
@@ -78,8 +79,8 @@ struct Input {
     }
 };
 
-// The products of up to 16 outputs of weights w with rows x, by tiles where there are lines of
-// them: put(output, row, sum)
+// The products of weights w, of up to 16 outputs, with rows x; with tiles if there are lines. Calls
+// put(output, row, sum)
 template <class W, class X, class Put>
 void products(int outputs, const W* w, const W* soon, const X* x, const Line* lines, int64_t rows,
               int64_t k, Put put) {
@@ -110,12 +111,12 @@ void products(int outputs, const W* w, const W* soon, const X* x, const Line* li
     }
 }
 
-// A thread's part of the product of m with the rows of `in`: store(row, output, number). Towards
-// its end it fetches the beginning of its part of `next`, the matrix that is read after other work.
+// A thread's part of the product of m with the rows of `in`. Calls store(row, output, number). Near
+// its end it prefetches the beginning of its part of `next`, the matrix of the next product.
 template <class T, class Store>
 void multiply(const Thread& self, const Matrix& m, const Matrix* next, const Input& in,
               int64_t rows, Store store) {
-    const int64_t bytes = m.k * (m.scale ? 1 : sizeof(T));  // of an output's weights
+    const int64_t bytes = m.k * (m.scale ? 1 : sizeof(T));  // bytes of one output's weights
     const bool tiles = tiled<T>(m, rows);
     const int64_t unit = tiles ? TILE : 2, units = (m.n + unit - 1) / unit;
     const int64_t begin = self.begin(units) * unit, end = std::min(self.end(units) * unit, m.n);

@@ -1,9 +1,10 @@
-// Products of 16 rows at a time by the matrix unit of newer Intel processors (AMX).
+// Products of 16 rows at a time with the matrix unit of newer Intel processors (AMX).
 //
-// A tile has 16 lines of 64 bytes. A tile of weights is read as it lies in memory: a line for each
-// of 16 outputs, its weights for 64 bytes of inputs. A tile of inputs has a line for every four
-// bytes of them, with 16 rows side by side. An input is the sum of two numbers, upper and lower, of
-// as many bits as a weight: 16-bit integers lose nothing, float32 keeps 16 bits of fraction.
+// A tile has 16 lines of 64 bytes. A tile of weights is read as it lies in memory: 16 lines for 16
+// outputs, each with the output's weights for 64 bytes of inputs. A tile of inputs has one line for
+// every four bytes of inputs, with 16 rows side by side. Each input is split into the sum of two
+// numbers, upper and lower, with as many bits as a weight: this is exact for 16-bit integers, and
+// keeps 16 bits of a float32's fraction.
 
 #pragma once
 
@@ -11,7 +12,7 @@
 
 #include "numbers.h"
 
-const int TILE = 16;  // lines of a tile; outputs, and rows
+const int TILE = 16;  // lines of a tile; also the outputs and the rows of a product
 
 struct alignas(64) Line {
     uint8_t bytes[64];
@@ -25,13 +26,13 @@ typedef int32_t ints __attribute__((vector_size(64), may_alias));
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// Whether there are tiles, which a process has to ask for
+// Whether this process may use tiles; it has to ask the system for them
 inline bool has_tiles() {
     static const bool given = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM
     return given;
 }
 
-// What a thread does before it uses tiles, and afterwards
+// Configures a thread's tiles, and releases them at the end of a scope
 struct UsesTiles {
     UsesTiles() {
         if (!has_tiles()) return;
@@ -47,7 +48,7 @@ struct UsesTiles {
     }
 };
 
-// Transposes a matrix of 16 vectors: two of its quarters change places, then two of each quarter
+// Transposes a matrix of 16 vectors: two of its quarters are swapped, then two of each quarter, ...
 inline void transpose(ints* x) {
     for (int size = 8; size; size /= 2) {
         ints upper, lower;
@@ -64,7 +65,7 @@ inline void transpose(ints* x) {
     }
 }
 
-// 64 bytes of inputs as upper and lower parts
+// Splits inputs into upper and lower parts of 64 bytes each
 inline void halve(const int16_t* x, int8_t* upper, int8_t* lower) {
     for (int i = 0; i < 64; i++) {
         upper[i] = int8_t((x[i] + 128) >> 8);
@@ -79,7 +80,7 @@ inline void halve(const float* x, bfloat16* upper, bfloat16* lower) {
     }
 }
 
-// 64 bytes of inputs of up to 16 rows x, k numbers apart -> lines (2, 16): upper, lower
+// 64 bytes of inputs for each of up to 16 rows x, k numbers apart -> lines (2, 16): upper, lower
 template <class W, class X>
 void pack(const X* x, int64_t rows, int64_t k, Line* lines) {
     ints found[2][TILE] = {};
@@ -91,8 +92,8 @@ void pack(const X* x, int64_t rows, int64_t k, Line* lines) {
     }
 }
 
-// Weights w (16, k) with 1 or 2 groups of 16 rows, lines (groups, blocks, 2, 16) -> sums (groups,
-// 2, 16 outputs, 16 rows), of upper and lower parts. A block has 64 bytes of inputs.
+// The products of weights w (16, k) with 1 or 2 groups of 16 rows, lines (groups, blocks, 2, 16) ->
+// sums (groups, 2, 16 outputs, 16 rows), of upper and lower parts. A block is 64 bytes of inputs.
 template <class W, class Sum>
 void tile_sums(int groups, const W* w, const W* soon, const Line* lines, int64_t blocks,
                Sum* sums) {
