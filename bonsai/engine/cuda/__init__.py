@@ -1,1 +1,1 @@
-"""What the engine computes faster on CUDA: steps captured as graphs, small steps by own kernels."""
+"""Faster inference on CUDA: steps captured as graphs, and kernels of our own for few rows."""

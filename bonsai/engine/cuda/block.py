@@ -1,4 +1,4 @@
-"""One-token steps through a block on a GPU in five kernels or seven, see block_kernels.py."""
+"""One-token steps through a block on a GPU, with five or seven kernels, see block_kernels.py."""
 
 import functools
 from collections.abc import Callable
@@ -27,12 +27,12 @@ from model import Block, Norm
 
 
 class StepBlock(nn.Module):
-    """A block of a GPT whose captured steps of few rows, one token each at the positions of
-    `cache.pos`, are computed by kernels of our own; everything else is computed by `block`.
+    """A block of a GPT with kernels of our own for captured steps of few rows: one token in each
+    row, at the positions `cache.pos`. `block` computes everything else.
 
-    block: with layers prepared for `dtype`. first: its first norm. following: the norm that reads
-    what this block returns; None if something else does. In a step of more than sizes[0] rows that
-    norm is computed together with the block's last sum, and handed on with it.
+    block: its layers are prepared for `dtype`. first: its first norm. following: the norm that is
+    applied to this block's output, or None. In a step of more than sizes[0] rows that norm is
+    computed together with the block's last sum, and passed on as an attribute of the output.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class StepBlock(nn.Module):
         self.block, self.dtype, self.kernels = block, dtype, kernels
         a, mlp = block.attn, block.mlp
         self.first, self.second, self.following = first, norm_layer(block.ln_2), following
-        # the gate of value embeddings reads the normed stream, too: the norm is then a kernel apart
+        # The gate of value embeddings also reads the normed stream: then the norm is a kernel apart
         self.apart = a.gate is not None
         self.qkv = product_of(a.c_attn, None if self.apart else self.first)
         self.out = product_of(a.c_proj)
@@ -60,7 +60,7 @@ class StepBlock(nn.Module):
         return self.step(x, k, v, cache.pos, rotation, values)
 
     def step(self, x, k, v, pos, rotation=None, values=None) -> torch.Tensor:
-        """x (B, 1, C) through the block, as model.py's Block; the rest as layers.attend_step."""
+        """x (B, 1, C) -> the block's output, as in model.py. The rest: see layers.attend_step."""
         kernels = self.kernels
         many, extra = len(x) > kernels.sizes[0], None
         if many or self.apart:
@@ -81,13 +81,13 @@ class StepBlock(nn.Module):
         return x
 
     def gated(self, normed: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """What value embeddings (B, 1, nkv hs) add to the values, as in model.py's attention."""
+        """Value embeddings (B, 1, nkv hs) times their gates, as in model.py's attention."""
         gate = self.block.attn.gate
         gates = 3 * torch.sigmoid(gate(normed[..., : gate.in_features]))
         return (gates[..., None] * values.view(*gates.shape, -1)).flatten(-2)
 
     def takes(self, x: torch.Tensor, cache) -> bool:
-        """Whether this is a step for the kernels."""
+        """Whether the kernels can compute this step."""
         return (
             isinstance(cache, KVCache)
             and cache.pos is not None
@@ -98,7 +98,7 @@ class StepBlock(nn.Module):
 
 
 class StepNorm(nn.Module):
-    """The norm after the last block, which the block may have computed already."""
+    """The norm after the last block, unless that block has computed it already."""
 
     def __init__(self, norm: Norm, layer: NormLayer):
         super().__init__()
@@ -110,7 +110,7 @@ class StepNorm(nn.Module):
 
 
 def handed(x: torch.Tensor, norm: NormLayer) -> torch.Tensor | None:
-    """The norm of x, where the block before has computed it."""
+    """This norm of x, if the block before has computed it; else None."""
     by, normed = getattr(x, "handed", (None, None))
     return normed if by is norm else None
 
@@ -120,7 +120,7 @@ def norm_layer(norm: Norm) -> NormLayer:
 
 
 def product_of(linear: nn.Module, norm: NormLayer | None = None, activation: str = "") -> Product:
-    """A prepared layer, with what is before and after it."""
+    """The description of a prepared layer, with the norm before and the activation after it."""
     weight, scale = getattr(linear, "weight", None), None
     if isinstance(linear, CudaInt8Linear):
         weight, scale = linear.q, linear.scale
@@ -128,11 +128,11 @@ def product_of(linear: nn.Module, norm: NormLayer | None = None, activation: str
 
 
 def join(model: nn.Module, dtype: torch.dtype, kernels: Kernels, batch: int) -> None:
-    """Have the kernels compute what they can of a model of prepared layers: blocks are replaced by
-    StepBlocks, and layers in int8 use them. If one gives other numbers than torch in a step of up
-    to `batch` rows, nothing does, after one line that says why."""
+    """Make a model of prepared layers use the kernels: its blocks are replaced by StepBlocks, and
+    its int8 layers use them. If a kernel gives other numbers than torch in a step of up to `batch`
+    rows, none is used, and one line says why."""
     rope = getattr(model.config, "position", "") == "rope"
-    # other caches know no steps of fixed shapes
+    # other caches do not support steps of fixed shapes
     steps = isinstance(model.new_cache(1, 1), KVCache)
     owners = [m for m in model.modules() if steps and has_blocks(m)]
     linears = [m for m in model.modules() if isinstance(m, CudaInt8Linear)]
@@ -145,11 +145,11 @@ def join(model: nn.Module, dtype: torch.dtype, kernels: Kernels, batch: int) -> 
             for blocks, _ in layers:
                 for block in one_of_each_kind(blocks):
                     check(block, batch, rope)
-            # prompts, too, have as few rows as some of their kernels take
+            # whatever the batch: short prompts also have few enough rows for these kernels
             for linear in {(m.q.shape, m.bias is None): m for m in linears}.values():
                 check_product(chosen, linear.product, dtype, chosen.sizes[-1])
             break
-        except Exception as e:  # Triton has many ways to fail, and plain torch does the same
+        except Exception as e:  # Triton has many ways to fail, and plain torch computes the same
             failed.append(e)
     else:
         return refuse(failed[-1])
@@ -166,7 +166,7 @@ def has_blocks(module: nn.Module) -> bool:
 
 
 def one_of_each_kind(blocks: list[nn.Module]) -> list[StepBlock]:
-    """Of the StepBlocks among the blocks of a model, which differ in no more than this."""
+    """One StepBlock of each kind in a model; those of a kind need the same kernels."""
     steps = [b for b in blocks if isinstance(b, StepBlock)]
     return [*{(b.apart, b.following is None, b.heads): b for b in reversed(steps)}.values()]
 
@@ -174,11 +174,11 @@ def one_of_each_kind(blocks: list[nn.Module]) -> list[StepBlock]:
 def step_layers(
     model: nn.Module, owner: nn.Module, dtype: torch.dtype, kernels: Kernels
 ) -> tuple[list[nn.Module], nn.Module]:
-    """The blocks `h` of their owner as StepBlocks where they can be, and `ln_f` after them."""
+    """The owner's blocks `h`, as StepBlocks where the kernels can compute them, and its `ln_f`."""
     last = norm_layer(owner.ln_f) if isinstance(owner.ln_f, Norm) else None
     firsts = [norm_layer(block.ln_1) if computes(block) else None for block in owner.h]
     following = [*firsts[1:], last]
-    if getattr(model.config, "residual_lambdas", False):  # the next sees it mixed with another
+    if getattr(model.config, "residual_lambdas", False):  # the next block mixes another stream in
         following[:-1] = [None] * (len(firsts) - 1)
     blocks = [
         StepBlock(block, dtype, kernels, *norms) if norms[0] else block
@@ -188,8 +188,8 @@ def step_layers(
 
 
 def check(step: StepBlock, batch: int, rope: bool) -> None:
-    """Raise what Triton raises, or RuntimeError where a kernel gives other numbers than torch for
-    this block, or where kernels that overlap give others in a captured graph than one by one."""
+    """Raise Triton's error, or RuntimeError if a kernel gives other numbers than torch for this
+    block, or if overlapping kernels do so in a captured graph compared with one by one."""
     kernels, dtype = step.kernels, step.dtype
     with torch.no_grad():
         like = step.out.weight.new_empty(0, dtype=dtype)
@@ -206,7 +206,7 @@ def check(step: StepBlock, batch: int, rope: bool) -> None:
 
 
 def steps_of(step: StepBlock, rows: int, rope: bool) -> Callable[[], list[torch.Tensor]]:
-    """A function that takes three tokens, one after another, through a block with a cache."""
+    """A function that computes a block, with a cache, for three tokens one after another."""
     heads, like = step.heads, step.out.weight.new_empty(0, dtype=step.dtype)
     first = random((rows, 1, step.out.weight.size(0)), like, step.dtype)
     cache = random((2, rows, heads.nkv, 16, heads.hs), like, step.dtype)
@@ -226,14 +226,14 @@ def steps_of(step: StepBlock, rows: int, rope: bool) -> Callable[[], list[torch.
 
 
 def computes(block: nn.Module) -> bool:
-    """Whether the kernels compute what this block does."""
+    """Whether the kernels can compute this block."""
     return isinstance(block, Block) and block.mlp.activation in FOLLOWS and not block.post
 
 
 @functools.cache
 def head_eps(device: torch.device, dtype: torch.dtype) -> float:
-    """What torch adds to the mean square of a head in rms_norm without eps: the resolution of the
-    head's numbers or of those it computes in, by release and device."""
+    """The eps of torch's rms_norm if none is given: that of the input's dtype or that of float32,
+    depending on torch's release and on the device."""
     x = torch.full((8,), 0.01, device=device, dtype=dtype)
     small = F.rms_norm(x, (8,)).float()[0] < 0.5
     return torch.finfo(dtype if small else torch.float32).eps

@@ -1,24 +1,27 @@
-"""Kernels in Triton which make a one-token step of a few rows through a block. Of up to ALONE rows
+"""Triton kernels for a one-token step of a few rows through a block.
+
+For up to ALONE rows there are five:
 
     qkv = product(x, norm, c_attn); y = attend_step(qkv, cache); x = product(y, c_proj) + x
     h = activation(product(x, norm, c_fc));                      x = product(h, c_proj) + x
 
-are five, and of more rows seven, as a norm is then computed once for all that reads it:
+For more rows there are seven, because each norm is then computed once, in a kernel of its own
+(add_and_norm is two kernels):
 
     qkv = product(n, c_attn); y = attend_step(qkv, cache); x, n = add_and_norm(y, c_proj, x)
     h = activation(product(n, c_fc));                      x, n = add_and_norm(h, c_proj, x)
 
-Such a step is bound by how soon its weights are read, and by the start of each kernel, some
-microseconds; so a norm, an activation, the sum with the stream, RoPE and the cache are part of a
-kernel beside them. Numbers are rounded where plain torch rounds them, see layers.py.
+The time of such a step is that of reading the weights and of starting the kernels, some
+microseconds each. So norms, activations, the sum with the stream, RoPE and writing to the cache
+are parts of other kernels. Numbers are rounded where plain torch rounds them, see layers.py.
 
 With `overlap` a kernel begins while the one before it still runs (CUDA's programmatic dependent
-launch, compute capability 9.0): it reads weights, which no kernel of a step writes, and waits only
-then, see `turn`. On an H200 twelve blocks of GPT-2 (124M) take 189 us instead of 246, of 64
-rows 466 instead of 528.
+launch, compute capability 9.0). It first reads weights, which no kernel of a step writes, and then
+waits, see `turn`. On an H200 twelve blocks of GPT-2 (124M) take 189 us instead of 246, and with 64
+rows 466 us instead of 528.
 
-This module needs the package triton, which torch's CUDA builds bring: kernels.py imports it, and
-does without where it cannot be had.
+This module needs the package triton, which is part of torch's CUDA builds. kernels.py imports it,
+and uses plain torch if it is missing.
 """
 
 import torch
@@ -28,19 +31,20 @@ import triton.language as tl
 from bonsai.engine.cuda.layers import FOLLOWS, Heads, NormLayer, Product
 from bonsai.system.runtime import FUSED
 
-ALONE = 2  # rows up to which each goes by itself: the second one's weights come from the cache
-SIZES = (ALONE, 16, 64)  # rows up to which kernels of one shape go; none of more
+# The most rows for which each row has its own programs: the second reads the weights from the cache
+ALONE = 2
+SIZES = (ALONE, 16, 64)  # the most rows for each shape of kernel; for more rows there are none
 
-# How they are launched: few shapes, as each is compiled, those that were fastest on an H200 for
-# GPT-2 (124M)
-ROW = (4, 32)  # row_kernel: outputs of a program, half as many of long rows; weights per thread
+# The shapes of launches that were fastest on an H200 for GPT-2 (124M). They are few, because each
+# is compiled
+ROW = (4, 32)  # row_kernel: outputs of a program, half as many for long rows; weights per thread
 # rows_kernel, by the rows of a program: outputs, inputs at a time, warps, stages
 ROWS = {16: (32, 128, 4, 4), 64: (16, 128, 4, 4)}
-# parts_kernel, as ROWS
+# parts_kernel, like ROWS
 PARTS = {16: (16, 128, 2, 4), 64: (16, 128, 4, 3)}
-PROGRAMS = 216  # ... of which so many at most: an H100 has 132 multiprocessors
+PROGRAMS = 216  # the most programs of parts_kernel: an H100 has 132 multiprocessors
 ADD = 8  # add_and_norm_kernel: numbers per thread
-# attend_step_kernel, of few programs and of many: numbers of keys at a time, warps, stages
+# attend_step_kernel, with few programs or many: numbers of keys at a time, warps, stages
 STEP = {"few": (2**15, 16, 1), "many": (2**10, 1, 3)}
 
 # ---- kernels that overlap ----
@@ -48,15 +52,15 @@ STEP = {"few": (2**15, 16, 1), "many": (2**10, 1, 3)}
 
 @triton.jit
 def turn(OVERLAP: tl.constexpr):
-    """Wait for the kernel before: until it has ended, and what it has written is there.
+    """Wait until the previous kernel has ended and its results are in memory.
 
-    The rules that make this right. A kernel that is launched to overlap calls this once in every
-    program, whatever else it does. Before, it reads only what is the same for as long as there are
-    steps, weights, and writes nothing: neither the cache nor memory that had another use before.
-    Only after its own wait it lets the next kernel begin. So when that one begins, all before this
-    one have ended, and when that one has waited, this one has too: what it needs is there, however
-    many launches back it was written. What is launched otherwise, torch's kernels, copies and whole
-    graphs, waits for all before it.
+    The rules that make this correct: every program of an overlapping kernel calls this once. Before
+    the call it reads only weights, which never change between steps, and writes nothing: neither to
+    the cache nor to memory that earlier kernels have used. Only after its own wait does a kernel
+    let the next one begin. So when that one begins, all kernels before this one have ended, and
+    when that one has waited, this one has ended, too: all earlier results are there, no matter how
+    many launches ago they were written. Launches of other kinds (torch's kernels, copies, whole
+    graphs) wait for everything before them.
     """
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
@@ -65,8 +69,8 @@ def turn(OVERLAP: tl.constexpr):
 
 @triton.jit
 def prefetch(weight, n, first, K: tl.constexpr, SIZE: tl.constexpr):
-    """Have SIZE inputs' weights of the outputs n, which are all there, read from the memory into
-    the L2 cache, without waiting for them: 64 at a time, in 16 bits a line of that cache."""
+    """Start loading the weights of SIZE inputs into the L2 cache, without waiting for them. n:
+    valid outputs. One instruction loads 64 weights: a line of the cache, for weights of 16 bits."""
     LINES: tl.constexpr = triton.next_power_of_2((SIZE + 63) // 64)
     k = tl.minimum(first + tl.arange(0, LINES) * 64, K - 1)
     at = weight + n[:, None].to(tl.int64) * K + k[None, :]
@@ -76,7 +80,8 @@ def prefetch(weight, n, first, K: tl.constexpr, SIZE: tl.constexpr):
 
 
 def launch_options(overlap: bool) -> dict:
-    """Of a kernel: whether it is launched to overlap with the one before, and compiled to wait."""
+    """A kernel's options: whether it is launched to overlap with the previous one, and compiled to
+    wait for it."""
     return FUSED | ({"OVERLAP": True, "launch_pdl": True} if overlap else {"OVERLAP": False})
 
 
@@ -85,7 +90,7 @@ def launch_options(overlap: bool) -> dict:
 
 @triton.jit
 def activated(z, gate, ACT: tl.constexpr):
-    """The activation of z, in fp32, by its place in FOLLOWS; of swiglu silu(z) gate."""
+    """The activation of z, in float32, by its index in FOLLOWS; for swiglu silu(z) gate."""
     if ACT == 1:
         z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
     elif ACT == 2:
@@ -108,11 +113,11 @@ def row_kernel(
     SHIFT: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr,
     BN: tl.constexpr, KP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """BN outputs of one row; KP: K as a power of two.
+    """BN outputs of one row. KP: K rounded up to a power of two.
 
-    All that is needed is loaded before anything is computed: after a sum over warps a load would
-    wait for it, and then as long as the memory takes once more. The compiler leaves it so where
-    there is a `turn`; without, it has half of the weights follow the sums of the norm.
+    Everything is loaded before anything is computed: a load after a sum over warps would begin only
+    after that sum, and the memory's latency would be paid twice. The compiler keeps this order if
+    there is a `turn`; without one, it loads half of the weights after the sums of the norm.
     """
     m = tl.program_id(1)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -234,7 +239,7 @@ def rows_kernel(
 
 
 def shape_of_row(K: int) -> dict:
-    """How row_kernel is launched: with few threads to sum over."""
+    """The shape of row_kernel's launch: few threads share a sum."""
     (outputs, per_thread), inputs = ROW, triton.next_power_of_2(K)
     outputs = max(1, outputs if inputs <= 1024 else outputs // 2)
     warps = min(16, max(1, outputs * inputs // (32 * per_thread)))
@@ -242,8 +247,8 @@ def shape_of_row(K: int) -> dict:
 
 
 def shape_of_rows(M: int, N: int, gated: bool = False) -> dict:
-    """How rows_kernel is launched. gated: it has two weights for each output; with twice as many
-    outputs those of its stages would not fit in the shared memory of a GPU at home, 99 KiB."""
+    """The shape of rows_kernel's launch. gated: each output has two weights. With twice as many
+    outputs their stages would not fit into the 99 KiB of shared memory of a consumer GPU."""
     rows = 16 if M <= 16 else 64
     outputs, inputs, warps, stages = ROWS[rows]
     outputs = outputs if N <= 4096 or gated else 2 * outputs
@@ -253,8 +258,8 @@ def shape_of_rows(M: int, N: int, gated: bool = False) -> dict:
 def product(
     x: torch.Tensor, layer: Product, residual: torch.Tensor | None = None, overlap: bool = False
 ) -> torch.Tensor:
-    """layers.product of x (..., K) in half precision: up to SIZES[-1] rows of it, with a norm or a
-    residual up to ALONE."""
+    """layers.product for x (..., K) in half precision, with up to SIZES[-1] rows, or up to ALONE if
+    there is a norm or a residual."""
     N, K = layer.weight.shape
     N = N // 2 if layer.activation == "swiglu" else N
     x = x.contiguous()
@@ -267,7 +272,7 @@ def product(
         BIAS=layer.bias is not None,
         ACT=FOLLOWS.index(layer.activation),
     )
-    with torch.cuda.device_of(x):  # Triton launches on the thread's device, whatever x's is
+    with torch.cuda.device_of(x):  # Triton launches on the thread's current device, not on x's
         if M <= ALONE:
             others = [y if t is None else t for t in (layer.gain, layer.shift, residual)]
             flags |= dict(
@@ -285,7 +290,7 @@ def product(
     return y
 
 
-# ---- x + y W^T + b, and the norm of it ----
+# ---- x + y W^T + b, and its norm ----
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -294,9 +299,11 @@ def parts_kernel(
     SIZE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """What SIZE of the inputs give to BN outputs of up to BM rows; parts (K / SIZE, M, N) fp32.
+    """The sums over SIZE of the inputs, for BN outputs of up to BM rows -> parts (K / SIZE, M, N),
+    float32.
 
-    A product of long sums and few outputs would have too few programs to read its weights.
+    A product with long sums and few outputs would otherwise have too few programs to read its
+    weights at the memory's speed.
     """
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.arange(0, BM)
@@ -321,9 +328,9 @@ def add_and_norm_kernel(
     PARTS: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr,
     GAIN: tl.constexpr, SHIFT: tl.constexpr, NP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One row: the sum of a product's parts goes into the stream, and the stream through a norm.
-    NP: N as a power of two; without parts the residual is the stream. Parts are summed in their
-    order, so numbers are the same each time."""
+    """For one row: add the sum of a product's parts to the stream, and compute the stream's norm.
+    NP: N rounded up to a power of two. Without parts the stream is the residual. Parts are summed
+    in a fixed order, so results are reproducible."""
     m = tl.program_id(0)
     n = tl.arange(0, NP)
     there = n < N
@@ -361,7 +368,7 @@ def add_and_norm_kernel(
 
 
 def shape_of_parts(M: int, N: int, K: int) -> dict:
-    """How parts_kernel is launched: with so many inputs each that there are enough programs."""
+    """The shape of parts_kernel's launch: as many parts as PROGRAMS allows."""
     rows = 16 if M <= 16 else 64
     outputs, inputs, warps, stages = PARTS[rows]
     blocks = triton.cdiv(K, inputs)
@@ -378,7 +385,7 @@ def add_and_norm(
     norm: NormLayer | None = None,
     overlap: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """layers.add_and_norm of x (..., K) in half precision, up to SIZES[-1] rows of it."""
+    """layers.add_and_norm for x (..., K) in half precision, up to SIZES[-1] rows."""
     N, K = layer.weight.shape
     x = x.contiguous()
     M = x.numel() // K
@@ -392,12 +399,12 @@ def add_and_norm(
 
 
 def normed(x, kind: int, gain=None, shift=None, eps=1e-5, overlap: bool = False) -> torch.Tensor:
-    """layers.normed of x (..., N) in half precision."""
+    """layers.normed for x (..., N) in half precision."""
     return summed(None, None, x, NormLayer(kind, gain, shift, eps), overlap)[1]
 
 
 def summed(parts, layer: Product | None, residual, norm: NormLayer | None, overlap: bool):
-    """By add_and_norm_kernel: the stream, and its norm where there is one."""
+    """The stream and its norm, or None without a norm, by add_and_norm_kernel."""
     residual = residual.contiguous()
     N, kind = residual.size(-1), norm.kind if norm else 0
     stream = residual if parts is None else torch.empty_like(residual)
@@ -422,7 +429,7 @@ def summed(parts, layer: Product | None, residual, norm: NormLayer | None, overl
 
 @triton.jit
 def normed_head(x, c, eps, HS: tl.constexpr, NORM: tl.constexpr):
-    """A head's channels by their norm, without gain."""
+    """A head's channels, normalised without gain."""
     if NORM == 1:
         x = tl.where(c < HS, x - tl.sum(x, axis=0) / HS, 0.0)
     if NORM:
@@ -435,7 +442,7 @@ def prepared(
     head, cos, sin, c, eps,
     HS: tl.constexpr, CHANNELS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
-    """A query or key as it is compared: normed, then turned; rounded as torch's bfloat16 is."""
+    """A query or key, normalised and rotated; rounded after each step, as in torch."""
     half = head.dtype.element_ty
     x = tl.load(head + c, mask=c < HS, other=0.0).to(tl.float32)
     if ROPE:
@@ -460,9 +467,9 @@ def attend_step_kernel(
     HS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
     ROPE: tl.constexpr, EXTRA: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One head of one row: its key and value go into the cache, and its query sees those before,
-    in blocks of BLOCK keys with a running maximum (Milakov & Gimelshein 2018)."""
-    turn(OVERLAP)  # nothing of what it reads is the same in all steps
+    """For one head of one row: write its key and value to the cache, and attend to the earlier
+    ones, in blocks of BLOCK keys with a running maximum (Milakov & Gimelshein 2018)."""
+    turn(OVERLAP)  # first: it reads no weights, and all else may still change
     b, h = tl.program_id(0) // nh, tl.program_id(0) % nh
     group = nh // nkv
     of = h // group
@@ -481,7 +488,7 @@ def attend_step_kernel(
     if h % group == 0:
         tl.store(k + keys + at * place + c, key.to(k.dtype.element_ty), mask=c < HS)
         tl.store(v + keys + at * place + c, value.to(v.dtype.element_ty), mask=c < HS)
-    # its own key comes last: a sum over warps now, and the others would be read after it
+    # The row's own key comes last: other keys would be read only after its sum over warps
     best, total = -1e30, 0.0
     out = tl.zeros((CHANNELS,), dtype=tl.float32)
     first = tl.maximum(at - window + 1, 0)
@@ -506,9 +513,10 @@ def attend_step_kernel(
 
 
 def shape_of_step(programs: int, channels: int) -> dict:
-    """How attend_step_kernel is launched: few programs read much at once, many a little each, with
-    no warps to wait for, and the next keys and values while they compute. In one stage values are
-    read after the sums over the keys, which takes as long as the memory once more."""
+    """The shape of attend_step_kernel's launch. Few programs read many keys at once. Many programs
+    read a few keys each, with one warp, so that none waits for another, and in several stages: the
+    next keys and values are read during the computation. With one stage values are read only after
+    the sums over the keys, so the memory's latency is paid twice."""
     numbers, warps, stages = STEP["few" if programs <= 256 else "many"]
     return {"BLOCK": max(16, numbers // channels), "STAGES": stages, "num_warps": warps}
 
@@ -516,7 +524,7 @@ def shape_of_step(programs: int, channels: int) -> dict:
 def attend_step(
     qkv, k, v, pos, heads: Heads, rotation=None, extra=None, overlap: bool = False
 ) -> torch.Tensor:
-    """layers.attend_step, of keys and values in half precision."""
+    """layers.attend_step for keys and values in half precision."""
     B, (nh, nkv, hs, scale, window, norm, eps) = qkv.size(0), heads
     y = torch.empty((B, 1, nh * hs), dtype=qkv.dtype, device=qkv.device)
     channels = triton.next_power_of_2(hs)

@@ -1,7 +1,7 @@
-"""The draw of the next tokens by kernels in Triton, for what takes plain torch many small ones.
+"""Draws the next tokens with up to three Triton kernels; plain torch needs many small ones.
 
-`keep_kernel` reads a row's logits and finds the k-th largest; the programs of `draw_kernel` each
-draw among a part of the tokens, and `best_kernel` takes the best of the parts.
+`keep_kernel` reads a row's logits and finds the k-th largest; each program of `draw_kernel` draws
+among a part of the tokens; `best_kernel` takes the best of the parts.
 """
 
 import torch
@@ -11,8 +11,8 @@ import triton.language as tl
 from bonsai.system.hashing import GAMMA
 from bonsai.system.runtime import FUSED
 
-LANES, WARPS = 4096, 32  # of keep_kernel, at most
-SIZES = (256, 1024)  # tokens among which one program draws: few sizes, as each is compiled
+LANES, WARPS = 4096, 32  # the most of keep_kernel
+SIZES = (256, 1024)  # tokens among which a program draws; only two sizes, as each is compiled
 
 
 # ---- which tokens a row keeps ----
@@ -20,14 +20,14 @@ SIZES = (256, 1024)  # tokens among which one program draws: few sizes, as each 
 
 @triton.jit
 def ordered(x):
-    """fp32 as int32 in the same order."""
+    """float32 as int32 in the same order."""
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def at_least(logits, m, bound, LANES: tl.constexpr):
-    """How many of m logits are `bound` or more, as `ordered` has them."""
+    """How many of m logits are at least `bound`, as integers of `ordered`."""
     lane = tl.arange(0, LANES)
     count = tl.zeros((LANES,), dtype=tl.int32)
     for begin in range(0, m, LANES):
@@ -39,7 +39,7 @@ def at_least(logits, m, bound, LANES: tl.constexpr):
 
 @triton.jit
 def at_least_of_four(a, b, c, d, bound):
-    """Lane by lane, how many of four are `bound` or more."""
+    """For each lane, how many of its four numbers are at least `bound`."""
     count = (a >= bound).to(tl.int32) + (b >= bound).to(tl.int32)
     return count + (c >= bound).to(tl.int32) + (d >= bound).to(tl.int32)
 
@@ -51,11 +51,11 @@ def between(x, begin, end, otherwise):
 
 @triton.jit
 def kth_of_four(a, b, c, d, k, low, high):
-    """A bound that k of the numbers reach, and more only where some are equal; it is from low,
-    which k or more reach, to high, the largest.
+    """A bound that exactly k of the numbers reach; more than k only if some are equal. low: a bound
+    that k or more reach. high: the largest number.
 
-    Bisection, of the upper 16 bits first: logits that were computed in 16 bits have no others that
-    differ, so all that begin with the bits found are likely one number.
+    By bisection, first of the upper 16 bits. Logits that were computed in 16 bits differ in these
+    only, so all numbers with the upper bits found are probably equal.
     """
     low, high = low >> 16, high >> 16
     while low < high:
@@ -86,17 +86,17 @@ def kth_of_four(a, b, c, d, k, low, high):
 
 @triton.jit
 def halfway(low, high):
-    """Above low and at most high, for low < high."""
+    """A number above low and at most high, for low < high; int64 as the difference may overflow."""
     return (low + (high.to(tl.int64) - low + 1) // 2).to(tl.int32)
 
 
 @triton.jit
 def place_of(logits, m, value, number, LANES: tl.constexpr):
-    """The id of the number-th logit, from 1, that is `value`."""
+    """The id of the number-th logit (from 1) that equals `value`."""
     lane = tl.arange(0, LANES)
     first, nth = m, number
     for begin in range(0, m, 4 * LANES):
-        equal = tl.zeros((LANES,), dtype=tl.int64)  # 16 bits for each of four steps: one sum of all
+        equal = tl.zeros((LANES,), dtype=tl.int64)  # counts of four steps, 16 bits each, in one sum
         for part in tl.static_range(4):
             at = begin + part * LANES + lane
             x = tl.load(logits + at, mask=at < m, other=float("-inf"))
@@ -118,12 +118,12 @@ def keep_kernel(
     logits, temperature, top_k, log_min_p, least, until, m, stride, float_stride, int_stride,
     LANES: tl.constexpr,
 ):  # fmt: skip
-    """A row's filters as two numbers: it keeps the tokens whose `ordered` logits are above `least`,
-    and of those that equal it the ones up to the id `until`: the first, as torch.topk on CUDA.
+    """A row's filters as two numbers. The row keeps tokens whose `ordered` logits are above
+    `least`; of those equal to it, only ids up to `until`: the first ones, like torch.topk on CUDA.
 
-    The k-th logit is looked for among the four largest of each lane. That they have the k largest
-    of all is likely, not certain: with k = 200 and 4,096 lanes it is not so in a row of a thousand.
-    Then all are counted again and again.
+    The k-th logit is searched among the four largest of each lane. These include the k largest of
+    all probably, but not certainly: with k = 200 and 4,096 lanes, one row in a thousand is an
+    exception. For such a row the bisection counts all logits in every step.
     """
     row, lane = tl.program_id(0), tl.arange(0, LANES)
     logits += row.to(tl.int64) * stride
@@ -149,7 +149,7 @@ def keep_kernel(
         low = kth_of_four(a, b, c, d, k, low, ordered(largest))
         count = tl.sum(at_least_of_four(a, b, c, d, low), axis=0)
         above = tl.sum(at_least_of_four(a, b, c, d, low + 1), axis=0)
-        if (m > 4 * LANES) & (tl.max(d, axis=0) >= low):  # a lane may have more of them
+        if (m > 4 * LANES) & (tl.max(d, axis=0) >= low):  # a lane may have more than four of them
             high = ordered(largest)
             if k > 4 * LANES:
                 low = tl.full((), -(2**31), dtype=tl.int32)
@@ -176,15 +176,15 @@ def keep_kernel(
 
 @triton.jit
 def mixed(z):
-    """splitmix but for its last step, as in bonsai/system/hashing.py."""
+    """splitmix without its last step, as in bonsai/system/hashing.py."""
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
     return (z ^ (z >> 27)) * 0x94D049BB133111EB
 
 
 @triton.jit
 def exponential(u):
-    """-log(1 - u), fp32, for u in (0, 1]: precise where u is small, too, though 1 - u is not, and
-    without fp64, of which a GPU at home does little. -log(1 - u) = 2 atanh(u / (2 - u))."""
+    """-log(1 - u) in float32, for u in (0, 1], precise for small u too, where 1 - u is rounded:
+    -log(1 - u) = 2 atanh(u / (2 - u)). Without float64, which is slow on consumer GPUs."""
     s = u / (2.0 - u)
     t = s * s
     series = 1 / 9 + t * (1 / 11 + t * (1 / 13 + t * (1 / 15)))
@@ -199,7 +199,8 @@ def draw_kernel(
     IDS: tl.constexpr, SCALED: tl.constexpr, FILTERED: tl.constexpr, BLOCK: tl.constexpr,
     GAMMA: tl.constexpr,
 ):  # fmt: skip
-    """The best of BLOCK tokens of a row by logit + noise, the first of the best, and its value."""
+    """Of BLOCK tokens of a row the one with the largest logit + noise, the first of equal ones, and
+    that sum."""
     row, place = tl.program_id(0), tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     key = tl.load(keys + row * int_stride).to(tl.uint64)
     z = mixed(key + (tl.load(steps + row * int_stride).to(tl.uint64) + 1) * GAMMA)
@@ -225,18 +226,19 @@ def draw_kernel(
 
 @triton.jit
 def best_kernel(drawn, values, token, parts, PARTS: tl.constexpr):
-    """Of a row's parts the token of the best, the first of the best."""
+    """The token of a row's best part, the first of equal ones."""
     row, part = tl.program_id(0), tl.arange(0, PARTS)
     x = tl.load(values + row * parts + part, mask=part < parts, other=float("-inf"))
     tl.store(token + row, tl.load(drawn + row * parts + tl.argmax(x, axis=0)))
 
 
 def draw(logits, ids, keys, steps, temperature=None, top_k=None, log_min_p=None):
-    """Logits (n, m) of tokens ids (n, m), None: 0 ... m - 1; the rest (n,) of the rows -> tokens
-    (n,) drawn as by sampling.py: argmax of logits / temperature + noise(step_key(key, step), id).
+    """Draw tokens (n,) like sampling.py: the argmax of logits / temperature + noise(step_key(key,
+    step), id).
 
-    temperature may be left out, as may top_k (0: all) together with log_min_p (-inf: all). keys,
-    steps and top_k are columns of one table, temperature and log_min_p of another.
+    logits (n, m); ids (n, m), None: 0 ... m - 1; all others (n,). temperature may be left out, and
+    so may top_k (0: all) together with log_min_p (-inf: all). keys, steps and top_k must be columns
+    of one table, temperature and log_min_p columns of another.
     """
     (n, m), device = logits.shape, logits.device
     logits = logits if logits.stride(1) == 1 else logits.contiguous()

@@ -1,10 +1,10 @@
 """Functions that are captured as CUDA graphs, and replayed.
 
-A one-token step of a small model is some hundreds of kernels of a few microseconds each; launched
-one by one from Python each takes longer to launch than to run. A graph launches all of them at
-once. What is captured are the kernels and their addresses, nothing of the Python around them: a
-captured function takes its inputs from tensors that stay where they are, leaves its results in such
-tensors, and never looks at a number on the device.
+A one-token step of a small model is some hundreds of kernels of a few microseconds each. Launching
+one from Python takes longer than running it; a graph launches all of them at once. A capture
+records the kernels and their addresses, nothing of the Python around them. So a captured function
+reads its inputs from tensors that stay at their place, writes its results to such tensors, and
+never uses a number from the device in Python.
 """
 
 import sys
@@ -14,15 +14,15 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-MOST = 128  # graphs that are kept; the least recently used go first
-REFUSALS = 3  # captures that may fail before no more are tried
+MOST = 128  # how many graphs are kept; the least recently used are dropped first
+REFUSALS = 3  # how many captures may fail; then no more are tried
 
 
 class Graphs:
     """Captured functions of one device, by key.
 
-    They share one pool of memory for what they compute in between, which is theirs during a replay
-    only. So they are run one after another, and what outlives a run is in tensors of the caller.
+    They share one pool of memory for intermediate results, which are valid during a replay only. So
+    graphs must run one after another, and results must be in tensors of the caller.
     """
 
     def __init__(self, device: torch.device):
@@ -33,8 +33,8 @@ class Graphs:
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
-        """Do what `function` does: the first time with a key by calling it, which loads the kernels
-        and gets the libraries ready, and then capturing it; from then on by a replay."""
+        """Run `function`. The first time with a key it is called, which loads kernels and
+        initialises libraries, and then captured; later its graph is replayed."""
         if graph := self.kept.get(key):
             self.kept.move_to_end(key)
             graph.replay()
@@ -49,12 +49,14 @@ class Graphs:
             self.kept.popitem(last=False)
 
     def capture(self, function: Callable[[], None]) -> "CapturedGraph | Uncaptured":
-        """A graph of `function`; where none can be had, its stand-in, after one line why."""
+        """A graph of `function`; if the capture fails, an Uncaptured, after one line that says
+        why."""
         if self.captures:
             try:
                 return CapturedGraph(function, self.stream, self.pool)
-            except RuntimeError as e:  # it waits for the device, the memory is full, an old driver
-                self.pool = torch.cuda.graph_pool_handle()  # into that one no other may be captured
+            # for example the function waits for the device, the memory is full, an old driver
+            except RuntimeError as e:
+                self.pool = torch.cuda.graph_pool_handle()  # the old one cannot be used any more
                 self.refused += 1
                 self.captures = self.refused < REFUSALS
                 first = e.__context__ if isinstance(e.__context__, RuntimeError) else e
@@ -65,14 +67,15 @@ class Graphs:
 
 
 class CapturedGraph:
-    """The kernels that a function launches, to be launched at once."""
+    """The kernels that a function launches; `replay` launches all of them at once."""
 
     def __init__(self, function: Callable[[], None], stream, pool):
         graph = torch.cuda.CUDAGraph()
         try:
             with on_stream(stream):  # the default stream cannot be captured
-                # other threads may go on with what they do on the device; and torch makes a tensor
-                # here that graphs share, which it could not fill any more outside of inference mode
+                # thread_local: other threads may use the device meanwhile. Not in inference mode:
+                # torch makes a tensor here that all graphs share, and could not change it later
+                # outside of that mode
                 with torch.inference_mode(False):
                     graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
@@ -86,18 +89,18 @@ class CapturedGraph:
 
 
 def end_allocation(stream, pool) -> None:
-    """Have torch's allocator go on as usual after a capture that was broken off.
+    """Return torch's allocator to its normal state after a capture that failed.
 
-    It ends one only where CUDA has ended it well. Until then no graph can be captured into the
-    pool, and memory that is free is not given back where more is needed.
+    It returns by itself only if CUDA has ended the capture without an error. Until then no graph
+    can be captured into the pool, and free memory is not released when more is needed.
     """
-    with suppress(Exception):  # it has ended well, as where the memory was full
+    with suppress(Exception):  # there was no error in CUDA, for example if the memory was full
         torch._C._cuda_endAllocateToPool(stream.device_index, pool)
         torch._C._cuda_releasePool(stream.device_index, pool)
 
 
 class Uncaptured:
-    """Stands in for a graph where there is none: a replay calls the function."""
+    """Replaces a graph that cannot be captured: `replay` calls the function."""
 
     def __init__(self, function: Callable[[], None]):
         self.replay = function
@@ -105,8 +108,8 @@ class Uncaptured:
 
 @contextmanager
 def on_stream(stream):
-    """What is launched inside runs on another stream, after what was launched before it and before
-    what is launched after it."""
+    """Run the launches of this block on another stream, in order with those of the current stream
+    before and after the block."""
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     try:

@@ -1,4 +1,4 @@
-"""Weights in 8 bits on a GPU."""
+"""Linear layers with int8 weights on a GPU."""
 
 import torch
 from torch import nn
@@ -11,22 +11,21 @@ from bonsai.engine.cuda.layers import Product
 
 
 class CudaInt8Linear(FastLinear):
-    """y = x W^T + b with W as int8 and a scale per output channel, as Int8Linear.
+    """y = x W^T + b with W as int8 and a scale per output channel, like Int8Linear.
 
-    Few rows go through a kernel that reads the weights as they are. Of many rows, and without
-    Triton, they are converted first, which for a few rows takes longer than weights in bfloat16.
+    For few rows a kernel reads the int8 weights. For many rows, and without Triton, the weights are
+    converted first; for a few rows this is slower than bfloat16 weights.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype):
         super().__init__()
-        # no buffers: the scale stays in float32 whatever the model is converted to
+        # Attributes that are not buffers: so the scale stays float32 if the model is converted
         self.q, self.scale = to_int8(linear.weight)
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.use(None)
 
     def use(self, kernels: Kernels | None) -> None:
-        """Have few rows go through these kernels, which were compared with plain torch; None: have
-        none of them do."""
+        """Use these kernels, which were compared with plain torch, for few rows; None: use none."""
         self.kernels, self.few = kernels, kernels.sizes[-1] if kernels else 0
 
     @property

@@ -1,4 +1,4 @@
-"""The kernels of a one-token step, where they can be had and give what plain torch gives."""
+"""Loads the kernels of a one-token step, and compares their results with those of plain torch."""
 
 import ctypes
 import functools
@@ -19,24 +19,25 @@ from bonsai.system.hashing import splitmix_tensor
 class Kernels(NamedTuple):
     """Functions of block_kernels.py and draw_kernel.py, or others that compute the same."""
 
-    product: Callable  # layers.product, with a norm or a residual of up to sizes[0] rows
+    product: Callable  # layers.product; with a norm or a residual for up to sizes[0] rows only
     add_and_norm: Callable  # layers.add_and_norm
     normed: Callable  # layers.normed
     attend_step: Callable  # layers.attend_step
     draw: Callable  # draw_kernel.draw
-    sizes: tuple[int, ...]  # the most rows of each shape of kernel, ascending; more: none takes
-    # if each of these begins before the one ahead has ended: the same, one after another
+    sizes: tuple[int, ...]  # the most rows of each shape of kernel, ascending; none takes more
+    # None, or, if each of these kernels may begin before the previous one has ended: the same
+    # kernels, run one after another
     in_order: "Kernels | None" = None
 
 
-REPLAYS = 3  # of a graph whose kernels overlap, before it is trusted
+REPLAYS = 3  # how often a graph of overlapping kernels is replayed to check its numbers
 
 
 @functools.cache
 def load_kernels(device: torch.device) -> Kernels | None:
-    """The kernels for this GPU, which overlap where it can do that: block.py's `join` looks whether
-    they give other numbers. None, after one line that says why, where there is no Triton, or no
-    compiler for it, or where a draw is not what it should be. device: with its index."""
+    """The kernels for this GPU, which overlap if it supports that; block.py's `join` checks their
+    numbers. None, after one line that says why, if there is no Triton or no compiler for it, or if
+    a draw is wrong. device: with its index."""
     try:
         from bonsai.engine.cuda import block_kernels
         from bonsai.engine.cuda.draw_kernel import draw
@@ -49,7 +50,7 @@ def load_kernels(device: torch.device) -> Kernels | None:
             block_kernels.attend_step,
         )
         in_order = Kernels(*of_block, draw, block_kernels.SIZES)
-    except Exception as e:  # Triton has many ways to fail, and plain torch does the same
+    except Exception as e:  # Triton has many ways to fail, and plain torch computes the same
         refuse(e)
         return None
     overlapping = [functools.partial(function, overlap=True) for function in of_block]
@@ -63,8 +64,8 @@ def load_kernels(device: torch.device) -> Kernels | None:
 
 
 def can_overlap(device: torch.device) -> bool:
-    """Whether a kernel may begin before the one ahead has ended, in captured graphs too: compute
-    capability 9.0 and a driver of CUDA 12.3."""
+    """Whether a kernel may begin before the previous one has ended, also in captured graphs: this
+    needs compute capability 9.0 and a driver for CUDA 12.3."""
     if torch.version.hip or torch.cuda.get_device_capability(device) < (9, 0):
         return False
     version = ctypes.c_int()
@@ -73,7 +74,7 @@ def can_overlap(device: torch.device) -> bool:
 
 
 def refuse(e: Exception, instead: str = "no Triton kernels, torch computes instead") -> None:
-    """Print one line: what is done instead, and why."""
+    """Print one line that says what is done instead, and why."""
     reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
     print(f"{instead}, slower: {reason}", file=sys.stderr)
 
@@ -83,7 +84,7 @@ def refuse_overlap(e: Exception) -> None:
 
 
 def plain_draw(logits, ids, keys, steps, temperature, top_k, log_min_p):
-    """draw_kernel.draw in plain torch; ids and all others (n,) given."""
+    """draw_kernel.draw in plain torch, with all arguments given."""
     kept = logits / temperature[:, None]
     likeliest = kept.amax(1, keepdim=True)
     rank = logits.argsort(dim=1, descending=True, stable=True).argsort(1)
@@ -94,18 +95,19 @@ def plain_draw(logits, ids, keys, steps, temperature, top_k, log_min_p):
 
 
 def check_draw(draw: Callable, device: torch.device) -> None:
-    """Raise RuntimeError where tokens are drawn that sampling.py would not draw."""
-    generator = torch.Generator().manual_seed(0)  # the global one is not touched
+    """Raise RuntimeError if the kernels draw other tokens than sampling.py."""
+    generator = torch.Generator().manual_seed(0)  # leaves the global generator's state as it is
     logits = torch.randn(16, 200, generator=generator).to(device)
     ids = torch.randint(50304, logits.shape, generator=generator).to(device)
     ints = torch.randint(-(2**62), 2**62, (16, 3), generator=generator).to(device)
-    keys, steps, top_k = ints.T  # as columns of a table, and the others of another
+    keys, steps, top_k = ints.T  # strided columns of a table, as in rows.py
     floats = torch.tensor([[1.0, -inf]], device=device).repeat(16, 1)
     top_k.zero_()
     same(draw(logits, ids, keys, steps), plain_draw(logits, ids, *columns(ints, floats)))
 
-    # a whole vocabulary with equal logits: two rows have their k largest in one lane, of which
-    # keep_kernel first looks at four, and one keeps more tokens than it looks at in all lanes
+    # A whole vocabulary with equal logits. keep_kernel first looks at the four largest logits of
+    # each lane: here two rows have their k largest in one lane, and one row keeps more tokens than
+    # four in each lane
     logits = torch.randn(7, 50000, generator=generator).bfloat16().float().to(device)
     logits[:2, ::4096] = 20
     ids = torch.arange(50000, device=device).expand(7, -1)
@@ -118,19 +120,19 @@ def check_draw(draw: Callable, device: torch.device) -> None:
 
 
 def columns(ints: torch.Tensor, floats: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """keys, steps, temperature, top_k and log_min_p of rows (n, 3) and (n, 2)."""
+    """The columns keys, steps, temperature, top_k, log_min_p of ints (n, 3) and floats (n, 2)."""
     return *ints[:, :2].T, floats[:, 0], ints[:, 2], floats[:, 1]
 
 
 def same(got: torch.Tensor, want: torch.Tensor) -> None:
-    """Raise RuntimeError where other ids were drawn than those that are wanted."""
+    """Raise RuntimeError if two draws differ."""
     if got.tolist() != want.tolist():
-        raise RuntimeError("a draw is not what it should be")
+        raise RuntimeError("a draw differs from that of plain torch")
 
 
 def check_product(kernels: Kernels, layer: Product, dtype: torch.dtype, batch: int) -> None:
-    """Raise RuntimeError where a layer gives other numbers than in plain torch, for each shape of
-    its kernels. This compiles them, too, so that no text waits for it later."""
+    """Raise RuntimeError if one of a layer's kernels gives other numbers than plain torch. It also
+    compiles them, so that no request has to wait for that later."""
     for rows in rows_of(kernels.sizes, batch):
         part = layer if rows <= kernels.sizes[0] else layer._replace(norm=0)
         x = random((rows, 1, layer.weight.size(1)), layer.weight, dtype)
@@ -140,7 +142,7 @@ def check_product(kernels: Kernels, layer: Product, dtype: torch.dtype, batch: i
 def check_sum(
     kernels: Kernels, layer: Product, norm: NormLayer | None, dtype: torch.dtype, batch: int
 ) -> None:
-    """As check_product, of a layer that adds to the stream, and of the norm after it."""
+    """Like check_product, for a layer that adds to the stream, and the norm after it."""
     for rows in rows_of(kernels.sizes, batch):
         x, stream = (
             random((rows, 1, n), layer.weight, dtype) for n in reversed(layer.weight.shape)
@@ -158,14 +160,14 @@ def check_sum(
 def check_norm(
     kernels: Kernels, norm: NormLayer, width: int, like: torch.Tensor, batch: int
 ) -> None:
-    """As check_product, of a norm by itself. like: of its device and dtype."""
+    """Like check_product, for a norm alone. like: a tensor of its device and dtype."""
     for rows in rows_of(kernels.sizes, batch):
         x = random((rows, 1, width), like, like.dtype)
         compare(f"a norm of {rows} rows", kernels.normed(x, *norm), layers.normed(x, *norm))
 
 
 def rows_of(sizes: tuple[int, ...], batch: int) -> list[int]:
-    """Numbers of rows to check: one, and the most that each shape of kernel gets from a batch."""
+    """The numbers of rows to check: one, and the most rows of a batch for each shape of kernel."""
     return sorted({1, *(min(size, batch) for size in sizes)})
 
 
@@ -177,9 +179,9 @@ def check_attend_step(
     rows: int = 2,
     values: bool = False,
 ) -> None:
-    """Raise RuntimeError where a step of attention comes out otherwise than in plain torch, or
-    leaves something else in the cache. like: of its device and dtype. rows: 2 or more. values:
-    whether something is added to the values."""
+    """Raise RuntimeError if a step of attention differs from plain torch, in its result or in the
+    cache. like: a tensor of its device and dtype. rows: 2 or more. values: whether something is
+    added to the values."""
     nh, nkv, hs, *_ = heads
     places, ends = 304, (7, 280)
     qkv = random((rows, 1, (nh + 2 * nkv) * hs), like, like.dtype)
@@ -196,9 +198,9 @@ def check_attend_step(
 
 
 def check_overlap(compute: Callable[[], Sequence[torch.Tensor]], device: torch.device) -> None:
-    """Raise RuntimeError where kernels that overlap give other numbers, to the last bit, in replays
-    of a captured graph than launched one by one, when each has ended before Python has launched the
-    next. compute: what it changes it sets anew first."""
+    """Raise RuntimeError if overlapping kernels give other numbers in replays of a captured graph
+    than launched one by one; they are compared to the last bit. Launched one by one, each kernel
+    ends before Python launches the next. compute: must first set the tensors that it changes."""
     got: list[torch.Tensor] = []
 
     def computed() -> None:
@@ -206,7 +208,7 @@ def check_overlap(compute: Callable[[], Sequence[torch.Tensor]], device: torch.d
 
     if device.type == "cuda":
         stream = torch.cuda.Stream(device)
-        with on_stream(stream):  # libraries get ready on it, too, which they cannot in a capture
+        with on_stream(stream):  # initialises libraries, which they cannot do during a capture
             computed()
         want = [x.clone() for x in got]
         graph = CapturedGraph(computed, stream, torch.cuda.graph_pool_handle())
@@ -216,18 +218,18 @@ def check_overlap(compute: Callable[[], Sequence[torch.Tensor]], device: torch.d
         graph = Uncaptured(computed)
     for _ in range(REPLAYS):
         graph.replay()
-        # as integers: what is no number is the same, too
+        # as integers, because NaN equals itself only so
         if not all(torch.equal(bits(x), bits(y)) for x, y in zip(got, want, strict=True)):
-            raise RuntimeError("kernels that overlap give something else")
+            raise RuntimeError("overlapping kernels give other numbers")
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
-    """Numbers of two or four bytes, read as integers."""
+    """The bits of floating-point numbers of two or four bytes, as integers."""
     return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
 
 
 def check_products_overlap(kernels: Kernels, device: torch.device) -> None:
-    """As check_overlap, without a block to look at: products of products, of one row."""
+    """Like check_overlap, for models without blocks: products in a row, with one row of inputs."""
     weight = random((256, 256), torch.empty(0, device=device), torch.bfloat16) / 16
     layer, x = Product(weight, None, None), random((1, 1, 256), weight, torch.bfloat16)
 
@@ -241,13 +243,13 @@ def check_products_overlap(kernels: Kernels, device: torch.device) -> None:
 
 
 def random(shape: tuple, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Noise, the same each time, from a generator of its own."""
+    """Noise, the same in each call; the global generator's state stays as it is."""
     generator = torch.Generator(like.device).manual_seed(len(shape))
     return torch.randn(shape, generator=generator, device=like.device).to(dtype)
 
 
 def compare(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
-    """Raise RuntimeError where a number is off by over 2% of the largest that is wanted."""
+    """Raise RuntimeError if a number is off by more than 2% of the largest expected number."""
     error = (got.float() - want.float()).abs().max()
     if got.shape != want.shape or not error <= 2e-2 * want.float().abs().max():
         raise RuntimeError(f"{name} is off by {error:.1e}")

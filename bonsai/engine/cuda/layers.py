@@ -1,4 +1,4 @@
-"""What the kernels of a one-token step compute: how it is said to them, and in plain torch."""
+"""The layers of a one-token step: how they are described to the kernels, and in plain torch."""
 
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ FOLLOWS = ("", "gelu", "gelu_tanh", "relu", "relu2", "swiglu")  # activations af
 
 
 class Product(NamedTuple):
-    """A linear layer with what is before and after it. weight (N, K), int8 with a scale (N) in
-    fp32, or as the input without one; bias (N).
+    """A linear layer with the norm before it and the activation after it.
 
-    norm: LAYER or RMS, 0 for none, with gain and shift (K) and eps. activation: one of FOLLOWS; of
-    swiglu the first N / 2 outputs are the gates of the others.
+    weight (N, K): int8 with a float32 scale (N), or of the input's dtype without one; bias (N).
+    norm: LAYER or RMS, 0 for none, with gain and shift (K) and eps. activation: one of FOLLOWS;
+    with swiglu the first N / 2 outputs are the gates of the others.
     """
 
     weight: torch.Tensor
@@ -40,8 +40,8 @@ class NormLayer(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """Of an attention: its heads, and what is done to queries and keys. norm: LAYER, RMS or 0, of
-    each head, without gain; window: positions that are seen, 0 for all."""
+    """An attention's heads, and how queries and keys are normalised. norm: LAYER, RMS or 0, for
+    each head, without gain; window: how many positions are seen, 0: all."""
 
     nh: int
     nkv: int
@@ -59,7 +59,7 @@ def normed(x: torch.Tensor, kind: int, gain=None, shift=None, eps: float = 1e-5)
 
 
 def product(x: torch.Tensor, layer: Product, residual: torch.Tensor | None = None) -> torch.Tensor:
-    """x (..., K) -> the layer's y (..., N) as x, to which the residual (..., N) is added."""
+    """x (..., K) -> the layer's output (..., N) in x's dtype, plus the residual (..., N) if any."""
     y = F.linear(
         normed(x, layer.norm, layer.gain, layer.shift, layer.eps).float(), layer.weight.float()
     )
@@ -70,18 +70,18 @@ def product(x: torch.Tensor, layer: Product, residual: torch.Tensor | None = Non
 
 
 def add_and_norm(x, layer: Product, residual, norm: NormLayer | None = None):
-    """x (..., K) -> the stream, which is the residual (..., N) with the layer's y added, and the
-    norm of the stream; None without one."""
+    """x (..., K) -> the stream (..., N), which is the residual plus the layer's output, and the
+    stream's norm, or None if no norm is given."""
     stream = product(x, layer, residual)
     return stream, None if norm is None else normed(stream, *norm)
 
 
 def attend_step(qkv, k, v, pos, heads: Heads, rotation=None, extra=None) -> torch.Tensor:
-    """Causal attention of one more token in each row.
+    """Causal attention of one more token in each row -> (B, 1, nh hs).
 
-    qkv (B, 1, (nh + 2 nkv) hs); k, v (B, nkv, S, hs), the cache of a layer, equal in strides, which
-    gets the new key and value at pos (B,) int64; rotation: cos and sin as model.rope_angles,
-    (B, 1, 1, hs) fp32; extra (B, 1, nkv hs) is added to the value -> (B, 1, nh hs).
+    qkv (B, 1, (nh + 2 nkv) hs). k, v (B, nkv, S, hs): the cache of a layer, with equal strides; the
+    new key and value are written to it at pos (B,) int64. rotation: cos and sin of
+    model.rope_angles, (B, 1, 1, hs) float32. extra (B, 1, nkv hs): added to the value.
     """
     B, (nh, nkv, hs, scale, window, norm, eps) = len(qkv), heads
     qk, value = qkv.view(B, 1, -1, hs).transpose(1, 2).split((nh + nkv, nkv), dim=1)

@@ -1,9 +1,9 @@
-"""The next tokens of rows whose settings are on the device: sampling.py without the host.
+"""Draws the next tokens like sampling.py, but on the device alone, with the settings of rows there.
 
-sampling.py draws rows with the same settings together and knows each row's tokens as a list. Here
-every setting is a number per row, the tokens so far are counted on the device, and rows with
-different settings are drawn side by side, so that a captured graph can do it. What stays fixed in a
-graph is a `Draw`: which filters there are, and how many tokens they look at.
+sampling.py draws rows with equal settings together and has each row's tokens as a list. Here every
+setting is a tensor with a number for each row, and the tokens so far are counted on the device. So
+rows with different settings are drawn together, and the draw can be captured as a graph. A graph
+fixes only a `Draw`: which filters there are, and how many tokens they look at.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,31 +19,31 @@ from bonsai.system.hashing import signed, splitmix_tensor
 
 INTS = ("pos", "step", "key", "top_k", "limit", "greedy")
 FLOATS = ("temperature", "top_p", "log_min_p", "repetition", "presence", "frequency")
-NEUTRAL = SamplingParams(temperature=0)  # of a slot without a request
+NEUTRAL = SamplingParams(temperature=0)  # settings of a slot without a request
 
 
 class Draw(NamedTuple):
-    """What a step does to choose tokens, the same for all of its rows."""
+    """How a step chooses tokens: one description for all of its rows."""
 
-    greedy: bool  # some rows take the likeliest token
-    random: bool  # some draw
-    top_k: int  # tokens to look at; 0: all
-    ranked: bool  # rows look at different numbers of them
+    greedy: bool  # whether some rows take the likeliest token
+    random: bool  # whether some rows draw
+    top_k: int  # how many tokens to look at; 0: all
+    ranked: bool  # whether top_k differs between rows
     limit: int  # ids from here on are never chosen
-    limited: bool  # rows have different limits
-    top_p: bool
+    limited: bool  # whether the limit differs between rows
+    top_p: bool  # whether a row uses it
     min_p: bool
-    adjusted: bool  # penalties or a bias
-    logprobs: int | None  # likeliest tokens to report; None: no log-probabilities either
+    adjusted: bool  # whether a row has penalties or a bias
+    logprobs: int | None  # how many likeliest tokens to report; None: no log-probabilities at all
 
     @property
     def filters(self) -> bool:
-        """Whether rows look at a part of the tokens, by top_k or min_p."""
+        """Whether rows keep only some of the tokens, by top_k or min_p."""
         return bool(self.top_k or self.ranked or self.min_p)
 
     @classmethod
     def of(cls, rows: Sequence[Row], vocab_size: int) -> "Draw":
-        """What these rows need."""
+        """The Draw that these rows need."""
         settings = [row.params for row in rows]
         limits = {limit_of(p, vocab_size) for p in settings}
         hot = [p for p in settings if p.temperature > 0]
@@ -64,7 +64,7 @@ class Draw(NamedTuple):
 
 
 def limit_of(params: SamplingParams, vocab_size: int) -> int:
-    """Ids below this one may be drawn."""
+    """The number of ids that may be drawn: those below it."""
     return min(params.vocab_limit or vocab_size, vocab_size)
 
 
@@ -75,20 +75,21 @@ def top_k_of(params: SamplingParams, vocab_size: int) -> int:
 
 
 def adjusts(params: SamplingParams) -> bool:
-    """Whether a row changes its logits before it draws."""
+    """Whether a row has penalties or a bias, which change the logits before the draw."""
     penalties = params.presence_penalty or params.frequency_penalty
     return params.repetition_penalty != 1 or bool(penalties or params.logit_bias)
 
 
 def ints_of(row: Row, vocab_size: int) -> list[int]:
-    """INTS without the position."""
+    """A row's values for INTS, without the position."""
     p, V = row.params, vocab_size
     greedy = p.temperature == 0
     return [len(row.tokens), signed(row.key), top_k_of(p, V), limit_of(p, V), greedy]
 
 
 def floats_of(p: SamplingParams) -> list[float]:
-    """FLOATS. A setting that a row does not use has its neutral value: others may use it."""
+    """A row's values for FLOATS. A setting that is not used gets the value without effect, because
+    other rows of the step may use it."""
     return [
         max(p.temperature, 1e-6) if p.temperature > 0 else 1.0,
         p.top_p if p.top_p < 1 else inf,
@@ -98,14 +99,14 @@ def floats_of(p: SamplingParams) -> list[float]:
 
 
 def to_device(numbers: Sequence, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Numbers as a tensor; torch.tensor by itself would wait until the device has done its work."""
+    """Numbers as a tensor, without waiting for the device, as torch.tensor(device=...) would."""
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 class Rows:
     """Rows on a device: their last tokens, positions and settings, by slot.
 
-    token (B, 1), and of each name in INTS and FLOATS a column: B numbers.
+    token (B, 1); for each name in INTS and FLOATS an attribute (B,), a column of a table.
     """
 
     def __init__(self, batch: int, vocab_size: int, device: torch.device):
@@ -124,8 +125,8 @@ class Rows:
         raise AttributeError(name)
 
     def put(self, slots: Sequence[int], rows: Sequence[Row], positions: Sequence[int]) -> None:
-        """Rows go on in these slots, which differ: the last token of each is the next to be read,
-        at its position. However many they are, they are written at once."""
+        """Put rows into these slots, no slot twice. The last token of a row is the next one that
+        the model reads, at the row's position. All rows are written with the same few copies."""
         ints, floats = [], []
         for slot, row, pos in zip(slots, rows, positions):
             last = (row.tokens or row.prompt)[-1]
@@ -137,22 +138,22 @@ class Rows:
         self.ints.index_copy_(0, index, ints[:, 2:])
         self.floats.index_copy_(0, index, to_device(floats, torch.float32, self.device))
         if self.texts is None and any(adjusts(row.params) for row in rows):
-            with torch.inference_mode(False):  # a row may move outside of it
+            with torch.inference_mode(False):  # else `move` fails outside of inference mode
                 self.texts = Texts(len(self.token), self.vocab_size, self.device)
         if self.texts is not None:
             self.texts.put(slots, rows, index)
 
     def move(self, source: int, target: int) -> None:
-        """Make one slot what another is."""
+        """Copy one slot to another."""
         texts = self.texts.all if self.texts is not None else ()
         for x in (self.token, self.ints, self.floats, *texts):
             x[target].copy_(x[source])
 
     def take(self, tokens: torch.Tensor, draw: Draw) -> None:
-        """The next tokens (n,) of the first rows, each one step and one position further."""
+        """Take the next tokens (n,) of the first rows; these advance by a step and a position."""
         n = len(tokens)
-        # among logits that are no numbers a kernel finds anything as the best; to look up an id
-        # that is none would end the process
+        # Among logits that are NaN a kernel may choose any number. Looking up the embedding of an
+        # invalid id would end the process
         tokens = torch.clamp(tokens, 0, draw.limit - 1, out=self.token[:n, 0])
         self.ints[:n, :2].add_(1)
         if draw.adjusted:
@@ -160,7 +161,8 @@ class Rows:
 
 
 class Texts:
-    """What penalties and biases need to know: which tokens a row has, and how often."""
+    """Tables for penalties and biases: which tokens a row's prompt has, how often each is in its
+    answer, and its biases."""
 
     def __init__(self, batch: int, vocab_size: int, device: torch.device):
         self.prompt = torch.zeros((batch, vocab_size), dtype=torch.bool, device=device)
@@ -170,7 +172,7 @@ class Texts:
         self.all = self.prompt, self.counts, self.bias
 
     def put(self, slots: Sequence[int], rows: Sequence[Row], index: torch.Tensor) -> None:
-        """As `Rows.put`. index: the slots on the device."""
+        """Like `Rows.put`. index: the slots, on the device."""
         for x in self.all:
             x.index_fill_(0, index, 0)
         changed = [(slot, row) for slot, row in zip(slots, rows) if adjusts(row.params)]
@@ -186,7 +188,7 @@ class Texts:
         self.bias.view(-1).scatter_(0, self.places(biases), values)
 
     def places(self, tokens_of: Iterable[tuple[int, Iterable[int]]]) -> torch.Tensor:
-        """Where the tokens of slots stand in a table whose rows are one after another."""
+        """The places of slots' tokens in a flattened table (B, V)."""
         V = self.counts.size(1)
         places = [slot * V + token for slot, tokens in tokens_of for token in tokens]
         return to_device(places, torch.int64, self.counts.device)
@@ -200,7 +202,7 @@ class Texts:
 
 
 def next_tokens(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
-    """Logits (n, V) of the first rows -> their next tokens (n,), as `sample_next` has them."""
+    """Logits (n, V) of the first rows -> their next tokens (n,), those of `sample_next`."""
     n = len(logits)
     if draw.adjusted:
         logits = adjust(logits, rows)
@@ -208,7 +210,7 @@ def next_tokens(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
     if not draw.random:
         return logits.argmax(dim=-1)
     kernels = load_kernels(logits.device) if logits.is_cuda else None
-    if kernels and not draw.top_p:  # for which a row has to be sorted
+    if kernels and not draw.top_p:  # the kernels do not sort a row, which top_p needs
         filters = (rows.top_k[:n], rows.log_min_p[:n]) if draw.filters else ()
         of_rows = rows.key[:n], rows.step[:n], rows.temperature[:n]
         drawn = kernels.draw(logits, None, *of_rows, *filters)
@@ -220,7 +222,7 @@ def next_tokens(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
 
 
 def adjust(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Logits (n, V) with each row's penalties and bias, as sampling.py's `adjust`."""
+    """Logits (n, V) with each row's penalties and bias, like sampling.py's `adjust`."""
     n, texts = len(logits), rows.texts
     counts, penalty = texts.counts[:n], rows.repetition[:n, None]
     answered = counts > 0
@@ -231,7 +233,7 @@ def adjust(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 def within_limit(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
-    """Logits (n, V) -> logits (n, limit) of the tokens that may be chosen, -inf for others."""
+    """Logits (n, V) -> logits (n, limit), -inf for tokens that a row may not choose."""
     logits = logits[:, : draw.limit]
     if draw.limited:
         places = torch.arange(draw.limit, device=logits.device)
@@ -240,14 +242,15 @@ def within_limit(logits: torch.Tensor, rows: Rows, draw: Draw) -> torch.Tensor:
 
 
 def candidates(logits: torch.Tensor, rows: Rows, draw: Draw):
-    """Logits (n, V) -> logits (n, m) over the temperature, -inf where filtered out; ids or None.
+    """Logits (n, V) -> logits (n, m) divided by the temperature, -inf where filtered out; and their
+    ids, or None if these are 0 ... m - 1.
 
-    As sampling.py's `candidates`, which looks at a part of the vocabulary for top_p where that is
-    enough; that would be a look at a number on the device.
+    Like sampling.py's `candidates`. That one looks at a part of the vocabulary for top_p if this
+    suffices; here it would have to wait for a number from the device to know.
     """
     n, ids = len(logits), None
     if draw.top_k:
-        ordered = draw.ranked or draw.top_p  # a sort takes as long as all else of it
+        ordered = draw.ranked or draw.top_p  # sorting takes half of topk's time
         logits, ids = torch.topk(logits, draw.top_k, sorted=ordered)
     elif draw.ranked or draw.top_p:
         logits, ids = logits.sort(dim=-1, descending=True, stable=True)
@@ -259,7 +262,7 @@ def candidates(logits: torch.Tensor, rows: Rows, draw: Draw):
     if draw.top_p:
         probs = (logits - logits.logsumexp(dim=-1, keepdim=True)).exp()
         before = probs.cumsum(dim=-1) - probs  # probability of the likelier tokens
-        before[:, 0] = 0  # never the likeliest
+        before[:, 0] = 0  # the likeliest token is always kept
         logits = logits.masked_fill(before >= rows.top_p[:n, None], -inf)
     if draw.min_p:
         least = logits.amax(dim=-1, keepdim=True) + rows.log_min_p[:n, None]
@@ -268,8 +271,8 @@ def candidates(logits: torch.Tensor, rows: Rows, draw: Draw):
 
 
 def drawn_from(kept: torch.Tensor, ids, rows: Rows, kernels: Kernels | None) -> torch.Tensor:
-    """What `candidates` gives -> tokens (n,) of the first rows, as sampling.py's `draw`: argmax of
-    the logits and the noise of (key, step, id)."""
+    """Logits and ids from `candidates` -> tokens (n,) of the first rows, like sampling.py's `draw`:
+    argmax of logits + noise(key, step, id)."""
     keys, steps = rows.key[: len(kept)], rows.step[: len(kept)]
     if kernels:
         return kernels.draw(kept, ids, keys, steps)
@@ -285,15 +288,16 @@ def drawn_from(kept: torch.Tensor, ids, rows: Rows, kernels: Kernels | None) -> 
 def packed_scores(
     logits: torch.Tensor, tokens: torch.Tensor, rows: Rows, draw: Draw
 ) -> torch.Tensor:
-    """Logits (n, V), tokens (n,) -> (n, 1 + 2 k) fp32: log p of each token; the k likeliest ids and
-    their log p. As sampling.py's `scores`."""
+    """Logits (n, V), tokens (n,) -> (n, 1 + 2 k) float32: log p of each token, then the k likeliest
+    ids, then their log p. Like sampling.py's `scores`."""
     logp = F.log_softmax(logits, dim=-1)
     top, ids = torch.topk(within_limit(logp, rows, draw), draw.logprobs)
-    return torch.cat((logp.gather(-1, tokens[:, None]), ids.float(), top), dim=1)  # ids below 2^24
+    # float32 is exact for ids below 2^24
+    return torch.cat((logp.gather(-1, tokens[:, None]), ids.float(), top), dim=1)
 
 
 def unpacked(numbers: list[float], params: SamplingParams) -> Score:
-    """The score of one row of `packed_scores`, for a row with these settings."""
+    """The score in one row of `packed_scores`. params: the row's settings."""
     k = len(numbers) // 2
     ids, top = numbers[1 : 1 + k], numbers[1 + k :]
     most = min(params.logprobs, params.vocab_limit or params.logprobs)

@@ -1,9 +1,9 @@
 """One-token steps of many rows as captured graphs, queued several at a time.
 
 A step is two graphs: the model's (decode_one_token on a bucket of rows and positions) and that of
-the draw (rows.py), each made when it is first needed. The token of a row never leaves the device
-between steps, so the host queues the next steps while it reads the tokens of those before. Whether
-a row stops at a token is seen later: what was queued for it by then is surplus, and left out.
+the draw (rows.py), each captured when it is first needed. Between steps the tokens stay on the
+device, so the host queues the next steps while it reads the tokens of earlier ones. It notices only
+later that a row has stopped at a token: the row's tokens from steps queued by then are dropped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ from bonsai.engine.phases import bucket, decode_one_token, fixed_view, new_cache
 from bonsai.engine.sampling import Row, SamplingParams, Score
 from bonsai.models.cache import KVCache
 
-AT_ONCE = 8  # steps that are queued before the tokens of those before are read
-# draws whose kernels are loaded beforehand, which takes half a second
+AT_ONCE = 8  # how many steps are queued before the tokens of the earlier ones are read
+# Common draws: their kernels are loaded at the start, which takes half a second
 USUAL = (SamplingParams(temperature=0), SamplingParams(top_k=200), SamplingParams(top_p=0.9))
 
 
@@ -28,16 +28,16 @@ class Flight:
     """Steps that were queued together."""
 
     rows: list[Row | None]  # by slot; None: nobody waits for its tokens any more
-    tokens: torch.Tensor  # (steps, B), on the host once `done`
+    tokens: torch.Tensor  # (steps, B), on the host; valid after `done`
     scores: torch.Tensor | None  # (steps, B, 1 + 2 k), see packed_scores
-    done: torch.cuda.Event | None  # None: tokens and scores are there already
+    done: torch.cuda.Event | None  # None: tokens and scores are valid already
 
     def drop(self, row: Row) -> None:
-        """Nobody waits for the tokens of this row."""
+        """Drop the tokens of a row that nobody waits for."""
         self.rows = [None if r is row else r for r in self.rows]
 
     def read(self) -> Iterator[tuple[Row, int, Score | None]]:
-        """Wait for the steps; each row's token, step by step, with its score where asked for."""
+        """Wait for the steps. Yields each row's token, step by step, with its score if wanted."""
         if self.done is not None:
             self.done.synchronize()
         tokens = self.tokens.tolist()
@@ -52,9 +52,9 @@ class Flight:
 
 
 class CapturedSteps:
-    """Steps of the first rows of a cache of keys and values, for a model prepared for inference.
+    """Steps of the first rows of a KVCache, for a model that is prepared for inference.
 
-    On a CPU the same functions are called again instead of replayed, to test all but the capture.
+    On a CPU the functions are called again instead of replayed: so all but the capture is tested.
     """
 
     def __init__(self, model: torch.nn.Module, cache: KVCache):
@@ -64,9 +64,9 @@ class CapturedSteps:
         self.joining: dict[int, Row] = {}  # by slot, see `join`
         self.logits = torch.zeros((batch, vocab_size), device=device)
         self.written = torch.zeros((AT_ONCE, batch), dtype=torch.int64, device=device)
-        self.scores: dict[int, torch.Tensor] = {}  # of a step, by how many likeliest tokens
+        self.scores: dict[int, torch.Tensor] = {}  # of one step, by the number of likeliest tokens
         self.graphs = Graphs(device)
-        if device.type == "cuda":  # kernels are loaded and compiled now: nobody waits for a token
+        if device.type == "cuda":  # load and compile kernels now, before anyone waits for a token
             with torch.no_grad():
                 self.compute(*bucket(cache, [0]))
                 for params in USUAL:
@@ -75,8 +75,8 @@ class CapturedSteps:
 
     @classmethod
     def of(cls, model: torch.nn.Module, batch: int, length: int) -> "CapturedSteps | None":
-        """With a cache of their own for at least `length` tokens; None for a model whose cache
-        knows no steps of fixed shapes: it is decoded without."""
+        """CapturedSteps with a cache of their own for at least `length` tokens. None if the model's
+        cache does not support steps of fixed shapes."""
         length = -(-length // phases.SHORTEST) * phases.SHORTEST  # rows begin at aligned addresses
         cache = new_cache(model, batch, min(length, model.config.block_size))
         return cls(model, cache) if isinstance(cache, KVCache) else None
@@ -84,20 +84,20 @@ class CapturedSteps:
     # ---- which rows ----
 
     def put(self, slot: int, row: Row, length: int) -> None:
-        """A row goes on in this slot: `length` of its tokens are in the cache, its last is not. On
-        the device it is there after `join`."""
+        """Put a row into this slot: `length` of its tokens are in the cache, its last token is not.
+        It is written to the device by `join`."""
         self.cache.lengths[slot] = length
         self.joining[slot] = row
 
     def join(self) -> None:
-        """Write what was `put` since the last time to the device, all of it at once."""
+        """Write all rows that were `put` since the last call to the device, together."""
         joining, self.joining = self.joining, {}
         if joining:
             positions = [self.cache.lengths[slot] for slot in joining]
             self.rows.put([*joining], [*joining.values()], positions)
 
     def move(self, source: int, target: int) -> None:
-        """A row goes on in another slot."""
+        """Move a row to another slot."""
         self.join()
         self.cache.copy_row(target, self.cache, source, self.cache.lengths[source])
         self.rows.move(source, target)
@@ -119,7 +119,7 @@ class CapturedSteps:
             self.written[step].copy_(self.rows.token[:, 0])
             if k is not None:
                 scores.append(self.scores[k].clone())
-            # a row that is full goes on at its last position; its tokens are surplus
+            # a full row is computed at its last position again; these tokens are not used
             lengths[:n] = [min(length + 1, self.cache.length) for length in lengths[:n]]
         arrived = [to_host(self.written[:steps])]
         arrived.append(to_host(torch.stack(scores)) if scores else None)
@@ -127,14 +127,15 @@ class CapturedSteps:
         return Flight(list(rows), *arrived, done)
 
     def compute(self, size: int, positions: int) -> None:
-        """The last tokens of the first rows go through the model: their logits."""
+        """Compute the logits after the last tokens of the first rows."""
         part = fixed_view(self.cache, size, positions)
-        part.pos = self.rows.pos[:size].clamp(max=positions - 1)  # of free slots, and full rows
+        # free slots and full rows may have larger positions
+        part.pos = self.rows.pos[:size].clamp(max=positions - 1)
         token = self.rows.token[:size]
         self.logits[:size].copy_(decode_one_token(self.model, token, part))
 
     def choose(self, size: int, draw: Draw) -> None:
-        """The next tokens of the first rows."""
+        """Choose the next tokens of the first rows."""
         logits = self.logits[:size]
         self.rows.take(next_tokens(logits, self.rows, draw), draw)
         if draw.logprobs is not None:
@@ -142,7 +143,8 @@ class CapturedSteps:
             self.scores[draw.logprobs][:size].copy_(scores)
 
     def run(self, rows: Sequence[Row], length: int, steps: int) -> Iterator[list[int]]:
-        """The next tokens of rows that have `length` tokens each in the cache, step by step."""
+        """Yields the next tokens of all rows, step by step. length: how many tokens each row has in
+        the cache."""
         for slot, row in enumerate(rows):
             self.put(slot, row, length)
         flight = None
@@ -157,6 +159,6 @@ class CapturedSteps:
 
 
 def to_host(x: torch.Tensor) -> torch.Tensor:
-    """A copy of x on the host, there when the device has done what it was given so far."""
+    """A copy of x on the host, valid when the device has finished all work queued so far."""
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
     return host.copy_(x, non_blocking=True)
