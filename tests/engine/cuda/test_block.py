@@ -291,7 +291,7 @@ def test_kernels_that_overlap_wrongly_run_in_order(name, capsys, monkeypatch):
     join(model, torch.float32, overlap, 9)
     assert all(b.kernels is PLAIN for b in model.transformer.h) and model.lm_head.kernels is PLAIN
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "run one after another, slower: kernels that overl" in said
+    assert said.count("\n") == 1 and "run one after another, slower: overlapping kernels" in said
     # with what is wrong in order, too, there are none, and one line
     model = tiny()
     wrong = PLAIN._replace(**{name: lambda *given: None})
