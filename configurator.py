@@ -206,7 +206,11 @@ def _program_settings(namespace: dict[str, Any]) -> dict[str, Setting]:
 
 
 def _fields(model: type) -> dict[str, Setting]:
-    """A model's settings: its fields of a simple type that have a default."""
+    """A model's settings: its fields of a simple type that have a default.
+
+    What a field takes is what CHOICES of the dataclass's module has for it, such as the keys of
+    model.py's ACTIVATIONS, else what its comment says.
+    """
     hints = typing.get_type_hints(model)
     settings = {
         field.name: Setting(field.name, field.default, accepted)
@@ -215,14 +219,23 @@ def _fields(model: type) -> dict[str, Setting]:
         if (accepted := _simple_types(hints[field.name]))
     }
     for cls in reversed(model.__mro__[:-1]):  # an inherited field is described where it stands
-        try:
-            source = textwrap.dedent(inspect.getsource(cls))
-        except (OSError, TypeError):  # a class made in a shell has no source, hence no comments
-            continue
-        for name, _, comment, section in _declarations(source, ast.parse(source).body[0].body):
+        choices = getattr(sys.modules.get(cls.__module__), "CHOICES", {})
+        for name, comment, section in _described(cls):
             if name in settings:
                 settings[name].comment, settings[name].section = comment, section
+                if name in choices:
+                    settings[name].takes_words(choices[name])
     return settings
+
+
+def _described(cls: type) -> list[tuple[str, str, str]]:
+    """Name, comment and section of each field that stands in a class."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):  # a class made in a shell has no source, hence no comments
+        return []
+    found = _declarations(source, ast.parse(source).body[0].body)
+    return [(name, comment, section) for name, _, comment, section in found]
 
 
 def _simple_types(hint: Any) -> tuple[type, ...]:

@@ -110,17 +110,6 @@ class GPTConfig:
 # nanoGPT's model_args, in its order
 CLASSIC_KEYS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
 
-CHOICES = {
-    "init": ("gpt2", "fan_in"),
-    "norm": ("layernorm", "rmsnorm"),
-    "norm_bias": ("auto", True, False),
-    "norm_placement": ("pre", "post"),
-    "position": ("learned", "sinusoidal", "rope", "none"),
-    "activation": ("gelu", "gelu_tanh", "relu", "relu2", "swiglu"),
-}
-LEAST = dict.fromkeys(("block_size", "vocab_size", "n_layer", "n_head", "n_embd"), 1)
-LEAST |= dict.fromkeys(("n_kv_head", "head_size", "logit_softcap", "bigram_embeddings"), 0)
-
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -128,6 +117,17 @@ ACTIVATIONS = {
     "relu2": lambda x: F.relu(x).square(),  # Primer, So et al. 2021
     "swiglu": lambda x: F.silu(x.chunk(2, dim=-1)[0]) * x.chunk(2, dim=-1)[1],  # Shazeer 2020
 }
+
+CHOICES = {  # what a field may be, in --help, too
+    "init": ("gpt2", "fan_in"),
+    "norm": ("layernorm", "rmsnorm"),
+    "norm_bias": ("auto", True, False),
+    "norm_placement": ("pre", "post"),
+    "position": ("learned", "sinusoidal", "rope", "none"),
+    "activation": ACTIVATIONS,
+}
+LEAST = dict.fromkeys(("block_size", "vocab_size", "n_layer", "n_head", "n_embd"), 1)
+LEAST |= dict.fromkeys(("n_kv_head", "head_size", "logit_softcap", "bigram_embeddings"), 0)
 
 
 class Norm(nn.Module):

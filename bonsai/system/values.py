@@ -42,6 +42,7 @@ KINDS = ("path", "paths", "list", "escapes")  # of text
 SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 SIGN_WORDS = {">": "above", ">=": "at least", "<": "below", "<=": "at most"}
 NUMBER = r"-?(?:\d[\d_.]*(?:e-?\d+)?|inf)"
+BRACKET = r"\[([^\[\]]*)\]$"
 CONDITION = rf"(?:any|[<>]=? {NUMBER}|{NUMBER} to {NUMBER}|{NUMBER})"
 RANGE = rf"{CONDITION}(?:(?:, | or ){CONDITION})*"
 WORDS = r"[\w.-]+(?: \| [\w.-]+)*"
@@ -62,8 +63,14 @@ class Setting:
     @property
     def takes(self) -> str:
         """What stands in the brackets at the end of the comment."""
-        bracket = re.search(r"\[([^\[\]]*)\]$", self.comment)
+        bracket = re.search(BRACKET, self.comment)
         return bracket[1].strip() if bracket else ""
+
+    def takes_words(self, words: Iterable[str | bool]) -> None:
+        """Let the brackets at the end of the comment hold these words."""
+        names = ({True: "on", False: "off"}.get(word, word) for word in words)
+        comment = re.sub(BRACKET, "", self.comment).rstrip()
+        self.comment = f"{comment} [{' | '.join(names)}]".lstrip()
 
     @property
     def kind(self) -> str:

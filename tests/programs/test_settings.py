@@ -6,6 +6,7 @@ import re
 import runpy
 
 import pytest
+import torch
 from helpers.programs import ROOT
 
 import configurator
@@ -16,6 +17,7 @@ from bonsai.models.table import CONFIGS
 from bonsai.system import runtime
 from bonsai.system.errors import UserError
 from bonsai.system.values import COMMAND_LINE, RANGE, WORDS, Setting, in_range
+from bonsai.training.trackers import TRACKERS
 
 PROGRAMS = [
     path.relative_to(ROOT).as_posix()
@@ -91,14 +93,35 @@ def test_the_words_are_those_of_the_code():
     for where, setting in every.items():
         if where[1] == "dtype":
             assert setting.words == ["auto", *runtime.DTYPES], where
-        if where[0] in CONFIGS and where[1] in model.CHOICES:
-            choices = [c for c in model.CHOICES[where[1]] if isinstance(c, str)]
-            assert setting.words == choices, where
+    assert every["train.py", "tracker"].words == list(TRACKERS)
     assert sorted(every["sample.py", "on_full"].words) == sorted(ON_FULL)
     assert every["train.py", "lr_schedule"].words == ["cosine", "trapezoid"]
     assert sorted(every["spacebyte", "boundary"].words) == sorted(BOUNDARIES)
     scales = namespace("benchmarks/bytes.py")["SCALES"]
     assert every["benchmarks/bytes.py", "scale"].words == list(scales)
+
+
+def test_the_comments_of_fields_name_the_choices_of_the_code():
+    """Both are for the reader; what counts is the code."""
+    comments = {name: comment for name, comment, _ in configurator._described(model.GPTConfig)}
+    for name, setting in configurator._fields(model.GPTConfig).items():
+        assert setting.comment == comments[name]
+        if name in model.CHOICES:
+            assert setting.words == [c for c in model.CHOICES[name] if isinstance(c, str)], name
+    assert model.CHOICES.keys() <= comments.keys()
+
+
+def test_an_activation_is_added_by_its_line_in_the_table(capsys, monkeypatch):
+    monkeypatch.setitem(model.ACTIVATIONS, "tanh", torch.tanh)
+    for name in CONFIGS:
+        chosen = configured("train.py", f"--model={name}", "--activation=tanh")
+        assert CONFIGS[name](activation=chosen.activation).activation == "tanh"
+    with pytest.raises(SystemExit):
+        configured("train.py", "--help")
+    assert " | swiglu | tanh]" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        configured("train.py", "--activation=tan")
+    assert "swiglu, tanh; did you mean tanh?" in capsys.readouterr().err
 
 
 NUMBERS = (-1e18, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 1e18, math.nan, math.inf)

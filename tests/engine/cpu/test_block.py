@@ -7,7 +7,6 @@ from bonsai.engine import SamplingParams, generate, prepare
 from bonsai.engine.cpu import block
 from bonsai.models.table import build_model
 from model import ACTIVATIONS
-from model import CHOICES as ALLOWED
 
 own_kernel = pytest.mark.skipif(not block.kernels(), reason="no C++ compiler")
 T = 40
@@ -71,12 +70,11 @@ def test_block_cpp_knows_every_activation_by_its_name():
 
 
 @own_kernel
-def test_an_activation_that_is_inserted_changes_no_other(calls, monkeypatch):
+def test_an_activation_that_is_inserted_changes_no_other(calls):
     """The table has one more at its beginning, and the others in another order."""
     before = dict(ACTIVATIONS)
     ACTIVATIONS.clear()
     ACTIVATIONS.update({"tanh": torch.tanh, **dict(reversed(before.items()))})
-    monkeypatch.setitem(ALLOWED, "activation", tuple(ACTIVATIONS))
     ids = torch.randint(101, (1, 1))
     try:
         for name in ACTIVATIONS:
