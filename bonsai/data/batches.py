@@ -86,8 +86,9 @@ class Batches:
 
     def _places(self, part: Split) -> int:
         """The number of places (tokens, or rows of data of rows) at which a window can begin."""
-        last = len(part) - self.T - 1  # the last start that leaves a target for every input
-        return last // part.row_length + 1 if part.row_length else last + 1
+        if part.row_length:
+            return len(part) // part.row_length
+        return len(part) - self.T  # so that the last one leaves a target for every input
 
     def _epoch_starts(self, part: Split, p: int, index: np.ndarray) -> np.ndarray:
         """Where the windows with numbers `index` begin, in an endless sequence of shuffled passes

@@ -141,12 +141,12 @@ class Split:
         """Inputs and targets, each (len(starts), T) int64, of the windows that begin at `starts`.
 
         The targets are the inputs one token later: targets[:, t] = inputs[:, t + 1]. Targets beyond
-        the end of the split, and those whose mask is 0, are -1.
+        the end of the row or of the split, and those whose mask is 0, are -1.
         """
         ids = np.zeros((len(starts), T + 1), dtype=np.int64)
         keep = np.zeros((len(starts), T + 1), dtype=bool)
         for i, start in enumerate(starts.tolist()):
-            count = min(T + 1, len(self) - start)
+            count = self._tokens_in(start, T)
             ids[i, :count] = self.read(start, count)
             keep[i, :count] = self.read(start, count, masks=True) if self.mask_files else True
         self._check_ids(ids)
@@ -164,10 +164,16 @@ class Split:
     def targets(self, starts: np.ndarray, T: int) -> int:
         """How many targets the windows that begin at `starts` have together."""
         if self.mask_files:
-            counts = (min(T, len(self) - 1 - start) for start in starts.tolist())
+            counts = [self._tokens_in(start, T) - 1 for start in starts.tolist()]
             kept = (self.read(s + 1, n, masks=True) for s, n in zip(starts.tolist(), counts))
             return sum(int(np.count_nonzero(mask)) for mask in kept)
-        return int(np.minimum(T, len(self) - 1 - starts).sum())
+        return sum(self._tokens_in(start, T) - 1 for start in starts.tolist())
+
+    def _tokens_in(self, start: int, T: int) -> int:
+        """How many tokens a window that begins at `start` has: T + 1 or, where the split or, in
+        data of rows, its row ends before that, fewer."""
+        longest = min(T + 1, self.row_length) if self.row_length else T + 1
+        return min(longest, len(self) - start)
 
     def eval_starts(self, T: int, count: int = 0) -> np.ndarray:
         """Where the windows of an evaluation begin: all that tile the split, or `count` of them,
@@ -336,6 +342,12 @@ class Mixture:
         )
 
     @property
+    def row_length(self) -> int | None:
+        """Tokens of a row, if all data sets have rows, and of one length."""
+        lengths = {part.meta.get("row_length") for part in self.parts}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    @property
     def model_vocab_size(self) -> int:
         """The vocabulary size of a new model: a large one is rounded up to a multiple of 64, with
         which products are faster.
@@ -410,7 +422,14 @@ class Mixture:
             for name in splits:
                 split = part.split(name)
                 split.limit = vocab_size
-                if len(split) < block_size + 1:
+                row = split.row_length
+                if row and block_size + 1 < row:
+                    raise UserError(
+                        f"{part.folder} has rows of {row} tokens, and a window of block_size "
+                        f"{block_size} + 1 ends within them: set block_size={row - 1}, or prepare "
+                        f"the data again for block_size {block_size}"
+                    )
+                if len(split) < (row or block_size + 1):
                     raise UserError(
                         f"{part.folder / name}.bin has {len(split):,} tokens, too few for a window "
                         f"of block_size {block_size} + 1: lower block_size or prepare more text"

@@ -119,6 +119,11 @@ def begin(c, folder, runtime: Runtime, lap: Callable[[str], None]) -> Start:
         if resuming:
             before = loaded.config
             take_settings(c, before, loaded.source)
+    lap("model")  # loading it
+    data = Mixture.open(c.dataset)
+    data.fingerprints()  # now, before the files can change
+    of_rows = fit_rows(c, data, loaded) if before is None else ""
+    lap("data")
     if c.depth > 0 and (loaded is None or "depth" in c.given):
         if c.model != "gpt":
             raise UserError(f"depth={c.depth} is a rule for the gpt: leave it out for {c.model}")
@@ -130,10 +135,6 @@ def begin(c, folder, runtime: Runtime, lap: Callable[[str], None]) -> Start:
     if "lr_decay_iters" not in c.given and follows:
         c["lr_decay_iters"] = c.max_iters
     check_settings(c, runtime.world_size)
-    lap("model")  # loading it
-    data = Mixture.open(c.dataset)
-    data.fingerprints()  # now, before the files can change
-    lap("data")
     if loaded is None:
         start = new_model(c, data, runtime.device)
     else:
@@ -145,10 +146,25 @@ def begin(c, folder, runtime: Runtime, lap: Callable[[str], None]) -> Start:
             listed = " ".join(f"{k}={v}" for k, v in taken.items())
             start.notes.insert(1, f"settings that were left out: {listed}")
     data.check(start.model.config.block_size, start.model.config.vocab_size)
-    start.notes += schedule_notes(c)
+    start.notes += [*filter(None, [of_rows]), *schedule_notes(c)]
     start.model.to(runtime.device)  # now, while train.py imports torch.compile beside it
     lap("model")
     return start
+
+
+def fit_rows(c, data: Mixture, loaded: Loaded | None) -> str:
+    """Unless the command gives a block_size, make windows as long as the rows of the data. The
+    context of a loaded model is shortened to that, as by --block_size, but never made longer.
+    Returns a line that says so, or that windows are longer than rows, or ''."""
+    row, given = data.row_length or 1, "block_size" in c.given
+    now = loaded.model.config.block_size if loaded and not given else c.block_size
+    if row == 1 or now + 1 == row or ((given or loaded) and now + 1 < row):  # see Mixture.check
+        return ""
+    if given:
+        return f"windows of block_size {now} + 1 are filled up where rows end, after {row} tokens"
+    c["block_size"] = row - 1
+    c.given.add("block_size")
+    return f"block_size = {row - 1}, as the data have rows of {row} tokens"
 
 
 def check_settings(c, world_size: int) -> None:

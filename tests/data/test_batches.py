@@ -99,13 +99,14 @@ def test_an_epoch_has_each_window_once(tmp_path, tokens, rows):
         assert any(np.diff(seen[0]) < 0)
 
 
-def test_an_epoch_of_rows_has_each_row_once(tmp_path):
+@pytest.mark.parametrize("T", [7, 20, 100])
+def test_an_epoch_of_rows_has_each_row_once(tmp_path, T):
     data = mixture(split(tmp_path / "a.bin", np.arange(80), row_length=8))
-    batches = Batches(data, 7, 5, 0, "epoch")
+    batches = Batches(data, T, 5, 0, "epoch")
     starts = np.concatenate([batches.starts(s)[1] for s in range(4)])
     for one in (starts[:10], starts[10:]):
         assert sorted(one.tolist()) == list(range(0, 80, 8))
-    random = Batches(data, 7, 500, 0)
+    random = Batches(data, T, 500, 0)
     assert set(random.starts(0)[1].tolist()) == set(range(0, 80, 8))
 
 

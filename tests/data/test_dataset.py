@@ -131,6 +131,31 @@ def test_evaluation_windows(tmp_path):
     assert rows.eval_starts(7).tolist() == [0, 8, 16, 24, 32]
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("T", [7, 8, 20, 100])
+def test_a_window_ends_where_its_row_does(tmp_path, masked, T):
+    masks = [write(tmp_path / "mask.bin", np.arange(40) % 3 > 0, "u1")] if masked else []
+    rows = Split([write(tmp_path / "rows.bin", np.arange(40))], "uint16", masks, row_length=8)
+    starts = rows.eval_starts(T)
+    x, y = rows.windows(starts, T)
+    assert x[:, :7].tolist() == [[*range(s, s + 7)] for s in range(0, 40, 8)]
+    learnt = [i for i in range(40) if i % 8 and (i % 3 or not masked)]
+    assert y[y >= 0].tolist() == learnt and (y[:, 7:] == -1).all()
+    assert rows.targets(starts, T) == len(learnt)
+
+
+def test_windows_shorter_than_rows_are_an_error(here):
+    make_dataset(here / "data" / "rows", "rows")
+    make_dataset(here / "data" / "meta")
+    for spec in ("rows", "rows,meta"):
+        data = Mixture.open(spec)
+        data.check(7, 30)
+        data.check(16, 30)
+        with pytest.raises(UserError, match=r"rows of 8 tokens.* set block_size=7, or prepare"):
+            data.check(6, 30)
+    assert data.row_length is None and Mixture.open("rows").row_length == 8
+
+
 def test_vocabulary_of_a_new_model(here):
     for name, size, expected in (("a", 30, 30), ("b", 50257, 50304), ("c", 1001, 1024)):
         folder = make_dataset(here / "data" / name)

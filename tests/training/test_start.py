@@ -374,18 +374,18 @@ def test_a_pass_that_is_cut_otherwise_is_said(train, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def holes(tmp_path_factory) -> str:
-    """Rows of 8 tokens with 0 to 7 targets; two in three have none at all."""
+    """Rows of 9 tokens with 0 to 8 targets; two in three have none at all."""
     folder = tmp_path_factory.mktemp("holes") / "holes"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, 30, (120, 8)).astype(np.uint16)
-    mask = np.arange(8) >= rng.integers(1, 8, (120, 1))
+    rows = rng.integers(0, 30, (120, 9)).astype(np.uint16)
+    mask = np.arange(9) >= rng.integers(1, 9, (120, 1))
     mask[np.arange(120) % 3 != 0] = False
     for split in ("train", "val"):
         (folder / f"{split}.bin").write_bytes(rows.tobytes())
         (folder / f"{split}.mask.bin").write_bytes(mask.astype(np.uint8).tobytes())
     masks = {s: {"mask_files": [f"{s}.mask.bin"]} for s in ("train", "val")}
-    write_meta(folder, {"train": rows.ravel(), "val": rows.ravel()}, masks, row_length=8)
+    write_meta(folder, {"train": rows.ravel(), "val": rows.ravel()}, masks, row_length=9)
     return str(folder)
 
 
@@ -393,9 +393,9 @@ def holes(tmp_path_factory) -> str:
 def test_a_step_is_the_mean_over_its_targets(train, holes, tmp_path, model):
     """However its rows are cut into micro-batches, some of which have no target at all."""
     kind = MODELS.get(model, {"further_weight": 0.5})  # a second loss, of the token after next
-    shape = {**SMALL, **kind, "block_size": 7, "eval_iters": 0, "max_iters": 4}
+    shape = {**SMALL, **kind, "block_size": 8, "eval_iters": 0, "max_iters": 4}
     if model == "megabyte":
-        shape |= dict(patch_size=2, block_size=6)
+        shape |= dict(patch_size=2)
     for rows in (8, 4, 1):
         cut = dict(batch_size=rows, gradient_accumulation_steps=8 // rows, dataset=holes)
         assert train(tmp_path / str(rows), shape, cut) == 0
@@ -406,6 +406,31 @@ def test_a_step_is_the_mean_over_its_targets(train, holes, tmp_path, model):
             assert math.isfinite(a[key])
             assert b[key] == pytest.approx(a[key], rel=1e-4) == c[key]
         assert a.get("val_bpb") is None  # masked tokens have bytes but no loss
+
+
+def test_windows_are_as_long_as_rows(train, tmp_path, capsys):
+    """Unless the command says otherwise; those of a loaded model never become longer."""
+    without = {name: value for name, value in SMALL.items() if name != "block_size"}
+
+    def context(name: str, *parts: dict, **settings) -> int:
+        assert train(tmp_path / name, *parts, max_iters=1, **settings) == 0
+        return load(tmp_path / name / "last.pt")["model_args"]["block_size"]
+
+    as_rows = "block_size = 7, as the data have rows of 8 tokens"
+    assert context("new", without, dataset="rows") == 7
+    assert as_rows in capsys.readouterr().out
+    assert context("long", SMALL) == 16
+    assert context("shorter", without, dataset="rows", init_from=str(tmp_path / "long")) == 7
+    assert as_rows in capsys.readouterr().out
+    assert context("same", without, dataset="rows", init_from=str(tmp_path / "new")) == 7
+    assert "as the data have rows" not in capsys.readouterr().out
+    assert context("given", SMALL, dataset="rows") == 16
+    assert "windows of block_size 16 + 1 are filled up where rows end" in capsys.readouterr().out
+    assert context("mixed", SMALL, dataset="rows,meta") == 16
+    assert context("short", SMALL, block_size=5) == 5
+    for start in (dict(init_from=str(tmp_path / "short")), dict(block_size=5)):
+        with pytest.raises(UserError, match="rows of 8 tokens.* set block_size=7"):
+            train(tmp_path / "error", without, start, dataset="rows", max_iters=1)
 
 
 # ---- an optimizer of one's own ----
