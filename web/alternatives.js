@@ -1,14 +1,14 @@
-// What else a token could have been: below it, or at the bottom of a phone's screen.
+// The alternatives of a token, in a box below it, or at the bottom of a phone's screen.
 
 import { $, bits, el, percent, short } from "./dom.js";
 import { bytesText, spoken, tokenBytes, unfinished, visible, visibleToken } from "./text.js";
 
-let popup = null; // at most one: { box, anchor }
+let popup = null; // the open box, at most one: { box, anchor }
 
 /**
- * Show the alternatives of a part of a text. anchor: its element; first: the place of its first
- * token; tokens: one, or those that make up a character, { id, text, logprob, top: [{ id, text,
- * logprob }] } each. onpick gets the place of a token and the one of its `top` that was picked.
+ * Show the alternatives of a part of a text. anchor: its element; first: the index of its first
+ * token; tokens: one, or several that share a character, each as { id, text, logprob, top: [{ id,
+ * text, logprob }] }. onpick is called with a token's index and the chosen entry of its `top`.
  */
 export function open(anchor, first, tokens, onpick) {
   close();
@@ -66,7 +66,7 @@ export function open(anchor, first, tokens, onpick) {
   target.focus({ preventScroll: true });
 }
 
-/** The rows of a token, after some bytes of its character. */
+/** The alternatives of a token. before: the bytes of its character in earlier tokens. */
 function options(token, place, before, onpick) {
   const sorted = [...token.top].sort((a, b) => b.logprob - a.logprob);
   const others = 1 - sorted.reduce((sum, o) => sum + Math.exp(o.logprob), 0);
@@ -87,14 +87,14 @@ function options(token, place, before, onpick) {
       "p",
       { class: "hint" },
       `Token ${place + 1}, id ${token.id}. Probabilities before temperature and filters. ` +
-        "Pick another token to go on from it.",
+        "Pick another token to continue from it.",
     ),
   ].filter(Boolean);
 }
 
 function row(option, chosen, before, onpick) {
   const p = Math.exp(option.logprob);
-  // what completes a character is shown as that character
+  // a token that completes a character is shown as that character
   const whole = [...before, ...tokenBytes(option.text)];
   const text = unfinished(whole).length > 0 ? bytesText(tokenBytes(option.text)) : bytesText(whole);
   const button = el(
@@ -118,7 +118,7 @@ function row(option, chosen, before, onpick) {
 function place() {
   const { box, anchor } = popup;
   if (getComputedStyle(box).position === "fixed") {
-    // at the bottom of the screen: keep the token in sight above
+    // the box is at the bottom of the screen: keep the token visible above it
     document.body.style.paddingBottom = `${box.offsetHeight}px`;
     const hidden = anchor.getBoundingClientRect().bottom + 24 - box.getBoundingClientRect().top;
     if (hidden > 0) scrollBy(0, hidden);
@@ -134,7 +134,7 @@ function place() {
   box.scrollIntoView({ block: "nearest" });
 }
 
-/** Whether there was something to close. refocus: the focus goes back to the token. */
+/** Close the box; returns whether one was open. refocus: give the focus back to the token. */
 export function close(refocus = false) {
   if (!popup) return false;
   const { box, anchor } = popup;

@@ -1,6 +1,6 @@
-// The server: JSON requests, streamed completions, and whether it is there at all.
+// The server: JSON requests, streamed completions, and whether it can be reached.
 
-/** status 0: no connection; retryAfter in seconds and code, where the server says so. */
+/** status 0: no connection. retryAfter (seconds) and code: from the server, or null. */
 export class ApiError extends Error {
   constructor(message, status, retryAfter = null, code = null) {
     super(message);
@@ -10,9 +10,9 @@ export class ApiError extends Error {
   }
 }
 
-/** Fires "change" when the server comes or goes, "key" when it wants another API key. */
+/** Fires "change" when the server becomes or stops being reachable, "key" if the key is wrong. */
 export const connection = new EventTarget();
-connection.up = null; // null: not yet known
+connection.up = null; // whether the server can be reached; null: not known yet
 
 function is(up) {
   if (connection.up === up) return;
@@ -51,7 +51,7 @@ async function send(path, body, signal) {
     message = answer.error?.message ?? answer.detail ?? message;
     code = answer.error?.code ?? null;
   } catch {
-    // not JSON: the status has to do
+    // not JSON: the message has only the status
   }
   if (response.status === 401) connection.dispatchEvent(new Event("key"));
   const wait = Number(response.headers.get("Retry-After"));
@@ -72,7 +72,7 @@ export async function request(path, body, signal) {
 
 /**
  * POST with stream: true; calls `each` with every event's data until [DONE].
- * An end without [DONE] is an ApiError of status 0: the server went away.
+ * An end without [DONE] is an ApiError with status 0: the connection was lost.
  */
 export async function stream(path, body, signal, each) {
   const response = await send(path, { ...body, stream: true }, signal);
@@ -105,7 +105,7 @@ export async function stream(path, body, signal, each) {
   }
 }
 
-/** Is the server there? Only looks; listeners of `connection` hear of a change. */
+/** Whether the server can be reached. A change is reported to listeners of `connection`. */
 export async function ping() {
   try {
     await fetch("/health", { cache: "no-store", signal: AbortSignal.timeout(4000) });

@@ -1,5 +1,5 @@
 // The frame of the page: tabs, the model, the theme, the connection. Each tab is a module with
-// start(), called when it is first shown, and show() and hide() where it cares.
+// start(), called when it is first shown, and, if it needs them, show() and hide().
 
 import { ApiError, connection, ping, request, setKey } from "./api.js";
 import { $, el, memory } from "./dom.js";
@@ -13,7 +13,7 @@ const TABS = { complete, chat, tokens, inside, runs };
 const started = new Set();
 let current = null;
 
-// ---- tabs: the address holds the tab, arrow keys move between them ----
+// ---- tabs: the address names the tab; arrow keys move between them ----
 
 function show(name) {
   if (!(name in TABS)) name = "complete";
@@ -55,7 +55,7 @@ addEventListener("hashchange", () => show(location.hash.slice(1)));
 // ---- theme ----
 
 const THEMES = {
-  auto: ["Theme: as the system", "◐"],
+  auto: ["Theme: like the system's", "◐"],
   light: ["Theme: light", "○"],
   dark: ["Theme: dark", "●"],
 };
@@ -66,7 +66,7 @@ function setTheme(theme) {
   [$("theme").title, $("theme").textContent] = THEMES[theme];
   $("theme").setAttribute("aria-label", THEMES[theme][0]);
   memory.set("theme", theme);
-  dispatchEvent(new Event("themechange")); // what is drawn on a canvas is drawn anew
+  dispatchEvent(new Event("themechange")); // canvases have to be drawn again
 }
 
 $("theme").addEventListener("click", () => {
@@ -142,8 +142,8 @@ connection.addEventListener("change", () => {
     loadModels();
   } else {
     say(
-      "The server does not answer. What is here is kept; " +
-        "the page comes back by itself when it runs again: ",
+      "The server does not answer. Nothing on this page is lost; " +
+        "it reconnects by itself when the server runs again: ",
       el("code", {}, "python serve.py"),
     );
   }
@@ -177,4 +177,4 @@ connection.addEventListener("key", () => {
 
 setTheme(memory.get("theme", "auto"));
 show(location.hash.slice(1));
-ping(); // what comes of it: see "change" above
+ping(); // the result arrives as a "change" of the connection, see above

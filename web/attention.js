@@ -1,23 +1,23 @@
-// Attention on the Inside tab: a small picture per head, the chosen one as a map whose cells can be
-// read, and the prompt shaded by what one token looks at.
+// Attention on the Inside tab: a small picture per head, a map of the chosen head with readable
+// cells, and the prompt shaded by one token's attention weights.
 
 import { $, el, percent, plural, rgb } from "./dom.js";
 import { names, spoken, tokenBytes } from "./text.js";
 
-const LABELS = 36; // up to this many tokens the map has them written at its sides
+const LABELS = 36; // up to so many tokens the map has labels
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 let data = null; // the latest answer: tokens and attention[layer][head][row][column]
 let layer = 0;
 let head = 0;
 let cell = null; // [row, column] under the pointer
-let chosen = 0; // the token whose looks are shown
+let chosen = 0; // the token whose weights are shown
 
-let shown = []; // each token as a word
+let shown = []; // the tokens' names
 
 const name = (i) => shown[i];
 
-/** The card of an answer of /inspect. Call drawMap() when it is on the page. */
+/** The card for an answer of /inspect. Call drawMap() once it is on the page. */
 export function attentionCard(answer) {
   if (data !== answer) {
     data = answer;
@@ -117,7 +117,7 @@ function select(l, h) {
   drawMap();
 }
 
-/** Weights (T rows of at most T) as a canvas of T x T pixels; row: what looks, column: looked at. */
+/** Weights (T rows of at most T) as a canvas of T x T pixels: rows attend to columns. */
 function picture(weights) {
   const n = weights.length;
   const canvas = el("canvas", { width: n, height: n });
@@ -141,7 +141,7 @@ function mapCanvas() {
     if (cell) choose(cell[0]);
   });
   canvas.addEventListener("pointerleave", (e) => {
-    if (e.pointerType !== "touch") set(null); // a finger that was lifted has read nothing yet
+    if (e.pointerType !== "touch") set(null); // after a touch the number stays, to be read
   });
   canvas.addEventListener("keydown", (e) => {
     const step = STEPS[e.key];
@@ -174,7 +174,7 @@ export function drawMap() {
     : 0;
   const margin = labelled ? Math.ceil(widest) + 8 : 2;
   const size = Math.min(34, (width - margin - 2) / n);
-  const upright = widest <= size; // letters need not be turned
+  const upright = widest <= size; // whether labels fit without rotation
   const top = upright ? Math.min(20, margin) : margin;
   const height = Math.ceil(top + size * n + 2);
   const scale = devicePixelRatio || 1;
@@ -187,7 +187,7 @@ export function drawMap() {
 
   context.imageSmoothingEnabled = false;
   context.fillStyle = colour("--sunken");
-  context.beginPath(); // a token cannot look at later ones: only the lower half is there
+  context.beginPath(); // tokens do not attend to later ones: only the lower triangle is filled
   for (let i = 0; i < n; i++) context.rect(margin, top + i * size, (i + 1) * size, size);
   context.fill();
   context.drawImage(picture(data.attention[layer][head]), margin, top, size * n, size * n);
@@ -240,19 +240,19 @@ function readout() {
   const box = $("map-readout");
   if (!cell)
     return box.replaceChildren(
-      el("span", { class: "hint" }, "Rows look at columns. Point at a cell for its number."),
+      el("span", { class: "hint" }, "Rows attend to columns. Point at a cell for its weight."),
     );
   const [i, j] = cell;
   box.replaceChildren(
     el("b", { class: "mono" }, name(i)),
-    el("span", { class: "hint" }, ` (${i + 1}) looks at `),
+    el("span", { class: "hint" }, ` (${i + 1}) attends to `),
     el("b", { class: "mono" }, name(j)),
     el("span", { class: "hint" }, ` (${j + 1}): `),
     el("b", { class: "number" }, (data.attention[layer][head][i][j] ?? 0).toFixed(4)),
   );
 }
 
-/** The prompt once more, shaded by how much the chosen token looks at each. */
+/** The prompt again, shaded by the chosen token's attention weights. */
 function strip() {
   const box = el("div", { class: "strip mono", id: "looks" });
   data.tokens.forEach((t, i) =>
@@ -281,14 +281,14 @@ function drawLooks() {
   $("looks-label").replaceChildren(
     "What ",
     el("b", { class: "mono" }, name(chosen)),
-    ` (token ${chosen + 1}) looks at`,
+    ` (token ${chosen + 1}) attends to`,
   );
   [...$("looks").children].forEach((b, j) => {
     const w = row[j] ?? 0;
     b.style.setProperty("--shade", `${(50 * Math.sqrt(w)).toFixed(1)}%`);
     b.classList.toggle("chosen", j === chosen);
     b.classList.toggle("later", j > chosen);
-    b.title = j > chosen ? "later: cannot be seen" : percent(w);
+    b.title = j > chosen ? "later, not visible to it" : percent(w);
     b.setAttribute("aria-pressed", j === chosen);
   });
 }

@@ -1,12 +1,13 @@
-// A line chart in SVG: axes with round numbers, a cross-hair that reads every series, log scale.
+// A line chart in SVG: axes with round numbers, a cross-hair with the numbers of every series, and
+// a log scale.
 
 import { count, el, plural, short, svg } from "./dom.js";
 
 const MARGIN = { top: 12, right: 12, bottom: 40, left: 56 };
 const HEIGHT = 340;
-const LINES = 10; // of the read-out, at most
-const FEW = 20; // points have no outliers
-const SAMPLED = 20000; // points to look for outliers in
+const LINES = 10; // the most lines of the read-out
+const FEW = 20; // fewer points than this have no outliers
+const SAMPLED = 20000; // about the most points in which to look for outliers
 
 /** Round numbers between low and high, about n of them. */
 export function ticks(low, high, n) {
@@ -43,7 +44,7 @@ export function smooth(points, weight) {
   });
 }
 
-/** At most about 2n of the points: the lowest and highest of each of n stretches, in order. */
+/** At most about 2n of the points, in order: the lowest and the highest of each of n stretches. */
 export function thin(points, n) {
   if (points.length <= 2 * n) return points;
   const kept = [];
@@ -58,7 +59,7 @@ export function thin(points, n) {
   return kept;
 }
 
-/** Index of the point nearest to x; points are in the order of x. */
+/** The index of the point nearest to x. points: sorted by x. */
 export function nearest(points, x) {
   let low = 0;
   let high = points.length - 1;
@@ -72,8 +73,8 @@ export function nearest(points, x) {
 }
 
 /**
- * [low, high] of values without outliers: those further from the middle 90% than three times its
- * width. In a few values, and where most are the same, there are none.
+ * [low, high], outside of which values are outliers: further from the middle 90% than three times
+ * its width. A few values, and values that are mostly equal, have no outliers.
  */
 export function usual(values) {
   const every = Math.ceil(values.length / SAMPLED);
@@ -86,9 +87,9 @@ export function usual(values) {
 
 /**
  * chart.draw({ series, log, clip, x, y, show }) shows series of { name, kind, colour, points: [[x,
- * y], ...], style: "line" | "faint" | "dots" }; x and y are the names of the axes, show(x) writes a
- * value of x; clip: the axis leaves outliers out. The read-out has one line per series that is not
- * faint; of too many, the nearest to the pointer.
+ * y], ...], style: "line" | "faint" | "dots" }. x, y: names of the axes; show(x): a value of x as
+ * text; clip: whether the axis leaves out outliers. The read-out has one line for each series that
+ * is not faint; if these are too many, for the nearest to the pointer.
  */
 export class Chart {
   constructor() {
@@ -97,13 +98,13 @@ export class Chart {
     this.element = el("div", { class: "chart-frame" }, this.picture, this.box);
     this.options = null;
     this.at = null; // x of the cross-hair
-    this.height = null; // of the pointer; null: there is none
-    this.last = false; // whether that is the last point, and stays the last as a run grows
+    this.height = null; // y of the pointer; null: there is none
+    this.last = false; // whether the cross-hair is at the last point; then it follows new points
     new ResizeObserver(() => this.options && this.draw(this.options)).observe(this.element);
     this.picture.addEventListener("pointermove", (e) => this.point(e));
     this.picture.addEventListener("pointerdown", (e) => this.point(e));
     this.picture.addEventListener("pointerleave", (e) => {
-      if (e.pointerType !== "touch") this.read(null); // a finger that was lifted has read nothing yet
+      if (e.pointerType !== "touch") this.read(null); // after a touch the numbers stay, to be read
     });
     this.picture.addEventListener("blur", () => this.read(null));
     this.picture.addEventListener("keydown", (e) => this.key(e));
@@ -135,7 +136,7 @@ export class Chart {
     }
     for (const t of xTicks) {
       grid.append(svg("line", { x1: sx(t), x2: sx(t), y1: bottom, y2: bottom + 4 }));
-      const anchor = sx(t) > right - 16 ? "end" : "middle"; // the last one stays inside
+      const anchor = sx(t) > right - 16 ? "end" : "middle"; // keeps the last label inside
       const x = anchor === "end" ? right + 8 : sx(t);
       grid.append(svg("text", { x, y: bottom + 18, "text-anchor": anchor }, options.show(t)));
     }
@@ -149,7 +150,7 @@ export class Chart {
     for (const s of this.series) {
       const points = thin(s.points, right - left);
       const path = points.map(([x, y]) => `${sx(x).toFixed(1)} ${sy(y).toFixed(1)}`).join("L");
-      // colours as styles: an attribute cannot hold all that style.css can
+      // a colour as style: SVG attributes do not accept var() and light-dark()
       plot.append(svg("path", { class: s.style, d: `M${path}`, vars: { stroke: s.colour } }));
       const mark = ([x, y]) =>
         svg("circle", { cx: sx(x), cy: sy(y), r: 2.5, vars: { fill: s.colour } });
@@ -194,7 +195,7 @@ export class Chart {
     this.yTicks = (log ? logTicks : ticks)(back(low), back(high), 6);
   }
 
-  /** What is to be said of outliers. */
+  /** How many outliers are cut off, in words. */
   cut() {
     if (!this.series?.length || !this.outside) return "";
     const are = this.outside === 1 ? "lies outside and is" : "lie outside and are";
@@ -230,7 +231,7 @@ export class Chart {
     this.last = true;
   }
 
-  /** Put the cross-hair at x (null: nowhere) and show the numbers there; y: of the pointer. */
+  /** Put the cross-hair at x (null: nowhere), and show the numbers there. y: of the pointer. */
   read(x, y = null) {
     this.at = x;
     this.height = y;
@@ -281,14 +282,14 @@ export class Chart {
     this.box.style.left = `${Math.max(0, Math.min(width - w, left))}px`;
   }
 
-  /** The height of y, at the border if it is cut off. */
+  /** The pixel position of y; at the border if it is cut off. */
   inside(y) {
     return Math.max(this.top, Math.min(this.bottom, this.sy(y)));
   }
 
-  /** Of what is read as much as there are lines for: the nearest to the pointer, from the top. */
+  /** As many series as there are lines for: the nearest to the pointer, sorted from the top. */
   nearestLines(read) {
-    if (read.length < LINES) return read; // one line is the head
+    if (read.length < LINES) return read; // one line is the title
     const height = this.height ?? this.bottom;
     const far = (s) => Math.abs(this.inside(s.at[1]) - height);
     const kept = read.sort((a, b) => far(a) - far(b)).slice(0, LINES - 2); // and one: how many more

@@ -1,5 +1,5 @@
-// Chat: a conversation with a model that was trained on conversations. The settings are those of
-// Complete, whose form comes along.
+// Chat: a conversation with a model that was trained on conversations. It uses the settings, and
+// their form, of Complete.
 
 import { ApiError, stream } from "./api.js";
 import { $, copyText, el, inSight, memory, notice } from "./dom.js";
@@ -8,10 +8,10 @@ import { drawSettings, sampling, values } from "./settings.js";
 import { offer } from "./snippets.js";
 import { harmless } from "./text.js";
 
-// Messages as the API has them. An answer may be in part: `cut` says why it is.
+// Messages in the API's form. If an answer is not complete, its `cut` says why.
 let messages = memory.get("chat", []);
-let forgotten = 0; // messages at the beginning for which the context has no room any more
-let running = null; // AbortController of the request under way
+let forgotten = 0; // how many of the first messages do not fit into the context any more
+let running = null; // AbortController of the running request
 
 export function start() {
   drawSettings();
@@ -65,9 +65,9 @@ function fit() {
 
 // ---- asking ----
 
-/** The body of the request for an answer to the last of some messages. */
+/** The body of a request for an answer to the last one of these messages. */
 function request(all) {
-  const { n, ...others } = sampling(); // one answer: a conversation has one past
+  const { n, ...others } = sampling(); // without n: a conversation continues with one answer
   const system = $("system").value.trim();
   const body = {
     model: $("model").value,
@@ -109,7 +109,7 @@ async function answer() {
         });
         break;
       } catch (e) {
-        // too long: the oldest question and its answer are forgotten
+        // too long: the oldest question and its answer are left out
         const room = messages.length - forgotten > 3 && given.content === "";
         if (e.code !== "context_length_exceeded" || !room) throw e;
         forgotten += 2;
@@ -131,8 +131,8 @@ async function answer() {
   draw(error);
 }
 
-/** What the server refuses goes back to where it was written: it has to be said otherwise. What
- * was forgotten to make room for it is remembered. */
+/** Put a message that the server has refused back into its field, to be changed. Messages that were
+ * left out to make room for it count again. */
 function takeBack(before) {
   const { content } = messages.pop();
   forgotten = Math.min(before, messages.length);
@@ -141,7 +141,7 @@ function takeBack(before) {
   fit();
 }
 
-/** The last answer once more, drawn anew. */
+/** Ask for another answer in place of the last one. */
 function again() {
   if (messages.at(-1)?.role === "assistant") messages.pop();
   answer();
@@ -151,7 +151,7 @@ function again() {
 
 const CUT = {
   stopped: "stopped by you",
-  length: "as long as was asked for, or as there was room for",
+  length: "max tokens reached, or the context is full",
   broken: "the connection broke",
 };
 
@@ -163,7 +163,7 @@ function draw(error = null) {
   $("anew").hidden = messages.length === 0;
   const follows = fieldInSight();
   $("talk").replaceChildren(...messages.map(drawMessage));
-  $("talk").setAttribute("aria-busy", busy); // an answer is read when it is complete
+  $("talk").setAttribute("aria-busy", busy); // screen readers read an answer when it is complete
   if (messages.length === 0 && able()) $("talk").append(beginning());
   const last = messages.at(-1);
   const after = [];
@@ -190,7 +190,7 @@ function draw(error = null) {
   if (follows && messages.length > 0) inSight($("ask"));
 }
 
-/** Then it stays in sight, whatever comes above it. */
+/** Whether the message field is visible; then it is kept visible while text is added above it. */
 const fieldInSight = () => $("ask").getBoundingClientRect().top < innerHeight;
 
 function drawMessage({ role, content, model, cut }, i) {
@@ -200,7 +200,8 @@ function drawMessage({ role, content, model, cut }, i) {
     { class: `message ${role}${i < forgotten ? " forgotten" : ""}${waits ? " streaming" : ""}` },
     el("span", { class: "label" }, role === "user" ? "You" : model),
     el("p", {}, harmless(content)),
-    i === forgotten - 1 && el("small", { class: "hint" }, "The model sees what is below."),
+    i === forgotten - 1 &&
+      el("small", { class: "hint" }, "The model sees only the messages below."),
     cut && el("small", { class: "hint" }, CUT[cut]),
   );
 }
@@ -217,8 +218,8 @@ const beginning = () =>
   el(
     "p",
     { class: "hint" },
-    "What you say and what the model answers appears here. It knows no more than the conversations " +
-      "that it was trained on.",
+    "Your messages and the model's answers appear here. " +
+      "The model knows only what it was trained on.",
   );
 
 function otherModel() {
@@ -230,7 +231,7 @@ function otherModel() {
   return notice(
     "empty",
     "This model does not chat.",
-    "It was not trained on conversations. What it can do is continue a text: see Complete.",
+    "It was not trained on conversations, but it can continue a text: see Complete.",
     other ? [[`Choose ${other.value}`, choose]] : [],
   );
 }

@@ -1,5 +1,6 @@
-// Complete: a streamed continuation whose tokens can be looked at, and continued from another one.
-// Asking again and picking another token make new versions; the old ones stay.
+// Complete: a streamed continuation. A click on a token shows its alternatives; the model can
+// continue from one of these. Each request and each chosen alternative makes a new version; earlier
+// versions stay.
 
 import * as alternatives from "./alternatives.js";
 import { ApiError, stream } from "./api.js";
@@ -12,7 +13,7 @@ import { drawSettings, sampling, values } from "./settings.js";
 import { offer } from "./snippets.js";
 import { restore, store, Version } from "./versions.js";
 
-const KEPT = 50; // versions
+const KEPT = 50; // the most versions
 
 let [versions, shown] = restore(); // shown: index of the version on the page
 let running = null; // AbortController of the request under way
@@ -23,12 +24,12 @@ export function start() {
   fit();
   $("prompt").addEventListener("input", () => {
     fit();
-    $("after").classList.add("read"); // an error no longer stands over what is being mended
+    $("after").classList.add("read"); // an error must not cover the prompt that is being corrected
   });
   $("go").addEventListener("click", begin);
   const ready = () => {
     $("go").disabled = $("model").disabled;
-    // what there is to press depends on the model, which may have come late
+    // the examples and buttons depend on the model, which may be known only later
     if (versions[shown]) refresh([versions[shown]]);
     else draw();
   };
@@ -58,7 +59,7 @@ export function start() {
 }
 
 export function show() {
-  $("view-complete").querySelector(".columns").append($("settings-panel")); // Chat has it, too
+  $("view-complete").querySelector(".columns").append($("settings-panel")); // Chat shows it, too
   offer(request);
 }
 
@@ -88,7 +89,7 @@ function begin() {
   add(Array.from({ length: values.n }, () => new Version({ model, prompt, seed })));
 }
 
-/** Show the first of some new versions, and let the model go on with them. */
+/** Show the first of some new versions, and ask the model to continue them. */
 function add(fresh) {
   stop();
   versions.push(...fresh);
@@ -98,7 +99,7 @@ function add(fresh) {
   draw();
 }
 
-/** Ask for more of some versions, which must be alike so far. */
+/** Ask for more tokens of some versions, which must have equal tokens so far. */
 async function run(asked, more = values.max_tokens) {
   stop();
   alternatives.close();
@@ -139,7 +140,7 @@ function take(version, choice) {
   const grew = version.parts[last]?.[1];
   version.take(choice);
   if (versions[shown] !== version) return;
-  // the part that was the last may have got a further token, or lost its end
+  // the part that was the last one may have another token now, or have lost its end
   const changed = version.parts[last]?.[1] !== grew || version.beyond > 0;
   drawParts(version, changed ? last : last + 1);
   refresh([version]);
@@ -156,7 +157,7 @@ function draw() {
   refresh([version]);
 }
 
-/** Draw what has changed around the text, now that these versions have. */
+/** Draw what surrounds the text again, if the version on the page is one of these changed ones. */
 function refresh(changed) {
   const version = versions[shown];
   $("stop").hidden = !running;
@@ -168,7 +169,7 @@ function refresh(changed) {
     start: begin,
     again: () => run(version.together, version.asked),
     on: (from, drop) => {
-      const refused = from.state === "error"; // then all that were asked for together were
+      const refused = from.state === "error"; // then so were all versions of that request
       const all = refused ? from.together : [from];
       for (const version of all) version.dropping ||= drop;
       const left = from.asked - (from.state === "cut" ? from.fresh : 0);
@@ -177,11 +178,11 @@ function refresh(changed) {
   });
 }
 
-/** An example was pressed. */
+/** Complete an example that was pressed. */
 function tryOut(prompt) {
   $("prompt").value = prompt;
   $("prompt").dispatchEvent(new Event("input"));
-  $("go").focus({ preventScroll: true }); // what was pressed goes away
+  $("go").focus({ preventScroll: true }); // the pressed button is removed
   begin();
 }
 

@@ -1,11 +1,11 @@
-// How much of the model's context the prompt takes, counted as it is typed.
+// How much of the model's context the prompt takes, counted while it is typed.
 
 import { ApiError, request } from "./api.js";
 import { $, count, debounce, el } from "./dom.js";
 
-let asked = 0; // number of the latest question: late answers to earlier ones are dropped
+let asked = 0; // number of the latest request: late answers to earlier ones are dropped
 
-/** Tokens that a model can see at once; 0 if that is not known. */
+/** A model's context in tokens; 0 if it is not known. */
 export function contextOf(model) {
   const option = [...$("model").options].find((o) => o.value === model);
   return Number(option?.dataset.context ?? 0);
@@ -29,7 +29,7 @@ async function ask() {
     if (prompt !== "") tokens = (await request("/tokenize", { prompt, tokenizer: model })).count;
   } catch (e) {
     if (!(e instanceof ApiError)) throw e;
-    tokens = null; // a character that the model does not know: Complete says which
+    tokens = null; // a character that the vocabulary does not have; Complete will say which
   }
   if (mine === asked) draw(tokens, context);
 }

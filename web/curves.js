@@ -1,10 +1,10 @@
-// From the rows of metrics.jsonl to curves: what is drawn, by what, and how smooth.
+// From the rows of metrics.jsonl to curves.
 
 import { smooth } from "./chart.js";
 import { compact, count, short } from "./dom.js";
 
-// What can be drawn: keys of metrics.jsonl for every logged step, and for every evaluation. What is
-// exact has no noise to smooth.
+// The metrics. step, evaluation: their keys in metrics.jsonl for logged steps and for evaluations;
+// exact: without noise, so it is never smoothed.
 export const METRICS = {
   loss: { label: "Loss", unit: "loss (nats per token)", step: "loss", evaluation: "val_loss" },
   bpb: { label: "Bits per byte", unit: "validation, bits per byte", evaluation: "val_bpb" },
@@ -13,8 +13,8 @@ export const METRICS = {
   speed: { label: "Tokens/s", unit: "tokens per second", step: "tokens_per_s" },
 };
 
-// What the curves can be drawn by. of: a row with its place (see placed) -> x; scale: for a largest
-// x, what x is divided by and the name of that unit.
+// The x axes. of: x of a row, from the row and its place (see placed); scale: from the largest x to
+// a divisor of x and the name of that unit.
 export const BY = {
   step: { label: "Step", of: (row) => row.iter, scale: () => [1, "step"], show: count },
   tokens: { label: "Tokens", of: (row, at) => at.tokens, scale: () => [1, "tokens"], show: compact },
@@ -32,8 +32,8 @@ export const BY = {
 };
 
 /**
- * For each row how many tokens and seconds of training came before it. Evaluations say both; from
- * one to the next the logged steps are added up by their rates.
+ * For each row how many tokens and seconds of training came before it. Rows of evaluations have
+ * both numbers; between two of them they are summed up from the rates of the logged steps.
  */
 export function placed(rows) {
   let at = { iter: 0, tokens: 0, seconds: 0 };
@@ -52,8 +52,8 @@ export function placed(rows) {
 }
 
 /**
- * What Chart.draw takes. runs: [{ name, colour, rows }]; options: metric, by, smoothing, log, clip.
- * Its series are empty where the runs have no such numbers.
+ * The argument of Chart.draw. runs: [{ name, colour, rows }]; options: metric, by, smoothing, log,
+ * clip. Runs without numbers of this metric have empty series.
  */
 export function curves(runs, options) {
   const metric = METRICS[options.metric];

@@ -1,5 +1,5 @@
-// Small helpers: elements, numbers, states, what is remembered. Nothing here, or anywhere in this
-// folder, writes HTML from a string: what a model says reaches the page as text only.
+// Small helpers: elements, numbers, states, storage. No code in this folder makes HTML from a
+// string, so a model's output reaches the page as text only.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -17,7 +17,7 @@ function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined) continue;
     if (name.startsWith("aria-"))
-      node.setAttribute(name, value); // "true" or "false", in words
+      node.setAttribute(name, value); // booleans as the words "true" and "false"
     else if (value === false) continue;
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name === "vars")
@@ -38,7 +38,7 @@ export const count = (n) => grouped.format(n);
 /** count(1) + " token", count(2) + " tokens" */
 export const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 
-/** A probability as a percentage of a width that can be read: 99.98% 12.3% 0.041% <0.001% */
+/** A probability as a short percentage: 99.9+% 12.3% 0.041% <0.001% */
 export function percent(p) {
   const x = 100 * p;
   if (x >= 99.95 && x < 100) return "99.9+%";
@@ -48,10 +48,10 @@ export function percent(p) {
   return x > 0 ? "<0.001%" : "0%";
 }
 
-/** Bits of surprise. */
+/** The surprise of a token in bits, from log p in nats. */
 export const bits = (logprob) => Math.abs(logprob / Math.LN2);
 
-/** Four significant digits, or an exponent where that says more: 1.234 0.01234 1.2e-5 12,345 */
+/** Three or four significant digits, or an exponent if shorter: 1.234 0.0123 1.2e-5 12,345 */
 export function short(x) {
   if (x === null || x === undefined || !Number.isFinite(x)) return "–";
   const size = Math.abs(x);
@@ -77,7 +77,7 @@ export function compact(x) {
 
 // ---- states ----
 
-/** A state of a view in words: kind is empty, error, cut or busy; actions: [label, handler]. */
+/** A message about a view's state. kind: empty, error, cut or busy; actions: [label, handler]. */
 export function notice(kind, title, text, actions = []) {
   const alarm = kind === "error" || kind === "cut";
   return el(
@@ -94,13 +94,13 @@ export function notice(kind, title, text, actions = []) {
   );
 }
 
-/** The same node, brought into sight once it is on the page. */
+/** Returns the node, and scrolls to it once it is on the page. */
 export function inSight(node) {
   requestAnimationFrame(() => node.scrollIntoView({ block: "nearest" }));
   return node;
 }
 
-/** A row of exclusive choices as radio buttons. choices: [[value, label]]; returns the element. */
+/** Radio buttons for exclusive choices. choices: [[value, label]]; returns their labels. */
 export function segments(name, choices, value, onchange) {
   return choices.map(([key, label]) =>
     el(
@@ -119,8 +119,8 @@ export function segments(name, choices, value, onchange) {
 }
 
 /**
- * What the page remembers: each tab for itself while it lives (a reload keeps what stands there),
- * and the latest of all tabs for new ones. A browser that forbids it forgets.
+ * Values that the page stores. Each browser tab has its own, which a reload keeps; a new tab begins
+ * with the latest ones of all tabs. If the browser forbids storage, nothing is kept.
  */
 export const memory = {
   get(key, fallback) {
@@ -129,24 +129,24 @@ export const memory = {
         const value = JSON.parse(window[storage].getItem(`bonsai.${key}`));
         if (value !== null) return value;
       } catch {
-        // forbidden, or not of this page
+        // storage is forbidden, or the value is not from this page
       }
     return fallback;
   },
   set(key, value) {
     for (const storage of ["sessionStorage", "localStorage"])
       try {
-        window[storage].removeItem(`bonsai.${key}`); // an old value is worse than none
+        window[storage].removeItem(`bonsai.${key}`); // if setItem fails, no old value must remain
         window[storage].setItem(`bonsai.${key}`, JSON.stringify(value));
       } catch {
-        // private windows; more than there is room for
+        // a private window, or the storage is full
       }
   },
 };
 
-/** Keep what is typed into a field: a reload finds it there. */
+/** Store what is typed into a field, so that a reload keeps it. */
 export function remember(field, key, fallback = "") {
-  if (field.value === "") field.value = memory.get(key, fallback); // typed before this was loaded: stays
+  if (field.value === "") field.value = memory.get(key, fallback); // else it was typed already
   let typed = false;
   const keep = () => typed && memory.set(key, field.value);
   const later = debounce(keep, 200);
@@ -157,13 +157,13 @@ export function remember(field, key, fallback = "") {
   addEventListener("pagehide", keep);
 }
 
-/** A text to the clipboard; the button says that it went there. */
+/** Copy a text to the clipboard; the button then says whether that worked. */
 export async function copyText(text, button) {
   let copied = true;
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // only pages of this machine and of https may: the old way works for the others
+    // Only pages of this machine and of https may use it; for others there is the old way
     const field = el("textarea", { class: "visually-hidden" });
     field.value = text;
     document.body.append(field);
@@ -177,7 +177,7 @@ export async function copyText(text, button) {
   setTimeout(() => (button.textContent = label), 1500);
 }
 
-/** f, called once the calls have paused for `ms`. */
+/** A function that calls f once there was no call for `ms` milliseconds. */
 export function debounce(f, ms) {
   let timer;
   return (...args) => {

@@ -1,4 +1,4 @@
-// Beginnings to press on a fresh page: those that the model can read.
+// Examples of prompts on an empty page, of those that the model's vocabulary can encode.
 
 import { ApiError, request } from "./api.js";
 import { $, el } from "./dom.js";
@@ -6,7 +6,7 @@ import { $, el } from "./dom.js";
 const BEGINNINGS = ["Once upon a time", "ROMEO:", "def ", "the "];
 const SHOWN = 3;
 
-/** Of some texts those that a model's tokenizer knows all characters of, in the same order. */
+/** Those of the texts that a model's tokenizer can encode, in the same order. */
 export async function writable(texts, model) {
   const knows = async (text) => {
     try {
@@ -21,7 +21,7 @@ export async function writable(texts, model) {
   return texts.filter((_, i) => known[i]);
 }
 
-/** What stands in the output before there is anything: onpick gets the beginning that is pressed. */
+/** The content of an empty output. onpick is called with the example that is pressed. */
 export function placeholder(onpick) {
   const chips = el("div", { id: "examples", class: "chips" });
   const chip = (text, label) =>
@@ -43,8 +43,8 @@ export function placeholder(onpick) {
     el(
       "p",
       {},
-      "The continuation appears here, token by token. Click a token to see what else " +
-        "the model considered, and go on from there.",
+      "The continuation appears here, token by token. Click a token to see its alternatives " +
+        "and to continue from one of them.",
     ),
     el("p", {}, "For a start:"),
     chips,

@@ -1,5 +1,5 @@
-// Before anything is drawn: which tab is shown and in which theme. No module, so that the browser
-// waits for it alone; the rest of the page may come late.
+// Chooses the tab and the theme before anything is drawn. It is not a module, so the browser waits
+// for this file only; the rest of the page may load later.
 
 (() => {
   const root = document.documentElement;
@@ -12,6 +12,6 @@
       if (theme !== "auto") root.dataset.theme = theme;
       return;
     } catch {
-      // forbidden: as the system
+      // storage is forbidden: the system's theme is used
     }
 })();

@@ -1,4 +1,4 @@
-// Inside: attention maps of every layer and head for a prompt, and what each layer would say next.
+// Inside: attention maps of all heads for a prompt, and each layer's prediction of the next token.
 
 import { ApiError, request } from "./api.js";
 import { attentionCard, drawMap } from "./attention.js";
@@ -29,13 +29,13 @@ export function start() {
     notice(
       "empty",
       "Nothing to look at yet.",
-      "Give the model a short prompt: you see which earlier tokens every head looks at, " +
-        "and how the next token takes shape from layer to layer.",
+      "Give the model a short prompt to see which earlier tokens every head attends to, " +
+        "and which next token every layer predicts.",
     ),
   );
 }
 
-/** On a fresh page: a prompt that the model can read. */
+/** On an empty page: put in an example that the model's vocabulary can encode. */
 async function suggest() {
   const field = $("inside-prompt");
   const fresh = () =>
@@ -71,7 +71,7 @@ async function look() {
           lost ? "cut" : "error",
           lost ? "The server does not answer." : "The model cannot show this.",
           lost ? null : e.message,
-          e.status === 400 ? [] : [["Try again", look]], // refused is refused
+          e.status === 400 ? [] : [["Try again", look]], // a 400 would only repeat itself
         ),
       ),
     );
@@ -93,7 +93,7 @@ function draw() {
 
 // ---- next token, layer by layer ----
 
-/** Probabilities come with four decimals: no more is said about them. */
+/** The server sends probabilities with four decimals, so no more are shown. */
 const rounded = (p) => (p < 5e-5 ? "<0.01%" : `${(100 * p).toFixed(p < 0.1 ? 2 : 1)}%`);
 
 function lensCard() {
@@ -129,7 +129,7 @@ function lensCard() {
         "p",
         { class: "hint" },
         "The final norm and the head, applied after every layer (logit lens). " +
-          "Framed: the token that wins at the output.",
+          "Framed: the likeliest token at the output.",
       ),
     ),
     el(

@@ -1,22 +1,22 @@
-// What stands after a continuation: how it ended, what to do about it, and the numbers.
+// Below a continuation: how it ended, what the user can do next, and its numbers.
 
 import { contextOf } from "./context.js";
 import { $, count, el, notice, plural, short } from "./dom.js";
 
-/** When to try again, where the server says so. */
+/** A sentence that says when to try again, if the server has said so. */
 export const later = ({ retryAfter }) =>
   retryAfter ? ` Try again in ${plural(retryAfter, "second")}.` : "";
 
 /**
- * Draw it. actions: { again() asks the same once more, start() begins anew, on(version, drop) goes
- * on; drop: without the beginning of what is too long }.
+ * Draw the outcome of a version. actions: { again(): repeat the request; start(): begin a new one;
+ * on(version, drop): continue, if `drop` without the beginning of a text that is too long }.
  */
 export function drawOutcome(version, actions) {
   const box = $("after");
   const held = box.contains(document.activeElement);
   const found = version && outcome(version, actions);
   box.replaceChildren(...[found].filter(Boolean));
-  if (held) $("go").focus({ preventScroll: true }); // the button that was pressed is gone
+  if (held) $("go").focus({ preventScroll: true }); // the focused button has been removed
   $("stats").setAttribute("aria-busy", version?.state === "streaming"); // read at the end only
   $("stats").replaceChildren(...(version ? stats(version) : []));
 }
@@ -27,9 +27,9 @@ function outcome(version, { again, start, on }) {
   if (state === "waiting") return notice("busy", "Waiting for the first token");
   if (state === "cut") {
     const title = tokens.length
-      ? `The connection broke after ${plural(tokens.length, "token")}. What came is kept.`
+      ? `The connection broke after ${plural(tokens.length, "token")}. The text so far is kept.`
       : "The server does not answer.";
-    const text = "Is the server still running? You can go on when it is back.";
+    const text = "Is the server still running? You can continue when it answers again.";
     const more = tokens.length ? [["Go on from here", () => on(version, false)]] : [];
     return notice("cut", title, text, [...more, ["Start over", start]]);
   }
@@ -37,7 +37,7 @@ function outcome(version, { again, start, on }) {
     if (error.code === "context_length_exceeded")
       return notice("error", "This is longer than the model's context.", `${error.message}.`, [drop]);
     const title = error.status === 429 ? "The server is busy." : "The server refused this request.";
-    const wrong = error.status === 400; // another try would be refused, too
+    const wrong = error.status === 400; // the same request would be refused again
     return notice("error", title, error.message + later(error), wrong ? [] : [["Try again", again]]);
   }
   if (state === "streaming") return null;
@@ -83,5 +83,5 @@ function ending({ state, finish, fresh, asked }) {
   if (state === "cut") return "cut off";
   if (state !== "done") return null;
   if (finish === "stop") return "the text ended";
-  return fresh < asked ? "the context is full" : "as long as asked for";
+  return fresh < asked ? "the context is full" : "max tokens reached";
 }

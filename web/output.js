@@ -1,12 +1,12 @@
-// The text of a version: its tokens as buttons, those that share a character as one. Arrow keys move
-// between them.
+// The text of a version: its tokens as buttons, with one button for tokens that share a character.
+// Arrow keys move between them.
 
 import { $, bits, el } from "./dom.js";
 import { harmless, spoken } from "./text.js";
 
-const MAX_BITS = 8; // a token of 1/256 or less has the full shade
+const MAX_BITS = 8; // a token of probability 1/256 or less has the full shade
 
-/** Listen to the output. onopen(k) is called with the index of a part that was chosen, or null. */
+/** Handle clicks and keys. onopen(k) is called with the index of the chosen part, or null. */
 export function listen(onopen) {
   const output = $("output");
   output.addEventListener("click", (e) => onopen(index(e.target)));
@@ -36,7 +36,7 @@ export function drawVersion(version) {
   drawParts(version, 0);
 }
 
-/** Draw the parts from k on; the part k may be there already, with fewer tokens. */
+/** Draw the parts from k on; part k may have been drawn already, with fewer tokens. */
 export function drawParts(version, k) {
   const output = $("output");
   const follows = innerHeight + scrollY >= document.body.scrollHeight - 40;
@@ -65,7 +65,7 @@ function element(version, k) {
       "data-k": k,
       vars: { "--shade": `${(surprise * 45).toFixed(1)}%` },
     },
-    // where lines break there is a sign, which is no part of the text
+    // style.css shows a sign at line breaks, which is not part of the text
     harmless(text)
       .split(/(\n)/)
       .filter((piece) => piece !== "")

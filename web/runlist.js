@@ -1,11 +1,11 @@
-// The list of runs: filtered, sorted, ticked.
+// The list of runs, with a filter, an order and a checkbox for each run.
 
 import { count, el, short } from "./dom.js";
 
 const worst = (loss) => (Number.isFinite(loss) ? loss : Infinity);
 const byName = (a, b) => a.name.localeCompare(b.name, "en", { numeric: true });
 
-// A run keeps its place in the list that the server sends, so that several that train do not swap.
+// "Latest first" keeps the order of runs.js.
 export const ORDERS = {
   latest: { label: "Latest first", compare: () => 0 },
   name: { label: "By name", compare: byName },
@@ -13,7 +13,7 @@ export const ORDERS = {
   steps: { label: "By steps", compare: (a, b) => b.step - a.step },
 };
 
-/** Runs whose name or settings have all words of a text; a word like n_layer=12 is a setting. */
+/** Runs that match all words of a text: by name, by dataset, or by a setting such as n_layer=12. */
 export function matching(runs, text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const says = (run, word) =>
@@ -26,12 +26,13 @@ export function matching(runs, text) {
   return runs.filter((run) => words.every((word) => says(run, word)));
 }
 
-/** A run whose last row is new may also have ended just now. */
+/** Whether a run still trains: its last row is new, and it has not reached its last step. */
 export const trains = (run) => run.live && !(run.max_iters && run.step >= run.max_iters);
 
 /**
- * list.element shows runs; list.draw(runs, picked, colourOf) draws anew. options: filter and order,
- * which the list changes; onfilter() hears of that, onpick(names, wanted) of runs to show or not.
+ * list.element shows runs; list.draw(runs, picked, colourOf) updates it. options: filter and order,
+ * which the list changes; then it calls onfilter(). onpick(names, wanted) is called when runs are
+ * ticked or unticked.
  */
 export class RunList {
   constructor(options, onfilter, onpick) {
@@ -80,7 +81,7 @@ export class RunList {
     this.said.textContent =
       `${count(picked.size)} shown of ${count(runs.length)}` +
       (found.length < runs.length ? `, ${count(found.length)} listed` : "");
-    // rows stay the same elements: one that changed under the pointer would lose a click
+    // the rows' elements are kept: replacing one under the pointer would lose a click
     for (const run of found) {
       if (!this.rowOf.has(run.name)) this.rowOf.set(run.name, this.row(run.name));
       this.rowOf.get(run.name).refresh(run, picked.has(run.name), colourOf(run.name));
@@ -88,7 +89,7 @@ export class RunList {
     const elements = found.map((r) => this.rowOf.get(r.name).element);
     const there = this.rows.children;
     if (there.length === elements.length && elements.every((e, i) => e === there[i])) return;
-    const nothing = el("p", { class: "hint" }, "No run has these words.");
+    const nothing = el("p", { class: "hint" }, "No run matches these words.");
     this.rows.replaceChildren(...(elements.length ? elements : [nothing]));
   }
 

@@ -1,4 +1,4 @@
-// Runs: the curves and the settings of the training runs beside the server, live while they train.
+// Runs: curves and settings of the training runs beside the server, updated while they train.
 
 import { ApiError, connection, request } from "./api.js";
 import { Chart } from "./chart.js";
@@ -8,27 +8,27 @@ import { colour, Numbers } from "./palette.js";
 import { ORDERS, RunList } from "./runlist.js";
 import { settingsTable } from "./runsettings.js";
 
-const POLL = 2000; // ms between looks at runs that train
-const LOOK = 6000; // ms between looks for new runs
-const PAGE = 5000; // an answer of so many rows may not be all
-const FIRST = 3; // runs that are shown at first
+const POLL = 2000; // ms between requests for new rows
+const LOOK = 6000; // ms between requests for new runs
+const PAGE = 5000; // after an answer with so many rows there may be more
+const FIRST = 3; // how many runs are shown at first
 
 const DEFAULTS = {
   ...{ metric: "loss", by: "step", log: false, clip: true, smoothing: 0.6 },
   ...{ all: false, filter: "", order: "latest" },
 };
 
-let runs = null; // as the server lists them
+let runs = null; // the server's list
 const rows = new Map(); // name -> { rows, next }
-const numbers = new Numbers(); // of the colours of the runs that are shown
-let picked = null; // names
+const numbers = new Numbers(); // colours of the runs that are shown, by number
+let picked = null; // names of the runs that are shown
 let options;
 let chart;
 let runList;
 let visible = false;
 let timer;
 let looked = 0;
-let busy = false; // with an update
+let busy = false; // whether an update is running
 
 export function start() {
   options = { ...DEFAULTS, ...memory.get("runs", {}) };
@@ -50,11 +50,11 @@ export function hide() {
   clearTimeout(timer);
 }
 
-/** Ask for what is new, draw it, and come again. all: also ask for new runs, whenever that was. */
+/** Get and draw new rows, then repeat later. all: get the list of runs in any case. */
 async function update(all = false) {
   clearTimeout(timer);
   if (all) looked = 0;
-  if (busy) return; // it comes again
+  if (busy) return; // the running update will repeat
   busy = true;
   try {
     if (!runs || Date.now() - looked > LOOK) await list();
@@ -73,7 +73,7 @@ async function update(all = false) {
   if (visible) timer = setTimeout(update, pending ? 100 : document.hidden ? LOOK : POLL);
 }
 
-/** Say so above the curves, if there are any: they stay. That the server is gone the banner says. */
+/** Show an error above the curves. If the server does not answer, the banner says so already. */
 function failed(e) {
   const lost = e.status === 0;
   if (chart && (lost || $("runs-error"))) return;
@@ -90,7 +90,8 @@ function failed(e) {
 
 async function list() {
   const before = JSON.stringify(runs);
-  // the one last written to comes first; with several that train, rows would change places
+  // The server's first run is the most recently changed one. Known runs keep their places here:
+  // else several running ones would keep swapping
   const places = new Map(runs?.map((r, i) => [r.name, i]));
   const place = (r) => places.get(r.name) ?? -1;
   looked = Date.now();
@@ -102,11 +103,11 @@ async function list() {
     const first = runs.slice(0, FIRST).map((r) => r.name);
     picked = new Set(remembered.length ? remembered : first);
   }
-  for (const name of picked ?? []) if (!there.has(name)) picked.delete(name); // it was removed
+  for (const name of picked ?? []) if (!there.has(name)) picked.delete(name); // removed runs
   draw();
 }
 
-/** New rows of a run; true when there were any. */
+/** Get the new rows of a run; returns whether there were any. */
 async function read(name) {
   const known = rows.get(name) ?? { rows: [], next: 0 };
   const before = known.rows.length;
@@ -115,7 +116,7 @@ async function read(name) {
     answer = await request(`/runs/${encodeURIComponent(name)}?from=${known.next}`);
     const [first, last] = [answer.rows[0]?.iter, known.rows.at(-1)?.iter];
     if (known.next > 0 && (answer.next < known.next || first < last)) {
-      Object.assign(known, { rows: [], next: 0 }); // begun anew, or gone back to an earlier step
+      Object.assign(known, { rows: [], next: 0 }); // restarted, or resumed at an earlier step
       continue;
     }
     known.rows.push(...answer.rows);
@@ -125,13 +126,13 @@ async function read(name) {
   return known.rows.length !== before;
 }
 
-/** A run that was removed while it was looked at is no reason not to draw the others. */
+/** Ignore the error for a run that was removed meanwhile, so that the others are drawn. */
 function gone(e) {
   if (!(e instanceof ApiError) || e.status === 0) throw e;
   return false;
 }
 
-/** Show some runs, or show them no more. */
+/** Show some runs or, if not `wanted`, hide them. */
 function pick(names, wanted) {
   for (const name of names) {
     if (wanted) picked.add(name);
@@ -154,7 +155,7 @@ function draw() {
       notice(
         "empty",
         "There are no runs yet.",
-        "A run appears here with its first logged step, from every out… folder beside the server.",
+        "Every run in an out… folder beside the server appears here with its first logged step.",
       ),
       el("pre", { class: "command mono" }, "python train.py config/quickstart.py"),
     );
@@ -243,7 +244,7 @@ function drawChart() {
       ? "Tick a run to see its curve."
       : chosen.length === 0
         ? "Reading the curves …"
-        : "These runs have no such numbers.";
+        : "These runs have no numbers of this kind.";
   chart.element.hidden = empty;
   if (!empty) chart.draw(curve);
   const smoothed = options.smoothing > 0 ? ", smoothed" : "";

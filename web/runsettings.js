@@ -1,15 +1,16 @@
-// The settings of runs side by side.
+// A table of the settings of several runs.
 
 import { el } from "./dom.js";
 
 /**
- * What the card of settings holds. runs: those that are shown; options.all: also what is the same in
- * all of them; onchange() hears of that; colourOf(name) as CSS.
+ * The content of the card of settings. runs: those that are shown; options.all: whether to list
+ * settings that are equal in all of them; onchange() is called when that changes; colourOf(name): a
+ * CSS colour.
  */
 export function settingsTable(runs, options, colourOf, onchange) {
   const keys = [...new Set(runs.flatMap((r) => Object.keys(r.settings ?? {})))];
   const written = (run, key) => (key in (run.settings ?? {}) ? String(run.settings[key]) : "–");
-  // a run's folder is its name, which stands above
+  // out_dir is the run's name, which the table's head shows
   const differs = (key) => key !== "out_dir" && new Set(runs.map((r) => written(r, key))).size > 1;
   const compare = runs.length > 1;
   const wanted = compare && !options.all ? keys.filter(differs) : keys;
@@ -50,7 +51,7 @@ export function settingsTable(runs, options, colourOf, onchange) {
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "setting"), head)),
     el("tbody", {}, rows),
   );
-  const none = keys.length ? "These runs have the same settings." : "These runs left no settings.";
+  const none = keys.length ? "These runs have the same settings." : "These runs have no settings.";
   return [
     el("header", { class: "row" }, el("h2", {}, "Settings"), toggle),
     wanted.length

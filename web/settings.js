@@ -1,9 +1,9 @@
-// The settings of a continuation or an answer; the page remembers them.
+// The settings of a continuation or an answer; the page stores them.
 
 import { $, count, el, memory } from "./dom.js";
 
-// from, to, step: of the slider; least, most: what can be typed (most null: no bound of the page's);
-// neutral: the value that is as good as none, where there is one. Rare ones stand folded away.
+// from, to, step: of the slider; least, most: bounds for typed numbers (most null: none); neutral:
+// the value without effect, if there is one; rare: whether it is under "More".
 const SETTINGS = [
   {
     name: "temperature",
@@ -12,7 +12,7 @@ const SETTINGS = [
     to: 2,
     step: 0.05,
     most: 100,
-    help: "0 takes the likeliest token, above 1 is wilder",
+    help: "0: always the likeliest token; above 1: more random",
   },
   {
     name: "top_p",
@@ -22,7 +22,7 @@ const SETTINGS = [
     to: 1,
     step: 0.01,
     neutral: 1,
-    help: "draw from the likeliest tokens of this probability together",
+    help: "draw from the likeliest tokens that together have this probability",
   },
   {
     name: "top_k",
@@ -32,7 +32,7 @@ const SETTINGS = [
     step: 1,
     most: null,
     neutral: 0,
-    help: "draw from this many likeliest tokens; 0: from all",
+    help: "draw from so many of the likeliest tokens; 0: from all",
   },
   {
     name: "max_tokens",
@@ -54,7 +54,7 @@ const SETTINGS = [
     most: 32,
     neutral: 1,
     rare: true,
-    help: "so many at once, each a version",
+    help: "how many are written at once, each as a version",
   },
   {
     name: "min_p",
@@ -64,7 +64,7 @@ const SETTINGS = [
     step: 0.01,
     neutral: 0,
     rare: true,
-    help: "leave out tokens below this share of the likeliest one's probability",
+    help: "leave out tokens with less than this share of the likeliest one's probability",
   },
   {
     name: "repetition_penalty",
@@ -77,7 +77,7 @@ const SETTINGS = [
     most: 100,
     neutral: 1,
     rare: true,
-    help: "above 1: tokens of the text so far become less likely",
+    help: "above 1: tokens that occur in the text so far become less likely",
   },
   {
     name: "presence_penalty",
@@ -88,7 +88,7 @@ const SETTINGS = [
     step: 0.1,
     neutral: 0,
     rare: true,
-    help: "above 0: tokens that were written once become less likely",
+    help: "above 0: tokens that were already written become less likely",
   },
   {
     name: "frequency_penalty",
@@ -99,7 +99,7 @@ const SETTINGS = [
     step: 0.1,
     neutral: 0,
     rare: true,
-    help: "the same, for each time that they were written",
+    help: "above 0: tokens become less likely each time that they are written",
   },
 ];
 
@@ -108,10 +108,11 @@ const LONGEST_STOP = 256; // characters
 
 const DEFAULTS = { seed: "", stop: "", ...Object.fromEntries(SETTINGS.map((s) => [s.name, s.value])) };
 
-/** By name; seed is a string, empty for any; stop has a stop sequence per line, with escapes. */
+/** Values by name. seed: a string, empty for a random seed. stop: a stop sequence per line, with
+ * escapes. */
 export const values = { ...DEFAULTS, ...memory.get("settings", {}) };
 
-/** What a request says of them: all that differs from no setting at all. */
+/** The settings as fields of a request, without those that have no effect. */
 export function sampling() {
   const body = {};
   for (const { name, neutral } of SETTINGS)
@@ -122,7 +123,7 @@ export function sampling() {
 
 const ESCAPES = { "\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\" };
 
-/** The stop sequences of a text with one per line: \n, \t, \r and \\ are escapes in them. */
+/** The stop sequences in a text with one per line, in which \n, \t, \r and \\ are escapes. */
 export const stops = (text) =>
   text
     .split("\n")
@@ -135,7 +136,7 @@ function set(name, value) {
   mark();
 }
 
-/** What is known of the model. */
+/** Show the model's size and context. */
 function drawFacts() {
   const { parameters, context } = $("model").selectedOptions[0]?.dataset ?? {};
   const size = parameters >= 1e6 ? `${(parameters / 1e6).toFixed(2)}M` : count(Number(parameters));
@@ -177,7 +178,7 @@ function drawForm() {
   mark();
 }
 
-/** How many of the settings that are folded away say something. */
+/** How many settings under "More" have an effect. */
 const rareOnes = () =>
   SETTINGS.filter((s) => s.rare && values[s.name] !== s.neutral).length +
   (stops(values.stop).length > 0);
@@ -208,7 +209,7 @@ function numberRow({ name, label, from = 0, to, step, least = from, most = to, h
   number.addEventListener("change", () => (number.value = values[name]));
   number.addEventListener("keydown", (e) => {
     const sign = { ArrowUp: 1, ArrowDown: -1 }[e.key];
-    if (!sign || step === 1) return; // any number can be typed, the arrows take the slider's steps
+    if (!sign || step === 1) return; // step is "any": here arrow keys move by the slider's step
     e.preventDefault();
     const next = Number((values[name] + sign * step).toFixed(6));
     number.value = Math.max(least, Math.min(most ?? Infinity, next));
@@ -225,7 +226,7 @@ function seedRow() {
   input.addEventListener("input", () => {
     if (input.validity.valid) set("seed", input.value);
   });
-  const help = "the same seed writes the same text; empty: a new one each time";
+  const help = "the same seed gives the same text; empty: a new seed each time";
   return row("seed", "Seed", help, input);
 }
 
@@ -249,7 +250,7 @@ function stopRow() {
   return row("stop", "Stop sequences", STOP_HELP, null, field);
 }
 
-const STOP_HELP = "one per line; the text ends before the first that it comes to; \\n is a line break";
+const STOP_HELP = "one per line; the text ends before the first that occurs; \\n is a line break";
 
 function row(name, label, help, input, wide = null) {
   return el(

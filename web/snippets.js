@@ -1,14 +1,14 @@
-// The request that Complete or Chat would send, for a shell and for Python.
+// The request that Complete or Chat would send, as a shell command and as a Python program.
 
 import { hasKey } from "./api.js";
 import { $, copyText } from "./dom.js";
 
-// What OpenAI's client has no name for.
+// Fields that OpenAI's client has no argument for.
 const BEYOND = ["top_k", "min_p", "repetition_penalty"];
 
 let current = null;
 
-/** The buttons copy what `request` returns when they are pressed, the body of a request. */
+/** Make the buttons copy a request. request() returns its body when one is pressed. */
 export function offer(request) {
   if (!current)
     for (const [name, write] of Object.entries({ curl, python }))
@@ -20,7 +20,7 @@ export function offer(request) {
 
 const isChat = (body) => "messages" in body;
 
-/** A command for a POSIX shell. The key itself is not written into it. */
+/** A command for a POSIX shell, without the key itself. */
 export function curl(body, base) {
   const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
   const key = hasKey() ? ` \\\n  -H "Authorization: Bearer $API_KEY"` : "";
@@ -30,7 +30,7 @@ export function curl(body, base) {
 
 /** A program that uses OpenAI's client. */
 export function python(body, base) {
-  // JSON writes strings, numbers and lists as Python does
+  // Python reads strings, numbers and lists of JSON
   const line = (name, indent = "    ") => `${indent}${name}=${JSON.stringify(body[name])},\n`;
   const named = Object.keys(body).filter((name) => !BEYOND.includes(name));
   const beyond = Object.keys(body).filter((name) => BEYOND.includes(name));

@@ -1,12 +1,13 @@
-// Tokens and characters as text: to be read, to be heard, and put together from bytes.
+// Tokens and characters as text: for readers, for screen readers, and decoded from bytes.
 
-// ---- to be read ----
+// ---- for readers ----
 
 const SIGNS = { "\n": "↵", "\t": "→", "\r": "␍", " ": "·" };
-// Control characters and what looks like nothing or turns text around are shown by their code.
+// Characters that are shown as codes: control characters, invisible ones, and those that change the
+// direction of text.
 const UNSEEN = /[\p{Cc}\p{Cf}\p{Co}\p{Zl}\p{Zp}]/u;
 
-/** A token as a word that can be read: white space as signs, unprintable characters as codes. */
+/** A token with all characters visible: white space as signs, unprintable characters as codes. */
 export function visible(text) {
   if (text === "") return "∅";
   return Array.from(text, (c) => SIGNS[c] ?? (UNSEEN.test(c) ? code(c) : c)).join("");
@@ -17,12 +18,13 @@ function code(c) {
   return n < 256 ? `\\x${n.toString(16).padStart(2, "0")}` : `\\u{${n.toString(16)}}`;
 }
 
-// Control characters, and those that turn the direction of a text.
+// Control characters, and those that change the direction of text.
 const HARMFUL = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
-// What has no width; what joins emoji (U+200D) is left to do so.
+// A text of characters without width, unless it begins with the joiner of emoji (U+200D).
 const EMPTY = /^(?!\u200d)[\p{Cf}\p{Zl}\p{Zp}]*$/u;
 
-/** A text as it is, but for characters that would disturb what stands around it, or not be seen. */
+/** A text in which codes replace characters that would disturb the text around it; a text without
+ * any visible character becomes codes, too. */
 export const harmless = (text) =>
   EMPTY.test(text)
     ? visible(text)
@@ -30,12 +32,12 @@ export const harmless = (text) =>
 
 export const hex = (bytes) => bytes.map((b) => b.toString(16).padStart(2, "0")).join(" ");
 
-// ---- to be heard ----
+// ---- for screen readers ----
 
 const SAID = { " ": "space", "\n": "line break", "\t": "tab", "\r": "carriage return" };
 const MANY = /^(?:space|line break|tab)$/;
 
-/** "  \n" -> "2 spaces, line break"; null for a text that a screen reader can say as it is. */
+/** "  \n" -> "2 spaces, line break"; null for a text that a screen reader can read itself. */
 export function spoken(text) {
   if (text === "") return "nothing";
   if (!/^[\s\p{Cc}\p{Cf}\p{Zl}\p{Zp}]*$/u.test(text)) return null;
@@ -52,10 +54,10 @@ export function spoken(text) {
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** Length in bytes of the character that a byte begins. */
+/** The length in bytes of a character that begins with this byte. */
 const length = (byte) => (byte < 0x80 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4);
 
-/** Bytes as text; those that are no whole character as \xe4. */
+/** Bytes as text; bytes that are not a whole character are written as \xe4. */
 export function bytesText(bytes) {
   let text = "";
   for (let i = 0; i < bytes.length;) {
@@ -71,7 +73,7 @@ export function bytesText(bytes) {
   return text;
 }
 
-/** The bytes of a token as the API writes it: its text, or bytes:\xe4 for half a character. */
+/** The bytes of a token from the API's form of it: its text, or bytes:\xe4 for half a character. */
 export function tokenBytes(text) {
   if (!/^bytes:(\\x[0-9a-f]{2})+$/.test(text)) return [...new TextEncoder().encode(text)];
   return text
@@ -80,10 +82,10 @@ export function tokenBytes(text) {
     .map((h) => parseInt(h, 16));
 }
 
-/** Such a token as a word that can be read. */
+/** A token from the API with all characters visible. */
 export const visibleToken = (text) => visible(bytesText(tokenBytes(text)));
 
-/** Whether bytes are the beginning of a character, or one. */
+/** Whether bytes are a character or the beginning of one. */
 function begins(bytes) {
   try {
     new TextDecoder("utf-8", { fatal: true }).decode(Uint8Array.from(bytes), { stream: true });
@@ -93,7 +95,7 @@ function begins(bytes) {
   }
 }
 
-/** The bytes at the end that begin a character and do not complete it: at most three, often none. */
+/** The bytes at the end that begin a character without completing it: at most three, often none. */
 export function unfinished(bytes) {
   for (let n = 1; n <= Math.min(3, bytes.length); n++) {
     const tail = bytes.slice(-n);
@@ -103,11 +105,11 @@ export function unfinished(bytes) {
   return [];
 }
 
-/** Tells of tokens, one after another, which belong together because they share a character. */
+/** Finds consecutive tokens that share a character; it gets them one after another. */
 export class Characters {
   open = []; // bytes of a character that is not complete yet
 
-  /** Whether a token of these bytes goes on with the character that the token before it began. */
+  /** Whether a token with these bytes continues a character that the previous token has begun. */
   joins(bytes) {
     const joined = this.open.length > 0 && bytes.length > 0 && begins([...this.open, bytes[0]]);
     this.open = unfinished(joined ? [...this.open, ...bytes] : bytes);
@@ -115,7 +117,7 @@ export class Characters {
   }
 }
 
-/** [[0, 1], [1, 4], ...]: from where to where the tokens of these bytes belong together. */
+/** [[0, 1], [1, 4], ...]: the ranges of tokens that share a character. tokens: their bytes. */
 export function groups(tokens) {
   const found = [];
   const characters = new Characters();
@@ -126,7 +128,7 @@ export function groups(tokens) {
   return found;
 }
 
-/** Names for tokens that must be told apart: the parts of a character as 漢₁ 漢₂ 漢₃. */
+/** Names of tokens that show which is which: the parts of a character are 漢₁ 漢₂ 漢₃. */
 export function names(tokens) {
   return groups(tokens).flatMap(([from, to]) => {
     const parts = tokens.slice(from, to);
@@ -139,9 +141,7 @@ export function names(tokens) {
 
 // ---- colours ----
 
-/**
- * A number below n for each id: the same for the same token, unless its neighbour has it already.
- */
+/** A number below n for each id: equal for equal ids, but different for neighbours. */
 export function colours(ids, n) {
   const chosen = [];
   for (const id of ids) {

@@ -1,18 +1,18 @@
-// Tokens: what each tokenizer makes of a text.
+// Tokens: a text's tokens by each tokenizer.
 
 import { ApiError, connection, request } from "./api.js";
 import { $, count, debounce, el, inSight, memory, notice, plural, remember, segments } from "./dom.js";
 import { bytesText, colours, groups, hex, spoken, visible } from "./text.js";
 
 const COLOURS = 6;
-const SHOWN = 4000; // tokens on a card; more would make typing slow
+const SHOWN = 4000; // the most tokens on a card; with more, typing would be slow
 const SAMPLE =
   "How long is a string?\n\ndef area(radius):\n    return 3.14159 * radius ** 2\n\n“Größe” — 12,345,678 日本語 🌳\n";
 
 let names = [];
 let off; // names of tokenizers that are not shown
 let view; // text or ids
-let asked = 0; // number of the latest question: late answers to earlier ones are dropped
+let asked = 0; // number of the latest request: late answers to earlier ones are dropped
 let timer = null;
 
 export function start() {
@@ -56,7 +56,7 @@ async function load() {
     return failed(e);
   }
   if (names.length === 0)
-    return $("token-cards").replaceChildren(notice("empty", "This server knows no tokenizer."));
+    return $("token-cards").replaceChildren(notice("empty", "This server has no tokenizer."));
   const chips = names.map((name) =>
     el(
       "label",
@@ -91,7 +91,7 @@ function failed(e) {
 }
 
 async function ask() {
-  if (names.length === 0) return load(); // it failed before
+  if (names.length === 0) return load(); // loading has failed before
   const mine = ++asked;
   const text = $("text").value;
   const wanted = names.filter((name) => !off.has(name));
@@ -105,7 +105,7 @@ async function ask() {
     );
   clearTimeout(timer);
   timer = setTimeout(() => $("token-cards").classList.add("stale"), 400);
-  // a text that one of them cannot write is no reason to hide the others
+  // some tokenizers may not have all characters of the text: the others are still shown
   const answers = await Promise.all(
     wanted.map((name) => request("/tokenize", { text, tokenizer: name }).catch((e) => e)),
   );
@@ -192,7 +192,7 @@ function card(name, answer, most) {
   );
 }
 
-/** What is said of the tokens from one place to another, which make up a character or are one. */
+/** The description of the tokens from..to: one token, or several that share a character. */
 function described(tokens, from, to) {
   const some = tokens.slice(from, to);
   const bytes = some.flatMap((t) => t.bytes);
@@ -208,10 +208,10 @@ function described(tokens, from, to) {
   ];
 }
 
-/** Tokens that make up a character, or one: its text in a stripe of colour for each. */
+/** The element of one token, or of several that share a character: a stripe of colour for each. */
 function partElement(tokens, k, shades) {
   const text = bytesText(tokens.flatMap((t) => t.bytes));
-  // signs for white space are faint; a line break stands after the sign for one
+  // signs for white space are faint; a real line break follows the sign for it
   const word = Array.from(text, (c) =>
     /\s/.test(c) ? el("i", {}, visible(c) + (c === "\n" ? "\n" : "")) : visible(c),
   );

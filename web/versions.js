@@ -1,24 +1,24 @@
-// A version is one continuation: the prompt, its tokens so far and how it ended. It outlives a reload.
+// A version is one continuation: the prompt, its tokens so far and how it ended. A reload keeps it.
 
 import { bits } from "./dom.js";
 import { bytesText, Characters, tokenBytes } from "./text.js";
 
 const ALTERNATIVES = 5;
-const STORED = [10, 3, 1]; // versions that a reload keeps: the first number that there is room for
+const STORED = [10, 3, 1]; // how many versions a reload keeps: the first of these that fits
 
 export class Version {
   constructor(fields) {
     this.model = "";
     this.prompt = "";
-    this.promptIds = null; // as the server cut it into tokens
+    this.promptIds = null; // the prompt's tokens, from the server
     this.tokens = []; // { id, text, logprob, top: [{ id, text, logprob }], picked }
     this.seed = 0;
-    this.dropping = false; // whether the beginning of what is too long for the context is left out
+    this.dropping = false; // whether a text that is too long loses its beginning
     this.state = "waiting"; // streaming, then done, stopped, cut or error
     this.finish = null; // stop or length
-    this.fresh = 0; // tokens of the latest request
-    this.asked = 0; // for so many
-    this.beyond = 0; // characters of the last token after the place where a stop sequence began
+    this.fresh = 0; // how many tokens the latest request has given
+    this.asked = 0; // how many it asked for
+    this.beyond = 0; // characters at the end that belong to a stop sequence
     this.error = null; // { message, status, code, retryAfter }
     Object.assign(this, fields);
     this.together = [this]; // the versions of one request
@@ -32,7 +32,7 @@ export class Version {
     const began = performance.now();
     Object.assign(this, { state: "waiting", error: null, finish: null, fresh: 0, first: null });
     Object.assign(this, { began, last: began, asked: more, together, beyond: 0 });
-    this.sent = this.decoded(true).length; // characters of the text, as the server counts
+    this.sent = this.decoded(true).length; // length of the text that the server has sent
   }
 
   place(token, i) {
@@ -40,7 +40,7 @@ export class Version {
     else this.parts.push([i, i + 1]);
   }
 
-  /** A choice of a chunk of the stream: tokens with their alternatives. */
+  /** Take a choice of a chunk of the stream: tokens with their alternatives. */
   take(choice) {
     this.last = performance.now();
     this.first ??= this.last;
@@ -55,16 +55,16 @@ export class Version {
     if (!choice.finish_reason) return;
     this.finish = choice.finish_reason;
     this.state = "done";
-    // a stop sequence may begin within a token: the text ends there
+    // a stop sequence may begin within a token; the text ends there
     if (this.finish === "stop") this.beyond = Math.max(0, this.decoded(true).length - this.sent);
   }
 
-  /** The tokens of a part: one, or those that make up a character. */
+  /** The tokens of a part: one, or several that share a character. */
   part(k) {
     return this.tokens.slice(...this.parts[k]);
   }
 
-  /** What a part shows. */
+  /** The text of a part. */
   partText(k) {
     const text = bytesText(this.part(k).flatMap((t) => tokenBytes(t.text)));
     return k === this.parts.length - 1 ? text.slice(0, text.length - this.beyond) : text;
@@ -76,14 +76,14 @@ export class Version {
     return text.slice(0, text.length - this.beyond);
   }
 
-  /** The text of all tokens; open: without half a character at its end. */
+  /** The text of all tokens. open: leave out half a character at the end. */
   decoded(open) {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     const bytes = this.tokens.flatMap((token) => tokenBytes(token.text));
     return decoder.decode(Uint8Array.from(bytes), { stream: open });
   }
 
-  /** Tokens of the prompt and after it; null before the server has said how many the prompt has. */
+  /** The number of tokens, with the prompt's; null before the server has sent the latter. */
   get length() {
     return this.promptIds && this.promptIds.length + this.tokens.length;
   }
@@ -92,16 +92,16 @@ export class Version {
     return this.tokens.reduce((sum, t) => sum + bits(t.logprob), 0);
   }
 
-  /** The body of a request for more, with sampling as settings.js gives it. */
+  /** The body of a request for more tokens. sampling: fields from settings.js. */
   request(sampling, context) {
-    // go on after these very tokens: their text might be cut into others
+    // continue after exactly these tokens: encoding their text might give others
     const prompt = this.promptIds
       ? [...this.promptIds, ...this.tokens.map((t) => t.id)]
       : this.prompt;
     const body = { model: this.model, prompt, ...sampling, seed: this.seed };
     Object.assign(body, { logprobs: ALTERNATIVES, return_token_ids: true });
     body.max_tokens = this.asked;
-    // leave room for what is asked for, but keep half of the context at least
+    // leave room for the answer, but keep at least half of the context for the text
     if (this.dropping)
       body.truncate_prompt_tokens = Math.max(context - this.asked, Math.ceil(context / 2));
     return body;
@@ -121,13 +121,13 @@ function tokensOf({ token_ids: ids, logprobs: l }) {
   }));
 }
 
-// ---- over a reload ----
+// ---- reloads ----
 
 const STORE = "bonsai.versions";
 const KEPT = ["model", "prompt", "promptIds", "tokens", "seed", "dropping"];
 const ENDED = ["state", "error", "finish", "fresh", "asked", "beyond", "began", "first", "last"];
 
-/** Keep the latest versions, and which one is shown, for this tab. */
+/** Store the latest versions, and which one is shown, for this browser tab. */
 export function store(versions, shown) {
   for (const most of STORED) {
     const from = Math.max(0, Math.min(shown, versions.length - most));
@@ -135,16 +135,16 @@ export function store(versions, shown) {
       .slice(from, from + most)
       .map((v) => Object.fromEntries([...KEPT, ...ENDED].map((key) => [key, v[key]])));
     try {
-      sessionStorage.removeItem(STORE); // what was kept before is old
+      sessionStorage.removeItem(STORE); // if setItem fails, no old versions must remain
       sessionStorage.setItem(STORE, JSON.stringify({ kept, shown: shown - from }));
       return;
     } catch {
-      // more than there is room for, or forbidden
+      // they do not fit, or storage is forbidden
     }
   }
 }
 
-/** [versions, index of the one that was shown] of before a reload; what was under way is stopped. */
+/** [versions, index of the one shown] from before a reload. Unfinished ones become stopped. */
 export function restore() {
   try {
     const { kept, shown } = JSON.parse(sessionStorage.getItem(STORE));

@@ -26,7 +26,7 @@ from bonsai.serving.page.playground import playground_routes
 from bonsai.serving.registry import Served
 from bonsai.serving.worker import Stopped, Worker
 
-# The page runs nothing but its own files, and no other page may show it in a frame.
+# The page may run only its own files, and no other page may show it in a frame.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
@@ -38,25 +38,25 @@ PAGE_HEADERS = {
 
 @dataclass
 class Server:
-    """What the routes work with."""
+    """The models, limits and settings that the routes use."""
 
     models: dict[str, Served]
-    max_waiting: int = 256  # rows in the queue
+    max_waiting: int = 256  # the most rows in the queue
     limits: Limits = field(default_factory=Limits)
     guard: GuardLimits = field(default_factory=GuardLimits)
     api_key: str = ""
-    hosts: tuple[str, ...] = ()  # names under which the server may be called, beyond loopback's
-    any_address: bool = False  # it may also be called by any IP address
-    origins: tuple[str, ...] = ()  # of other sites whose pages may ask; "*": all
-    run_folders: tuple[Path, ...] = ()  # where the page looks for out*/
-    web: Path | None = None  # the page's files
+    hosts: tuple[str, ...] = ()  # names of this server that requests may use, besides loopback's
+    any_address: bool = False  # whether requests may also use any IP address
+    origins: tuple[str, ...] = ()  # other sites whose pages may send requests; "*": all
+    run_folders: tuple[Path, ...] = ()  # folders in which the page looks for out*/
+    web: Path | None = None  # folder of the page's files
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
         self.worker = Worker([m.engine for m in self.models.values()], self.max_waiting)
 
     def find(self, name: str | None) -> Served:
-        """A model by name (None: the first). Names come from a table, never a path."""
+        """A model by name (None: the first). The name is a key of a table, never a path."""
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
@@ -73,7 +73,7 @@ def create_app(server: Server) -> ASGIApp:
         title="bonsai",
         version=__version__,
         description="An OpenAI-compatible API for small GPTs.",
-        docs_url=None,  # those pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other sites
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -93,7 +93,8 @@ def create_app(server: Server) -> ASGIApp:
     )
     if not server.origins:
         return with_request_ids(guard)
-    cors = CORSMiddleware(  # around it: browsers ask without a key first, and want to read a 401
+    # Around the guard: browsers first ask without a key, and must be able to read its 401
+    cors = CORSMiddleware(
         guard,
         allow_origins=server.origins,
         allow_methods=["GET", "POST"],
@@ -110,7 +111,7 @@ def add_openai_routes(app: FastAPI, server: Server) -> None:
             "object": "model",
             "created": served.created,
             "owned_by": "bonsai",
-            # beyond OpenAI's: what a client can ask of the model
+            # beyond OpenAI's fields: what the model can do
             "context_length": served.context,
             "vocab_size": served.vocab_size,
             "parameters": served.model.num_params(),
@@ -139,7 +140,7 @@ def add_openai_routes(app: FastAPI, server: Server) -> None:
 
     @app.get("/health")
     async def health() -> Response:
-        """200 while the engines run, 503 once they do not."""
+        """200 while the engines run, 503 after they have ended."""
         try:
             server.worker.check_alive()
         except Stopped as e:
@@ -156,8 +157,8 @@ def add_openai_routes(app: FastAPI, server: Server) -> None:
 async def respond(
     server: Server, body: Sampling, plan: Plan, form: CompletionForm, request: Request
 ) -> Response:
-    """Run a plan; the answer as one JSON object, or as a stream."""
-    answer = Answer(server.worker, plan)  # may refuse: the queue is full
+    """Run a plan; returns the answer as one JSON object or as a stream."""
+    answer = Answer(server.worker, plan)  # raises ApiError if the queue is full
     server.metrics.prompt_tokens[plan.served.name] += plan.prompt_tokens
     stopwatch = AnswerTimer(server.metrics)
     options = body.stream_options or StreamOptions()
@@ -167,12 +168,12 @@ async def respond(
         return EventStream(writer.events(stopwatch), answer)
     work = asyncio.ensure_future(writer.whole(stopwatch))
     if not await unless_gone(work, request.receive):
-        return Response(status_code=499)  # nobody is there to read it
+        return Response(status_code=499)  # the client has left, so nobody reads it
     return Response(work.result(), media_type="application/json")
 
 
 class EventStream(Response):
-    """Server-sent events; the client's leaving ends the work behind them."""
+    """Server-sent events. If the client leaves, the answer's computation ends."""
 
     media_type = "text/event-stream"
 
@@ -198,7 +199,7 @@ class EventStream(Response):
             for task in (work, gone):
                 task.cancel()
             results = await asyncio.gather(work, gone, return_exceptions=True)
-        if isinstance(results[0], Exception):  # not a cancellation
+        if isinstance(results[0], Exception):  # a cancellation is a BaseException only
             raise results[0]
 
 
@@ -218,7 +219,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def no_engine(request: Request, e: Stopped) -> Response:
         return await api_error(request, failed(e))
 
-    @app.exception_handler(RequestValidationError)  # of paths and queries; bodies: bodies.py
+    @app.exception_handler(RequestValidationError)  # for paths and queries; for bodies: bodies.py
     async def invalid(request: Request, e: RequestValidationError) -> Response:
         first = e.errors()[0]
         name = str(first["loc"][-1])[:100]
@@ -226,7 +227,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, e: HTTPException) -> Response:
-        messages = {404: "there is no such path", 405: "this path has another method"}
+        messages = {404: "there is no such path", 405: "this path needs another method"}
         return answer(e.status_code, messages.get(e.status_code, e.detail), headers=e.headers)
 
     @app.exception_handler(Exception)
@@ -238,7 +239,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def static_files(web: Path | None):
-    """What answers paths that no route has: the page's files, else a JSON 404."""
+    """The app for paths without a route: it serves the page's files, else a JSON 404."""
     files = StaticFiles(directory=web, html=True) if web is not None else None
 
     async def fallback(scope, receive, send) -> None:

@@ -8,7 +8,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 
 
 class Histogram:
-    """How often a time was at most so many seconds."""
+    """Counts how many times were at most as long as each bound."""
 
     def __init__(self, buckets: Sequence[float] = BUCKETS):
         self.buckets = buckets
@@ -30,7 +30,7 @@ class Histogram:
 
 
 class Metrics:
-    """What is counted by the handlers; the worker counts rows and tokens itself."""
+    """The handlers' counters; rows and tokens are counted by the worker."""
 
     def __init__(self):
         self.responses: Counter[tuple[str, int]] = Counter()  # (path of the route, status)
@@ -39,7 +39,7 @@ class Metrics:
         self.duration = Histogram()
 
     def text(self, worker, tokens: dict[str, int]) -> str:
-        """tokens: drawn so far, by model."""
+        """All metrics as text. tokens: how many were drawn so far, by model."""
         lines: list[str] = []
 
         def metric(name: str, kind: str, help: str, samples: Iterable[str]) -> None:
@@ -83,13 +83,13 @@ class AnswerTimer:
         self.metrics, self.begun, self.started = metrics, time.monotonic(), False
 
     def piece(self) -> None:
-        """Something came; the first time counts."""
+        """To be called for each piece; the first one's time is recorded."""
         if not self.started:
             self.started = True
             self.metrics.first_token.observe(time.monotonic() - self.begun)
 
     def done(self) -> None:
-        """The answer is whole."""
+        """To be called when the answer is complete."""
         self.metrics.duration.observe(time.monotonic() - self.begun)
 
 

@@ -1,9 +1,9 @@
-"""What is refused before a route sees it, as ASGI middleware: foreign hosts and origins, wrong
-keys, bodies that are too large, alone or together, or never come.
+"""ASGI middleware that refuses requests before they reach a route: those with foreign hosts or
+origins, with wrong keys, and with bodies that are too large, alone or together, or never arrive.
 
-A page of another site may send requests to a server on this machine. With a name that it lets
-resolve to 127.0.0.1 ("DNS rebinding") it could also read the answers: hence the check of the Host
-header, which such a name gives away, and of the Origin.
+A page of another site may send requests to a server on this machine. If the site makes its own name
+resolve to 127.0.0.1 ("DNS rebinding"), the page could also read the answers. The Host header then
+has that name, so it is checked, and so is the Origin.
 """
 
 import hmac
@@ -26,22 +26,23 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 @dataclass(frozen=True)
 class GuardLimits:
     body_bytes: int = 4 * 2**20
-    body_seconds: float = 30.0  # for a body to arrive
-    bodies: int = 16  # times body_bytes: of all that come or are being answered
+    body_seconds: float = 30.0  # in which a body must arrive
+    bodies: int = 16  # all bodies in memory together: at most this many times body_bytes
 
     @property
     def all_bytes(self) -> int:
         return self.bodies * self.body_bytes
 
 
-SMALL = 64 * 2**10  # bytes of a body that are always taken
+SMALL = 64 * 2**10  # a body of so many bytes is taken even if all together are too large
 
 
 class Guard:
-    """Wraps an ASGI app. hosts: names under which this server may be called, beyond loopback's.
+    """Wraps an ASGI app.
 
-    any_address: also by any IP address (no name, no rebinding); for servers beyond loopback.
-    origins: sites whose pages may ask too; "*": all.
+    hosts: names of this server that requests may use, besides loopback's. any_address: requests
+    may also use any IP address, for servers beyond loopback; without a name there is no rebinding.
+    origins: other sites whose pages may send requests; "*": all.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Guard:
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":  # a websocket
             return await send({"type": "websocket.close", "code": 1003})
-        if scope["method"] == "HEAD":  # uvicorn, which knows what was asked, leaves the body out
+        if scope["method"] == "HEAD":  # uvicorn knows the request's method, and sends no body
             scope = {**scope, "method": "GET"}
 
         async def counted_send(message) -> None:
@@ -87,7 +88,7 @@ class Guard:
             self.held -= len(body)
 
     def check(self, scope) -> None:
-        """Raises ApiError for a request that is not meant for this server."""
+        """Raises ApiError for a foreign host or origin, and for a wrong key."""
         headers = {name.lower(): value for name, value in scope["headers"]}
         host = headers.get(b"host", b"").decode("latin-1")
         if not self.knows(host_name(host)):
@@ -100,7 +101,7 @@ class Guard:
         if origin is not None and not self.welcomes(origin, host):
             raise ApiError(
                 403,
-                "requests from pages of other sites are refused, but for those in --origins",
+                "requests from pages of other sites are refused, except for sites in --origins",
                 code="origin_not_allowed",
             )
         path = scope["path"]
@@ -116,7 +117,7 @@ class Guard:
                 )
 
     def welcomes(self, origin: bytes, host: str) -> bool:
-        """Whether pages of an origin may ask: this server's own, and those of its list."""
+        """Whether pages of an origin may send requests: the server's own, and `origins`."""
         named = origin.decode("latin-1") in self.origins or "*" in self.origins
         return named or origin_host(origin) == host.lower()
 
@@ -130,9 +131,9 @@ class Guard:
         return self.any_address or address.is_loopback
 
     async def read(self, body: bytearray, scope, receive) -> None:
-        """Read all into `body`, and count it as held. Raises ApiError when it is too large or takes
-        too long; of one that is too large the rest is read and dropped, so that the client sees the
-        answer."""
+        """Read a request's body into `body`, and add its bytes to `held`. Raises ApiError if it is
+        too large or takes too long. The rest of a large one is read and dropped, because a client
+        may read the answer only after it has sent all."""
         limit, size, more = self.limits.body_bytes, 0, True
         try:
             with anyio.fail_after(self.limits.body_seconds):
@@ -170,8 +171,8 @@ CLOSE = {"Connection": "close"}
 
 
 def with_request_ids(app):
-    """An ASGI app whose answers, whoever gives them, name their request: as the client did, if that
-    is a plain name, or anew."""
+    """An ASGI app that adds a request's id to every answer: the client's, if it is a plain name,
+    else a new one."""
 
     async def named(scope, receive, send) -> None:
         given = next((v for k, v in scope.get("headers", ()) if k.lower() == b"x-request-id"), b"")
@@ -192,7 +193,7 @@ def new_request_id() -> bytes:
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
-    """Origins as browsers write them, from a list with commas. Raises UserError.
+    """A comma-separated list of origins, as browsers write them. Raises UserError.
 
     >>> parse_origins("https://Example.org, http://localhost:3000/")
     ('https://example.org', 'http://localhost:3000')
@@ -221,7 +222,7 @@ def host_name(host: str) -> str:
 
 
 def origin_host(origin: bytes) -> str:
-    """Name and port of an Origin header; '' for one without, such as that of a file."""
+    """Name and port in an Origin header; '' if it has none, such as the origin of a file."""
     try:
         return urlsplit(origin.decode("latin-1")).netloc.lower()
     except ValueError:
@@ -229,7 +230,7 @@ def origin_host(origin: bytes) -> str:
 
 
 def replay(body: bytearray, receive):
-    """A receive that gives the body at once, then what really comes: the disconnection."""
+    """A `receive` that returns the whole body first; then it passes on the disconnection."""
     given = False
 
     async def replayed():

@@ -1,8 +1,8 @@
-"""The socket, and uvicorn on it: what one connection may send and hold is bounded, whoever it is.
+"""The socket, and uvicorn with limits on what one connection may send and keep in memory.
 
-uvicorn keeps whatever a client sends as a head or a trailer, and waits without end for clients that
-take nothing. Here a head has a size, a number of lines and a time, trailers are dropped, a body has
-a time, and who does not read what was sent is cut off.
+uvicorn stores heads and trailers of any size, and waits for ever for clients that do not read.
+Here a head has a largest size, number of lines and time; trailers are dropped; a body has a largest
+time; and a client that does not read its answer is disconnected.
 """
 
 import asyncio
@@ -25,31 +25,31 @@ from bonsai.serving.worker import Worker
 from bonsai.system.errors import UserError, end_if_told, interrupts_of_python, reason
 from bonsai.system.garbage import leave_alone_what_is_loaded
 
-HEAD_SECONDS = 20.0  # for the head of a request to arrive
+HEAD_SECONDS = 20.0  # in which the head of a request must arrive
 HEAD_BYTES = 64 * 2**10  # the largest head of a request
-HEAD_LINES = 128  # headers
-BODY_SECONDS = 40.0  # for the rest of a request; the guard answers those that wait for it sooner
-PIPELINED = 4  # requests of a connection that may wait for the answer to an earlier one,
-PIPELINED_BYTES = 64 * 2**10  # and what they may be together
-# Bytes that are read of a connection before the others have their turn. asyncio's 256 KiB are some
-# milliseconds of short requests or long heads: with a thousand of such clients, seconds a turn.
+HEAD_LINES = 128  # the most headers
+BODY_SECONDS = 40.0  # in which the body must arrive; the guard's shorter limit answers with a 408
+PIPELINED = 4  # the most requests of a connection that wait for the answer to an earlier one
+PIPELINED_BYTES = 64 * 2**10  # the most bytes of these together
+# Bytes that are read from a connection before it is another one's turn. asyncio's 256 KiB of short
+# requests or long heads take some milliseconds: with a thousand such clients a turn takes seconds.
 READ_BYTES = 16 * 2**10
-SEND_SECONDS = 60.0  # for a client to take something of what was sent
-# Bytes that the system buffers for a client. It reports room only after a third of the buffer was
-# taken: with the megabytes of its own choice, a slow client would seem to take nothing for minutes.
+SEND_SECONDS = 60.0  # in which a client must read some of what was sent
+# Bytes that the system buffers for a client. It reports free space only after a third of the buffer
+# was read: with its default of megabytes a slow client would seem to read nothing for minutes.
 SEND_BUFFER = 128 * 2**10
 KEEP_ALIVE = 30  # seconds that a connection may be idle between requests
-GRACE = 5.0  # seconds for running answers when the server is stopped
-# A client is told what it gets wrong; if that were logged, clients could fill the log. Only what we
-# get wrong is logged.
+GRACE = 5.0  # seconds that running answers have when the server is stopped
+# Only our own errors are logged. A client's errors are in its answers: logged, they would let
+# clients fill the log.
 LOGGER = logging.getLogger("bonsai.serving")
 LOGGER.setLevel(logging.ERROR)
 REASONS = {400: b"Bad Request", 503: b"Service Unavailable"}
-LINGER = 3.0  # seconds in which a server whose engine has died still says so
+LINGER = 3.0  # seconds that a server goes on after its engine has died, to tell its clients
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises UserError."""
+    """A listening socket; port 0 means any free port. Raises UserError."""
     try:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -64,9 +64,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol with limits. An exception in a parser's callback is answered 400."""
+    """uvicorn's protocol with limits. An exception in a parser's callback becomes a 400."""
 
-    most = 1024  # connections
+    most = 1024  # connections at once
     head_seconds, body_seconds, send_seconds = HEAD_SECONDS, BODY_SECONDS, SEND_SECONDS
 
     def connection_made(self, transport) -> None:
@@ -76,13 +76,13 @@ class Connection(HttpToolsProtocol):
         if sock := transport.get_extra_info("socket"):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-                # else the second small packet waits for the first one's receipt, some 40 ms;
-                # asyncio sets it, but not where the listening socket does not name its protocol
+                # Without this a second small packet waits some 40 ms until the first one is
+                # acknowledged. asyncio sets it only if the listening socket names its protocol
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.in_head = True
         self.head_bytes = self.head_lines = self.waiting_bytes = 0
-        self.useless_bytes = 0  # since the last that were of a body, or completed a head
-        self.useful = False
+        self.useless_bytes = 0  # bytes since a head was completed or a body's bytes came
+        self.useful = False  # whether the bytes that came last did so
         self.arrival = self.loop.call_later(self.head_seconds, self.give_up)
         self.watch: asyncio.TimerHandle | None = None  # whether the client takes what was sent
         if len(self.connections) > self.most:
@@ -95,16 +95,16 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def give_up(self) -> None:
-        """End the connection; close() would wait until the client has taken all that was sent."""
+        """End the connection; close() would wait until the client has read all that was sent."""
         self.transport.abort()
 
-    # ---- what comes ----
+    # ---- receiving ----
 
     def data_received(self, data: bytes) -> None:
         self.useful = False
         super().data_received(data)
         self.useless_bytes = 0 if self.useful else self.useless_bytes + len(data)
-        if self.useless_bytes > HEAD_BYTES:  # a head, a trailer, or what stands beside a chunk
+        if self.useless_bytes > HEAD_BYTES:  # a head, a trailer, or a chunk's extensions
             self.give_up()
 
     def on_message_begin(self) -> None:
@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.in_head:  # trailers have no place in what the app gets
+        if self.in_head:  # trailers are dropped: the app's interface has no place for them
             self.count(len(name) + len(value), 1)
             super().on_header(name, value)
 
@@ -145,7 +145,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def wait(self, size: int) -> None:
-        """Count bytes of requests that wait for the answer to an earlier one."""
+        """Count the bytes of requests that wait for the answer to an earlier one."""
         self.waiting_bytes += size
         if self.waiting_bytes > PIPELINED_BYTES:
             raise ValueError("too large requests at once")
@@ -158,7 +158,7 @@ class Connection(HttpToolsProtocol):
         self.arrival.cancel()
         self.arrival = self.loop.call_later(seconds, self.give_up)
 
-    # ---- what goes ----
+    # ---- sending ----
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -178,7 +178,7 @@ class Connection(HttpToolsProtocol):
         self.watch_client()
 
     def refuse(self, status: int, message: str, header: bytes = b"") -> None:
-        """The answer to what is no request for the app, and the end of the connection."""
+        """Answer with an error without calling the app, and end the connection."""
         body = error_body(status, message)
         self.transport.write(
             b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nx-request-id: %b\r\n%b"
@@ -188,7 +188,7 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def watch_client(self) -> None:
-        """From now on the client must take something every send_seconds, until it has all."""
+        """From now on the client must read something every send_seconds, until it has all."""
         unsent = self.transport.get_write_buffer_size()
         if self.watch is None and unsent:
             self.unsent, self.taken = unsent, False
@@ -203,22 +203,22 @@ class Connection(HttpToolsProtocol):
 
 
 class Process(uvicorn.Server):
-    """uvicorn's server, which ends at once the second time it is asked to, and tells those whose
-    answers are not whole when it stops."""
+    """uvicorn's server. A second signal ends it at once. When it stops, clients whose answers are
+    not complete get an error."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, grace: float = GRACE):
         super().__init__(config)
         self.worker, self.grace = worker, grace
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        self.worker.start()  # in the app's lifespan uvicorn would print the traceback of a failure
+        self.worker.start()  # not in the app's lifespan: uvicorn would print its errors' tracebacks
         try:
             await super().serve(sockets)
         finally:
             self.worker.stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        end_if_told()  # before the signals were ours
+        end_if_told()  # by a signal that came before uvicorn's handlers were installed
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -239,7 +239,7 @@ class Process(uvicorn.Server):
         loop.call_later(self.grace, self.worker.give_up, "the server is stopping")
         loop.call_later(self.grace + 1, self.cut_off)
         await super().shutdown(sockets)
-        self.worker.stop()  # here, where a second Ctrl-C still ends the program at once
+        self.worker.stop()  # already here, because a second Ctrl-C still ends the program at once
 
     def cut_off(self) -> None:
         for connection in list(self.server_state.connections):
@@ -247,13 +247,13 @@ class Process(uvicorn.Server):
 
 
 def configured(app, max_connections: int, **limits: float) -> uvicorn.Config:
-    """uvicorn's settings. limits: seconds of Connection, such as send_seconds."""
+    """uvicorn's settings. limits: Connection's times, such as send_seconds."""
     return uvicorn.Config(
         app,
         http=type("Limited", (Connection,), {"most": max_connections, **limits}),
         ws="none",
         lifespan="off",
-        access_log=False,  # prompts and paths are nobody's business
+        access_log=False,  # what clients ask for is private
         log_level="warning",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
@@ -263,7 +263,7 @@ def configured(app, max_connections: int, **limits: float) -> uvicorn.Config:
 def serve(app, worker: Worker, sock: socket.socket, max_connections: int) -> None:
     """Run an ASGI app until SIGINT or SIGTERM, or until `worker` has died."""
     raise_file_limit(max_connections + 128)
-    sys.setswitchinterval(0.001)  # the event loop waits this long for each of the busy threads
+    sys.setswitchinterval(0.001)  # seconds that the event loop waits for each busy thread
     leave_alone_what_is_loaded()
     process = Process(configured(app, max_connections), worker)
     with interrupts_of_python():
@@ -271,7 +271,8 @@ def serve(app, worker: Worker, sock: socket.socket, max_connections: int) -> Non
 
 
 def raise_file_limit(files: int) -> None:
-    """Allow this process as many open files as connections may need, where the system does."""
+    """Allow this process `files` open files, for its connections, or as many as the system lets it
+    have."""
     try:
         import resource  # not on Windows
     except ImportError:

@@ -1,4 +1,4 @@
-"""The models that a server has, by name, and the tokenizers that a page may ask for."""
+"""The models of a server by name, and the tokenizers that the page can show."""
 
 import re
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from bonsai.tokenizers.chat import ChatTemplate
 
 @dataclass(eq=False)
 class Served:
-    """A model and all that is needed to talk to it in text."""
+    """A model with its engine, tokenizer and chat template."""
 
     name: str
     model: torch.nn.Module
@@ -34,8 +34,9 @@ class Served:
 
     def __post_init__(self) -> None:
         self._anchor = self.tokenizer.decode_bytes([0])
-        self.start = start_tokens(self.tokenizer)  # of a text that nothing stands before
-        # no token is longer: what is longer than a context of them need not be encoded
+        self.start = start_tokens(self.tokenizer)  # what an empty prompt becomes
+        # Bytes of the longest token. It bounds the text that fits into a context, so a longer text
+        # need not be encoded
         self.longest = max(len(self.token_bytes(i)) for i in range(self.tokenizer.vocab_size))
 
     @property
@@ -47,8 +48,8 @@ class Served:
         return self.tokenizer.vocab_size
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token adds to a text. (Alone it may have others: SentencePiece drops the
-        blank that a text begins with.)"""
+        """The bytes that a token adds to a text. At the beginning of a text they may differ:
+        SentencePiece drops its first space."""
         data = self._bytes.get(token)
         if data is None:
             data = self.tokenizer.decode_bytes([0, token])[len(self._anchor) :]
@@ -56,7 +57,7 @@ class Served:
         return data
 
     def token_text(self, token: int) -> str:
-        """A token by itself; one that is not whole characters as OpenAI writes it: bytes:\\xf0."""
+        """A token's text. If its bytes are not whole characters: bytes:\\xf0, as OpenAI does."""
         data = self.token_bytes(token)
         try:
             return data.decode("utf-8")
@@ -71,17 +72,17 @@ def load_served(
     max_batch: int,
     **options,
 ) -> Served:
-    """Load a model and its tokenizer to be served. Raises UserError.
+    """Load a model and its tokenizer for serving. Raises UserError.
 
-    source: as load_model's init_from; options: of Engine, such as quantize. Steps are captured
-    graphs where the runtime can have them, unless `capture` is False.
+    source: like load_model's init_from. options: Engine's, such as quantize. Steps are captured as
+    graphs if the runtime supports that, unless `capture` is False.
     """
     options.setdefault("capture", runtime.captures)
     loaded = load_model(source, "", {"dropout": 0.0})
     if loaded.newer:
         print(loaded.newer, flush=True)
     chat = loaded.chat
-    loaded.checkpoint = None  # the optimizer's memory
+    loaded.checkpoint = None  # frees the memory of the optimizer's state
     tokenizer, _ = find_tokenizer(loaded)
     model = to_device(loaded.model, runtime.device).eval()
     engine = Engine(
@@ -95,14 +96,14 @@ def load_served(
 
 
 def written(source: str) -> int:
-    """When a checkpoint, or the newest file of a folder, was written; 0 if it is neither."""
+    """When a checkpoint, or a folder's newest one, was written; 0 if there is none."""
     path = Path(source)
     files = path.glob("*.pt") if path.is_dir() else [path] if path.is_file() else []
     return int(max((file.stat().st_mtime for file in files), default=0))
 
 
 def is_there(model: str) -> bool:
-    """Whether the path of `name=PATH` is."""
+    """Whether the path in `name=PATH` exists."""
     path = model.partition("=")[2].strip()
     return bool(path) and resolve_path(path).exists()
 
@@ -115,13 +116,13 @@ def parse_models(text: str) -> dict[str, str]:
     """
     models: dict[str, str] = {}
     parts = re.split(r",(?=[^,=]*=)", text)
-    # a comma that no name follows is the path's where that is there
+    # a comma without `name=` behind it is part of a path if that path exists
     parts = [p for whole in parts for p in ([whole] if is_there(whole) else whole.split(","))]
     for part in filter(None, map(str.strip, parts)):
         name, equals, path = (word.strip() for word in part.partition("="))
         if not equals or not name or not path:
             raise UserError(f"models={text}: {part!r} is not name=PATH")
-        whole_text(name, "models: a name")  # it goes into answers
+        whole_text(name, "models: a name")  # answers contain it, so it must be valid UTF-8
         if name in models:
             raise UserError(f"models={text}: the name {name} is given twice")
         models[name] = path
@@ -129,7 +130,7 @@ def parse_models(text: str) -> dict[str, str]:
 
 
 def usable_tokenizers(names: Iterable[str] | None = None) -> dict[str, Tokenizer]:
-    """Those of the general tokenizers that work here; GPT-2's and GPT-4's are downloaded once."""
+    """The general tokenizers that work here. GPT-2's and GPT-4's are downloaded the first time."""
     usable = {}
     for name in tokenizers.names() if names is None else names:
         try:

@@ -1,8 +1,8 @@
 """The thread that steps the engines, and its bridge to the event loop of the HTTP handlers.
 
-Handlers live in one event loop and never touch an engine; the engines live in one thread and never
-wait for a client. Commands go to the thread through a queue, and after each step what came out goes
-back to the loop in one call.
+Handlers run in one event loop and never touch an engine; the engines run in one thread and never
+wait for a client. Commands go to the thread through a queue. After each step its events go back to
+the loop in one call.
 """
 
 import asyncio
@@ -31,37 +31,38 @@ class Busy(Exception):
 
 
 class Failed(Exception):
-    """The engine broke off; the message is for the client."""
+    """The engine failed; the message is for the client."""
 
     status = 500
 
 
 class Stopped(Failed):
-    """The server ends, its engine's thread has, or memory is short: not the request's fault."""
+    """Not the request's fault: the server is stopping, its engine's thread has ended, or there is
+    not enough memory."""
 
     status = 503
 
 
-MOST_UNSENT = 512  # events of a stream that may wait for the client to take them
+MOST_UNSENT = 512  # the most events of a stream that wait for the client; then the engine pauses it
 
 
 class Stream:
-    """The events of one HTTP request: rows 0 ... rows - 1, in the order in which they came."""
+    """The events of one HTTP request, for its rows 0 ... rows - 1, in order of arrival."""
 
     def __init__(self, worker: "Worker", engine: Engine, rows: int):
         self.worker, self.engine = worker, engine
         self.rows = rows
         self.waiting = set(range(rows))  # rows that have not had an event
         self.open = set(range(rows))  # rows that have not finished
-        self.held = False  # the engine does not write for it: the client is behind
+        self.held = False  # whether the engine has paused it, because its client is slow
         self._events: list[tuple[int, Event]] = []
         self._error: Exception | None = None
         self._ready = asyncio.Event()
-        self._requests: list[Request] = []  # of the engine's thread
+        self._requests: list[Request] = []  # used by the engine's thread only
 
     async def take(self) -> list[tuple[int, Event]]:
-        """All that came since the last call, at least one (row, event); waits for it. Raises Failed
-        or UserError where the engine did."""
+        """All (row, event) since the last call; waits until there is at least one. Raises Failed or
+        UserError if the engine did."""
         while not self._events:
             if self._error is not None:
                 raise self._error
@@ -74,7 +75,7 @@ class Stream:
         return events
 
     def cancel(self, row: int | None = None) -> None:
-        """End one row, or all of them; nothing more comes of them. Does no harm when they ended."""
+        """End one row, or all: they get no more events. Does nothing for rows that have ended."""
         rows = [row] if row is not None else sorted(self.open)
         rows = [row for row in rows if row in self.open]
         for row in rows:
@@ -86,50 +87,50 @@ class Stream:
 class Worker:
     """Steps the engines in a thread of its own.
 
-    max_waiting: how many rows may wait for their turn, over all engines.
+    max_waiting: how many rows may wait for their turn, in all engines together.
     """
 
     def __init__(self, engines: Sequence[Engine], max_waiting: int):
         self.engines = list(engines)
         self.max_waiting = max_waiting
-        self.waiting = 0  # rows submitted that have had no event
+        self.waiting = 0  # submitted rows without an event so far
         self.running = 0  # rows between their first event and their last
         self.tokens = {engine: 0 for engine in self.engines}  # drawn so far
         self.finished = 0  # rows
         self.cancelled = 0  # rows
-        self.seconds_per_row = 0.1  # between the ends of two, running mean: for Retry-After
-        self._last_end = 0.0  # of a row, or when there began to be any
+        self.seconds_per_row = 0.1  # running mean of the time between two ends, for Retry-After
+        self._last_end = 0.0  # when a row ended last, or when the first one was submitted
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._owner: dict[Request, tuple[Stream, int]] = {}  # of the engine's thread
+        self._owner: dict[Request, tuple[Stream, int]] = {}  # used by the engine's thread only
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine")
         self._stopping = False
         self._streams: set[Stream] = set()  # those with open rows
         self._calls: set[asyncio.Future] = set()
-        self.died: float | None = None  # when the thread did, though nobody asked it to
+        self.died: float | None = None  # when the thread ended with an error
 
     # ---- in the event loop ----
 
     def start(self) -> None:
-        """To be called in the event loop that the handlers run in."""
+        """To be called in the handlers' event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the step it is in."""
+        """End the thread after its current step."""
         self._stopping = True
         self._commands.put(lambda: None)
         self._thread.join()
 
     def check_alive(self) -> None:
-        """Raises Stopped."""
+        """Raises Stopped if the thread has ended or is about to."""
         if self.died is not None:
             raise Stopped("the engine has died; see the server's log")
         if self._stopping:
             raise Stopped("the server is stopping")
 
     def give_up(self, why: str) -> None:
-        """End all that is running: who waits for it gets Stopped."""
+        """End all that is running: its handlers get Stopped."""
         self._stopping = True
         self._commands.put(lambda: None)
         for stream in list(self._streams):
@@ -139,7 +140,7 @@ class Worker:
                 future.set_exception(Stopped(why))
 
     def _die(self) -> None:
-        """The thread has ended by an exception."""
+        """To be called when the thread has ended with an error."""
         self.died = time.monotonic()
         self.give_up("the engine has died; see the server's log")
 
@@ -161,7 +162,7 @@ class Worker:
         return stream
 
     async def call(self, function: Callable[[], Any]) -> Any:
-        """The result of `function`, run between two steps. Raises Stopped."""
+        """The result of `function`, which the thread runs between two steps. Raises Stopped."""
         self.check_alive()
         future = self._loop.create_future()
         self._calls.add(future)
@@ -188,7 +189,7 @@ class Worker:
 
     def _deliver(self, events: list[tuple[Stream, int, Event]]) -> None:
         for stream, row, event in events:
-            if row not in stream.open:  # cancelled in the meantime
+            if row not in stream.open:  # it was cancelled meanwhile
                 continue
             if row in stream.waiting:
                 stream.waiting.discard(row)
@@ -232,7 +233,7 @@ class Worker:
     def _run(self) -> None:
         try:
             self._work()
-        except BaseException:  # what a step raises is caught there: this is a bug of ours
+        except BaseException:  # errors of a step are caught in _work: this is a bug of ours
             with contextlib.suppress(Exception):
                 traceback.print_exc(file=sys.stderr)
             self._post(self._die)
@@ -242,9 +243,9 @@ class Worker:
             busy = [engine for engine in self.engines if engine.busy]
             while not self._commands.empty() or not busy:
                 try:
-                    self._commands.get(timeout=1)()  # waits while there is nothing else to do
+                    self._commands.get(timeout=1)()  # waits only if no engine is busy
                 except queue.Empty:
-                    if not threading.main_thread().is_alive():  # it ended without calling stop
+                    if not threading.main_thread().is_alive():  # ended without calling `stop`
                         return
                 busy = [engine for engine in self.engines if engine.busy]
                 if self._stopping:
@@ -271,7 +272,7 @@ class Worker:
     def _post(self, function: Callable, *args: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:  # the loop has closed: nobody is left to tell
+        except RuntimeError:  # the loop is closed
             self._stopping = True
 
     def _submit(self, stream: Stream, prompts, params: SamplingParams, n: int) -> None:
@@ -311,15 +312,15 @@ class Worker:
             stream.engine.cancel(request)
 
     def _broken(self, engine: Engine, e: Exception) -> Failed:
-        """A step failed (memory, or a bug of ours): end all requests of this engine, go on. Raises
-        `e` if it says that the GPU has failed, on which nothing runs in this process any more."""
+        """A step failed, for lack of memory or by a bug of ours: end all requests of this engine,
+        and go on. Raises `e` if the GPU has failed: then this process cannot use it any more."""
         failed = Failed("the model failed; see the server's log")
         short = out_of_memory(e)
         if isinstance(e, torch.AcceleratorError) and not short:
             raise e
         if short:
             failed = Stopped("out of memory: ask for fewer or shorter texts at once")
-        with contextlib.suppress(OSError, ValueError):  # nobody may be there to read it
+        with contextlib.suppress(OSError, ValueError):  # stderr may be closed
             if short:
                 print("error: out of memory: choose a smaller --max_batch", file=sys.stderr)
             else:

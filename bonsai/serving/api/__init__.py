@@ -1,1 +1,1 @@
-"""Requests and answers as OpenAI has them, from a body's bytes to server-sent events."""
+"""Requests and answers of OpenAI's API, from a body's bytes to server-sent events."""

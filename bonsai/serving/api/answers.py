@@ -1,7 +1,7 @@
-"""The answer to a plan, piece by piece as the engine's events come.
+"""The answer to a plan, in pieces that are made from the engine's events as they arrive.
 
-An answer has prompts x n choices; choice i * n + j is sample j of prompt i. Streamed and whole
-answers are made of the same pieces.
+An answer has prompts x n choices; choice i * n + j is sample j of prompt i. Streamed answers and
+others are made of the same pieces.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from bonsai.system.errors import UserError
 @dataclass
 class TokenInfo:
     id: int
-    logprob: float | None  # None: nothing stands before it
+    logprob: float | None  # None: it is the first token of all
     top: list[tuple[int, float]] | None
     offset: int = 0
 
 
 @dataclass
 class AnswerPiece:
-    """What is new of one choice."""
+    """The new text and tokens of one choice."""
 
     index: int
     text: str = ""
@@ -35,13 +35,13 @@ class AnswerPiece:
 
 
 class Choice:
-    """One choice: takes the events of its row, gives pieces."""
+    """One choice: turns the events of its row into pieces."""
 
     def __init__(self, plan: Plan, index: int):
         self.plan, self.index = plan, index
         self.prompt = plan.prompts[index // plan.n]
         self.infos: list[TokenInfo] = []
-        self.shown = 0  # of infos
+        self.shown = 0  # how many of `infos` were in pieces
         self.completion_tokens = 0
         self.begun = False
         self.done = False
@@ -50,7 +50,7 @@ class Choice:
         self.text = TextStream(served.token_bytes, plan.stops, before)
 
     def feed(self, event: Event) -> AnswerPiece:
-        """The piece that an event gives; it may be empty."""
+        """The piece for an event; it may be empty."""
         piece = AnswerPiece(self.index)
         if not self.begun:
             self.begun = True
@@ -83,13 +83,13 @@ class Choice:
 
 
 def failed(e: Failed) -> ApiError:
-    if isinstance(e, Stopped):  # another try may do
+    if isinstance(e, Stopped):  # the client may try again
         return ApiError(e.status, str(e), code="stopped", headers={"Retry-After": "5"})
     return ApiError(e.status, str(e))
 
 
 def merged(pieces: Sequence[AnswerPiece]) -> list[AnswerPiece]:
-    """One piece per choice, in the order in which they first occur."""
+    """One piece per choice, in the order of the choices' first pieces."""
     by_choice: dict[int, AnswerPiece] = {}
     for piece in pieces:
         if piece.index not in by_choice:
@@ -103,7 +103,7 @@ def merged(pieces: Sequence[AnswerPiece]) -> list[AnswerPiece]:
 
 
 class Answer:
-    """The pieces of all choices of a request, as they come."""
+    """The pieces of all choices of a request, as they arrive."""
 
     def __init__(self, worker: Worker, plan: Plan):
         self.plan = plan
@@ -119,7 +119,7 @@ class Answer:
             raise failed(e) from None
 
     async def pieces(self) -> AsyncIterator[list[AnswerPiece]]:
-        """Lists of pieces, at most one per choice, none of them empty; raises ApiError."""
+        """Yields lists of pieces: at most one per choice, none of them empty. Raises ApiError."""
         left = len(self.choices)
         while left:
             try:
@@ -133,12 +133,12 @@ class Answer:
                 choice = self.choices[row]
                 if choice.done:
                     continue
-                if event.prompt_logprobs or i % 64 == 63:  # others have their turn
+                if event.prompt_logprobs or i % 64 == 63:  # lets other requests have their turn
                     await asyncio.sleep(0)
                 pieces.append(choice.feed(event))
                 if choice.done:
                     left -= 1
-                    self.stream.cancel(row)  # a stop string: the engine does not know
+                    self.stream.cancel(row)  # the engine knows nothing of stop strings
             pieces = [p for p in merged(pieces) if p.text or p.tokens or p.finish]
             if pieces:
                 yield pieces
@@ -152,7 +152,7 @@ class Answer:
         }
 
     def close(self) -> None:
-        """Give back what is still running; to be called however the answer ends."""
+        """Cancel the rows that still run. Must be called however the answer ends."""
         self.stream.cancel()
 
 
@@ -163,7 +163,7 @@ async def until_gone(receive: Callable) -> None:
 
 
 async def unless_gone(work: "asyncio.Future", receive: Callable) -> bool:
-    """Wait for `work`, or for the client to leave, which cancels it; whether it was done."""
+    """Wait for `work`, and cancel it if the client leaves. Returns whether it was done."""
     work, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(receive))
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,8 @@
-"""From the bytes of a request to a checked body, without holding up the event loop.
+"""From the bytes of a request to a checked body, without blocking the event loop.
 
-Python's json reads a body in one go while all other threads wait: some 100 ns per value, and many
-times that per key, list or object. So those are counted before, at the speed of memory, and bodies
-that are not small are read in a thread.
+While Python's json parses a text, all other threads wait: some 100 ns per value, and many times as
+long per key, list or object. So these are counted first, which is fast, and bodies that are not
+small are parsed in a thread.
 """
 
 import json
@@ -15,15 +15,15 @@ from bonsai.serving.api.faults import ApiError, bad_request
 from bonsai.serving.api.schemas import Body
 from bonsai.serving.background import in_background
 
-SMALL = 16 * 2**10  # bytes that are read at once, in the event loop
-MOST_VALUES = 300_000  # 128 prompts of 2,000 tokens
-MOST_PARTS = 20_000  # keys, and lists and objects: 1,024 messages of 16
+SMALL = 16 * 2**10  # a body of so many bytes is parsed in the event loop
+MOST_VALUES = 300_000  # enough for 128 prompts of 2,000 tokens
+MOST_PARTS = 20_000  # of keys, and of lists and objects: enough for 16 in each of 1,024 messages
 
 B = TypeVar("B", bound=Body)
 
 
 async def read_body(request: Request, model: type[B]) -> B:
-    """The body of a request as `model`. Raises ApiError with the innermost field that is wrong."""
+    """The body of a request as `model`. Raises ApiError, which names the innermost wrong field."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise bad_request("the body must be a JSON object, sent as Content-Type: application/json")
@@ -48,13 +48,13 @@ def parse(body: bytes, model: type[B]) -> B:
 
 
 def check_count(body: bytes) -> None:
-    """Raises ApiError for more values or parts than any good request has."""
+    """Raises ApiError if there are more values or parts than any sensible request has."""
     plain = body.translate(None, b" \t\r\n").replace(b"\\\\", b"").replace(b'\\"', b"")
     keys = plain.count(b'":')
     values, parts = plain.count(b","), plain.count(b"[") + plain.count(b"{")
     strings = plain.count(b'"') // 2
     if (values > MOST_VALUES or parts > MOST_PARTS) and strings <= MOST_PARTS:
-        outside = b"".join(plain.split(b'"')[::2])  # they may stand in strings
+        outside = b"".join(plain.split(b'"')[::2])  # without strings, which may contain these signs
         values, parts = outside.count(b","), outside.count(b"[") + outside.count(b"{")
     if values > MOST_VALUES or max(keys, parts) > MOST_PARTS:
         raise bad_request(
@@ -68,7 +68,7 @@ def refuse(constant: str) -> None:
 
 
 def invalid(error: ValidationError) -> ApiError:
-    """The first mistake, by its innermost field: messages[1].tool_calls."""
+    """The error for the first mistake, with its innermost field, such as messages[1].tool_calls."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     param = field_name(first["loc"])
     reason = first["msg"].removeprefix("Value error, ")
@@ -93,7 +93,7 @@ def field_name(places: tuple[int | str, ...]) -> str:
 
 
 def takes(model: type[Body]) -> dict[str, Any]:
-    """What /openapi.json says of a route whose body is read here: for `openapi_extra`."""
+    """The `openapi_extra` of a route whose body is read here: its schema for /openapi.json."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 

@@ -1,14 +1,14 @@
-"""Errors as OpenAI's client expects them: {"error": {"message", "type", "param", "code"}}.
+"""Errors in the form that OpenAI's client expects: {"error": {"message", "type", "param", "code"}}.
 
-That client repeats requests answered 408, 409, 429 and from 500 on: a request that is wrong must be
-answered 400 to 404 or 413.
+The client repeats requests that were answered with status 408, 409, 429, or 500 and above. So a
+wrong request must get 400 to 404, or 413.
 """
 
 import json
 
 
 class ApiError(Exception):
-    """An answer other than 200."""
+    """An error that a client gets as its answer."""
 
     def __init__(
         self,

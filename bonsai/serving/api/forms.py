@@ -1,4 +1,4 @@
-"""Answers as OpenAI's JSON: whole, or as server-sent events."""
+"""Answers in OpenAI's JSON: as one object, or as server-sent events."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from bonsai.serving.api.faults import ApiError
 from bonsai.serving.api.plans import Plan
 from bonsai.serving.counters import AnswerTimer
 
-LOWEST = -9999.0  # what stands for a log-probability of minus infinity, which JSON does not have
+LOWEST = -9999.0  # stands for a log-probability of minus infinity, which JSON does not have
 
 
 def clamp(logprob: float | None) -> float | None:
@@ -28,11 +28,11 @@ class CompletionForm:
         self.prompt_sent: set[int] = set()  # choices that were told the ids of their prompt
 
     def first(self) -> list[dict]:
-        """What a stream begins with."""
+        """The choices of the chunks that begin a stream."""
         return []
 
     def choice(self, piece: AnswerPiece, chunk: bool) -> dict:
-        """A choice of a whole answer, or of a chunk of a stream."""
+        """A choice of a complete answer or, if `chunk`, of a chunk of a stream."""
         logprobs = None if self.plan.params.logprobs is None else self.logprobs(piece.tokens)
         choice = {"index": piece.index, **self.content(piece, chunk)}
         choice |= {"logprobs": logprobs, "finish_reason": piece.finish}
@@ -42,9 +42,9 @@ class CompletionForm:
         return {"text": piece.text}
 
     def ids(self, piece: AnswerPiece) -> dict:
-        """What return_token_ids adds: the tokens of a choice, and once those of its prompt. With
-        both as the next prompt the text goes on exactly there, however its letters may be cut into
-        tokens."""
+        """The fields that return_token_ids adds: a choice's tokens and, in its first piece, those
+        of its prompt. With both as the next prompt a client can continue exactly; encoding the text
+        again may give other tokens."""
         fields = {"token_ids": [token.id for token in piece.tokens]}
         if piece.index not in self.prompt_sent:
             self.prompt_sent.add(piece.index)
@@ -52,7 +52,8 @@ class CompletionForm:
         return fields
 
     def logprobs(self, tokens: Sequence[TokenInfo]) -> dict:
-        """Four parallel lists; top_token_ids, on request, has the keys of top_logprobs."""
+        """Four lists with an entry per token; with return_token_ids also top_token_ids, the ids for
+        the texts in top_logprobs."""
         name, tops, top_ids = self.served.token_text, [], []
         for token in tokens:
             top = None
@@ -61,7 +62,7 @@ class CompletionForm:
                 ranked.setdefault(token.id, clamp(token.logprob))
                 top, ids = {}, {}
                 for i, logprob in ranked.items():
-                    if (text := name(i)) not in top:  # the likelier of two that look alike
+                    if (text := name(i)) not in top:  # of two with the same text the likelier one
                         top[text] = logprob
                         ids[text] = i
                 top_ids.append(ids)
@@ -109,7 +110,7 @@ class ChatForm(CompletionForm):
 
 
 class Writer:
-    """An answer's JSON, whole or as server-sent events."""
+    """Writes an answer's JSON, as one object or as server-sent events."""
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class Writer:
         return self.begin + json.dumps(rest)[1:].encode() + b"\n\n"
 
     async def events(self, stopwatch: AnswerTimer) -> AsyncIterator[bytes]:
-        """Server-sent events; one chunk for each choice that has something new."""
+        """Server-sent events, with one chunk for each choice that has something new."""
         try:
             for choice in self.form.first():
                 yield self.event([choice])
@@ -146,13 +147,13 @@ class Writer:
                 yield self.event([], self.answer.usage())
             yield b"data: [DONE]\n\n"
             stopwatch.done()
-        except ApiError as e:  # too late for a status
+        except ApiError as e:  # the status has been sent already
             yield b"data: " + e.body() + b"\n\ndata: [DONE]\n\n"
         finally:
             self.answer.close()
 
     async def whole(self, stopwatch: AnswerTimer) -> bytes:
-        """The one JSON object of an answer that is not streamed."""
+        """The JSON object of an answer that is not streamed."""
         answers: list[AnswerPiece] = [AnswerPiece(i) for i in range(self.answer.plan.rows)]
         try:
             async for pieces in self.answer.pieces():
@@ -165,7 +166,7 @@ class Writer:
         choices = []
         for piece in answers:
             choices.append(dumped(self.form.choice(piece, chunk=False)))
-            await asyncio.sleep(0)  # with log-probabilities they are large: others have their turn
+            await asyncio.sleep(0)  # log-probabilities take time; other requests have their turn
         head = dumped({**self.head, "object": self.form.kind, "usage": self.answer.usage()})
         return b'%b, "choices": [%b]}' % (head[:-1], b", ".join(choices))
 

@@ -1,4 +1,4 @@
-"""From a request to a plan: which tokens the engine gets, and how it is to sample."""
+"""From a request to a plan: the tokens of its prompts, and the settings for sampling."""
 
 import random
 from collections.abc import Sequence
@@ -12,21 +12,22 @@ from bonsai.serving.registry import Served
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.chat import ChatTemplate
 
-INLINE = 2000  # characters that are encoded at once; longer texts in a thread
+INLINE = 2000  # characters that are encoded in the event loop; longer texts in a thread
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for."""
+    """Limits for one request."""
 
     rows: int = 128  # prompts x n
     tokens: int = 4096  # max_tokens
-    truncate: bool = False  # cut prompts that are longer than the context, unless a request says
+    # whether to cut prompts that are longer than the context if the request does not say
+    truncate: bool = False
 
 
 @dataclass
 class Plan:
-    """A request, checked: what the engine is asked, and what is shown of its answer."""
+    """A checked request: the engine's prompts and settings, and the form of the answer."""
 
     served: Served
     prompts: list[list[int]]
@@ -35,8 +36,7 @@ class Plan:
     stops: Sequence[str]
     echo: bool = False
     want_ids: bool = False
-    # for each prompt: how many of its tokens the client did not send
-    hidden: Sequence[int] = ()
+    hidden: Sequence[int] = ()  # for each prompt, how many of its tokens the client did not send
 
     @property
     def rows(self) -> int:
@@ -64,7 +64,7 @@ async def plan_completion(served: Served, body: CompletionRequest, limits: Limit
     else:
         prompts = await in_background(encode_all, served, body.prompt, cut)
     hidden = [0 if ids else len(served.start) for ids in prompts]
-    prompts = [cut(ids) or served.start for ids in prompts]  # "" is the beginning of a text
+    prompts = [cut(ids) or served.start for ids in prompts]  # "": the answer begins a text
     for i, ids in enumerate(prompts):
         check_prompt(served, ids, place(prompts, i))
     ids = bool(body.return_token_ids)
@@ -105,7 +105,7 @@ async def plan_chat(served: Served, body: ChatRequest, limits: Limits) -> Plan:
 def wrong_message(
     served: Served, template: ChatTemplate, messages: list[tuple[str, str]], first: int
 ) -> str:
-    """The field of the first message that the template, or the vocabulary, has no place for."""
+    """The field of the first message with an unknown role or a text that cannot be encoded."""
     for i, (role, text) in enumerate(messages, first):
         if role not in template.roles:
             return f"messages[{i}].role"
@@ -117,31 +117,31 @@ def wrong_message(
 
 
 def encode_all(served: Served, prompts: Sequence[str | list[int]], cut: "Cut") -> list[list[int]]:
-    """The tokens of prompts; "<|endoftext|>" in a text is that token."""
+    """The tokens of prompts; "<|endoftext|>" in a text becomes that token."""
     encoded = []
     for i, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             text = cut.text(prompt, place(prompts, i))
             try:
                 prompt = served.tokenizer.encode(text, allow_special=True)
-            except UserError as e:  # a character that the model does not know
+            except UserError as e:  # a character that the vocabulary does not have
                 raise bad_request(str(e), place(prompts, i)) from None
         encoded.append(prompt)
     return encoded
 
 
 def place(prompts: Sequence, i: int) -> str:
-    """The field of one of the prompts."""
+    """The name of prompt i in error messages."""
     return f"prompt[{i}]" if len(prompts) > 1 else "prompt"
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What becomes of prompts that are longer than wanted: they lose their beginning."""
+    """Cuts the beginning of prompts that are too long."""
 
     served: Served
-    most: int | None  # tokens; None: nothing is cut, and what is too long is refused
-    keep: int  # tokens of a prompt that has more
+    most: int | None  # the most tokens; None: nothing is cut, too long prompts are refused
+    keep: int  # tokens that a longer prompt keeps
 
     @classmethod
     def of(cls, served: Served, body: Sampling, max_tokens: int, limits: Limits) -> "Cut":
@@ -158,22 +158,22 @@ class Cut:
             )
         if asked > 0:
             return cls(served, asked, asked)
-        # of a prompt that fills the context half is kept at least
+        # room for the answer, but at least half the context for the prompt
         return cls(
             served, served.context, max(served.context - max_tokens, (served.context + 1) // 2)
         )
 
     def __call__(self, ids: list[int]) -> list[int]:
-        """The last tokens of a prompt."""
+        """The last tokens of a prompt that is too long, or all of it."""
         return ids if self.most is None or len(ids) <= self.most else ids[-self.keep :]
 
     @property
     def characters(self) -> int:
-        """No context of tokens has more of them: what is longer need not be encoded."""
+        """The most characters that fit into the context: longer texts need not be encoded."""
         return self.served.context * self.served.longest
 
     def text(self, text: str, param: str) -> str:
-        """As much of the end of a text as matters. Raises ApiError if it is too long."""
+        """The end of a text, as much as can fit. Raises ApiError if it is too long."""
         if len(text) <= self.characters:
             return text
         if self.most is None:
@@ -181,7 +181,7 @@ class Cut:
         return text[-self.characters - self.served.longest :]
 
     def messages(self, messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """The same for the messages of a chat, of which the last ones matter."""
+        """The last messages of a chat, as much of them as can fit. Raises ApiError as `text`."""
         if sum(len(text) for _, text in messages) <= self.characters:
             return messages
         if self.most is None:

@@ -1,8 +1,9 @@
-"""What a request may say. A field that is not here is refused, never ignored, unless its value says
-that it is not used (EMPTY, UNUSED); null is as if absent.
+"""The fields of requests. An unknown field is refused, never ignored, unless its value means that
+it is not used (EMPTY, UNUSED). null means the same as a missing field.
 
-Names and ranges are OpenAI's; top_k, min_p, repetition_penalty, ignore_eos, truncate_prompt_tokens
-and return_token_ids are further ones, named as in vLLM (`extra_body` in OpenAI's Python client).
+Names and ranges are OpenAI's. Further fields, named as in vLLM, are top_k, min_p,
+repetition_penalty, ignore_eos, truncate_prompt_tokens and return_token_ids; OpenAI's Python client
+sends them as `extra_body`.
 """
 
 from collections.abc import Collection
@@ -21,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-MOST_STOPS, LONGEST_STOP = 16, 256  # OpenAI has 4; harnesses of benchmarks send more
+MOST_STOPS, LONGEST_STOP = 16, 256  # OpenAI allows 4 stops; evaluation harnesses send more
 MOST_BIASES = 1024
 MOST_TOKENS = 100_000
 
@@ -33,7 +34,7 @@ def is_int(value: object) -> bool:
 
 
 def is_text(value: object) -> bool:
-    """A string that UTF-8 can hold: JSON can also write halves of emoji."""
+    """Whether a value is a string that UTF-8 can encode; JSON can also contain half an emoji."""
     if not isinstance(value, str):
         return False
     try:
@@ -67,7 +68,7 @@ def check_prompt(value: object) -> list[str] | list[list[int]]:
 
 
 def check_tokens(value: object) -> list[int]:
-    """Token ids, whatever their vocabulary."""
+    """Token ids of any vocabulary."""
     if not isinstance(value, list) or len(value) > MOST_TOKENS:
         raise ValueError(f"tokens must be a list of up to {MOST_TOKENS:,} token ids")
     for i, token in enumerate(value):
@@ -87,14 +88,14 @@ def check_stop(value: object) -> list[str]:
 
 
 def check_logit_bias(value: object) -> dict[int, float]:
-    """{"50256": -100}: token ids, in JSON written as strings, to what is added to their logits."""
+    """{"50256": -100}: from token ids, which JSON writes as strings, to biases of their logits."""
     if value is None:
         return {}
     if not isinstance(value, dict) or len(value) > MOST_BIASES:
         raise ValueError(f"logit_bias must be an object of up to {MOST_BIASES} token ids")
     biases = {}
     for token, bias in value.items():
-        # isdecimal is true of other scripts' digits too
+        # isdecimal is also true for digits of other scripts
         if not (token.isascii() and token.isdecimal() and len(token) < 10):
             raise ValueError(f"logit_bias: {token[:20]!a} is not a token id")
         if not isinstance(bias, int | float) or isinstance(bias, bool) or not -100 <= bias <= 100:
@@ -104,7 +105,7 @@ def check_logit_bias(value: object) -> dict[int, float]:
 
 
 def no_false(value: object) -> object:
-    """false stands for "none" where a number is wanted."""
+    """false means null in a field for a number."""
     return None if value is False else value
 
 
@@ -145,13 +146,13 @@ LogitBias = field_of(
 )
 Text = field_of(check_text, {"type": "string"})
 
-EMPTY: tuple[Any, ...] = (None, "", [], {})  # asks for nothing, in whatever field
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # values that have no effect in any field
 
-# Fields of OpenAI's and vLLM's APIs that are not done here, with the further values that ask for
-# nothing; None: whatever the value, no answer depends on it.
+# Fields of OpenAI's and vLLM's APIs that are not supported, with their values that have no effect
+# besides EMPTY. None: no value has an effect on an answer.
 UNUSED: dict[str, Collection[Any] | None] = {
     # of a request
-    "best_of": (1,),  # or what n is
+    "best_of": (1,),  # also the value of n
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": None,
     "function_call": ("none", "auto"),
@@ -192,11 +193,11 @@ UNUSED: dict[str, Collection[Any] | None] = {
 }
 
 
-ASKING = ("web_search_options",)  # of these even an empty object asks for something
+ASKING = ("web_search_options",)  # fields in which even an empty object has an effect
 
 
 def is_unused(name: str, value: object) -> bool:
-    """Whether a field asks for nothing.
+    """Whether a field that is not supported has a value without effect.
 
     >>> is_unused("tools", []), is_unused("best_of", 2), is_unused("best_of", True)
     (True, False, False)
@@ -221,19 +222,19 @@ class Body(BaseModel):
         if not isinstance(body, dict):
             return body
         known = {k: v for k, v in body.items() if k in cls.model_fields}
-        for name, value in body.items():  # the first mistake is enough: there may be thousands
+        for name, value in body.items():
             if name in known or is_unused(name, value):
                 continue
             if name == "best_of" and type(value) is int and value == body.get("n"):
-                continue  # all that are written are given
-            return {**known, name: value}
+                continue  # all answers that are written are returned
+            return {**known, name: value}  # only the first mistake: there may be thousands
         return known
 
 
 class StreamOptions(Body):
     include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None  # vLLM's: the counts so far in every chunk
-    include_obfuscation: bool | None = None  # padding against eavesdroppers: accepted, not done
+    continuous_usage_stats: bool | None = None  # vLLM's: every chunk has the counts so far
+    include_obfuscation: bool | None = None  # padding against eavesdroppers: accepted, no effect
 
 
 class ResponseFormat(Body):
@@ -241,7 +242,7 @@ class ResponseFormat(Body):
 
 
 class Sampling(Body):
-    """What a completion and a chat have in common."""
+    """The common fields of a completion and a chat."""
 
     model: Text
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -260,7 +261,7 @@ class Sampling(Body):
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None  # 0 and -1: all
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    ignore_eos: bool | None = None  # go on after the end-of-text token
+    ignore_eos: bool | None = None  # continue after the end-of-text token
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     return_token_ids: bool | None = None
 
@@ -280,12 +281,12 @@ class Part(Body):
 class Message(Body):
     role: Text
     content: Annotated[list[Part], Field(validate_default=True), FailFast()] = None
-    name: Text | None = None  # accepted, as templates have no place for it
+    name: Text | None = None  # accepted without effect: templates have no place for it
 
     @field_validator("content", mode="before")
     @classmethod
     def as_parts(cls, value: object, info: ValidationInfo) -> object:
-        """One string is a list of one part. An answer that is sent back may have none."""
+        """A string becomes a list of one part. An answer that is sent back may have no content."""
         if isinstance(value, str):
             return [{"type": "text", "text": value}]
         if value is None and info.data.get("role") == "assistant":
@@ -308,7 +309,7 @@ class ChatRequest(Sampling):
 
 
 class TokenizeRequest(Body):
-    """`text` for the page, or `prompt` as in vLLM: the answer has ids alone then."""
+    """`text` is for the page. `prompt` is vLLM's: the answer then has only ids."""
 
     text: Text | None = None
     prompt: Text | None = None

@@ -1,1 +1,1 @@
-"""What the playground's page asks for beside OpenAI's routes."""
+"""The playground page's own requests, besides OpenAI's routes."""

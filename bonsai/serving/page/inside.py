@@ -1,9 +1,9 @@
-"""What happens inside a model as it reads a prompt: attention, and the next token by layer.
+"""Inside a model that reads a prompt: its attention, and the next token predicted by each layer.
 
-The weights of attention never exist in the model's own (fused) computation, so they are computed
-again here from what each block's c_attn gave, with the block's own fields. After "logit lens"
-(nostalgebraist 2020), the final norm and the head are applied to the residual stream after each
-layer: what the model would say if it ended there.
+The model's own (fused) computation never stores attention weights, so they are computed again here
+from the output of each block's c_attn. The predictions are the "logit lens" (nostalgebraist 2020):
+the final norm and the head are applied to the residual stream after each layer, as if it were the
+last.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from torch.nn import functional as F
 from bonsai.system.errors import UserError
 from model import GPT, CausalSelfAttention, rotate
 
-LONGEST = 128  # tokens of a prompt that are looked at, its last ones
-TOP = 10  # likeliest next tokens by layer
+LONGEST = 128  # tokens of a prompt that are inspected, the last ones
+TOP = 10  # how many of the likeliest next tokens each layer has
 
 
 def attention_weights(
     attention: CausalSelfAttention, qkv: torch.Tensor, rotation=None
 ) -> torch.Tensor:
-    """What each position attends to: qkv (B, T, (nh + 2 nkv) hs), c_attn's output -> (B, nh, T, T).
+    """Attention weights (B, nh, T, T) from qkv (B, T, (nh + 2 nkv) hs), the output of c_attn.
 
-    rotation: as the block got it, rope_angles of the positions or None.
+    rotation: the block's argument: rope_angles of the positions, or None.
     """
     B, T, _ = qkv.shape
     nh, nkv, hs = attention.nh, attention.nkv, attention.hs
@@ -36,7 +36,7 @@ def attention_weights(
         q, k = normed(q, (hs,)), normed(k, (hs,))
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
-    k = k.repeat_interleave(nh // nkv, dim=1)  # each group of queries has its keys
+    k = k.repeat_interleave(nh // nkv, dim=1)  # heads of a group share their keys
     scores = q @ k.transpose(2, 3) * attention.scale  # (B, nh, T, T)
     seen = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
     if attention.window:  # a local layer
@@ -56,8 +56,8 @@ def look(model: torch.nn.Module, ids: Sequence[int]) -> tuple[list[torch.Tensor]
             f"{type(model).__name__} models cannot be inspected, only GPTs with attention can"
         )
     residuals: list[torch.Tensor] = []  # of the last position, (1, 1, C) each
-    rotations: list = []  # what each block's attention got for its positions
-    products: list[torch.Tensor] = []  # c_attn's, (1, T, ...) each
+    rotations: list = []  # the `rotation` of each block's attention
+    products: list[torch.Tensor] = []  # the outputs of c_attn, (1, T, ...) each
 
     def after_layer(module, args, output) -> None:
         residuals.append(output[:, [-1]])
@@ -85,14 +85,16 @@ def look(model: torch.nn.Module, ids: Sequence[int]) -> tuple[list[torch.Tensor]
 
 
 def rounded(numbers: torch.Tensor) -> list:
-    """As Python floats of four decimals, in double precision so that they print as such."""
+    """Numbers as Python floats with four decimals; rounded in float64, so that no more are
+    printed."""
     return torch.round(numbers.double().cpu(), decimals=4).tolist()
 
 
 def inspect_prompt(
     model: torch.nn.Module, ids: Sequence[int], vocab_limit: int
 ) -> tuple[list[list[list[list[float]]]], list[list[tuple[int, float]]]]:
-    """As `look`, as plain values: [layer][head][t][...t] and [layer] -> (token, probability)."""
+    """The results of `look` as plain values: attention as [layer][head][t][...t], and for each
+    layer a list of (token, probability)."""
     attention, logits = look(model, ids)
     maps = [
         [[row[: t + 1] for t, row in enumerate(head)] for head in rounded(layer)]

@@ -1,4 +1,4 @@
-"""Routes for the page, beside OpenAI's: tokens of a text, the inside of a model, training runs."""
+"""The page's routes besides OpenAI's: tokens of a text, the inside of a model, training runs."""
 
 import json
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.tokenizer_json import jinja
 
 LONGEST_TEXT = 200_000  # characters to tokenize for the page
-# Bytes of a prompt to tokenize, a Tiny Shakespeare: while a library makes or frees its list of ids,
-# here of up to as many, Python runs nothing else.
+# Bytes of a prompt to tokenize; Tiny Shakespeare fits. While a library makes or frees the list of
+# ids, which may be as long, no other Python code runs.
 LONGEST_PROMPT = 1_200_000
 MOST_INSPECTIONS = 4  # at once
-PIECE = 2000  # values of a list
+PIECE = 2000  # values of a list that are written at a time
 
 
 def playground_routes(server) -> APIRouter:
@@ -32,15 +32,15 @@ def playground_routes(server) -> APIRouter:
     inspecting = 0
 
     async def tokenizers() -> dict[str, Tokenizer]:
-        if not general:  # the first time a vocabulary may have to be read
+        if not general:  # the first time only, as vocabularies may have to be read
             general.update(await in_background(usable_tokenizers))
         return {**general, **{name: m.tokenizer for name, m in server.models.items()}}
 
     async def chosen(
         body: TokenizeRequest | DetokenizeRequest,
     ) -> tuple[str, Tokenizer, Callable, int | None]:
-        """The tokenizer that a request names (default: the first model's): its name, the bytes of a
-        token, and the context of the model whose it is."""
+        """The tokenizer that a request names (default: the first model's): its name, the tokenizer,
+        a function for the bytes of a token, and its model's context if it has a model."""
         if body.tokenizer is None or body.tokenizer in server.models:
             served: Served = server.find(body.tokenizer or body.model)
             return served.name, served.tokenizer, served.token_bytes, served.context
@@ -53,12 +53,12 @@ def playground_routes(server) -> APIRouter:
 
     @router.get("/tokenizers")
     async def tokenizer_names() -> list[str]:
-        """Each model's own, and the general ones that work here."""
+        """The models' tokenizers, and the general ones that work here."""
         return list(await tokenizers())
 
     @router.get("/tokenizer_info")
     async def tokenizer_info(model: str | None = None) -> dict:
-        """What clients ask that leave the tokenizer to the server (vLLM's path)."""
+        """For clients that have no tokenizer of their own (vLLM's route)."""
         served = server.find(model)
         eot, start = served.tokenizer.eot, served.tokenizer.decode(served.start)
         return {
@@ -74,7 +74,7 @@ def playground_routes(server) -> APIRouter:
 
     @router.post("/tokenize", openapi_extra=takes(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
-        """The tokens of a text, of a `prompt` the ids alone; "<|endoftext|>" is that token."""
+        """The tokens of a text, or only the ids of a `prompt`; "<|endoftext|>" is that token."""
         body = await read_body(request, TokenizeRequest)
         name, tokenizer, token_bytes, context = await chosen(body)
         field = "text" if body.prompt is None else "prompt"
@@ -103,7 +103,7 @@ def playground_routes(server) -> APIRouter:
 
     @router.post("/detokenize", openapi_extra=takes(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
-        """The text of some tokens, also as `prompt`; bytes that are not UTF-8 become U+FFFD."""
+        """The text of tokens, as `text` and `prompt`; bytes that are not UTF-8 become U+FFFD."""
         body = await read_body(request, DetokenizeRequest)
         name, tokenizer, _, _ = await chosen(body)
 
@@ -133,7 +133,7 @@ def playground_routes(server) -> APIRouter:
             ids = await in_background(
                 lambda: served.tokenizer.encode(body.prompt, allow_special=True)
             )
-            wrong = "model"  # from here on
+            wrong = "model"  # an error after this line is about the model
             longest = min(LONGEST, served.context)
             cut, ids = len(ids) > longest, (ids or served.start)[-longest:]
             maps, layers = await server.worker.call(
@@ -157,7 +157,7 @@ def playground_routes(server) -> APIRouter:
 
     @router.get("/runs")
     async def runs() -> Response:
-        """Training runs in out*/, the one last written to first."""
+        """Training runs in out*/, the most recently changed one first."""
         return await answered(lambda: json.dumps(list_runs(server.run_folders)).encode())
 
     @router.get("/runs/{name}")
@@ -165,10 +165,10 @@ def playground_routes(server) -> APIRouter:
         name: Annotated[str, Path(max_length=255)],
         start: Annotated[int, Query(alias="from", ge=0, lt=2**31)] = 0,
     ) -> Response:
-        """Rows of a run's metrics.jsonl from a line on; `next` is where to go on."""
+        """Rows of a run's metrics.jsonl from a line on; `next`: the line to continue from."""
 
         def work() -> bytes:
-            folder = find_runs(server.run_folders).get(name)  # from this list, never a path
+            folder = find_runs(server.run_folders).get(name)  # a key of a table, never a path
             try:
                 if folder is None:
                     raise FileNotFoundError
@@ -184,8 +184,8 @@ def playground_routes(server) -> APIRouter:
 
 
 def with_list(head: dict, key: str, values: list, shown: Callable | None = None) -> bytes:
-    """The JSON of an object and a long list in it, each value as `shown`; made in pieces, between
-    which other threads have their turn."""
+    """The JSON of an object with a long list of values, converted by `shown`. It is made in pieces,
+    so that other threads have their turn in between."""
     pieces = []
     for i in range(0, len(values), PIECE):
         part = values[i : i + PIECE]
@@ -194,8 +194,8 @@ def with_list(head: dict, key: str, values: list, shown: Callable | None = None)
 
 
 async def answered(work: Callable[[], bytes], param: str | None = None) -> Response:
-    """The JSON that `work` makes, in a thread: a long text takes a while."""
+    """The response with the JSON from `work`, which runs in a thread: long texts take time."""
     try:
         return Response(await in_background(work), media_type="application/json")
-    except UserError as e:  # a character that the tokenizer does not know
+    except UserError as e:  # for example a character that the vocabulary does not have
         raise bad_request(str(e), param) from None

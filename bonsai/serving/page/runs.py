@@ -1,7 +1,7 @@
-"""Training runs under some folders: what the page needs to list them and to draw their curves.
+"""Training runs in some folders: a list of them, and their curves, for the page.
 
-Whatever lies in a folder, it costs that folder's entry at most; and however long a run is, its file
-is read line by line, and what is kept of it has a bound.
+A folder with unexpected content loses at most its own entry. Files are read line by line, and the
+number of rows in memory is bounded, no matter how long a run is.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ from bonsai.files.jsonfile import finite
 from bonsai.runs.metrics import LONGEST_LINE, lines_of, parse_object
 from bonsai.runs.names import METRICS, SETTINGS
 
-LIVE = 60  # seconds after the last line in which a run counts as going on
-MOST_ROWS = 10_000  # per answer
-MOST_SETTINGS = 2**20  # bytes of a config.json
-BLOCK = 2**20  # bytes that are read at once
+LIVE = 60  # a run counts as going on for so many seconds after its last line
+MOST_ROWS = 10_000  # the most rows of an answer
+MOST_SETTINGS = 2**20  # the most bytes of a config.json
+BLOCK = 2**20  # bytes that are read at a time
 
 
 def find_runs(folders: Iterable[Path]) -> dict[str, Path]:
-    """Folders out* that hold metrics.jsonl, by name; the first of two of the same name."""
+    """Folders out* with a metrics.jsonl, by name; of two with the same name the first."""
     runs: dict[str, Path] = {}
     for folder in folders:
-        with contextlib.suppress(OSError):  # a folder that is not for us
+        with contextlib.suppress(OSError):  # a folder that we may not read
             for run in sorted(folder.glob("out*")):
                 if is_file(run / METRICS) and run.name.isprintable():
                     runs.setdefault(run.name, run)
@@ -34,7 +34,7 @@ def find_runs(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether it is a plain file, and can be looked at: opening a FIFO would wait for a writer."""
+    """Whether a path is a regular file. Opening a pipe, for example, would wait for a writer."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -42,7 +42,7 @@ def is_file(path: Path) -> bool:
 
 
 def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
-    """A summary of each run, the one last written to first."""
+    """A summary of each run, the most recently changed one first."""
     folders = [Path(folder).resolve() for folder in folders]
     now = time.time() if now is None else now
     runs = []
@@ -50,7 +50,7 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
         try:
             status = (folder / METRICS).stat()
             step, val_loss = where_it_stands(folder, status.st_mtime_ns, status.st_size)
-        except OSError:  # removed in the meantime, or not for us
+        except OSError:  # removed meanwhile, or we may not read it
             continue
         settings = read_settings(folder)
         base = next((f for f in folders if folder.is_relative_to(f)), folder.parent)
@@ -69,10 +69,10 @@ def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
     return sorted(runs, key=lambda run: -run["changed"])
 
 
-@lru_cache(maxsize=4096)  # runs: with less than there are, each look would read all of them
+@lru_cache(maxsize=4096)  # with fewer entries than runs, every list would read all files again
 def where_it_stands(folder: Path, changed: int, size: int) -> tuple[int, float | None]:
-    """Last step and validation loss of a run, looked for from the end of its file; read again when
-    that has changed."""
+    """The last step and the last validation loss of a run, searched from its file's end. changed,
+    size: of the file; it is read again if they differ."""
     step = val_loss = None
     for line in last_lines(folder / METRICS):
         if step is not None and b'"val_loss"' not in line:
@@ -89,11 +89,11 @@ def where_it_stands(folder: Path, changed: int, size: int) -> tuple[int, float |
 
 
 def last_lines(path: Path) -> Iterator[bytes]:
-    """The finished lines of a file, the last one first."""
+    """The complete lines of a file, the last one first."""
     with open(path, "rb") as f:
         end = f.seek(0, 2)
-        rest = b""  # the end of a line of which the beginning is not read yet
-        finished = False  # what stands after the last line break is not
+        rest = b""  # the end of a line whose beginning has not been read yet
+        finished = False  # whether lines are complete: not the one after the last line break
         while end > 0:
             begin = max(0, end - BLOCK)
             f.seek(begin)
@@ -102,7 +102,8 @@ def last_lines(path: Path) -> Iterator[bytes]:
                 if finished:
                     yield line
                 finished = True
-            rest, end = first[-LONGEST_LINE - 1 :], begin  # of one too long to be a row, the end
+            # only the end of a line that is too long to be a row
+            rest, end = first[-LONGEST_LINE - 1 :], begin
         if finished:
             yield rest
 
@@ -119,12 +120,12 @@ def read_settings(folder: Path) -> dict:
 
 
 def rows_from(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list[dict], int]:
-    """Rows of metrics.jsonl from line `start` on, and the number of the line after the last.
+    """Rows of metrics.jsonl from line `start` on, and the number of the line after the last one.
 
-    Of more than `most` lines every second, third, ... is given, and the last one; so are rows of
-    evaluations, which are rare. A line that is not finished yet is left for the next call; one that
-    is damaged is passed over. A `start` after the end (the run was begun anew) reads from the
-    beginning.
+    If there are more than `most` lines, only every second, third, ... row is returned, and besides
+    these the last one and those of evaluations, which are rare. An incomplete last line is left for
+    the next call; damaged lines are skipped. If `start` is after the end, because the run has begun
+    anew, reading starts at the beginning.
     """
     path = folder / METRICS
     if not is_file(path):
@@ -133,7 +134,7 @@ def rows_from(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list
     if start > end:
         start = 0
     rows, every = [], max(1, -(-(end - start) // most))
-    evals, every_eval = 0, 1  # of lines that were left out
+    evals, every_eval = 0, 1  # of lines that would be left out
     with open(path, "rb") as f:
         for i, line in enumerate(lines_of(f)):
             if i >= end:
@@ -144,7 +145,7 @@ def rows_from(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list
             if not wanted and b'"val_loss"' in line:
                 wanted = evals % every_eval == 0
                 evals += 1
-                if evals >= most:  # not so rare
+                if evals >= most:  # evaluations are not rare in this file
                     every_eval = every
             if wanted and (row := parse_object(line)) is not None:
                 rows.append(row)
@@ -152,11 +153,11 @@ def rows_from(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list
 
 
 def count_lines(path: Path) -> int:
-    """Finished lines."""
+    """How many complete lines a file has."""
     with open(path, "rb") as f:
         return sum(block.count(b"\n") for block in iter(lambda: f.read(BLOCK), b""))
 
 
 def number(value: object) -> float | int | None:
-    """`value` if it is a number, else None."""
+    """The value if it is a number, else None."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -64,7 +64,7 @@ def test_a_conversation(served, visit):
     page = talk(visit, served)
     asked = []
     page.on("request", lambda r: asked.append(r) if "chat/completions" in r.url else None)
-    expect(page.locator("#talk")).to_contain_text("What you say")
+    expect(page.locator("#talk")).to_contain_text("Your messages")
     say(page, "owl")
     say(page, " cat\n")
     assert said(page) == ["owl", "hoo", "cat", "meow"]
@@ -134,7 +134,7 @@ def test_the_oldest_messages_are_forgotten(served, visit):
         say(page, animal)
     assert said(page) == [text for pair in ANSWERS.items() for text in pair]
     assert page.locator(".message.forgotten").count() >= 2
-    expect(page.locator("#talk")).to_contain_text("The model sees what is below.")
+    expect(page.locator("#talk")).to_contain_text("The model sees only the messages below.")
 
 
 def test_what_is_refused_goes_back_into_the_field(served, visit):

@@ -132,7 +132,7 @@ def test_a_text_streams_in(server, visit):
     expect(page.locator("#output .token")).to_have_count(60)
     expect(page.locator("#stats")).to_contain_text("60 tokens")
     expect(page.locator("#stats")).to_contain_text("seed 5")
-    expect(page.locator("#stats")).to_contain_text("as long as asked for")
+    expect(page.locator("#stats")).to_contain_text("max tokens reached")
     assert page.locator("#output .prompt").text_content() == PROMPT
     body = {"model": "long", "prompt": PROMPT, "temperature": 0.7, "max_tokens": 60, "seed": 5}
     assert continuation(page) == server.ask("/v1/completions", body)["choices"][0]["text"]
@@ -768,7 +768,7 @@ def test_nothing_is_wider_than_a_phone(server, visit, width):
     page.screenshot(path=SHOTS / f"inside-{width}.png")
     low = page.locator("#map").bounding_box()["height"] - 12
     page.locator("#map").tap(position={"x": 12, "y": low})
-    expect(page.locator("#map-readout")).to_contain_text("looks at")  # and stays to be read
+    expect(page.locator("#map-readout")).to_contain_text("attends to")  # and stays to be read
     page.locator("#tab-runs").click()
     expect(page.locator(".chart path").first).to_be_attached()
     fits()
@@ -874,7 +874,7 @@ def test_attention_and_the_next_token_by_layer(server, visit):
     page.keyboard.press("ArrowUp")  # from the last row, first column
     page.keyboard.press("ArrowRight")
     weight = seen["attention"][2][1][5][1]
-    expect(page.locator("#map-readout")).to_have_text(f"l (6) looks at o (2): {weight:.4f}")
+    expect(page.locator("#map-readout")).to_have_text(f"l (6) attends to o (2): {weight:.4f}")
     box = page.locator("#map").bounding_box()
     page.mouse.move(box["x"] + 2, box["y"] + 2)
     expect(page.locator("#map-readout")).to_contain_text("Point at a cell")
@@ -1032,7 +1032,7 @@ def test_runs_are_filtered_and_sorted(server, visit):
     }.items():
         page.locator("#run-filter").fill(text)
         assert names_of_runs(page) == wanted
-    expect(page.locator("#run-list")).to_contain_text("No run has these words.")
+    expect(page.locator("#run-list")).to_contain_text("No run matches these words.")
     page.locator("#run-filter").fill("books")
     page.get_by_role("button", name="None", exact=True).click()
     page.get_by_role("button", name="All", exact=True).click()  # of those that are listed
