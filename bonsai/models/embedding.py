@@ -1,10 +1,10 @@
-"""Embedding tables whose gradients are added up where they lie.
+"""Embedding tables whose gradients are accumulated in place.
 
-Autograd makes the gradient of a table anew for each micro-batch, as a tensor of the table's size
-that is 0 but for the rows that were looked up, and then adds it to the sum of those before. A step
-of the fast GPT-2 has 464M numbers in tables: for each micro-batch 1.9 GB of zeros are written and
-5.6 GB read and written to add them, 1.7 ms of its 59 on an H200 by calculation. Here the rows alone
-are added to the sum; to write them out before they are used costs 0.4 ms of that.
+For each micro-batch autograd makes a new gradient of a table, as a tensor of the table's size that
+is 0 except for the rows that were looked up, and adds it to the sum so far. The fast GPT-2 has 464M
+numbers in tables: for each micro-batch 1.9 GB of zeros are written, and 5.6 GB read and written to
+add them. By calculation this takes 1.7 ms of the micro-batch's 59 ms on an H200. Here only the rows
+are added to the sum. A compiled graph has to write them to memory for that, which takes 0.4 ms.
 """
 
 import zlib
@@ -16,15 +16,15 @@ from torch.nn import functional as F
 
 from model import GPT
 
-# a compiler's caches know an operator by its name alone, not by its backward pass
+# The compiler's caches identify an operator by its name only, so the name must change with its code
 VERSION = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
 
 
-# an operator of torch, not an autograd.Function: a graph with one of those is in no cache
+# A custom operator, because the compiler does not cache graphs with an autograd.Function
 @torch.library.custom_op(f"bonsai::look_up_{VERSION}", mutates_args=())
 def look_up(weight: torch.Tensor, ids: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """Rows of weight (R, C) by ids (...) int64: (..., C). Backward adds their gradient to total
-    (R, C), and hands autograd none for the weight."""
+    """Rows of weight (R, C) by ids (...) int64 -> (..., C). The backward pass adds the rows'
+    gradients to total (R, C); autograd gets no gradient of the weight."""
     return F.embedding(ids, weight)
 
 
@@ -48,23 +48,23 @@ look_up.register_autograd(add_rows, setup_context=remember)
 
 
 class AccumulatingEmbedding(nn.Embedding):
-    """An nn.Embedding that is `look_up` while gradients are recorded; a copy of it is plain."""
+    """An nn.Embedding that uses `look_up` while gradients are recorded. A copy of it does not."""
 
-    total: torch.Tensor | None = None  # the sum, which is weight.grad during a step
+    total: torch.Tensor | None = None  # the sum of gradients, which is weight.grad during a step
 
     def __init__(self, embedding: nn.Embedding):
-        """embedding: whose parameter it has, the same object."""
+        """embedding: the one to replace, whose parameter is shared."""
         super().__init__(*embedding.weight.shape, _weight=embedding.weight.detach())
         self.weight = embedding.weight
         self.train(embedding.training)
         self.total = torch.zeros_like(self.weight, requires_grad=False)
 
     def __getstate__(self) -> dict:
-        """Without the sum, which is as large as the table: copies are to write texts with."""
+        """Copies lack the sum, which is as large as the table: they are used for inference only."""
         return {name: value for name, value in vars(self).items() if name != "total"}
 
     def begin(self) -> None:
-        """Begin a step: its gradient is 0."""
+        """Begin a step: set the gradient to 0."""
         self.weight.grad = self.total.zero_()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -74,9 +74,9 @@ class AccumulatingEmbedding(nn.Embedding):
 
 
 def accumulate_in_place(model: nn.Module) -> list[AccumulatingEmbedding]:
-    """Put such tables in the place of a GPT's that are looked up alone, once in a forward: not of
-    an embedding that is also the head, whose gradient is a product. Returns them: each wants to be
-    told that a step begins."""
+    """Replace the embedding tables of GPTs that are only looked up, once in a forward pass; not an
+    embedding that is also the head, whose gradient has another part. Returns the new tables; call
+    `begin` of each when a step begins."""
     own = []
     for gpt in [m for m in model.modules() if isinstance(m, GPT)]:
         looked_up = {*gpt.param_groups()["tables"]}

@@ -1,9 +1,9 @@
-"""AdamW (Loshchilov & Hutter 2019) with the clipping inside: by triton_adam.py, where it can be had
-and gives what torch gives, else torch's.
+"""AdamW (Loshchilov & Hutter 2019) with gradient clipping inside: by the kernel of triton_adam.py
+if it can be used and agrees with torch, else by torch.
 
-Clipping by torch reads all gradients and writes them, and its fused AdamW reads them again, in some
-30 launches for 500M parameters, none of which fills an H200. For 355M that is, by calculation, 3.9
-ms of a step of 83, where the memory needs 2.7.
+Torch's clipping reads and writes all gradients, and its fused AdamW reads them again, in some 30
+launches for 500M parameters, none of which uses all of an H200. For 355M parameters this takes, by
+calculation, 3.9 ms of a step of 83 ms; the memory's bandwidth would allow 2.7 ms.
 """
 
 import sys
@@ -15,24 +15,24 @@ from bonsai.models.loss_kernel import has_kernel
 from bonsai.system.errors import one_line
 from bonsai.training.eager import AdamW
 
-refused: dict[torch.device, str] = {}  # why the kernel is not used on a device; '': it is
+refused: dict[torch.device, str] = {}  # why the kernel is not used on a device; '': it is used
 
 
 class KernelAdamW(AdamW):
-    """torch's fused AdamW, with its groups and its state, whose step is a kernel of ours.
+    """torch's fused AdamW, with the same groups and state, whose step is a kernel of ours.
 
-    Gradients that are to be clipped stay as they are until the kernel reads them, and after it:
-    clip_gradients() computes their norm, and the next step() multiplies. A step that the kernel
-    is not for (parameters that are not float32, say) is torch's.
+    Clipping does not change gradients in memory: clip_gradients() computes their norm, and the
+    kernel of the next step() scales them as it reads them. A step that the kernel does not support
+    (for example if parameters are not float32) is computed by torch.
     """
 
     clip: tuple[torch.Tensor, float] | None = None  # for the next step: the norm and its maximum
-    tables: dict | None = None  # of triton_adam.py, by group
+    tables: dict | None = None  # by the number of a group: its Table, see triton_adam.py
 
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
-        """Have the next step scale the gradients down to a norm of max_norm (0: don't); returns
-        the norm before."""
+        """Let the next step scale the gradients down to a norm of max_norm (0: it does not).
+        Returns their norm before that."""
         norm = torch.nn.utils.get_total_norm(self.gradients())
         self.clip = (norm, max_norm) if max_norm else None
         return norm
@@ -43,10 +43,10 @@ class KernelAdamW(AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update. As with torch's, nothing changes where found_inf, a tensor, is 1."""
+        """One update. As in torch, nothing changes if the tensor found_inf is 1."""
         clip, self.clip = self.clip, None
         groups = self.param_groups
-        scaled = getattr(self, "grad_scale", None) is not None  # by a GradScaler, still
+        scaled = getattr(self, "grad_scale", None) is not None  # by a GradScaler
         ours = closure is None and not scaled and all(map(is_plain, groups))
         members = [self.members(group) for group in groups] if ours else []
         if ours and all(map(fits, members)):
@@ -59,23 +59,23 @@ class KernelAdamW(AdamW):
             norm, max_norm = clip
             params = [p for group in groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
-        return unwrap(AdamW.step)(self, closure)  # without its hooks: they are called for this one
+        return unwrap(AdamW.step)(self, closure)  # without hooks: this step calls them already
 
     def update(self, number: int, group: dict, members: list[tuple], clip: tuple | None) -> None:
-        """The kernel's step of one group."""
+        """The kernel's step for one group."""
         from bonsai.training.triton_adam import launch, tabulate
 
         device = members[0][0].device
         bad = getattr(self, "found_inf", None)
         bad = torch.zeros((), device=device) if bad is None else bad.to(device, torch.float32)
         counts = [count for *_, count in members]
-        torch._foreach_add_(counts, [1 - bad] * len(counts))  # one tensor alone is waited for
+        torch._foreach_add_(counts, [1 - bad] * len(counts))  # for a single tensor torch would wait
         self.tables[number] = tabulate(members, self.tables.get(number))
         launch(self.tables[number], group, bad, clip)
 
     def members(self, group: dict) -> list[tuple[torch.Tensor, ...]]:
-        """Weight, gradient, both moments and the count of steps of each parameter of a group that
-        has a gradient, the last three as torch keeps them."""
+        """For each parameter of a group that has a gradient: weight, gradient, both moments and the
+        count of steps; the last three are torch's state."""
         found = []
         for p in group["params"]:
             if p.grad is None:
@@ -89,15 +89,16 @@ class KernelAdamW(AdamW):
 
 
 def is_plain(group: dict) -> bool:
-    """Whether a group's settings are numbers, and none asks for another algorithm."""
+    """Whether a group's settings are plain numbers, and none selects another algorithm."""
     numbers = (group["lr"], group["weight_decay"], group["eps"], *group["betas"])
     others = ("amsgrad", "maximize", "differentiable")
     return all(isinstance(x, int | float) for x in numbers) and not any(map(group.get, others))
 
 
 def fits(members: list[tuple[torch.Tensor, ...]]) -> bool:
-    """Whether tensors are as the kernel takes them, which knows only where each begins and how long
-    a weight is: contiguous, in float32, on the weight's device and as long, or one number."""
+    """Whether the kernel can take these tensors. It gets only their addresses and the length of a
+    weight, so all must be contiguous, in float32, on the weight's device and of its length; the
+    count of steps must be one number."""
     return all(
         t.dtype == torch.float32
         and t.layout == torch.strided
@@ -110,8 +111,8 @@ def fits(members: list[tuple[torch.Tensor, ...]]) -> bool:
 
 
 def fastest_adamw(plain: torch.optim.AdamW) -> torch.optim.AdamW:
-    """KernelAdamW of the groups of `plain`, which has not made a step, where a device has it; else
-    `plain`."""
+    """KernelAdamW for the groups of `plain`, if their device supports it; else `plain`. `plain` has
+    not made a step yet."""
     devices = {p.device for group in plain.param_groups for p in group["params"]}
     fused = all(group["fused"] for group in plain.param_groups)
     if type(plain) not in (torch.optim.AdamW, AdamW) or not fused or len(devices) != 1:
@@ -122,7 +123,7 @@ def fastest_adamw(plain: torch.optim.AdamW) -> torch.optim.AdamW:
     if device not in refused:
         refused[device] = why = refusal(device)
         if why:
-            why = f"no AdamW of ours on {device}, torch's is taken, slower: {why}"
+            why = f"no AdamW kernel of ours on {device}, torch's is used, slower: {why}"
             print(one_line(why), file=sys.stderr, flush=True)
     if refused[device]:
         return plain
@@ -132,10 +133,10 @@ def fastest_adamw(plain: torch.optim.AdamW) -> torch.optim.AdamW:
 
 
 def refusal(device: torch.device) -> str:
-    """Why the kernel is not to be used; '': it may be.
+    """Why the kernel cannot be used; '' if it can.
 
-    Tensors of noise are updated both ways, from a generator of their own, so that the run's noise
-    stays as it is.
+    Random tensors are updated by both optimizers and compared. They come from a generator of their
+    own, so that the run's random numbers stay the same.
     """
     noise = torch.Generator(device).manual_seed(0)
 
@@ -163,6 +164,6 @@ def refusal(device: torch.device) -> str:
             torch.cat([p.detach() for p in each.param_groups[0]["params"]]) for each in optimizers
         )
         same = torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    except Exception as e:  # of triton, of the driver, of the device's limits
+    except Exception as e:  # from Triton, from the driver, or because of the device's limits
         return f"{type(e).__name__} {e}"
-    return "" if same else "weights were not what torch's are"
+    return "" if same else "its weights differ from torch's"

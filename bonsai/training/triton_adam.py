@@ -1,11 +1,12 @@
 """AdamW of many tensors in one launch, clipping included: a Triton kernel for CUDA.
 
-Where torch clips, it reads and writes every gradient once more, and its fused AdamW takes tensors
-in lists of a few dozen, at two thirds of an H200's memory bandwidth. Here each program has one
-chunk of one tensor, finds it by a table of addresses, and reads and writes each number once.
-This module needs the package triton, which torch's CUDA builds bring: adam.py imports it. Compiled
-for sm_70 to sm_120 it reads and writes 16 bytes at once and keeps all in registers; the sizes below
-are not measured yet.
+Torch's clipping reads and writes every gradient once more, and its fused AdamW takes tensors in
+lists of a few dozen, at two thirds of an H200's memory bandwidth. Here each program updates one
+chunk of one tensor, which it finds in a table of addresses, and reads and writes each number once.
+
+This module needs the package triton, which is part of torch's CUDA builds; adam.py imports it.
+Compiled for sm_70 to sm_120, the kernel reads and writes 16 bytes at once and keeps everything in
+registers. The sizes below are not measured yet.
 """
 
 import math
@@ -17,11 +18,12 @@ import triton.language as tl
 
 from bonsai.system.runtime import FUSED
 
-CHUNK = 8192  # numbers of a program
+CHUNK = 8192  # numbers that a program updates
 BLOCK = 1024  # numbers that it has in registers at a time, 8 per thread
 WARPS = 4
 
-# a row of the table: four addresses, that of the count of steps, the length, the first program
+# A row of the table: the addresses of weight, gradient, both moments and the count of steps; the
+# length; the number of the tensor's first program
 COLUMNS = tl.constexpr(7)
 
 
@@ -42,10 +44,11 @@ def adamw_block(
     WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """AdamW of BLOCK numbers from four pointers on, or, unless WHOLE, of the first `rest` of them.
+    """AdamW for BLOCK numbers at four pointers or, unless WHOLE, for the first `rest` of them.
 
-    WHOLE: the pointers are aligned, so that a thread reads and writes 16 bytes at once. rate and
-    growth, 1 / sqrt(1 - beta_square^steps), undo that running means began at 0.
+    WHOLE: also says that the pointers are aligned, so that a thread reads and writes 16 bytes at
+    once. rate, which contains 1 / (1 - beta^steps), and growth, 1 / sqrt(1 - beta_square^steps),
+    correct the bias of running means that began at 0.
     """
     at = tl.arange(0, BLOCK)
     inside = None
@@ -56,8 +59,8 @@ def adamw_block(
     v = tl.load(square + at, mask=inside)
     m += fresh * (g - m)
     v += fresh_square * (g * g - v)
-    # The GPU's instruction, to which v below 1e-38 is 0. The exact root would branch for such v, as
-    # rows of a table have that no token has used for long.
+    # tl.sqrt is the GPU's instruction, which takes v below 1e-38 for 0. The exact root would branch
+    # for such v, which table rows have whose tokens were not used for long.
     w = w - decay * w - rate * m / (tl.sqrt(v) * growth + eps)
     tl.store(weight + at, w, mask=inside)
     tl.store(mean + at, m, mask=inside)
@@ -81,11 +84,11 @@ def adamw_chunk(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """AdamW of one chunk of one tensor; nothing where found_inf is not 0.
+    """AdamW for one chunk of one tensor. Does nothing if found_inf is not 0.
 
-    table (tensors, COLUMNS), int64; owners (programs,), int32: the row of each program's tensor.
-    With a norm gradients count as clip_grad_norm_ would leave them. decay: the part of a weight
-    that it loses. fresh: 1 - beta. log_beta: to the base 2.
+    table (tensors, COLUMNS), int64. owners (programs,), int32: the row of each program's tensor.
+    norm: if given, gradients are scaled like by clip_grad_norm_. decay: the part of a weight that
+    it loses. fresh: 1 - beta. log_beta: log2(beta).
     """
     if tl.load(found_inf) != 0:
         return
@@ -93,12 +96,12 @@ def adamw_chunk(
     weight, grad, mean, square = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     steps = tl.load(tl.load(row + 4).to(tl.pointer_type(tl.float32)))
     length = tl.load(row + 5)
-    begin = (tl.program_id(0) - tl.load(row + 6)) * CHUNK  # int64: may be above 2^31
+    begin = (tl.program_id(0) - tl.load(row + 6)) * CHUNK  # int64, as it may exceed 2^31
     scale = 1.0
     if norm is not None:
         scale = max_norm / (tl.load(norm) + 1e-6)
-        scale = tl.where(scale > 1, 1.0, scale)  # of a norm that is not a number: no number
-    # float32 has few digits of 1 - 0.999
+        scale = tl.where(scale > 1, 1.0, scale)  # stays NaN if the norm is NaN
+    # in float64, because float32 loses digits of 1 - 0.999
     share = 1 - tl.exp2((steps * log_beta).to(tl.float64))
     share_square = 1 - tl.exp2((steps * log_beta_square).to(tl.float64))
     rate = lr / share.to(tl.float32)
@@ -123,9 +126,9 @@ def adamw_chunk(
 
 
 class Table(NamedTuple):
-    """Of the tensors that a launch updates, as adamw_chunk takes it."""
+    """The tensors that a launch updates, as arguments of adamw_chunk."""
 
-    rows: list[tuple[int, ...]]  # as they are on the device
+    rows: list[tuple[int, ...]]  # the same rows as in `tensors`, on the host
     tensors: torch.Tensor  # (tensors, COLUMNS)
     owners: torch.Tensor  # (programs,)
 
@@ -133,9 +136,9 @@ class Table(NamedTuple):
 def tabulate(members: list[tuple[torch.Tensor, ...]], before: Table | None = None) -> Table:
     """The table of weights, gradients, running means, mean squares and counts of steps.
 
-    All are contiguous, in float32, on one device. Gradients are new tensors in each step, most
-    often where those of the step before were: what stayed is taken from that step's table. Nothing
-    waits for the device.
+    members: all contiguous, in float32, on one device. before: the table of the last step. In each
+    step gradients are new tensors, but mostly at the same addresses; then `before` is used again.
+    Nothing waits for the device.
     """
     rows, first = [], 0
     for tensors in members:
@@ -155,7 +158,7 @@ def tabulate(members: list[tuple[torch.Tensor, ...]], before: Table | None = Non
 
 
 def without_waiting(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """x on the device. Its pinned memory is used again only when the copy has been made."""
+    """x on the device. torch reuses its pinned memory only after the copy."""
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
@@ -165,10 +168,10 @@ def launch(
     found_inf: torch.Tensor,
     clip: tuple[torch.Tensor, float] | None = None,
 ) -> None:
-    """A step of AdamW of the tensors in a table, whose counts of steps have been raised.
+    """A step of AdamW for the tensors in a table; their counts of steps are raised already.
 
-    group: of the optimizer, for its rates. found_inf: a tensor; nothing changes where it is not 0.
-    clip: the norm of the gradients, a tensor, and what it may be at most.
+    group: the optimizer's group, for its rates. found_inf: a tensor; nothing changes if it is not
+    0. clip: the norm of the gradients, a tensor, and its maximum.
     """
     norm, max_norm = clip or (None, 0.0)
     lr, (beta, beta_square) = group["lr"], group["betas"]
@@ -176,7 +179,7 @@ def launch(
     rates = (lr, lr * group["weight_decay"], 1 - beta, 1 - beta_square, *logs, group["eps"])
     if not len(table.owners):
         return
-    with torch.cuda.device_of(found_inf):  # Triton launches on the thread's device
+    with torch.cuda.device_of(found_inf):  # Triton launches on the thread's current device
         adamw_chunk[(len(table.owners),)](
             table.tensors,
             table.owners,

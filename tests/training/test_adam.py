@@ -206,6 +206,6 @@ def test_a_kernel_that_does_not_do_is_refused_in_one_line(kind, monkeypatch, cap
     for _ in range(2):
         assert fastest_adamw(plain) is plain
     said = capsys.readouterr().err
-    why = "RuntimeError out of resource" if kind == "fails" else "weights were not what torch's are"
-    assert said.startswith(f"no AdamW of ours on cpu, torch's is taken, slower: {why}")
+    why = "RuntimeError out of resource" if kind == "fails" else "its weights differ from torch's"
+    assert said.startswith(f"no AdamW kernel of ours on cpu, torch's is used, slower: {why}")
     assert said.count("\n") == 1 and torch.equal(state, torch.get_rng_state())

@@ -320,4 +320,4 @@ def test_one_that_gives_something_else_is_not(untried, capsys, monkeypatch):
         plain = made(torch.optim.AdamW)
         assert fastest_adamw(plain) is plain
     said = capsys.readouterr().err
-    assert said.startswith("no AdamW of ours on cpu") and said.count("\n") == 1
+    assert said.startswith("no AdamW kernel of ours on cpu") and said.count("\n") == 1
