@@ -5,12 +5,12 @@ calls `c = configure(globals())`, whose attributes they are: `c.batch_size`. Its
 
     python train.py config/quickstart.py --batch_size=32 --compile=False
 
-Arguments apply left to right. One without leading dashes is a config file: Python that sees the
-settings so far, so `max_iters = 2 * warmup_iters` works. `--key=value`, `--key value`, and for
-booleans `--key` or `--no-key`, set one. What a setting takes stands in brackets at the end of its
-comment, `[>= 1]` or `[cosine | trapezoid]`: bonsai/system/values.py says how, and checks it. Unlike
-nanoGPT's configurator, which is executed inside its caller, this is a module: names, types and
-values are checked, and a mistake is one line, exit status 2.
+Arguments apply left to right. An argument without leading dashes is a config file: Python that sees
+the settings so far, so `max_iters = 2 * warmup_iters` works. `--key=value` and `--key value` set
+one setting, and for booleans also `--key` and `--no-key`. The values that a setting takes are in
+brackets at the end of its comment, `[>= 1]` or `[cosine | trapezoid]`; bonsai/system/values.py
+describes and checks them. Unlike nanoGPT's configurator, which is executed inside its caller, this
+is a module: names, types and values are checked, and a mistake is one line, exit status 2.
 """
 
 import ast
@@ -48,10 +48,12 @@ from bonsai.system.values import (
     where_given,
 )
 
-PYTHON = "from Python"  # the source of a setting that the caller of main gave
-# A helper whose name is this similar to a setting's is a misspelling, unless the file sets it, too.
+PYTHON = "from Python"  # the source of a setting that was an argument of main
+# A helper whose name is this similar to a setting's is a misspelling, unless the file also sets
+# that setting.
 MISSPELT = 0.9
-# What nanoGPT's train.py has imported where it executes a config file, which may do without.
+# Modules that config files may use without importing them, because nanoGPT's train.py, which
+# executes them, has imported them.
 NANOGPT_MODULES = {name: name for name in ("os", "sys", "time", "math", "pickle", "torch")}
 NANOGPT_MODULES |= {"np": "numpy"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -60,11 +62,12 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 class Config(dict):
     """All settings of a run by name: the program's own, then the fields of the chosen model.
 
-    A dict of plain values whose keys are attributes too: `c.learning_rate`. Save `dict(c)` where
-    only plain classes load back (torch.load with weights_only=True). `defaults` holds the values
-    without any argument, `given` the names that a file or the command line set, `typed` those that
-    no file set, `sources` the config files and "command line" in order of use, `settings` what each
-    takes.
+    A dict of plain values whose keys are also attributes: `c.learning_rate`. To save it for a
+    reader that accepts only plain classes (torch.load with weights_only=True), save `dict(c)`.
+
+    settings: the type and allowed values of each. defaults: the values without any argument.
+    given: the names that a file, a preset or the command line has set; typed: those of the command
+    line or from Python. sources: the config files and "command line" in order of use.
     """
 
     settings: dict[str, Setting]
@@ -93,22 +96,23 @@ def configure(
     say: Callable[[str], object] | None = None,
     files_of: str = "",
 ) -> Config:
-    """Read the arguments and return all settings of a program; `namespace` stays as it is.
+    """Read the arguments and return all settings of a program. `namespace` is not changed.
 
     namespace: globals() of the program. Its settings are the bool, int, float and str assigned in
         its source at module level above the call, except `_private` and UPPER_CASE names. An
-        annotation says what else one takes: `compile: bool | str = 'auto'`.
+        annotation names further types that one takes: `compile: bool | str = 'auto'`.
     models: name -> dataclass. The program's setting `model` chooses one, whose fields become
-        settings too. A setting of the program with the same name goes first, default included.
+        settings, too. A program's setting with the same name takes precedence, with its default.
     argv: the arguments, by default the program's own.
-    presets: name -> settings. `--preset=NAME` gives them all, where it stands among the arguments.
-    settings: values given from Python instead of on the command line, checked as a config file's.
-    say: is given the line of settings where stdout is for something else.
-    files_of: another program, such as train.py, whose config files are taken too; what they set of
-        its settings alone is left out.
+    presets: name -> settings. `--preset=NAME` sets all of them, at its place among the arguments.
+    settings: values from Python instead of the command line, checked like those of a config file.
+    say: called with the line of settings if stdout is needed for something else.
+    files_of: another program, such as train.py, whose config files are accepted, too; settings in
+        them that only that program has are ignored.
 
-    Prints in one line what differs from the defaults (rank 0 only). Exits with status 0 after
-    --help and --version, and with 2 on a usage error; of `settings` one is a UserError.
+    Prints one line with the settings that differ from their defaults (rank 0 only). Exits with
+    status 0 after --help and --version, and with 2 on a usage error. Raises UserError for an error
+    in `settings`.
     """
     program = _program_settings(namespace)
     arguments = _Arguments(
@@ -122,7 +126,7 @@ def configure(
             arguments.read(list(sys.argv[1:] if argv is None else argv))
         config = arguments.config()
     except UserError as e:
-        if settings is not None:  # the caller may go on
+        if settings is not None:  # the caller may handle it
             raise
         fail(e, 2)
     if arguments.wants_help:
@@ -136,7 +140,7 @@ def configure(
 def describe(config: Config) -> str:
     """One line: `settings: batch_size=32 dropout=0.2 (config/small.py, command line)`.
 
-    Of a setting whose name ends in _key only that it was given: logs are read by others.
+    The value of a setting whose name ends in _key is not shown, because others may read logs.
     """
     changes = " ".join(
         f"{name}={'...' if name.endswith('_key') else shown(value)}"
@@ -147,11 +151,11 @@ def describe(config: Config) -> str:
 
 
 def refuse_idle(config: Config, *rules: tuple[object, str, str]) -> None:
-    """Raise UserError for a setting that was typed and changes nothing this time.
+    """Raise UserError for a setting that was typed and has no effect in this call.
 
-    rules: whether that is so, the names of the settings, and why: `(not c.hub, "revision keep",
-    "without --hub")`. What is as it is by default does no harm, and a config file may be for more
-    than one use.
+    rules: a condition under which settings have no effect, their names, and the reason: `(not
+    c.hub, "revision keep", "without --hub")`. Default values are accepted, and so are settings in
+    a config file, which may be for more than one use.
     """
     for idle, names, why in rules:
         for name in names.split() if idle else ():
@@ -165,7 +169,7 @@ def model_fields(config: dict[str, Any], model: type) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """How the program was called: python FILE, or the command of an installed package."""
+    """The program's command for messages: python FILE, or the command of the installed package."""
     name = Path(sys.orig_argv[1]).name if len(sys.orig_argv) > 1 else ""
     return name if name.startswith("bonsai-") else shlex.join(["python", sys.argv[0]])
 
@@ -199,17 +203,17 @@ def _program_settings(namespace: dict[str, Any]) -> dict[str, Setting]:
             continue
         default = namespace[name]
         hint = eval(annotation, namespace) if annotation else type(default)
-        hint = eval(hint, namespace) if isinstance(hint, str) else hint  # it stood in quotes
+        hint = eval(hint, namespace) if isinstance(hint, str) else hint  # an annotation in quotes
         if accepted := _simple_types(hint):
             settings[name] = Setting(name, default, accepted, comment, section)
     return settings
 
 
 def _fields(model: type) -> dict[str, Setting]:
-    """A model's settings: its fields of a simple type that have a default.
+    """A model's settings: its fields that have a simple type and a default.
 
-    What a field takes is what CHOICES of the dataclass's module has for it, such as the keys of
-    model.py's ACTIVATIONS, else what its comment says.
+    The words that a field takes are in CHOICES of the dataclass's module, if that has them, such as
+    the keys of model.py's ACTIVATIONS; else in the field's comment.
     """
     hints = typing.get_type_hints(model)
     settings = {
@@ -218,7 +222,7 @@ def _fields(model: type) -> dict[str, Setting]:
         if field.init and field.default is not dataclasses.MISSING
         if (accepted := _simple_types(hints[field.name]))
     }
-    for cls in reversed(model.__mro__[:-1]):  # an inherited field is described where it stands
+    for cls in reversed(model.__mro__[:-1]):  # an inherited field has its comment in its own class
         choices = getattr(sys.modules.get(cls.__module__), "CHOICES", {})
         for name, comment, section in _described(cls):
             if name in settings:
@@ -254,7 +258,7 @@ def _declarations(source: str, body: list[ast.stmt]) -> Iterator[tuple[str, str 
         if token.type == tokenize.COMMENT and lines[row - 1][:column].strip():
             beside[row] = token.string.lstrip("# ")
         elif token.type == tokenize.COMMENT:
-            above[row] = token.string.strip("#-= ")  # of a rule of dashes nothing is left
+            above[row] = token.string.strip("#-= ")  # "" for a line of dashes
     section = ""
     for statement in body:
         calls = (node.func for node in ast.walk(statement) if isinstance(node, ast.Call))
@@ -275,13 +279,13 @@ def _declarations(source: str, body: list[ast.stmt]) -> Iterator[tuple[str, str 
                     yield node.id, annotation and ast.unparse(annotation), comment, section
 
 
-# --- what the user gives: config files and the command line ---
+# --- arguments: config files and the command line ---
 
 
 class _Arguments:
     """Reads arguments left to right, then checks them against the settings of the chosen model.
 
-    `--model` may come last, so until the end a field of any model is a valid name.
+    As `--model` may come last, a field of any model is a valid name until the end.
     """
 
     def __init__(self, program: dict, models: dict[str, dict[str, Setting]], presets: dict):
@@ -293,7 +297,7 @@ class _Arguments:
         }
         self.given: dict[str, tuple[Any, str]] = {}  # name -> value (or text), source
         self.sources: list[str] = []
-        self.left_out: set[str] = set()  # of a config file: settings of another program
+        self.left_out: set[str] = set()  # settings of another program, ignored in config files
         self.wants_help = False
 
     def read(self, rest: list[str]) -> None:
@@ -310,7 +314,7 @@ class _Arguments:
                 self.read_file(argument)
 
     def read_option(self, argument: str, rest: list[str]) -> None:
-        """Take in one `--key...`, and from the front of `rest` the value that belongs to it."""
+        """Read one `--key...`, and its value if that is the next word, the first of `rest`."""
         key, equals, text = argument[2:].partition("=")
         name, known = key.replace("-", "_"), self.known()
         setting, negated = known.get(name), known.get(name.removeprefix("no_"))
@@ -345,7 +349,7 @@ class _Arguments:
             self.give(name, value, PYTHON)
 
     def read_file(self, argument: str) -> None:
-        """Take in what a config file binds, apart from helpers."""
+        """Read the settings that a config file binds; other names must be helpers."""
         path, known = resolve_path(argument), self.known()
         if not path.is_file():
             _fail(_no_such_file(argument, known))
@@ -353,7 +357,7 @@ class _Arguments:
         _refuse_idle_code(tree, argument, known)
         bound = _run_file(path, argument, tree, self.values())
         names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-        # Python reads no name before it is bound, so a name read anywhere is read further down.
+        # A name can be read only after it is bound: one that the file reads anywhere is a helper.
         helpers = {node.id for node in names if isinstance(node.ctx, ast.Load)}
         unset = known.keys() - bound.keys()
         for name, value in bound.items():
@@ -391,12 +395,12 @@ class _Arguments:
         return self.program | self.models.get(self.model(), {})
 
     def known(self) -> dict[str, Setting]:
-        """Every valid name; one that several models share means the chosen model's setting."""
+        """All valid names. A name that several models have means the chosen model's setting."""
         tables = [*self.models.values(), self.settings()]
         return {name: setting for table in tables for name, setting in table.items()}
 
     def values(self) -> dict[str, Any]:
-        """All settings as they stand, defaults included."""
+        """The current values of all settings, defaults included."""
         known = self.known()
         defaults = {name: setting.default for name, setting in self.settings().items()}
         return defaults | {
@@ -431,7 +435,7 @@ class _Arguments:
         return config
 
     def help(self, doc: str | None) -> str:
-        """What the program says of itself, then every setting by section."""
+        """The text of --help: the program's docstring, then all settings by section."""
         program = _command()
         usage = f"usage: {program} [config/FILE.py ...] [--KEY=VALUE ...]\n"
         usage += f"       {program} --help | --version"
@@ -455,10 +459,10 @@ def _sections(settings: dict[str, Setting]) -> list[str]:
 
 
 class _Recorder(UserDict):
-    """The top level of a config file: passes on to the file's globals, notes the names it binds."""
+    """The top-level namespace of a config file: writes to its globals, and notes bound names."""
 
     def __init__(self, names: dict[str, Any]):
-        self.data = names  # not a copy: functions in the file read the globals themselves
+        self.data = names  # not a copy: functions in the file read these globals
         self.bound: set[str] = set()
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -467,7 +471,7 @@ class _Recorder(UserDict):
 
 
 def _names_set_by(program: Path) -> set[str]:
-    """What a program assigns at module level."""
+    """The names that a program assigns at module level."""
     body = ast.parse(program.read_bytes()).body
     plain = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
     noted = [node.target for node in body if isinstance(node, ast.AnnAssign)]
@@ -480,7 +484,7 @@ def _parse_file(path: Path, name: str) -> ast.Module:
     try:
         source = path.read_bytes()
         if b"\0" in source:
-            _fail(f"{name} is no text in UTF-8{hint or ': save it as UTF-8'}")
+            _fail(f"{name} is not UTF-8 text{hint or ': save it as UTF-8'}")
         return ast.parse(source, name)
     except UserError:
         raise
@@ -491,7 +495,7 @@ def _parse_file(path: Path, name: str) -> ast.Module:
 
 
 def _refuse_idle_code(tree: ast.Module, name: str, known: Iterable[str]) -> None:
-    """Raise UserError for code in a config file that Python would run but that sets nothing."""
+    """Raise UserError for code in a config file that Python would run but that has no effect."""
 
     def refuse(node: ast.AST, what: str) -> None:
         what = textwrap.shorten(what, 60, placeholder=" ...")
@@ -520,7 +524,7 @@ def _refuse_idle_code(tree: ast.Module, name: str, known: Iterable[str]) -> None
 
 
 def _outside_of_definitions(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those in classes and functions."""
+    """All nodes except those in classes and functions."""
     for node in ast.iter_child_nodes(tree):
         if not isinstance(node, DEFINITIONS):
             yield node
@@ -528,10 +532,10 @@ def _outside_of_definitions(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _idle_names(definition: ast.AST, is_used: bool) -> list[str]:
-    """The names that a class or a function assigns and that nothing can read afterwards.
+    """The names that a class or a function assigns without any effect.
 
-    Those in a class that is used can be read as its attributes. A local name of a function is read
-    if the function reads it; one that it declares as global counts if the function is called.
+    Names in a class that is used can be read as its attributes. A function's local name has an
+    effect if the function reads it; a name that it declares as global, if the function is used.
     """
     nodes = list(ast.walk(definition))
     assigned = dict.fromkeys(node.id for node in nodes if _is_name(node, ast.Store))
@@ -548,7 +552,7 @@ def _is_name(node: ast.AST, context: type) -> bool:
 
 
 def _run_file(path: Path, name: str, tree: ast.Module, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run a config file that sees `settings`; return the names it binds."""
+    """Run a config file that can read `settings`; return the names that it binds."""
     read = {node.id for node in ast.walk(tree) if _is_name(node, ast.Load)}
     needed = [each for each in NANOGPT_MODULES if each in read or "exec" in read]
     modules = {each: importlib.import_module(NANOGPT_MODULES[each]) for each in needed}
@@ -560,7 +564,7 @@ def _run_file(path: Path, name: str, tree: ast.Module, settings: dict[str, Any])
         frames = traceback.extract_tb(e.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == name]
         _fail(f"{name}{f':{lines[-1]}' if lines else ''}: {type(e).__name__}: {e}")
-    for key, value in names.items():  # what a function of the file bound as a global
+    for key, value in names.items():  # a function in the file may have bound globals
         if key not in before or value is not before[key]:
             recorder.bound.add(key)
     return {key: value for key, value in names.items() if key in recorder.bound}
@@ -573,10 +577,10 @@ def _no_such_file(argument: str, known: Iterable[str]) -> str:
     if re.match(r"-?\w[\w-]*=", argument):
         return f"unknown setting {argument}{did_you_mean(name, known, '--')} (--help lists all)"
     if argument.startswith("-"):
-        return f"{argument} is no option: settings are given as --key=value, --help lists them"
+        return f"{argument} is not an option: settings are given as --key=value, --help lists them"
     if "out_dir" in known and any(Path(argument).glob("*.pt")):
         given = shlex.quote(f"--out_dir={argument}")
-        return f"{argument} is no config file but the folder of a run: give {given}"
+        return f"{argument} is not a config file but a run's folder: give {given}"
     files = {
         path.stem: f"config/{path.name}"
         for folder in (ROOT, Path())

@@ -346,7 +346,7 @@ def test_wrong_type_on_the_command_line(capsys, argv, words):
         (["batch_sise=4"], "unknown setting batch_sise=4; did you mean --batch_size?"),
         (["-batch_sise=4"], "unknown setting -batch_sise=4; did you mean --batch_size?"),
         (["-h=1"], "unknown setting -h=1 (--help lists all)"),
-        (["-q"], "-q is no option: settings are given as --key=value, --help lists them"),
+        (["-q"], "-q is not an option: settings are given as --key=value, --help lists them"),
         (["--compile=maybe"], "--compile=maybe is not one of auto, on, off"),
         (["--compile=atuo"], "--compile=atuo is not one of auto, on, off; did you mean auto?"),
         (["--compile", "nowhere"], "no config file nowhere"),
@@ -542,7 +542,7 @@ def test_an_empty_file_is_named_nowhere():
         ("batch_size: 4\n", "run.py:1: batch_size: 4 sets nothing: settings are given as NAME"),
         ('{"batch_size": 4}\n', "run.py:1: {'batch_size': 4} sets nothing"),
         ("seed = 1\nbatch_size == 4\n", "run.py:2: batch_size == 4 sets nothing"),
-        ("batch_size = 4\0", "run.py is no text in UTF-8: save it as UTF-8"),
+        ("batch_size = 4\0", "run.py is not UTF-8 text: save it as UTF-8"),
     ],
 )
 def test_mistakes_in_a_file(capsys, text, words):
@@ -655,7 +655,7 @@ def test_missing_file_names_the_nearest(capsys, folder):
 def test_the_folder_of_a_run_is_no_config_file(capsys, folder):
     write("out-mine/ckpt.pt", "")
     message = error(capsys, "out-mine")
-    assert message == "out-mine is no config file but the folder of a run: give --out_dir=out-mine"
+    assert message == "out-mine is not a config file but a run's folder: give --out_dir=out-mine"
 
 
 def test_missing_file_without_a_config_folder(capsys, monkeypatch, folder):
