@@ -1,23 +1,23 @@
-"""Bytes without a tokenizer: dense GPTs, MEGABYTE and SpaceByte at equal training FLOPs per byte.
+"""Models of bytes: dense GPTs, MEGABYTE and SpaceByte at equal training FLOPs per byte.
 
     python data/python_stdlib/prepare.py
     python benchmarks/bytes.py --quick                 # one seed and rate per arm: < 30 minutes
     python benchmarks/bytes.py --full                  # rates, then seeds: some 10 hours
-    python benchmarks/bytes.py --quick --scale=gpu     # the sizes for one H100: 8 minutes or so
-    python benchmarks/bytes.py --part=generation       # some 3 minutes, as is the next
+    python benchmarks/bytes.py --quick --scale=gpu     # the sizes for one H100: some 8 minutes
+    python benchmarks/bytes.py --part=generation       # some 3 minutes; the next one, too
     python benchmarks/bytes.py --part=context --dense_limit=65536
 
-An arm is a model and its sizes. All arms see the same number of bytes, in batches of the same size,
-and their training costs the same FLOPs per byte within 6%. --full tries all `rates` with the first
-seed, and trains each arm with the other seeds at its best rate. Bits per byte are of the whole
-validation split (--quick: of windows spread over it). Runs that are in the results already are not
-repeated: after an interruption the same command goes on. On a GPU they are trained compiled, which
-takes most of the time of --quick, and evaluated as they are.
+An arm is a model with its sizes. All arms see the same number of bytes, in batches of the same
+size, and their training costs the same FLOPs per byte within 6%. --full tries all `rates` with the
+first seed, then trains each arm with the other seeds at its best rate. Bits per byte are those of
+the whole validation split (--quick: of windows spread over it). Runs that are in the results
+already are not repeated: to go on after an interruption, repeat the command. On a GPU models are
+compiled for training, which takes most of the time of --quick, but not for evaluation.
 
---part measures what long contexts cost, with random weights. `generation`: 8,192 bytes by MEGABYTE
-and by a dense GPT of equal training FLOPs per byte at that context, `rows` texts at a time; also by
-MEGABYTE without its caches, timed at some lengths and summed over all. `context`: a training step
-at each length, each in a process of its own, so that memory is measured for it alone.
+The other parts measure the costs of long contexts, with random weights. `generation`: 8,192 bytes
+by MEGABYTE and by a dense GPT of equal training FLOPs per byte at that context, `rows` texts at a
+time; also by MEGABYTE without its caches, timed at some lengths and summed over all. `context`: a
+training step at each length, in a process of its own, so that its memory is measured alone.
 """
 
 import itertools
@@ -59,29 +59,29 @@ from bonsai.training.timing import TimedSteps, synthetic
 from configurator import Config, configure
 
 # -----------------------------------------------------------------------------
-part = "arms"  # what is measured [arms | generation | context]
-device = "auto"  # cpu, cuda; auto: the first that is there
+part = "arms"  # what to measure [arms | generation | context]
+device = "auto"  # cpu, cuda; auto: cuda if it is there
 dtype = "auto"  # of training; a CPU generates in float32 [auto | float32 | bfloat16 | float16]
 compile: bool | str = "auto"  # torch.compile for training; auto: on CUDA [auto | on | off]
 out = "out-bytes"  # folder for the results and bytes.png [path]
 # the arms
 quick = False  # one seed, one rate per arm, fewer bytes
 full = False  # all rates with the first seed, then all seeds with each arm's best
-scale = "cpu"  # sizes of the arms; gpu: one H100, toy: a test of this script [cpu | gpu | toy]
-arms = ""  # only these, between semicolons, as in "dense, short; MEGABYTE 4"
+scale = "cpu"  # sizes of the arms; gpu: one H100, toy: tests of this program [cpu | gpu | toy]
+arms = ""  # only these, with semicolons between them, such as "dense, short; MEGABYTE 4"
 rates = "0.01,0.02,0.04"  # learning rates that --full tries [list of float >= 0]
 rate = 0.02  # learning rate of --quick [>= 0]
-optimizer = "muon"  # or adamw, whose rates are other ones: --rate=2e-3, --rates=1e-3,2e-3,4e-3
+optimizer = "muon"  # or adamw, which needs other rates: --rate=2e-3, --rates=1e-3,2e-3,4e-3
 seeds = 3  # of --full [>= 1]
 steps = 0  # optimizer steps; 0: one pass over the data for --full, 200 for --quick [>= 0]
 dataset = "python_stdlib"  # a folder in data/, of bytes [paths]
-generated = 512  # bytes to generate, for their rate [>= 0]
-minutes = 0.0  # begin no run later than this; the same command goes on; 0: no limit [>= 0]
+generated = 512  # bytes to generate, to measure the rate [>= 0]
+minutes = 0.0  # begin no run after so many; repeat the command to go on; 0: no limit [>= 0]
 # long contexts
 rows = "1,8"  # texts at a time, for generation [list of int >= 1]
 length = 8192  # bytes to generate, and the context [>= 1]
 contexts = "1024,2048,4096,8192,16384,32768,65536"  # lengths to train on [list of int >= 2]
-dense_limit = 16384  # the dense GPT is timed up to here, and computed beyond [>= 0]
+dense_limit = 16384  # the longest context at which the dense GPT is timed [>= 0]
 # -----------------------------------------------------------------------------
 
 SEED = 1337
@@ -95,18 +95,19 @@ def layers(number: int, heads: int, width: int) -> dict:
 
 
 def patches(size: int, over: tuple, within: tuple, **more) -> dict:
-    """Layers, heads and width of the layers over patches, and of those over bytes."""
+    """A model of patches. over, within: (layers, heads, width) over patches, and over bytes."""
     local = dict(zip(("local_layer", "local_head", "local_embd"), within))
     return {"patch_size": size, **layers(*over), **local, **more}
 
 
 def windowed(boundary: str, over: tuple, within: tuple) -> dict:
-    """SpaceByte's, with windows as long as its bytes' layers are wide. On Python's source a patch
-    has 8.4 bytes on average; that of the control with fixed patches has 8."""
+    """SpaceByte, with windows as long as its byte layers are wide. On Python's source its patches
+    have 8.4 bytes on average; those of the control with fixed patches have 8."""
     return patches(8, over, within, local_window=within[2], boundary=boundary)
 
 
-# name: (architecture, its settings, context). They cost the same: tests/benchmarks/test_bytes.py
+# name: (architecture, its settings, context). tests/benchmarks/test_bytes.py checks that all cost
+# the same
 CPU_ARMS = {
     "dense, short": ("gpt", layers(4, 4, 128), 512),
     "dense, equal": ("gpt", layers(2, 4, 120), 2048),
@@ -115,12 +116,12 @@ CPU_ARMS = {
     "MEGABYTE 8": ("megabyte", patches(8, (3, 6, 384), (3, 4, 128)), 2048),
     "SpaceByte": ("spacebyte", windowed("space", (4, 4, 240), (4, 4, 128)), 2048),
     "SpaceByte, fixed": ("spacebyte", windowed("fixed", (4, 4, 240), (4, 4, 128)), 2048),
-    # as long as the first of the dense ones: a batch then has bytes of as many places as its
+    # with the context of "dense, short": then batches have bytes from as many places as its batches
     "MEGABYTE 4, short": ("megabyte", patches(4, (4, 4, 256), (2, 4, 128)), 512),
     "SpaceByte, short": ("spacebyte", windowed("space", (4, 4, 240), (4, 4, 128)), 512),
 }
 GPU_ARMS = {
-    # one of each kind first: what a call of some minutes comes to
+    # one of each kind first, as a call of a few minutes runs only the first ones
     "dense, short": ("gpt", layers(8, 8, 512), 1024),
     "MEGABYTE 4": ("megabyte", patches(4, (6, 8, 960), (6, 6, 384)), 8192),
     "SpaceByte": ("spacebyte", windowed("space", (8, 8, 1216), (6, 6, 384)), 8192),
@@ -138,12 +139,12 @@ SCALES = {"cpu": CPU_ARMS, "gpu": GPU_ARMS, "toy": TOY_ARMS}
 BYTES_PER_STEP = {"cpu": 8192, "gpu": 131072, "toy": 512}
 QUICK_STEPS = {"cpu": 200, "gpu": 200, "toy": 5}
 LONG_STEP = 16384  # bytes of a step at a long context
-# 18.4 and 18.2 MFLOPs per byte forward at a context of 8,192; at others they are not equal
+# 18.4 and 18.2 MFLOPs per byte in a forward pass with a context of 8,192; not equal with others
 GENERATION = {
     "dense": ("gpt", layers(4, 4, 128)),
     "MEGABYTE": ("megabyte", patches(8, (8, 8, 768), (2, 4, 128))),
 }
-# 2.7 and 2.6 at 512, where the arms are compared
+# 2.7 and 2.6 MFLOPs per byte with a context of 512
 CONTEXT = {"dense": CPU_ARMS["dense, short"][:2], "MEGABYTE": CPU_ARMS["MEGABYTE 8"][:2]}
 
 ARM_COLUMNS = (
@@ -167,7 +168,7 @@ CONTEXT_COLUMNS = (
 
 
 def settings_of(name: str, sizes: dict, T: int) -> dict:
-    """Everything that decides a model."""
+    """All settings of a model."""
     return {"model": name, **BLOCK, **sizes, "block_size": T, "vocab_size": 257}
 
 
@@ -177,7 +178,7 @@ def make(settings: dict, seed: int = 0) -> torch.nn.Module:
 
 
 def costs(model: torch.nn.Module) -> dict:
-    """MFLOPs of a forward pass per byte, and the layers that a generated byte waits for."""
+    """MFLOPs of a forward pass per byte, and how many layers in a row a generated byte needs."""
     return {"mflops": model.flops_per_token() / 3e6, "serial": model.serial_layers()}
 
 
@@ -185,7 +186,7 @@ def costs(model: torch.nn.Module) -> dict:
 
 
 def train_arm(c: Config, model, lr: float, seed: int, count: int, data: Mixture, runtime) -> dict:
-    """Train for `count` steps: what it took."""
+    """Train for `count` steps; returns the seconds and the rate."""
     T = model.config.block_size
     rows = BYTES_PER_STEP[c.scale] // T
     batches = Batches(data, T, rows, seed, "epoch")
@@ -219,10 +220,10 @@ def train_arm(c: Config, model, lr: float, seed: int, count: int, data: Mixture,
 
 
 def validate(model, data: Mixture, runtime: Runtime, quick: bool) -> dict:
-    """Bits per byte of the validation split, plain and by strided inference where there is one."""
+    """Bits per byte of the validation split; for MEGABYTE also with strided inference."""
     split, T = data.parts[0].split("val"), model.config.block_size
     bits, windows = {"strided": None}, 131072 // T if quick else 0
-    model.eval()  # as one that is trained it would keep all for a backward pass, for its graph
+    model.eval()  # in training mode all is kept for a backward pass
     for name in ("bpb", "strided") if isinstance(model, Megabyte) else ("bpb",):
         model.strided = name == "strided"
         loss, _ = split_loss(model, split, runtime, T, max(1, 8192 // T), windows)
@@ -232,7 +233,7 @@ def validate(model, data: Mixture, runtime: Runtime, quick: bool) -> dict:
 
 
 def generation_rate(model, data: Mixture, runtime: Runtime, generated: int) -> float:
-    """Bytes per second of one text, with caches, after half a context."""
+    """Bytes per second for one text, with caches, after a prompt of half a context."""
     T = model.config.block_size
     prompt = data.parts[0].split("val").read(0, T // 2).tolist()
     steps = generate(model, prompt, SamplingParams(min(generated, T // 2), seed=1))
@@ -244,7 +245,7 @@ def generation_rate(model, data: Mixture, runtime: Runtime, generated: int) -> f
 
 
 def over_seeds(runs: list[dict]) -> dict:
-    """Several seeds of an arm at one rate, as a row of the table."""
+    """The table's row for the runs of an arm at one rate with several seeds."""
     row = dict(runs[0])
     for key in ("bpb", "strided", "train_rate", "generate_rate"):
         values = [r[key] for r in runs if r[key] is not None]
@@ -255,7 +256,7 @@ def over_seeds(runs: list[dict]) -> dict:
 
 
 def compare(c: Config) -> None:
-    """A row per arm. With --full: the best rate of the first seed, then the other seeds with it."""
+    """A row per arm. With --full: the best rate with the first seed, then other seeds at it."""
     begin = time.monotonic()
     if c.quick == c.full:
         raise UserError("choose one of --quick and --full")
@@ -279,7 +280,7 @@ def compare(c: Config) -> None:
             check_minutes(c.minutes, begin)
             print(f"{arm}, rate {lr:g}, seed {seed}: {count} steps", flush=True)
             if runtime.compile:
-                torch.compiler.reset()  # none of the graphs before is needed
+                torch.compiler.reset()  # the graphs of earlier runs are not needed
             model = make(settings, seed).to(runtime.device)
             row = {"T": model.config.block_size, "params": model.num_params() / 1e6}
             row |= {**costs(model), **train_arm(c, model, lr, seed, count, data, runtime)}
@@ -290,10 +291,10 @@ def compare(c: Config) -> None:
 
         key = {"arm": arm, "rate": lr, "seed": seed, "steps": count, "quick": c.quick}
         key |= {"optimizer": c.optimizer, "dataset": c.dataset, "settings": settings}
-        key |= {"compile": runtime.compile or None}  # None: rows of before have none
+        key |= {"compile": runtime.compile or None}  # None equals older rows without this key
         return results.measure(key, one_run)
 
-    # seed by seed and rate by rate, so that an interrupted call has something of every arm
+    # all arms for each rate and seed in turn, so that an interrupted call has runs of every arm
     first = {(arm, lr): measure(arm, lr, SEED) for lr, arm in itertools.product(tried, names)}
     best = {arm: min(tried, key=lambda lr: first[arm, lr]["bpb"]) for arm in names}
     runs = {arm: [first[arm, lr]] for arm, lr in best.items()}
@@ -302,7 +303,7 @@ def compare(c: Config) -> None:
             runs[arm].append(measure(arm, lr, seed))
     for arm, lr in best.items():
         if len(tried) > 1 and lr in (min(tried), max(tried)):
-            print(f"{arm}: its best rate, {lr:g}, is at the edge of those tried")
+            print(f"{arm}: its best rate, {lr:g}, is the lowest or highest of those tried")
     summaries = [over_seeds(of_one) for of_one in runs.values()]
     results.finish(table(summaries, ARM_COLUMNS), steps=count, summary=summaries)
     draw(summaries, c.scale, Path(c.out) / "bytes.png")
@@ -326,13 +327,13 @@ def draw(rows: list[dict], scale: str, path: Path) -> None:
     save_picture(figure, path, dpi=110)
 
 
-# ---- what long contexts cost ----
+# ---- the costs of long contexts ----
 
 
 @torch.no_grad()
 def uncached_seconds(model, ids: torch.Tensor, sync: Callable, points: int = 7) -> float:
-    """Seconds for every byte computed from all before it: timed at some lengths, summed by the
-    trapezoidal rule."""
+    """Seconds to generate as many bytes as `ids` has if each is computed from all earlier ones:
+    timed at some lengths, and summed by the trapezoidal rule."""
     at = torch.linspace(1, ids.size(1), points).long().tolist()
     model(ids[:, :2])  # the first call is slower
     times = [seconds_of(lambda n=n: model(ids[:, :n])[0].sum().item(), sync) for n in at]
@@ -341,14 +342,14 @@ def uncached_seconds(model, ids: torch.Tensor, sync: Callable, points: int = 7) 
 
 
 def generation(c: Config) -> None:
-    """Seconds for `length` bytes, by model and number of rows."""
+    """Seconds for `length` bytes, for each model and number of rows."""
     runtime, T = setup(c.device, "float32", False), c.length
     same = ("commit", "versions", "hardware", "length")
     results = Results("generation", c.out, runtime.device, same=same, length=T)
 
     def rate_of(name: str, n: int, cached: bool) -> dict:
         model = make(settings_of(*GENERATION[name], T)).to(runtime.device)
-        cost, model = costs(model), prepare(model)  # which has fewer parameters
+        cost, model = costs(model), prepare(model)  # costs first: prepared layers lack parameters
         list(generate(model, [1], SamplingParams(20), n))
         if cached:
             begin = time.perf_counter()
@@ -373,7 +374,7 @@ def generation(c: Config) -> None:
 
 
 def end_with_parent() -> None:
-    """Called in a worker process of an executor: end it when its parent is killed. It would wait
+    """Called in a worker process of an executor: end it if its parent is killed. Else it would wait
     for further work for ever."""
 
     def wait() -> None:
@@ -384,7 +385,8 @@ def end_with_parent() -> None:
 
 
 def in_a_process(call: Callable, *args) -> Any:
-    """What `call` gives in a process of its own, whose memory is its own. Raises UserError."""
+    """The result of `call`, run in a new process, so that its memory is measured alone. Raises
+    UserError if it fails."""
     spawn = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, spawn, initializer=end_with_parent) as process:
@@ -418,7 +420,7 @@ def crossover() -> int:
 
 
 def context(c: Config) -> None:
-    """Cost of training per byte at each context."""
+    """The costs of training per byte with each context."""
     about = {name: c[name] for name in ("dtype", "compile", "dense_limit")}
     same = ("commit", "versions", "hardware", *about)
     results = Results("context", c.out, pick_device(c.device)[0], same=same, **about)

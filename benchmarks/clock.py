@@ -1,10 +1,10 @@
-"""Run a training program as it is, and note when it began to train and when each step ended.
+"""Runs a training program unchanged, and notes when training began and when each step ended.
 
     python benchmarks/clock.py TIMES.json STEPS SEED_OFFSET train.py [its arguments]
 
-The clock starts when the optimizer is made: the model is there, but nothing is compiled and no
-batch is read. A step ends when the optimizer has been called; the last one when the device is idle,
-too. SEED_OFFSET is added to what the program gives torch.manual_seed, as nanoGPT's seed is a
+The clock starts when the optimizer is made: then the model exists, but nothing is compiled and no
+batch is read. A step ends when the optimizer's step returns; the last one when the device is idle.
+SEED_OFFSET is added to the program's arguments of torch.manual_seed, because nanoGPT's seed is a
 constant.
 """
 
@@ -25,7 +25,7 @@ if len(sys.argv) < 5 or not all(word.lstrip("-").isdecimal() for word in sys.arg
     sys.exit(__doc__)
 
 import torch
-import torch._inductor.compile_fx  # what a compiled step imports, before the clock or after it
+import torch._inductor.compile_fx  # a compiled step imports it; here, so that it is never timed
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 target, steps, offset = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -40,7 +40,7 @@ def made(optimizer, *args, **kwargs) -> None:
 
 def stepped(optimizer, args, kwargs) -> None:
     global outer
-    inner = getattr(optimizer, "adam", None)  # an optimizer that has another one inside
+    inner = getattr(optimizer, "adam", None)  # our Muon has an AdamW inside, which is not counted
     if inner is not None and outer is None:
         ends.clear()
         outer = optimizer
@@ -62,5 +62,5 @@ torch.manual_seed = lambda seed: seed_as_told(seed + offset)
 register_optimizer_step_post_hook(stepped)
 atexit.register(write)
 sys.argv = sys.argv[4:]
-sys.path[0] = str(Path(sys.argv[0]).resolve().parent)  # as if it had been started itself
+sys.path[0] = str(Path(sys.argv[0]).resolve().parent)  # as if the program were started directly
 runpy.run_path(sys.argv[0], run_name="__main__")

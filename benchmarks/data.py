@@ -3,13 +3,13 @@
     python benchmarks/data.py --input=corpus.txt
     python benchmarks/data.py --input=corpus.txt --rows=text --repeats=1 --verify=False
 
-nanoGPT's way, written anew from what its openwebtext script does: documents in a table of the
-datasets library, split, tokenized one by one with tiktoken by `map` in some processes, then all ids
-written through a memory map in 1024 parts. The documents are 5,000 characters of the input each.
-Making that table is not in its time, nor is the writing of the .jsonl in ours. Each run is a
+nanoGPT's way is rewritten after its openwebtext script: documents in a table of the datasets
+library are split, tokenized one by one with tiktoken by `map` in several processes, and then all
+ids are written through a memory map in 1024 parts. Documents are pieces of 5,000 characters of the
+input. Its time does not include making that table, and ours not writing the .jsonl. Each run is a
 process of its own; the ways take turns, and the table has medians. Memory is that of the largest
-process. All ids of every row are compared with tiktoken's, once. With --out, where a call was cut
-the same command goes on with the next run.
+process. For every row all ids are compared with tiktoken's, once. With --out an interrupted call
+goes on with the next run when the command is repeated.
 """
 
 import collections
@@ -37,22 +37,23 @@ from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import get
 from configurator import Config, configure
 
-# Not harness.py here, which loads torch: the ways that run functions of this file need none of it.
+# harness.py is imported only in main: it loads torch, which processes that run functions of this
+# file do not need.
 
 # -----------------------------------------------------------------------------
 input = ""  # a text file (or files) in UTF-8 [paths]
 rows = "nanogpt,tokenizer,text,jsonl"  # tokenizer: our program without gigatoken [list]
-repeats = 3  # of which the table has the median [>= 1]
+repeats = 3  # the table has their median [>= 1]
 workers = 2  # processes of nanoGPT's way, threads of ours [>= 1]
 characters = 5000  # of a document [>= 1]
-verify = True  # hold all ids against tiktoken's
-folder = ""  # for the files of the runs; default: a temporary one [path]
-out = ""  # folder for data.json and .txt; runs that are there are not repeated [path]
+verify = True  # compare all ids with tiktoken's
+folder = ""  # for the files of the runs; empty: a temporary one [path]
+out = ""  # folder for data.json and .txt; runs in it are not repeated [path]
 force = False  # repeat them
 # -----------------------------------------------------------------------------
 
 EOT = 50256
-# runs a program, and says in a line its seconds, and the memory of the largest process
+# Runs a program, then prints a line with its seconds and the memory of the largest process
 TIMED = """
 import resource, subprocess, sys, time
 begin = time.perf_counter()
@@ -71,7 +72,7 @@ COLUMNS = (
 
 
 def make_table(jsonl: str, table: str) -> None:
-    """The documents as a table on the disk; runs in a process of its own."""
+    """Write the documents as a table to the disk. Runs in a process of its own."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -81,7 +82,7 @@ def make_table(jsonl: str, table: str) -> None:
 
 
 def nanogpt_way(table: str, target: str, workers: int) -> None:
-    """Runs in a process of its own."""
+    """From the table to train.bin and val.bin. Runs in a process of its own."""
     import datasets
     import tiktoken
 
@@ -124,10 +125,10 @@ def command(row: str, text: Path, jsonl: Path, target: Path, workers: int) -> li
 
 
 def timed(arguments: list[str], log: Path) -> tuple[float, float]:
-    """(seconds, MB of memory) of a program. Raises UserError with its last words if it fails.
+    """(seconds, MB of memory) of a program. Raises UserError with its last line if it fails.
 
-    It is started by a small process, because the peak memory that the system reports of a program
-    includes that of the process that started it.
+    A small process starts it, because the peak memory that the system reports for a program
+    includes that of the process which has started it.
     """
     small = [sys.executable, "-S", "-c", TIMED, *arguments]
     with (
@@ -155,8 +156,8 @@ def documents(text: Path, characters: int) -> Iterator[str]:
 
 
 def ids_are_tiktokens(row: str, text: Path, target: Path, characters: int) -> bool:
-    """Compare every id with those of tiktoken's encode_ordinary: in order for one text, as a bag
-    of documents where they were split by a hash or shuffled."""
+    """Compare all ids with those of tiktoken's encode_ordinary: in order for one text; as a
+    multiset of documents if these were split by a hash or shuffled."""
     bins = [np.memmap(target / f"{name}.bin", dtype="<u2", mode="r") for name in ("train", "val")]
     bpe = get("gpt2")._bpe
     if row not in ("text", "tokenizer"):
@@ -170,7 +171,7 @@ def ids_are_tiktokens(row: str, text: Path, target: Path, characters: int) -> bo
             for text in documents(text, characters)
         )
         return ours == theirs
-    # One text, cut in two where no token crosses or at a line end: the two texts are encoded.
+    # One text was cut into two splits, where no token crosses or at a line end: each is encoded.
     meta = json.loads((target / "meta.json").read_text())
     border, at = meta["splits"]["train"]["bytes"], 0
     expected = {0: [], 1: []}
@@ -184,17 +185,17 @@ def ids_are_tiktokens(row: str, text: Path, target: Path, characters: int) -> bo
 
 
 def check(row: str, text: str, target: str, characters: int) -> None:
-    """Runs in a process of its own, so that its memory is not taken for that of the next run."""
+    """Runs in a process of its own, so that its memory does not count for the next run."""
     sys.exit(0 if ids_are_tiktokens(row, Path(text), Path(target), characters) else 3)
 
 
 def measure(c: Config, names: list[str], text: Path, place: Path, results) -> None:
-    """All runs, in turn, which are not there: a row for each way, with the seconds of its runs, the
-    largest memory and whether the ids are right, written with each run."""
+    """Do all missing runs, in turn. Each way has a row, which is written after each run: with the
+    seconds of its runs, the largest memory, and whether the ids are right."""
     from benchmarks.harness import in_turn, spread
 
     jsonl, size = place / "documents.jsonl", text.stat().st_size / 1e6
-    rows = {row["way"]: row for row in results.rows}  # of a call that was cut
+    rows = {row["way"]: row for row in results.rows}  # from an interrupted call
     for name in names:
         rows.setdefault(name, {"way": name, "each": [], "memory": 0.0, "same": "not checked"})
     left = {name for name in names if len(rows[name]["each"]) < c.repeats}
@@ -203,7 +204,7 @@ def measure(c: Config, names: list[str], text: Path, place: Path, results) -> No
             f.writelines(json.dumps({"text": d}) + "\n" for d in documents(text, c.characters))
     if "nanogpt" in left:
         timed(call("make_table", str(jsonl), f"{jsonl}.table"), place / "log.txt")
-        if "jsonl" not in left:  # nanoGPT's way needs ten times the text on the disk as it is
+        if "jsonl" not in left:  # nanoGPT's way alone needs ten times the text's size on the disk
             jsonl.unlink()
     for repeat, name in in_turn(names, c.repeats):
         row = rows[name]

@@ -1,27 +1,28 @@
 """Decoding speed: tokens per second, the memory's limit, and nanoGPT's generate on the same work.
 
-    python benchmarks/decode.py                          # ours alone
+    python benchmarks/decode.py                          # only ours
     python benchmarks/decode.py --peer=../nanoGPT        # side by side
     python benchmarks/decode.py --sizes=char --repeats=5 --out=results
     python benchmarks/decode.py --sizes=124M --prompt=100 --tokens=300
-    python benchmarks/decode.py --out_dir=out-quickstart --most=4,8     # what guessing ahead brings
+    python benchmarks/decode.py --out_dir=out-quickstart --most=4,8     # the gain of guessing ahead
 
-A one-token step reads every weight of the linear layers and the keys and values of all rows once.
+A one-token step reads every weight of the linear layers, and the keys and values of all rows, once.
 So no step is faster than reading these bytes at the measured bandwidth; "share" is how much of that
-limit is reached. Repeats alternate between all contestants, in one process on one machine. So a
-model whose measurement was cut short is measured anew, and what was done before it stays.
+limit is reached. Repeats alternate between all contestants, in one process on one machine. If a
+call is interrupted, its last model is measured again; results of earlier models are kept.
 
-- "tokens/s" is of whole answers, prefill included, and is what nanoGPT's generate is compared by;
-  "decode/s" is of all tokens but the first, all rows together.
-- "drafted": the model with its weights in int8 guesses 8 tokens, which a step checks; such steps
-  have no limit here. Weights are random, which changes the time of drafted answers alone: how much
-  of a guess is right depends on the text, so every repeat has other prompts.
-- "cold" is the time to the first token of a row's first answer, with what is built for it; "longest
-  wait" the longest time between two steps after that token. A row with n = 0 has only warmed up.
+- "tokens/s" counts all tokens of an answer and the time of its prefill; nanoGPT's generate is
+  compared by it. "decode/s" counts all tokens but the first, all rows together.
+- "drafted": the model with int8 weights guesses 8 tokens, which a step checks; for such steps no
+  limit is given. Weights are random; this changes only the time of drafted answers, where the
+  number of right guesses depends on the text. So every repeat has other prompts.
+- "cold" is the time to the first token of a row's first answer, with everything that is built for
+  it; "longest wait" is the longest time between two steps after that token. A row with n = 0 has
+  only warmed up.
 
-With --out_dir the model of a run writes one text at a time, with and without tokens guessed from
-the text so far. Prompts are pieces of the run's validation data, and the ways take turns on each.
-"per step" is how many tokens a step gave. In float32 the texts are the same, which is checked.
+With --out_dir a run's model writes one text at a time, with and without tokens guessed from the
+text so far. Prompts are pieces of the run's validation data, and the ways take turns on each. "per
+step" is how many tokens a step gave. In float32 the texts must be equal, which is checked.
 """
 
 import itertools
@@ -50,25 +51,25 @@ from configurator import Config, configure, refuse_idle, resolve_path
 # -----------------------------------------------------------------------------
 peer = ""  # folder of a nanoGPT checkout to compare with [path]
 sizes = "124M,char"  # models, from SIZES below [list]
-kinds = "auto"  # of KINDS below, with ; between; auto: those that this machine computes in
+kinds = "auto"  # from KINDS below, with ; between; auto: those that this machine supports
 batches = "auto"  # answers at once; auto: 1,16 on a CPU, 1,64 on a GPU [list of int >= 1]
-prompt = 0  # tokens of each prompt; 0: as SIZES says [>= 0]
-repeats = 3  # of which the table has the median [>= 1]
+prompt = 0  # tokens of each prompt; 0: depends on the size [>= 0]
+repeats = 3  # the table has their median [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 seed = 1337  # of weights, prompts and draws [>= 0]
-out = ""  # folder for decode or lookup .json and .txt; what is there is not measured again [path]
-force = False  # measure it again
+out = ""  # folder for decode or lookup .json and .txt; rows in it are not measured again [path]
+force = False  # measure them again
 # guessing ahead
-out_dir = ""  # the run whose model writes; without one, the models above are measured [path]
-most = "4,8"  # tokens to guess ahead, at most [list of int >= 1]
+out_dir = ""  # the run whose model writes; empty: the models above are measured [path]
+most = "4,8"  # the most tokens to guess ahead [list of int >= 1]
 temperatures = "0,0.8"  # 0: the likeliest token [list of float >= 0]
 prompts = 4  # pieces of the validation data [>= 1]
-tokens = 0  # of each answer; 0: as SIZES says; of a run half its context, after the rest [>= 0]
-dtype = "auto"  # auto: as serve.py [auto | float32 | bfloat16 | float16]
+tokens = 0  # of each answer; 0: depends on the size; with --out_dir half the context [>= 0]
+dtype = "auto"  # auto: as in serve.py [auto | float32 | bfloat16 | float16]
 quantize = ""  # int8: weights in 8 bits [int8]
 # -----------------------------------------------------------------------------
 
-# name: settings of the model; tokens of a prompt, of an answer, of a prompt that is answered by one
+# name: settings of the model; tokens of a prompt, of an answer, of the prompt for "first token"
 SIZES = {
     "124M": (dict(vocab_size=50304), 200, 100, 1000),
     "char": (
@@ -109,12 +110,12 @@ LOOKUP_COLUMNS = (
 
 
 def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> dict:
-    """The tokens of all answers, and the seconds: of everything, to the first token of the first
-    prompt, and by how many steps after it the others came, at which rate, at most how long apart.
-    """
+    """The tokens of all answers; the seconds of everything, and to the first token of the first
+    prompt; after it the number of steps and of tokens, their rate, and the longest time between two
+    steps."""
     begin = time.perf_counter()
     requests = [engine.submit(prompt, params)[0] for prompt in prompts]
-    while engine.busy and not requests[0].tokens:  # the prefills, and steps where they are queued
+    while engine.busy and not requests[0].tokens:  # the prefills, and the first queued steps if any
         engine.step()
     begun = sum(len(request.tokens) for request in requests)
     first = time.perf_counter() - begin
@@ -131,13 +132,13 @@ def answer(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> 
     return {**times, "steps": steps, "later": later, "tokens": written}
 
 
-# ---- models with random weights, beside what the memory allows and a peer ----
+# ---- models with random weights, beside the memory's limit and a peer ----
 
 
 def read_bandwidth(runtime: Runtime) -> float:
-    """Bytes per second that reading takes: the best of sums over, and products with, 1 GiB.
+    """The memory's bandwidth in bytes per second: the best of sums and products over 1 GiB.
 
-    On a CPU the engine's own product is among them, and the memory is in large pages, as its is.
+    On a CPU the engine's own product is one of these, and the memory has large pages, as in it.
     """
     matrix = torch.ones((2**16, 2**12), device=runtime.device)
     vector = torch.ones(2**12, device=runtime.device)
@@ -150,7 +151,7 @@ def read_bandwidth(runtime: Runtime) -> float:
 
 
 def bytes_per_step(model, kind: str, batch: int, length: float) -> float:
-    """What a one-token step has to read: linear layers, final norm, keys and values."""
+    """The bytes that a one-token step has to read: linear layers, keys and values."""
     dtype, settings = KINDS[kind]
     width = 4 if dtype == "float32" else 2
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
@@ -160,7 +161,7 @@ def bytes_per_step(model, kind: str, batch: int, length: float) -> float:
 
 
 def kernels_per_step(engine: Engine, prompt: list[int]) -> int | None:
-    """GPU kernels that run in a one-token step, those of a replayed graph included."""
+    """How many GPU kernels a one-token step runs, including those of a replayed graph."""
     if engine.device.type != "cuda":
         return None
     (request,) = engine.submit(prompt, SamplingParams(max_new_tokens=64, temperature=0))
@@ -171,7 +172,7 @@ def kernels_per_step(engine: Engine, prompt: list[int]) -> int | None:
     with torch.profiler.profile(activities=kinds) as profile:
         engine.step()
         torch.cuda.synchronize()
-    steps = len(engine.flight.tokens) if engine.flight else 1  # that were queued
+    steps = len(engine.flight.tokens) if engine.flight else 1  # queued ones
     engine.cancel(request)
     engine.step()
     events = profile.events()
@@ -179,7 +180,7 @@ def kernels_per_step(engine: Engine, prompt: list[int]) -> int | None:
 
 
 def peer_model(peer: Peer, model, runtime: Runtime) -> torch.nn.Module:
-    """The peer's GPT with the weights of ours."""
+    """The peer's GPT with our model's weights."""
     keys = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
     theirs = peer.model({k: getattr(model.config, k) for k in keys})
     theirs.load_state_dict(model.state_dict())
@@ -189,13 +190,13 @@ def peer_model(peer: Peer, model, runtime: Runtime) -> torch.nn.Module:
 def peer_seconds(theirs, prompt: list[int], params: SamplingParams, runtime: Runtime) -> float:
     idx = torch.tensor([prompt], device=runtime.device)
     arguments = (idx, params.max_new_tokens, params.temperature, params.top_k)
-    with runtime.autocast():  # as its sample.py
+    with runtime.autocast():  # as in its sample.py
         return seconds_of(lambda: theirs.generate(*arguments), runtime.synchronize)
 
 
 @torch.no_grad()
 def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: Results) -> None:
-    """Rows of the table for one model, written anew whenever one of them knows more."""
+    """Measure the rows of the table for one model; they are written after every measurement."""
     settings, prompt_length, count, long_length = SIZES[name]
     torch.manual_seed(c.seed)
     model = build_model("gpt", settings).to(runtime.device).eval()
@@ -227,8 +228,8 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
         kind, batch = key
         row, before = rows[key], answers.get(key, [])
         if not repeat:
-            row["cold"] = found["first"]  # the first of all, with what is built for it
-        answers[key] = given = [*before, found] if repeat > 1 else [found]  # one warms up
+            row["cold"] = found["first"]  # with everything that is built for the first answer
+        answers[key] = given = [*before, found] if repeat > 1 else [found]  # the first warms up
         row["wait"] = max(row["wait"], found["wait"])
         row["rates"] = spread([batch * count / r["seconds"] for r in given])
         row["rates"]["n"] = repeat
@@ -293,11 +294,11 @@ def pick_kinds(c: Config, runtime: Runtime) -> list[str]:
 def compare(c: Config) -> None:
     known("sizes", c.sizes.split(","), SIZES)
     peer = Peer(resolve_path(c.peer)) if c.peer else None
-    # nanoGPT's sample.py: bfloat16 autocast on GPUs, and on CPUs nothing
+    # the dtype of nanoGPT's sample.py: bfloat16 autocast on GPUs, float32 on CPUs
     runtime = setup(c.device)
     if runtime.device.type == "cpu":
         runtime = setup(c.device, "float32")
-    pick_kinds(c, runtime)  # a wrong one is said before anything is measured
+    pick_kinds(c, runtime)  # raises an error for an unknown one before anything is measured
     about = {"threads": torch.get_num_threads(), "peer_commit": peer.commit if peer else None}
     about |= {name: c[name] for name in ("kinds", "batches", "prompt", "tokens", "repeats", "seed")}
     same = ("commit", "versions", "hardware", *about)
@@ -345,7 +346,7 @@ def guess(c: Config) -> None:
             for n, result in given.items():
                 answers[n] += [result] if repeat else []  # the first warms up
                 if exact and result["tokens"] != given[0]["tokens"]:
-                    print(f"lookup={n} wrote another text, temperature {temperature}")
+                    print(f"lookup={n} wrote another text at temperature {temperature}")
         rows = list(results.rows)
         for n, of_one in answers.items():
             pairs = zip(of_one, answers[0])

@@ -1,24 +1,24 @@
-"""What has to be checked and measured on a GPU, in stages of at most 4 minutes on one H100.
+"""All checks and measurements for a GPU, in stages of at most 4 minutes on one H100.
 
     python benchmarks/gpu.py --stages=tests,train,parts,decode,long,bytes  # all that needs no text
-    python benchmarks/gpu.py --stages=race --text=text.xz    # again and again until it is done
+    python benchmarks/gpu.py --stages=race --text=text.xz    # repeat it until the race is done
     python benchmarks/gpu.py --stages=tests,train,parts,decode,race,long,bytes --toy --out=dry
 
-All of it in calls of less than 5 minutes, each with a budget for it, the second one again and again
-until the race and the models of bytes are done:
+Everything in calls of less than 5 minutes; the second one is to be repeated until the race and the
+models of bytes are done:
 
     python benchmarks/gpu.py --stages=tests,train,parts,decode,long --peer=../nanoGPT --total=285
     python benchmarks/gpu.py --stages=race,bytes --peer=../nanoGPT --text=text.xz \\
         --total=285 --limit=285
 
-A stage is some programs of this repository. One that has ended well is not run again with the same
-words, commit, GPU and torch, nor is a row of a table measured again: an interrupted call can be
-repeated. Nothing that a call has started outlives it, even where it is killed (SIGKILL). However
-else it ends, it prints the tables of what has been measured, which are in OUT. One call at a time
-works there.
+A stage runs some programs of this repository. A program that has succeeded is not run again with
+the same arguments, commit, GPU and torch, and rows of tables are not measured again, so an
+interrupted call can be repeated. Nothing that a call has started outlives it, even if it is killed
+(SIGKILL); however else it ends, it prints the tables of all measurements, which are in OUT. Only
+one call at a time can use that folder.
 
-Nothing is installed or downloaded: torch, numpy, tqdm and this repository are enough, but to
-prepare --text: tiktoken with GPT-2's vocabulary in TIKTOKEN_CACHE_DIR.
+Nothing is installed or downloaded: torch, numpy, tqdm and this repository are enough. Only
+preparing --text also needs tiktoken, with GPT-2's vocabulary in TIKTOKEN_CACHE_DIR.
 """
 
 import lzma
@@ -44,21 +44,21 @@ from bonsai.system.errors import UserError, run
 from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
-stages = ""  # in this order, of tests, train, parts, decode, race, long and bytes [list]
+stages = ""  # some of tests, train, parts, decode, race, long and bytes, in order [list]
 out = "bench_out"  # folder for the programs' JSON, logs and tables [path]
-peer = ""  # a checkout of nanoGPT, measured beside us [path]
-text = ""  # for the race, where data/race_text is not there: text, a file or a folder [path]
-total = 0  # seconds for all stages together, what is left goes on next time; 0: no limit [>= 0]
+peer = ""  # folder of a nanoGPT checkout to compare with [path]
+text = ""  # a file or folder of text for the race, if there is no data/race_text [path]
+total = 0  # seconds for all stages together; the next call does the rest; 0: no limit [>= 0]
 limit = 240  # seconds for each stage [>= 1]
-tokens = 0  # of a run of the race; 7372800 fits a call; 0: as race_gpu.py says [>= 0]
-force = False  # repeat what is there already
+tokens = 0  # of a run of the race; 7372800 fits into a call; 0: race_gpu.py's default [>= 0]
+force = False  # repeat finished programs
 python = ""  # the Python that runs the programs; empty: this one [path]
-toy = False  # all of it tiny, on a CPU: a rehearsal
+toy = False  # a rehearsal with tiny models on a CPU
 # -----------------------------------------------------------------------------
 
 
 class Call:
-    """The programs of one call, and the words that most of them take."""
+    """The settings of one call, and the arguments that most programs get."""
 
     def __init__(self, c: Config, steps: Steps):
         self.c, self.steps, self.folder = c, steps, Path(c.out)
@@ -66,7 +66,7 @@ class Call:
         self.force, self.device = ["--force"] * c.force, ["--device=cpu"] * c.toy
 
 
-# ---- the stages: whether all of their programs ended well ----
+# ---- the stages: each returns whether all of its programs succeeded ----
 
 
 def checks(call: Call) -> bool:
@@ -75,7 +75,8 @@ def checks(call: Call) -> bool:
 
 
 def training(call: Call) -> bool:
-    """Ours beside the peer; where a step's time goes, of the classic and the fast; a run's step."""
+    """Throughput beside the peer's; profiles of a step of the classic GPT-2 and of the fast one;
+    the speed of a step as in a run."""
     rows = ["--sizes=124M,355M", "--modes=compiled"]
     if call.c.toy:
         rows = ["--sizes=toy", "--modes=eager", "--repeats=2"]
@@ -91,8 +92,8 @@ def training(call: Call) -> bool:
 
 
 def parts(call: Call) -> bool:
-    """What parts of a step are worth: the update by itself, beside torch's; the fast run's step, as
-    `train` has it, with the residual stream in float32."""
+    """The gain of parts of a step: the update alone, beside torch's; and the fast run's step of
+    `train` with the residual stream in float32."""
     rows = ["--sizes=toy,fast_toy", "--updates=2", "--repeats=2"] if call.c.toy else []
     words = [call.out, *rows, *call.force, *call.device]
     fast, model, steps_of_a_run = benched(call)
@@ -105,7 +106,7 @@ def parts(call: Call) -> bool:
 
 
 def benched(call: Call) -> tuple[str, list[str], list[str]]:
-    """Words for bench.py: the fast recipe's config, the size of a model, the steps of a run."""
+    """Arguments for bench.py: the fast recipe's config, the model's size, the steps of a run."""
     model = "--batch_size=32 --block_size=1024 --bias=False --vocab_size=50304 --real_data=False"
     if call.c.toy:
         model = "--n_layer=1 --n_head=1 --n_embd=32 --block_size=32 --vocab_size=99 "
@@ -115,7 +116,7 @@ def benched(call: Call) -> tuple[str, list[str], list[str]]:
 
 
 def bench(call: Call, name: str, *words: str) -> bool:
-    """One model by bench.py; NAME.txt has what counts of its log."""
+    """Measure one model with bench.py. NAME.txt gets the results in its log."""
     files = [f"--out_dir={call.folder / name}", f"--json={call.folder / name}.json"]
     try:
         return call.steps.run(name, "bench.py", *words, *files, *call.device)
@@ -126,7 +127,7 @@ def bench(call: Call, name: str, *words: str) -> bool:
 
 
 def decoding(call: Call) -> bool:
-    """One text and 64, compiled ones left out, as they take minutes; whole programs."""
+    """One text at a time and 64, without compiled models, which take minutes; and sample.py."""
     rows = ["--sizes=124M", "--prompt=100", "--tokens=300"]
     rows += ["--kinds=bfloat16;bfloat16, graphs;int8, graphs"]
     model = []
@@ -145,7 +146,7 @@ def decoding(call: Call) -> bool:
 
 
 def race(call: Call) -> bool:
-    """A run and its evaluation take up to a minute: none is begun in the last one."""
+    """The race. A run with its evaluation takes up to a minute, so none begins in the last one."""
     data, words = "race_text", [f"--tokens={call.c.tokens}"] if call.c.tokens else []
     if call.c.toy:
         tiny = "--device=cpu --dtype=float32 --compile=False --n_layer=1 --n_head=1 --n_embd=32 "
@@ -163,7 +164,7 @@ def race(call: Call) -> bool:
 
 
 def prepared(call: Call, data: str) -> bool:
-    """Whether the race's data are there, if need be now."""
+    """Prepare the race's data if they are missing. Returns whether they are there."""
     text, tokenizer = call.c.text, "gpt2"
     if exists(ROOT / "data" / data / "meta.json"):
         if text:
@@ -178,14 +179,14 @@ def prepared(call: Call, data: str) -> bool:
         return False
     endings = [".c", ".h", ".py", ".md"]
     if Path(text).is_file() and Path(text).suffix:
-        endings.append(Path(text).suffix)  # a packed one is no known kind
+        endings.append(Path(text).suffix)  # may be that of a compressed file
     words = [f"--input={text}", f"--endings={','.join(endings)}", f"--name={data}"]
     words += [f"--tokenizer={tokenizer}", "--val_fraction=0.005"]
     return call.steps.measure("prepare", "data/custom/prepare.py", *words)
 
 
 def long_contexts(call: Call) -> bool:
-    """What local attention saves."""
+    """The savings of local attention."""
     words = ["--lengths=1024,4096,16384", "--n_head=12", "--n_embd=768"]
     if call.c.toy:
         words = ["--lengths=64,128", "--n_layer=2", "--n_embd=32", "--window=16"]
@@ -194,12 +195,13 @@ def long_contexts(call: Call) -> bool:
 
 
 def byte_models(call: Call) -> bool:
-    """At equal FLOPs. A run takes a minute, most of it to compile: none begins in the last 90 s."""
+    """Models of bytes at equal FLOPs. A run takes a minute, most of it for compilation, so none
+    begins in the last 90 s."""
     folder, scale = call.folder / "bytes", "toy" if call.c.toy else "gpu"
     if call.c.force:
         shutil.rmtree(folder, ignore_errors=True)
     there = exists(ROOT / "data" / "python_stdlib" / "meta.json")
-    words = ["data/python_stdlib/prepare.py", "--vocab_size=0"]  # of bytes alone
+    words = ["data/python_stdlib/prepare.py", "--vocab_size=0"]  # only bytes
     if not (there or call.steps.measure("prepare", *words)):
         return False
     minutes = max(0.0001, (call.steps.left() - (10 if call.c.toy else 90)) / 60)
@@ -208,7 +210,7 @@ def byte_models(call: Call) -> bool:
     return call.steps.run("bytes", "benchmarks/bytes.py", *words)
 
 
-STAGES = {  # name: what does it, its tables in OUT
+STAGES = {  # name: its function, and its tables in OUT
     "tests": (checks, ["tests"]),
     "train": (training, ["train", "classic", "fast", "fast_run"]),
     "parts": (parts, ["update", "fast_run", "fast_run_float32"]),
@@ -223,22 +225,20 @@ STAGES = {  # name: what does it, its tables in OUT
 
 
 def check(c: Config) -> list[str]:
-    """The names of the stages. Paths become absolute, as the programs run in the repository.
-
-    Raises UserError.
-    """
+    """Check the settings; returns the names of the stages. Makes paths absolute, because the
+    programs run in the repository. Raises UserError."""
     if os.name != "posix":
-        raise UserError("this needs Linux: its process groups, and locks of files")
+        raise UserError("this needs process groups and file locks: run it on Linux")
     names = [name for name in c.stages.split(",") if name]
     if not names:
-        raise UserError("no stage given: for example --stages=tests,train")
+        raise UserError("no stage given: set some, for example --stages=tests,train")
     for name in names:
         if name not in STAGES:
             raise UserError(f"unknown stage {name}: there are {', '.join(STAGES)}")
     for name in ("peer", "text"):
         c[name] = c[name] and os.path.abspath(resolve_path(c[name]))
     if c.peer and not exists(f"{c.peer}/model.py"):
-        raise UserError(f"--peer={c.peer} is no checkout of nanoGPT: no model.py")
+        raise UserError(f"--peer={c.peer} has no model.py: give the folder of a nanoGPT checkout")
     if c.text and not exists(c.text):
         raise UserError(f"--text={c.text} does not exist")
     if not (found := shutil.which(c.python or sys.executable)):
@@ -248,7 +248,7 @@ def check(c: Config) -> list[str]:
 
 
 def machine(c: Config) -> str:
-    """GPU and torch, as the Python that runs the programs finds them. Raises UserError."""
+    """The GPU and the torch that the programs' Python finds. Raises UserError."""
     if c.toy:
         return "a rehearsal"
     code = "import torch; print(torch.cuda.get_device_name(), torch.__version__)"
@@ -262,7 +262,7 @@ def machine(c: Config) -> str:
 
 
 def print_tables(folder: Path, names: list[str]) -> None:
-    """Those of these stages, whole or not."""
+    """Print the tables of these stages, also incomplete ones."""
     print()
     for name in names:
         texts = [text_of(folder / f"{table}.txt").rstrip("\n") for table in STAGES[name][1]]
@@ -291,7 +291,7 @@ def main(**settings) -> int:
                     print(f"== {name}: done in {seconds}", flush=True)
                 else:
                     failed = 1
-                    print(f"== {name}: NOT done after {seconds}; the same command goes on with it")
+                    print(f"== {name}: NOT done after {seconds}; repeat the command to go on")
         finally:
             print_tables(call.folder, names)
     return failed

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, tables, files of results, checkouts of nanoGPT."""
+"""The benchmarks' common parts: taking turns, tables, files of results, checkouts of nanoGPT."""
 
 import importlib.util
 import shutil
@@ -23,12 +23,12 @@ from bonsai.system.errors import UserError, end_if_told
 from bonsai.system.provenance import header, provenance
 
 Columns = Sequence[tuple[str, str, str]]
-MOST = 2**30  # bytes of a file of results, which has the losses of every step of a race
+MOST = 2**30  # the most bytes of a results file; a race's has the losses of every step
 
 
 def in_turn(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
-    """(repeat, name) of every measurement; every other repeat goes backwards, so that the first
-    place is no advantage."""
+    """Yields (repeat, name) of every measurement. Every other repeat has the reverse order, so that
+    no name gains from its place."""
     order = list(names)
     for repeat in range(repeats):
         for name in order[:: -1 if repeat % 2 else 1]:
@@ -37,7 +37,7 @@ def in_turn(names: Iterable[str], repeats: int) -> Iterator[tuple[int, str]]:
 
 
 def seconds_of(call: Callable[[], object], synchronize: Callable[[], None]) -> float:
-    """What a call takes, from an idle device to an idle device."""
+    """The seconds of a call, from an idle device to an idle device."""
     synchronize()
     begin = time.perf_counter()
     call()
@@ -46,13 +46,13 @@ def seconds_of(call: Callable[[], object], synchronize: Callable[[], None]) -> f
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, range and number of repeated measurements; `spread`, the range over the median."""
+    """Median, range and number of repeated measurements; `spread` is the range over the median."""
     s = tables.spread(values)
     return {**s, "spread": (s["high"] - s["low"]) / s["median"]}
 
 
 def known(name: str, words: Iterable[str], choices: Iterable[str], between: str = ", ") -> None:
-    """Raise UserError where one of the words of a setting is not among the choices."""
+    """Raise UserError if a word of a setting is not among the choices. name: the setting's."""
     choices = list(choices)
     for word in words:
         if word not in choices:
@@ -60,13 +60,13 @@ def known(name: str, words: Iterable[str], choices: Iterable[str], between: str 
 
 
 def check_minutes(minutes: float, begin: float) -> None:
-    """Raise UserError where so many are over since `begin`, by time.monotonic(); 0: no limit."""
+    """Raise UserError if `minutes` have passed since `begin`, by time.monotonic(); 0: no limit."""
     if minutes and time.monotonic() - begin > 60 * minutes:
-        raise UserError(f"{minutes:g} minutes are over: the same command goes on")
+        raise UserError(f"{minutes:g} minutes are over: repeat the command to go on")
 
 
 def table(rows: Iterable[dict], columns: Columns) -> str:
-    """As tables.table, but a key may lead into what a row holds: `ours.tokens_per_s.median`."""
+    """Like tables.table, but a key may be a path into nested dicts: `ours.tokens_per_s.median`."""
 
     def value(row: Any, path: str) -> Any:
         for key in path.split("."):
@@ -77,13 +77,13 @@ def table(rows: Iterable[dict], columns: Columns) -> str:
 
 
 class Results:
-    """What a benchmark has measured, row by row, in OUT/NAME.json and as a table in OUT/NAME.txt,
-    which both are written with every row. Rows that are there are not measured again.
+    """The rows that a benchmark has measured, in OUT/NAME.json and as a table in OUT/NAME.txt. Both
+    files are written after every row. Rows of an earlier call are not measured again.
 
-    out: a folder; none, no files. columns: of the table; none, it is written at the end. same:
-    names of `about`, what is noted beside a row, in which an earlier row must agree to be taken;
-    a line says of how many that was not so, and NAME.before.json keeps them. again: take none.
-    Raises UserError where nothing can be written there, or what is there are no results.
+    out: a folder; empty: no files. columns: of the table; empty: the table is written at the end.
+    about: facts that are saved with each row. same: names of facts in which an earlier row must
+    agree to be used. A line says how many rows do not agree; NAME.before.json keeps these. again:
+    use no earlier rows. Raises UserError if the files cannot be written, or are not results.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class Results:
                 self.take(path, same)
 
     def take(self, path: Path, same: Sequence[str]) -> None:
-        """The rows of an earlier call that agree in all of `same`."""
-        now = finite(self.about)  # as the file has it
+        """Take the rows of an earlier call that agree in all of `same`."""
+        now = finite(self.about)  # as it is in a file
         left, others = [], set()
         for row in (rows := rows_of(path)):
             about = row.get("about") or {}
@@ -120,22 +120,22 @@ class Results:
             before = rows_of(kept) if kept.exists() else []
             write_json(kept, {"rows": before + [row for row in left if row not in before]})
             apart = " or ".join(k for k in same if k in others)
-            print(f"{len(left)} of {len(rows)} rows in {path} are of another {apart}: not taken")
+            print(f"{len(left)} of {len(rows)} rows in {path} are of another {apart}: not used")
 
     def find(self, key: dict) -> dict | None:
-        """The first row that has all of `key`, if it has been measured."""
+        """The first row with all values of `key`; None if there is none."""
         return next(self.having(key), None)
 
     def having(self, key: dict) -> Iterator[dict]:
-        """The rows that have all of `key`."""
+        """The rows with all values of `key`."""
         return (r for r in self.rows if all(r.get(k) == v for k, v in key.items()))
 
     def measure(self, key: dict, call: Callable[[], dict]) -> dict:
-        """The row of `key`: the earlier one, or what `call` finds now, which is written at once."""
+        """The row of `key`: an earlier one, or the result of `call`, which is written at once."""
         return self.measure_together(key, lambda: [call()])[0]
 
     def measure_together(self, key: dict, call: Callable[[], list[dict]]) -> list[dict]:
-        """The rows of `key`: the earlier ones, or all that `call` finds now, written together."""
+        """The rows of `key`: earlier ones, or the results of `call`, which are written together."""
         if rows := list(self.having(key)):
             what = textwrap.shorten(", ".join(map(str, key.values())), 60, placeholder=" ...")
             commit = (rows[0].get("about") or {}).get("commit")
@@ -145,14 +145,14 @@ class Results:
         return self.add(*({**key, **row} for row in call()))
 
     def add(self, *rows: dict) -> list[dict]:
-        with self.lock:  # runs that go at once
+        with self.lock:  # several threads may measure at once
             added = [{**row, "about": self.about} for row in rows]
             self.rows += added
             self.write()
         return added
 
     def put(self, rows: Iterable[dict]) -> None:
-        """What is known by now, in place of the rows so far."""
+        """Replace all rows by these."""
         self.rows = [{**row, "about": self.about} for row in rows]
         self.write()
 
@@ -165,23 +165,23 @@ class Results:
                 write_whole(self.folder / f"{self.name}.txt", text + "\n")
 
     def finish(self, text: str = "", **more) -> None:
-        """Print what has come out, the table where there is no other text, and write it; more: for
-        the .json."""
+        """Print the results, the table if there is no other text, and write them. more: further
+        values for the .json."""
         text = text or table(self.rows, self.columns)
         print(f"\n{text}", flush=True)
         self.write(text, **more)
 
 
 def rows_of(path: Path) -> list[dict]:
-    """Those of a file of results. Raises UserError where it is none."""
+    """The rows in a file of results. Raises UserError if it is not such a file."""
     rows = read_json_object(path, MOST).get("rows")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} has no results of this benchmark: set another --out")
+        raise UserError(f"{path} is not a file of results: set another --out")
     return rows
 
 
 class Peer:
-    """A checkout of nanoGPT. Raises UserError for a folder that is no such checkout."""
+    """A checkout of nanoGPT. Raises UserError if the folder is not one."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -197,16 +197,16 @@ class Peer:
         return self.folder / name
 
     def model(self, settings: dict) -> torch.nn.Module:
-        """Its GPT, from its model.py under a name of its own."""
+        """Its GPT. Its model.py is imported under another name than ours."""
         spec = importlib.util.spec_from_file_location("peer_model", self.file("model.py"))
         module = importlib.util.module_from_spec(spec)
-        sys.modules["peer_model"] = module  # its dataclass looks itself up
+        sys.modules["peer_model"] = module  # its dataclass looks up its own module
         spec.loader.exec_module(module)
         with redirect_stdout(StringIO()):  # it prints its size
             return module.GPT(module.GPTConfig(**settings))
 
     def copy(self, target: Path) -> None:
-        """Its programs and config files, to be run in another folder."""
+        """Copy its programs and config files to a folder, to run them there."""
         for name in ("train.py", "model.py", "configurator.py"):
             shutil.copyfile(self.file(name), target / name)
         shutil.copytree(self.folder / "config", target / "config", dirs_exist_ok=True)

@@ -1,4 +1,5 @@
-"""Programs that a benchmark starts: they end with it, whatever ends it but SIGKILL."""
+"""Programs that a benchmark starts. They end with it: `running` ones unless it is killed by
+SIGKILL, `supervised` ones always."""
 
 import signal
 import subprocess
@@ -16,9 +17,9 @@ started: set[subprocess.Popen] = set()
 
 @contextmanager
 def running(command: list[str], **options) -> Iterator[subprocess.Popen]:
-    """A program, which is ended where the block ends first. options: of Popen.
+    """Run a program; it is ended if the block ends first. options: of Popen.
 
-    From a thread: call heed_signals in the main one before.
+    To use it in another thread, call heed_signals in the main thread before.
     """
     if threading.current_thread() is threading.main_thread():
         heed_signals()
@@ -36,14 +37,14 @@ def running(command: list[str], **options) -> Iterator[subprocess.Popen]:
 
 @contextmanager
 def supervised(seconds: float, command: list[str], **options) -> Iterator[subprocess.Popen]:
-    """A program that is ended after some seconds, where the block ends first, and even where this
-    process is killed (SIGKILL); with all that it has started, and its status is supervise.py's.
+    """Run a program under supervise.py, whose exit status it has. It is ended with all of its child
+    processes after some seconds, when the block ends, and even if this process is killed (SIGKILL).
 
-    options: of Popen. To end it on other signals, too: call leave_by_exit_on_signals before.
+    options: of Popen. So that other signals end it, too, call leave_by_exit_on_signals before.
     """
     end_if_told()
     command = [sys.executable, SUPERVISOR, str(seconds), *command]
-    # a session of its own: Ctrl-C in a terminal is for this process alone
+    # A session of its own, so that Ctrl-C in a terminal reaches only this process
     process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **options)
     try:
         yield process
@@ -53,8 +54,8 @@ def supervised(seconds: float, command: list[str], **options) -> Iterator[subpro
 
 
 def leave_by_exit_on_signals() -> None:
-    """Let SIGINT, SIGTERM and SIGHUP end this process by SystemExit, so that what is to be ended
-    and said comes to its end; no second signal cuts it short."""
+    """Let SIGINT, SIGTERM and SIGHUP end this process by SystemExit, so that programs are ended and
+    tables printed before; further signals are ignored."""
 
     def leave(number: int, frame: object) -> None:
         for name in ENDS:
@@ -62,12 +63,12 @@ def leave_by_exit_on_signals() -> None:
         end_by_exit(number, frame)
 
     for name in ENDS:
-        if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:  # nohup
+        if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(signal.Signals[name], leave)
 
 
 def heed_signals() -> None:
-    """Where a signal would end this process at once, let it end what was started, too."""
+    """Let signals that would end this process at once also end the programs that it has started."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is end_at_once:
@@ -75,7 +76,7 @@ def heed_signals() -> None:
 
 
 def end_all_at_once(number: int, frame: object) -> None:
-    """A signal handler."""
+    """A signal handler: end the programs, then this process."""
     end_all()
     end_at_once(number, frame)
 

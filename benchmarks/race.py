@@ -5,18 +5,20 @@
     python benchmarks/race.py --peer=../nanoGPT --sweep=True    # also tune the peer's AdamW first
     python benchmarks/race.py --race=cpu256                     # nanoGPT's GPU result on a CPU
     python benchmarks/race.py --race=recipe --peer=../nanoGPT   # its CPU recipe, whole programs
-    python benchmarks/race.py --race=ablation --only=head       # what a part of the recipe buys
-    python benchmarks/race.py --race=ablation_bpe               # the same, on tokens of byte pairs
+    python benchmarks/race.py --race=ablation --only=head       # what a part of the recipe gains
+    python benchmarks/race.py --race=ablation_bpe               # the same, with byte-pair tokens
 
-Both programs train on the same .bin, in turn, with the same seeds, each as a process of its own.
-The clock (benchmarks/clock.py) runs from the model, when it is there and its optimizer is made, to
-the end of the last step, with compilation and without evaluation. A run's length is set beforehand;
-what counts is the loss of its last weights on the whole validation split, in windows that are the
-same for both (eval.py). Only `recipe` is nanoGPT's command word for word: in float32, timed from
-the start of the process to its end, with its evaluations, and judged by the checkpoint that it
-keeps. `ablation` is ours alone: the recipe of `cpu` with one thing changed at a time, 9 minutes on
-two cores; `ablation_bpe` that of config/fast_gpt2.py at 1.3M parameters, a minute per run. Runs
-that are in the results already are not repeated, so an interrupted race goes on.
+Both programs train on the same .bin with the same seeds, in turn, each run in its own process. The
+clock (benchmarks/clock.py) starts when the model and its optimizer have been made, and stops at the
+end of the last step; it includes compilation, but no evaluation. The length of a run is fixed
+beforehand. Runs are compared by the loss of their last weights on the whole validation split, in
+the same windows for both (eval.py).
+
+Only `recipe` is nanoGPT's command word for word: in float32, timed from the start of the process to
+its end, with its own evaluations, and judged by the checkpoint that it keeps. `ablation` runs only
+ours: the recipe of `cpu` with one change at a time, 9 minutes on two cores; `ablation_bpe` the
+recipe of config/fast_gpt2.py at 1.3M parameters, a minute per run. Runs that are in the results
+already are not repeated, so an interrupted race can go on.
 """
 
 import runpy
@@ -40,15 +42,15 @@ from configurator import Config, configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------
 race = "cpu"  # a key of RACES below
-peer = ""  # folder of a nanoGPT checkout; empty: ours alone [path]
-seeds = 3  # runs of each; theirs and ours have the same seeds, 1337 and up [>= 1]
-sweep = False  # first tune the peer's AdamW: the fewest steps and their best rate to the target
+peer = ""  # folder of a nanoGPT checkout; empty: only ours [path]
+seeds = 3  # runs of each; both projects have the same seeds, from 1337 on [>= 1]
+sweep = False  # first tune the peer's AdamW: the fewest steps that reach the target, and their rate
 dataset = ""  # a prepared folder in data/; empty: the race's own [paths]
-block_size = 0  # of the evaluation's windows; 0: the race's own [>= 0]
+block_size = 0  # tokens of the evaluation's windows; 0: the race's own [>= 0]
 ours = ""  # settings for our runs, as --key=value words
-only = ""  # of the ablations those whose name begins with this; empty: all
-steps = 0  # of every run; fewer than the race's own: a test of this script [>= 0]
-minutes = 0.0  # start no run later than this; the same command goes on; 0: no limit [>= 0]
+only = ""  # run only ablations whose name begins with this; empty: all
+steps = 0  # of every run; 0: the race's own; fewer are for tests of this program [>= 0]
+minutes = 0.0  # start no run after so many; repeat the command to go on; 0: no limit [>= 0]
 out = "out-race"  # folder for the runs, their logs and results [path]
 plot = ""  # a picture of the curves, as docs/race.png [path]
 # -----------------------------------------------------------------------------
@@ -60,32 +62,32 @@ SMALL = "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --d
 @dataclass
 class Race:
     dataset: str
-    block_size: int  # of the evaluation's windows
-    target: float  # whole-split validation loss
-    config: str  # ours
-    peer: str  # the peer's options, but the steps
+    block_size: int  # tokens of the evaluation's windows
+    target: float  # validation loss on the whole split
+    config: str  # our config file
+    peer: str  # the peer's options, without the number of steps
     peer_steps: int
-    peer_full: bool = True  # False: it takes hours; some steps are timed instead
-    rate: float = 1e-3  # the peer's rate as it ships
-    rates: list[float] = field(default_factory=list)  # of the sweep
-    lengths: list[int] = field(default_factory=list)  # of the sweep, rising
-    ours: str = ""  # of an ablation: our options beside the config's
+    peer_full: bool = True  # False: a whole run takes hours, so only some steps are timed
+    rate: float = 1e-3  # the peer's rate as shipped
+    rates: list[float] = field(default_factory=list)  # rates of the sweep
+    lengths: list[int] = field(default_factory=list)  # numbers of steps of the sweep, ascending
+    ours: str = ""  # for an ablation: our options besides the config's
 
 
 CPU = ("shakespeare_char", 64, 1.898, "config/fast_shakespeare_char_cpu.py")
 RACES = {
-    # nanoGPT's recipe for a CPU, and the loss it reaches
+    # nanoGPT's recipe for a CPU, and the loss that it reaches
     "cpu": Race(
         *CPU, f"{SHIPPED}{SMALL}--beta2=0.99", 2000, True, 1e-3,
         [2e-3, 4e-3, 8e-3], [500, 750, 1000, 1150, 1500],
     ),
-    # nanoGPT's recipe for a GPU, and the loss it reports, on a CPU
+    # nanoGPT's recipe for a GPU, run on a CPU, and the loss that it reports
     "cpu256": Race(
         "shakespeare_char", 256, 1.4697, "config/fast_shakespeare_char.py", SHIPPED, 5000, False,
     ),
     "recipe": Race(*CPU, f"{SHIPPED}{SMALL}--eval_iters=20 --lr_decay_iters=2000", 2000),
     "ablation": Race(*CPU, "", 0),
-    # the recipe itself, with rates for steps of 2,048 tokens, and as a CPU computes it
+    # the recipe itself, with rates for steps of 2,048 tokens, and a float32 stream as on a CPU
     "ablation_bpe": Race(
         "python_stdlib_bpe", 128, 0.0, "config/fast_gpt2.py", "", 0,
         ours="--n_layer=4 --n_head=2 --n_embd=128 --block_size=128 --batch_size=16 "
@@ -95,9 +97,9 @@ RACES = {
     ),
 }  # fmt: skip
 
-KEPT = "--table_decay=0.0 "  # what tables have learnt
+KEPT = "--table_decay=0.0 "  # tables keep what they have learnt
 VALUES = f"{KEPT}--bigram_embeddings=0 --further_weight=0.0 --neuron_beta=0.0 "
-FIRST = f"{VALUES}--value_embeddings=False "  # the first edition of the recipe
+FIRST = f"{VALUES}--value_embeddings=False "  # the recipe's first edition
 ABLATIONS_BPE = {
     "the recipe": "",
     "no decay of tables": KEPT,
@@ -106,7 +108,7 @@ ABLATIONS_BPE = {
     "stream in bfloat16": "--bfloat16_stream=True",
     "first edition": FIRST,
     "first edition, 1.5 times the tokens": f"{FIRST}--max_iters=600",
-    # of the second edition value embeddings alone, and beside them one more thing
+    # value embeddings alone, from the second edition, and with one more change
     "values": VALUES,
     "values, bigram embeddings": f"{VALUES}--bigram_embeddings=5",
     "values, bigram embeddings, 1 row per token": f"{VALUES}--bigram_embeddings=1",
@@ -120,7 +122,7 @@ ABLATIONS_BPE = {
 }
 ABLATIONS = {
     "the recipe": "",
-    # without
+    # parts left out
     "AdamW instead of Muon, 3e-3": "--optimizer=adamw --learning_rate=3e-3",
     "AdamW instead of Muon, 6e-3": "--optimizer=adamw --learning_rate=6e-3",
     "norm after the embedding: none": "--norm_embedding=False",
@@ -134,7 +136,7 @@ ABLATIONS = {
     "logit softcap: none": "--logit_softcap=0.0",
     "schedule: cosine": "--lr_schedule=cosine",
     "batches: random windows": "--batch_order=random",
-    # with more
+    # parts added
     "norm: RMSNorm": "--norm=rmsnorm",
     "value embeddings": "--value_embeddings=True",
     "residual and x0 lambdas": "--residual_lambdas=True --scalar_lr=0.05",
@@ -162,12 +164,12 @@ CHANGES = (
 
 
 def arms_of(c: Config, spec: Race, track: Track) -> list[Arm]:
-    """What is run with every seed, ours first; what has to be tried for that is run here."""
+    """The arms to run with every seed, ours first. The sweep, which tunes one, runs here."""
     if c.race in CHANGED:
         changed, arms = CHANGED[c.race], []
         names = [n for n in changed if n.startswith(c.only) or n == "the recipe"]
         if len(names) < 2:
-            raise UserError(f"only={c.only} begins none of: {', '.join(changed)}")
+            raise UserError(f"only={c.only} is the beginning of none of: {', '.join(changed)}")
         for name in names:
             options = f"{spec.ours} {changed[name]}"
             count = c.steps or our_steps(spec, options)
@@ -193,13 +195,13 @@ def arms_of(c: Config, spec: Race, track: Track) -> list[Arm]:
 
 
 def our_steps(spec: Race, options: str) -> int:
-    """max_iters of our config, or of the options."""
+    """max_iters from the options, or else from our config."""
     given = [w.split("=")[1] for w in options.split() if w.startswith("--max_iters=")]
     return int(given[-1]) if given else runpy.run_path(str(ROOT / spec.config))["max_iters"]
 
 
 def tune(track: Track, spec: Race, steps: int) -> tuple[float, int]:
-    """The peer's best: the fewest steps that reach the target with one seed, and their rate."""
+    """The peer's best rate and number of steps: the fewest that reach the target with one seed."""
     for count in [steps] if steps else spec.lengths:
         losses = {}
         for rate in spec.rates:
@@ -212,7 +214,7 @@ def tune(track: Track, spec: Race, steps: int) -> tuple[float, int]:
 
 
 def summary(runs: list[dict]) -> dict:
-    """Mean loss, with its range, and median seconds of the runs of one name."""
+    """Mean loss, with its range, and median seconds, of the runs of one arm."""
     losses = [r["loss"] for r in runs]
     loss = {**spread(losses), "mean": statistics.mean(losses)}
     same = {key: runs[0][key] for key in ("name", "steps", "tokens")}
@@ -220,7 +222,7 @@ def summary(runs: list[dict]) -> dict:
 
 
 def verdict(spec: Race, summaries: list[dict]) -> str:
-    """What has come out, a line for each arm and for what the others took beside ours."""
+    """The results: a line for each arm, and lines that compare the others with ours."""
     lines = [
         "{name}: val loss {loss[mean]:.4f} ({loss[low]:.4f} to {loss[high]:.4f}, n={n}) after "
         "{tokens:,} tokens and {seconds[median]:.1f} s ({seconds[low]:.1f} to {seconds[high]:.1f})"
@@ -277,7 +279,7 @@ def main(**settings) -> None:
         c,
         (not c.peer, "sweep", "without --peer"),
         (not spec.lengths, "sweep", f"in the race {c.race}"),
-        (c.race not in CHANGED, "only", f"in the race {c.race}, which is no ablation"),
+        (c.race not in CHANGED, "only", f"in the race {c.race}, which is not an ablation"),
     )
     words_of(c, "ours")
     dataset, T = c.dataset or spec.dataset, c.block_size or spec.block_size

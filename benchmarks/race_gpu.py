@@ -1,4 +1,4 @@
-"""GPT-2 (124M) on one GPU: seconds to the loss that nanoGPT reaches with equal text.
+"""GPT-2 (124M) on one GPU: seconds to the loss that nanoGPT reaches on the same text.
 
     python data/custom/prepare.py --input=text.xz --endings=.xz --name=race_text --tokenizer=gpt2
     python benchmarks/race_gpu.py --peer=../nanoGPT
@@ -6,15 +6,15 @@
 Each run is a process of its own, timed as in benchmarks/race.py. In this order:
 
 - nanoGPT is tuned: every pair of a batch size and a learning rate runs for a third of the tokens,
-  and is judged by its last training losses. Beside these, two steps of what is timed later are run
-  so that it is compiled; both projects find again what they have compiled.
+  and is judged by its last training losses. Beside these runs, two steps of each program that is
+  timed later are run, so that its compiled code is in the caches of both projects.
 - On the same number of tokens: nanoGPT as shipped, with warm-up and decay scaled to the run, then
   ours, then nanoGPT with the best pair.
 - Ours again, in shorter runs that should end at each of nanoGPT's two final losses. Their length is
-  guessed from our long run: where its smoothed training loss falls below that loss. The verdict has
-  the seconds to that place, too ("read off").
+  estimated from our long run: the place where its smoothed training loss falls below that loss. The
+  verdict also has the seconds to that place ("read off").
 
-Runs that are in the results already are not repeated: what was cut short goes on.
+Runs that are in the results already are not repeated, so an interrupted race can go on.
 """
 
 import re
@@ -38,17 +38,17 @@ from bonsai.system.errors import UserError, run
 from configurator import Config, configure, resolve_path
 
 # -----------------------------------------------------------------------------
-peer = ""  # folder of a nanoGPT checkout; empty: ours alone [path]
+peer = ""  # folder of a nanoGPT checkout; empty: only ours [path]
 dataset = "race_text"  # a prepared folder in data/ [paths]
-tokens = 14745600  # of a run: 30 steps of nanoGPT as it ships [>= 1]
-shipped = "12x40"  # its rows by micro-batches in a step
-batches = "24x5,30x2"  # those to tune over: 122,880 and 61,440 tokens [list]
-rates = "6e-4,1.2e-3,2.4e-3"  # learning rates to tune over; it ships with 6e-4 [list of float > 0]
-theirs = ""  # settings for its runs, as --key=value words
-ours = "--gradient_accumulation_steps=4 --momentum_warmup=50"  # for ours, beside the config's
-at_once = 0  # runs to tune that share the GPU, losses count alone; 0: one per 30 GiB [>= 0]
+tokens = 14745600  # of a run: 30 steps of nanoGPT as shipped [>= 1]
+shipped = "12x40"  # nanoGPT's rows by micro-batches of a step, as shipped
+batches = "24x5,30x2"  # pairs to tune over: 122,880 and 61,440 tokens per step [list]
+rates = "6e-4,1.2e-3,2.4e-3"  # learning rates to tune over; shipped: 6e-4 [list of float > 0]
+theirs = ""  # settings for nanoGPT's runs, as --key=value words
+ours = "--gradient_accumulation_steps=4 --momentum_warmup=50"  # for ours, besides the config's
+at_once = 0  # tuning runs that share the GPU, as only losses count; 0: one per 30 GiB [>= 0]
 block_size = 1024  # tokens of a row, in training and evaluation [>= 1]
-minutes = 0.0  # start no run later than this; the same command goes on; 0: no limit [>= 0]
+minutes = 0.0  # start no run after so many; repeat the command to go on; 0: no limit [>= 0]
 out = "out-race-gpu"  # folder for the runs, their logs and race.json and .txt [path]
 # -----------------------------------------------------------------------------
 
@@ -62,14 +62,14 @@ TUNING = tuple(column for column in RUNS if column[0] in ("run", "steps", "token
 
 
 def rows_by_micro_batches(c: Config, name: str) -> list[tuple[int, int]]:
-    """Those of a setting, as 24x5,30x2. Raises UserError."""
+    """The pairs in a setting like 24x5,30x2. Raises UserError."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", c[name]):
         raise UserError(f"{name}={c[name]} must be rows by micro-batches of a step, such as 24x5")
     return [tuple(map(int, word.split("x"))) for word in c[name].split(",")]
 
 
 def peer_arm(c: Config, name: str, batch: str, rate: float, share: int = 1) -> Arm:
-    """nanoGPT with batches of ROWSxMICRO-BATCHES, on a 1 / share of the tokens."""
+    """nanoGPT with batches of ROWSxMICRO-BATCHES, on 1 / share of the tokens."""
     rows, micro = map(int, batch.split("x"))
     count = max(1, c.tokens // share // (rows * micro * c.block_size))
     options = f"config/train_gpt2.py --wandb_log=False --dtype=bfloat16 --batch_size={rows}"
@@ -78,7 +78,7 @@ def peer_arm(c: Config, name: str, batch: str, rate: float, share: int = 1) -> A
 
 
 def our_arm(c: Config, name: str, count: int = 0) -> Arm:
-    """config/fast_gpt2.py; count: steps, 0: as many as all the tokens take."""
+    """config/fast_gpt2.py. count: steps; 0: as many as there are tokens for."""
     config = ROOT / "config" / "fast_gpt2.py"
     set_there = runpy.run_path(str(config))
     given = dict(word[2:].split("=", 1) for word in words_of(c, "ours"))
@@ -91,15 +91,14 @@ def our_arm(c: Config, name: str, count: int = 0) -> Arm:
 
 
 def room_for() -> int:
-    """How many runs of 124M fit the GPU side by side."""
+    """How many runs of 124M fit into the GPU's memory together."""
     if not torch.cuda.is_available():
         return 1
     return max(1, torch.cuda.get_device_properties(0).total_memory // (30 * GIB))
 
 
 def read_off(run: dict, goal: float) -> int:
-    """The step after which the smoothed training loss of a run is below the goal; the last if
-    none."""
+    """The first step after which a run's smoothed training loss is at most `goal`, or the last."""
     curve = run["curve"]
     for i in range(len(curve)):
         if statistics.mean(curve[max(0, i - 4) : i + 5]) <= goal:
@@ -108,8 +107,9 @@ def read_off(run: dict, goal: float) -> int:
 
 
 def to_the_loss(c: Config, track: Track, long: dict, name: str, goal: float) -> dict:
-    """Our run that ends at a loss or below: from three quarters of the steps read off upwards, as a
-    run that is over has a lower loss than one on its way; the last one tried if none is there."""
+    """Our run that ends at a loss of `goal` or below, or the last one tried. The first try has
+    three quarters of the steps that were read off, because a run that ends has a lower loss than a
+    longer one at the same step."""
     count = max(1, read_off(long, goal) * 3 // 4)
     for _ in range(4):
         found = track.run(our_arm(c, name, count), SEED)
@@ -120,7 +120,8 @@ def to_the_loss(c: Config, track: Track, long: dict, name: str, goal: float) -> 
 
 
 def verdict(long: dict, pairs: list[tuple[dict, dict]]) -> str:
-    """pairs: a run of nanoGPT and ours to its loss; long: ours on as many tokens."""
+    """The results in words. pairs: a run of nanoGPT, and ours to its loss. long: our run on as many
+    tokens."""
     lines = []
     for theirs, own in pairs:
         goal, step = theirs["loss"], read_off(long, theirs["loss"])

@@ -2,8 +2,9 @@
 
     python benchmarks/sample.py --peer=../nanoGPT
 
-Ten texts of 500 tokens of a GPT-2 (124M) with random weights: one checkpoint for both, each a
-process of its own, in turn. Its tokens are characters, so that no vocabulary has to be there.
+Ten texts of 500 tokens by a GPT-2 (124M) with random weights. Both programs read the same
+checkpoint and run in turn, each in its own process. Tokens are characters, so no vocabulary is
+needed.
 """
 
 import pickle
@@ -27,16 +28,16 @@ from bonsai.system.runtime import pick_device
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------
-peer = ""  # folder of a nanoGPT checkout; empty: ours alone [path]
-repeats = 3  # of which the table has the median [>= 1]
+peer = ""  # folder of a nanoGPT checkout; empty: only ours [path]
+repeats = 3  # the table has their median [>= 1]
 options = ""  # for both programs, as --key=value words
 n_layer = 12  # [>= 1]
 n_head = 12  # [>= 1]
 n_embd = 768  # [>= 1]
 block_size = 1024  # [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-out = ""  # folder for sample.json and .txt; what is there is not measured again [path]
-force = False  # measure it again
+out = ""  # folder for sample.json and .txt; rows in it are not measured again [path]
+force = False  # measure them again
 # -----------------------------------------------------------------------------
 
 COLUMNS = (
@@ -65,7 +66,7 @@ def main(**settings) -> None:
         make_run(folder, shape)
         words = ["--out_dir=.", f"--device={where.type}", *c.options.split()]
         seconds = {name: [] for name in programs}
-        for row in results.rows:  # of a call that was ended
+        for row in results.rows:  # from a call that was interrupted
             seconds[row["name"]] = row["each"]
         for repeat, name in in_turn(programs, c.repeats):
             if repeat < len(seconds[name]):
@@ -81,7 +82,7 @@ def main(**settings) -> None:
 
 
 def make_run(folder: Path, shape: dict) -> None:
-    """A checkpoint of nanoGPT's kind and the vocabulary of its data, a character for each id."""
+    """Write a checkpoint in nanoGPT's form, and its data's vocabulary with a character per id."""
     torch.manual_seed(0)
     state = {"model": build_model("gpt", shape).state_dict(), "model_args": shape}
     state |= {"iter_num": 0, "best_val_loss": 1e9, "config": {"dataset": "made"}}

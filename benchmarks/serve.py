@@ -1,14 +1,14 @@
-"""Many streaming clients on a server: errors, throughput beside the engine's own, memory, equality.
+"""Many streaming clients on a server: errors, throughput, memory, and whether texts are equal.
 
     python benchmarks/serve.py --out_dir=out-quickstart --seconds=10          # a look
     python benchmarks/serve.py --out_dir=out-shakespeare-char --out=results   # two minutes
 
 First the engine alone is timed in this process, with the same requests and as many at a time. Then
-serve.py is started on a free port; each client asks, reads the stream to its end and asks again.
-Afterwards some of the requests are made once more, alone: in float32 the tokens must be the same.
-Where one differs, both candidates are scored again from the whole context; a difference is excused
-if their scores are closer than 1e-3 (in nats, noise included). The server ends with this program,
-even where that is killed.
+serve.py is started on a free port; each client sends a request, reads the stream to its end and
+sends the next. Afterwards some of the requests are repeated alone: in float32 the tokens must be
+the same. If one differs, both candidates are scored again from the whole context; a difference is
+excused if their scores are closer than 1e-3 (in nats, noise included). The server ends with this
+program, even if that is killed.
 """
 
 import asyncio
@@ -46,23 +46,23 @@ from configurator import Config, configure
 # -----------------------------------------------------------------------------
 out_dir = "out"  # the run to serve [path]
 clients = 64  # streams at a time [>= 1]
-seconds = 120.0  # how long [> 0]
-engine_seconds = 20.0  # how long the engine is timed alone [> 0]
-tokens = 100  # of each answer, at most [>= 1]
-checks = 64  # requests that are made again, alone [>= 0]
-max_batch = 16  # rows side by side, of engine and server [>= 1]
+seconds = 120.0  # of load on the server [> 0]
+engine_seconds = 20.0  # in which the engine is timed alone [> 0]
+tokens = 100  # the most of each answer [>= 1]
+checks = 64  # requests that are repeated alone [>= 0]
+max_batch = 16  # rows at once, of engine and server [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "float32"  # only float32 promises equal tokens [auto | float32 | bfloat16 | float16]
+dtype = "float32"  # only float32 guarantees equal tokens [auto | float32 | bfloat16 | float16]
 quantize = ""  # int8: weights in 8 bits [int8]
 compile = False  # compile the one-token step
-threads = 0  # of engine and server on a CPU; 0: one less than there are cores, as serve.py [>= 0]
+threads = 0  # of engine and server on a CPU; 0: one less than the cores, as in serve.py [>= 0]
 seed = 1337  # of prompts and requests [>= 0]
-out = ""  # folder for serve.json and .txt; a row that is there is not measured again [path]
-force = False  # measure it again
+out = ""  # folder for serve.json and .txt; rows in it are not measured again [path]
+force = False  # measure them again
 # -----------------------------------------------------------------------------
 
 PREFIX_CACHE = 2048  # serve.py's default
-TIE = 1e-3
+TIE = 1e-3  # nats; tokens whose scores are closer may be exchanged by rounding
 
 
 COLUMNS = (
@@ -77,7 +77,7 @@ COLUMNS = (
 
 @dataclass
 class Ask:
-    """A request, of `tokens` tokens at most, and what came of it."""
+    """A request for at most `tokens` tokens, and its answer."""
 
     prompt: list[int]
     seed: int
@@ -92,14 +92,14 @@ class Ask:
         return json.dumps({**asked, "return_token_ids": True}).encode()
 
     def params(self, served) -> SamplingParams:
-        """What the server makes of the body."""
+        """The server's sampling settings for this request."""
         eot = served.tokenizer.eot
         stop = () if eot is None else (eot,)
         limit = served.vocab_size
         return SamplingParams(self.tokens, 0.8, seed=self.seed, stop_tokens=stop, vocab_limit=limit)
 
     def answer(self) -> list[int]:
-        """The token ids of the stream; notes an error where it is not whole."""
+        """The token ids of the stream. Sets `error` if it is not complete."""
         text = b"".join(self.raw).decode()
         if not self.error and ("200 OK" not in text[:20] or "data: [DONE]" not in text):
             self.error = text[:300]
@@ -110,8 +110,8 @@ class Ask:
 
 
 def questions(c: Config, served) -> Iterator[Ask]:
-    """Requests without end: 256 pieces of 4 to 48 tokens of a text that the model writes, each time
-    with another seed."""
+    """Endless requests: prompts are 256 pieces of 4 to 48 tokens from a text that the model writes,
+    used in turn, each time with another seed."""
     params = SamplingParams(400, seed=c.seed, vocab_limit=served.vocab_size)
     text = [row[0] for row in generate(served.model, served.start, params, on_full="refill")]
     rng, context = random.Random(c.seed), served.context
@@ -122,12 +122,12 @@ def questions(c: Config, served) -> Iterator[Ask]:
 
 
 def time_engine(c: Config, served) -> float:
-    """Tokens per second of the engine alone, always `clients` requests in it."""
+    """Tokens per second of the engine alone, which always has `clients` requests."""
     engine: Engine = served.engine
     asks, drawn, begun = questions(c, served), 0, None
     end = time.monotonic() + c.engine_seconds * 1.25
     while (now := time.monotonic()) < end:
-        if begun is None and now > end - c.engine_seconds:  # the first fifth is to warm up
+        if begun is None and now > end - c.engine_seconds:  # the first fifth warms up
             begun, drawn = now, 0
         while len(engine.waiting) + len(engine.running) < c.clients:
             ask = next(asks)
@@ -152,13 +152,13 @@ def server_command(c: Config, source: str) -> list[str]:
 
 
 def the_server(supervisor: int) -> psutil.Process:
-    """The process below that of supervise.py which is the server."""
+    """The server's process, a child of supervise.py's."""
     children = psutil.Process(supervisor).children()
     return next(p for p in children if str(ROOT / "serve.py") in p.cmdline())
 
 
 def port_of(server: subprocess.Popen) -> int:
-    """Where it serves, once it does."""
+    """The port that the server listens on; waits until it does."""
     for line in server.stdout:
         if match := re.search(r"serving on http://127.0.0.1:(\d+)", line):
             return int(match[1])
@@ -166,7 +166,7 @@ def port_of(server: subprocess.Popen) -> int:
 
 
 def post(port: int, ask: Ask) -> list[int]:
-    """The token ids of a request made alone, not streamed."""
+    """Send a request alone, without a stream; returns the token ids."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions",
         ask.body(stream=False),
@@ -182,7 +182,8 @@ def drawn_so_far(port: int) -> float:
 
 
 async def client(port: int, asks: Iterator[Ask], end: float, asked: list[Ask]) -> None:
-    """Ask, read, ask again until `end`; bytes are kept as they are, to be looked at later."""
+    """Send requests one after another until `end`. Answers are kept as bytes and parsed later, so
+    that the clients take little time."""
     while time.monotonic() < end:
         asked.append(ask := next(asks))
         body, begun = ask.body(stream=True), time.monotonic()
@@ -204,7 +205,8 @@ async def client(port: int, asks: Iterator[Ask], end: float, asked: list[Ask]) -
 async def load(
     c: Config, port: int, process: psutil.Process, asks: Iterator[Ask]
 ) -> tuple[list[Ask], float, list[int]]:
-    """All that was asked, tokens per second after the first tenth, resident bytes every second."""
+    """Run all clients. Returns the requests, the tokens per second after the first tenth of the
+    time, and the server's resident bytes, once per second."""
     asked, memory, end = [], [], time.monotonic() + c.seconds
     running = [asyncio.ensure_future(client(port, asks, end, asked)) for _ in range(c.clients)]
     await asyncio.sleep(c.seconds / 10)
@@ -223,7 +225,8 @@ async def load(
 
 @torch.no_grad()
 def margin(served, ask: Ask, common: list[int], a: int | None, b: int | None) -> float:
-    """How far apart tokens a and b were (None: the end of text), by the whole context."""
+    """The difference between the scores of tokens a and b (None: the end of text), computed from
+    the whole context."""
     params = ask.params(served)
     row = Row(ask.prompt, params, 0, common)
     where = next(served.model.parameters()).device
@@ -237,7 +240,7 @@ def margin(served, ask: Ask, common: list[int], a: int | None, b: int | None) ->
 
 
 def compare(c: Config, port: int, served, asked: list[Ask]) -> dict:
-    """Some requests once more: how many were the same, excused, different."""
+    """Repeat some requests alone; returns how many answers were equal, excused or different."""
     whole = [ask for ask in asked if not ask.error]
     counts = {"checked": 0, "equal": 0, "excused": 0, "different": 0}
     for ask in random.Random(c.seed).sample(whole, min(c.checks, len(whole))):
@@ -257,7 +260,7 @@ def compare(c: Config, port: int, served, asked: list[Ask]) -> dict:
 
 
 def measure(c: Config, source: str, runtime: Runtime) -> dict:
-    """A row of the table, without the settings."""
+    """Measure a row of the table, without its settings."""
     options = {"quantize": c.quantize, "prefix_cache": PREFIX_CACHE}
     served = load_served("m", source, runtime, c.max_batch, **options)
     row, asks = {"engine": time_engine(c, served)}, questions(c, served)

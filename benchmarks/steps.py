@@ -1,8 +1,8 @@
-"""Programs of this repository, one after the other in the time that a call has.
+"""Runs programs of this repository one after another, in the time that a call has.
 
-What each says is printed as it comes and kept in FOLDER/NAME.log. One that has ended well has a
-mark, FOLDER/NAME.done beside FOLDER/NAME.words, and is not run again with the same words: a call
-that was interrupted can be repeated.
+The output of each is printed as it comes, and saved in FOLDER/NAME.log. For a program that has
+succeeded there is a mark, FOLDER/NAME.done beside FOLDER/NAME.words, and it is not run again with
+the same arguments, so an interrupted call can be repeated.
 """
 
 import contextlib
@@ -21,16 +21,15 @@ from bonsai.files.access import write_whole
 from bonsai.runs.lock import lock_file
 from bonsai.system.errors import UserError, why_not_written
 
-PATIENCE = 10.0  # seconds in which what an earlier call has started should have ended
+PATIENCE = 10.0  # seconds to wait until the programs of an earlier call have ended
 
 
 class Steps:
     """The programs of one call, and the time that is left for them.
 
     folder: for logs and marks. python: runs the programs. about: what their results depend on
-    beside their words, where it was another one they are run again; again: all are. lock: the
-    number of the file that locks the folder. last: when the call is to be over, as time.monotonic
-    has it.
+    besides their arguments; if it has changed, programs are run again. again: run all again. lock:
+    the file descriptor that locks the folder. last: when the call must end, by time.monotonic().
     """
 
     def __init__(
@@ -40,16 +39,17 @@ class Steps:
         self.lock, self.last, self.ends = lock, last, last
 
     def begin(self, limit: float) -> None:
-        """What comes now may take so many seconds together, if the call has them."""
+        """The following programs may take `limit` seconds together, if the call has them."""
         self.ends = min(self.last, time.monotonic() + limit)
 
     def left(self) -> float:
-        """Seconds."""
+        """The seconds that are left."""
         return max(0.0, self.ends - time.monotonic())
 
     def run(self, name: str, program: str, *words: str) -> bool:
-        """Whether the program ended well: now, or before with the same words but for those of how
-        long it may go on. What it left in the folder otherwise is removed."""
+        """Run a program, unless it has succeeded before with the same arguments (except those that
+        limit its time). Returns whether it has succeeded. Its files from other arguments are
+        removed first."""
         named = [w for w in words if not w.startswith("--minutes=") and w != "--force"]
         what = f"{' '.join([f'{self.about}:', program, *named])}\n"
         mark, done = self.folder / f"{name}.words", self.folder / f"{name}.done"
@@ -66,15 +66,15 @@ class Steps:
         return True
 
     def measure(self, name: str, program: str, *words: str) -> bool:
-        """As run, but whatever was before."""
+        """Like `run`, but runs the program in any case."""
         seconds = self.left()
         if not seconds:
-            print(f"{name}: no time is left: the same command goes on", flush=True)
+            print(f"{name}: no time is left: repeat the command to go on", flush=True)
             return False
-        seconds -= 5 if seconds > 10 else 0  # the time to end in
+        seconds -= 5 if seconds > 10 else 0  # the time that ending it may take
         options = dict(cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, bufsize=0)
         options |= dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        options |= dict(pass_fds=[self.lock])  # it has the lock until all of it has ended
+        options |= dict(pass_fds=[self.lock])  # its processes hold the lock until all have ended
         command = [self.python, program, *words]
         with (
             open(self.folder / f"{name}.log", "wb") as log,
@@ -88,7 +88,7 @@ class Steps:
 
 
 def said_by(process: subprocess.Popen) -> Iterator[bytes]:
-    """What a process says, until it is over; what it has left behind may hold the pipe longer."""
+    """The output of a process, until it ends; its child processes may keep the pipe open longer."""
     while True:
         if select.select([process.stdout], [], [], 0.1)[0]:
             if not (said := process.stdout.read(1 << 16)):
@@ -99,15 +99,15 @@ def said_by(process: subprocess.Popen) -> Iterator[bytes]:
 
 
 def text_of(path: Path) -> str:
-    """That of a file, '' where it is not there."""
+    """The text of a file; '' if there is none."""
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[int]:
-    """A folder in which one call at a time works; the number of the file that is locked.
+    """Lock a folder, so that only one call at a time uses it; yields the locked file's descriptor.
 
-    Raises UserError where another does, or nothing can be written.
+    Raises UserError if another call uses it, or if it cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def alone_in(folder: Path) -> Iterator[int]:
         while lock_file(fd) is False:
             if time.monotonic() > last:
                 hint = "wait for it, or set --out to another"
-                raise UserError(f"another call works in {folder}: {hint}")
+                raise UserError(f"another call uses {folder}: {hint}")
             time.sleep(0.1)
         yield fd
     finally:

@@ -1,10 +1,10 @@
-"""How long a vocabulary takes to train and a text to encode: ours, and what others there are here.
+"""Seconds to train a vocabulary and to encode a text, by our tokenizers and by other packages.
 
     python benchmarks/tokenizer.py --shakespeare=tinyshakespeare.txt
 
-Trains on the source of the running Python's library, as data/python_stdlib/prepare.py picks it.
-Prints one table, of medians of `runs` with the range. What is compared takes turns; where a call
-was cut, the same command goes on with what is compared next.
+Trains on the source of the running Python's library, the files that data/python_stdlib/prepare.py
+selects. Prints one table with the median and range of `runs`. Programs that are compared take
+turns. To continue an interrupted call, repeat the command: complete comparisons are kept.
 """
 
 import importlib.util
@@ -33,8 +33,8 @@ from configurator import configure, resolve_path
 
 runs = 3  # of each measurement [>= 1]
 vocab_size = 32768  # for the library's source [>= 256]
-shakespeare = ""  # Tiny Shakespeare, for 4,096 tokens; left out if not given [path]
-out = ""  # folder for tokenizer.json and .txt; rows that are there are not measured again [path]
+shakespeare = ""  # the file of Tiny Shakespeare, for 4,096 tokens; empty: not measured [path]
+out = ""  # folder for tokenizer.json and .txt; rows in it are not measured again [path]
 force = False  # measure them again
 
 PACKAGES = ("rustbpe", "tiktoken", "regex", "tokenizers")
@@ -45,7 +45,7 @@ COLUMNS = (
 
 
 def library_source() -> list[str]:
-    """The files that make the data set python_stdlib."""
+    """The texts of the data set python_stdlib."""
     prepare = runpy.run_path(str(ROOT / "data" / "python_stdlib" / "prepare.py"))
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [root / name for name in prepare["source_files"](root)]
@@ -53,8 +53,8 @@ def library_source() -> list[str]:
 
 
 def timed(calls: dict[str, Callable[[], object]], runs: int) -> tuple[dict[str, dict], dict]:
-    """The seconds of each call, and what it gave. All take turns, so that a busy moment of the
-    machine meets each of them."""
+    """The seconds of each call, and its result. Calls take turns, so that other load on the machine
+    affects all of them."""
     seconds, results = {name: [] for name in calls}, {}
     for _, name in in_turn(calls, runs):
         start = time.perf_counter()
@@ -68,7 +68,7 @@ def megabytes(texts: list[str]) -> float:
 
 
 def rustbpe_alone(texts: list[str], size: int) -> list[bytes]:
-    """As its own documentation uses it."""
+    """Trains as in rustbpe's own documentation."""
     import rustbpe
 
     trainer = rustbpe.Tokenizer()
@@ -98,7 +98,7 @@ def readable(texts: list[str], size: int) -> list[bytes | None]:
 
 
 def training(texts: list[str], size: int, runs: int) -> list[dict]:
-    """The trainers on the same texts."""
+    """A row for each trainer, on the same texts."""
     calls = {
         "rustbpe alone": lambda: rustbpe_alone(texts, size),
         "fast path": lambda: rust_tokens(texts, size - 256, GPT4),

@@ -1,4 +1,4 @@
-"""Training runs of ours and of a peer side by side: each timed, evaluated and remembered."""
+"""Training runs of ours and of a peer: each is timed, evaluated and saved in the results."""
 
 import json
 import os
@@ -21,30 +21,30 @@ from bonsai.data.dataset import find_folder
 from bonsai.system.errors import UserError
 from configurator import Config
 
-SEED = 1337  # in the peer's train.py it is a constant; ours has the same
-COUNTS = ("batch_size", "gradient_accumulation_steps", "max_iters")  # read here, too
+SEED = 1337  # the constant in the peer's train.py, and the default of ours
+COUNTS = ("batch_size", "gradient_accumulation_steps", "max_iters")  # settings read here, too
 
 
 @dataclass
 class Arm:
-    """What is run, with several seeds."""
+    """A program with its options, which is run with several seeds."""
 
     name: str
     project: str  # ours or peer
     steps: int
-    options: str  # beside those that Track gives
-    whole: bool = False  # its own evaluations too, and the checkpoint that it keeps by them
-    probe: bool = False  # judged by its last training losses alone: nothing is saved or evaluated
+    options: str  # besides those that Track adds
+    whole: bool = False  # with its own evaluations, and judged by the checkpoint that it keeps
+    probe: bool = False  # judged by its last training losses: nothing is saved or evaluated
 
 
 def scaled(rate: float, count: int) -> str:
-    """The peer's schedule for a run of `count` steps: its warm-up and decay shrink with the run."""
+    """The peer's schedule for a run of `count` steps: warm-up and decay are scaled to it."""
     schedule = f"--lr_decay_iters={count} --warmup_iters={min(100, count // 20)}"
     return f"--learning_rate={rate} --min_lr={rate / 10} {schedule}"
 
 
 class Track:
-    """A folder in which both programs run, and the results so far."""
+    """The folders in which both programs run, and the results so far."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class Track:
         minutes: float = 0.0,
         columns: Columns = (),
     ):
-        """block_size: of the windows in which the runs are evaluated. minutes: see Track.run.
-        columns: of the table of all runs so far."""
+        """block_size: tokens of the evaluation's windows. minutes: see Track.run. columns: of the
+        table of all runs so far."""
         data = find_folder(dataset)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         text = {split: (data / f"{split}.bin").stat().st_size for split in ("train", "val")}
@@ -76,17 +76,15 @@ class Track:
         return {"name": arm.name, "seed": seed, "steps": arm.steps, "options": arm.options}
 
     def run(self, arm: Arm, seed: int) -> dict:
-        """One run and the evaluation of its last weights, or what is known of it already.
-
-        Raises UserError where the limit of minutes is over before a run that is still to be made.
-        """
+        """The row of one run and the evaluation of its last weights, from earlier results if it is
+        there. Raises UserError if the minutes are over before a new run."""
         key = self.key(arm, seed)
         if not self.results.find(key):
             check_minutes(self.minutes, self.begin)
         return self.results.measure(key, lambda: self.train(arm, seed))
 
     def run_together(self, arms: Sequence[Arm], seed: int, at_once: int) -> list[dict]:
-        """As run, several at a time: of runs whose losses count, not their seconds."""
+        """Like `run`, with several runs at a time; for runs whose seconds do not count."""
         heed_signals()
         with ThreadPoolExecutor(at_once) as pool:
             runs = []
@@ -97,7 +95,7 @@ class Track:
             except BaseException as e:
                 for run in runs:
                     run.cancel()
-                if not isinstance(e, UserError):  # those that go on come to their end
+                if not isinstance(e, UserError):  # else running ones may finish, to be saved
                     end_all()
                 raise
 
@@ -119,7 +117,8 @@ class Track:
         text, ends = log.read_text(encoding="utf-8"), json.loads(times.read_text())
         line = next(line for line in text.splitlines() if "tokens per iteration" in line)
         tokens = count * int(line.split(":")[-1].replace(",", ""))
-        if said := re.search(r"^\d+ steps, ([\d,]+) tokens", text, re.M):  # ours: with a ramp fewer
+        # ours says how many tokens it saw: with a batch ramp they are fewer
+        if said := re.search(r"^\d+ steps, ([\d,]+) tokens", text, re.M):
             tokens = int(said[1].replace(",", ""))
         seconds = seconds if arm.whole else ends[-1]
         result = {"seconds": seconds, "first": ends[0], "ends": [round(t, 3) for t in ends]}
@@ -147,18 +146,20 @@ class Track:
 
 
 def words_of(c: Config, name: str) -> list[str]:
-    """The settings for other programs that one of ours holds. Raises UserError for other words."""
+    """The --key=value words in a setting, meant for other programs. Raises UserError for others."""
     for word in (words := c[name].split()):
         if not re.fullmatch(r"--\w+=.*", word):
-            raise UserError(f"{name}: {word} is no setting, as in --{name}='--seed=1 --dropout=0'")
+            raise UserError(
+                f"{name}: {word} is not --key=value, as in --{name}='--seed=1 --beta2=0.9'"
+            )
         key, _, value = word[2:].partition("=")
         if key in COUNTS and not value.isdecimal():
-            raise UserError(f"{name}: {word} is no number")
+            raise UserError(f"{name}: {word} must be a whole number")
     return words
 
 
 def copy_data(source: Path, target: Path) -> None:
-    """A prepared data set to where a program looks for it: whole, and anew if it has changed."""
+    """Copy a prepared data set to where a program looks for it, unless it is there unchanged."""
 
     def sizes(folder: Path) -> dict:
         found = (f for f in folder.glob("*") if f.suffix not in (".py", ".md", ".txt"))
@@ -166,7 +167,7 @@ def copy_data(source: Path, target: Path) -> None:
 
     if sizes(target) == sizes(source):
         return
-    part = target.with_name(f"{target.name}.part")  # where an earlier call was ended
+    part = target.with_name(f"{target.name}.part")  # may remain from an interrupted call
     for folder in (part, target):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, part, ignore=lambda _, names: {*names} - {*sizes(source)})
@@ -174,7 +175,7 @@ def copy_data(source: Path, target: Path) -> None:
 
 
 def launch(command: list[str], folder: Path, log: Path) -> float:
-    """Run a program of Python in a folder; its seconds. Raises UserError where it fails."""
+    """Run a Python program in a folder; returns its seconds. Raises UserError if it fails."""
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     begin = time.perf_counter()
     command = [sys.executable, *command]

@@ -1,14 +1,14 @@
 """Training throughput of several models, and of a nanoGPT checkout on the same work.
 
-    python benchmarks/train.py                          # ours alone
+    python benchmarks/train.py                          # only ours
     python benchmarks/train.py --peer=../nanoGPT        # side by side
     python benchmarks/train.py --sizes=124M --modes=compiled --out=results
 
-A step is what each project's train.py does in one: make a batch from a file of tokens, forward,
-backward, clip the gradient, update. The loss is read every log_interval steps, as both do. Repeats
-alternate between the two, in one process on one machine. A repeat is timed from an idle device to
-an idle device, and the table has medians. The peer runs its own model, optimizer and way to make
-batches, under autocast where its train.py has it (on GPUs), and compiled where ours is.
+A step is that of each project's train.py: make a batch from a file of tokens, forward, backward,
+clip the gradient, update. The loss is read every log_interval steps, as both do. Repeats alternate
+between the two, in one process on one machine. A repeat is timed from an idle device to an idle
+device, and the table has medians. The peer has its own model, optimizer and batches; it runs under
+autocast where its train.py does (on GPUs), and is compiled if ours is.
 """
 
 import gc
@@ -42,17 +42,17 @@ peer = ""  # folder of a nanoGPT checkout to compare with [path]
 sizes = "auto"  # rows, from SIZES below; auto: recipe,char on a CPU, 124M,355M on a GPU [list]
 dtypes = "auto"  # auto: bfloat16 on a GPU; float32,bfloat16 on a CPU that computes in both [list]
 modes = "auto"  # eager, compiled; auto: eager on a CPU, both on a GPU [list]
-repeats = 5  # of which the table has the median [>= 1]
-steps = 0  # steps in a repeat; 0: as the size says [>= 0]
+repeats = 5  # the table has their median [>= 1]
+steps = 0  # steps in a repeat; 0: depends on the size [>= 0]
 log_interval = 10  # steps between readings of the loss [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
 seed = 1337  # of the weights and batches [>= 0]
-out = ""  # folder for train.json and .txt; rows that are there are not measured again [path]
+out = ""  # folder for train.json and .txt; rows in it are not measured again [path]
 force = False  # measure them again
 # -----------------------------------------------------------------------------
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-# name: shape of the model; rows in a batch, steps of a repeat, steps before the first
+# name: shape of the model; rows in a batch, steps of a repeat, steps of warm-up
 SIZES = {
     "toy": ((2, 2, 32, 32, 65), 4, 3, 1),
     "recipe": ((4, 4, 128, 64, 65), 12, 60, 10),  # nanoGPT's for a CPU
@@ -82,7 +82,7 @@ def fields(size: str) -> dict:
 
 
 class PeerStep:
-    """A step of the peer's train.py: its model, optimizer and batches; called like TimedSteps."""
+    """A step of the peer's train.py: its model, optimizer and batches. Called like TimedSteps."""
 
     def __init__(self, peer: Peer, size: str, tokens: Path, runtime: Runtime):
         self.T, self.rows = fields(size)["block_size"], SIZES[size][1]
@@ -102,7 +102,7 @@ class PeerStep:
         self.batch = self.fetch()
 
     def fetch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Windows at random places of a map opened anew, converted one by one and stacked."""
+        """As the peer does: open a memory map, convert random windows one by one, stack them."""
         T, data = self.T, np.memmap(self.tokens, dtype=np.uint16, mode="r")
         places = torch.randint(len(data) - T, (self.rows,)).tolist()
         windows = [[data[p + k : p + k + T].astype(np.int64) for p in places] for k in (0, 1)]
@@ -138,7 +138,7 @@ def our_step(size: str, tokens: Path, runtime: Runtime, seed: int) -> TimedSteps
 
 
 def measure(c: Config, size: str, count: int, runtime: Runtime, peer: Peer | None) -> dict:
-    """Rates, MFU and peak memory, ours and the peer's: {"ours": ..., "peer": ..., "ratio": ...}."""
+    """Rates, MFU and peak memory of both: {"ours": ..., "peer": ..., "ratio": ...}."""
     on_gpu, (_, rows, _, warmup) = runtime.device.type == "cuda", SIZES[size]
     contestants, measured = {}, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +154,7 @@ def measure(c: Config, size: str, count: int, runtime: Runtime, peer: Peer | Non
             else:
                 contestants[name] = PeerStep(peer, size, tokens, runtime)
             time_steps(contestants[name], warmup, runtime.synchronize)
-            # what a process that did nothing else would need; not to be told apart on a CPU
+            # what a process with this one alone would need; on a CPU it cannot be told
             peak = torch.cuda.max_memory_allocated(runtime.device) - before if on_gpu else None
             measured[name] = {"seconds": [], "peak_gib": peak and peak / GIB}
         for _, name in in_turn(contestants, c.repeats):

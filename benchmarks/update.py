@@ -1,15 +1,15 @@
-"""Milliseconds of the update at the end of a step, by itself: clipping, AdamW, Muon.
+"""Milliseconds of the update at the end of a step: clipping, AdamW, Muon.
 
-    python benchmarks/update.py                     # the models of the GPU's goals, or a small one
+    python benchmarks/update.py                     # on a GPU three models, on a CPU a small one
     python benchmarks/update.py --sizes=124M,fast_124M --out=results
 
-Ours is what train.py does after the last backward pass; the other is torch's clip_grad_norm_ and
-its fused AdamW on the same parameters. Gradients are random and stay the same. Of the fast recipe
-there is a row for its matrices, which Muon updates, and one for all else, AdamW's. Repeats
-alternate; one is timed from an idle device to an idle device.
+Ours is the update of train.py after the last backward pass; the other one is torch's
+clip_grad_norm_ and fused AdamW on the same parameters. Gradients are random and stay the same. The
+fast recipe has a row for its matrices, which Muon updates, and one for all other parameters, which
+AdamW updates. Repeats alternate, and each is timed from an idle device to an idle device.
 
-GB/s counts what AdamW cannot do without: a weight, both of its moments and its gradient are read,
-all but the last written, 28 bytes for each number; and 4 more where the norm is computed first.
+GB/s counts only the memory traffic that AdamW needs: weight, both moments and gradient are read,
+and all but the gradient written, 28 bytes per number; 4 more if the norm is computed first.
 """
 
 import gc
@@ -38,17 +38,17 @@ from model import GPTConfig
 
 # -----------------------------------------------------------------------------
 sizes = "auto"  # rows, from SIZES below; auto: char on a CPU, 124M,355M,fast_124M on a GPU [list]
-repeats = 5  # of which the table has the median [>= 1]
+repeats = 5  # the table has their median [>= 1]
 updates = 20  # in a repeat [>= 1]
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
-dtype = "auto"  # of Muon's products; auto: as train.py's [auto | float32 | bfloat16 | float16]
+dtype = "auto"  # of Muon's products; auto: as in train.py [auto | float32 | bfloat16 | float16]
 compile: bool | str = "auto"  # Muon's products; auto: on CUDA [auto | on | off]
 seed = 1337  # of the weights and gradients [>= 0]
-out = ""  # folder for update.json and .txt; rows that are there are not measured again [path]
+out = ""  # folder for update.json and .txt; rows in it are not measured again [path]
 force = False  # measure them again
 # -----------------------------------------------------------------------------
 
-# name: layers, heads, channels, vocabulary; whether it is of the fast recipe
+# name: layers, heads, channels, vocabulary; whether it has the fast recipe
 SIZES = {
     "toy": ((1, 2, 32, 65), False),
     "fast_toy": ((1, 2, 32, 65), True),
@@ -86,7 +86,7 @@ def settings_of(size: str) -> tuple[dict, StepSettings]:
 
 
 def adamw_by_torch(groups: list[dict], max_norm: float) -> Callable[[], None]:
-    """Clipping and the fused AdamW of torch for these groups of an optimizer of ours."""
+    """Torch's clipping and fused AdamW for these groups of our optimizer."""
     names = ("params", "lr", "weight_decay", "betas", "eps")
     optimizer = torch.optim.AdamW([{n: g[n] for n in names} for g in groups], fused=True)
     params = [p for group in groups for p in group["params"]]
@@ -117,13 +117,13 @@ def measure(c: Config, size: str, part: str, runtime: Runtime) -> dict:
 
     def ours() -> None:
         clip_gradients(optimizer, settings.grad_clip)
-        optimizer.found_inf = bad  # as train.py has it, though here all is finite
+        optimizer.found_inf = bad  # as in train.py, although all gradients are finite here
         optimizer.step()
 
     contestants = {"ours": ours}
     if part != MATRICES:
         contestants["torch"] = adamw_by_torch(groups, settings.grad_clip)
-    for update in contestants.values():  # compiles, and makes the moments
+    for update in contestants.values():  # the first updates compile, and allocate the moments
         update()
         update()
     ms: dict[str, list[float]] = {name: [] for name in contestants}

@@ -1,11 +1,11 @@
-"""What local attention saves: time, memory and scores of dense, alternating and local layers.
+"""The savings of local attention: time, memory and scores of dense, alternating and local layers.
 
     python benchmarks/windows.py
     python benchmarks/windows.py --lengths=1024,4096,16384 --window=256     # on a GPU
 
 A measurement is one forward and backward pass of a GPT; the patterns take turns. On a GPU the model
 is compiled, which makes local attention one kernel. "kept" is the memory that the forward pass
-leaves for the backward pass, "peak" the most that the GPU's allocator gave.
+keeps for the backward pass, "peak" the most memory that the GPU's allocator had in use.
 """
 
 import sys
@@ -27,7 +27,7 @@ from model import GPT, GPTConfig
 
 lengths = "512,1024,2048"  # tokens of a row [list of int >= 1]
 window = 256  # positions that a local layer sees [>= 1]
-patterns = "D,DL,L"  # layer by layer, repeated: D dense, L local; DL is GPT-3's [list]
+patterns = "D,DL,L"  # of layers, repeated: D dense, L local; DL is GPT-3's [list]
 n_layer = 4  # [>= 1]
 n_head = 8  # [>= 1]
 n_embd = 512  # [>= 1]
@@ -35,7 +35,7 @@ repeats = 5  # [>= 1]
 device = "auto"
 dtype = "auto"  # [auto | float32 | bfloat16 | float16]
 compile: bool | str = "auto"  # torch.compile; auto: on CUDA [auto | on | off]
-out = ""  # folder for windows.json and .txt; rows that are there are not measured again [path]
+out = ""  # folder for windows.json and .txt; rows in it are not measured again [path]
 force = False  # measure them again
 
 COLUMNS = (
@@ -46,9 +46,9 @@ COLUMNS = (
 
 
 def kept_bytes(step, weights: int) -> int:
-    """Bytes that `step`, a forward pass, keeps for the backward pass beside the weights: of the
-    GPU's allocator, or else of the different tensors."""
-    step().backward()  # compiles, and the gradients are there
+    """Bytes that `step`, a forward pass, keeps for the backward pass besides the weights: on a GPU
+    by its allocator, else the sizes of the saved tensors."""
+    step().backward()  # compiles, and allocates the gradients
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -69,14 +69,14 @@ def kept_bytes(step, weights: int) -> int:
 
 
 def scores_per_position(pattern: str, T: int, window: int) -> float:
-    """Scores computed for a position, mean over the layers: T, or the two blocks of a window."""
+    """Scores computed for a position, mean over the layers: T, or two blocks of `window`."""
     local = min(T, 2 * window)
     return sum(T if letter == "D" else local for letter in pattern) / len(pattern)
 
 
 def measure(c: Config, T: int, runtime: Runtime) -> list[dict]:
     """A row per pattern, measured in turn."""
-    torch.compiler.reset()  # each length and pattern has a graph of its own, none for all lengths
+    torch.compiler.reset()  # each length gets graphs of its own, rather than one for all lengths
     names = c.patterns.split(",")
     idx = torch.randint(256, (1, T), device=runtime.device)
     steps, rows, on_gpu = {}, {}, runtime.device.type == "cuda"

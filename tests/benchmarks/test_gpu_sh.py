@@ -178,7 +178,7 @@ def test_one_call_at_a_time(gpu_sh, tmp_path):
     (tmp_path / "results").mkdir()
     with open(tmp_path / "results" / "lock", "w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
-        assert_one_line_error(gpu_sh("tests")[0], "another call works in", "set --out to another")
+        assert_one_line_error(gpu_sh("tests")[0], "another call uses", "set --out to another")
     assert gpu_sh("tests")[0].rc == 0
 
 
@@ -253,7 +253,7 @@ def test_it_says_what_is_wrong(gpu_sh, tmp_path):
         ("TOTAL", "5m", "--total expects int, got '5m'"),
         ("LIMIT", "-3", "--limit=-3 must be at least 1"),
         ("TOKENS", "1e-7", "--tokens expects int, got '1e-7'"),
-        ("PEER", "nowhere", "nowhere is no checkout of nanoGPT"),
+        ("PEER", "nowhere", "nowhere has no model.py"),
         ("TEXT", "nowhere.xz", "nowhere.xz does not exist"),
         ("OUT", "stub", "cannot write into the folder"),
     ):

@@ -67,7 +67,7 @@ def test_a_race_at_toy_size(place, monkeypatch, capsys):
     race.main(**options)
     assert said[said.index("| run ") :] == (place / "out-race" / "cpu.txt").read_text()
     # what is cut short by the clock goes on later, where something is left to do
-    with pytest.raises(UserError, match="minutes are over: the same command goes on"):
+    with pytest.raises(UserError, match="minutes are over: repeat the command to go on"):
         race.main(**{**options, "seeds": 3, "minutes": 1e-9})
 
 
@@ -77,7 +77,9 @@ def test_ablations_at_toy_size(place):
     found = json.loads((place / "out-race" / "ablation.json").read_text())["summary"]
     assert [r["name"] for r in found] == ["the recipe", "head: tied to the embedding"]
     assert found[0]["difference"] == 0 != found[1]["difference"]
-    with pytest.raises(UserError, match="only=nothing begins none of: the recipe, AdamW"):
+    with pytest.raises(
+        UserError, match="only=nothing is the beginning of none of: the recipe, AdamW"
+    ):
         race.main(race="ablation", only="nothing")
 
 

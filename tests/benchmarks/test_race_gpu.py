@@ -144,7 +144,7 @@ def test_as_many_runs_to_tune_as_fit(monkeypatch, memory, runs):
 def test_what_the_clock_cuts_short_has_a_table(place):
     peer = str(make_peer(place / "peer"))
     race_gpu.main(**TOY)  # ours alone
-    with pytest.raises(UserError, match="minutes are over: the same command goes on"):
+    with pytest.raises(UserError, match="minutes are over: repeat the command to go on"):
         race_gpu.main(**TOY, peer=peer, minutes=1e-9)
     text = (place / "out-race-gpu" / "race.txt").read_text()
     assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == ["ours"]

@@ -108,7 +108,7 @@ def test_one_call_at_a_time_works_in_a_folder(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.touch()
     with alone_in(tmp_path):
-        for folder, words in ((tmp_path, "another call works in"), (file, "cannot write into")):
+        for folder, words in ((tmp_path, "another call uses"), (file, "cannot write into")):
             with pytest.raises(UserError, match=words), alone_in(folder):
                 pass
     with alone_in(tmp_path):
