@@ -42,6 +42,7 @@ from bonsai.data.dataset import open_dataset
 from bonsai.engine import Engine, SamplingParams
 from bonsai.engine.cpu.linear import call, products
 from bonsai.engine.cpu.pages import LargePages
+from bonsai.engine.cuda.steps import AT_ONCE
 from bonsai.models.loading import load_model
 from bonsai.models.table import build_model
 from bonsai.system.errors import UserError, run
@@ -201,10 +202,13 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
     torch.manual_seed(c.seed)
     model = build_model("gpt", settings).to(runtime.device).eval()
     prompt_length, count = c.prompt or prompt_length, c.tokens or count
-    if count < 2 or prompt_length + count > model.config.block_size:
+    kinds = pick_kinds(c, runtime)
+    # The rate is that of the tokens after those of the first step, or of the first queued steps
+    least = AT_ONCE + 1 if any("capture" in KINDS[kind][1] for kind in kinds) else 2
+    if count < least or prompt_length + count > model.config.block_size:
         raise UserError(
-            f"{name}: an answer has 2 tokens or more (--tokens), and with its prompt (--prompt) "
-            f"at most {model.config.block_size}"
+            f"{name}: an answer has {least} tokens or more (--tokens), and with its prompt "
+            f"(--prompt) at most {model.config.block_size}"
         )
     params = SamplingParams(count, 0.8, 200, seed=c.seed)
     auto = "1,16" if runtime.device.type == "cpu" else "1,64"
@@ -213,7 +217,7 @@ def measure(c: Config, name: str, peer: Peer | None, runtime: Runtime, results: 
     prompts = torch.randint(vocab, (c.repeats + max(counts), prompt_length)).tolist()
     long = torch.randint(vocab, (long_length,)).tolist()
     engines = {}
-    for kind in pick_kinds(c, runtime):
+    for kind in kinds:
         dtype, settings = KINDS[kind]
         engines[kind] = Engine(model, max(counts), dtype=DTYPES[dtype], **settings)
     keys = [(k, n) for k, e in engines.items() for n in (counts if not e.draft else [1])]

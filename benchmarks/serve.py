@@ -126,7 +126,8 @@ def time_engine(c: Config, served) -> float:
     engine: Engine = served.engine
     asks, drawn, begun = questions(c, served), 0, None
     end = time.monotonic() + c.engine_seconds * 1.25
-    while (now := time.monotonic()) < end:
+    # a single step may take longer than all of that time
+    while (now := time.monotonic()) < end or begun is None or not drawn:
         if begun is None and now > end - c.engine_seconds:  # the first fifth warms up
             begun, drawn = now, 0
         while len(engine.waiting) + len(engine.running) < c.clients:
@@ -211,7 +212,7 @@ async def load(
     running = [asyncio.ensure_future(client(port, asks, end, asked)) for _ in range(c.clients)]
     await asyncio.sleep(c.seconds / 10)
     mark, drawn = time.monotonic(), await asyncio.to_thread(drawn_so_far, port)
-    while time.monotonic() < end:
+    while not memory or time.monotonic() < end:
         memory.append(process.memory_info().rss)
         await asyncio.sleep(min(1.0, max(0.01, end - time.monotonic())))
     drawn = await asyncio.to_thread(drawn_so_far, port) - drawn

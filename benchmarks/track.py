@@ -150,7 +150,7 @@ def words_of(c: Config, name: str) -> list[str]:
     for word in (words := c[name].split()):
         if not re.fullmatch(r"--\w+=.*", word):
             raise UserError(
-                f"{name}: {word} is not --key=value, as in --{name}='--seed=1 --beta2=0.9'"
+                f"{name}: {word} is not --key=value, as in --{name}='--seed=1 --dropout=0'"
             )
         key, _, value = word[2:].partition("=")
         if key in COUNTS and not value.isdecimal():

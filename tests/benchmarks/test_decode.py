@@ -63,6 +63,17 @@ def test_queued_steps_are_timed_as_others(tmp_path, monkeypatch):
     assert row["decode_rates"]["median"] > 0 and row["first_ms"] > 0
 
 
+def test_queued_steps_need_more_tokens_than_are_queued_at_first(tmp_path, monkeypatch):
+    """Shorter answers come at once: no rate of later tokens could be measured."""
+    monkeypatch.setattr(decode, "read_bandwidth", lambda runtime: 1e9)
+    there = dict(sizes="toy", kinds="float32;bfloat16, graphs", batches="1", repeats=1)
+    with pytest.raises(UserError, match="an answer has 9 tokens or more"):
+        decode.main(**there, device="cpu", tokens=8)
+    decode.main(**there, device="cpu", tokens=9, out=str(tmp_path))
+    rows = json.loads((tmp_path / "decode.json").read_text())["rows"]
+    assert len(rows) == 2 and all(row["decode_rates"]["median"] > 0 for row in rows)
+
+
 def test_prompts_and_answers_may_be_of_any_length(tmp_path, monkeypatch, capsys):
     """Also where a draft, which goes one text at a time, stands beside others that do not."""
     real, seen = decode.answer, set()

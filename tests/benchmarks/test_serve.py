@@ -1,7 +1,9 @@
 """benchmarks/serve.py at toy size, and what it computes."""
 
+import asyncio
 import json
 
+import psutil
 import pytest
 import torch
 from helpers.made_model import TEXT
@@ -39,6 +41,21 @@ def test_a_crowd_at_toy_size(made_run, monkeypatch):
         given = {"out_dir": "out-byte", "device": "cpu", "out": "results", **options, **more}
         assert serve.main(**given) == 0 and len(measured) == count, more
     torch.set_num_threads(threads)
+
+
+def test_times_may_be_shorter_than_a_step_or_a_request(made_run, monkeypatch):
+    """Each is measured once at least."""
+    served = load_served("m", str(made_run / "out-byte"), setup("cpu", "float32", False), 2)
+    c = configure(vars(serve), argv=["--engine_seconds=1e-6", "--seconds=1e-6", "--clients=2"])
+    assert serve.time_engine(c, served) > 0
+
+    async def client(*given):
+        pass
+
+    monkeypatch.setattr(serve, "client", client)
+    monkeypatch.setattr(serve, "drawn_so_far", lambda port: 5.0)
+    _, _, memory = asyncio.run(serve.load(c, 0, psutil.Process(), serve.questions(c, served)))
+    assert len(memory) == 1 and memory[0] > 0
 
 
 def test_errors_and_differences_that_were_found_before_are_the_status(made_run, monkeypatch):
