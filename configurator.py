@@ -233,10 +233,10 @@ def _fields(model: type) -> dict[str, Setting]:
 
 
 def _described(cls: type) -> list[tuple[str, str, str]]:
-    """Name, comment and section of each field that stands in a class."""
+    """Name, comment and section of each field that a class itself defines."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
-    except (OSError, TypeError):  # a class made in a shell has no source, hence no comments
+    except (OSError, TypeError):  # a class from an interactive shell has no source
         return []
     found = _declarations(source, ast.parse(source).body[0].body)
     return [(name, comment, section) for name, _, comment, section in found]

@@ -429,7 +429,7 @@ def test_windows_are_as_long_as_rows(train, tmp_path, capsys):
     assert context("mixed", SMALL, dataset="rows,meta") == 16
     assert context("short", SMALL, block_size=5) == 5
     for start in (dict(init_from=str(tmp_path / "short")), dict(block_size=5)):
-        with pytest.raises(UserError, match="rows of 8 tokens.* set block_size=7"):
+        with pytest.raises(UserError, match=r"rows of 8 tokens.* set block_size=7"):
             train(tmp_path / "error", without, start, dataset="rows", max_iters=1)
 
 
