@@ -113,17 +113,19 @@ class Head:
         found, end = {}, start
         for name, shape, kind, offset in sorted(places, key=lambda place: place[3]):
             dtype = KINDS.get(kind)
-            if dtype is None or (dtype == "Q8_0" and (not shape or shape[-1] % BLOCK)):
+            if dtype == "Q8_0" and (not shape or shape[-1] % BLOCK):
+                raise Damaged(f"{name[:80]!r} is Q8_0, but its rows are not whole blocks")
+            if dtype is None:
                 raise Damaged(
                     f"{name[:80]!r} is of type {kind}, and only float32, float16, bfloat16 and "
                     "Q8_0 can be read"
                 )
             if not can_be_counted(shape):
-                raise Damaged(f"{name[:80]!r} has no place of its own in it")
+                raise Damaged(f"{name[:80]!r} has no valid shape")
             count = math.prod(shape)
             size = count // BLOCK * (BLOCK + 2) if dtype == "Q8_0" else count * dtype.itemsize
             if start + offset < end or start + offset + size > self.size:
-                raise Damaged(f"{name[:80]!r} has no place of its own in it")
+                raise Damaged(f"{name[:80]!r} has no valid place in the file")
             self.file.seek(start + offset)
             end = start + offset + size
             data = read_bytes_of_tensor(self.file, size)

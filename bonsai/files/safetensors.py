@@ -49,11 +49,11 @@ def read_with_metadata(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[
         head = f.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         if 8 + length > size or length > HEADER:
-            raise UserError(f"{path} is damaged, or no safetensors file: its header has no end")
+            raise UserError(f"{path} is damaged, or not a safetensors file: its header has no end")
         try:
             text = f.read(length).decode("utf-8")
         except UnicodeDecodeError:
-            raise UserError(f"{path} is damaged, or no safetensors file") from None
+            raise UserError(f"{path} is damaged, or not a safetensors file") from None
         header = parse_json_object(text, f"the header of {path}")
         metadata = header.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(

@@ -86,17 +86,17 @@ WRONG = {
         dict(values=[value("general.alignment", 8, text("a"))]), "general.alignment"),
     "many dimensions": (dict(places=[place("a", [1] * 5, 0, 0)]), "5 dimensions"),
     "a tensor of another kind": (dict(places=[place("a", [32], 2, 0)]), "'a' is of type 2"),
-    "a row of half a block": (dict(places=[place("a", [2, 16], 8, 0)], data=DATA), "type 8"),
-    "more than the file": (dict(places=[place("a", [17], 0, 0)], data=DATA), "no place of its own"),
-    "a huge shape": (dict(places=[place("a", [2**40, 2**40], 0, 0)], data=DATA), "no place"),
+    "a row of half a block": (dict(places=[place("a", [2, 16], 8, 0)], data=DATA), "not whole blocks"),
+    "more than the file": (dict(places=[place("a", [17], 0, 0)], data=DATA), "no valid place"),
+    "a huge shape": (dict(places=[place("a", [2**40, 2**40], 0, 0)], data=DATA), "no valid shape"),
     "no values of a huge shape": (
-        dict(places=[place("a", [2**62, 2**62, 0], 0, 0)], data=DATA), "no place"),
-    "no values in a huge row": (dict(places=[place("a", [0, 2**63], 0, 0)], data=DATA), "no place"),
+        dict(places=[place("a", [2**62, 2**62, 0], 0, 0)], data=DATA), "no valid shape"),
+    "no values in a huge row": (dict(places=[place("a", [0, 2**63], 0, 0)], data=DATA), "shape"),
     "no blocks of a huge shape": (
-        dict(places=[place("a", [2**40, 0, 2**40], 8, 0)], data=DATA), "no place"),
-    "beyond the end": (dict(places=[place("a", [1], 0, 64)], data=DATA), "no place of its own"),
+        dict(places=[place("a", [2**40, 0, 2**40], 8, 0)], data=DATA), "valid shape"),
+    "beyond the end": (dict(places=[place("a", [1], 0, 64)], data=DATA), "no valid place"),
     "an overlap": (
-        dict(places=[place("a", [8], 0, 0), place("b", [8], 0, 16)], data=DATA), "'b' has no pl"),
+        dict(places=[place("a", [8], 0, 0), place("b", [8], 0, 16)], data=DATA), "'b' has no"),
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ WHAT_IS_WRONG = {
     "a header of 2 GB": ({}, b"", 2**31, "its header has no end"),
     "a header cut short": (b"{", b"", None, "not valid JSON"),
     "a deep header": (b'{"a":' * 5000, b"", None, "nested too deep"),
-    "a header in no UTF-8": (b"\xff{}", b"", None, "no safetensors file"),
+    "a header in no UTF-8": (b"\xff{}", b"", None, "not a safetensors file"),
     "of no kind": ({"a": lies(0, 8, [1], "F4")}, DATA, None, "unsupported dtype: F4"),
     "of a list": ({"a": lies(0, 8, [2], ["F32"])}, DATA, None, "unsupported dtype"),
     "no entry": ({"a": 7}, DATA, None, "unsupported dtype: None"),

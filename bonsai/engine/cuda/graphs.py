@@ -62,7 +62,7 @@ class Graphs:
                 first = e.__context__ if isinstance(e.__context__, RuntimeError) else e
                 reason = next(iter(str(first).strip().splitlines()), type(first).__name__)
                 if self.refused == 1:
-                    print(f"a step without CUDA graph, slower: {reason}", file=sys.stderr)
+                    print(f"steps run without CUDA graphs, slower: {reason}", file=sys.stderr)
         return Uncaptured(function)
 
 

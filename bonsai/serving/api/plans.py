@@ -75,8 +75,7 @@ async def plan_chat(served: Served, body: ChatRequest, limits: Limits) -> Plan:
     template = served.chat
     if template is None:
         raise bad_request(
-            f"the model {served.name} carries no chat template: it continues texts, use "
-            "/v1/completions",
+            f"the model {served.name} has no chat template: to continue texts, use /v1/completions",
             "model",
             "no_chat_template",
         )

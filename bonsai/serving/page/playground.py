@@ -80,7 +80,7 @@ def playground_routes(server) -> APIRouter:
         field = "text" if body.prompt is None else "prompt"
         text = getattr(body, field)
         if text is None or (body.text is not None and body.prompt is not None):
-            raise bad_request("one of text and prompt is needed", field)
+            raise bad_request("give either text or prompt", field)
         if field == "text" and len(text) > LONGEST_TEXT:  # an entry per token is large
             raise bad_request(f"the text is longer than {LONGEST_TEXT:,} characters", field)
         if len(text.encode()) > LONGEST_PROMPT:

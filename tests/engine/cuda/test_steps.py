@@ -158,7 +158,9 @@ def test_captures_that_are_refused_change_no_token(model, refused, monkeypatch, 
     for request in requests:
         assert request.tokens == alone(model, request)
     said = capsys.readouterr().err
-    line = "a step without CUDA graph, slower: CUDA out of memory. Tried to allocate 20.00 MiB\n"
+    line = (
+        "steps run without CUDA graphs, slower: CUDA out of memory. Tried to allocate 20.00 MiB\n"
+    )
     assert said == (line if refused else "")
     assert next(tried) == (
         graphs.REFUSALS if len(refused) > 9 else len(engine.captured.graphs.kept)
