@@ -86,7 +86,7 @@ WRONG = {
         dict(values=[value("general.alignment", 8, text("a"))]), "general.alignment"),
     "many dimensions": (dict(places=[place("a", [1] * 5, 0, 0)]), "5 dimensions"),
     "a tensor of another kind": (dict(places=[place("a", [32], 2, 0)]), "'a' is of type 2"),
-    "a row of half a block": (dict(places=[place("a", [2, 16], 8, 0)], data=DATA), "not whole blocks"),
+    "a row of half a block": (dict(places=[place("a", [2, 16], 8, 0)], data=DATA), "whole blocks"),
     "more than the file": (dict(places=[place("a", [17], 0, 0)], data=DATA), "no valid place"),
     "a huge shape": (dict(places=[place("a", [2**40, 2**40], 0, 0)], data=DATA), "no valid shape"),
     "no values of a huge shape": (
