@@ -5,6 +5,7 @@ the bytes give nearly twice the tokens per second.
 """
 
 import copy
+import sys
 
 import torch
 from torch import nn
@@ -18,8 +19,9 @@ from bonsai.engine.cuda.block import join as join_on_gpu
 from bonsai.engine.cuda.int8 import CudaInt8Linear
 from bonsai.engine.cuda.kernels import load_kernels
 from bonsai.engine.cuda.layers import HALF
+from bonsai.models.reference import computes_attention, computes_with_cache
 from bonsai.system.errors import UserError
-from model import CausalSelfAttention
+from model import GPT, CausalSelfAttention
 
 QUANTIZE = {
     "": "the weights as they are",
@@ -51,6 +53,12 @@ def prepare(
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
+    if isinstance(model, GPT) and not computes_with_cache(model):
+        print(
+            "the model gives other results with a cache of keys and values than without: only "
+            "sample.py --kv_cache=False is right",
+            file=sys.stderr,
+        )
     weight = next(model.parameters())
     dtype = dtype or weight.dtype
     # int8 weights are packed by our own code, whatever the dtype that is multiplied with them
@@ -84,7 +92,7 @@ def prepare(
     if packed:
         join_on_cpu(model, dtype)
         for module in model.modules():
-            if isinstance(module, CausalSelfAttention):
+            if isinstance(module, CausalSelfAttention) and computes_attention(module.attend):
                 module.attend = attend
     if kernels:
         join_on_gpu(model, dtype, kernels, batch)

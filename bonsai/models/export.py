@@ -18,6 +18,7 @@ from bonsai.files.safetensors import write_safetensors
 from bonsai.models.architectures import Weights, exported, in_dtype, plain
 from bonsai.models.gguf import write_gguf
 from bonsai.models.loading import Loaded
+from bonsai.models.reference import computes_gpt
 from bonsai.models.table import describe_model
 from bonsai.runs.names import CKPT
 from bonsai.system.errors import UserError
@@ -37,6 +38,11 @@ def gpt_of(loaded: Loaded, tokenizer: Tokenizer) -> tuple[GPTConfig, Weights]:
         raise UserError(
             f"{loaded.source} is a {loaded.name}, for which others have no class: "
             "--to=safetensors takes every model"
+        )
+    if not computes_gpt(loaded.model):
+        raise UserError(
+            "model.py was changed, and computes something else than what other programs know as a "
+            "GPT: they would write other texts with its weights; --to=safetensors takes every model"
         )
     config = replace(loaded.model.config, vocab_size=tokenizer.vocab_size)
     weights = {k: w.detach() for k, w in loaded.model.state_dict().items()}

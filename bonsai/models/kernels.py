@@ -17,6 +17,12 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from bonsai.models.decoder import Decoder
 from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
 from bonsai.models.loss_kernel import HALF, has_kernel
+from bonsai.models.reference import (
+    computes_activation,
+    computes_attention,
+    computes_loss,
+    may_replace,
+)
 from model import GPT, MLP, CausalSelfAttention, attention, causal_mask, rope_angles
 
 SHORT = 256  # number of keys up to which plain products were measured to be faster
@@ -34,19 +40,20 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     evaluation.
     """
     model, on_cpu = model.to(device), device.type == "cpu"
-    if hasattr(model, "head_loss"):
+    if hasattr(model, "head_loss") and may_replace("the loss of the head", computes_loss(model)):
         model.head_loss = kernel_head_loss if has_kernel(device) else chunked_head_loss
     for module in list(model.modules()):
         if isinstance(module, GPT | Decoder) and module.config.position == "rope" and not on_cpu:
             c, positions = module.config, torch.arange(module.config.block_size, device=device)
             module.rotation = torch.stack(rope_angles(positions, c.head_dim, c.rope_base))
-        if isinstance(module, CausalSelfAttention):
+        attends = isinstance(module, CausalSelfAttention)
+        if attends and may_replace("attention", computes_attention(module.attend)):
             gpu_attend = attend if has_flex(device, module.hs) else attend_in_blocks
             module.attend = cpu_attend if on_cpu else gpu_attend
-        if isinstance(module, MLP) and module.activation == "relu2" and on_cpu:
-            module.activate = relu_squared
-        if isinstance(module, MLP) and module.activation == "gelu" and device.type == "cuda":
-            module.activate = gelu
+        if isinstance(module, MLP) and (faster := FASTER.get((module.activation, device.type))):
+            known = computes_activation(module.activation, module.activate)
+            if may_replace(module.activation, known):
+                module.activate = faster
         for name, child in module.named_children():
             if type(child) is nn.Dropout and child.p == 0:
                 setattr(module, name, nn.Identity())
@@ -231,6 +238,9 @@ class ReluSquared(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return 2 * grad * ctx.saved_tensors[0]
+
+
+FASTER = {("relu2", "cpu"): relu_squared, ("gelu", "cuda"): gelu}  # (activation, device): function
 
 
 def drop(x: torch.Tensor, p: float) -> torch.Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 from bonsai.engine.cpu.attention import CHANNELS
 from bonsai.engine.cpu.native import build, functions
 from bonsai.models.cache import KVCache
+from bonsai.models.reference import order_of_blocks
 from model import Block
 
 MOST = 64  # tokens of a step; with more, attention is faster if all queries are computed together
@@ -107,12 +108,11 @@ def join(model: nn.Module, dtype: torch.dtype) -> None:
     linear layers are prepared."""
     for owner in list(model.modules()):
         blocks = getattr(owner, "h", None)
-        if isinstance(blocks, nn.ModuleList) and all(computes(b, dtype) for b in blocks):
-            c = model.config
-            # One call computes all blocks only if nothing happens between them and all have the
-            # same arguments
-            together = not (c.residual_lambdas or c.value_embeddings)
-            groups = [list(blocks)] if together else [[b] for b in blocks]
+        if not isinstance(blocks, nn.ModuleList) or not all(computes(b, dtype) for b in blocks):
+            continue
+        if between := order_of_blocks(model, owner):
+            # one call computes all blocks only if nothing happens between them
+            groups = [list(blocks)] if between == "nothing" else [[b] for b in blocks]
             owner.h = nn.ModuleList(Blocks(group, dtype) for group in groups)
 
 

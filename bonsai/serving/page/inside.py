@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import torch
 from torch.nn import functional as F
 
+from bonsai.models.reference import computes_gpt
 from bonsai.system.errors import UserError
 from model import GPT, CausalSelfAttention, rotate
 
@@ -49,11 +50,15 @@ def look(model: torch.nn.Module, ids: Sequence[int]) -> tuple[list[torch.Tensor]
     """Attention of each layer, (nh, T, T) each, and the logits of the last position after the
     embedding and after each layer, (L + 1, V).
 
-    Raises UserError for an architecture other than the GPT.
+    Raises UserError for an architecture other than the GPT, and for a GPT whose code was edited.
     """
     if not isinstance(model, GPT):
         raise UserError(
             f"{type(model).__name__} models cannot be inspected, only GPTs with attention can"
+        )
+    if not computes_gpt(model):
+        raise UserError(
+            "model.py was changed: what would be shown here is not what its attention computes"
         )
     residuals: list[torch.Tensor] = []  # of the last position, (1, 1, C) each
     rotations: list = []  # the `rotation` of each block's attention
