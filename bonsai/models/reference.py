@@ -11,12 +11,12 @@ import functools
 import itertools
 import math
 import operator
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
@@ -361,7 +361,7 @@ def may_replace(part: str, known: bool) -> bool:
 
 @functools.cache
 def left_as_it_is(part: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if not dist.is_initialized() or dist.get_rank() == 0:
         print(
             f"{part} was changed: the faster code for it computes something else, so it runs as "
             "it is in model.py, slower",
