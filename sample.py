@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import codecs
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
 from itertools import chain
@@ -41,12 +41,13 @@ from bonsai.engine.jobs import answer_jobs, read_jobs
 from bonsai.engine.text import encode_start, find_tokenizer
 from bonsai.files.textfile import check_writable, text_or_file, whole_text
 from bonsai.models.kernels import to_device
-from bonsai.models.loading import find_source, load_model
+from bonsai.models.loading import Loaded, find_source, load_model
 from bonsai.system.errors import UserError, end_if_told, heeded, run
 from bonsai.system.progress import ProgressBar
 from bonsai.system.runtime import DTYPES, Runtime, setup_inference
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
+from bonsai.tokenizers.templates import find_template
 from configurator import Config, configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------
@@ -68,6 +69,7 @@ seed = 1337  # the same seed gives the same texts [>= 0]
 interactive = False  # continue the lines you type; Ctrl-C ends a text, Ctrl-D the program
 chat = False  # answer the lines you type, with a model that was trained on conversations
 system = ""  # with --chat: the system's message, with which the conversation begins
+template = ""  # of chats, if not the model's own: plain, tokens, chatml, a file or folder [path]
 on_full = "slide"  # when the context is full; slide: as nanoGPT, slow [slide | refill | stop]
 # system
 device = "auto"  # cpu, cuda, cuda:1, mps; auto: the first of cuda, mps, cpu that is there
@@ -139,6 +141,7 @@ def main(**settings) -> None:
         (c.interactive, "start num_samples", "with --interactive"),
         (c.chat, "start num_samples", "with --chat"),
         (not c.chat, "system", "without --chat"),
+        (not c.chat and not c.prompts, "template", "without --chat or --prompts"),
     )
     params = SamplingParams(
         c.max_new_tokens,
@@ -158,11 +161,13 @@ def main(**settings) -> None:
         check_writable(c.out, "the answers", [c.prompts, c.init_from])
     runtime = setup_inference(c.device, c.dtype, c.compile, c.quantize)
     say(runtime.summary)
-    model, tokenizer, template = load(c, runtime)
-    if c.chat and template is None:
+    loaded, model, tokenizer = load(c, runtime)
+    template, ends = loaded.chat, loaded.answer_ends(tokenizer)
+    if template is None and (c.chat or any("messages" in job for job in jobs)):
         raise UserError(
-            "the model has no chat template: train one with config/finetune_chat.py, or continue "
-            "texts with --interactive"
+            f"{loaded.chat_note or 'the model has no chat template'}: name one (--template=plain, "
+            "or another), train the model with config/finetune_chat.py, or continue texts with "
+            "--interactive"
         )
     dtype = DTYPES[runtime.dtype]
     params = replace(params, vocab_limit=tokenizer.vocab_size)  # not the padding of the vocabulary
@@ -178,7 +183,7 @@ def main(**settings) -> None:
             capture=graphs,
         )
         n = c.num_samples if "num_samples" in c.given else 1
-        return write_answers(engine, tokenizer, template, jobs, params, c.out, n)
+        return write_answers(engine, tokenizer, template, jobs, params, c.out, n, ends)
     alone = typed or sys.stdout.isatty()  # texts are written one after another
     batch = 1 if alone else c.num_samples
     model = prepare(model, dtype, c.quantize, pack=not runtime.compile, batch=batch)
@@ -203,14 +208,15 @@ def main(**settings) -> None:
         options = {"use_cache": c.kv_cache, "on_full": c.on_full, "captured": captured}
         return generate(model, prompt, params, n, first_row=first, **options)
 
-    if typed and tokenizer.eot is not None:
-        params = replace(params, stop_tokens=(tokenizer.eot,))
     if c.chat:
+        params = replace(params, stop_tokens=ends)
         context = model.config.block_size
         talk = Conversation(template, tokenizer, context, c.max_new_tokens, c.system)
         say("say something; Ctrl-C ends an answer, Ctrl-D the conversation")
         return typed_lines(lambda line, turn: reply(talk, line, params, turn, continuations))
     if c.interactive:
+        if tokenizer.eot is not None:
+            params = replace(params, stop_tokens=(tokenizer.eot,))
         say("type the beginning of a text; Ctrl-C ends a continuation, Ctrl-D the program")
         return typed_lines(lambda line, turn: go_on(tokenizer, line, params, turn, continuations))
     if alone:
@@ -229,10 +235,9 @@ def main(**settings) -> None:
             print("-" * 15)
 
 
-def load(c: Config, runtime: Runtime) -> tuple[torch.nn.Module, Tokenizer, ChatTemplate | None]:
-    """The model, on its device, its tokenizer and how it chats; says which they are."""
+def load(c: Config, runtime: Runtime) -> tuple[Loaded, torch.nn.Module, Tokenizer]:
+    """What was loaded, the model on its device and its tokenizer; says which they are."""
     loaded = load_model(find_source(c.init_from, c.out_dir), overrides={"dropout": 0.0})
-    chat = loaded.chat
     loaded.checkpoint = None  # frees the optimizer's memory
     if not c.quantize:  # in the dtype of computation: on a GPU this takes half of the memory
         loaded.model.to(DTYPES[runtime.dtype])
@@ -241,7 +246,9 @@ def load(c: Config, runtime: Runtime) -> tuple[torch.nn.Module, Tokenizer, ChatT
     if loaded.newer:
         say(loaded.newer)
     say(f"model: {loaded.source}, {model.num_params() / 1e6:.2f}M parameters; tokenizer: {where}")
-    return model, tokenizer, chat
+    if c.template:
+        loaded.chat_template = find_template(c.template, tokenizer).to_dict()
+    return loaded, model, tokenizer
 
 
 def is_utf8(target: TextIO) -> bool:
@@ -258,17 +265,19 @@ def write_answers(
     params: SamplingParams,
     out: str,
     n: int,
+    ends: Sequence[int],
 ) -> None:
     """Continue all jobs side by side; their lines in order, each as soon as those before it.
 
-    out: the file for the lines; '': stdout. n: texts of a job that does not say how many.
+    out: the file for the lines; '': stdout. n: texts of a job that does not say how many. ends: the
+    tokens that end an answer.
     """
     total = sum(job.get("n", n) for job in jobs)
     with ExitStack() as stack:
         target = sys.stdout
         stack.enter_context(redirect_stdout(sys.stderr))  # progress
         progress = stack.enter_context(ProgressBar(total, " texts", "sampling"))
-        answers = answer_jobs(engine, tokenizer, jobs, params, n, template, progress.advance)
+        answers = answer_jobs(engine, tokenizer, jobs, params, n, template, progress.advance, ends)
         if out:
             target = stack.enter_context(open(out, "w", encoding="utf-8"))
         for answer in answers:

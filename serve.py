@@ -34,6 +34,7 @@ from configurator import Config, configure, refuse_idle, resolve_path
 init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a folder [path]
 out_dir = "out"  # the run to serve; ignored if init_from is not resume [path]
 models = ""  # several instead of one, by name: small=out-small,big=out-big/ckpt.pt [paths]
+template = ""  # of chats, if not the model's own: plain, tokens, chatml, a file or folder [path]
 # the address
 host = "127.0.0.1"  # only this machine; 0.0.0.0: others too, then set an api_key
 port = 8000  # 0: any free one [0 to 65535]
@@ -82,7 +83,7 @@ def read_key(text: str) -> str:
 
 def main(**settings) -> int:
     c = configure(globals(), settings=settings or None)
-    refuse_idle(c, (c.models, "init_from out_dir", "with --models"))
+    refuse_idle(c, (c.models, "init_from out_dir template", "with --models"))
     origins = parse_origins(c.origins)
     key = read_key(c.api_key)
     chosen = chosen_models(c)
@@ -97,6 +98,7 @@ def main(**settings) -> int:
     served = {}
     options = {"quantize": c.quantize, "prefix_cache": c.prefix_cache}
     options |= {"lookup": c.lookup, "draft": c.draft}
+    options |= {"template": c.template}
     options |= {"capture": c.cuda_graphs and runtime.captures}
     smaller = f"choose a smaller --max_batch (now {c.max_batch}) or --quantize=int8"
     for name, source in chosen.items():
@@ -104,6 +106,8 @@ def main(**settings) -> int:
             m = served[name] = load_served(name, source, runtime, c.max_batch, **options)
         size = f"{m.model.num_params() / 1e6:.2f}M parameters, context {m.context}"
         print(f"model {name}: {source}, {size}{', chat' if m.chat else ''}")
+        if m.note:
+            print(f"model {name} does not chat: {m.note}; --template=plain or another gives it one")
         for guess in ("lookup", "draft"):
             if c[guess] and not getattr(m.engine, guess):
                 print(

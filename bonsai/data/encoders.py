@@ -187,10 +187,10 @@ class GigatokenEncoder(Encoder):
 def _ranks_and_pattern(tokenizer: Tokenizer) -> tuple[Mapping[bytes, int], str]:
     if isinstance(tokenizer, TiktokenTokenizer):
         ranks, pattern = tokenizer._bpe._mergeable_ranks, tokenizer.pattern
-    elif isinstance(tokenizer, BPETokenizer):
+    elif isinstance(tokenizer, BPETokenizer) and not tokenizer.lacking:
         ranks, pattern = tokenizer.ranks, tokenizer.pattern
     else:
-        raise _NotPossible("gigatoken takes byte-pair encodings only")
+        raise _NotPossible("gigatoken takes byte-pair encodings of all bytes only")
     names = {GPT2: "gpt2", GPT4: "gpt4"}
     if pattern not in names:
         raise _NotPossible("gigatoken takes the patterns of GPT-2 and GPT-4 only")

@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,11 +113,13 @@ def answer_jobs(
     n: int = 1,
     template: ChatTemplate | None = None,
     progress: Advance = no_progress,
+    ends: Sequence[int] = (),
 ) -> Iterator[dict]:
     """Answer all jobs side by side; yields each answer as soon as those before it are complete.
 
     n: answers for a job that does not say how many. progress: is called with the number of answers
-    that have been completed. Raises UserError before anything is computed, not after an hour.
+    that have been completed. ends: further tokens that end the answer to messages. Raises UserError
+    before anything is computed, not after an hour.
     """
     if tokenizer.eot is not None:
         params = replace(params, stop_tokens=(tokenizer.eot,))
@@ -130,9 +132,13 @@ def answer_jobs(
             raise UserError(f"prompt {number}: {e}") from None
     stop = [template.stop] if template and template.stop else []
 
+    answering = replace(params, stop_tokens=tuple({*params.stop_tokens, *ends}))
+
     def submitted(job: dict, prompt: list[int]) -> list[Answer]:
-        requests = engine.submit(prompt, job_params(job, params), job.get("n", n))
-        looks = stop and "messages" in job
+        chats = "messages" in job
+        own = job_params(job, answering if chats else params)
+        requests = engine.submit(prompt, own, job.get("n", n))
+        looks = stop and chats
         return [Answer(job, r, TextStream(token_bytes, stop) if looks else None) for r in requests]
 
     def token_bytes(token: int) -> bytes:

@@ -61,8 +61,7 @@ def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtyp
     chat = loaded.chat
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "pad_token_id": None}
     # generate stops at any of these; an answer need not end the text
-    stops = [tokenizer.eot, chat.end_token(tokenizer) if chat else None]
-    stops = list(dict.fromkeys(i for i in stops if i is not None))
+    stops = [*loaded.answer_ends(tokenizer)]
     generation = {**ends, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
     files = {
         "config.json": {**settings, **ends, "dtype": dtype},
@@ -129,5 +128,6 @@ def portable(loaded: Loaded, tokenizer: Tokenizer, dtype: str) -> dict:
         **describe_model(loaded.model, loaded.name),
         "model": weights,
         "tokenizer": tokenizer.to_dict(),
+        "chat_template": loaded.chat_template,
         "config": loaded.config,
     }

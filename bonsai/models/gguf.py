@@ -18,14 +18,16 @@ from bonsai.files.atomic import put_if_free, whole_file
 from bonsai.files.gguf import BLOCK, read_gguf_file
 from bonsai.models.architectures import CONV1D, Weights, exported, in_dtype
 from bonsai.models.hugging_face import assembled
+from bonsai.runs.schema import is_whole
 from bonsai.system.errors import UserError
 from bonsai.system.libraries import installed
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.bpe import BPETokenizer, merge
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.hugging_face import bpe_state
-from bonsai.tokenizers.patterns import GPT2, GPT4
-from bonsai.tokenizers.tokenizer_json import as_bpe, bpe_json, jinja
+from bonsai.tokenizers.jinja import jinja, read_jinja
+from bonsai.tokenizers.patterns import DIGITS, GPT2, GPT4
+from bonsai.tokenizers.tokenizer_json import as_bpe, bpe_json
 from model import GPTConfig
 
 # transformers' modules, without what stands before them: GGUF's names
@@ -43,7 +45,7 @@ OF_LLAMA = {
 }  # fmt: skip
 NAMES = OF_GPT2 | OF_LLAMA
 # llama.cpp's names of the patterns by which it cuts a text
-PRE = {GPT2: "gpt-2", GPT4: "llama-bpe"}
+PRE = {GPT2: "gpt-2", GPT4: "llama-bpe", DIGITS: "smollm"}
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of tokens
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 
@@ -226,7 +228,7 @@ def apart(w: torch.Tensor, config: dict, short: str, name: str) -> torch.Tensor:
 
 def read_vocabulary(values: dict, vocab_size: int, name: str) -> dict:
     """Tokenizer.to_dict() of the tokenizer in a file. Raises UserError for one that is not byte-
-    level BPE with GPT-2's or GPT-4's pattern."""
+    level BPE with one of the patterns in PRE."""
     kind, pre, tokens, kinds, merges = (
         values.get(f"tokenizer.ggml.{key}")
         for key in ("model", "pre", "tokens", "token_type", "merges")
@@ -250,6 +252,23 @@ def read_vocabulary(values: dict, vocab_size: int, name: str) -> dict:
     eos = tokens[eos] if type(eos) is int and 0 <= eos < len(tokens) else None
     whole = pattern == GPT4  # so llama.cpp has it
     return bpe_state(vocab | added, pairs, added, pattern, eos, vocab_size, name, whole)
+
+
+def read_template(values: dict) -> ChatTemplate | None:
+    """How the model in a file chats; None where nothing says. Raises UserError for a template that
+    `read_jinja` does not read."""
+    source, tokens = (values.get(f"tokenizer.{key}") for key in ("chat_template", "ggml.tokens"))
+    if not isinstance(source, str) or not isinstance(tokens, list):
+        return None
+    ids = {name: values.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    named = {f"{n}_token": tokens[i] for n, i in ids.items() if is_whole(i, 0, len(tokens) - 1)}
+    return read_jinja(source, named)
+
+
+def stops_of(values: dict, vocab_size: int) -> tuple[int, ...]:
+    """The tokens at which llama.cpp stops with this file."""
+    ids = (values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return tuple(i for i in ids if is_whole(i, 0, vocab_size - 1))
 
 
 # ---- out, part by part ----
@@ -300,11 +319,13 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> tuple[str, list[str], list[in
     merges = state["model"]["merges"]
     pre = PRE.get(bpe.pattern if merges else GPT2)  # bytes alone are the same however they are cut
     if pre is None:
-        raise UserError("llama.cpp cuts no text as this tokenizer's pattern does: gpt2 or gpt4")
-    if pre == "gpt-2" and (token := unreached(bpe)) is not None:
+        raise UserError(
+            "llama.cpp cuts no text as this tokenizer's pattern does: gpt2, gpt4 or digits"
+        )
+    if pre != PRE[GPT4] and (token := unreached(bpe)) is not None:
         raise UserError(
             f"merges do not lead to the token {token!r:.40}, which llama.cpp therefore never uses "
-            "with GPT-2's pattern"
+            "with this pattern"
         )
     tokens, kinds = [f"[UNUSED{i}]" for i in range(size)], [UNUSED] * size
     special = {token["content"]: token["id"] for token in state["added_tokens"]}

@@ -1,5 +1,6 @@
 """All ways to get a model with weights: a run, a checkpoint, a Hugging Face folder, a name."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from bonsai.files.access import exists
 from bonsai.files.gguf import is_gguf
 from bonsai.files.jsonfile import read_json_object
 from bonsai.models.fit import WithoutDraws, check_fit, take_weights, without_masks
-from bonsai.models.gguf import read_gguf, read_vocabulary
+from bonsai.models.gguf import read_gguf, read_template, read_vocabulary, stops_of
 from bonsai.models.hugging_face import CONFIG_BYTES, WEIGHTS, read_model
 from bonsai.models.llmc import is_llmc, read_llmc
 from bonsai.models.table import MODELS, build_model
@@ -20,10 +21,12 @@ from bonsai.runs.restore import (
     run_checkpoint,
     runs_there_are,
 )
+from bonsai.runs.schema import is_whole
 from bonsai.system.errors import UserError, short_of_memory
 from bonsai.system.paths import resolve_path
-from bonsai.tokenizers.chat import ChatTemplate
-from bonsai.tokenizers.hugging_face import read_folder
+from bonsai.tokenizers import Tokenizer, from_dict
+from bonsai.tokenizers.chat import ChatTemplate, missing_tokens
+from bonsai.tokenizers.hugging_face import read_chat, read_folder
 
 # fields that a run may change in a model whose weights it loads; the weights fix all others
 RUN_FIELDS = ("dropout", "activation_checkpointing", "bfloat16_stream")
@@ -42,12 +45,21 @@ class Loaded:
     checkpoint: dict | None = None  # for a resume
     newer: str = ""  # a note if the run has newer weights: restore.newer_weights
     tokenizer_note: str = ""  # where a tokenizer was found, or why there is none
+    chat_template: dict | None = None  # ChatTemplate.to_dict(); None if the source says nothing
+    chat_note: str = ""  # why the source's chat template is not read
+    stop_tokens: tuple[int, ...] = ()  # others than the tokenizer's that end a text
 
     @property
     def chat(self) -> ChatTemplate | None:
-        """How conversations are written, if a checkpoint says so."""
-        template = (self.checkpoint or {}).get("chat_template")
-        return None if template is None else ChatTemplate.from_dict(template)
+        """How conversations are written, if the source says so."""
+        state = self.chat_template
+        return None if state is None else ChatTemplate.from_dict(state)
+
+    def answer_ends(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The tokens with which an answer ends, that which ends a text first."""
+        end = None if self.chat is None else self.chat.end_token(tokenizer)
+        ends = dict.fromkeys([tokenizer.eot, end, *self.stop_tokens])
+        return tuple(i for i in ends if i is not None)
 
     @property
     def unknown_tokenizer(self) -> str:
@@ -134,7 +146,9 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
     check_fit(*MODELS[name], model_fields, weights, path)
     model = with_weights(name, model_fields, weights, str(path))
     config = checkpoint.get("config", {})
-    return Loaded(model, name, checkpoint.get("tokenizer"), config, str(path), checkpoint)
+    loaded = Loaded(model, name, checkpoint.get("tokenizer"), config, str(path), checkpoint)
+    loaded.chat_template = checkpoint.get("chat_template")
+    return loaded
 
 
 def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Module:
@@ -158,8 +172,13 @@ def from_hugging_face(source: str, overrides: dict) -> Loaded:
     """The model of a Hugging Face folder, or from the hub; see read_model."""
     settings, weights = read_model(source)
     model = with_weights("gpt", {**settings, **overrides}, weights, source)
-    tokenizer, note = hugging_face_tokenizer(source, model.config.vocab_size)
-    return Loaded(model, "gpt", tokenizer, {}, source, tokenizer_note=note)
+    size = model.config.vocab_size
+    tokenizer, note = hugging_face_tokenizer(source, size)
+    loaded = Loaded(model, "gpt", tokenizer, {}, source, tokenizer_note=note)
+    if source not in HUB:
+        take_template(loaded, lambda: read_chat(Path(source)))
+        loaded.stop_tokens = generation_ends(Path(source), size)
+    return loaded
 
 
 def from_llmc(path: Path, overrides: dict) -> Loaded:
@@ -178,7 +197,35 @@ def from_gguf(path: Path, overrides: dict) -> Loaded:
         tokenizer, note = read_vocabulary(values, settings["vocab_size"], str(path)), str(path)
     except UserError as e:  # weights can be trained further and evaluated without
         tokenizer, note = None, str(e)
-    return Loaded(model, "gpt", tokenizer, {}, str(path), tokenizer_note=note)
+    loaded = Loaded(model, "gpt", tokenizer, {}, str(path), tokenizer_note=note)
+    take_template(loaded, lambda: read_template(values))
+    loaded.stop_tokens = stops_of(values, settings["vocab_size"])
+    return loaded
+
+
+def take_template(loaded: Loaded, read: Callable[[], ChatTemplate | None]) -> None:
+    """Give a model the chat template that `read` finds, or a note why it cannot be used: a model
+    can do all but chat without."""
+    if loaded.tokenizer is None:
+        return
+    try:
+        template = read()
+        missing = template and missing_tokens(template, from_dict(loaded.tokenizer))
+        if missing:
+            raise UserError(f"it has {missing[0]}, which is no special token of the tokenizer")
+    except UserError as e:
+        loaded.chat_note = f"the chat template of {loaded.source} is not supported: {e}"
+    else:
+        loaded.chat_template = template and template.to_dict()
+
+
+def generation_ends(folder: Path, vocab_size: int) -> tuple[int, ...]:
+    """The tokens at which transformers' generate would stop with this folder."""
+    names = ("generation_config.json", "config.json")
+    path = folder / next(name for name in names if exists(folder / name))
+    ends = read_json_object(path, CONFIG_BYTES).get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    return tuple(i for i in ends if is_whole(i, 0, vocab_size - 1))
 
 
 def hugging_face_tokenizer(source: str, vocab_size: int) -> tuple[dict | None, str]:

@@ -18,6 +18,7 @@ from bonsai.system.paths import resolve_path
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
+from bonsai.tokenizers.templates import find_template
 
 
 @dataclass(eq=False)
@@ -30,6 +31,8 @@ class Served:
     engine: Engine
     created: int  # when its weights were written, in seconds since 1970
     chat: ChatTemplate | None = None
+    ends: tuple[int, ...] = ()  # tokens that end an answer in a chat
+    note: str = ""  # why the model does not chat, although its source has a template
     _bytes: dict[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,20 +73,23 @@ def load_served(
     source: str,
     runtime: Runtime,
     max_batch: int,
+    template: str = "",
     **options,
 ) -> Served:
     """Load a model and its tokenizer for serving. Raises UserError.
 
-    source: like load_model's init_from. options: Engine's, such as quantize. Steps are captured as
-    graphs if the runtime supports that, unless `capture` is False.
+    source: like load_model's init_from. template: the chat template to use instead of the model's,
+    like find_template's name. options: Engine's, such as quantize. Steps are captured as graphs if
+    the runtime supports that, unless `capture` is False.
     """
     options.setdefault("capture", runtime.captures)
     loaded = load_model(source, "", {"dropout": 0.0})
     if loaded.newer:
         print(loaded.newer, flush=True)
-    chat = loaded.chat
     loaded.checkpoint = None  # frees the memory of the optimizer's state
     tokenizer, _ = find_tokenizer(loaded)
+    if template:
+        loaded.chat_template = find_template(template, tokenizer).to_dict()
     model = to_device(loaded.model, runtime.device).eval()
     engine = Engine(
         model,
@@ -92,7 +98,9 @@ def load_served(
         compile=runtime.compile,
         **options,
     )
-    return Served(name, model, tokenizer, engine, written(source), chat)
+    note = "" if template else loaded.chat_note
+    ends = loaded.answer_ends(tokenizer)
+    return Served(name, model, tokenizer, engine, written(source), loaded.chat, ends, note)
 
 
 def written(source: str) -> int:

@@ -18,7 +18,7 @@ class Tokenizer:
     - A subclass has vocab_size, eot, encode, decode_bytes and to_dict; the rest follows from them.
     - encode takes any text, decode any ids: an id outside the vocabulary becomes U+FFFD. Decoding
       the ids of a text gives that text; a tokenizer that does not know every character raises
-      UserError instead, and has no eot.
+      UserError instead.
     - The bytes of several ids are the bytes of each, one after another.
     - from_dict makes the same tokenizer from what to_dict returned, even after a trip through JSON.
       It raises UserError for anything else, as the dict may come from a stranger.

@@ -39,6 +39,9 @@ Pair = tuple[int, int]
 Progress = Callable[[int], object]  # is told how many merges have been learnt
 
 BYTES = [bytes([i]) for i in range(256)]
+# Control characters of ASCII, and bytes of no character that Unicode has assigned. A vocabulary
+# that was learnt from text alone may lack them, as SmolLM's does.
+RARE = {*range(9), 11, 12, *range(14, 32), 127, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 256)}
 END = -1  # stands between chunks: no id, so no pair reaches over it
 LARGEST = 10_000_000  # ids: a vocabulary of more is a damaged file
 UNTRIED = 20_000  # characters that no pattern takes long for
@@ -217,7 +220,8 @@ class BPETokenizer(Tokenizer):
 
     Unlike gpt2 and gpt4, which are names of tiktoken's vocabularies, it carries its own.
 
-    tokens: the bytes of each id, all 256 bytes among them; None for an id that stands for nothing.
+    tokens: the bytes of each id, all 256 bytes among them, or all but some of RARE, which are an
+        error in a text then; None for an id that stands for nothing.
         A token's id is its rank: lower ones are joined first.
     pattern: cuts text into chunks (see patterns.py), over whose borders no token reaches; None:
         a text is one chunk.
@@ -253,7 +257,8 @@ class BPETokenizer(Tokenizer):
 
     def _check(self) -> None:
         missing = [byte for byte in BYTES if byte not in self.ranks]
-        if missing:
+        self.lacking = b"".join(missing)
+        if not RARE.issuperset(self.lacking):
             raise UserError(
                 f"a BPE vocabulary holds all 256 bytes: {len(missing)} are missing, {missing[0]!r} "
                 f"first"
@@ -321,6 +326,8 @@ class BPETokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if not all(map(self._goes_to_rust, texts)):
             return super().encode_batch(texts)
+        for text in texts:
+            self._check_bytes(text)
         return self._tiktoken.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -329,12 +336,22 @@ class BPETokenizer(Tokenizer):
 
     def _encode_plain(self, text: str) -> list[int]:
         """The ids of `text` without special tokens."""
+        self._check_bytes(text)
         if self._goes_to_rust(text):
             return self._tiktoken.encode_ordinary(text)
         ids: list[int] = []
         for chunk in self._split(well_formed(text)):
             ids += self._encode_chunk(chunk.encode("utf-8"))
         return ids
+
+    def _check_bytes(self, text: str) -> None:
+        """Raise UserError for a byte that the vocabulary lacks."""
+        if not self.lacking:
+            return
+        data = well_formed(text).encode("utf-8")
+        if len(data.translate(None, self.lacking)) < len(data):
+            byte = next(byte for byte in data if byte in self.lacking)
+            raise UserError(f"the text has the byte {byte:#04x}, for which there is no token")
 
     def _encode_chunk(self, chunk: bytes) -> list[int]:
         whole = self.ranks.get(chunk)

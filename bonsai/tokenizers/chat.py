@@ -6,7 +6,8 @@ from the meta.json of the data set, into which data/chat/prepare.py writes it:
     {"start": "<|endoftext|>",
      "roles": {"user": ["Q: ", "\\n"], "assistant": ["A: ", "\\n"], "system": ["", "\\n\\n"]}}
 
-The prompt is the start, each message between the two strings of its role, and then the first string
+A `system` beside them is the system's message of conversations that begin without one. The prompt
+is the start, each message between the two strings of its role, and then the first string
 of the assistant's. The answer ends where the assistant's second string begins. There is nothing to
 execute in it: a checkpoint from elsewhere cannot do more than choose these strings.
 """
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from bonsai.system.errors import UserError
-from bonsai.tokenizers import EOT_TEXT, Tokenizer
+from bonsai.tokenizers.base import EOT_TEXT, Tokenizer
 
 EXAMPLE = '{"roles": {"user": ["Q: ", "\\n"], "assistant": ["A: ", "\\n"]}}'
 
@@ -26,16 +27,19 @@ EXAMPLE = '{"roles": {"user": ["Q: ", "\\n"], "assistant": ["A: ", "\\n"]}}'
 class ChatTemplate:
     roles: Mapping[str, tuple[str, str]]  # what stands before and after a message of the role
     start: str = ""  # what a conversation begins with
+    system: str | None = None  # the system's message of a conversation that begins without one
 
     @classmethod
     def from_dict(cls, state: object) -> "ChatTemplate":
         """Raises UserError for what is not a template."""
         good = (
             isinstance(state, dict)
-            and set(state) <= {"start", "roles"}
+            and set(state) <= {"start", "roles", "system"}
             and isinstance(state.get("start", ""), str)
+            and isinstance(state.get("system", ""), str)
             and isinstance(state.get("roles"), dict)
-            and {"user", "assistant"} <= set(state["roles"])
+            and {"user", "assistant", *(["system"] if "system" in state else [])}
+            <= set(state["roles"])
             and all(
                 isinstance(role, str)
                 and isinstance(around, list | tuple)
@@ -47,7 +51,7 @@ class ChatTemplate:
         if not good:
             raise UserError(f"a chat_template has roles (and a start), such as {EXAMPLE}")
         roles = {role: tuple(around) for role, around in state["roles"].items()}
-        return cls(roles, state.get("start", ""))
+        return cls(roles, state.get("start", ""), state.get("system"))
 
     @property
     def stop(self) -> str | None:
@@ -71,7 +75,8 @@ class ChatTemplate:
     def to_dict(self) -> dict:
         """The inverse of from_dict."""
         roles = {role: list(around) for role, around in self.roles.items()}
-        return {"start": self.start, "roles": roles}
+        system = {} if self.system is None else {"system": self.system}
+        return {"start": self.start, "roles": roles, **system}
 
     def encode(self, tokenizer: Tokenizer, messages: Iterable[tuple[str, str]]) -> list[int]:
         """The prompt for (role, content) messages, as tokens: the assistant's turn begins.
@@ -93,6 +98,9 @@ class ChatTemplate:
         """
         ids = _encode(tokenizer, self.start)
         mask = [0] * len(ids)
+        messages = list(messages)
+        if self.system is not None and messages and messages[0][0] != "system":
+            messages.insert(0, ("system", self.system))
         for role, content, *weight in messages:
             if role not in self.roles:
                 known = ", ".join(self.roles)
@@ -126,12 +134,19 @@ TEMPLATES = {
         {role: (f"<|{role}|>", "<|end|>") for role in ("system", "user", "assistant")},
         start=EOT_TEXT,
     ),
+    # The most common one of other projects, for vocabularies with its two tokens.
+    "chatml": ChatTemplate(
+        {
+            role: (f"<|im_start|>{role}\n", "<|im_end|>\n")
+            for role in ("system", "user", "assistant")
+        }
+    ),
 }
 
 
 def template_for(tokenizer: Tokenizer) -> ChatTemplate:
     """The safest of TEMPLATES that the tokenizer can write. Raises UserError if there is none."""
-    for name in ("tokens", "plain"):
+    for name in ("tokens", "chatml", "plain"):
         if not (missing := missing_tokens(TEMPLATES[name], tokenizer)):
             return TEMPLATES[name]
     raise UserError(
@@ -140,14 +155,16 @@ def template_for(tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def missing_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> list[str]:
-    """The strings like <|user|> of a template that are no token of the tokenizer's."""
+    """The strings like <|user|> of a template that are no special token of the tokenizer's."""
     strings = [template.start, *(text for around in template.roles.values() for text in around)]
     names = dict.fromkeys(name for text in strings for name in re.findall(r"<\|\w+\|>", text))
-    return [name for name in names if not _is_token(tokenizer, name)]
+    return [name for name in names if not _is_special(tokenizer, name)]
 
 
-def _is_token(tokenizer: Tokenizer, name: str) -> bool:
+def _is_special(tokenizer: Tokenizer, name: str) -> bool:
+    """Whether it is a token that no text becomes, unless special tokens are asked for."""
     try:
-        return len(_encode(tokenizer, name)) == 1
+        ids = _encode(tokenizer, name)
+        return len(ids) == 1 and ids != tokenizer.encode(name)
     except UserError:  # a vocabulary of characters without one of these
         return False

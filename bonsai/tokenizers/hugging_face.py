@@ -17,8 +17,10 @@ from bonsai.system.errors import UserError
 from bonsai.tokenizers.base import EOT_TEXT
 from bonsai.tokenizers.bpe import BYTES, BPETokenizer, merge
 from bonsai.tokenizers.char import CharTokenizer
+from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.gpt import GPT2Tokenizer, GPT4Tokenizer
-from bonsai.tokenizers.patterns import GPT2, GPT4
+from bonsai.tokenizers.jinja import read_jinja
+from bonsai.tokenizers.patterns import DIGITS, GPT2, GPT4
 from bonsai.tokenizers.ranks import LARGEST, gpt2_alphabet
 
 MOST_BYTES = 32 * 2**20  # of one file; GPT-2's tokenizer.json has 3.6 MB
@@ -90,6 +92,26 @@ def read_folder(folder: Path, vocab_size: int = LARGEST) -> dict | None:
     return bpe_state(vocab, merges, added, GPT2, eos, vocab_size, str(folder))
 
 
+def read_chat(folder: Path) -> ChatTemplate | None:
+    """How a folder's model chats, from chat_template.jinja or else tokenizer_config.json; None
+    where nothing says. Raises UserError for a template that `read_jinja` does not read."""
+    folder = Path(folder)
+    settings = optional(folder / "tokenizer_config.json")
+    special = {**optional(folder / "special_tokens_map.json"), **settings}
+    path, source = folder / "chat_template.jinja", settings.get("chat_template")
+    if exists(path):  # newer; transformers then ignores the other, too
+        source = read_text(path, limit=MOST_BYTES)
+    elif isinstance(source, list):  # of several, each with a name
+        named = [t.get("template") for t in source if kind_of(t, "name") == "default"]
+        source = named[0] if named else None
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise UserError(f"{folder}: the chat_template of tokenizer_config.json is no text")
+    tokens = {name: content(special.get(name)) for name in NAMED}
+    return read_jinja(source, {name: token for name, token in tokens.items() if token})
+
+
 def from_tokenizer_json(
     state: dict, name: str, vocab_size: int = LARGEST, eos: str | None = None
 ) -> dict:
@@ -151,6 +173,11 @@ def pattern_of(part: object, name: str) -> str | None:
     kinds = [kind_of(p) for p in listed(parts, name)]
     if kinds == ["ByteLevel"] and not parts[0].get("add_prefix_space"):
         return GPT2 if parts[0].get("use_regex", True) else None
+    if kinds == ["Digits", "ByteLevel"]:  # cuts at the digits first, and the pieces as GPT-2 does
+        digits, level = parts
+        plain = level.get("use_regex", True) and not level.get("add_prefix_space")
+        if plain and digits.get("individual_digits") is True:
+            return DIGITS
     if kinds == ["Split", "ByteLevel"]:
         split, level = parts
         regex = split.get("pattern")
@@ -161,7 +188,7 @@ def pattern_of(part: object, name: str) -> str | None:
             return PATTERNS[regex]
     raise UserError(
         f"{name}: a pre_tokenizer of {', '.join(map(str, kinds))[:80]} with these settings is not "
-        "supported, only that of GPT-2 or GPT-4 on bytes"
+        "supported, only that of GPT-2, GPT-4 or SmolLM on bytes"
     )
 
 
@@ -280,8 +307,8 @@ def spell(token: str, alphabet: dict[str, int]) -> bytes:
     return bytes(alphabet[c] for c in token)
 
 
-def kind_of(part: object) -> str | None:
-    return part.get("type") if isinstance(part, dict) else None
+def kind_of(part: object, key: str = "type") -> str | None:
+    return part.get(key) if isinstance(part, dict) else None
 
 
 def listed(value: object, name: str) -> list:

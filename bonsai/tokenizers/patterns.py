@@ -15,8 +15,8 @@ from collections.abc import Callable
 from bonsai.system.errors import UserError
 
 # The alternatives are tried in this order at every place. \p{L} is any letter, \p{N} any digit.
-# Both patterns cut every text as tiktoken's do, which are written so that its engine needs less
-# memory.
+# The first two cut every text as tiktoken's do, which are written so that its engine needs less
+# memory; the third as the tokenizers of SmolLM and StarCoder do.
 GPT2 = "|".join(
     [
         r"'(?:[sdmt]|ll|ve|re)",  # the end of it's, I'd, I'm, don't, we'll, I've, you're
@@ -38,7 +38,18 @@ GPT4 = "|".join(
         r"\s+",
     ]
 )
-PATTERNS: dict[str, str | None] = {"gpt2": GPT2, "gpt4": GPT4, "none": None}
+DIGITS = "|".join(
+    [
+        r"'(?:[sdmt]|ll|ve|re)",
+        r" ?\p{L}+",
+        r"\p{N}",  # each digit by itself, without the space before it; all else as in GPT-2
+        r" ?[^\s\p{L}\p{N}]+",
+        r"\s+(?![^\s\p{N}])",
+        r"\s+",
+    ]
+)
+BUILT_IN = (GPT2, GPT4, DIGITS)
+PATTERNS: dict[str, str | None] = {"gpt2": GPT2, "gpt4": GPT4, "digits": DIGITS, "none": None}
 WHOLE_TEXT = r"(?s:.+)"  # what "none" means to libraries that want a pattern
 
 # Letters and digits that are new in Unicode 17 or later; first and last of each range. Python's
@@ -64,7 +75,7 @@ _UNASSIGNED = "\uffff"  # neither letter nor digit nor space, and never will be
 
 
 def named_pattern(name: str) -> str | None:
-    """The pattern called "gpt2", "gpt4" or "none"; anything else is a pattern itself."""
+    """The pattern called "gpt2", "gpt4", "digits" or "none"; anything else is a pattern itself."""
     if name in PATTERNS:
         return PATTERNS[name]
     if re.fullmatch(r"[\w-]*", name):  # a regular expression that cuts out one word alone
@@ -81,7 +92,7 @@ def checked_pattern(pattern: str) -> str:
     which a pattern that takes exponential time runs out of time. For each text, too, it has only a
     limited time (see `splitter`). The built-in patterns need neither.
     """
-    if pattern in (GPT2, GPT4):
+    if pattern in BUILT_IN:
         return pattern
     import regex
 
@@ -109,7 +120,7 @@ def runs_in_rust(pattern: str | None) -> bool:
     around, refers back or forbids backtracking: then they panic after a million steps. Nor may it
     match between characters, or use what Python and Rust read differently. For other patterns there
     is our own code, which stops in time."""
-    if pattern in (GPT2, GPT4, None):
+    if pattern in (*BUILT_IN, None):
         return True
     return not any(
         (word[0] == "\\" and word[1] in r"123456789bBAzZGKRXmML<>gkhHNQEC")
@@ -149,7 +160,7 @@ def splitter(pattern: str | None) -> Callable[[str], list[str]]:
     import regex  # the standard library's re has no \p{L}
 
     chunks, young = regex.compile(pattern), _young_letters()
-    is_custom = pattern not in (GPT2, GPT4)
+    is_custom = pattern not in BUILT_IN
 
     def split(text: str) -> list[str]:
         seconds = SECONDS + len(text) / LEAST_RATE if is_custom else None

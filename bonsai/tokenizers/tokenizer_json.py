@@ -6,8 +6,6 @@ tokenizer_config.json says which token ends a text, and has the chat template as
 otherwise than encode(): special tokens are found in any text, also where a user wrote them.
 """
 
-import json
-
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.base import Tokenizer, well_formed
 from bonsai.tokenizers.bpe import BYTES, BPETokenizer
@@ -16,7 +14,8 @@ from bonsai.tokenizers.char import CharTokenizer
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.gpt import TiktokenTokenizer
 from bonsai.tokenizers.hugging_face import CHARACTER, PATTERNS
-from bonsai.tokenizers.patterns import GPT2
+from bonsai.tokenizers.jinja import jinja
+from bonsai.tokenizers.patterns import DIGITS, GPT2
 from bonsai.tokenizers.ranks import gpt2_alphabet
 
 # our patterns as their library writes them, whose engine reads possessive signs otherwise
@@ -94,11 +93,14 @@ def cut(pattern: str | None, level: dict) -> dict:
     """The pre_tokenizer that cuts as our pattern does."""
     if pattern in (GPT2, None):
         return {**level, "use_regex": pattern is not None}
+    if pattern == DIGITS:
+        digits = {"type": "Digits", "individual_digits": True}
+        return {"type": "Sequence", "pretokenizers": [digits, {**level, "use_regex": True}]}
     if pattern not in THEIRS:
         raise UserError(
             f"the tokenizer's pattern is its own ({pattern!r:.60}), and tokenizer.json is read by "
             "another engine of regular expressions, which may cut otherwise: only the patterns "
-            "gpt2, gpt4 and none are written"
+            "gpt2, gpt4, digits and none are written"
         )
     split = {"type": "Split", "pattern": {"Regex": THEIRS[pattern]}}
     split |= {"behavior": "Isolated", "invert": False}
@@ -146,21 +148,3 @@ def tokenizer_config(tokenizer: Tokenizer, context: int, chat: ChatTemplate | No
 def end_of_text(tokenizer: Tokenizer) -> str:
     """How the token that ends a text is written."""
     return tokenizer.decode([tokenizer.eot])
-
-
-def jinja(chat: ChatTemplate) -> str:
-    """The template that renders messages as ChatTemplate.encode does: as one text, in which a token
-    may reach over the border of a message, and special tokens are found in messages too."""
-
-    def text(words: str) -> str:  # a string of JSON is one of Jinja's, too
-        return json.dumps(well_formed(words), ensure_ascii=False)
-
-    parts = [f"{{{{ {text(chat.start)} }}}}{{% for message in messages %}}"]
-    for i, (role, (before, after)) in enumerate(chat.roles.items()):
-        parts.append(f"{{% {'elif' if i else 'if'} message['role'] == {text(role)} %}}")
-        parts.append(f"{{{{ {text(before)} + message['content'] + {text(after)} }}}}")
-    unknown = text(f"the roles of this model are {', '.join(chat.roles)}")
-    parts.append(f"{{% else %}}{{{{ raise_exception({unknown}) }}}}{{% endif %}}{{% endfor %}}")
-    first = text(chat.roles["assistant"][0])
-    parts.append(f"{{% if add_generation_prompt %}}{{{{ {first} }}}}{{% endif %}}")
-    return "".join(parts)

@@ -236,10 +236,12 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
     fit_model(c, loaded)
     data.check_tokenizer(loaded.tokenizer, loaded.source, insist=c.other_tokenizer)
     state = loaded.checkpoint or {}
-    template = data.chat_template or state.get("chat_template")
+    template = data.chat_template or loaded.chat_template
     tokenizer = data.tokenizer or loaded.tokenizer
     note = f"weights from {loaded.source}"
     notes = [*filter(None, (loaded.newer, loaded.unknown_tokenizer))]
+    if loaded.chat_template not in (None, template):
+        notes.append("the data's chat template is another than the model's, and takes its place")
     start = Start(loaded.model, data, tokenizer, template, notes)
     if before is not None:
         start.resuming, start.checkpoint = True, state

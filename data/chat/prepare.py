@@ -13,7 +13,6 @@ Each row of a .jsonl or .parquet file is one conversation, in one of these forms
 """
 
 import functools
-import json
 import shutil
 import sys
 import time
@@ -31,12 +30,13 @@ from bonsai.data.messages import ROW_FIELDS, conversation_text
 from bonsai.data.pieces import Options, Seen
 from bonsai.data.sources import from_settings
 from bonsai.data.writer import FIELDS, Writer, describe_prepared, named_folder
-from bonsai.files.textfile import read_text
-from bonsai.system.errors import UserError, run
+from bonsai.system.errors import run
 from bonsai.system.progress import ProgressBar
-from bonsai.tokenizers import Tokenizer, get
-from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate, missing_tokens, template_for
-from configurator import configure, refuse_idle, resolve_path
+from bonsai.tokenizers import Tokenizer, get, names
+from bonsai.tokenizers.chat import ChatTemplate, template_for
+from bonsai.tokenizers.hugging_face import read_chat
+from bonsai.tokenizers.templates import find_template
+from configurator import Config, configure, refuse_idle, resolve_path
 
 # what
 input = ""  # files, folders or patterns, several between commas [paths]
@@ -51,8 +51,8 @@ keep = False  # keep the downloaded files
 # into what
 name = "chat"  # of the data set: it is written to data/<name>/
 out = ""  # folder to write to instead of data/<name>/ [path]
-tokenizer = "gpt2"  # gpt2, gpt4, byte, or a file that train_tokenizer.py wrote [path]
-template = "auto"  # how messages become text: plain, tokens, or a JSON file; see readme.md [path]
+tokenizer = "gpt2"  # gpt2, gpt4, byte, a file of train_tokenizer.py, or a model's folder [path]
+template = "auto"  # plain, tokens, chatml, a JSON file, or a model's folder; see readme.md [path]
 val_fraction = 0.05  # share of the conversations that go to val, by a hash of the text [> 0, < 1]
 shard_tokens = 0  # tokens per file: train_00000.bin, train_00001.bin, ...; 0: one train.bin [>= 0]
 
@@ -60,27 +60,15 @@ shard_tokens = 0  # tokens per file: train_00000.bin, train_00001.bin, ...; 0: o
 workers = 0  # threads that encode; 0: one per core [>= 0]
 
 
-def find_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
-    """The template of this name, or in this file. Raises UserError for one that this tokenizer
-    cannot write, or in which nothing ends an answer."""
-    if name == "auto":
-        return template_for(tokenizer)
-    template = TEMPLATES.get(name)
-    if template is None:
-        path = resolve_path(name)
-        try:
-            template = ChatTemplate.from_dict(json.loads(read_text(path, "the chat template")))
-        except (ValueError, RecursionError) as e:
-            raise UserError(f"the chat template {path} is not valid JSON: {e}") from None
-        if not template.roles["assistant"][1]:
-            raise UserError(f"{path} ends no answer: the assistant's second string is empty")
-    if missing := missing_tokens(template, tokenizer):
-        raise UserError(
-            f"the chat template has {missing[0]}, which is no token of the tokenizer: choose "
-            f"another --template, or a --tokenizer that has it (train_tokenizer.py takes "
-            "--special_tokens)"
-        )
-    return template
+def template_of(c: Config, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template that the settings ask for: by default that of the model whose tokenizer it is,
+    or else the safest."""
+    if c.template != "auto":
+        return find_template(c.template, tokenizer)
+    folder = resolve_path(c.tokenizer)
+    if c.tokenizer not in names() and folder.is_dir() and read_chat(folder) is not None:
+        return find_template(c.tokenizer, tokenizer)
+    return template_for(tokenizer)
 
 
 def main(**settings) -> None:
@@ -90,7 +78,7 @@ def main(**settings) -> None:
     folder = Path(c.out) if c.out else named_folder(c.name)
     path = resolve_path(c.tokenizer)
     chosen = get(path if path.is_file() else c.tokenizer)
-    chat = find_template(c.template, chosen)  # loads the vocabulary: before a long download
+    chat = template_of(c, chosen)  # loads the vocabulary: before a long download
     seen = Seen()
     text = functools.partial(conversation_text, chat)
     options = Options(on_error=c.on_error, row_text=text, row_fields=ROW_FIELDS)

@@ -58,6 +58,14 @@ def test_prompts_stand_beside_messages():
     assert (found[2]["text"], found[2]["finish"]) == ("me", "length")
 
 
+def test_further_tokens_end_an_answer_but_no_continuation():
+    bare = ChatTemplate({**LINES.roles, "assistant": ("A:", "")})
+    jobs = [{"prompt": "Q:cat\nA:"}, {"messages": messages("cat")}]
+    found = list(answer_jobs(engine_of(LINES), CODER, jobs, GREEDY, 1, bare, ends=(ord("\n"),)))
+    assert found[0]["text"].startswith("meow\nQ:") and found[0]["tokens"] == 30
+    assert (found[1]["text"], found[1]["finish"]) == ("meow", "stop")
+
+
 def test_all_mistakes_come_before_the_first_answer():
     engine = engine_of(LINES)
     with pytest.raises(UserError, match="prompt 2: the model has no chat template"):

@@ -53,7 +53,9 @@ CASES = [(name, fields) for name, cases in SHAPES.items() for fields in cases]
 
 def loaded(tokenizer=CHARS, checkpoint: dict | None = None, pad: int = 3, **fields) -> Loaded:
     model = tiny(vocab_size=tokenizer.vocab_size + pad, **fields)
-    return Loaded(model, "gpt", tokenizer.to_dict(), {}, "out/ckpt.pt", checkpoint)
+    source = Loaded(model, "gpt", tokenizer.to_dict(), {}, "out/ckpt.pt", checkpoint)
+    source.chat_template = (checkpoint or {}).get("chat_template")
+    return source
 
 
 def logits(model, ids) -> torch.Tensor:

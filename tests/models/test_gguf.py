@@ -18,7 +18,9 @@ from bonsai.engine.text import find_tokenizer
 from bonsai.models import gguf as ours
 from bonsai.models.gguf import (
     read_gguf,
+    read_template,
     read_vocabulary,
+    stops_of,
     tensors,
     vocabulary,
     write_gguf,
@@ -27,7 +29,7 @@ from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, CharTokenizer
 from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate
-from bonsai.tokenizers.patterns import GPT2
+from bonsai.tokenizers.patterns import DIGITS, GPT2
 
 BPE = BPETokenizer.train(["the cat sat on the mat, that's that. naïve ☃!\n", *HOSTILE], 320)
 LLAMA = dict(norm="rmsnorm", activation="swiglu", position="rope", bias=False)
@@ -136,6 +138,43 @@ def test_the_token_that_ends_an_answer(tmp_path):
     assert values["tokenizer.ggml.eos_token_id"] == bpe.eot
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_chat_comes_back(tmp_path, name):
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    special = (EOT_TEXT, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    special += ("<|im_start|>", "<|im_end|>")
+    bpe = BPETokenizer.train(["to be 12 " * 9], 280, DIGITS, special)
+    template = ChatTemplate.from_dict({**TEMPLATES[name].to_dict(), "system": "Be 'kind'."})
+    write(tmp_path / "a.gguf", bpe, chat=template)
+    loaded = load_model(str(tmp_path / "a.gguf"))
+    assert loaded.chat == template and loaded.tokenizer == bpe.to_dict() and not loaded.chat_note
+    end = template.end_token(bpe)
+    assert loaded.answer_ends(bpe) == ((bpe.eot,) if end == bpe.eot else (bpe.eot, end))
+
+
+@pytest.mark.parametrize(("values", "found", "stops"), [
+    ({}, None, ()),
+    ({"chat_template": 5}, None, ()),
+    ({"ggml.eos_token_id": 1, "ggml.eot_token_id": 2, "ggml.eom_token_id": 9}, None, (1, 2)),
+    ({"ggml.eos_token_id": 1, "chat_template": "eos_token"}, "b", (1,)),
+    ({"ggml.eos_token_id": -1, "chat_template": "'\\n'"}, "\n", ()),
+    ({"ggml.eos_token_id": "b", "chat_template": "'\\n'"}, "\n", ()),
+])  # fmt: skip
+def test_what_a_file_says_of_chats(values, found, stops):
+    """In other words than ours; ids that are no tokens are left out."""
+    said = "{% for message in messages %}{{ message.role + message.content + END }}{% endfor %}"
+    said += "{% if add_generation_prompt %}assistant{% endif %}"
+    values = {f"tokenizer.{name}": value for name, value in values.items()}
+    if isinstance(end := values.get("tokenizer.chat_template"), str):
+        values["tokenizer.chat_template"] = said.replace("END", end)
+    values["tokenizer.ggml.tokens"] = ["a", "b", "c"]
+    template = read_template(values)
+    assert (template and template.roles["user"]) == (found and ("user", found))
+    assert stops_of(values, 3) == stops
+    with pytest.raises(UserError, match=r"\{\{ tools \}\}"):
+        read_template({**values, "tokenizer.chat_template": "{{ tools }}"})
+
+
 def test_vocabularies():
     pre, tokens, kinds, merges = vocabulary(tokenizers.get("byte"), 257)
     assert pre == "gpt-2" and not merges and tokens[ord("a")] == "a" and kinds[256] == ours.CONTROL
@@ -236,6 +275,7 @@ EXACT = dict(bias=False, tie_head=False, attention_scale=1.0)  # and the other G
 CASES = {
     "gpt2": (lambda: BPE, dict(activation="gelu_tanh"), "float32"),
     "gpt2, gelu": (lambda: BPETokenizer.train(HOSTILE, 320, GPT2), EXACT, "float32"),
+    "digits": (lambda: BPETokenizer.train(HOSTILE, 320, DIGITS), LLAMA, "float32"),
     "gpt2, bytes": (lambda: tokenizers.get("byte"), dict(activation="gelu_tanh"), "float32"),
     "llama": (lambda: BPE, LLAMA | dict(attention_scale=0.1, n_kv_head=1), "float32"),
     "llama, grouped": (lambda: BPE, SHAPES["llama, grouped"], "float32"),

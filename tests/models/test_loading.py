@@ -1,15 +1,21 @@
 """bonsai/models/loading.py: other people's names for the same weights, and what is left out."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.checkpoints import needs_resource, tiny
 from helpers.programs import ROOT, differences, environment
 
-from bonsai.models.loading import find_source, load_model
+from bonsai.models.export import export_hugging_face
+from bonsai.models.loading import Loaded, find_source, load_model
 from bonsai.system.errors import UserError
+from bonsai.tokenizers import EOT_TEXT, BPETokenizer, from_dict
+from bonsai.tokenizers.chat import TEMPLATES
+from bonsai.tokenizers.jinja import jinja
 
 
 @pytest.mark.parametrize(
@@ -72,6 +78,51 @@ def test_a_run_may_have_its_stream_in_another_dtype(tmp_path):
         for now in (False, True):
             loaded = load_model("resume", tmp_path, {"bfloat16_stream": now})
             assert loaded.model.config.bfloat16_stream == now
+
+
+TOKENS = (EOT_TEXT, "<|im_start|>", "<|im_end|>")
+
+
+def exported(path: Path, special: tuple[str, ...] = TOKENS) -> Path:
+    """A folder of Hugging Face's, without a chat template, of a vocabulary with special tokens."""
+    bpe = BPETokenizer.train(["to be or not to be " * 9], 280, special_tokens=special)
+    model, _ = tiny(vocab_size=bpe.vocab_size)
+    export_hugging_face(Loaded(model, "gpt", bpe.to_dict(), {}, "it"), bpe, path, "float32")
+    return path
+
+
+@pytest.mark.parametrize(("source", "special", "note"), [
+    (None, TOKENS, ""),
+    (jinja(TEMPLATES["chatml"]), TOKENS, ""),
+    (jinja(TEMPLATES["chatml"]), TOKENS[:2], "it has <|im_end|>, which is no special token"),
+    ("{{ tools }}", TOKENS, "it has {{ tools }}"),
+])  # fmt: skip
+def test_how_a_folders_model_chats(tmp_path, source, special, note):
+    folder = exported(tmp_path / "hf", special)
+    if source is not None:
+        (folder / "chat_template.jinja").write_text(source)
+    loaded = load_model(str(folder))
+    assert loaded.chat == (TEMPLATES["chatml"] if source and not note else None)
+    said = f"the chat template of {folder} is not supported: {note}" if note else ""
+    assert loaded.chat_note.startswith(said) and bool(loaded.chat_note) == bool(note)
+    (folder / "tokenizer.json").unlink()  # nor does it chat without a tokenizer
+    assert load_model(str(folder)).chat is None
+
+
+def test_an_answer_ends_where_the_folder_says(tmp_path):
+    """generation_config.json; older folders have config.json alone. No model draws other ids."""
+    folder = exported(tmp_path / "hf")
+    tokenizer = from_dict(load_model(str(folder)).tokenizer)
+    eot, _, end = tokenizer.special_tokens.values()
+    config = json.loads((folder / "config.json").read_text())
+    for ends, stops in (
+        (None, []), (end, [end]), ([5, end], [5, end]), ([-1, True, "a", 10**9], []), ({}, [])
+    ):  # fmt: skip
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        assert load_model(str(folder)).answer_ends(tokenizer) == (eot, *stops)
+    (folder / "generation_config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": [end]}))
+    assert load_model(str(folder)).answer_ends(tokenizer) == (eot, end)
 
 
 def test_without_the_optimizer(tmp_path):

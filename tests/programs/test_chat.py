@@ -9,9 +9,11 @@ import pytest
 from helpers.made_model import knowing, save
 from helpers.prepared import read
 from helpers.programs import ROOT, assert_one_line_error, run_command, run_program
+from helpers.tiny_model import tiny
 
 from bonsai.data.conversations import ConversationEncoder
-from bonsai.runs.restore import load_checkpoint
+from bonsai.models.export import export_hugging_face
+from bonsai.models.loading import Loaded, load_model
 from bonsai.tokenizers import BPETokenizer, ByteTokenizer, from_dict
 from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate
 
@@ -39,7 +41,7 @@ def chats(tmp_path) -> Path:
 @pytest.fixture
 def vocabulary(tmp_path) -> Path:
     texts = [" ".join([*ANSWERS, *ANSWERS.values()]) * 9]
-    special = ("<|endoftext|>", *ROLES)
+    special = ("<|endoftext|>", *ROLES, "<|im_start|>", "<|im_end|>")
     tokenizer = BPETokenizer.train(texts, 280, special_tokens=special)
     (tmp_path / "my.json").write_text(json.dumps(tokenizer.to_dict()))
     return tmp_path / "my.json"
@@ -123,18 +125,74 @@ def test_what_is_no_conversation_can_be_left_out(chats):
     assert result.rc == 0 and "left out 1 row: chats.jsonl line 17" in result.stdout
 
 
-def test_a_trained_model_answers(chats):
-    """The whole way, with weights that were trained: what each animal says, and where to stop."""
-    assert prepare(chats, "--input=chats.jsonl", "--tokenizer=byte", "--val_fraction=0.1").rc == 0
-    model = ["--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64", "--position=rope"]
-    steps = ["--max_iters=150", "--lr_decay_iters=150", "--warmup_iters=10", "--batch_size=16"]
-    run = ["--gradient_accumulation_steps=1", "--learning_rate=3e-3", "--eval_interval=150"]
-    more = ["--eval_iters=1", "--device=cpu", "--dtype=float32", "--out_dir=out"]
-    result = run_program([*model, *steps, *run, *more, f"--dataset={chats / 'data'}"], chats)
+MODEL = ["--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64"]
+MODEL += ["--position=rope", "--norm=rmsnorm", "--activation=swiglu"]  # Llama's shape
+STEPS = ["--max_iters=250", "--lr_decay_iters=250", "--warmup_iters=10", "--batch_size=16"]
+STEPS += ["--gradient_accumulation_steps=1", "--learning_rate=3e-3", "--eval_interval=250"]
+CPU = ["--eval_iters=1", "--device=cpu", "--dtype=float32"]
+
+
+@pytest.mark.parametrize("template", ["plain", "chatml"])
+def test_a_trained_model_answers(chats, vocabulary, template):
+    """The whole way, with weights that were trained: what each animal says, and where to stop. The
+    same from a folder for transformers and a file for llama.cpp, and training goes on from there.
+    """
+    for library in ("gguf", "transformers"):
+        pytest.importorskip(library, reason=f"{library} is not installed")
+    coder = {"plain": "byte", "chatml": vocabulary}[template]
+    options = ["--input=chats.jsonl", "--val_fraction=0.1"]
+    assert prepare(chats, *options, f"--tokenizer={coder}", f"--template={template}").rc == 0
+    data = f"--dataset={chats / 'data'}"
+    result = run_program([*MODEL, *STEPS, *CPU, "--out_dir=out", data], chats)
     assert result.rc == 0, result
-    assert load_checkpoint(chats / "out" / "ckpt.pt")["chat_template"]["roles"]
-    done = sample(chats, "--temperature=0", "--max_new_tokens=20", stdin="owl\ncat\ndog\ncow\n")
-    assert done.rc == 0 and done.stdout.split() == ["hoo", "meow", "woof", "moo"], done
+    for to, name in (("hf", "folder"), ("gguf", "a.gguf")):
+        options = ["--out_dir=out", f"--to={to}", f"--out={name}"]
+        assert run_program(options, chats, program="export.py").rc == 0
+    for source in ("out", "folder", "a.gguf"):
+        options = [f"--init_from={source}", "--temperature=0", "--max_new_tokens=20"]
+        done = sample(chats, *options, stdin="owl\ncat\ndog\ncow\n")
+        assert done.rc == 0 and done.stdout.split() == ["hoo", "meow", "woof", "moo"], done
+        loaded = load_model(str(chats / source))
+        assert (
+            loaded.chat == TEMPLATES[template]
+            and loaded.tokenizer == read(chats / "data")[0]["tokenizer"]
+        )
+
+    from transformers import AutoTokenizer
+
+    theirs, ours = AutoTokenizer.from_pretrained(chats / "folder"), from_dict(loaded.tokenizer)
+    said = talk("owl", "cat")[:3]
+    ids = TEMPLATES[template].encode(ours, [(m["role"], m["content"]) for m in said])
+    options = {"add_generation_prompt": True, "return_dict": False}
+    assert theirs.apply_chat_template(said, **options) == ids
+
+    options = ["--input=chats.jsonl", "--tokenizer=folder"]  # whose template is the default
+    assert prepare(chats, *options, "--out=again").rc == 0
+    assert ChatTemplate.from_dict(read(chats / "again")[0]["chat_template"]) == TEMPLATES[template]
+    start = [str(ROOT / "config" / "finetune_chat.py"), "--init_from=folder", "--block_size=32"]
+    run = ["--max_iters=2", "--batch_size=2", "--gradient_accumulation_steps=1", "--out_dir=more"]
+    result = run_program([*start, *run, *CPU, f"--dataset={chats / 'again'}"], chats)
+    assert result.rc == 0 and "chat template" not in result.stdout, result
+    assert load_model(str(chats / "more")).chat == TEMPLATES[template]
+
+
+def test_a_template_of_a_folder_that_is_not_read(chats, vocabulary):
+    """One line says what is not supported, and what to do."""
+    coder = from_dict(json.loads(vocabulary.read_text()))
+    model = tiny(vocab_size=coder.vocab_size)
+    loaded = Loaded(model, "gpt", coder.to_dict(), {}, "it")
+    export_hugging_face(loaded, coder, chats / "folder", "float32")
+    (chats / "folder" / "chat_template.jinja").write_text("{% if tools %}{{ tools }}{% endif %}")
+    options = ["--init_from=folder", "--max_new_tokens=3"]
+    refused = sample(chats, *options, stdin="cat\n")
+    said = refused.stderr.strip().splitlines()[-1]
+    assert refused.rc == 1 and said.startswith(
+        "error: the chat template of folder is not supported"
+    )
+    assert "{{ tools }}" in said and "--template=" in said, refused
+    for template in ("plain", "tokens", "chatml"):
+        done = sample(chats, *options, f"--template={template}", stdin="cat\n")
+        assert done.rc == 0, done
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

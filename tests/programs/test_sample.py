@@ -432,7 +432,10 @@ def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
         (["--prompts=one.jsonl", "--interactive"], "without effect with --prompts"),
         (["--prompts=one.jsonl", "--chat"], "without effect with --prompts"),
         (["--system=be brief"], "--system is without effect without --chat"),
-        (["--chat"], "the model has no chat template"),
+        (["--chat"], "the model has no chat template: name one (--template=plain"),
+        (["--chat", "--template=plain"], "<|endoftext|>, which is no special token"),
+        (["--template=plain"], "--template is without effect without --chat or --prompts"),
+        (["--prompts=talk.jsonl"], "the model has no chat template: name one"),
         (["--temperature=-1"], "temperature=-1"),
         (["--num_samples=0"], "num_samples=0"),
         (["--on_full=slied"], "slide, refill, stop"),
@@ -448,6 +451,8 @@ def test_a_mistake_is_one_line(run, tmp_path, args, says):
     (tmp_path / "latin1.jsonl").write_bytes('{"prompt": "aé"}'.encode("latin-1"))
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "one.jsonl").write_text('{"prompt": "a"}')
+    talk = {"messages": [{"role": "user", "content": "a"}]}
+    (tmp_path / "talk.jsonl").write_text(json.dumps(talk))
     (tmp_path / "half.jsonl").write_text('{"prompt": "a"}\n{"prompt": "\\udc41"}\n')
     done = sample(f"--out_dir={run}", *args, cwd=tmp_path, status=1)
     lines = done.stderr.splitlines()

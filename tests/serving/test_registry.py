@@ -9,6 +9,7 @@ from helpers.server_in_process import model_server
 from bonsai.serving.registry import load_served, parse_models, usable_tokenizers, written
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime, setup
+from bonsai.tokenizers.chat import TEMPLATES
 
 
 def test_names_of_models():
@@ -74,6 +75,7 @@ def test_a_model_is_loaded_with_all_that_it_needs(tmp_path, capsys):
     runtime = setup("cpu", "float32", False)
     served = load_served("memo", str(folder), runtime, max_batch=2)
     assert (served.name, served.vocab_size, served.chat.stop) == ("memo", 257, "\n")
-    assert served.created > 0 and not served.model.training
+    assert served.created > 0 and not served.model.training and served.ends == (256,)
+    assert load_served("memo", str(folder), runtime, 2, "plain").chat == TEMPLATES["plain"]
     with pytest.raises(UserError, match="nowhere"):
         load_served("memo", str(tmp_path / "nowhere"), runtime, 2)

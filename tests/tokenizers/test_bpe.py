@@ -1,5 +1,6 @@
 """bonsai/tokenizers/bpe.py: against a naive recount, against rustbpe and against tiktoken."""
 
+import base64
 import random
 from collections import Counter
 
@@ -9,11 +10,13 @@ from helpers.shared_data import need_vocabulary, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bonsai.data.encoders import fast_encoder
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, get
 from bonsai.tokenizers.bpe import (
     BYTES,
     LONGEST_NAMES,
+    RARE,
     count_chunks,
     learn_merges,
     merge,
@@ -44,7 +47,7 @@ def test_merges_are_those_of_rustbpe(texts, n):
     assert rust_tokens(texts, n, GPT4) == ours
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", r"\w+|\W"])
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", "digits", r"\w+|\W"])
 def test_merges_are_those_of_rustbpe_on_source_text(pattern):
     texts = library_source(25)
     fast, plain = (
@@ -82,6 +85,32 @@ def test_a_vocabulary_has_room_for_the_bytes():
         with pytest.raises(UserError, match="vocab_size"):
             BPETokenizer.train(["text"], size, special_tokens=names)
     assert BPETokenizer.train(["text"], 256, special_tokens=[]).vocab_size == 256
+
+
+def test_bytes_that_no_text_has_may_be_missing():
+    """Then a text with one of them is an error, however it is encoded; all else is as before."""
+    whole = BPETokenizer.train(["to be\n 12"], 270, GPT2)
+    tokens = [None if len(t) == 1 and t[0] in RARE else t for t in whole.tokens]
+    lacking = BPETokenizer.from_dict({**whole.to_dict(), "tokens": _in_base64(tokens)})
+    plain = BPETokenizer(tokens, GPT2, whole.special_tokens, fast=False)
+    assert lacking.fast and {*lacking.lacking} == RARE
+    text = "to be 😀 ü\n\t\r 12 \U00030000 \U000e0001 \U0010fffd \x85 \ud83d"
+    for tokenizer in (lacking, plain):
+        assert tokenizer.encode(text) == whole.encode(text)
+        for odd in ("be \x00 12", "\x7f", "to \U00050000"):
+            for encode in (tokenizer.encode, lambda text, t=tokenizer: t.encode_batch(["a", text])):
+                with pytest.raises(UserError, match=r"the text has the byte 0x.., for which"):
+                    encode(odd)
+    with pytest.raises(UserError, match="gigatoken takes byte-pair encodings of all bytes only"):
+        fast_encoder(lacking, name="gigatoken")
+    for byte in b"a\n\xc3\xf0":
+        without = [None if t == bytes([byte]) else t for t in tokens]
+        with pytest.raises(UserError, match="holds all 256 bytes"):
+            BPETokenizer(without, GPT2, whole.special_tokens)
+
+
+def _in_base64(tokens: list[bytes | None]) -> list[str | None]:
+    return [None if t is None else base64.b64encode(t).decode() for t in tokens]
 
 
 def test_progress_is_told():

@@ -4,6 +4,7 @@ import pytest
 
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, get
+from bonsai.tokenizers.bpe import BYTES
 from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate, missing_tokens, template_for
 
 STATE = {
@@ -18,6 +19,16 @@ def test_messages_stand_between_the_strings_of_their_role():
     ids = template.encode(tokenizer, messages)
     eot = tokenizer.eot
     assert ids == [eot, *b"S:be;U:hi\nA:yo", eot, *b"U:\nA:"]
+
+
+def test_a_conversation_without_a_system_begins_with_the_templates():
+    template, tokenizer = ChatTemplate.from_dict({**STATE, "system": "be"}), ByteTokenizer()
+    said = template.encode(tokenizer, [("system", "be"), ("user", "hi")])
+    assert template.encode(tokenizer, iter([("user", "hi")])) == said
+    ids, mask = template.encode_conversation(tokenizer, [("user", "hi"), ("assistant", "yo")])
+    assert ids == [*said, *b"yo", tokenizer.eot] and sum(mask) == 3
+    assert template.encode(tokenizer, []) == [tokenizer.eot, *b"A:"]
+    assert ChatTemplate.from_dict(template.to_dict()) == template
 
 
 def test_nobody_writes_special_tokens_into_a_message():
@@ -59,6 +70,8 @@ def test_unknown_roles():
         {"roles": {"user": ["", ""], "assistant": [""]}},
         {"roles": {"user": ["", ""], "assistant": ["", 5]}},
         {"roles": STATE["roles"], "start": 5},
+        {"roles": STATE["roles"], "system": None},
+        {"roles": {"user": ["", ""], "assistant": ["", ""]}, "system": "Be kind."},
         {"roles": STATE["roles"], "jinja": "{{ 1 }}"},
     ],
 )
@@ -77,7 +90,8 @@ def test_what_is_learnt_is_what_is_drawn(name):
     """The prompt for an answer is what stands before it in training; from there to the end of the
     answer the mask is 1, and elsewhere 0."""
     template = TEMPLATES.get(name) or ChatTemplate.from_dict(STATE)
-    tokenizer = with_tokens("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    roles = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|im_start|>", "<|im_end|>")
+    tokenizer = with_tokens("<|endoftext|>", *roles)
     ids, mask = template.encode_conversation(tokenizer, MESSAGES)
     assert len(ids) == len(mask)
     expected = [0] * len(ids)
@@ -102,10 +116,16 @@ def test_roles_are_tokens_where_the_vocabulary_has_them():
     assert template_for(with_tokens("<|endoftext|>", *roles)) == TEMPLATES["tokens"]
     assert template_for(with_tokens("<|endoftext|>", *roles[:3])) == TEMPLATES["plain"]
     assert template_for(ByteTokenizer()) == TEMPLATES["plain"]
+    chatml = ("<|im_start|>", "<|im_end|>")
+    assert template_for(with_tokens(*chatml)) == TEMPLATES["chatml"]
+    assert template_for(with_tokens("<|endoftext|>", *roles, *chatml)) == TEMPLATES["tokens"]
     for tokenizer in (with_tokens(*roles), CharTokenizer.from_text("User:")):
         with pytest.raises(UserError, match=r"the tokenizer has no <\|endoftext\|>"):
             template_for(tokenizer)
     assert {*missing_tokens(TEMPLATES["tokens"], ByteTokenizer())} == {*roles}
+    plain = BPETokenizer([*BYTES, *(b"<|im_start|>"[:n] for n in range(2, 13))], None, {})
+    assert len(plain.encode("<|im_start|>")) == 1  # a token that any message may hold
+    assert "<|im_start|>" in missing_tokens(TEMPLATES["chatml"], plain)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.gpt2_folder import save, transformers
+from helpers.hostile_texts import HOSTILE, difficult_texts
 from helpers.programs import run_program
 from helpers.shared_data import need_vocabulary
 
@@ -13,6 +15,9 @@ from bonsai import tokenizers
 from bonsai.engine.text import find_tokenizer
 from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
+from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate
+from bonsai.tokenizers.hugging_face import read_chat
+from bonsai.tokenizers.jinja import jinja
 
 TEXT = (
     "To be, or not to be: that is the question.\n\tdef f(x):  return x\n It's 1234 or 56, naïve ☃!"
@@ -67,6 +72,116 @@ def test_a_folders_own_tokenizer_is_used(tmp_path, form, first):
     assert again.encode(TEXT) == ours.encode(TEXT) and again.eot == ours.eot
     slow = tokenizers.BPETokenizer(ours.tokens, ours.pattern, ours.special_tokens, fast=False)
     assert slow.encode(TEXT) == ours.encode(TEXT)  # by our own code
+
+
+def smollm(tmp_path: Path, missing: bool = False) -> Path:
+    """A folder with the shape of SmolLM2's: its tokenizer, its kind of model, in small. missing:
+    the vocabulary lacks bytes that its text does not have, as that one's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    theirs = Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    theirs.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    if missing:
+        from bonsai.tokenizers.bpe import RARE
+        from bonsai.tokenizers.ranks import gpt2_alphabet
+
+        letters = [c for c, byte in gpt2_alphabet().items() if byte not in RARE]
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=names, initial_alphabet=letters, show_progress=False
+    )
+    theirs.train_from_iterator([TEXT * 5] * 5, trainer)
+    folder = tmp_path / "smollm"
+    sizes = dict(vocab_size=theirs.get_vocab_size(), hidden_size=72, intermediate_size=192)
+    sizes |= dict(num_hidden_layers=2, num_attention_heads=9, num_key_value_heads=3)
+    sizes |= dict(max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=True)
+    config = transformers.LlamaConfig(**sizes, rope_theta=100000.0, eos_token_id=2, bos_token_id=1)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    theirs.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+    settings |= {"bos_token": names[1], "eos_token": names[2], "unk_token": names[0]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+DIGITS = [
+    "a  1",
+    " 12  3\n\n4 ",
+    "x ² ½ Ⅻ ३४ y",
+    "it's 1's",
+    "  7",
+    "1 <|im_start|> 2",
+    "<repo_name>",
+]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_folder_like_smollm2s(tmp_path, missing):
+    """Digits each by itself, special tokens first, Llama's shape with grouped heads, tied."""
+    from tokenizers import Tokenizer
+
+    folder = smollm(tmp_path, missing)
+    theirs, loaded = Tokenizer.from_file(str(folder / "tokenizer.json")), load_model(str(folder))
+    ours, _ = find_tokenizer(loaded)
+    for text in [*TEXTS, *DIGITS, *HOSTILE, *difficult_texts()[:99]]:
+        if missing and {*text.encode("utf-8", "replace")} & {*ours.lacking}:
+            with pytest.raises(UserError, match="for which there is no token"):
+                ours.encode(text)
+            continue
+        text = tokenizers.well_formed(text)
+        assert ours.encode(text, allow_special=True) == theirs.encode(text).ids, text
+    assert bool(ours.lacking) == missing and ours.eot == 2
+    assert tokenizers.from_dict(ours.to_dict()).lacking == ours.lacking
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.randint(ours.vocab_size, (2, 64))
+    with torch.no_grad():
+        want, given = model(ids).logits, loaded.model.eval()(ids, ids)[0]
+    assert want.std() > 0.01
+    torch.testing.assert_close(given, want, atol=1e-5, rtol=1e-5)
+
+
+# ---- chat templates ----
+
+CHATML = jinja(TEMPLATES["chatml"])
+NAMED = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": CHATML}]
+
+
+@pytest.mark.parametrize(("config", "file", "found"), [
+    ({}, None, False),
+    ({"chat_template": None}, None, False),
+    ({"chat_template": CHATML}, None, True),
+    ({"chat_template": NAMED}, None, True),
+    ({"chat_template": NAMED[:1]}, None, False),
+    ({"chat_template": [3, {"name": 5}]}, None, False),
+    ({"chat_template": "{{ tools }}"}, CHATML, True),
+    ({}, CHATML + "\n", True),
+])  # fmt: skip
+def test_where_a_folder_has_its_chat_template(tmp_path, config, file, found):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if file is not None:
+        (tmp_path / "chat_template.jinja").write_text(file)
+    assert read_chat(tmp_path) == (TEMPLATES["chatml"] if found else None)
+
+
+def test_names_of_tokens_in_a_template(tmp_path):
+    source = jinja(ChatTemplate({"user": ("U", "E"), "assistant": ("A", "E")})).replace(
+        '"E"', "eos_token"
+    )
+    config = {"chat_template": source, "eos_token": {"content": "</s>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert read_chat(tmp_path).roles["user"] == ("U", "</s>")
+    for wrong, hint in (
+        ({**config, "eos_token": None}, "eos_token"),
+        ({"chat_template": 5}, "no t"),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=hint):
+            read_chat(tmp_path)
 
 
 def test_a_vocabulary_of_gpt2s_size_is_not_taken_for_gpt2s(tmp_path):

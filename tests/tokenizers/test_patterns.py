@@ -8,6 +8,7 @@ import pytest
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import BPETokenizer, patterns
 from bonsai.tokenizers.patterns import (
+    DIGITS,
     GPT2,
     GPT4,
     checked_pattern,
@@ -35,6 +36,8 @@ def test_chunks():
     assert splitter(GPT2)("I'VE") == ["I", "'", "VE"]
     assert splitter(GPT2)("if x:\n    y") == ["if", " x", ":", "\n   ", " y"]
     assert splitter(GPT4)("if x:\n    y") == ["if", " x", ":\n", "   ", " y"]
+    assert splitter(DIGITS)("it's 12  3\n4") == ["it", "'s", " ", "1", "2", "  ", "3", "\n", "4"]
+    assert splitter(DIGITS)("if x:\n    y") == ["if", " x", ":", "\n   ", " y"]
     assert splitter(None)("any text") == ["any text"] and splitter(None)("") == []
 
 
@@ -123,6 +126,7 @@ def test_a_long_text_is_tried_before_rust_takes_it(monkeypatch):
     [
         (GPT2, True),
         (GPT4, True),
+        (DIGITS, True),
         (None, True),
         (r"\p{N}{1,3}|[^\r\n\p{L}]?\p{L}+(?i:'s|'t)?|\s+(?!\S)|\s+|(?s:.)", True),
         (r"(?i)[a-z]+|[^a-z]", True),

@@ -11,8 +11,9 @@ from bonsai.system.errors import UserError
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, CharTokenizer, SentencePieceTokenizer
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.hugging_face import from_tokenizer_json
+from bonsai.tokenizers.jinja import jinja
 from bonsai.tokenizers.patterns import GPT2, GPT4, PATTERNS
-from bonsai.tokenizers.tokenizer_json import jinja, tokenizer_config, tokenizer_json
+from bonsai.tokenizers.tokenizer_json import tokenizer_config, tokenizer_json
 
 library = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 TEXTS = ["the cat sat on the mat, and that's that", *HOSTILE]

@@ -11,9 +11,13 @@ import pytest
 import torch
 from helpers.programs import GOLDEN, TINY, load, losses, metrics, program_module
 from helpers.tiny_data import make_dataset, write_meta
+from helpers.tiny_model import tiny
 
-from bonsai.models.loading import load_model
+from bonsai.models.export import export_hugging_face, portable
+from bonsai.models.loading import Loaded, load_model
+from bonsai.runs.portable import write_portable
 from bonsai.system.errors import UserError
+from bonsai.tokenizers import from_dict
 from bonsai.training import optimizers as optim
 from bonsai.training import report, trackers
 from bonsai.training.start import schedule_notes
@@ -330,6 +334,37 @@ def test_weights_without_a_tokenizer_are_trained_and_evaluated_with_a_word(
     assert word in capsys.readouterr().err
     program.main(init_from=str(tmp_path / "run" / "ckpt.pt"), windows=1, device="cpu")
     assert "nothing says" not in capsys.readouterr().err  # the data's is in the checkpoint
+
+
+CHATS = [{"roles": {"user": [q, "\n"], "assistant": ["A", "\n"]}, "start": ""} for q in "QU"]
+
+
+@pytest.mark.parametrize(("models", "datas", "kept", "said"), [
+    (None, CHATS[0], CHATS[0], False),
+    (CHATS[0], None, CHATS[0], False),
+    (CHATS[0], CHATS[0], CHATS[0], False),
+    (CHATS[0], CHATS[1], CHATS[1], True),
+])  # fmt: skip
+@pytest.mark.parametrize("source", ["checkpoint", "folder"])
+def test_the_chat_template_of_the_data_takes_the_models_place(
+    train, tmp_path, capsys, source, models, datas, kept, said
+):
+    data = make_dataset(tmp_path / "data" / "mine")
+    meta = json.loads((data / "meta.json").read_text())
+    model = tiny(vocab_size=len(meta["tokenizer"]["chars"]), block_size=SMALL["block_size"])
+    loaded = Loaded(model, "gpt", meta["tokenizer"], {}, "it", chat_template=models)
+    coder = from_dict(meta["tokenizer"])
+    if source == "folder":
+        export_hugging_face(loaded, coder, tmp_path / "it", "float32")
+    else:
+        write_portable(tmp_path / "it", portable(loaded, coder, "float32"))
+    (data / "meta.json").write_text(json.dumps({**meta, "chat_template": datas} if datas else meta))
+    sizes = {k: v for k, v in SMALL.items() if not k.startswith(("n_", "block"))}
+    run = dict(init_from=str(tmp_path / "it"), dataset=str(data), max_iters=1, eval_interval=1)
+    assert train(tmp_path / "out", sizes, run) == 0
+    note = "the data's chat template is another than the model's, and takes its place"
+    assert (note in capsys.readouterr().out) == said
+    assert load(tmp_path / "out" / "last.pt")["chat_template"] == kept
 
 
 def test_data_that_changed_are_said_and_measured_anew(train, tmp_path, capsys):

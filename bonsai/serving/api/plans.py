@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bonsai.engine import SamplingParams
 from bonsai.serving.api.faults import ApiError, bad_request
@@ -97,6 +97,8 @@ async def plan_chat(served: Served, body: ChatRequest, limits: Limits) -> Plan:
     stops = [*body.stop, *([template.stop] if template.stop else [])]
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(served, body, max_tokens, limits, logprobs, False)
+    if not body.ignore_eos:
+        params = replace(params, stop_tokens=tuple({*params.stop_tokens, *served.ends}))
     check_prompt(served, prompt, "messages")
     return Plan(served, [prompt], params, n, stops, want_ids=bool(body.return_token_ids))
 

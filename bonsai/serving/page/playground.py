@@ -15,7 +15,7 @@ from bonsai.serving.page.runs import find_runs, list_runs, rows_from
 from bonsai.serving.registry import Served, usable_tokenizers
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import Tokenizer
-from bonsai.tokenizers.tokenizer_json import jinja
+from bonsai.tokenizers.jinja import jinja
 
 LONGEST_TEXT = 200_000  # characters to tokenize for the page
 # Bytes of a prompt to tokenize; Tiny Shakespeare fits. While a library makes or frees the list of

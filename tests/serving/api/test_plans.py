@@ -186,3 +186,12 @@ def test_what_belongs_together(model):
 def test_a_model_without_a_template_does_not_chat(model):
     plain = model_server(CONTEXT).models["m"]
     assert refused(chat, plain, "a").code == "no_chat_template"
+
+
+def test_a_chat_ends_at_further_tokens_too(model, monkeypatch):
+    monkeypatch.setattr(model, "ends", (EOT, 7))
+    asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    for more, stops in (({}, {EOT, 7}), ({"ignore_eos": True}, set())):
+        found = asyncio.run(plan_chat(model, ChatRequest(**asked, **more), Limits()))
+        assert {*found.params.stop_tokens} == stops
+    assert {*plan(model).params.stop_tokens} == {EOT}
