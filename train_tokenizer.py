@@ -41,7 +41,7 @@ out = "tokenizer.json"  # where the tokenizer goes [path]
 # The vocabulary
 type = "bpe"  # bpe: of bytes [bpe | sentencepiece_unigram | sentencepiece_bpe]
 vocab_size = 4096  # the 256 bytes, merges and special tokens together [>= 256, <= 10_000_000]
-pattern = "gpt4"  # cuts text into chunks: gpt4, gpt2, none, or a regular expression
+pattern = "gpt4"  # cuts text into chunks: gpt4, gpt2, digits, none, or a regular expression
 special_tokens = EOT_TEXT  # several between commas [list]
 fast = True  # train with rustbpe; False: with bonsai/tokenizers/bpe.py, which gives the same merges
 ranks = ""  # do not train: take the tokens of a .tiktoken file or of a vocab.bpe [path]

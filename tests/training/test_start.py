@@ -354,13 +354,14 @@ def test_the_chat_template_of_the_data_takes_the_models_place(
     model = tiny(vocab_size=len(meta["tokenizer"]["chars"]), block_size=SMALL["block_size"])
     loaded = Loaded(model, "gpt", meta["tokenizer"], {}, "it", chat_template=models)
     coder = from_dict(meta["tokenizer"])
+    path = tmp_path / ("it" if source == "folder" else "it.safetensors")
     if source == "folder":
-        export_hugging_face(loaded, coder, tmp_path / "it", "float32")
+        export_hugging_face(loaded, coder, path, "float32")
     else:
-        write_portable(tmp_path / "it", portable(loaded, coder, "float32"))
+        write_portable(path, portable(loaded, coder, "float32"))
     (data / "meta.json").write_text(json.dumps({**meta, "chat_template": datas} if datas else meta))
     sizes = {k: v for k, v in SMALL.items() if not k.startswith(("n_", "block"))}
-    run = dict(init_from=str(tmp_path / "it"), dataset=str(data), max_iters=1, eval_interval=1)
+    run = dict(init_from=str(path), dataset=str(data), max_iters=1, eval_interval=1)
     assert train(tmp_path / "out", sizes, run) == 0
     note = "the data's chat template is another than the model's, and takes its place"
     assert (note in capsys.readouterr().out) == said
