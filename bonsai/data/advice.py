@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bonsai import ROOT
+from bonsai.files.jsonfile import read_json_object
 
 CPU, GPU, LARGE = "quickstart.py", "train_shakespeare_char.py", "fast_gpt2.py"
 CHAT = "finetune_chat.py"  # from GPT-2's weights
@@ -19,29 +20,43 @@ CONTEXT = 1024  # of GPT-2, and of a config file that says nothing of it
 MANY = 500_000_000  # tokens; on more than these a GPU trains the LARGE model
 
 
-def training_command(dataset: str, meta: dict, gpu: bool | None = None) -> str:
+def training_command(dataset: str, meta: dict, gpu: bool | None = None, init_from: str = "") -> str:
     """The command that trains a model on a data set that was just prepared.
 
-    dataset: a name in data/, or a path. meta: of the data set. gpu: None looks for one. The config
-    file is one for this machine; its windows are shortened where the data are too short for them.
+    dataset: a name in data/, or a path. meta: of the data set. gpu: None looks for one. init_from:
+    the folder of the model that is to learn these conversations. The config file is one for this
+    machine; its windows are shortened where the data are too short for them.
     """
     splits = [split["tokens"] for split in meta["splits"].values()]
     gpu = has_gpu() if gpu is None else gpu
     special = f"train_{dataset}_cpu.py"  # made for these data
     small = special if (ROOT / "config" / special).exists() else CPU
     config = (LARGE if sum(splits) > MANY else GPU) if gpu else small
-    if "chat_template" in meta and (meta["tokenizer"] or {}).get("type") == "gpt2":
+    of_gpt2 = (meta["tokenizer"] or {}).get("type") == "gpt2" if "chat_template" in meta else False
+    if init_from or of_gpt2:
         config = CHAT
     text = (ROOT / "config" / config).read_text(encoding="utf-8")
     words = [f"config/{config}"]
     if f'\ndataset = "{dataset}"\n' not in text:
         words += [f"--dataset={dataset}", f"--out_dir=out-{Path(dataset).name}"]
+    if init_from:
+        words.append(f"--init_from={init_from}")
     longest = (meta.get("row_length") or min(splits)) - 1
     block = re.search(r"^block_size = (\d+)", text, re.M)
-    block = int(block[1]) if block else CONTEXT
-    if longest < block:
+    block = own = int(block[1]) if block else CONTEXT
+    if init_from:  # whose context may be far longer, and take the memory for it
+        own = context_of(Path(init_from))
+        longest = min(longest, block)
+    if longest < own:
         words.append(f"--block_size={max(longest, 1)}")
     return command("train.py", words)
+
+
+def context_of(model: Path) -> int:
+    """How many tokens the model of a Hugging Face folder takes; CONTEXT where it does not say."""
+    config = read_json_object(model / "config.json")
+    sizes = (config.get(name) for name in ("n_positions", "max_position_embeddings"))
+    return next((size for size in sizes if isinstance(size, int)), CONTEXT)
 
 
 def command(program: str, arguments: Sequence[str] = ()) -> str:

@@ -394,11 +394,16 @@ def disk_errors(path: Path):
 
 
 def describe_prepared(
-    meta: dict, folder: str | Path, seconds: float, fields: Sequence[str] = FIELDS
+    meta: dict,
+    folder: str | Path,
+    seconds: float,
+    fields: Sequence[str] = FIELDS,
+    init_from: str = "",
 ) -> str:
     """What a prepare script prints at its end: counts, folder, time, and what to run next.
 
-    fields: those of `meta` that are not kept from an older meta.json."""
+    fields: those of `meta` that are not kept from an older meta.json. init_from: as
+    training_command takes it."""
     lines = []
     for name, split in meta["splits"].items():
         n = split["documents"]
@@ -423,5 +428,6 @@ def describe_prepared(
         lines[-1] += f", {size / 1e6 / seconds:.0f} MB of text per second"
     if kept := [key for key in meta if key not in fields]:
         lines.append(f"kept what the old meta.json had besides: {', '.join(kept)}")
-    lines.append(f"next: {training_command(folder.name if ours else str(folder), meta)}")
+    dataset = folder.name if ours else str(folder)
+    lines.append(f"next: {training_command(dataset, meta, init_from=init_from)}")
     return "\n".join(lines)

@@ -202,7 +202,7 @@ class _Reader:
                 if value[0] != "elif" and len(value) > 1:
                     raise _refused(f"has {_shown(value)}")
                 return found, value
-            elif value[:1] == ["if"] and depth < DEEPEST:
+            elif value[:1] == ["if"] and len(value) > 1 and depth < DEEPEST:
                 found.append(self.choice(value[1:], depth + 1))
             elif value == _LOOP and depth < DEEPEST:
                 found.append(_Loop(self.nodes("endfor", depth=depth + 1)[0]))

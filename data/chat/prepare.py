@@ -98,7 +98,9 @@ def main(**settings) -> None:
     if c.hub and not c.keep:
         shutil.rmtree(folder / "downloads", ignore_errors=True)
     print("\n".join([*seen.lines(options), encode.summary]))
-    print(describe_prepared(meta, folder, time.time() - start, (*FIELDS, "chat_template")))
+    model = str(path) if path.is_dir() and (path / "config.json").exists() else ""
+    fields = (*FIELDS, "chat_template")
+    print(describe_prepared(meta, folder, time.time() - start, fields, model))
 
 
 if __name__ == "__main__":

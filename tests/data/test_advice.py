@@ -1,5 +1,6 @@
 """bonsai/data/advice.py: what a prepare recommends can be run, on this machine, in this folder."""
 
+import json
 import re
 import shlex
 import sys
@@ -78,6 +79,22 @@ def test_conversations_in_gpt2s_tokens_are_for_gpt2(tmp_path, at_home, tokens, b
     words = shlex.split(training_command("chat", meta, False))
     assert words[2:] == ["config/finetune_chat.py", *([f"--block_size={block}"] if block else [])]
     assert settings("train.py", words[2:])["block_size"] == (block or 1024)
+
+
+@pytest.mark.parametrize(("context", "tokens", "block"), [
+    ({}, 10**6, None), ({"n_positions": 64}, 10**6, None), ({"n_positions": 64}, 100, None),
+    ({"n_positions": 64}, 50, 49), ({"max_position_embeddings": 8192}, 10**6, 1024),
+    ({"max_position_embeddings": 8192}, 100, 99),
+])  # fmt: skip
+def test_conversations_for_a_model_are_for_that_model(tmp_path, at_home, context, tokens, block):
+    (tmp_path / "a model").mkdir()
+    (tmp_path / "a model" / "config.json").write_text(json.dumps(context))
+    splits = {"train": {"tokens": 10**7}, "val": {"tokens": tokens}}
+    meta = {"splits": splits, "tokenizer": {"type": "bpe"}, "chat_template": {}}
+    model = str(tmp_path / "a model")
+    words = shlex.split(training_command("chat", meta, False, model))
+    more = [f"--block_size={block}"] if block else []
+    assert words[2:] == ["config/finetune_chat.py", f"--init_from={model}", *more]
 
 
 def test_from_another_folder(tmp_path, monkeypatch):

@@ -247,6 +247,11 @@ REFUSED = {
     "an escape by name": (GOOD.replace("'assistant'", r"'\N{DIGIT ONE}'"), "in a string"),
     "half a character": (GOOD.replace("'assistant'", r"'\ud83d'"), "in a string"),
     "a dict": ("{{ {'a': 'b'}['a'] }}" + GOOD, r"\{"),
+    "an if without a condition": (GOOD.replace(SAID, "{% if %}" + SAID + "{% endif %}"), "if %"),
+    "an elif without one": (
+        GOOD.replace(SAID, "{% if message.role == 'a' %}{% elif %}" + SAID + "{% endif %}"),
+        "elif",
+    ),
     "an end too much": (GOOD + "{% endif %}", "endif"),
     "an end with words": (GOOD.replace("endfor", "endfor x"), "endfor x"),
     "a system that is none": (
