@@ -32,8 +32,8 @@ def training_command(dataset: str, meta: dict, gpu: bool | None = None, init_fro
     special = f"train_{dataset}_cpu.py"  # made for these data
     small = special if (ROOT / "config" / special).exists() else CPU
     config = (LARGE if sum(splits) > MANY else GPU) if gpu else small
-    of_gpt2 = (meta["tokenizer"] or {}).get("type") == "gpt2" if "chat_template" in meta else False
-    if init_from or of_gpt2:
+    of_gpt2 = (meta.get("tokenizer") or {}).get("type") == "gpt2"
+    if init_from or ("chat_template" in meta and of_gpt2):
         config = CHAT
     text = (ROOT / "config" / config).read_text(encoding="utf-8")
     words = [f"config/{config}"]
