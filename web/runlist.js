@@ -14,7 +14,7 @@ export const ORDERS = {
 };
 
 /** Runs that match all words of a text: by name, by dataset, or by a setting such as n_layer=12. */
-export function matching(runs, text) {
+function matching(runs, text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const says = (run, word) =>
     run.name.toLowerCase().includes(word) ||
@@ -27,7 +27,7 @@ export function matching(runs, text) {
 }
 
 /** Whether a run still trains: its last row is new, and it has not reached its last step. */
-export const trains = (run) => run.live && !(run.max_iters && run.step >= run.max_iters);
+const trains = (run) => run.live && !(run.max_iters && run.step >= run.max_iters);
 
 /**
  * list.element shows runs; list.draw(runs, picked, colourOf) updates it. options: filter and order,

@@ -80,7 +80,7 @@ class Guard:
         try:
             try:
                 self.check(scope)
-                await self.read(body, scope, receive)
+                await self.read(body, receive)
             except ApiError as e:
                 return await answer(counted_send, e)
             await self.app(scope, replay(body, receive), counted_send)
@@ -130,7 +130,7 @@ class Guard:
             return False
         return self.any_address or address.is_loopback
 
-    async def read(self, body: bytearray, scope, receive) -> None:
+    async def read(self, body: bytearray, receive) -> None:
         """Read a request's body into `body`, and add its bytes to `held`. Raises ApiError if it is
         too large or takes too long. The rest of a large one is read and dropped, because a client
         may read the answer only after it has sent all."""

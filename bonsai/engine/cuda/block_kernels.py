@@ -440,7 +440,7 @@ def normed_head(x, c, eps, HS: tl.constexpr, NORM: tl.constexpr):
 @triton.jit
 def prepared(
     head, cos, sin, c, eps,
-    HS: tl.constexpr, CHANNELS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    HS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
     """A query or key, normalised and rotated; rounded after each step, as in torch."""
     half = head.dtype.element_ty
@@ -478,8 +478,8 @@ def attend_step_kernel(
     new = qkv + b * (nh + 2 * nkv) * HS
     cos += b * cos_row
     sin += b * cos_row
-    query = prepared(new + h * HS, cos, sin, c, eps, HS, CHANNELS, NORM, ROPE) * scale
-    key = prepared(new + (nh + of) * HS, cos, sin, c, eps, HS, CHANNELS, NORM, ROPE)
+    query = prepared(new + h * HS, cos, sin, c, eps, HS, NORM, ROPE) * scale
+    key = prepared(new + (nh + of) * HS, cos, sin, c, eps, HS, NORM, ROPE)
     value = tl.load(new + (nh + nkv + of) * HS + c, mask=c < HS, other=0.0).to(tl.float32)
     if EXTRA:
         value += tl.load(extra + (b * nkv + of) * HS + c, mask=c < HS, other=0.0).to(tl.float32)
