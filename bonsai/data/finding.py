@@ -1,5 +1,6 @@
 """The files that `--input=` names, and all that are below a folder."""
 
+import contextlib
 import glob
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -11,17 +12,18 @@ from bonsai.system.paths import split_paths
 
 
 def find_files(
-    spec: str, bases: Sequence[Path] = (Path(),), endings: Sequence[str] = ()
+    spec: str, bases: Sequence[Path] = (Path(),), endings: Sequence[str] | None = None
 ) -> list[Path]:
     """The files that `--input=` names: a file, a folder (all known files below it), a pattern
     with * ? or [, or several of these between commas. Relative ones are tried from each base.
-    `endings`: of further files that are plain text. Raises UserError for what is not there."""
+    `endings`: of further files that are plain text; None: the program has no setting for them.
+    Raises UserError for what is not there."""
     if not spec:
         raise UserError("no input: name a file, a folder or a pattern with --input=PATH")
-    known = (*READERS, *endings)
+    known = (*READERS, *(endings or ()))
     files: dict[Path, None] = {}  # a set that keeps its order
     for part in split_paths(spec, bases):
-        files.update(dict.fromkeys(_find(part, bases, known)))
+        files.update(dict.fromkeys(_find(part, bases, known, endings)))
     return list(files)
 
 
@@ -62,26 +64,51 @@ def _cannot_list(e: OSError) -> None:
     raise UserError(f"cannot read the folder {e.filename}: {reason(e)}")
 
 
-def _find(part: str, bases: Sequence[Path], known: tuple[str, ...]) -> list[Path]:
+def _find(
+    part: str, bases: Sequence[Path], known: tuple[str, ...], endings: Sequence[str] | None
+) -> list[Path]:
     part = os.path.expanduser(part)
     for path in (base / part for base in bases):
         if path.is_dir():
             if files := files_below(path, known):
                 return files
-            raise UserError(f"no {', '.join(known)} file in the folder {path}")
+            hint = _as_text(files_below(path, ("",)), endings)
+            raise UserError(f"no {', '.join(known)} file in the folder {path}{hint}")
         if path.exists():
             if not path.name.lower().endswith(known):
-                how = "; jq -c '.[]' makes .jsonl of a list" if path.suffix == ".json" else ""
-                raise UserError(f"cannot read {path}: known are {', '.join(known)} files{how}")
+                hint = _as_text([path], endings)
+                if path.suffix == ".json":
+                    hint = "; jq -c '.[]' makes .jsonl of a list"
+                raise UserError(f"cannot read {path}: known are {', '.join(known)} files{hint}")
             return [path]
     if glob.has_magic(part):
+        others: list[Path] = []
         for base in bases:
-            matches = map(Path, glob.glob(str(base / part), recursive=True))
+            matches = [Path(path) for path in glob.glob(str(base / part), recursive=True)]
             files = sorted(f for f in matches if f.name.lower().endswith(known) and f.is_file())
             if files:
                 return files
-        raise UserError(f"no {', '.join(known)} file matches {part}")
+            others += matches
+        raise UserError(f"no {', '.join(known)} file matches {part}{_as_text(others, endings)}")
     raise UserError(not_there(part))
+
+
+def _as_text(files: Iterable[Path], endings: Sequence[str] | None) -> str:
+    """How files of other kinds are read, if a program has the setting for them and they look like
+    text: `; --endings=.md,.rst reads those as text`, the most frequent endings first."""
+    by_ending: dict[str, list[Path]] = {}
+    for file in files if endings is not None else ():
+        if file.suffix and file.is_file():
+            by_ending.setdefault(file.suffix.lower(), []).append(file)
+    frequent = sorted(by_ending, key=lambda ending: -len(by_ending[ending]))
+    found = [ending for ending in frequent if _looks_like_text(by_ending[ending][0])][:3]
+    return f"; --endings={','.join([*endings, *found])} reads such files as text" if found else ""
+
+
+def _looks_like_text(file: Path) -> bool:
+    with contextlib.suppress(OSError), open(file, "rb") as f:
+        return b"\0" not in f.read(4096)
+    return False
 
 
 def not_there(part: str) -> str:

@@ -26,12 +26,14 @@ def from_settings(c, folder: Path, options: Options, seen: Seen) -> tuple[Read, 
     if c.hub:
         downloads = folder / "downloads"
         return from_hub(c.hub, c.revision, c.files, downloads, c.keep, options, seen)
-    return from_files(c.input, c.get("endings", ""), options, seen)
+    return from_files(c.input, c.get("endings"), options, seen)
 
 
-def from_files(spec: str, endings: str, options: Options, seen: Seen) -> tuple[Read, int]:
-    """Documents in files. spec, endings: as --input and --endings have them."""
-    files = find_files(spec, (Path(), ROOT), as_endings(endings))
+def from_files(spec: str, endings: str | None, options: Options, seen: Seen) -> tuple[Read, int]:
+    """Documents in files. spec, endings: as --input and --endings have them; None: a program
+    without that setting."""
+    further = None if endings is None else as_endings(endings)
+    files = find_files(spec, (Path(), ROOT), further)
     return functools.partial(read_pieces, files, options, seen=seen), total_size(files)
 
 

@@ -68,3 +68,22 @@ def test_a_list_is_told_how_it_becomes_rows(tmp_path):
         with pytest.raises(UserError) as e:
             find_files(str(tmp_path / name))
         assert str(e.value).endswith(f".parquet files{more}")
+
+
+def test_files_of_other_kinds_are_told_how_they_are_read_as_text(tmp_path):
+    make(tmp_path, "notes/a.md", "notes/deep/b.MD", "notes/c.rst", "notes/README", "one.md")
+    (tmp_path / "notes" / "d.png").write_bytes(b"PNG\0")
+    for spec, endings, words in (
+        ("notes", (), "; --endings=.md,.rst reads such files as text"),
+        ("notes/*", (), "; --endings=.md,.rst reads such files as text"),
+        ("one.md", (), "; --endings=.md reads such files as text"),
+        ("one.md", (".py",), "; --endings=.py,.md reads such files as text"),
+        ("notes/README", (), ""),
+        ("notes/d.png", (), ""),
+        ("notes", None, ""),  # a program without this setting
+        ("one.md", None, ""),
+    ):
+        with pytest.raises(UserError) as e:
+            find_files(spec, (tmp_path,), endings)
+        assert ("endings" in str(e.value)) == bool(words) and str(e.value).endswith(words), spec
+    assert len(find_files("notes", (tmp_path,), as_endings(".md,.rst"))) == 3
