@@ -45,7 +45,7 @@ from bonsai.models.loading import Loaded, find_source, load_model
 from bonsai.system.errors import UserError, end_if_told, heeded, run
 from bonsai.system.progress import ProgressBar
 from bonsai.system.runtime import DTYPES, Runtime, setup_inference
-from bonsai.tokenizers import Tokenizer
+from bonsai.tokenizers import Tokenizer, UnknownText
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.templates import find_template
 from configurator import Config, configure, refuse_idle, resolve_path
@@ -89,7 +89,7 @@ def default_start(tokenizer: Tokenizer, text: str) -> str:
     """`text` or, if the vocabulary cannot spell it, '': encode_start says what that begins with."""
     try:
         tokenizer.encode(text)
-    except UserError:
+    except UnknownText:
         say("there is no line break in the vocabulary: texts begin with another token; see --start")
         return ""
     return text

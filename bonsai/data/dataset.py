@@ -369,10 +369,11 @@ class Mixture:
         theirs = self.tokenizer or assumed
         if insist or not expected or not theirs or expected == theirs:
             return
-        names = [
-            f"{t['type']}, {len(t['chars'])} characters" if t["type"] == "char" else t["type"]
-            for t in (expected, theirs)
-        ]
+        tables = {"char": ("chars", "characters"), "table": ("tokens", "texts")}
+        names = []
+        for t in (expected, theirs):
+            key, words = tables.get(t["type"], ("", ""))
+            names.append(f"{t['type']}, {len(t[key])} {words}" if key else t["type"])
         raise UserError(
             f"{source} has another tokenizer ({names[0]}) than data set {self.parts[0].name} "
             f"({names[1]}): choose another --dataset, or prepare this one with the model's "
@@ -404,6 +405,11 @@ class Mixture:
         """Mean bytes of text per token of a split, by weight; None if any part does not know."""
         means = [p.split(split).bytes_per_token for p in self.parts]
         return None if None in means else sum(p.weight * m for p, m in zip(self.parts, means))
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines that name a meta.pkl of which no text can be made."""
+        return [part.meta["note"] for part in self.parts if part.meta.get("note")]
 
     def without_bytes(self, split: str) -> str:
         """A line that names a data set of text for which the number of bytes is not known; "" if

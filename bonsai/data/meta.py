@@ -5,11 +5,7 @@ field of the wrong kind is one line for the user.
 """
 
 import contextlib
-import io
 import json
-import pickle
-import pickletools
-import re
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -17,19 +13,16 @@ from typing import NamedTuple
 import numpy as np
 
 from bonsai import tokenizers
-from bonsai.files.access import SETTINGS, read_bytes
+from bonsai.files.access import SETTINGS
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.bpe import LARGEST
+from bonsai.tokenizers.nanogpt import META, read_nanogpt_meta
 
 FORMAT = 1  # the newest meta.json that we know
 MANY = 1 << 50  # tokens, bytes, documents
 IDS = {"uint16": 1 << 16, "uint32": LARGEST}  # dtype -> the largest vocabulary it is used for
 FILES = 1 << 20  # of a split
-PICKLE = 4 << 20  # bytes of a meta.pkl: 65,536 characters take half of it
-# Numbers in it that are no ids. As keys of a dict these could be chosen so that their hashes
-# collide, and Python would compare each with all before it.
-MOST_NUMBERS = 20_000
 
 
 def dtype_of(vocab_size: int) -> np.dtype:
@@ -131,15 +124,18 @@ def _shown(value: object) -> str:
 
 
 def open_meta(folder: Path) -> tuple[dict, Path | None]:
-    """What a data folder says about itself, in the form of meta.json, and the file that says it."""
+    """What a data folder says about itself, in the form of meta.json, and the file that says it.
+
+    Of a meta.pkl that names no tokenizer, `note` is a line that says why.
+    """
     path = folder / "meta.json"
     if path.exists():
         return read_meta(path), path
     if (folder / "meta.json.tmp").exists():
         raise UserError(f"preparing {folder} was interrupted: run its prepare.py again")
-    path = folder / "meta.pkl"
+    path = folder / META
     if path.exists():
-        return nanogpt_meta(read_meta_pickle(path), path), path
+        return read_nanogpt_meta(path), path
     return {}, None
 
 
@@ -158,76 +154,3 @@ def check_tokenizer(state: dict | None) -> None:
     if state is not None:
         with contextlib.suppress(tokenizers.MissingLibrary):  # training does not need it
             tokenizers.from_dict(state)
-
-
-# -- meta.pkl -------------------------------------------------------------------------------------
-
-# The opcodes of a pickle of dicts, lists, texts and numbers. Tuples are not among them: nested ones
-# take exponential time as keys.
-PLAIN = set(
-    re.findall(
-        r"\w+",
-        """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT
-        BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING
-        BINBYTES SHORT_BINBYTES EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS
-        PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET""",
-    )
-)
-NUMBERS = {"INT", "BININT", "LONG", "LONG1", "FLOAT", "BINFLOAT"}
-CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, strings and numbers; a pickle that names any class or function is refused."""
-
-    def find_class(self, module, name):
-        raise UserError(f"it wants to call {module}.{name}, which plain data never does")
-
-
-def read_meta_pickle(path: Path) -> dict:
-    """nanoGPT's meta.pkl without executing anything; UserError for all but plain data."""
-    data = read_bytes(path, PICKLE)
-    try:
-        check_pickle(data)
-        meta = PlainUnpickler(io.BytesIO(data)).load()
-    except UserError as e:
-        raise UserError(f"refused to load {path}: {e}; delete it unless you trust it") from None
-    except MemoryError:
-        raise
-    except Exception as e:
-        raise UserError(f"{path} is damaged ({e!r:.100}): prepare the data again") from None
-    if not isinstance(meta, dict):
-        raise UserError(f"{path} holds a {type(meta).__name__}, not a dict")
-    return meta
-
-
-def check_pickle(data: bytes) -> None:
-    """Raise UserError for opcodes that plain data do not need, and ValueError for those that take
-    memory: a place in the unpickler's memo is allocated together with all places below it, so its
-    number must not be large.
-    """
-    numbers = 0
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in CALLS:
-            return  # find_class will refuse it, and name it
-        if opcode.name not in PLAIN:
-            raise UserError(f"it holds {opcode.name}, which plain data never do")
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > len(data):
-            raise ValueError("a memo larger than the file")
-        is_id = type(argument) is int and 0 <= argument < 1 << 17
-        numbers += opcode.name in NUMBERS and not is_id
-        if numbers > MOST_NUMBERS:
-            raise UserError(f"it holds more than {MOST_NUMBERS:,} numbers that are no ids")
-
-
-def nanogpt_meta(meta: dict, path: Path) -> dict:
-    """The content of a meta.pkl in the form of meta.json. Raises UserError for unusable fields."""
-    size, itos = meta.get("vocab_size"), meta.get("itos")
-    if not _is_whole(size, 1, IDS["uint16"]):
-        raise UserError(f"{path} has no vocab_size from 1 to {IDS['uint16']:,} but {_shown(size)}")
-    tokenizer = None
-    if isinstance(itos, dict) and itos:
-        chars = [itos.get(i) for i in range(len(itos))]
-        if all(isinstance(c, str) and len(c) == 1 for c in chars) and len({*chars}) == len(chars):
-            tokenizer = {"type": "char", "chars": chars}
-    return {"vocab_size": size, "tokenizer": tokenizer}

@@ -40,7 +40,8 @@ from bonsai.files.atomic import sync_folder
 from bonsai.files.jsonfile import finite
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError, end_by_exit, end_if_told, heeded, why_no_folder
-from bonsai.tokenizers import CharTokenizer, Tokenizer
+from bonsai.tokenizers import Tokenizer
+from bonsai.tokenizers.nanogpt import META
 
 try:
     import fcntl
@@ -211,7 +212,7 @@ class Writer:
     def _remove(self, ending: str = "") -> None:
         """Remove the files of a data set from the folder, or those with `ending` after their names;
         meta.json.tmp stays."""
-        patterns = ["meta.pkl"]
+        patterns = [META]
         for name in self._names:  # with a number: a split that was cut into several files
             patterns += [f"{name}.bin", f"{name}.mask.bin", f"{name}_[0-9]*.bin"]
         for pattern in patterns:
@@ -248,9 +249,10 @@ class Writer:
         with disk_errors(self.folder):
             for file in files:
                 file.close()
-            if isinstance(self.tokenizer, CharTokenizer):  # so that nanoGPT can use the folder too
-                pkl = _File(self.folder / "meta.pkl")
-                pkl.write(pickle.dumps(self.tokenizer.nanogpt_meta()))
+            theirs = self.tokenizer.nanogpt_meta() if self.tokenizer else None
+            if theirs is not None:  # so that nanoGPT can use the folder too
+                pkl = _File(self.folder / META)
+                pkl.write(pickle.dumps(theirs))
                 pkl.close()
                 files.append(pkl)
             with open(self._meta_tmp, "w", encoding="utf-8") as f:
@@ -280,7 +282,7 @@ class Writer:
             for part in self._splits.values():
                 for file in part.files():
                     file.discard()
-            for path in (*self._renamed, self.folder / "meta.pkl.tmp"):
+            for path in (*self._renamed, self.folder / f"{META}.tmp"):
                 path.unlink(missing_ok=True)
             if not self._kept or (self.folder / "meta.json").exists():
                 self._meta_tmp.unlink(missing_ok=True)  # last, when nothing unfinished is left

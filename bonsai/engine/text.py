@@ -14,7 +14,7 @@ from bonsai.engine import SamplingParams, generate
 from bonsai.models.loading import Loaded
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
-from bonsai.tokenizers import Tokenizer
+from bonsai.tokenizers import Tokenizer, UnknownText
 
 
 def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
@@ -34,11 +34,9 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
             meta, file = open_meta(folder)
             if state is None and meta.get("tokenizer"):
                 state, source = meta["tokenizer"], str(file)
-            elif state is None and file and vocab_size < GPT2_VOCAB:
-                raise UserError(
-                    f"{loaded.source} was trained on numbers that are no text: {file} names no "
-                    "tokenizer"
-                )
+            elif state is None and file and (meta.get("note") or vocab_size < GPT2_VOCAB):
+                why = meta.get("note") or f"{file} names no tokenizer"
+                raise UserError(f"{loaded.source} was trained on numbers that are no text: {why}")
     if state is None and loaded.tokenizer_note:
         raise UserError(loaded.tokenizer_note)
     if state is None:
@@ -59,7 +57,7 @@ def start_tokens(tokenizer: Tokenizer) -> list[int]:
     """The tokens with which a text begins: the end of the text before it, or else a line break."""
     if tokenizer.eot is not None:
         return [tokenizer.eot]
-    with suppress(UserError):  # a vocabulary without a newline
+    with suppress(UnknownText):  # a vocabulary without a newline
         return tokenizer.encode("\n")
     return [0]
 

@@ -1,11 +1,10 @@
 """Reads torch's files (.pt, .bin) without torch.load: tensors and plain values, never code.
 
 Such a file is a zip archive with uncompressed members: data.pkl, a pickle, and data/0, data/1, ...
-with the bytes of the tensors. A pickle is a program for a small stack machine. The machine here has
-only the instructions that torch's files use, and calls only the five functions in CALLS. Unlike
-with torch.load, a small file cannot take much memory: members must not overlap, a tensor must not
-have more elements than its member has bytes for, and the numbers of instructions and of values and
-the depth of nesting are bounded (MOST, jsonfile.DEPTH).
+with the bytes of the tensors. pickles.py beside this file reads the pickle, and calls only the
+functions in CALLS. Unlike with torch.load, a small file cannot take much memory: members must not
+overlap, a tensor must not have more elements than its member has bytes for, and the numbers of
+instructions and of values and the depth of nesting are bounded (pickles.MOST, jsonfile.DEPTH).
 """
 
 import math
@@ -13,7 +12,6 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +19,11 @@ from typing import Any, BinaryIO
 
 import torch
 
+from bonsai.files import pickles
 from bonsai.files.access import opened
 from bonsai.files.jsonfile import DEPTH
+from bonsai.files.pickles import ODD, Damaged, Refused
 
-MOST = 4_000_000  # instructions of one file, and values: enough for a tokenizer of a million tokens
-# The most dict keys that are numbers; an optimizer's state has one for each parameter. The limit is
-# low because numbers can be chosen so that all their hashes collide: then Python compares each key
-# with all earlier ones.
-MOST_NUMBERS = 20_000
-ARGUMENTS = 8  # the most arguments of a call
-# What wrong bytes raise, in zipfile and in the machine
-ODD = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, struct.error)
-ODD += (OverflowError, EOFError)
 CHUNK = 1 << 20  # bytes read at a time to compute a checksum
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
 
@@ -50,14 +41,6 @@ DTYPES = {
 }
 
 
-class Damaged(Exception):
-    """The file was changed or cut, or it never was a torch file; the message says where."""
-
-
-class Refused(Exception):
-    """The file is undamaged but contains what no checkpoint needs; the message says what."""
-
-
 def read_torch_file(path: str | Path, skip: tuple[str, ...] = (), values_only: bool = False) -> Any:
     """The value that torch.save wrote: dicts, lists, tuples, numbers, strings, tensors on the CPU.
 
@@ -67,7 +50,7 @@ def read_torch_file(path: str | Path, skip: tuple[str, ...] = (), values_only: b
     """
     with opened(path) as f:
         archive = Archive(f)
-        value = Machine(archive, archive.read("data.pkl")).run()
+        value = Machine(archive).run()
         check_nesting(value)
         if values_only:
             return value
@@ -233,56 +216,25 @@ def rebuild_parameter(data, requires_grad, hooks):
     return data
 
 
-def ordered_dict(*nothing):
-    if nothing:
-        raise Refused("it makes an OrderedDict with arguments")
-    return OrderedDict()
-
-
 def same(value, *index):
     return value
 
 
 CALLS = {
+    **pickles.CALLS,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_parameter": rebuild_parameter,
-    "collections.OrderedDict": ordered_dict,
     "torch.Size": same,
     "torch.device": same,
 }
 
 
-@dataclass(slots=True)
-class Name:
-    """A key of CALLS that a pickle names."""
+class Machine(pickles.Machine):
+    """Executes data.pkl, which may name torch's storages and dtypes, too."""
 
-    path: str
-
-
-# ---- the machine ----
-
-
-class Machine:
-    """Executes data.pkl: the part of pickle's protocol 2 that torch's files use."""
-
-    def __init__(self, archive: Archive, program: bytes):
-        self.archive, self.program, self.at = archive, program, 0
-        self.numbers = 0  # dict keys so far that are numbers
-
-    def take(self, n: int) -> bytes:
-        if self.at + n > len(self.program):
-            raise Damaged("its pickle is cut short")
-        self.at += n
-        return self.program[self.at - n : self.at]
-
-    def number(self, kind: str) -> Any:
-        return struct.unpack(kind, self.take(struct.calcsize(kind)))[0]
-
-    def line(self) -> str:
-        end = self.program.find(b"\n", self.at)
-        text = self.take(max(end, self.at) - self.at).decode("utf-8", "replace")
-        self.take(1)
-        return text
+    def __init__(self, archive: Archive):
+        super().__init__(archive.read("data.pkl"), CALLS)
+        self.archive = archive
 
     def run(self) -> Any:
         try:
@@ -290,104 +242,19 @@ class Machine:
         except ODD:
             raise Damaged("or it is no checkpoint") from None
 
-    def execute(self) -> Any:
-        stack, marks, memo = [], [], {}
-        for _ in range(MOST):
-            op = self.take(1)
-            match op:
-                case b"q":  # remember the top of the stack
-                    memo[self.number("<B")] = stack[-1]
-                case b"r":
-                    memo[self.number("<I")] = stack[-1]
-                case b"h":  # push a remembered value
-                    stack.append(memo[self.number("<B")])
-                case b"j":
-                    stack.append(memo[self.number("<I")])
-                case b"X":
-                    text = self.take(self.number("<I"))
-                    stack.append(text.decode("utf-8", "surrogatepass"))
-                case b"K":
-                    stack.append(self.number("<B"))
-                case b"M":
-                    stack.append(self.number("<H"))
-                case b"J":
-                    stack.append(self.number("<i"))
-                case b"\x8a":
-                    digits = self.take(self.number("<B"))
-                    stack.append(int.from_bytes(digits, "little", signed=True))
-                case b"G":
-                    stack.append(self.number(">d"))
-                case b"N":
-                    stack.append(None)
-                case b"\x88" | b"\x89":
-                    stack.append(op == b"\x88")
-                case b"}":
-                    stack.append({})
-                case b"]":
-                    stack.append([])
-                case b")":
-                    stack.append(())
-                case b"(":  # a mark: a later instruction takes all values that follow it
-                    marks.append(stack)
-                    stack = []
-                case b"t":
-                    stack, items = marks.pop(), stack
-                    stack.append(tuple(items))
-                case b"\x85" | b"\x86" | b"\x87":  # a tuple of the last one, two or three values
-                    n = op[0] - 0x84
-                    stack[-n:] = [tuple(stack[len(stack) - n :])]
-                case b"s" | b"u":
-                    if op == b"s":
-                        items = [stack.pop(), stack.pop()][::-1]
-                    else:
-                        stack, items = marks.pop(), stack
-                    self.set_items(stack[-1], items)
-                case b"a" | b"e":
-                    if op == b"a":
-                        items = [stack.pop()]
-                    else:
-                        stack, items = marks.pop(), stack
-                    if type(stack[-1]) is not list:
-                        raise Refused("it appends to something that is not a list")
-                    stack[-1].extend(items)
-                case b"c":
-                    stack.append(self.named(f"{self.line()}.{self.line()}"))
-                case b"R":
-                    arguments, name = stack.pop(), stack.pop()
-                    if not isinstance(name, Name) or type(arguments) is not tuple:
-                        raise Refused("it calls something that is not a function")
-                    if len(arguments) > ARGUMENTS:
-                        raise Refused(f"it calls {name.path} with {len(arguments):,} arguments")
-                    stack.append(CALLS[name.path](*arguments))
-                case b"b":  # attributes: a state_dict has its modules' versions, not needed here
-                    stack.pop()
-                    if type(stack[-1]) is not OrderedDict:
-                        raise Refused("it sets attributes")
-                case b"Q":
-                    stack.append(self.storage(*stack.pop()))
-                case b"\x80":
-                    self.take(1)
-                case b".":
-                    return stack.pop()
-                case _:
-                    raise Refused(
-                        f"its pickle has the instruction {op!r}, which torch never writes"
-                    )
-        raise Refused(f"its pickle has more than {MOST:,} instructions")
-
     def named(self, path: str) -> Any:
         """The value of a name: a function to call, the type of a storage, or a dtype."""
         module, _, name = path.rpartition(".")
-        if path in CALLS:
-            return Name(path)
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        known = vars(torch).get(name)  # getattr may import a submodule of that name
-        if module == "torch" and isinstance(known, torch.dtype):
-            return known
-        raise Refused(f"it wants to call {path[:100]}: loading it could execute code")
+        if module == "torch" and path not in CALLS:
+            if name in DTYPES:
+                return DTYPES[name]
+            known = vars(torch).get(name)  # getattr may import a submodule of that name
+            if isinstance(known, torch.dtype):
+                return known
+        return super().named(path)
 
-    def storage(self, kind: str, dtype: Any, key: str, place: str, numel: int) -> StorageInFile:
+    def outside(self, reference: Any) -> StorageInFile:
+        kind, dtype, key, _, numel = reference  # the device does not matter
         name = f"data/{key}"
         if kind != "storage" or not isinstance(dtype, torch.dtype) or type(numel) is not int:
             raise Refused("it asks for something that is not a storage")
@@ -396,17 +263,6 @@ class Machine:
         if self.archive.members[name].file_size != numel * dtype.itemsize:
             raise Refused(f"{name} has another length than its tensors")
         return StorageInFile(self.archive, name, dtype, numel)
-
-    def set_items(self, target: Any, items: list) -> None:
-        if type(target) not in (dict, OrderedDict) or len(items) % 2:
-            raise Refused("it sets items of something that is not a dict")
-        for key, value in zip(items[::2], items[1::2]):
-            if type(key) not in (str, int, float, bool):
-                raise Refused(f"one of its dicts has a key of type {type(key).__name__}")
-            self.numbers += type(key) is not str
-            if self.numbers > MOST_NUMBERS:
-                raise Refused(f"its dicts have more than {MOST_NUMBERS:,} keys that are numbers")
-            target[key] = value
 
 
 # ---- from the machine's value to tensors ----
@@ -420,7 +276,7 @@ def check_nesting(value: Any) -> None:
         if not isinstance(item, dict | list | tuple):
             continue
         seen += len(item)
-        if depth == DEPTH or seen > MOST:  # a value that contains itself ends here, too
+        if depth == DEPTH or seen > pickles.MOST:  # a value that contains itself ends here, too
             raise Refused("its values are nested too deep, or too many")
         inner = item.values() if isinstance(item, dict) else item
         left.extend((value, depth + 1) for value in inner)

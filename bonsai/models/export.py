@@ -22,7 +22,8 @@ from bonsai.models.reference import computes_gpt
 from bonsai.models.table import describe_model
 from bonsai.runs.names import CKPT
 from bonsai.system.errors import UserError
-from bonsai.tokenizers import CharTokenizer, Tokenizer
+from bonsai.tokenizers import Tokenizer
+from bonsai.tokenizers.nanogpt import META
 from bonsai.tokenizers.tokenizer_json import tokenizer_config, tokenizer_json
 from model import CLASSIC_KEYS, GPTConfig
 
@@ -84,7 +85,7 @@ def export_gguf(loaded: Loaded, tokenizer: Tokenizer, path: Path, dtype: str) ->
 
 def export_nanogpt(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> list[str]:
     """Write a folder with the ckpt.pt of a classic model, which nanoGPT's programs load, and for
-    characters also the meta.pkl of its data set; returns the names of the files."""
+    characters, or other texts in a table, the meta.pkl of its data set; returns their names."""
     config, weights = gpt_of(loaded, tokenizer)
     config = plain(config)
     others = {k: v for k, v in asdict(config).items() if k not in CLASSIC_KEYS}
@@ -109,9 +110,9 @@ def export_nanogpt(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: st
     with writing(folder, " by --out"), whole_folder(folder) as new:
         with whole_file(new / CKPT) as f:
             f.write(data.getbuffer())
-        if isinstance(tokenizer, CharTokenizer):
-            with whole_file(new / "meta.pkl") as f:
-                pickle.dump(tokenizer.nanogpt_meta(), f)
+        if (meta := tokenizer.nanogpt_meta()) is not None:
+            with whole_file(new / META) as f:
+                pickle.dump(meta, f)
         return sorted(path.name for path in new.iterdir())
 
 

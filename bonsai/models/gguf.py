@@ -310,7 +310,7 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> tuple[str, list[str], list[in
     """llama.cpp's name for the pattern, each token and its kind, and the merges. UserError for a
     tokenizer that llama.cpp would read differently."""
     kind = tokenizer.to_dict()["type"]
-    if kind in ("char", "sentencepiece"):
+    if kind in ("char", "sentencepiece", "table"):
         raise UserError(f"a {kind} tokenizer has no place in a GGUF file here: only BPE and byte")
     if tokenizer.eot is None:
         raise UserError("llama.cpp takes id 11 for the end of a text where a vocabulary has none")

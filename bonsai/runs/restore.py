@@ -5,6 +5,7 @@ and plain values within bounds and verifies the checksums, schema.py checks the 
 the values, and bonsai/models/fit.py whether the tensors fit the model that is described.
 """
 
+import json
 import math
 import re
 import shlex
@@ -16,7 +17,8 @@ import torch
 
 from bonsai import ROOT
 from bonsai.files.access import exists
-from bonsai.files.torchfile import Damaged, Refused, read_torch_file
+from bonsai.files.pickles import CallsCode, Damaged, Refused
+from bonsai.files.torchfile import read_torch_file
 from bonsai.runs.checkpoint import FORMAT
 from bonsai.runs.mingpt import is_mingpt, mingpt_checkpoint
 from bonsai.runs.names import CKPT, EARLIER, LAST, checkpoints, previous, resumes, spare
@@ -26,6 +28,13 @@ from bonsai.system.errors import UserError
 
 # the names by which torch.compile and DistributedDataParallel call the module that they wrap
 WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
+
+# Python that keeps of a checkpoint only what a run needs
+CONVERSION = """import torch; c = torch.load(PATH, "cpu", weights_only=False); \
+plain = (bool, int, float, str); old = c.get("config", {}); \
+c["config"] = {k: v for k, v in old.items() if type(v) in plain}; \
+keys = "model model_args model_config model_name tokenizer optimizer iter_num best_val_loss"; \
+torch.save({k: c[k] for k in (*keys.split(), "config") if k in c}, NEW)"""
 
 
 def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
@@ -46,6 +55,11 @@ def load_checkpoint(path: str | Path, optimizer: bool = True) -> dict:
             checkpoint = read_torch_file(path, skip=() if optimizer else ("optimizer",))
     except Damaged as e:
         raise UserError(f"{path} is damaged ({e}){the_one_before(path)}") from None
+    except CallsCode as e:
+        raise UserError(
+            f"refused to load {path}: {e}: loading it could execute code; if you trust it, this "
+            f"writes {plain_name(path).name} with its weights and numbers alone: {conversion(path)}"
+        ) from None
     except Refused as e:
         raise UserError(f"refused to load {path}: {e}") from None
     if is_mingpt(checkpoint):
@@ -77,6 +91,17 @@ def the_one_before(path: Path) -> str:
         return ""
     aside = next(p for i in count() if not exists(p := path.with_name(f"{path.name}.bad{i or ''}")))
     return f"; {found} used after {shlex.join(['mv', str(path), str(aside)])}"
+
+
+def plain_name(path: Path) -> Path:
+    return path.with_suffix(".plain.pt")
+
+
+def conversion(path: Path) -> str:
+    """A command that loads a checkpoint as torch does, and writes what we need of it beside it."""
+    words = {"PATH": json.dumps(str(path)), "NEW": json.dumps(str(plain_name(path)))}
+    code = re.sub("PATH|NEW", lambda word: words[word[0]], CONVERSION)
+    return shlex.join(["python", "-c", code])
 
 
 def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:

@@ -17,13 +17,15 @@ from pathlib import Path
 from bonsai.files.access import SETTINGS
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
-from bonsai.tokenizers.base import EOT_TEXT, MissingLibrary, Tokenizer, well_formed
+from bonsai.tokenizers.base import EOT_TEXT, MissingLibrary, Tokenizer, UnknownText, well_formed
 from bonsai.tokenizers.bpe import BPETokenizer
 from bonsai.tokenizers.byte import ByteTokenizer
 from bonsai.tokenizers.char import CharTokenizer
 from bonsai.tokenizers.gpt import GPT2Tokenizer, GPT4Tokenizer
 from bonsai.tokenizers.hugging_face import from_tokenizer_json, read_folder
+from bonsai.tokenizers.nanogpt import META, read_nanogpt_meta
 from bonsai.tokenizers.sentencepiece import SentencePieceTokenizer
+from bonsai.tokenizers.table import TableTokenizer
 
 __all__ = [
     "EOT_TEXT",
@@ -35,7 +37,9 @@ __all__ = [
     "GPT4Tokenizer",
     "MissingLibrary",
     "SentencePieceTokenizer",
+    "TableTokenizer",
     "Tokenizer",
+    "UnknownText",
     "from_dict",
     "get",
     "names",
@@ -49,6 +53,7 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {  # the type in to_dict -> its class
     "gpt2": GPT2Tokenizer,
     "gpt4": GPT4Tokenizer,
     "sentencepiece": SentencePieceTokenizer,
+    "table": TableTokenizer,
 }
 
 
@@ -59,11 +64,16 @@ def names() -> list[str]:
 
 def get(name_or_path: str | Path) -> Tokenizer:
     """A tokenizer by its name, or from a file or folder: a .json file with to_dict(), a data set's
-    folder or meta.json, a folder of Hugging Face's or its tokenizer.json, or a sentencepiece .model
-    file. 'char' has to be made from a text: see CharTokenizer.from_text."""
+    folder, meta.json or meta.pkl, a folder of Hugging Face's or its tokenizer.json, or a
+    sentencepiece .model file. 'char' has to be made from a text: see CharTokenizer.from_text."""
     path = Path(name_or_path)
-    if name_or_path not in TOKENIZERS and (path / "meta.json").exists():
-        path = path / "meta.json"
+    if name_or_path not in TOKENIZERS:
+        path = next((path / name for name in ("meta.json", META) if (path / name).exists()), path)
+    if path.name == META:
+        meta = read_nanogpt_meta(path)
+        if meta["tokenizer"] is None:
+            raise UserError(meta["note"] or f"{path} holds no tokenizer")
+        return from_dict(meta["tokenizer"])
     files = ("config.json", "tokenizer.json", "vocab.json")
     if name_or_path not in TOKENIZERS and any((path / name).exists() for name in files):
         state = read_folder(path)
@@ -95,12 +105,13 @@ def get(name_or_path: str | Path) -> Tokenizer:
         kind = TOKENIZERS[str(name_or_path)]
         if kind.complete:
             return kind()
-        how = "data set's folder, data/NAME" if name_or_path == "char" else ".json file of one"
+        of_data = name_or_path in ("char", "table")
+        how = "data set's folder, data/NAME" if of_data else ".json file of one"
         raise UserError(f"the {name_or_path} tokenizer is made from a text: name a {how}")
     raise UserError(
         f"no tokenizer {str(name_or_path)!r}: known are {', '.join(names())}, a .json file that "
-        "train_tokenizer.py wrote, a data set's folder or meta.json, a folder of Hugging Face's, "
-        "or a sentencepiece .model"
+        "train_tokenizer.py wrote, a data set's folder or its meta file, a folder of Hugging "
+        "Face's, or a sentencepiece .model"
     )
 
 

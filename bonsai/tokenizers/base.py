@@ -12,13 +12,17 @@ class MissingLibrary(UserError):
     """A tokenizer needs a library that is not installed; its description may still be right."""
 
 
+class UnknownText(UserError):
+    """A text has characters for which the vocabulary has no token."""
+
+
 class Tokenizer:
     """Text to token ids and back: what a subclass has to provide, and what the shared tests check.
 
     - A subclass has vocab_size, eot, encode, decode_bytes and to_dict; the rest follows from them.
     - encode takes any text, decode any ids: an id outside the vocabulary becomes U+FFFD. Decoding
       the ids of a text gives that text; a tokenizer that does not know every character raises
-      UserError instead.
+      UnknownText instead.
     - The bytes of several ids are the bytes of each, one after another.
     - from_dict makes the same tokenizer from what to_dict returned, even after a trip through JSON.
       It raises UserError for anything else, as the dict may come from a stranger.
@@ -65,6 +69,11 @@ class Tokenizer:
     def from_dict(cls, state: dict) -> "Tokenizer":
         """The inverse of to_dict. Raises UserError for anything that to_dict does not return."""
         return cls()
+
+    def nanogpt_meta(self) -> dict | None:
+        """What nanoGPT's programs expect in meta.pkl: vocab_size, stoi (text -> id), itos (id ->
+        text). None for a tokenizer that is no table of texts."""
+        return None
 
 
 def well_formed(text: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from bonsai.system.errors import UserError
-from bonsai.tokenizers.base import REPLACEMENT, Tokenizer, well_formed
+from bonsai.tokenizers.base import REPLACEMENT, Tokenizer, UnknownText, well_formed
 
 
 class CharTokenizer(Tokenizer):
@@ -41,14 +41,14 @@ class CharTokenizer(Tokenizer):
         return cls(sorted(set(text)))
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Raises UserError for a character outside the vocabulary. allow_special changes
+        """Raises UnknownText for a character outside the vocabulary. allow_special changes
         nothing: there is no end-of-text token."""
         ids = self._ids
         try:
             return [ids[c] for c in text]
         except KeyError as e:
             c = e.args[0]
-            raise UserError(
+            raise UnknownText(
                 f"character {c!r} (U+{ord(c):04X}) at position {text.index(c)} is not among the "
                 f"{self.vocab_size} characters of this vocabulary"
             ) from None
@@ -70,7 +70,6 @@ class CharTokenizer(Tokenizer):
         return cls(state["chars"])
 
     def nanogpt_meta(self) -> dict:
-        """What nanoGPT's programs expect in meta.pkl: vocab_size, stoi, itos."""
         return {
             "vocab_size": self.vocab_size,
             "itos": dict(enumerate(self.chars)),

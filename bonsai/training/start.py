@@ -82,6 +82,7 @@ def describe_run(c, runtime: Runtime, start: Start, batches: Batches) -> Iterato
     model, T = start.model, start.model.config.block_size
     yield f"tokens per iteration will be: {batches.rows * T:,}"
     yield from start.notes
+    yield from start.data.notes
     if unknown := start.data.without_bytes("val"):
         yield unknown
     yield f"number of parameters: {model.num_params() / 1e6:.2f}M"

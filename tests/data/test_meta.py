@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from helpers.tiny_data import make_dataset
 
 from bonsai import tokenizers
 from bonsai.data.dataset import Mixture, open_dataset
-from bonsai.data.meta import read_meta_pickle
 from bonsai.system.errors import UserError
 
 
@@ -26,14 +24,6 @@ def test_a_meta_pkl_with_a_payload_is_refused_and_not_executed(here):
     assert not marker.exists()
     pickle.loads(pickle.dumps(Payload(marker)))
     assert marker.exists()  # the payload is a real one
-
-
-def test_every_protocol_of_nanogpts_pickles_is_read(tmp_path):
-    meta = {"vocab_size": 2, "itos": {0: "a", 1: "é"}, "stoi": {"a": 0, "é": 1}}
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        path = tmp_path / f"meta{protocol}.pkl"
-        path.write_bytes(pickle.dumps(meta, protocol))
-        assert read_meta_pickle(path) == meta
 
 
 # ---- fields of the wrong kind ----
@@ -137,27 +127,3 @@ def test_every_field_of_meta_pkl_may_be_wrong(here, field, value):
         assert field == "vocab_size" and "vocab_size" in str(e)
     else:
         assert field != "vocab_size"
-
-
-def same_hash(i: int) -> bytes:
-    """A number that Python's dicts cannot tell from others of its kind by its hash, and None."""
-    return b"\x8a\x0a" + (i * sys.hash_info.modulus).to_bytes(10, "little") + b"N"
-
-
-def test_a_meta_pkl_takes_little_memory(here):
-    """A place in the memo is allocated with all below it; nested tuples take for ever as keys; and
-    what is large is not read."""
-    folder = make_dataset(here / "data" / "mine", "nanogpt")
-    doubled = b"".join(b"q%ch%c\x86" % (i, i) for i in range(99))  # (x, x) of the one before
-    for content, words in (
-        (b"\x80\x02}r\xff\xff\xff\x7f.", "a memo larger than the file"),
-        (b"}p2000000000\n.", "a memo larger than the file"),
-        (b"\x80\x02}K\x01" + doubled + b"K\x01s.", "plain data never do"),
-        (b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.", "damaged"),
-        (b"\x80\x02(" + b"]" * 100 + b"l.", "a list, not a dict|damaged"),
-        (b"N" * (5 << 20), "more than 4 MB"),
-        (b"\x80\x02}(" + b"".join(map(same_hash, range(21_000))) + b"u.", "numbers that are no"),
-    ):
-        (folder / "meta.pkl").write_bytes(content)
-        with pytest.raises(UserError, match=words):
-            open_dataset("mine")

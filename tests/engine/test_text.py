@@ -11,7 +11,7 @@ from bonsai.engine.text import find_tokenizer, sample_text, start_tokens
 from bonsai.models.loading import Loaded
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
-from bonsai.tokenizers import ByteTokenizer, CharTokenizer
+from bonsai.tokenizers import ByteTokenizer, CharTokenizer, MissingLibrary, TableTokenizer
 
 CHAR = {"type": "char", "chars": list(CHARS)}
 
@@ -83,6 +83,17 @@ def test_what_a_text_is_begun_with():
     assert start_tokens(ByteTokenizer()) == [256]
     assert start_tokens(CharTokenizer.from_text("a\n")) == [0]
     assert start_tokens(CharTokenizer.from_text("ba")) == [0]  # no line break either
+    assert start_tokens(TableTokenizer(["ba", "a\n", "\n"])) == [2]
+
+
+def test_a_vocabulary_that_cannot_be_loaded_is_no_lack_of_a_line_break(monkeypatch):
+    def missing(text):
+        raise MissingLibrary("pip install it")
+
+    tokenizer = CharTokenizer.from_text("ba")
+    monkeypatch.setattr(tokenizer, "encode", missing)
+    with pytest.raises(MissingLibrary):
+        start_tokens(tokenizer)
 
 
 def test_a_sample_is_the_seeds_and_knows_the_tokenizers_end():

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.made_model import save
-from helpers.programs import ROOT, program_module
+from helpers.programs import ROOT, program_module, run_program
 
 from bonsai.engine import SamplingParams
 from bonsai.engine.cuda.steps import CapturedSteps
 from bonsai.models.table import describe_model
 from bonsai.system.runtime import Runtime
-from bonsai.tokenizers import ByteTokenizer, CharTokenizer
+from bonsai.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer
 from model import GPT, GPTConfig
 
 SAMPLE = ROOT / "sample.py"
@@ -264,6 +264,16 @@ def test_a_vocabulary_without_a_line_break(tmp_path):
     done = sample(*args, cwd=tmp_path)
     assert len(done.stdout.removesuffix(DASHES)) == 5 and "no line break" in done.stderr
     assert "'\\n'" in sample(*args, "--start=\n", cwd=tmp_path, status=1).stderr
+
+
+def test_a_vocabulary_that_cannot_be_loaded_is_said(tmp_path):
+    """GPT-2's is downloaded once. That it is not there is no lack of a line break in it."""
+    save(tmp_path / "out", tiny(50257), GPT2Tokenizer())
+    nothing = {"TIKTOKEN_CACHE_DIR": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9"}
+    arguments = ["--num_samples=1", "--max_new_tokens=5", "--device=cpu"]
+    done = run_program(arguments, tmp_path, nothing, program="sample.py")
+    assert done.rc == 1 and "no line break" not in done.stderr
+    assert "error: cannot load the gpt2 vocabulary" in done.stderr.splitlines()[-1]
 
 
 def test_quotes_are_text(run, tmp_path):

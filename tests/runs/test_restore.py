@@ -1,8 +1,13 @@
 """bonsai/runs/restore.py: damage is found and named, and nothing in a file is executed."""
 
+import argparse
 import errno
 import os
 import pickle
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +148,42 @@ def test_a_payload_is_refused_and_not_executed(tmp_path, form):
     if form != "pickle":
         torch.load(path, weights_only=False)
         assert marker.exists()  # the payload is a real one
+
+
+def test_numbers_of_numpys_are_plain(tmp_path):
+    """As in the checkpoints of loops that take the mean of losses by NumPy."""
+    content = {**state(3), "iter_num": np.int64(3), "best_val_loss": np.float64(2.5)}
+    torch.save({**content, "config": {"learning_rate": np.float32(0.5)}}, tmp_path / "ckpt.pt")
+    read = load_checkpoint(tmp_path / "ckpt.pt")
+    assert (read["iter_num"], read["best_val_loss"], read["config"]) == (
+        3,
+        2.5,
+        {"learning_rate": 0.5},
+    )
+    assert steps_done(tmp_path / "ckpt.pt") == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rng": np.random.get_state()},
+        {"config": {"dataset": "mine", "out_dir": Path("out"), "n": 1}},
+        {"args": argparse.Namespace(n_layer=1)},
+    ],
+)
+def test_what_is_refused_comes_with_a_command_that_makes_it_plain(tmp_path, changed):
+    """In the state of a random generator, of a loop that is not ours, and in settings."""
+    path, content = tmp_path / "it's a run" / "ckpt.pt", state(3)
+    path.parent.mkdir()
+    content |= {"best_val_loss": 2.5, "config": {"dataset": "mine", "n": 1}}
+    torch.save({**content, **changed}, path)
+    with pytest.raises(UserError, match=r"refused to load .* writes ckpt\.plain\.pt with") as e:
+        load_checkpoint(path)
+    _, code = shlex.split(one_line(e).split(": python ")[1])
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert differences(load_checkpoint(path.with_name("ckpt.plain.pt")), content) == []
+    with pytest.raises(UserError):  # which stays as it was
+        load_checkpoint(path)
 
 
 def test_the_prefix_of_compiled_models_goes(tmp_path):

@@ -236,7 +236,7 @@ def test_what_is_no_tokenizer_is_one_line(state):
 WRONG = ("text", "", [1], [], {"a": 1}, {}, float("nan"), None, 1e12, 10**12, -1, True, ["\ud83d"])
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe", "sentencepiece", "gpt2", "byte"])
+@pytest.mark.parametrize("kind", ["char", "table", "bpe", "sentencepiece", "gpt2", "byte"])
 def test_every_field_of_a_tokenizer_may_be_wrong(kind):
     """One line, or a tokenizer that works and whose vocabulary a model can have."""
     if kind == "gpt2":
@@ -263,7 +263,14 @@ def test_getting_what_is_not_there(tmp_path):
     broken.write_text("{")
     (tmp_path / "broken.model").write_bytes(b"broken")
     files = ("none.json", "broken.json", "none.model", "broken.model", "some.tiktoken")
-    for name in ("gpt5", "char", "bpe", "sentencepiece", *(str(tmp_path / file) for file in files)):
+    for name in (
+        "gpt5",
+        "char",
+        "table",
+        "bpe",
+        "sentencepiece",
+        *(str(tmp_path / file) for file in files),
+    ):
         with pytest.raises(UserError) as e:
             get(name)
         assert "\n" not in str(e.value)
