@@ -100,7 +100,7 @@ def _as_text(files: Iterable[Path], endings: Sequence[str] | None) -> str:
     for file in files if endings is not None else ():
         if file.suffix and file.is_file():
             by_ending.setdefault(file.suffix.lower(), []).append(file)
-    frequent = sorted(by_ending, key=lambda ending: -len(by_ending[ending]))
+    frequent = sorted(by_ending, key=lambda ending: (-len(by_ending[ending]), ending))
     found = [ending for ending in frequent if _looks_like_text(by_ending[ending][0])][:3]
     return f"; --endings={','.join([*endings, *found])} reads such files as text" if found else ""
 

@@ -16,21 +16,7 @@ from bonsai.files.pickles import CallsCode, Damaged, Machine, Refused
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 PLAIN = {
-    "numbers": [
-        0,
-        1,
-        -1,
-        255,
-        256,
-        65536,
-        -(2**31),
-        2**31,
-        2**70,
-        -(2**70),
-        1.5,
-        -0.0,
-        float("inf"),
-    ],
+    "numbers": [0, 1, -1, 255, 256, 65536, 2**31, -(2**31), 2**70, -(2**70), 1.5, -0.0, math.inf],
     "texts": ["", "a", "é\n\\", "🙂" * 100, "x" * 70_000, "\ud800"],
     "others": [None, True, False, b"", b"\0\xff", b"y" * 300, (), (1,), (1, (2, "b")), [[]], {}],
     "dicts": {1: "a", "b": {None: [b"c"]}, 2.5: 3, b"d": True},

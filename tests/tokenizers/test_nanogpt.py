@@ -170,7 +170,7 @@ def test_the_size_is_needed(size, tmp_path):
 )
 def test_what_is_refused_comes_with_a_command_that_makes_it_plain(changed, tmp_path):
     path = written(tmp_path, {**meta_of(CHARS), **changed})
-    with pytest.raises(UserError, match="refused to load .*; if you trust it") as e:
+    with pytest.raises(UserError, match=r"refused to load .*; if you trust it") as e:
         read_nanogpt_meta(path)
     _, code = shlex.split(one_line(e).split(": python ")[1])
     subprocess.run([sys.executable, "-c", code], check=True)
