@@ -9,6 +9,14 @@ V = vocab_size, nh heads of size hs (nkv of them for keys and values).
     model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384))
     logits, loss = model(idx, targets)          # idx, targets (B, T) int64; logits (B, T, V)
     ids = model.generate(idx, 100)              # (B, T + 100)
+
+This file computes everything as it stands. Programs also set some attributes from outside:
+
+    attend, activate, head_loss, rotation   faster equivalents, where bonsai/models/reference.py
+                                            finds that they are equivalent: bonsai/models/kernels.py
+    transformer.h, linear layers            faster ones to write texts: bonsai/engine/weights.py
+    wte, values, bigrams                    sum their gradients in place: bonsai/models/embedding.py
+    narrowed, further                       schedules of training: bonsai/training/schedule.py
 """
 
 import math

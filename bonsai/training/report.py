@@ -26,6 +26,9 @@ from bonsai.system.provenance import header
 from bonsai.system.runtime import Runtime
 from bonsai.training.trackers import Tracker, start_tracker
 
+# what Meter.evaluation_row has in a row; other numbers are of someone's own
+OF_EVALUATION = ("iter", "train_loss", "val_loss", "val_bpb", "lr", "mfu", "tokens", "seconds")
+OF_EVALUATION += ("other_data",)
 PLOT_SECONDS = 60  # loss.png is drawn anew at most this often while training goes on
 
 
@@ -167,17 +170,21 @@ class Report:
                 self._close_console()
 
     def evaluation(self, row: dict) -> None:
-        """Show and record an evaluation; row: Meter.evaluation_row's."""
+        """Show and record an evaluation; row: Meter.evaluation_row's. Numbers by other names, which
+        someone has added to what train.py's `evaluate` returns, are shown and tracked, too."""
         if not self.on:
             return
         self.record(row)
         bpb = f", {row['val_bpb']:.4f} bits per byte" if row.get("val_bpb") else ""
         losses = f"train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}"
-        self.say(f"step {row['iter']}: {losses}{bpb}")
+        added = {k: v for k, v in row.items() if k not in OF_EVALUATION and v is not None}
+        more = "".join(f", {name} {value:.4f}" for name, value in added.items())
+        self.say(f"step {row['iter']}: {losses}{bpb}{more}")
         values = {"train/loss": row["train_loss"], "val/loss": row["val_loss"], "lr": row["lr"]}
         values["mfu"] = 100 * row["mfu"] if row["mfu"] is not None else -1.0
         if row.get("val_bpb"):
             values["val/bits_per_byte"] = row["val_bpb"]
+        values |= {f"val/{name}": value for name, value in added.items()}
         self.track(lambda tracker: tracker.log(values, row["iter"]))
         if time.monotonic() - self.plotted > PLOT_SECONDS:
             self.plot()

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from helpers.programs import metrics
 
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
+from bonsai.training.progress import Meter, Progress
 from bonsai.training.report import Report, plot_loss
 
 STEP = {"loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "ms": 3.0, "tokens_per_s": 100.0}
@@ -36,6 +38,25 @@ def test_the_lines_and_the_files(tmp_path, capsys, runtime):
     assert json.loads((tmp_path / "config.json").read_text()) == SETTINGS
     assert (tmp_path / "loss.png").stat().st_size > 5000
     assert "iter 1: loss" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_metric_of_ones_own_is_shown_and_tracked(tmp_path, capsys, runtime):
+    """Whatever else train.py's `evaluate` returns, such as an accuracy."""
+    logged = []
+    report = Report(tmp_path, SETTINGS, runtime, 0, -1)
+    report.tracker = SimpleNamespace(log=lambda values, step: logged.append(values))
+    # all that a row of ours has
+    meter = SimpleNamespace(progress=Progress(step=5, tokens=10), mfu=None)
+    losses = {"train_loss": 2.0, "val_loss": 2.1, "val_bpb": None}
+    report.evaluation(Meter.evaluation_row(meter, 1e-3, losses))
+    more = {**losses, "accuracy": 0.25, "never": None}
+    report.evaluation(Meter.evaluation_row(meter, 1e-3, more))
+    report.tracker = None
+    report.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 5: train loss 2.0000, val loss 2.1000"
+    assert lines[1] == f"{lines[0]}, accuracy 0.2500"
+    assert "accuracy" in metrics(tmp_path)[1] and logged[1] == logged[0] | {"val/accuracy": 0.25}
 
 
 def test_names_that_are_not_utf8(tmp_path, runtime, monkeypatch):
