@@ -12,11 +12,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from bonsai import ROOT
+from bonsai.data.meta import open_meta
 from bonsai.files.jsonfile import read_json_object
+from bonsai.system.errors import UserError
 
 CPU, GPU, LARGE = "quickstart.py", "train_shakespeare_char.py", "fast_gpt2.py"
 CHAT = "finetune_chat.py"  # from GPT-2's weights
 CONTEXT = 1024  # of GPT-2, and of a config file that says nothing of it
+SMALL_CONTEXT = 256  # of the models of CPU and GPU
+# For a small model that train.py has made: at GPT-2's rate it does not learn to end its answers.
+SMALL = ("--batch_size=4", "--gradient_accumulation_steps=1", "--learning_rate=5e-4")
+GPT2_WIDTH = 768  # channels from which on a model of one's own is not small
+PLACEHOLDER = "out-mine"  # the run in data/chat/readme.md
+RUNS = 20  # the newest ones, among which a model is looked for
 MANY = 500_000_000  # tokens; on more than these a GPU trains the LARGE model
 
 
@@ -24,8 +32,9 @@ def training_command(dataset: str, meta: dict, gpu: bool | None = None, init_fro
     """The command that trains a model on a data set that was just prepared.
 
     dataset: a name in data/, or a path. meta: of the data set. gpu: None looks for one. init_from:
-    the folder of the model that is to learn these conversations. The config file is one for this
-    machine; its windows are shortened where the data are too short for them.
+    the folder of the model that is to learn these conversations. Where the vocabulary of
+    conversations is one's own, that is the newest run whose data have it. The config file is one
+    for this machine; its windows are shortened where the data are too short for them.
     """
     splits = [split["tokens"] for split in meta["splits"].values()]
     gpu = has_gpu() if gpu is None else gpu
@@ -33,7 +42,8 @@ def training_command(dataset: str, meta: dict, gpu: bool | None = None, init_fro
     small = special if (ROOT / "config" / special).exists() else CPU
     config = (LARGE if sum(splits) > MANY else GPU) if gpu else small
     of_gpt2 = (meta.get("tokenizer") or {}).get("type") == "gpt2"
-    if init_from or ("chat_template" in meta and of_gpt2):
+    own_model = "chat_template" in meta and not of_gpt2 and not init_from
+    if init_from or "chat_template" in meta:
         config = CHAT
     text = (ROOT / "config" / config).read_text(encoding="utf-8")
     words = [f"config/{config}"]
@@ -41,15 +51,39 @@ def training_command(dataset: str, meta: dict, gpu: bool | None = None, init_fro
         words += [f"--dataset={dataset}", f"--out_dir=out-{Path(dataset).name}"]
     if init_from:
         words.append(f"--init_from={init_from}")
+    run, its = run_with(meta["tokenizer"]) if own_model else ("", {})
+    if own_model:
+        words.append(f"--init_from={run or PLACEHOLDER}")
+        words += SMALL if its.get("n_embd", 0) < GPT2_WIDTH else ()
     longest = (meta.get("row_length") or min(splits)) - 1
     block = re.search(r"^block_size = (\d+)", text, re.M)
     block = own = int(block[1]) if block else CONTEXT
     if init_from:  # whose context may be far longer, and take the memory for it
         own = context_of(Path(init_from))
         longest = min(longest, block)
+    if own_model:
+        own = its.get("block_size") or SMALL_CONTEXT
     if longest < own:
         words.append(f"--block_size={max(longest, 1)}")
     return command("train.py", words)
+
+
+def run_with(tokenizer: dict | None) -> tuple[str, dict]:
+    """The folder of the newest run of a model for text with this tokenizer, below the working
+    directory or the repository, and its settings; ("", {}) if there is none.
+
+    The tokenizer is that of the run's data: to read checkpoints takes too long.
+    """
+    files = {path.resolve() for base in (Path(), ROOT) for path in base.glob("*/ckpt.pt")}
+    for file in sorted(files, key=os.path.getmtime, reverse=True)[:RUNS]:
+        with suppress(UserError, OSError):
+            its = read_json_object(file.with_name("config.json"))
+            data = str(its.get("dataset")).partition(",")[0].partition(":")[0]
+            for folder in (Path("data") / data, ROOT / "data" / data, Path(data)):
+                meta, source = open_meta(folder)
+                if source and meta.get("tokenizer") == tokenizer and "chat_template" not in meta:
+                    return short(file.parent), its
+    return "", {}
 
 
 def context_of(model: Path) -> int:

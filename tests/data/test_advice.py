@@ -1,6 +1,7 @@
 """bonsai/data/advice.py: what a prepare recommends can be run, on this machine, in this folder."""
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -95,6 +96,65 @@ def test_conversations_for_a_model_are_for_that_model(tmp_path, at_home, context
     words = shlex.split(training_command("chat", meta, False, model))
     more = [f"--block_size={block}"] if block else []
     assert words[2:] == ["config/finetune_chat.py", f"--init_from={model}", *more]
+
+
+OWN = ["--batch_size=4", "--gradient_accumulation_steps=1", "--learning_rate=5e-4"]
+
+
+def run_of(folder, dataset: str, **changed) -> None:
+    folder.mkdir(parents=True)
+    (folder / "ckpt.pt").touch()
+    settings = {"dataset": dataset, "n_embd": 128, "block_size": 256, **changed}
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> dict:
+    """The meta of conversations in a vocabulary of one's own; data/mine has it, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(advice, "ROOT", tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    prepared(tmp_path / "data" / "mine")
+    splits = {"train": {"tokens": 10**6}, "val": {"tokens": 10**5}}
+    chat = TEMPLATES["plain"].to_dict()
+    return {"splits": splits, "tokenizer": ByteTokenizer().to_dict(), "chat_template": chat}
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ({}, ["--init_from=out-mine", *OWN]),
+        ({"out-a": {}}, ["--init_from=out-a", *OWN]),
+        ({"out-a": {}, "out b": {}}, ["--init_from=out b", *OWN]),  # the newest
+        ({"out-a": {}, "out-b": {"dataset": "other"}}, ["--init_from=out-a", *OWN]),
+        ({"out-a": {}, "out-b": {"dataset": "talks"}}, ["--init_from=out-a", *OWN]),
+        ({"out-a": {}, "out-b": {"dataset": "../x"}}, ["--init_from=out-a", *OWN]),
+        ({"out-a": {"dataset": "mine:0.7,other:0.3"}}, ["--init_from=out-a", *OWN]),
+        ({"out-a": {"n_embd": 768}}, ["--init_from=out-a"]),
+        ({"out-a": {"block_size": 200_000}}, ["--init_from=out-a", *OWN, "--block_size=99999"]),
+    ],
+)
+def test_conversations_in_a_vocabulary_of_ones_own_are_for_its_model(own, tmp_path, runs, expected):
+    """It is trained further at the rate that data/chat/readme.md advises for small models."""
+    prepared(tmp_path / "data" / "talks", chat_template=own["chat_template"])
+    for age, (name, changed) in enumerate(reversed(runs.items())):
+        run_of(tmp_path / name, **{"dataset": "mine", **changed})
+        os.utime(tmp_path / name / "ckpt.pt", (10**9 - age, 10**9 - age))
+    words = shlex.split(training_command("chat", own, False))
+    assert words[2:] == ["config/finetune_chat.py", *expected]
+    assert settings("train.py", words[2:])["out_dir"] == "out-chat"
+
+
+def test_what_is_advised_for_small_models_is_what_the_readme_has(own):
+    readme = (ROOT / "data" / "chat" / "readme.md").read_text()
+    advised = shlex.join(shlex.split(training_command("chat", own, False))[2:])
+    assert f"train.py {advised}\n" in readme
+
+
+def test_a_run_that_cannot_be_read_is_passed_over(own, tmp_path):
+    run_of(tmp_path / "out-a", "mine")
+    (tmp_path / "out-a" / "config.json").write_text("[")
+    assert f"--init_from={advice.PLACEHOLDER} " in training_command("chat", own, False)
 
 
 def test_from_another_folder(tmp_path, monkeypatch):
