@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from bonsai.system.errors import UserError
-from bonsai.tokenizers.base import EOT_TEXT, Tokenizer
+from bonsai.tokenizers.base import EOT_TEXT, Tokenizer, UnknownText
 
 EXAMPLE = '{"roles": {"user": ["Q: ", "\\n"], "assistant": ["A: ", "\\n"]}}'
 
@@ -67,7 +67,7 @@ class ChatTemplate:
         """The special token with which the string that ends an answer begins, for programs that
         stop at tokens; None where that string is text."""
         after = self.roles["assistant"][1]
-        with suppress(UserError):  # characters that the vocabulary lacks
+        with suppress(UnknownText):  # characters that the vocabulary lacks
             ids, as_text = _encode(tokenizer, after), tokenizer.encode(after)
             return ids[0] if ids[:1] != as_text[:1] else None
         return None
@@ -166,5 +166,5 @@ def _is_special(tokenizer: Tokenizer, name: str) -> bool:
     try:
         ids = _encode(tokenizer, name)
         return len(ids) == 1 and ids != tokenizer.encode(name)
-    except UserError:  # a vocabulary of characters without one of these
+    except UnknownText:  # a vocabulary of characters without one of these
         return False

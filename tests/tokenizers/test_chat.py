@@ -3,7 +3,7 @@
 import pytest
 
 from bonsai.system.errors import UserError
-from bonsai.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, get
+from bonsai.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, MissingLibrary, get
 from bonsai.tokenizers.bpe import BYTES
 from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate, missing_tokens, template_for
 
@@ -132,3 +132,20 @@ def test_roles_are_tokens_where_the_vocabulary_has_them():
 def test_a_template_survives_json(name):
     template = TEMPLATES[name]
     assert ChatTemplate.from_dict(template.to_dict()) == template
+
+
+def test_a_vocabulary_that_cannot_be_loaded_is_no_lack_of_tokens(monkeypatch):
+    """GPT-2's is downloaded once: the error is that of the download."""
+
+    def missing(*arguments, **options):
+        raise MissingLibrary("cannot load the vocabulary")
+
+    tokenizer = ByteTokenizer()
+    monkeypatch.setattr(tokenizer, "encode", missing)
+    for template in TEMPLATES.values():
+        with pytest.raises(MissingLibrary):
+            missing_tokens(template, tokenizer)
+    with pytest.raises(MissingLibrary):
+        template_for(tokenizer)
+    with pytest.raises(MissingLibrary):
+        TEMPLATES["tokens"].end_token(tokenizer)
