@@ -12,7 +12,7 @@ V = vocab_size, nh heads of size hs (nkv of them for keys and values).
 
 This file computes everything as it stands. Programs also set some attributes from outside:
 
-    attend, activate, head_loss, rotation   faster equivalents, where bonsai/models/reference.py
+    attend, activate, head_loss, rotation   faster equivalents, where bonsai/models/edits.py
                                             finds that they are equivalent: bonsai/models/kernels.py
     transformer.h, linear layers            faster ones to write texts: bonsai/engine/weights.py
     wte, values, bigrams                    sum their gradients in place: bonsai/models/embedding.py

@@ -19,7 +19,7 @@ from bonsai.engine.cuda.block import join as join_on_gpu
 from bonsai.engine.cuda.int8 import CudaInt8Linear
 from bonsai.engine.cuda.kernels import load_kernels
 from bonsai.engine.cuda.layers import HALF
-from bonsai.models.reference import computes_attention, computes_with_cache
+from bonsai.models.edits import computes_attention, computes_with_cache
 from bonsai.system.errors import UserError
 from model import GPT, CausalSelfAttention
 

@@ -16,9 +16,9 @@ from bonsai.files.access import writing
 from bonsai.files.atomic import replace_text, whole_file, whole_folder
 from bonsai.files.safetensors import write_safetensors
 from bonsai.models.architectures import Weights, exported, in_dtype, plain
+from bonsai.models.edits import computes_gpt
 from bonsai.models.gguf import write_gguf
 from bonsai.models.loading import Loaded
-from bonsai.models.reference import computes_gpt
 from bonsai.models.table import describe_model
 from bonsai.runs.names import CKPT
 from bonsai.system.errors import UserError

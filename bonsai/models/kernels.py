@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from bonsai.models.decoder import Decoder
-from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
-from bonsai.models.loss_kernel import HALF, has_kernel
-from bonsai.models.reference import (
+from bonsai.models.edits import (
     computes_activation,
     computes_attention,
     computes_loss,
     may_replace,
 )
+from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
+from bonsai.models.loss_kernel import HALF, has_kernel
 from model import GPT, MLP, CausalSelfAttention, attention, causal_mask, rope_angles
 
 SHORT = 256  # number of keys up to which plain products were measured to be faster

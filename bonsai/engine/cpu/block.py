@@ -8,7 +8,7 @@ from torch import nn
 from bonsai.engine.cpu.attention import CHANNELS
 from bonsai.engine.cpu.native import build, functions
 from bonsai.models.cache import KVCache
-from bonsai.models.reference import order_of_blocks
+from bonsai.models.edits import order_of_blocks
 from model import Block
 
 MOST = 64  # tokens of a step; with more, attention is faster if all queries are computed together

@@ -23,7 +23,7 @@ from bonsai.engine.cuda.kernels import (
 )
 from bonsai.engine.cuda.layers import FOLLOWS, LAYER, RMS, Heads, NormLayer, Product
 from bonsai.models.cache import KVCache
-from bonsai.models.reference import order_of_blocks
+from bonsai.models.edits import order_of_blocks
 from model import Block, Norm
 
 

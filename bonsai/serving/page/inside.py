@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import torch
 from torch.nn import functional as F
 
-from bonsai.models.reference import computes_gpt
+from bonsai.models.edits import computes_gpt
 from bonsai.system.errors import UserError
 from model import GPT, CausalSelfAttention, rotate
 

@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 from helpers.byte_models import every, make
+from helpers.model_choices import every_choice
 from helpers.programs import ROOT, run_command
 
-from bonsai.models import reference
-from bonsai.models.reference import (
+from bonsai.models.edits import (
     computes_activation,
     computes_attention,
     computes_gpt,
@@ -17,29 +17,12 @@ from bonsai.models.reference import (
     computes_with_cache,
     order_of_blocks,
 )
-from model import ACTIVATIONS, CHOICES, GPT, GPTConfig
-
-SIZES = dict(n_layer=3, n_head=4, n_embd=64, block_size=16, vocab_size=90)
-CHANGED = {
-    **{f"{name}={v}": {name: v} for name, values in CHOICES.items() for v in values},
-    "no bias": dict(bias=False),
-    "grouped heads": dict(n_kv_head=2),
-    "one head": dict(n_head=1, head_size=32),
-    "qk_norm": dict(qk_norm=True),
-    "qk_norm, rms": dict(qk_norm=True, norm="rmsnorm", norm_gain=False),
-    "window": dict(attention_window=4, window_pattern="DL"),
-    "scale": dict(attention_scale=0.3),
-    "untied, cap, zero": dict(tie_head=False, logit_softcap=15.0, zero_init=True),
-    "norm after the embedding": dict(norm_embedding=True),
-    "lambdas": dict(residual_lambdas=True),
-    "values": dict(value_embeddings=True, position="rope"),
-    "bigrams": dict(bigram_embeddings=3),
-}
+from model import ACTIVATIONS, GPT, GPTConfig
 
 
-@pytest.mark.parametrize("fields", CHANGED.values(), ids=CHANGED)
-def test_model_py_computes_the_formulas_with_every_choice(fields):
-    model = GPT(GPTConfig(**{**SIZES, **fields}))
+@every_choice
+def test_nothing_was_edited_whatever_is_chosen(fields):
+    model = GPT(GPTConfig(**fields))
     state, weights = torch.get_rng_state(), [p.clone() for p in model.parameters()]
     between = order_of_blocks(model, model.transformer)
     apart = model.config.residual_lambdas or model.config.value_embeddings
@@ -51,20 +34,18 @@ def test_model_py_computes_the_formulas_with_every_choice(fields):
     assert all(map(torch.equal, weights, model.parameters()))
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_function_is_known_by_what_it_computes(name):
+    known = [other for other in ACTIVATIONS if computes_activation(name, ACTIVATIONS[other])]
+    assert known == [name]
+
+
 @every
 def test_models_of_bytes_too(name, fields):
     model = make(name, **fields)
     owners = [m for m in model.modules() if isinstance(getattr(m, "h", None), torch.nn.ModuleList)]
     assert [order_of_blocks(model, owner) for owner in owners] == ["nothing"] * len(owners)
     assert owners and computes_loss(model)
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations(name):
-    assert set(ACTIVATIONS) == set(reference.ACTIVATIONS)
-    assert computes_activation(name, ACTIVATIONS[name])
-    others = [other for other in ACTIVATIONS if other != name]
-    assert not any(computes_activation(name, ACTIVATIONS[other]) for other in others)
 
 
 LOOP = "                x = block(x, rotation, cache, values)\n"
@@ -124,7 +105,7 @@ exec(compile(source, "model.py", "exec"), vars(edited))
 import copy
 import torch
 from bonsai.engine.weights import prepare
-from bonsai.models import head_loss, reference
+from bonsai.models import edits, head_loss
 from bonsai.models.kernels import to_device
 
 def make(**fields):
@@ -155,7 +136,7 @@ with torch.no_grad():
 blocks = type(model.transformer.h[0]).__name__
 with_cache = (made[0] - whole).abs().max().item()
 apart = (made[1] - made[0]).abs().max().item()
-gpt = reference.computes_gpt(make())
+gpt = edits.computes_gpt(make())
 print(json.dumps([trained, apart, with_cache, blocks, gpt]))
 """
 

@@ -1,15 +1,14 @@
-"""What the faster code computes, in plain torch, and whether model.py still computes the same.
+"""Whether model.py was edited, so that faster code would compute something else.
 
 model.py is there to be edited. But kernels.py, head_loss.py, engine/cpu and engine/cuda compute
 what its parts compute without calling them, and the formats of export.py expect its formulas: all
-of them would silently ignore an edit. So each asks here first. The formulas below are compared with
-the code of model.py, in float64 on a CPU, on a few random numbers and with random parameters, which
+of them would silently ignore an edit. So each asks here first. The code of model.py is compared
+with formulas.py, in float64 on a CPU, on a few random numbers and with random parameters, which
 takes milliseconds. Where the two differ, the code of model.py runs as it is, and one line says so.
 """
 
 import functools
 import itertools
-import math
 import operator
 import sys
 from collections.abc import Callable
@@ -18,119 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional as F
 
+from bonsai.models import formulas
 from model import GPT, MLP, Block, CausalSelfAttention, GPTConfig, Norm
-
-# ---- the formulas ----
-
-ACTIVATIONS = {
-    "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
-    "gelu_tanh": lambda x: (
-        0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    ),
-    "relu": lambda x: x.clamp(min=0),
-    "relu2": lambda x: x.clamp(min=0) ** 2,
-    "swiglu": lambda x: F.silu(x[..., : x.size(-1) // 2]) * x[..., x.size(-1) // 2 :],
-}
-
-
-def attention(q, k, v, mask, window: int, scale: float) -> torch.Tensor:
-    """model.attention without dropout: q (B, nh, T, hs), k and v (B, nkv, S, hs) -> like q."""
-    k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))
-    T, S = q.size(2), k.size(2)
-    back = torch.arange(S - T, S)[:, None] - torch.arange(S)
-    seen = (back >= 0) & (back < (window or S)) if mask is None else mask
-    scores = (scale * q @ k.transpose(2, 3)).masked_fill(~seen, -math.inf)
-    return scores.softmax(-1) @ v
-
-
-def normed(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """A Norm of x (..., C); x itself where model.py has an nn.Identity."""
-    if isinstance(norm, nn.Identity):
-        return x
-    if norm.rms:
-        return F.rms_norm(x, x.shape[-1:], norm.weight, 1e-5)
-    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, 1e-5)
-
-
-def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    return F.linear(x, layer.weight, layer.bias)
-
-
-def attended(a: CausalSelfAttention, x: torch.Tensor, rotation, values) -> torch.Tensor:
-    """CausalSelfAttention without a cache, of x (B, T, C); arguments as there."""
-    B, T, _ = x.shape
-    qkv = linear(a.c_attn, x).view(B, T, -1, a.hs).transpose(1, 2)  # (B, nh + 2 nkv, T, hs)
-    q, k, v = qkv.split((a.nh, a.nkv, a.nkv), dim=1)
-    if values is not None:
-        gate = 3 * torch.sigmoid(linear(a.gate, x[..., : a.gate.in_features]))  # (B, T, nkv)
-        v = v + (gate[..., None] * values.view(B, T, a.nkv, a.hs)).transpose(1, 2)
-    if a.qk_norm:
-        q, k = ((F.rms_norm if a.rms else F.layer_norm)(x, (a.hs,)) for x in (q, k))
-    if rotation is not None:
-        cos, sin = rotation
-        q, k = (x * cos + torch.cat(x.chunk(2, -1)[::-1], -1) * sin for x in (q, k))
-    y = attention(q, k, v, None, a.window, a.scale)
-    return linear(a.c_proj, y.transpose(1, 2).reshape(B, T, -1))
-
-
-def block(b: Block, x: torch.Tensor, rotation=None, values=None) -> torch.Tensor:
-    """A Block without a cache, of x (B, T, C)."""
-
-    def mlp(x):
-        return linear(b.mlp.c_proj, ACTIVATIONS[b.mlp.activation](linear(b.mlp.c_fc, x)))
-
-    if b.post:
-        x = normed(b.ln_1, x + attended(b.attn, x, rotation, values))
-        return normed(b.ln_2, x + mlp(x))
-    x = x + attended(b.attn, normed(b.ln_1, x), rotation, values)
-    return x + mlp(normed(b.ln_2, x))
-
-
-def logits(model: GPT, idx: torch.Tensor) -> torch.Tensor:
-    """A GPT's logits (B, T, V) of idx (B, T)."""
-    c, parts, T = model.config, model.transformer, idx.size(1)
-    x, pos = parts.wte.weight[idx], torch.arange(T, dtype=torch.float64)[:, None]
-    rotation = values = None
-    if c.bigram_embeddings:
-        before = F.pad(idx[:, :-1], (1, 0))
-        x = x + model.bigrams.weight[(27191 * before ^ 36313 * idx) % len(model.bigrams.weight)]
-    if c.position == "learned":
-        x = x + parts.wpe.weight[:T]
-    elif c.position == "sinusoidal":
-        angle = pos / 10000 ** (torch.arange(0, c.n_embd, 2) / c.n_embd)
-        x = x + torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, : c.n_embd]
-    elif c.position == "rope":
-        angle = pos * c.rope_base ** (-torch.arange(0, c.head_dim, 2) / c.head_dim)
-        rotation = angle.cos().repeat(1, 2), torch.cat((-angle.sin(), angle.sin()), -1)
-    if c.norm_embedding:
-        x = normed(parts.ln_e, x)
-    first = x
-    for i, b in enumerate(parts.h):
-        if c.residual_lambdas:
-            x = model.residual_lambdas[i] * x + model.x0_lambdas[i] * first
-        if c.value_embeddings:
-            values = model.values[str(i)].weight[idx] if c.has_value_embedding(i) else None
-        x = block(b, x, rotation, values)
-    y = linear(model.lm_head, normed(parts.ln_f, x))
-    return c.logit_softcap * torch.tanh(y / c.logit_softcap) if c.logit_softcap else y
-
-
-def head_loss(model: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy of a model's head, of x (B, T, C), with the second loss."""
-    cap, y = model.config.logit_softcap, F.linear(x, model.lm_head.weight)
-    logprobs = torch.log_softmax(cap * torch.tanh(y / cap) if cap else y, -1)
-
-    def total(targets):
-        of_targets = logprobs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-        return -of_targets.masked_fill(targets < 0, 0.0).sum()
-
-    count, second = (targets >= 0).sum(), model.further * total(targets[:, 1:])
-    return (total(targets) + second - second.detach()) / count
-
-
-# ---- the comparisons ----
 
 
 def random(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -163,13 +52,13 @@ def is_true(check: Callable[..., bool]) -> Callable[..., bool]:
 @functools.cache
 @is_true
 def computes_attention(attend: Callable) -> bool:
-    """Whether a function computes `attention`."""
+    """Whether a function computes formulas.attention."""
     q, k, v = (random(2, heads, 5, 8, seed=heads + i) for i, heads in enumerate((4, 2, 2)))
     mask = random(2, 1, 5, 5) > 0
     mask |= torch.eye(5, dtype=torch.bool)  # no query without a key
     cases = [(q, k, v, None, window, 0.3) for window in (0, 2)]
     cases += [(q, k, v, mask, 0, 0.3), (q[:, :, :1], k, v, None, 0, 0.3)]
-    return all(close(attend(*case, 0.0), attention(*case)) for case in cases)
+    return all(close(attend(*case, 0.0), formulas.attention(*case)) for case in cases)
 
 
 @functools.cache
@@ -177,12 +66,12 @@ def computes_attention(attend: Callable) -> bool:
 def computes_activation(name: str, activate: Callable) -> bool:
     """Whether a function computes the activation of this name."""
     x = 3 * random(4, 64)
-    return close(activate(x), ACTIVATIONS[name](x))
+    return close(activate(x), formulas.ACTIVATIONS[name](x))
 
 
 @is_true
 def computes_loss(model: nn.Module) -> bool:
-    """Whether a model's `head_loss` computes the function of that name here: the value, and the
+    """Whether a model's `head_loss` computes that of formulas.py: the value, and the
     gradient, with a second loss. Its output head is a small one meanwhile."""
     x, targets = random(2, 3, 8).requires_grad_(), torch.tensor([[1, -1, 3], [0, 2, 10]])
     before = model.lm_head, model.further
@@ -190,7 +79,7 @@ def computes_loss(model: nn.Module) -> bool:
     model.further = torch.tensor(0.5, dtype=torch.float64)
     try:
         with torch.enable_grad():
-            got, want = (f(model, x, targets) for f in (model.head_loss, head_loss))
+            got, want = (f(model, x, targets) for f in (model.head_loss, formulas.head_loss))
             pairs = [(got, want), *zip(torch.autograd.grad(got, x), torch.autograd.grad(want, x))]
     finally:
         model.lm_head, model.further = before
@@ -224,7 +113,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 @is_true
 def computes_blocks(blocks: nn.ModuleList, config: GPTConfig) -> bool:
-    """Whether each of a model's blocks is a Block as model.py makes it, and computes `block`."""
+    """Whether each of a model's blocks is one as model.py makes it, and computes formulas.block."""
     config, T = small(config), 5
     x = random(2, T, config.n_embd)
     x[0] *= 1e-3  # where the eps of a norm matters
@@ -235,7 +124,7 @@ def computes_blocks(blocks: nn.ModuleList, config: GPTConfig) -> bool:
     for i, original in enumerate(blocks):
         one = randomised(Block(config, i))
         own = values if config.has_value_embedding(i) else None
-        got, want = one(x, rotation, None, own), block(one, x, rotation, own)
+        got, want = one(x, rotation, None, own), formulas.block(one, x, rotation, own)
         if parts(original) != parts(one) or not close(got, want):
             return False
     return True
@@ -254,11 +143,11 @@ def parts(blocks: nn.Module) -> dict[str, list]:
 
 @is_true
 def computes_gpt(model: GPT) -> bool:
-    """Whether a GPT computes `logits`."""
+    """Whether a GPT computes formulas.logits."""
     one = randomised(type(model)(small(model.config)))
     idx = torch.arange(12).view(2, 6) * 7 % one.config.vocab_size
     same = parts(model.transformer.h) == parts(one.transformer.h)
-    return same and close(one(idx, idx)[0], logits(one, idx))
+    return same and close(one(idx, idx)[0], formulas.logits(one, idx))
 
 
 @is_true
@@ -340,8 +229,8 @@ def between_blocks(model: nn.Module, owner: nn.Module) -> str:
 
 
 def order_of_blocks(model: nn.Module, owner: nn.Module) -> str:
-    """`between_blocks` for faster code that computes `block`; and '' where the blocks compute
-    something else. Says so, unless they are no Blocks at all."""
+    """`between_blocks`, for faster code that computes formulas.block; '' where the blocks compute
+    something else, too. Says so, unless they are no Blocks at all."""
     config = getattr(owner, "config", None) or model.config
     if not isinstance(config, GPTConfig) or not all(isinstance(b, Block) for b in owner.h):
         return ""
