@@ -55,15 +55,10 @@ def training_command(dataset: str, meta: dict, gpu: bool | None = None, init_fro
     if own_model:
         words.append(f"--init_from={run or PLACEHOLDER}")
         words += SMALL if its.get("n_embd", 0) < GPT2_WIDTH else ()
-    longest = (meta.get("row_length") or min(splits)) - 1
-    block = re.search(r"^block_size = (\d+)", text, re.M)
-    block = own = int(block[1]) if block else CONTEXT
-    if init_from:  # whose context may be far longer, and take the memory for it
-        own = context_of(Path(init_from))
-        longest = min(longest, block)
-    if own_model:
-        own = its.get("block_size") or SMALL_CONTEXT
-    if longest < own:
+    given = re.search(r"^block_size = (\d+)", text, re.M)
+    block, row = int(given[1]) if given else CONTEXT, meta.get("row_length")
+    longest = (row or min(splits)) - 1
+    if (given and block != longest) if row else longest < block:  # else train.py takes it from rows
         words.append(f"--block_size={max(longest, 1)}")
     return command("train.py", words)
 
@@ -86,11 +81,15 @@ def run_with(tokenizer: dict | None) -> tuple[str, dict]:
     return "", {}
 
 
-def context_of(model: Path) -> int:
-    """How many tokens the model of a Hugging Face folder takes; CONTEXT where it does not say."""
-    config = read_json_object(model / "config.json")
+def context_for(tokenizer: str, folder: str = "") -> int:
+    """How many tokens the model for such conversations sees, if nobody says so. tokenizer: its
+    type. folder: the Hugging Face folder of the model, whose context may be far longer, and take
+    the memory for it; then it is CONTEXT."""
+    if not folder:
+        return CONTEXT if tokenizer == "gpt2" else SMALL_CONTEXT
+    config = read_json_object(Path(folder) / "config.json")
     sizes = (config.get(name) for name in ("n_positions", "max_position_embeddings"))
-    return next((size for size in sizes if isinstance(size, int)), CONTEXT)
+    return min(next((size for size in sizes if isinstance(size, int)), CONTEXT), CONTEXT)
 
 
 def command(program: str, arguments: Sequence[str] = ()) -> str:

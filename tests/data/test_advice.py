@@ -12,7 +12,7 @@ from helpers.programs import ROOT
 from helpers.settings import settings
 
 from bonsai.data import advice
-from bonsai.data.advice import has_gpu, training_command
+from bonsai.data.advice import context_for, has_gpu, training_command
 from bonsai.data.dataset import Mixture
 from bonsai.data.writer import Writer, describe_prepared
 from bonsai.tokenizers import ByteTokenizer
@@ -41,6 +41,7 @@ def prepared(folder, tokens=5000, **options) -> dict:
         ("a: b, c", 900, {}),
         ("tiny", 30, {}),
         ("r", 80, {"row_length": 8}),
+        ("long", 5000, {"row_length": 1000}),
     ],
 )
 def test_the_command_runs_on_what_was_prepared(tmp_path, at_home, gpu, name, tokens, options):
@@ -82,20 +83,27 @@ def test_conversations_in_gpt2s_tokens_are_for_gpt2(tmp_path, at_home, tokens, b
     assert settings("train.py", words[2:])["block_size"] == (block or 1024)
 
 
-@pytest.mark.parametrize(("context", "tokens", "block"), [
-    ({}, 10**6, None), ({"n_positions": 64}, 10**6, None), ({"n_positions": 64}, 100, None),
-    ({"n_positions": 64}, 50, 49), ({"max_position_embeddings": 8192}, 10**6, 1024),
-    ({"max_position_embeddings": 8192}, 100, 99),
-])  # fmt: skip
-def test_conversations_for_a_model_are_for_that_model(tmp_path, at_home, context, tokens, block):
-    (tmp_path / "a model").mkdir()
-    (tmp_path / "a model" / "config.json").write_text(json.dumps(context))
-    splits = {"train": {"tokens": 10**7}, "val": {"tokens": tokens}}
-    meta = {"splits": splits, "tokenizer": {"type": "bpe"}, "chat_template": {}}
-    model = str(tmp_path / "a model")
-    words = shlex.split(training_command("chat", meta, False, model))
-    more = [f"--block_size={block}"] if block else []
-    assert words[2:] == ["config/finetune_chat.py", f"--init_from={model}", *more]
+@pytest.mark.parametrize("row", [65, 1025])
+@pytest.mark.parametrize("init_from", ["", "a model"])
+def test_rows_of_conversations_need_no_block_size(at_home, row, init_from):
+    """The config file has none, and train.py takes it from the rows."""
+    splits = {name: {"tokens": 10 * row} for name in ("train", "val")}
+    tokenizer = {"type": "bpe" if init_from else "gpt2"}
+    meta = {"splits": splits, "tokenizer": tokenizer, "chat_template": {}, "row_length": row}
+    words = shlex.split(training_command("chat", meta, False, init_from))
+    more = [f"--init_from={init_from}"] if init_from else []
+    assert words[2:] == ["config/finetune_chat.py", *more]
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [({}, 1024), ({"n_positions": 64}, 64), ({"max_position_embeddings": 8192}, 1024)],
+)
+def test_the_context_for_conversations(tmp_path, config, context):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert context_for("bpe", str(tmp_path)) == context
+    assert context_for("gpt2") == settings("train.py", ["config/finetune_chat.py"])["block_size"]
+    assert context_for("bpe") == settings("train.py", ["config/quickstart.py"])["block_size"]
 
 
 OWN = ["--batch_size=4", "--gradient_accumulation_steps=1", "--learning_rate=5e-4"]
@@ -131,7 +139,6 @@ def own(tmp_path, monkeypatch) -> dict:
         ({"out-a": {}, "out-b": {"dataset": "../x"}}, ["--init_from=out-a", *OWN]),
         ({"out-a": {"dataset": "mine:0.7,other:0.3"}}, ["--init_from=out-a", *OWN]),
         ({"out-a": {"n_embd": 768}}, ["--init_from=out-a"]),
-        ({"out-a": {"block_size": 200_000}}, ["--init_from=out-a", *OWN, "--block_size=99999"]),
     ],
 )
 def test_conversations_in_a_vocabulary_of_ones_own_are_for_its_model(own, tmp_path, runs, expected):

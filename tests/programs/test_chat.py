@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from helpers.made_model import knowing, save
 from helpers.prepared import read
-from helpers.programs import ROOT, assert_one_line_error, run_command, run_program
+from helpers.programs import (
+    ROOT,
+    assert_one_line_error,
+    losses,
+    run_command,
+    run_program,
+    torchrun,
+)
 from helpers.tiny_model import tiny
 
-from bonsai.data.conversations import ConversationEncoder
+from bonsai.data.batches import Batches
+from bonsai.data.dataset import Mixture
 from bonsai.models.export import export_hugging_face
 from bonsai.models.loading import Loaded, load_model
 from bonsai.tokenizers import BPETokenizer, ByteTokenizer, from_dict
@@ -53,9 +61,11 @@ def sample(folder: Path, *arguments: str, stdin: str = ""):
 
 
 def test_data_of_conversations(chats):
-    result = prepare(chats, "--input=chats.jsonl", "--tokenizer=byte", "--val_fraction=0.2")
+    options = ("--tokenizer=byte", "--val_fraction=0.2", "--block_size=255")
+    result = prepare(chats, "--input=chats.jsonl", *options)
     assert result.rc == 0, result
     assert "16 conversations of" in result.stdout and "and have a loss" in result.stdout
+    assert "they fill 5 rows of 256 tokens, " in result.stdout  # four to a row; one of val
     assert "kept what the old meta.json" not in result.stdout
     meta, ids = read(chats / "data")
     assert ChatTemplate.from_dict(meta["chat_template"]) == TEMPLATES["plain"]
@@ -63,9 +73,11 @@ def test_data_of_conversations(chats):
         "train": 13,
         "val": 3,
     }
-    text = ByteTokenizer().decode(ids["train"].tolist())
-    assert text.startswith("<|endoftext|>User:\n") and text.endswith("<|endoftext|>")
-    assert text.count("Assistant:\n") == 26
+    assert meta["row_length"] == 256
+    rows = [ByteTokenizer().decode(row) for row in ids["train"].reshape(-1, 256).tolist()]
+    assert all(row.startswith("<|endoftext|>User:\n") for row in rows)
+    assert all(row.endswith("<|endoftext|>") for row in rows)
+    assert sum(row.count("Assistant:\n") for row in rows) == 26
     masks = {s: np.fromfile(chats / "data" / f"{s}.mask.bin", np.uint8) for s in ids}
     learnt = ByteTokenizer().decode(ids["val"][masks["val"] == 1].tolist()).split("<|endoftext|>")
     assert len(learnt) == 2 * 3 + 1 and set(learnt[:-1]) <= set(ANSWERS.values())
@@ -106,6 +118,11 @@ def test_a_template_of_ones_own(chats):
         ('{"prompt": "a", "completion": "b"}', ["--template=tokens"], ("<|", "--special_tokens")),
         ('{"prompt": "a", "completion": "b"}', ["--hub=a/b"], ("--input= or --hub=",)),
         ('{"prompt": "a", "completion": "b"}', ["--input=b.txt"], ("b.txt", "not in rows")),
+        (
+            '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}',
+            ["--block_size=20"],
+            ("no conversation has an answer within block_size=20", "context of your model"),
+        ),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, rows, arguments, words):
@@ -125,6 +142,54 @@ def test_what_is_no_conversation_can_be_left_out(chats):
     assert result.rc == 0 and "left out 1 row: chats.jsonl line 17" in result.stdout
 
 
+@pytest.mark.parametrize("shard_tokens", [1, 130, 200])
+def test_files_hold_whole_rows(chats, shard_tokens):
+    """As many as they may have tokens for, and at least one."""
+    options = ("--tokenizer=byte", "--block_size=63", f"--shard_tokens={shard_tokens}")
+    assert prepare(chats, "--input=chats.jsonl", "--val_fraction=0.1", *options).rc == 0
+    meta = json.loads((chats / "data" / "meta.json").read_text())
+    files = meta["splits"]["train"]["files"]
+    sizes = [(chats / "data" / name).stat().st_size // 2 for name in files]
+    assert set(sizes[:-1]) == {max(shard_tokens // 64, 1) * 64} and 0 < sizes[-1] <= sizes[0]
+
+
+@pytest.mark.parametrize("count", [4, 200])
+def test_training_takes_rows_as_they_are(chats, count):
+    """Each window begins with a conversation and has answers; an evaluation has each answer once.
+    4: a split is far too short for a window, and still has a row."""
+    said = [talk(*list(ANSWERS)[: i % 3 + 1]) for i in range(count)]
+    for i, messages in enumerate(said):
+        messages[0]["content"] += f" {i}"  # each is another
+    rows = [json.dumps({"messages": messages}) + "\n" for messages in said]
+    (chats / "many.jsonl").write_text("".join(rows))
+    assert prepare(chats, "--input=many.jsonl", "--tokenizer=byte", "--block_size=200").rc == 0
+    data = Mixture.open(str(chats / "data"))
+    for order in ("random", "epoch"):
+        x, y = Batches(data, 200, 50, 0, order).rows_of(0, np.arange(50))
+        assert (x[:, 0] == ByteTokenizer.eot).all() and (y >= 0).any(axis=1).all()
+    val = data.parts[0].split("val")
+    learnt = int(val.read(0, len(val), masks=True).sum())
+    assert val.targets(val.eval_starts(200), 200) == learnt
+
+    run = [f"--dataset={chats / 'data'}", "--n_layer=1", "--n_head=2", "--n_embd=16"]
+    run += ["--batch_size=2", "--gradient_accumulation_steps=2", "--batch_order=epoch"]
+    run += ["--warmup_iters=0", "--lr_decay_iters=6", "--eval_interval=3", "--eval_iters=0"]
+    run += ["--device=cpu", "--dtype=float32"]
+    whole = run_program([*run, "--out_dir=whole", "--max_iters=6"], chats)
+    assert "block_size = 200, as the data have rows of 201 tokens" in whole.stdout, whole
+    for more in ("--max_iters=3", "--max_iters=6 --init_from=resume"):
+        assert run_program([*run, "--out_dir=parts", *more.split()], chats).rc == 0
+    assert losses(chats / "whole") == losses(chats / "parts")
+    assert all(loss > 4 for _, loss in losses(chats / "whole"))  # that of a step without answers: 0
+    two = torchrun("train.py", *run, "--out_dir=two", "--max_iters=6")
+    assert run_command(two, chats).rc == 0
+    for (_, one), (_, other) in zip(losses(chats / "whole"), losses(chats / "two"), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    report = ["--out_dir=whole", "--device=cpu", "--json=-"]
+    done = run_program(report, chats, program="eval.py")
+    assert json.loads(done.stdout.splitlines()[-1])["losses"][0]["tokens"] == learnt
+
+
 MODEL = ["--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64"]
 MODEL += ["--position=rope", "--norm=rmsnorm", "--activation=swiglu"]  # Llama's shape
 STEPS = ["--max_iters=250", "--lr_decay_iters=250", "--warmup_iters=10", "--batch_size=16"]
@@ -140,7 +205,7 @@ def test_a_trained_model_answers(chats, vocabulary, template):
     for library in ("gguf", "transformers"):
         pytest.importorskip(library, reason=f"{library} is not installed")
     coder = {"plain": "byte", "chatml": vocabulary}[template]
-    options = ["--input=chats.jsonl", "--val_fraction=0.1"]
+    options = ["--input=chats.jsonl", "--val_fraction=0.1", "--block_size=64"]
     assert prepare(chats, *options, f"--tokenizer={coder}", f"--template={template}").rc == 0
     data = f"--dataset={chats / 'data'}"
     result = run_program([*MODEL, *STEPS, *CPU, "--out_dir=out", data], chats)
@@ -166,10 +231,13 @@ def test_a_trained_model_answers(chats, vocabulary, template):
     options = {"add_generation_prompt": True, "return_dict": False}
     assert theirs.apply_chat_template(said, **options) == ids
 
-    options = ["--input=chats.jsonl", "--tokenizer=folder"]  # whose template is the default
+    # whose template and context are the default
+    options = ["--input=chats.jsonl", "--tokenizer=folder"]
     assert prepare(chats, *options, "--out=again").rc == 0
-    assert ChatTemplate.from_dict(read(chats / "again")[0]["chat_template"]) == TEMPLATES[template]
-    start = [str(ROOT / "config" / "finetune_chat.py"), "--init_from=folder", "--block_size=32"]
+    meta = read(chats / "again")[0]
+    assert ChatTemplate.from_dict(meta["chat_template"]) == TEMPLATES[template]
+    assert meta["row_length"] == 64 + 1
+    start = [str(ROOT / "config" / "finetune_chat.py"), "--init_from=folder"]
     run = ["--max_iters=2", "--batch_size=2", "--gradient_accumulation_steps=1", "--out_dir=more"]
     result = run_program([*start, *run, *CPU, f"--dataset={chats / 'again'}"], chats)
     assert result.rc == 0 and "chat template" not in result.stdout, result
@@ -201,9 +269,8 @@ def test_talking(chats, vocabulary, name):
     tokenizer = (
         ByteTokenizer() if name == "plain" else from_dict(json.loads(vocabulary.read_text()))
     )
-    encode = ConversationEncoder(tokenizer, TEMPLATES[name])
     rows = [[(m["role"], m["content"]) for m in talk(a, b)] for a in ANSWERS for b in ANSWERS]
-    texts = [encode([(json.dumps(row).encode(), True)]).ids.tolist() for row in rows]
+    texts = [TEMPLATES[name].encode_conversation(tokenizer, row)[0] for row in rows]
     model = knowing(texts, tokenizer.vocab_size, block_size=160, lags=16)
     template = TEMPLATES[name].to_dict()
     save(chats / "out", model, tokenizer, chat_template=template)

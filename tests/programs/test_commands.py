@@ -192,7 +192,8 @@ TINY_MODEL = "--n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --batch_size=4"
 # What is put after a command's own settings: that of the first pattern that is found in it.
 SHORT = {
     "^train.py .*(mega|space)byte": f"{TRAIN} --local_layer=2 --local_embd=16 --local_head=2",
-    "^train.py .*finetune_chat.py$": f"{TRAIN} --init_from=scratch --block_size=48",
+    "^train.py .*finetune_chat.py$": TRAIN.replace("--block_size=16", "--init_from=scratch"),
+    "^train.py .*--dataset=mine": f"{TRAIN} --block_size=256",  # for conversations of that length
     "^train.py .*--init_from=out-": "--max_iters=2 --eval_interval=2 --eval_iters=1 --device=cpu",
     "^train.py": TRAIN,
     "^sample.py .*--(interactive|chat)": "--max_new_tokens=4 --device=cpu",
