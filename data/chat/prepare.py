@@ -91,7 +91,7 @@ def main(**settings) -> None:
     print(f"{size / 1e6:,.2f} MB to read")
 
     model = str(path) if path.is_dir() and (path / "config.json").exists() else ""
-    context = c.block_size or context_for(chosen.type, model)
+    context = c.block_size or context_for(chosen.to_dict()["type"], model)
     row = context + 1  # its last token is only a target
     shard = c.shard_tokens and max(c.shard_tokens // row, 1) * row
     encode = ConversationEncoder(chosen, chat, row)

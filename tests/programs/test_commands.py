@@ -231,6 +231,7 @@ NOT_RUN = {
     "config/finetune_shakespeare": "downloads GPT-2; tests/test_house.py runs it from a folder",
     "--init_from=gpt2": "downloads GPT-2",
     "--input=text.xz": "cut from a hundred MB; tests/programs/test_prepare.py reads packed texts",
+    "=FOLDER": "a model from elsewhere; tests/programs/test_chat.py runs it with one made here",
     "--hub=": "a download; tests/programs/test_prepare.py runs it with a server of its own",
     "^lm_eval": "a program of its own, and its data; tests/programs/test_serve.py asks as it does",
     "^python benchmarks/": "minutes to hours; each has a test, or a short form, of its own",
