@@ -12,8 +12,8 @@ V = vocab_size, nh heads of size hs (nkv of them for keys and values).
 
 This file computes everything as it stands. Programs also set some attributes from outside:
 
-    attend, activate, head_loss, rotation   faster equivalents, where bonsai/models/edits.py
-                                            finds that they are equivalent: bonsai/models/kernels.py
+    attend, activate, head_loss, rotation   faster equivalents of what has not been edited here, see
+                                            bonsai/models/edits.py: bonsai/models/kernels.py
     transformer.h, linear layers            faster ones to write texts: bonsai/engine/weights.py
     wte, values, bigrams                    sum their gradients in place: bonsai/models/embedding.py
     narrowed, further                       schedules of training: bonsai/training/schedule.py
@@ -118,12 +118,28 @@ class GPTConfig:
 # nanoGPT's model_args, in its order
 CLASSIC_KEYS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
 
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def relu2(x: torch.Tensor) -> torch.Tensor:
+    """Primer, So et al. 2021."""
+    return F.relu(x).square()
+
+
+def swiglu(x: torch.Tensor) -> torch.Tensor:
+    """Shazeer 2020: (..., 2 C) -> (..., C)."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
 ACTIVATIONS = {
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": gelu_tanh,
     "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),  # Primer, So et al. 2021
-    "swiglu": lambda x: F.silu(x.chunk(2, dim=-1)[0]) * x.chunk(2, dim=-1)[1],  # Shazeer 2020
+    "relu2": relu2,
+    "swiglu": swiglu,
 }
 
 CHOICES = {  # what a field may be, in --help, too

@@ -5,7 +5,6 @@ the bytes give nearly twice the tokens per second.
 """
 
 import copy
-import sys
 
 import torch
 from torch import nn
@@ -19,9 +18,9 @@ from bonsai.engine.cuda.block import join as join_on_gpu
 from bonsai.engine.cuda.int8 import CudaInt8Linear
 from bonsai.engine.cuda.kernels import load_kernels
 from bonsai.engine.cuda.layers import HALF
-from bonsai.models.edits import computes_attention, computes_with_cache
+from bonsai.models.edits import has_hooks, is_as_written
 from bonsai.system.errors import UserError
-from model import GPT, CausalSelfAttention
+from model import CausalSelfAttention
 
 QUANTIZE = {
     "": "the weights as they are",
@@ -53,14 +52,9 @@ def prepare(
     """
     if quantize not in QUANTIZE:
         raise UserError(f"quantize={quantize} is not one of {', '.join(filter(None, QUANTIZE))}")
-    if isinstance(model, GPT) and not computes_with_cache(model):
-        print(
-            "the model gives other results with a cache of keys and values than without: only "
-            "sample.py --kv_cache=False is right",
-            file=sys.stderr,
-        )
     weight = next(model.parameters())
     dtype = dtype or weight.dtype
+    pack = pack and is_as_written(model)
     # int8 weights are packed by our own code, whatever the dtype that is multiplied with them
     packed = pack and packs(weight.device, None if quantize else dtype)
     on_gpu = pack and weight.is_cuda
@@ -81,9 +75,10 @@ def prepare(
         return PackedLinear(linear, dtype, pages) if packed else None
 
     # deepcopy uses what `memo` has for an object's id: so the large matrices are never copied
-    large = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features >= SMALL]
+    large = [m for m in model.modules() if is_linear(m) and m.in_features >= SMALL]
     memo = {id(m): new for m in large if (new := make(m))}
-    memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
+    if pack:
+        memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
     if not (packed or quantize):  # nor are all weights copied before they change their dtype
         memo |= {
             id(p): nn.Parameter(p.detach().to(dtype), p.requires_grad) for p in model.parameters()
@@ -92,8 +87,13 @@ def prepare(
     if packed:
         join_on_cpu(model, dtype)
         for module in model.modules():
-            if isinstance(module, CausalSelfAttention) and computes_attention(module.attend):
+            if isinstance(module, CausalSelfAttention):
                 module.attend = attend
     if kernels:
         join_on_gpu(model, dtype, kernels, batch)
     return model
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a product and nothing else: not a subclass, nor one with hooks."""
+    return type(module) is nn.Linear and not has_hooks(module)

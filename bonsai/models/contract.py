@@ -20,9 +20,9 @@ on which tokens it reads has `counted`, see `counted_arguments`. The defaults, b
     engine        new_cache, context_step; what it needs of a cache is the class Cache in cache.py
     benchmarks    serial_layers
 
-On a CPU the engine replaces linear layers, and the blocks of model.py, wherever it finds them. The
-GPT itself is no LanguageModel, as model.py needs only torch, but has all of this. Tests hold every
-model to the contract.
+On a CPU the engine replaces linear layers wherever it finds them, and the blocks of GPTs and of
+decoders, unless their code was edited (edits.py). The GPT itself is no LanguageModel, as model.py
+needs only torch, but has all of this. Tests hold every model to the contract.
 """
 
 import inspect

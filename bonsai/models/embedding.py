@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bonsai.models.edits import has_hooks
 from model import GPT
 
 # The compiler's caches identify an operator by its name only, so the name must change with its code
@@ -84,7 +85,14 @@ def accumulate_in_place(model: nn.Module) -> list[AccumulatingEmbedding]:
             looked_up.add(gpt.transformer.wte.weight)
         for parent in list(gpt.modules()):
             for name, child in parent.named_children():
-                if type(child) is nn.Embedding and child.weight in looked_up:
+                if is_plain(child) and child.weight in looked_up:
                     own.append(AccumulatingEmbedding(child))
                     setattr(parent, name, own[-1])
     return own
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a table and nothing else."""
+    if type(module) is not nn.Embedding or has_hooks(module):
+        return False
+    return module.padding_idx is None and module.max_norm is None and not module.scale_grad_by_freq

@@ -16,7 +16,7 @@ from bonsai.files.access import writing
 from bonsai.files.atomic import replace_text, whole_file, whole_folder
 from bonsai.files.safetensors import write_safetensors
 from bonsai.models.architectures import Weights, exported, in_dtype, plain
-from bonsai.models.edits import computes_gpt
+from bonsai.models.edits import difference
 from bonsai.models.gguf import write_gguf
 from bonsai.models.loading import Loaded
 from bonsai.models.table import describe_model
@@ -40,10 +40,10 @@ def gpt_of(loaded: Loaded, tokenizer: Tokenizer) -> tuple[GPTConfig, Weights]:
             f"{loaded.source} is a {loaded.name}, for which others have no class: "
             "--to=safetensors takes every model"
         )
-    if not computes_gpt(loaded.model):
+    if found := difference(loaded.model):
         raise UserError(
-            "model.py was changed, and computes something else than what other programs know as a "
-            "GPT: they would write other texts with its weights; --to=safetensors takes every model"
+            f"{found}: other programs would write other texts with these weights; "
+            "--to=safetensors takes every model"
         )
     config = replace(loaded.model.config, vocab_size=tokenizer.vocab_size)
     weights = {k: w.detach() for k, w in loaded.model.state_dict().items()}

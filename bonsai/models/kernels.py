@@ -15,15 +15,10 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from bonsai.models.decoder import Decoder
-from bonsai.models.edits import (
-    computes_activation,
-    computes_attention,
-    computes_loss,
-    may_replace,
-)
+from bonsai.models.edits import ATTENTION, LOSS, as_written, has_hooks, is_as_written
 from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
 from bonsai.models.loss_kernel import HALF, has_kernel
-from model import GPT, MLP, CausalSelfAttention, attention, causal_mask, rope_angles
+from model import GPT, attention, causal_mask, head_loss, relu2, rope_angles
 
 SHORT = 256  # number of keys up to which plain products were measured to be faster
 FEW = 16  # number of keys up to which a compiler's sums take less work than a kernel's blocks
@@ -40,26 +35,35 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     evaluation.
     """
     model, on_cpu = model.to(device), device.type == "cpu"
-    if hasattr(model, "head_loss") and may_replace("the loss of the head", computes_loss(model)):
+    written = is_as_written(model)
+    if is_plain_head(model) and as_written(*LOSS):
         model.head_loss = kernel_head_loss if has_kernel(device) else chunked_head_loss
+    attends = as_written(*ATTENTION)
     for module in list(model.modules()):
         if isinstance(module, GPT | Decoder) and module.config.position == "rope" and not on_cpu:
             c, positions = module.config, torch.arange(module.config.block_size, device=device)
             module.rotation = torch.stack(rope_angles(positions, c.head_dim, c.rope_base))
-        attends = isinstance(module, CausalSelfAttention)
-        if attends and may_replace("attention", computes_attention(module.attend)):
+        # a function that is model.py's own, whatever was edited around it
+        if attends and getattr(module, "attend", None) in (attention, *ATTENDS):
             gpu_attend = attend if has_flex(device, module.hs) else attend_in_blocks
             module.attend = cpu_attend if on_cpu else gpu_attend
-        if isinstance(module, MLP) and (faster := FASTER.get((module.activation, device.type))):
-            known = computes_activation(module.activation, module.activate)
-            if may_replace(module.activation, known):
-                module.activate = faster
-        for name, child in module.named_children():
+        if on_cpu and getattr(module, "activate", None) is relu2 and as_written("relu2"):
+            module.activate = relu_squared
+        if device.type == "cuda" and getattr(module, "activate", None) is F.gelu:
+            module.activate = gelu
+        for name, child in module.named_children() if written else ():
             if type(child) is nn.Dropout and child.p == 0:
                 setattr(module, name, nn.Identity())
             elif type(child) is nn.Dropout and on_cpu:
                 setattr(module, name, ByteDropout(child.p).train(child.training))
     return model
+
+
+def is_plain_head(model: nn.Module) -> bool:
+    """Whether the loss of a model is model.head_loss, of a head that is one product."""
+    loss, head = getattr(model, "head_loss", None), getattr(model, "lm_head", None)
+    ours = loss in (head_loss, chunked_head_loss, kernel_head_loss)
+    return ours and type(model).head is GPT.head and type(head) is nn.Linear and not has_hooks(head)
 
 
 # ---- attention: each function computes what model.attention does, from the same arguments ----
@@ -102,6 +106,9 @@ def cpu_attend(q, k, v, mask, window: int, scale: float, dropout: float) -> torc
         if 0 < 2 * window <= SHORT:
             return local_attention(product_attention, q, k, v, window, scale, dropout)
     return attend_in_blocks(q, k, v, mask, window, scale, dropout)
+
+
+ATTENDS = (attend, attend_in_blocks, cpu_attend)
 
 
 def local_attention(kernel, q, k, v, window: int, scale: float, dropout: float) -> torch.Tensor:
@@ -238,9 +245,6 @@ class ReluSquared(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return 2 * grad * ctx.saved_tensors[0]
-
-
-FASTER = {("relu2", "cpu"): relu_squared, ("gelu", "cuda"): gelu}  # (activation, device): function
 
 
 def drop(x: torch.Tensor, p: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from bonsai.engine.cpu.attention import CHANNELS
 from bonsai.engine.cpu.native import build, functions
 from bonsai.models.cache import KVCache
-from bonsai.models.edits import order_of_blocks
+from bonsai.models.edits import can_join
 from model import Block
 
 MOST = 64  # tokens of a step; with more, attention is faster if all queries are computed together
@@ -110,9 +110,12 @@ def join(model: nn.Module, dtype: torch.dtype) -> None:
         blocks = getattr(owner, "h", None)
         if not isinstance(blocks, nn.ModuleList) or not all(computes(b, dtype) for b in blocks):
             continue
-        if between := order_of_blocks(model, owner):
-            # one call computes all blocks only if nothing happens between them
-            groups = [list(blocks)] if between == "nothing" else [[b] for b in blocks]
+        if can_join(model, owner):
+            c = model.config
+            # One call computes all blocks only if nothing happens between them and all have the
+            # same arguments
+            together = not (c.residual_lambdas or c.value_embeddings)
+            groups = [list(blocks)] if together else [[b] for b in blocks]
             owner.h = nn.ModuleList(Blocks(group, dtype) for group in groups)
 
 

@@ -23,7 +23,7 @@ from bonsai.engine.cuda.kernels import (
 )
 from bonsai.engine.cuda.layers import FOLLOWS, LAYER, RMS, Heads, NormLayer, Product
 from bonsai.models.cache import KVCache
-from bonsai.models.edits import order_of_blocks
+from bonsai.models.edits import can_join
 from model import Block, Norm
 
 
@@ -135,7 +135,7 @@ def join(model: nn.Module, dtype: torch.dtype, kernels: Kernels, batch: int) -> 
     rope = getattr(model.config, "position", "") == "rope"
     # other caches do not support steps of fixed shapes
     steps = isinstance(model.new_cache(1, 1), KVCache)
-    owners = [m for m in model.modules() if steps and has_blocks(m) and order_of_blocks(model, m)]
+    owners = [m for m in model.modules() if steps and has_blocks(m) and can_join(model, m)]
     linears = [m for m in model.modules() if isinstance(m, CudaInt8Linear)]
     failed = []
     for chosen in filter(None, (kernels, kernels.in_order)):

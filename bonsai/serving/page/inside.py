@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import torch
 from torch.nn import functional as F
 
-from bonsai.models.edits import computes_gpt
+from bonsai.models.edits import difference
 from bonsai.system.errors import UserError
 from model import GPT, CausalSelfAttention, rotate
 
@@ -56,10 +56,8 @@ def look(model: torch.nn.Module, ids: Sequence[int]) -> tuple[list[torch.Tensor]
         raise UserError(
             f"{type(model).__name__} models cannot be inspected, only GPTs with attention can"
         )
-    if not computes_gpt(model):
-        raise UserError(
-            "model.py was changed: what would be shown here is not what its attention computes"
-        )
+    if found := difference(model):
+        raise UserError(f"{found}: what would be shown here is not what its attention computes")
     residuals: list[torch.Tensor] = []  # of the last position, (1, 1, C) each
     rotations: list = []  # the `rotation` of each block's attention
     products: list[torch.Tensor] = []  # the outputs of c_attn, (1, T, ...) each
