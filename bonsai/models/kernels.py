@@ -32,7 +32,7 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
     On a CPU every nn.Dropout is replaced by one that draws a byte per element, see ByteDropout.
     Dropout with p = 0 is removed, so that a compiled model has one graph for training and
-    evaluation.
+    evaluation. Code of model.py that was edited stays as it is: edits.py.
     """
     model, on_cpu = model.to(device), device.type == "cpu"
     written = is_as_written(model)
@@ -45,7 +45,7 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
             module.rotation = torch.stack(rope_angles(positions, c.head_dim, c.rope_base))
         # a function that is model.py's own, whatever was edited around it
         if attends and getattr(module, "attend", None) in (attention, *ATTENDS):
-            gpu_attend = attend if has_flex(device, module.hs) else attend_in_blocks
+            gpu_attend = attend if has_flex(device, getattr(module, "hs", 0)) else attend_in_blocks
             module.attend = cpu_attend if on_cpu else gpu_attend
         if on_cpu and getattr(module, "activate", None) is relu2 and as_written("relu2"):
             module.activate = relu_squared

@@ -2,6 +2,7 @@
 
 import json
 
+from bonsai.files.access import exists
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 from bonsai.system.paths import resolve_path
@@ -36,6 +37,11 @@ def read_template(name: str) -> ChatTemplate:
         if template is None:
             raise UserError(f"{path} has no chat template")
         return template
+    if not exists(path):
+        raise UserError(
+            f"the chat template {name} is not one of {', '.join(TEMPLATES)}, and there is no such "
+            "file or folder"
+        )
     try:
         return ChatTemplate.from_dict(json.loads(read_text(path, "the chat template")))
     except (ValueError, RecursionError) as e:
