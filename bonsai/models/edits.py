@@ -166,6 +166,8 @@ def difference(model: nn.Module) -> str:
             return f"{there} is a {kind.__name__}"
         if has_hooks(module):
             return f"{there} has a hook"
+        if "forward" in vars(module):
+            return f"{there} has a forward of its own"
     return ""
 
 

@@ -78,9 +78,14 @@ def hook(model):
     model.transformer.h[0].mlp.c_fc.register_forward_hook(lambda module, given, y: 2 * y)
 
 
+def own_forward(model):
+    model.transformer.h[1].forward = lambda x, *rest: x
+
+
 @pytest.mark.parametrize(
     "change, found",
     [
+        (own_forward, "transformer.h.1 has a forward of its own"),
         (other_class, "transformer.h.1 is a Parallel"),
         (other_layer, "transformer.h.0.mlp.c_fc is a Low"),
         (hook, "transformer.h.0.mlp.c_fc has a hook"),
