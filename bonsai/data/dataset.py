@@ -145,8 +145,7 @@ class Split:
         """
         ids = np.zeros((len(starts), T + 1), dtype=np.int64)
         keep = np.zeros((len(starts), T + 1), dtype=bool)
-        for i, start in enumerate(starts.tolist()):
-            count = self._tokens_in(start, T)
+        for i, (start, count) in enumerate(zip(starts.tolist(), self._sizes(starts, T).tolist())):
             ids[i, :count] = self.read(start, count)
             keep[i, :count] = self.read(start, count, masks=True) if self.mask_files else True
         self._check_ids(ids)
@@ -163,17 +162,18 @@ class Split:
 
     def targets(self, starts: np.ndarray, T: int) -> int:
         """How many targets the windows that begin at `starts` have together."""
+        counts = self._sizes(starts, T) - 1
         if self.mask_files:
-            counts = [self._tokens_in(start, T) - 1 for start in starts.tolist()]
-            kept = (self.read(s + 1, n, masks=True) for s, n in zip(starts.tolist(), counts))
+            places = zip(starts.tolist(), counts.tolist())
+            kept = (self.read(start + 1, count, masks=True) for start, count in places)
             return sum(int(np.count_nonzero(mask)) for mask in kept)
-        return sum(self._tokens_in(start, T) - 1 for start in starts.tolist())
+        return int(counts.sum())
 
-    def _tokens_in(self, start: int, T: int) -> int:
-        """How many tokens a window that begins at `start` has: T + 1 or, where the split or, in
-        data of rows, its row ends before that, fewer."""
+    def _sizes(self, starts: np.ndarray, T: int) -> np.ndarray:
+        """How many tokens the windows that begin at `starts` have: T + 1 or, where the split or, in
+        data of rows, the row ends before that, fewer."""
         longest = min(T + 1, self.row_length) if self.row_length else T + 1
-        return min(longest, len(self) - start)
+        return np.minimum(longest, len(self) - starts)
 
     def eval_starts(self, T: int, count: int = 0) -> np.ndarray:
         """Where the windows of an evaluation begin: all that tile the split, or `count` of them,

@@ -9,7 +9,7 @@ import torch
 
 from bonsai.engine.sampling import SamplingParams
 from bonsai.models.cache import Cache, KVCache, TokenCache
-from bonsai.models.edits import MODEL, edited
+from bonsai.models.edits import MODEL, edited, say
 from bonsai.models.megabyte import Megabyte
 from bonsai.models.spacebyte import Spacebyte
 from bonsai.system.errors import UserError, kept_from_compiling, one_line
@@ -146,10 +146,9 @@ def compare_with_cache(model: torch.nn.Module) -> None:
     except Exception:  # what cannot be read like this says so itself where it is used
         return
     if (got - want).abs().max() > 0.15 * want.std():  # with int8 weights rounding is up to 0.1
-        print(
+        say(
             "with a cache of keys and values this model gives other results than without: only "
-            "sample.py --kv_cache=False is right",
-            file=sys.stderr,
+            "sample.py --kv_cache=False is right"
         )
 
 

@@ -18,7 +18,7 @@ from bonsai.engine.cuda.block import join as join_on_gpu
 from bonsai.engine.cuda.int8 import CudaInt8Linear
 from bonsai.engine.cuda.kernels import load_kernels
 from bonsai.engine.cuda.layers import HALF
-from bonsai.models.edits import has_hooks, is_as_written
+from bonsai.models.edits import is_as_written, is_exactly
 from bonsai.system.errors import UserError
 from model import CausalSelfAttention
 
@@ -75,7 +75,8 @@ def prepare(
         return PackedLinear(linear, dtype, pages) if packed else None
 
     # deepcopy uses what `memo` has for an object's id: so the large matrices are never copied
-    large = [m for m in model.modules() if is_linear(m) and m.in_features >= SMALL]
+    linears = (m for m in model.modules() if is_exactly(m, nn.Linear))
+    large = [m for m in linears if m.in_features >= SMALL]
     memo = {id(m): new for m in large if (new := make(m))}
     if pack:
         memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
@@ -92,8 +93,3 @@ def prepare(
     if kernels:
         join_on_gpu(model, dtype, kernels, batch)
     return model
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a product and nothing else: not a subclass, nor one with hooks."""
-    return type(module) is nn.Linear and not has_hooks(module)

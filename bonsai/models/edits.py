@@ -60,27 +60,10 @@ FINGERPRINTS = {
     "Decoder.forward": "8b590482",
 }
 
-# ---- parts: the functions of which each consists ----
-
+MODEL = tuple(FINGERPRINTS)
 ATTENTION = ("attention", "causal_mask")
 LOSS = ("cross_entropy", "head_loss", "GPT.head")
 ACTIVATIONS = ("gelu_tanh", "relu2", "swiglu")  # those that are not torch's
-BLOCK = (
-    *ATTENTION,
-    *ACTIVATIONS,
-    "rotate",
-    *(f"{kind}.{name}" for kind in ("Norm", "CausalSelfAttention", "MLP", "Block")
-      for name in ("__init__", "forward")),
-)  # fmt: skip
-MODEL = (
-    *BLOCK,
-    *LOSS,
-    *("sinusoids", "rope_angles", "rotation_at", "bigram_hash", "dtype_of_products"),
-    *(f"GPTConfig.{name}" for name in ("head_dim", "kv_heads", "window", "has_value_embedding")),
-    *("GPT.__init__", "GPT.forward", "GPT.logits_and_loss"),
-    *("Decoder.__init__", "Decoder.forward"),
-)
-
 
 GATE = 12  # model.py's number of channels for a gate, below which a layer is not packed
 KNOWN_ACTIVATIONS = {
@@ -88,14 +71,9 @@ KNOWN_ACTIVATIONS = {
     "relu": F.relu,
     **{name: getattr(model_py, name, None) for name in ACTIVATIONS},
 }
-CLASSES = (
-    model_py.GPT,
-    model_py.Block,
-    model_py.CausalSelfAttention,
-    model_py.MLP,
-    model_py.Norm,
-    decoder.Decoder,
-)
+KINDS = ("GPT", "Block", "CausalSelfAttention", "MLP", "Norm")
+# an edit may have given one another name; then its functions are gone, which is found, too
+CLASSES = (decoder.Decoder, *filter(None, (getattr(model_py, kind, None) for kind in KINDS)))
 
 
 def find(name: str) -> Callable:
@@ -144,7 +122,7 @@ def as_written(*names: str) -> bool:
     """Whether none of these functions was edited; else one line says which was."""
     changed = next(filter(edited, names), "")
     if changed:
-        say(f"{changed} was edited")
+        say(SLOWER.format(f"{changed} was edited"))
     return not changed
 
 
@@ -164,22 +142,28 @@ def difference(model: nn.Module) -> str:
         ours = kind.__module__.startswith("bonsai.models") and not issubclass(kind, CLASSES)
         if kind not in CLASSES and not torchs and not ours:
             return f"{there} is a {kind.__name__}"
-        if has_hooks(module):
-            return f"{there} has a hook"
-        if "forward" in vars(module):
-            return f"{there} has a forward of its own"
+        if more := altered(module):
+            return f"{there} has {more}"
     return ""
 
 
 def is_as_written(model: nn.Module) -> bool:
     """Whether there is no `difference`; else one line says which there is."""
     if found := difference(model):
-        say(found)
+        say(SLOWER.format(found))
     return not found
 
 
-def has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def altered(module: nn.Module) -> str:
+    """What a module does besides, or instead of, what its class says; '' if nothing."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "a hook"
+    return "a forward of its own" if "forward" in vars(module) else ""
+
+
+def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is of this class itself, not of a subclass, and not altered."""
+    return type(module) is kind and not altered(module)
 
 
 def can_join(model: nn.Module, owner: nn.Module) -> bool:
@@ -189,13 +173,14 @@ def can_join(model: nn.Module, owner: nn.Module) -> bool:
     return type(model) is model_py.GPT and owner is model.transformer
 
 
+SLOWER = "{}: faster code would compute something else, so it runs as it is, slower"
+
+
 @functools.cache
-def say(what: str) -> None:
+def say(line: str) -> None:
+    """Print a line once, by the first process alone."""
     if not dist.is_initialized() or dist.get_rank() == 0:
-        print(
-            f"{what}: faster code would compute something else, so it runs as it is, slower",
-            file=sys.stderr,
-        )
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

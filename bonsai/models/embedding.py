@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bonsai.models.edits import has_hooks
+from bonsai.models.edits import is_exactly
 from model import GPT
 
 # The compiler's caches identify an operator by its name only, so the name must change with its code
@@ -93,6 +93,6 @@ def accumulate_in_place(model: nn.Module) -> list[AccumulatingEmbedding]:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a module is a table and nothing else."""
-    if type(module) is not nn.Embedding or has_hooks(module):
+    if not is_exactly(module, nn.Embedding):
         return False
     return module.padding_idx is None and module.max_norm is None and not module.scale_grad_by_freq

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from bonsai.models.decoder import Decoder
-from bonsai.models.edits import ATTENTION, LOSS, as_written, has_hooks, is_as_written
+from bonsai.models.edits import ATTENTION, LOSS, as_written, is_as_written, is_exactly
 from bonsai.models.head_loss import chunked_head_loss, kernel_head_loss
 from bonsai.models.loss_kernel import HALF, has_kernel
 from model import GPT, attention, causal_mask, head_loss, relu2, rope_angles
@@ -63,7 +63,7 @@ def is_plain_head(model: nn.Module) -> bool:
     """Whether the loss of a model is model.head_loss, of a head that is one product."""
     loss, head = getattr(model, "head_loss", None), getattr(model, "lm_head", None)
     ours = loss in (head_loss, chunked_head_loss, kernel_head_loss)
-    return ours and type(model).head is GPT.head and type(head) is nn.Linear and not has_hooks(head)
+    return ours and type(model).head is GPT.head and is_exactly(head, nn.Linear)
 
 
 # ---- attention: each function computes what model.attention does, from the same arguments ----

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,15 @@ def program_module(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def output_of(folder: Path, monkeypatch, capsys, program: str, *arguments: str) -> str:
+    """What a program prints that runs in this process, in a folder."""
+    with monkeypatch.context() as changes:
+        changes.chdir(folder)
+        changes.setattr(sys, "argv", [program, *map(str, arguments)])
+        runpy.run_path(str(ROOT / program), run_name="not main")["main"]()
+    return capsys.readouterr().out
 
 
 def environment(**changes: str) -> dict[str, str]:

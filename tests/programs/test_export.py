@@ -3,17 +3,17 @@
 import importlib.util
 import json
 import os
-import runpy
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.checkpoints import tiny
 from helpers.evaluated import runtime
-from helpers.programs import ROOT, TINY, assert_one_line_error, load, run_command, run_program
+from helpers.programs import TINY, assert_one_line_error, load, output_of, run_command, run_program
 from helpers.tiny_data import CHARS
 
 from bonsai.files.safetensors import read_safetensors
@@ -46,15 +46,7 @@ def place(tmp_path_factory, workplace) -> Path:
 @pytest.fixture
 def call(place, monkeypatch, capsys):
     """A program in this process; its output."""
-
-    def called(program: str, *arguments: str) -> str:
-        with monkeypatch.context() as changes:
-            changes.chdir(place)
-            changes.setattr(sys, "argv", [program, *map(str, arguments)])
-            runpy.run_path(str(ROOT / program), run_name="not main")["main"]()
-        return capsys.readouterr().out
-
-    return called
+    return partial(output_of, place, monkeypatch, capsys)
 
 
 def sampled(call, source) -> str:

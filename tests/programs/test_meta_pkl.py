@@ -3,16 +3,16 @@
 import os
 import pickle
 import re
-import runpy
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.evaluated import runtime
-from helpers.programs import ROOT, TINY, assert_one_line_error, load, run_command, run_program
+from helpers.programs import TINY, assert_one_line_error, load, output_of, run_command, run_program
 from helpers.tiny_data import tiny_text
 
 from bonsai.models.loading import load_model
@@ -76,15 +76,7 @@ def meta_of(place: Path, name: str) -> dict:
 @pytest.fixture
 def call(place, monkeypatch, capsys):
     """A program in this process; its output."""
-
-    def called(program: str, *arguments: str) -> str:
-        with monkeypatch.context() as changes:
-            changes.chdir(place)
-            changes.setattr(sys, "argv", [program, *map(str, arguments)])
-            runpy.run_path(str(ROOT / program), run_name="not main")["main"]()
-        return capsys.readouterr().out
-
-    return called
+    return partial(output_of, place, monkeypatch, capsys)
 
 
 GREEDY = ("--temperature=0", "--num_samples=1", "--max_new_tokens=9", "--device=cpu")
