@@ -20,12 +20,11 @@ if __name__ == "__main__":
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import torch
-
 from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Mixture
 from bonsai.engine.text import sample_text
 from bonsai.evaluation.loss import bits_per_byte, mixture_loss
+from bonsai.evaluation.questions import Questions, read_all
 from bonsai.models.table import CONFIGS
 from bonsai.planning.memory import LOWER, memory_errors
 from bonsai.planning.presets import FIELDS
@@ -61,6 +60,9 @@ eval_interval = 2000  # steps between evaluations; the last step is always evalu
 log_interval = 1  # steps between console lines, each also a row of metrics.jsonl [>= 1]
 eval_iters = 200  # batches per evaluation, the same ones each time; 0: all of the split [>= 0]
 eval_only = False  # evaluate once and exit
+choices = ""  # questions in HellaSwag's format to answer at each evaluation, too [path]
+core = ""  # the bundle of CORE's 22 tasks to do at each evaluation, too [path]
+eval_questions = 0  # how many of choices, and of each of those tasks; 0: all [>= 0]
 always_save_checkpoint = True  # save ckpt.pt at every evaluation; False: only when it improves
 init_from = "scratch"  # scratch, resume, auto, gpt2*, a Hugging Face folder, or a checkpoint [path]
 save_interval = 0  # steps between saves of last.pt; 0: only at the end and on interruption [>= 0]
@@ -140,6 +142,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     watch.lap("imports")  # the wait for that thread
     data, model, progress = start.data, start.model, start.progress
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
+    questions = read_all(c.choices, c.core, c.eval_questions, start.tokenizer, model.config)
     batches = Batches(
         data,
         block_size,
@@ -199,7 +202,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
             runtime.synchronize()
             with meter.paused():
                 set_windows(model, c.window_ramp, c)  # whole: one compiled graph for evaluations
-                losses = evaluate(training.compiled, data, c, runtime, report, interrupts)
+                losses = evaluate(training, data, questions, c, report, interrupts)
                 if status := interrupts.status():  # then not all windows may have been seen
                     break
                 report.evaluation(meter.evaluation_row(lr, losses))
@@ -271,27 +274,38 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
 
 
 def evaluate(
-    net: torch.nn.Module,
+    training: TrainingStep,
     data: Mixture,
+    questions: Questions,
     c: Config,
-    runtime: Runtime,
     report: Report,
     interrupts: Interrupts,
 ) -> dict[str, float | None]:
-    """Losses on fixed windows of both splits, which the processes share among themselves. After a
-    signal they are those of the windows so far."""
-    losses, windows = {}, c.eval_iters * c.batch_size
+    """Losses on fixed windows of both splits, and the scores on questions, if there are any. The
+    processes share them. After a signal the numbers are those of what was seen so far."""
+    model, runtime, windows = training.model, training.runtime, c.eval_iters * c.batch_size
+
+    def watched(label: str):
+        def track(batches):
+            return interrupts.until_stopped(tracked(batches, label, report.say, runtime.master))
+
+        return track
+
+    losses = {}
     for split in ("train", "val"):
-
-        def watched(batches, label=f"evaluating {split}"):
-            shown = tracked(batches, label, report.say, runtime.master)
-            return interrupts.until_stopped(shown)
-
         losses[f"{split}_loss"] = mixture_loss(
-            net, data, split, runtime, net.config.block_size, c.batch_size, windows, watched
+            training.compiled,
+            data,
+            split,
+            runtime,
+            model.config.block_size,
+            c.batch_size,
+            windows,
+            watched(f"evaluating {split}"),
         )
-    val_bpb = bits_per_byte(losses["val_loss"], data.bytes_per_token("val"))
-    return {**losses, "val_bpb": val_bpb}
+    losses["val_bpb"] = bits_per_byte(losses["val_loss"], data.bytes_per_token("val"))
+    scores = questions.scores(model, runtime, c.batch_size, watched)
+    return losses | scores
 
 
 def main(**settings) -> int:

@@ -8,6 +8,8 @@ import { compact, count, short } from "./dom.js";
 export const METRICS = {
   loss: { label: "Loss", unit: "loss (nats per token)", step: "loss", evaluation: "val_loss" },
   bpb: { label: "Bits per byte", unit: "validation, bits per byte", evaluation: "val_bpb" },
+  accuracy: { label: "Accuracy", unit: "share of the questions answered right", evaluation: "accuracy" },
+  core: { label: "CORE", unit: "CORE, 0: as by guessing", evaluation: "core" },
   lr: { label: "Learning rate", unit: "learning rate", step: "lr", exact: true },
   grad: { label: "Gradient norm", unit: "gradient norm", step: "grad_norm" },
   speed: { label: "Tokens/s", unit: "tokens per second", step: "tokens_per_s" },

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bonsai import ROOT
+from bonsai import ROOT, tokenizers
 from bonsai.data.meta import open_meta
 from bonsai.files.access import file_size, reading
 from bonsai.system.errors import UserError
 from bonsai.system.values import did_you_mean
+from bonsai.tokenizers import Tokenizer
 
 LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # llm.c and modded-nanogpt: 256 int32 before the tokens
 GPT2_VOCAB = 50257
@@ -445,3 +446,12 @@ class Mixture:
                         f"{part.folder / name}.bin has ids up to {split.max_id}, the model's "
                         f"vocabulary ends at {vocab_size - 1}: wrong data set for this model?"
                     )
+
+
+def tokenizer_in_training(state: dict | None, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer of the data of a run. state: Tokenizer.to_dict(); None if the data name none,
+    as nanoGPT's need not: then it is GPT-2's. Returns None if the vocabulary is too small for that,
+    as the data are numbers that are no text."""
+    if state is None and vocab_size < GPT2_VOCAB:
+        return None
+    return tokenizers.from_dict(state or {"type": "gpt2"})

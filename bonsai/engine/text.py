@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from bonsai import ROOT, tokenizers
-from bonsai.data.dataset import GPT2_VOCAB
+from bonsai.data.dataset import GPT2_VOCAB, tokenizer_in_training
 from bonsai.data.meta import open_meta
 from bonsai.engine import SamplingParams, generate
 from bonsai.models.loading import Loaded
@@ -77,13 +77,11 @@ def sample_text(
 ) -> str:
     """A text that the model writes from nothing: it begins at an end of text, or a line break.
 
-    tokenizer: Tokenizer.to_dict(), or None for GPT-2's. If the vocabulary is too small for that,
-    the data are no text but numbers, and so is the sample, which begins with a 0. track: wraps the
-    iteration over the tokens, to stop it.
+    tokenizer: as for `tokenizer_in_training`. If the data are no text but numbers, so is the
+    sample, which begins with a 0. track: wraps the iteration over the tokens, to stop it.
     """
-    coder, prompt, limit = None, [0], None
-    if tokenizer is not None or model.config.vocab_size >= GPT2_VOCAB:
-        coder = tokenizers.from_dict(tokenizer or {"type": "gpt2"})
+    coder, prompt, limit = tokenizer_in_training(tokenizer, model.config.vocab_size), [0], None
+    if coder is not None:
         prompt, limit = start_tokens(coder), coder.vocab_size
     params = SamplingParams(tokens, 0.8, top_k=200, seed=seed, vocab_limit=limit)
     with runtime.autocast():

@@ -110,12 +110,20 @@ def ending_scores(
     track: Callable[[Iterable], Iterable] = iter,
 ) -> list[tuple[float, bool]]:
     """For each (ids, n): the log-likelihood in nats of the last n ids, given those before them, and
-    whether each of them is the likeliest in its place."""
+    whether each of them is the likeliest in its place.
+
+    Processes may have different rows, but all must call this. track: wraps the iteration over the
+    batches, as many in each process; if it stops early, the other rows have 0 and False.
+    """
     was_training, scores = model.training, [(0.0, False)] * len(rows)
     model.eval()
     by_length = sorted(range(len(rows)), key=lambda r: len(rows[r][0]), reverse=True)
-    for i in track(range(0, len(rows), batch_size)):
+    counts = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
+    counts[runtime.rank] = len(rows)
+    for i in track(range(0, int(runtime.sum(counts).max()), batch_size)):
         chosen = by_length[i : i + batch_size]  # of similar lengths: little padding
+        if not chosen:
+            continue
         T = len(rows[chosen[0]][0]) - 1
         x = torch.zeros((len(chosen), T), dtype=torch.int64)  # padding is after what is scored
         y = torch.full((len(chosen), T), -1)

@@ -109,6 +109,7 @@ def test_accuracy_chance_and_error_over_processes():
         part.sum = lambda tensor: sums.append(tensor.clone()) or tensor
         multiple_choice(model, coder, asked, part, 5)
     names = ("accuracy", "accuracy_per_token", "accuracy_per_byte", "chance")
+    sums = [tensor for tensor in sums if len(tensor) == 4]  # others count the batches
     assert sum(sums).div(7).tolist() == pytest.approx([whole[name] for name in names])
 
 
