@@ -110,7 +110,10 @@ def open_data(c: Config, runtime: Runtime) -> Mixture | None:
     try:
         return Mixture.open(c.dataset)
     except UserError as e:
-        say(f"{e}; measuring with random tokens instead", runtime)
+        kept = (
+            "" if "vocab_size" in c.given else f", of a vocabulary of {c.vocab_size:,} (vocab_size)"
+        )
+        say(f"{e}; measuring with random tokens instead{kept}", runtime)
         return None
 
 

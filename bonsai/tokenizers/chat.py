@@ -32,24 +32,8 @@ class ChatTemplate:
     @classmethod
     def from_dict(cls, state: object) -> "ChatTemplate":
         """Raises UserError for what is not a template."""
-        good = (
-            isinstance(state, dict)
-            and set(state) <= {"start", "roles", "system"}
-            and isinstance(state.get("start", ""), str)
-            and isinstance(state.get("system", ""), str)
-            and isinstance(state.get("roles"), dict)
-            and {"user", "assistant", *(["system"] if "system" in state else [])}
-            <= set(state["roles"])
-            and all(
-                isinstance(role, str)
-                and isinstance(around, list | tuple)
-                and len(around) == 2
-                and all(isinstance(text, str) for text in around)
-                for role, around in state["roles"].items()
-            )
-        )
-        if not good:
-            raise UserError(f"a chat_template has roles (and a start), such as {EXAMPLE}")
+        if fault := _fault(state):
+            raise UserError(f"the chat_template {fault}; one is such as {EXAMPLE}")
         roles = {role: tuple(around) for role, around in state["roles"].items()}
         return cls(roles, state.get("start", ""), state.get("system"))
 
@@ -111,6 +95,26 @@ class ChatTemplate:
             learnt = int(role == "assistant" and 0 not in weight)
             mask += [0] * len(before) + [learnt] * len(said)
         return ids, mask
+
+
+def _fault(state: object) -> str:
+    """Why this is not what ChatTemplate.to_dict returns; '' if it is."""
+    if not isinstance(state, dict) or not isinstance(state.get("roles"), dict):
+        return "has no roles"
+    for key in state:
+        if key not in ("start", "roles", "system"):
+            return f"has {key!r}"
+    for key in ("start", "system"):
+        if not isinstance(state.get(key, ""), str):
+            return f"has a {key} that is no text"
+    for role in ("user", "assistant", *(["system"] if "system" in state else [])):
+        if role not in state["roles"]:
+            return f"has no role {role!r}"
+    for role, around in state["roles"].items():
+        pair = isinstance(around, list | tuple) and len(around) == 2
+        if not pair or not all(isinstance(text, str) for text in (role, *around)):
+            return f"has a role {role!r} that is not two texts, before and after a message"
+    return ""
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""A chat template by what a user names: one of ours, a JSON file, or a folder with a model."""
+"""A chat template by what a user names: one of ours, a JSON or Jinja file, or a model's folder."""
 
 import json
 
@@ -9,6 +9,7 @@ from bonsai.system.paths import resolve_path
 from bonsai.tokenizers.base import Tokenizer
 from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate, missing_tokens
 from bonsai.tokenizers.hugging_face import read_chat
+from bonsai.tokenizers.jinja import read_jinja
 
 
 def find_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
@@ -27,7 +28,7 @@ def find_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def read_template(name: str) -> ChatTemplate:
-    """The template in a JSON file, or of the model in a folder."""
+    """The template in a file of JSON or Jinja, or of the model in a folder."""
     path = resolve_path(name)
     if path.is_dir():
         try:
@@ -42,7 +43,21 @@ def read_template(name: str) -> ChatTemplate:
             f"the chat template {name} is not one of {', '.join(TEMPLATES)}, and there is no such "
             "file or folder"
         )
+    if path.suffix == ".gguf":
+        raise UserError(f"{path} is a model, which --init_from= reads with its chat template")
+    text = read_text(path, "the chat template")
+    if path.suffix in (".jinja", ".j2"):
+        try:
+            return read_jinja(text)
+        except UserError as e:
+            more = "; its folder says what eos_token is: name that" if "eos_token" in text else ""
+            raise UserError(f"the chat template {path} is not supported: {e}{more}") from None
     try:
-        return ChatTemplate.from_dict(json.loads(read_text(path, "the chat template")))
+        state = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise UserError(f"the chat template {path} is not valid JSON: {e}") from None
+    if isinstance(state, dict) and "chat_template" in state:  # a meta.json of data has it there
+        state = state["chat_template"]
+    if isinstance(state, str):
+        raise UserError(f"{path} has a chat template in Jinja: name its folder")
+    return ChatTemplate.from_dict(state)

@@ -83,7 +83,7 @@ def test_without_data_it_measures_random_tokens_and_profiles(tmp_path):
     done = bench(*options, "--out_dir=here", cwd=tmp_path)
     assert done.rc == 0, done
     told = [line for line in done.stdout.splitlines() if "random tokens instead" in line]
-    assert len(told) == 1 and "nosuch" in told[0]
+    assert len(told) == 1 and "nosuch" in told[0] and "vocab_size" not in told[0]
     results = json.loads((tmp_path / "b.json").read_text())
     assert results["waiting_for_data"] is None and results["data"] == "random tokens"
     assert results["settings"]["vocab_size"] == 99
@@ -91,6 +91,9 @@ def test_without_data_it_measures_random_tokens_and_profiles(tmp_path):
     assert sum(results["shares"].values()) == pytest.approx(1)
     trace = json.loads((tmp_path / "here" / "trace.json").read_text())
     assert trace["traceEvents"]
+    # a config's vocabulary is that of its data: the speed of another one is said to be so
+    small = ["--dataset=nosuch", "--steps=1", "--warmup=0", "--batch_size=1"]
+    assert "of a vocabulary of 50,304 (vocab_size)" in bench(*small, cwd=tmp_path).stdout
 
 
 def test_what_was_measured_is_kept_where_the_profile_is_cut(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Chat templates: messages become one prompt."""
 
+import re
+
 import pytest
 
 from bonsai.system.errors import UserError
@@ -59,24 +61,27 @@ def test_unknown_roles():
         ChatTemplate.from_dict(STATE).encode(ByteTokenizer(), [("tool", "x")])
 
 
-@pytest.mark.parametrize(
-    "state",
-    [
-        None,
-        "{{ messages }}",
-        {},
-        {"roles": {}},
-        {"roles": {"user": ["", ""]}},
-        {"roles": {"user": ["", ""], "assistant": [""]}},
-        {"roles": {"user": ["", ""], "assistant": ["", 5]}},
-        {"roles": STATE["roles"], "start": 5},
-        {"roles": STATE["roles"], "system": None},
-        {"roles": {"user": ["", ""], "assistant": ["", ""]}, "system": "Be kind."},
-        {"roles": STATE["roles"], "jinja": "{{ 1 }}"},
-    ],
-)
-def test_what_is_no_template(state):
-    with pytest.raises(UserError, match="chat_template"):
+ROLES = STATE["roles"]
+
+
+@pytest.mark.parametrize(("state", "fault"), [
+    (None, "has no roles"),
+    ("{{ messages }}", "has no roles"),
+    ({}, "has no roles"),
+    ({"roles": []}, "has no roles"),
+    ({"roles": {}}, "has no role 'user'"),
+    ({"roles": {"user": ["", ""]}}, "has no role 'assistant'"),
+    ({"roles": {**ROLES, "user": [""]}}, "has a role 'user' that is not two texts"),
+    ({"roles": {**ROLES, "user": ["", 5]}}, "has a role 'user' that is not two texts"),
+    ({"roles": {**ROLES, "tool": "{}"}}, "has a role 'tool' that is not two texts"),
+    ({"roles": {**ROLES, 5: ["", ""]}}, "has a role 5 that is not two texts"),
+    ({"roles": ROLES, "start": 5}, "has a start that is no text"),
+    ({"roles": ROLES, "system": None}, "has a system that is no text"),
+    ({"roles": {k: ROLES[k] for k in ("user", "assistant")}, "system": "x"}, "no role 'system'"),
+    ({"roles": ROLES, "jinja": "{{ 1 }}"}, "has 'jinja'"),
+])  # fmt: skip
+def test_what_is_no_template(state, fault):
+    with pytest.raises(UserError, match=f"the chat_template .*{re.escape(fault)}.*; one is such"):
         ChatTemplate.from_dict(state)
 
 

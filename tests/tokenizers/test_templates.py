@@ -18,9 +18,11 @@ def test_by_name_file_or_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_template("plain", ByteTokenizer()) == TEMPLATES["plain"]
     (tmp_path / "own.json").write_text(json.dumps(OWN))
-    assert find_template("own.json", ByteTokenizer()).to_dict() == OWN
+    (tmp_path / "meta.json").write_text(json.dumps({"name": "chat", "chat_template": OWN}))
+    for name in ("own.json", "meta.json"):
+        assert find_template(name, ByteTokenizer()).to_dict() == OWN
     (tmp_path / "chat_template.jinja").write_text(jinja(TEMPLATES["chatml"]))
-    for name in ("chatml", str(tmp_path)):
+    for name in ("chatml", str(tmp_path), "chat_template.jinja"):
         assert find_template(name, CHATML) == TEMPLATES["chatml"]
 
 
@@ -29,14 +31,19 @@ def test_by_name_file_or_folder(tmp_path, monkeypatch):
     ("gone.json", "", "gone.json"),
     ("a.json", "[", "a.json is not valid JSON"),
     ("a.json", "[" * 9999, "a.json is not valid JSON"),
-    ("a.json", "{}", "a chat_template has roles"),
+    ("a.json", "{}", "the chat_template has no roles; one is such as {"),
+    ("a.json", '{"chat_template": "{{ x }}"}', "a.json has a chat template in Jinja: name its fol"),
+    ("a.gguf", "", "a.gguf is a model, which --init_from= reads"),
+    ("folder/chat_template.jinja", "{{ tools }}", r"it has \{\{ tools \}\}, and only"),
+    ("folder/chat_template.jinja", "{{ eos_token }}", "its folder says what eos_token is"),
     ("a.json", json.dumps({"roles": {"user": ["", ""], "assistant": ["", ""]}}), "ends no answer"),
     (".", "", "has no chat template"),
     ("folder", "{{ tools }}", r"of folder is not supported: it has \{\{ tools \}\}"),
 ])  # fmt: skip
 def test_what_is_none_is_one_line(tmp_path, monkeypatch, name, content, hint):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.json").write_text(content)
+    for file in ("a.json", "a.gguf"):
+        (tmp_path / file).write_text(content)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "chat_template.jinja").write_text(content)
     with pytest.raises(UserError, match=hint) as e:
