@@ -56,6 +56,7 @@ MISSPELT = 0.9
 # executes them, has imported them.
 NANOGPT_MODULES = {name: name for name in ("os", "sys", "time", "math", "pickle", "torch")}
 NANOGPT_MODULES |= {"np": "numpy"}
+SHARED = ("bias",)  # a field that is among train.py's settings, too, as in nanoGPT
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -102,7 +103,8 @@ def configure(
         its source at module level above the call, except `_private` and UPPER_CASE names. An
         annotation names further types that one takes: `compile: bool | str = 'auto'`.
     models: name -> dataclass. The program's setting `model` chooses one, whose fields become
-        settings, too. A program's setting with the same name takes precedence, with its default.
+        settings, too. A program's setting with the same name takes precedence; if it has another
+        default, that is an error, except for `bias`.
     argv: the arguments, by default the program's own.
     presets: name -> settings. `--preset=NAME` sets all of them, at its place among the arguments.
     settings: values from Python instead of the command line, checked like those of a config file.
@@ -115,15 +117,17 @@ def configure(
     in `settings`.
     """
     program = _program_settings(namespace)
-    arguments = _Arguments(
-        program, {name: _fields(model) for name, model in (models or {}).items()}, presets or {}
-    )
+    models = models or {}
+    fields = {name: _fields(model) for name, model in models.items()}
+    arguments = _Arguments(program, fields, presets or {})
     arguments.left_out = _names_set_by(ROOT / files_of) if files_of else set()
     try:
         if settings is not None:
             arguments.read_settings(settings)
         else:
             arguments.read(list(sys.argv[1:] if argv is None else argv))
+        if chosen := arguments.model():
+            _check_fields(models[chosen], program)
         config = arguments.config()
     except UserError as e:
         if settings is not None:  # the caller may handle it
@@ -230,6 +234,17 @@ def _fields(model: type) -> dict[str, Setting]:
                 if name in choices:
                     settings[name].takes_words(choices[name])
     return settings
+
+
+def _check_fields(model: type, program: dict[str, Setting]) -> None:
+    """Raise UserError for a field of a model that would silently have the default of a program's
+    setting."""
+    for name, default in ((field.name, field.default) for field in dataclasses.fields(model)):
+        if name in program and program[name].default != default and name not in SHARED:
+            _fail(
+                f"{model.__name__} has a field {name}, which is a setting of the program: give the "
+                "field another name"
+            )
 
 
 def _described(cls: type) -> list[tuple[str, str, str]]:

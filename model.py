@@ -396,7 +396,8 @@ TABLES = ("values", "bigrams")  # names of the embeddings that start at 0
 def zero_embedding(rows: int, width: int) -> nn.Embedding:
     """An embedding of zeros, made without nn.Embedding's random numbers, which would only be
     overwritten: for 464M weights they take two seconds."""
-    return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
+    # requires_grad marks the zeros as weights, for which a loader need not fill memory (fit.py)
+    return nn.Embedding.from_pretrained(torch.zeros(rows, width, requires_grad=True), freeze=False)
 
 
 class GPT(nn.Module):

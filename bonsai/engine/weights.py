@@ -82,9 +82,13 @@ def prepare(
         memo |= {id(m): nn.Identity() for m in model.modules() if isinstance(m, nn.Dropout)}
     if not (packed or quantize):  # nor are all weights copied before they change their dtype
         memo |= {
-            id(p): nn.Parameter(p.detach().to(dtype), p.requires_grad) for p in model.parameters()
+            id(p): nn.Parameter(p.detach().to(dtype), p.requires_grad)
+            for p in model.parameters()
+            if p.is_floating_point()
         }
-    model = copy.deepcopy(model, memo).to(dtype).eval()
+    # not .to(dtype), which would take the real parts of complex numbers
+    model = copy.deepcopy(model, memo).eval()
+    model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
     if packed:
         join_on_cpu(model, dtype)
         for module in model.modules():

@@ -133,7 +133,10 @@ def fold_scale(weights: Weights, config: GPTConfig) -> None:
 
 
 def in_dtype(w: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
-    """Weights in `dtype`; UserError if float16 would make finite ones infinite."""
+    """Weights in `dtype`, integers and the like as they are; UserError if float16 would make finite
+    ones infinite."""
+    if not w.is_floating_point():
+        return w
     converted = w.to(DTYPES[dtype])
     if dtype == "float16" and w[~converted.isfinite()].isfinite().any():
         raise UserError(

@@ -23,6 +23,10 @@ on which tokens it reads has `counted`, see `counted_arguments`. The defaults, b
 On a CPU the engine replaces linear layers wherever it finds them, and the blocks of GPTs and of
 decoders, unless their code was edited (edits.py). The GPT itself is no LanguageModel, as model.py
 needs only torch, but has all of this. Tests hold every model to the contract.
+
+Checkpoints hold the model's state_dict and the fields of its config, which are bool, int, float,
+str or None: what a class makes besides, it makes again when it is loaded. Buffers are constants:
+processes do not exchange what one of them writes there.
 """
 
 import inspect
@@ -67,8 +71,9 @@ class LanguageModel(nn.Module):
     def num_params(self, non_embedding: bool = True) -> int:
         """How many parameters; by default without those that are only looked up, not multiplied."""
         n = sum(p.numel() for p in self.parameters())
-        looked_up = sum(p.numel() for p in self.param_groups()["embeddings"])
-        return n - looked_up if non_embedding else n
+        multiplied = {id(m.weight) for m in self.modules() if isinstance(m, nn.Linear)}  # if tied
+        tables = (p for p in self.param_groups()["embeddings"] if id(p) not in multiplied)
+        return n - sum(p.numel() for p in tables) if non_embedding else n
 
     def flops_per_token(self, T: int | None = None) -> float:
         """To train on one token: 6 per parameter that is multiplied (Kaplan et al. 2020)."""
@@ -88,11 +93,13 @@ class LanguageModel(nn.Module):
         self.config.block_size = block_size
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters by kind, for optimizers that treat them differently; each in one group."""
+        """The parameters by kind, for optimizers that treat them differently; each in one group.
+        The head is what is named lm_head; matrices have two dimensions, so filters have none."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         groups = {name: [] for name in GROUPS}
-        for p in self.parameters():
-            kind = "matrices" if p.dim() >= 2 else "scalars"
+        for name, p in self.named_parameters():
+            kind = "matrices" if p.dim() == 2 else "scalars"
+            kind = "head" if name.startswith("lm_head") else kind
             groups["embeddings" if id(p) in tables else kind].append(p)
         return groups
 

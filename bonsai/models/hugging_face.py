@@ -166,7 +166,7 @@ def pretrained(make: type[GPT], source: str | Path, overrides: dict) -> GPT:
         settings, weights = read_model(source)
     except UserError as e:
         raise ValueError(e) from None
-    with WithoutDraws(zeros=make is GPT):
+    with WithoutDraws():
         model = make(GPTConfig(**{**settings, **overrides}))
     take_weights(model, weights)
     return model

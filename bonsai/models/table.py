@@ -25,17 +25,20 @@ CONFIGS = {name: config for name, (_, config) in MODELS.items()}
 
 
 class ZerosOn(TorchFunctionMode):
-    """Within this context torch.zeros makes its tensors on a device: the tables of the fast GPT-2,
-    1.9 GB, need not be filled in the host's memory and copied. Random numbers still come from the
-    CPU, so that they are the same on every device."""
+    """Within this context torch.zeros makes weights (with requires_grad) on a device: the tables of
+    the fast GPT-2, 1.9 GB, need not be filled in the host's memory and copied. Random numbers still
+    come from the CPU, so that they are the same on every device. Other zeros stay there, too, as a
+    model may go on to compute with them."""
 
     def __init__(self, device: torch.device):
         super().__init__()
         self.device = device
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        there = {"device": self.device} if func is torch.zeros else {}
-        return func(*args, **there | (kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.zeros and kwargs.get("requires_grad"):
+            kwargs = {"device": self.device} | kwargs
+        return func(*args, **kwargs)
 
 
 def build_model(name: str, settings: dict, device: torch.device | None = None) -> nn.Module:

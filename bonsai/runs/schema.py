@@ -154,7 +154,7 @@ def check_fields(make_config: type, settings: dict, path: Path) -> None:
             good = True
         if type(value) is bool and allowed in (int, float):
             good = False
-        if type(value) in (int, float) and not abs(value) <= 2**31:  # also NaN
+        if value != value or (type(value) is int and abs(value) > 2**31):  # NaN; not a size
             good = False
         if not good:
             raise UserError(

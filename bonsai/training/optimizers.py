@@ -14,6 +14,7 @@ needs no closure:
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from inspect import signature
 
@@ -70,9 +71,18 @@ def muon(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimizer:
         "scalars": c.scalar_lr,
         "residual": c.scalar_lr / 100,  # their effect adds up over the layers
     }
-    kinds = {k: p for k, p in model.param_groups().items() if p}
+    kinds = {
+        k: [p for p in params if p.requires_grad] for k, params in model.param_groups().items()
+    }
+    kinds = {k: params for k, params in kinds.items() if params}
     if "matrices" not in kinds:
         raise UserError("optimizer=muon is for matrices, of which this model has none: use adamw")
+    for name, p in model.named_parameters():
+        if p.dim() != 2 and any(p is matrix for matrix in kinds["matrices"]):
+            raise UserError(
+                f"optimizer=muon is for matrices, and {name} has {p.dim()} dimensions: let the "
+                "model's param_groups put it into another group"
+            )
     groups = [
         {"params": params, "lr": rates[k], "weight_decay": decays.get(k, 0.0), **adam}
         for k, params in kinds.items()
@@ -109,10 +119,24 @@ def build_optimizer(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimi
     except ValueError as e:  # torch names the value
         known = "learning_rate, weight_decay, beta1, beta2, adam_eps"
         raise UserError(f"{name}: {e}; look at {known}") from None
+    check_complete(built, model)
     for group in built.param_groups:
         # schedule.set_rates gives the group this share of each step's rate
         group["share"] = group["lr"] / top if (top := c.learning_rate) else 0.0
     return built
+
+
+def check_complete(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Raise UserError unless each parameter that has gradients is in one group: without a group it
+    would silently keep its first weights."""
+    times = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
+    for name, p in model.named_parameters():
+        if p.requires_grad and times[id(p)] != 1:
+            raise UserError(
+                f"{name} is in {times[id(p)]} groups of the optimizer, which should be 1: look at "
+                f"the optimizer's function and at param_groups of {type(model).__name__}, or "
+                "freeze it (requires_grad_(False))"
+            )
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:

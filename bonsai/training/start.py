@@ -7,15 +7,17 @@ command gives and that does not fit the weights is an error.
 
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 from bonsai.data.batches import Batches
 from bonsai.data.dataset import Mixture
+from bonsai.models.fit import check_fit
 from bonsai.models.loading import RUN_FIELDS, Loaded, load_model
-from bonsai.models.table import CONFIGS, build_model
+from bonsai.models.table import CONFIGS, MODELS, build_model
 from bonsai.planning.depth import compute_optimal
 from bonsai.planning.memory import describe_memory
 from bonsai.runs.names import resumable
@@ -147,10 +149,27 @@ def begin(c, folder, runtime: Runtime, lap: Callable[[str], None]) -> Start:
             listed = " ".join(f"{k}={v}" for k, v in taken.items())
             start.notes.insert(1, f"settings that were left out: {listed}")
     data.check(start.model.config.block_size, start.model.config.vocab_size)
+    check_loads_again(start.model, c.model)
     start.notes += [*filter(None, [of_rows]), *schedule_notes(c)]
     start.model.to(runtime.device)  # now, while train.py imports torch.compile beside it
     lap("model")
     return start
+
+
+def check_loads_again(model: nn.Module, name: str) -> None:
+    """Raise UserError if a checkpoint of the model could not be loaded, as it may happen to a class
+    of one's own; hours later would be too late."""
+    settings, kind = asdict(model.config), type(model).__name__
+    for field_name, value in settings.items():
+        if not isinstance(value, int | float | str | None):
+            raise UserError(
+                f"{type(model.config).__name__}.{field_name} is a {type(value).__name__}: only "
+                "numbers and words can be settings in a checkpoint"
+            )
+    try:
+        check_fit(*MODELS[name], settings, model.state_dict(), Path("a checkpoint of this model"))
+    except UserError as e:
+        raise UserError(f"{e}: {kind}(config) has to make the tensors that are there now") from None
 
 
 def fit_rows(c, data: Mixture, loaded: Loaded | None) -> str:

@@ -127,9 +127,11 @@ class TrainingStep:
         Waits for the device."""
         loss = self.loss
         if self.row is not None:
+            self.model.eval()  # a batch norm, for example, would count this row as trained on
             with self.runtime.autocast(), suppress(torch.OutOfMemoryError):
                 # any targets will do: here each token is its own
                 loss = loss + self.model(self.row, self.row, **self.loss_alone)[1]
+            self.model.train()
         return bool(torch.isfinite(loss))
 
     def __call__(

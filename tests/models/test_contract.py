@@ -13,15 +13,18 @@ from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.phases import prefill
+from bonsai.engine.weights import prepare
 from bonsai.models import table as models
 from bonsai.models.cache import Cache, KVCache, TokenCache
 from bonsai.models.contract import LanguageModel
 from bonsai.models.loading import load_model
 from bonsai.planning.memory import training_bytes
+from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.serving.registry import load_served
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
 from bonsai.training import report
+from bonsai.training.start import check_loads_again
 from model import GROUPS
 
 
@@ -229,6 +232,106 @@ def test_what_has_no_keys_and_values_is_not_compiled(name):
     with pytest.raises(UserError, match="needs a model with a cache of keys and values"):
         Engine(model, compile=True)
     assert isinstance(model.new_cache(1), TokenCache) == (name == "gru")
+
+
+# ---- what classes of one's own do when they are built ----
+
+
+class Odd(GRU):
+    """With parts that are in no checkpoint, or are no numbers like weights."""
+
+    def __init__(self, config: GRUConfig):
+        super().__init__(config)
+        self.keep = [x.item() for x in torch.linspace(1, 0.5, 3)]  # as for stochastic depth
+        self.register_buffer("at", torch.arange(config.block_size))
+        self.register_buffer("seen", torch.ones(4, 4).tril().bool())
+        self.register_buffer("turn", torch.polar(torch.ones(4), torch.arange(4.0)))
+        self.register_buffer("fixed", torch.zeros(1000), persistent=False)
+        self.register_buffer("noise", torch.empty(1000), persistent=False)
+        nn.init.normal_(self.noise, generator=torch.Generator().manual_seed(0))
+        counts = torch.zeros(3)
+        counts += torch.arange(3)
+        self.rates = nn.Parameter(counts)
+
+
+@dataclass
+class OddConfig(GRUConfig):
+    n_layer: int = 40  # more than there are tensors, as if all shared theirs
+    cap: float = float("inf")
+    note: str | None = None
+
+
+def test_what_a_class_makes_beside_its_weights_is_there_when_it_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "odd", (Odd, OddConfig))
+    fields = dict(vocab_size=50, block_size=8, width=8)
+    torch.use_deterministic_algorithms(True)  # then torch.empty is full of NaN
+    try:
+        model = models.build_model("odd", fields, torch.device("meta"))  # other zeros stay here
+        check_loads_again(model, "odd")
+        state = {"model": model.state_dict(), **models.describe_model(model, "odd")}
+        save_checkpoint(tmp_path, {**state, "iter_num": 1, "best_val_loss": torch.tensor(1.0)})
+        loaded = load_model("best", tmp_path).model
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert loaded.config == model.config and loaded.keep == model.keep
+    for (name, have), (_, want) in zip(loaded.named_buffers(), model.named_buffers(), strict=True):
+        assert torch.equal(have, want) and have.dtype == want.dtype, name
+    for (name, have), (_, want) in zip(loaded.named_parameters(), model.named_parameters()):
+        assert torch.equal(have, want), name
+    half = prepare(loaded, torch.bfloat16)
+    assert half.turn.dtype == torch.complex64 and half.at.dtype == torch.int64
+    assert half.fixed.dtype == torch.bfloat16
+
+
+class Cropped(GRU):
+    def __init__(self, config: GRUConfig):
+        super().__init__(config)
+        self.register_buffer("seen", torch.ones(config.block_size))
+
+
+@dataclass
+class ListConfig(GRUConfig):
+    widths: tuple = (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("made", "change", "words"),
+    [
+        ((Cropped, GRUConfig), lambda m: m.crop_block_size(8), r"seen is \(16,\), not \(8,\)"),
+        ((GRU, ListConfig), lambda m: None, "ListConfig.widths is a tuple: only numbers and words"),
+        ((GRU, GRUConfig), lambda m: setattr(m, "lm_head", nn.Identity()), "no lm_head.weight"),
+        ((GRU, GRUConfig), lambda m: m.add_module("lora", nn.Linear(2, 2)), "too much: lora.weigh"),
+    ],
+    ids=["a table that is not cropped", "a setting", "a part that was taken away", "one more"],
+)
+def test_a_model_that_could_not_be_loaded_is_not_trained(made, change, words, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "odd", made)
+    model = models.build_model("odd", dict(vocab_size=50))
+    change(model)
+    with pytest.raises(UserError, match=words):
+        check_loads_again(model, "odd")
+
+
+class Mixed(GRU):
+    """With a filter, a norm and a tied head."""
+
+    def __init__(self, config: GRUConfig):
+        super().__init__(config)
+        self.filter = nn.Conv1d(config.width, config.width, 4, groups=config.width)
+        self.project = nn.Linear(config.width, config.width)
+
+
+def test_kinds_of_parameters_of_a_class_of_ones_own():
+    """A head is none of the matrices that become orthogonal, nor is a filter."""
+    model = Mixed(GRUConfig(8, 50, 8))
+    groups = {id(p): kind for kind, ps in model.param_groups().items() for p in ps}
+    kinds = {name: groups[id(p)] for name, p in model.named_parameters()}
+    assert (kinds["wte.weight"], kinds["lm_head.weight"]) == ("embeddings", "head")
+    assert (kinds["filter.weight"], kinds["project.weight"]) == ("scalars", "matrices")
+    assert model.num_params(False) - model.num_params() == 50 * 8
+    model.lm_head = nn.Linear(8, 50, bias=False)
+    model.lm_head.weight = model.wte.weight
+    assert model.num_params() == model.num_params(False)  # the table is multiplied, too
 
 
 # ---- a model that is one file and one line, in every program ----

@@ -702,6 +702,19 @@ def test_another_model_chosen_anywhere(argv):
     assert list(config) == ["model", "bias", "steps", "n_layer", "patch_size", "patch_loss"]
 
 
+def test_a_field_does_not_silently_have_the_default_of_a_setting(capsys):
+    @dataclass
+    class Deep:
+        depth: int = 4
+        steps: int = 5  # as in the program
+
+    source = PROGRAM + "depth = 0\n"
+    assert train(source=source, models=MODELS).depth == 0  # not the chosen model's
+    with pytest.raises(SystemExit):
+        train("--model=deep", source=source, models={**MODELS, "deep": Deep})
+    assert "Deep has a field depth, which is a setting of the program" in capsys.readouterr().err
+
+
 def test_string_annotations_of_a_model():
     config = train("--model=patch", "--patch_loss", source=PROGRAM, models=MODELS)
     assert config["patch_loss"] is True

@@ -58,6 +58,47 @@ def test_every_optimizer_lowers_the_loss(name):
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_layers_stay_as_they_are_and_have_no_state(name):
+    model = tiny()
+    frozen = [model.transformer.wpe, model.transformer.h[0].attn, model.transformer.h[0].ln_1]
+    for part in frozen:
+        part.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    settings = replace(SETTINGS, optimizer=name, learning_rate=1e-2)
+    optimizer = build_optimizer(model, settings, CPU)
+    for _ in range(2):
+        backward(model, 0)
+        clip_gradients(optimizer, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    after = model.state_dict()
+    same = {key for key, w in before.items() if torch.equal(w, after[key])}
+    still = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert same == still and len(still) >= 4
+    state = optimizer.state_dict()
+    assert len(state["state"]) == len(list(model.parameters())) - len(still)
+    load_optimizer_state(build_optimizer(model, settings, CPU), state)
+
+
+def test_muon_takes_matrices_alone():
+    model = tiny()
+    model.transformer.h[0].mlp.experts = torch.nn.Parameter(torch.ones(2, 3, 4))
+    with pytest.raises(UserError, match=r"transformer.h.0.mlp.experts has 3 dimensions: let the"):
+        build_optimizer(model, replace(SETTINGS, optimizer="muon"), CPU)
+
+
+def test_a_parameter_in_two_groups_is_an_error():
+    class Twice(GPT):
+        def param_groups(self):
+            groups = super().param_groups()
+            return {**groups, "scalars": groups["scalars"] + groups["embeddings"]}
+
+    model = Twice(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16))
+    with pytest.raises(UserError, match=r"optimizer|more than one parameter group"):
+        build_optimizer(model, replace(SETTINGS, optimizer="muon"), CPU)
+
+
 def test_settings_reach_adamw():
     optimizer = build_optimizer(tiny(), replace(SETTINGS, adam_eps=1e-5, beta2=0.99), CPU)
     for group in optimizer.param_groups:
@@ -73,6 +114,9 @@ def test_a_model_whose_adamw_is_its_own():
 
     torch.manual_seed(0)
     model = Frozen(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16))
+    with pytest.raises(UserError, match=r"^transformer.wpe.weight is in 0 groups of the optimizer"):
+        build_optimizer(model, SETTINGS, CPU)
+    model.requires_grad_(False).lm_head.requires_grad_(True)
     before = copy.deepcopy(model.state_dict())
     optimizer = build_optimizer(model, SETTINGS, CPU)
     backward(model, 0)

@@ -1,6 +1,7 @@
 """bonsai/training/step.py: one step of training, whoever takes it."""
 
 import ast
+import copy
 import math
 
 import pytest
@@ -83,6 +84,24 @@ def test_weights_that_the_update_has_spoilt(spoilt):
         for p in training.model.parameters():
             p.fill_(spoilt)
     assert math.isfinite(training.loss) and not training.is_finite()
+
+
+def test_looking_whether_the_loss_is_finite_changes_nothing():
+    """Else a run would depend on how often it is saved."""
+
+    class Averaging(torch.nn.BatchNorm1d):
+        def forward(self, x):
+            return super().forward(x.mT).mT
+
+    model = tiny()
+    model.transformer.ln_f = Averaging(model.config.n_embd)
+    training = TrainingStep(model, SETTINGS, CPU)
+    training(0, [batch(2)])
+    before = copy.deepcopy(model.state_dict())
+    assert training.is_finite() and training.model.training
+    after = model.state_dict()
+    assert all(torch.equal(w, after[key]) for key, w in before.items())
+    assert before["transformer.ln_f.num_batches_tracked"] == 1
 
 
 def test_a_save_does_not_fail_for_want_of_memory(monkeypatch):
