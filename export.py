@@ -20,7 +20,13 @@ import shlex
 from pathlib import Path
 
 from bonsai.engine.text import find_tokenizer
-from bonsai.models.export import export_gguf, export_hugging_face, export_nanogpt, portable
+from bonsai.models.export import (
+    export_gguf,
+    export_hugging_face,
+    export_nanogpt,
+    export_with_code,
+    portable,
+)
 from bonsai.models.loading import find_source, load_model
 from bonsai.runs.portable import write_portable
 from bonsai.system.errors import UserError, run
@@ -28,7 +34,7 @@ from configurator import Config, configure
 
 init_from = "resume"  # resume: the run in out_dir; gpt2*; or a checkpoint, or a folder [path]
 out_dir = "out"  # the run to export; ignored if init_from is not resume [path]
-to = "hf"  # [hf | gguf | safetensors | nanogpt]
+to = "hf"  # [hf | hf_code | gguf | safetensors | nanogpt]
 out = ""  # a folder, for gguf and safetensors a file; it must not exist yet [path]
 weights_dtype = "float32"  # q8_0: only for gguf [float32 | bfloat16 | float16 | q8_0]
 
@@ -72,9 +78,11 @@ def main(**settings) -> None:
             there = os.path.join("data", name, "meta.pkl")  # an absolute path is it alone
             print(f"its sample.py looks for the characters in {there}: copy it there")
     else:
-        name = export_hugging_face(loaded, tokenizer, path, c.weights_dtype)
+        write = export_with_code if c.to == "hf_code" else export_hugging_face
+        name = write(loaded, tokenizer, path, c.weights_dtype)
         there = shlex.quote(f"--init_from={path}")
-        print(f"wrote {path}: transformers.{name}, or here {there}")
+        needs = " with trust_remote_code=True" if c.to == "hf_code" else ""
+        print(f"wrote {path}: transformers.{name}{needs}, or here {there}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from bonsai.files.access import writing
 from bonsai.files.atomic import replace_text, whole_file, whole_folder
 from bonsai.files.safetensors import write_safetensors
+from bonsai.models import with_code
 from bonsai.models.architectures import Weights, exported, in_dtype, plain
 from bonsai.models.edits import difference
 from bonsai.models.gguf import write_gguf
@@ -58,23 +59,56 @@ def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtyp
     """
     config, weights = gpt_of(loaded, tokenizer)
     settings, weights = exported(config, weights, loaded.source)
+    write_folder(folder, loaded, tokenizer, settings, weights, dtype)
+    return settings["architectures"][0]
+
+
+def export_with_code(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> str:
+    """Write a folder that transformers loads with the model.py in it, from any GPT; returns the
+    name of the model's class there. Raises UserError for other models, a model.py that cannot stand
+    alone, and errors of the disk."""
+    if loaded.name != "gpt":
+        raise UserError(
+            f"{loaded.source} is a {loaded.name}, whose code is not in model.py alone: "
+            "--to=safetensors takes every model"
+        )
+    settings, weights = with_code.exported(loaded.model)
+    write_folder(folder, loaded, tokenizer, settings, weights, dtype, with_code.code())
+    return settings["architectures"][0]
+
+
+def write_folder(
+    folder: Path,
+    loaded: Loaded,
+    tokenizer: Tokenizer,
+    settings: dict,
+    weights: Weights,
+    dtype: str,
+    code: dict[str, bytes] | None = None,
+) -> None:
+    """Write a folder of Hugging Face's. settings: those of the model in config.json; code: more
+    files by their names."""
     weights = {k: in_dtype(w, dtype, k) for k, w in weights.items()}
     chat = loaded.chat
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "pad_token_id": None}
     # generate stops at any of these; an answer need not end the text
     stops = [*loaded.answer_ends(tokenizer)]
     generation = {**ends, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
+    # ids that only pad the vocabulary are no text
+    generation["suppress_tokens"] = [*range(tokenizer.vocab_size, settings["vocab_size"])] or None
     files = {
         "config.json": {**settings, **ends, "dtype": dtype},
         "generation_config.json": {k: i for k, i in generation.items() if i is not None},
         "tokenizer.json": tokenizer_json(tokenizer),
-        "tokenizer_config.json": tokenizer_config(tokenizer, config.block_size, chat),
+        "tokenizer_config.json": tokenizer_config(tokenizer, loaded.model.config.block_size, chat),
     }
     with writing(folder, " by --out"), whole_folder(folder) as new:
         write_safetensors(new / "model.safetensors", weights, {"format": "pt"})
         for name, content in files.items():
             replace_text(new / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return settings["architectures"][0]
+        for name, data in (code or {}).items():
+            with whole_file(new / name) as f:
+                f.write(data)
 
 
 def export_gguf(loaded: Loaded, tokenizer: Tokenizer, path: Path, dtype: str) -> None:

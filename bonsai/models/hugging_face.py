@@ -24,6 +24,7 @@ from bonsai.models.architectures import (
     with_our_epsilon,
 )
 from bonsai.models.fit import WithoutDraws, check_fit, take_weights, without_masks
+from bonsai.models.with_code import MODEL_TYPE, read_with_code
 from bonsai.runs.schema import brief, is_dict, is_tensor, is_whole
 from bonsai.system.errors import UserError
 from bonsai.system.hub import use_cache_if_offline
@@ -92,11 +93,11 @@ def read_model(source: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     folder = Path(source) if Path(source).is_dir() else download(str(source))
     config = read_json_object(folder / "config.json", CONFIG_BYTES)
     kind = config.get("model_type")
-    if kind not in ("gpt2", *ROTARY):
+    if kind not in ("gpt2", *ROTARY, MODEL_TYPE):
         name = brief(kind).strip("'\"")
         names = f"{name} model, not a gpt2, {' or '.join(ROTARY)}"
         raise UserError(f"{folder} holds a {names}")
-    if config.get("auto_map"):
+    if config.get("auto_map") and kind != MODEL_TYPE:
         raise UserError(
             f"{folder}: config.json names code of its own for the model (auto_map). It is never "
             f"executed; if the weights are a plain {kind}'s, remove auto_map from it"
@@ -110,9 +111,10 @@ def assembled(
     """The result of `read_model`, from config.json and from a function that reads the weights by
     transformers' names; it is called after config.json was checked. folder: for messages."""
     kind = config["model_type"]
-    settings, weights = (read_gpt2 if kind == "gpt2" else read_rotary)(config, folder, read)
+    reader = {"gpt2": read_gpt2, MODEL_TYPE: read_with_code}.get(kind, read_rotary)
+    settings, weights = reader(config, folder, read)
     wte, head = (weights.get(k) for k in ("transformer.wte.weight", "lm_head.weight"))
-    if settings["tie_head"] and wte is not None:
+    if settings.get("tie_head") and wte is not None:
         if head is not None and not torch.equal(wte, head):
             settings["tie_head"] = False  # as transformers does it
         else:
