@@ -1,15 +1,18 @@
 """Export a trained model: for Hugging Face's programs, llama.cpp, nanoGPT, or as one safe file.
 
     python export.py --out_dir=out-shakespeare-char --to=hf --out=exported
+    python export.py --out_dir=out-quickstart --to=hf_code --out=exported-code
     python export.py --out_dir=out-quickstart --to=safetensors --out=model.safetensors
     python export.py --out_dir=out-shakespeare-char --to=nanogpt --out=out-nanogpt
     python export.py --init_from=gpt2 --to=gguf --out=gpt2.gguf --weights_dtype=q8_0
 
 hf: a folder that transformers (AutoModelForCausalLM, AutoTokenizer) and what builds on it load
-without any code of ours: weights, configuration, tokenizer, chat template. gguf: a file for
-llama.cpp (needs pip install gguf). safetensors: any model in one file, with our own names and its
-tokenizer, for all programs here (--init_from=FILE); nothing in it can be executed. nanogpt: a
-ckpt.pt that nanoGPT's sample.py loads. docs/interop.md says what goes where, and what is lost.
+without any code of ours: weights, configuration, tokenizer, chat template. hf_code: such a folder
+of any GPT, edited or not, with model.py in it, which transformers executes if it is told
+trust_remote_code=True. gguf: a file for llama.cpp (needs pip install gguf). safetensors: any model
+in one file, with our own names and its tokenizer, for all programs here (--init_from=FILE); nothing
+in it can be executed. nanogpt: a ckpt.pt that nanoGPT's sample.py loads. docs/interop.md says what
+goes where, and what is lost.
 """
 
 if __name__ == "__main__":
@@ -19,6 +22,7 @@ import os
 import shlex
 from pathlib import Path
 
+from bonsai.engine.phases import differs_with_cache
 from bonsai.engine.text import find_tokenizer
 from bonsai.models.export import (
     export_gguf,
@@ -78,11 +82,15 @@ def main(**settings) -> None:
             there = os.path.join("data", name, "meta.pkl")  # an absolute path is it alone
             print(f"its sample.py looks for the characters in {there}: copy it there")
     else:
-        write = export_with_code if c.to == "hf_code" else export_hugging_face
-        name = write(loaded, tokenizer, path, c.weights_dtype)
-        there = shlex.quote(f"--init_from={path}")
-        needs = " with trust_remote_code=True" if c.to == "hf_code" else ""
-        print(f"wrote {path}: transformers.{name}{needs}, or here {there}")
+        if c.to == "hf_code":
+            use_cache = not differs_with_cache(loaded.model.eval())
+            if not use_cache:
+                print("edited so that a cache gives other results: written with use_cache=false")
+            name = export_with_code(loaded, tokenizer, path, c.weights_dtype, use_cache)
+            name = f"{name} with trust_remote_code=True"
+        else:
+            name = export_hugging_face(loaded, tokenizer, path, c.weights_dtype)
+        print(f"wrote {path}: transformers.{name}, or here {shlex.quote(f'--init_from={path}')}")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def class_for(config: GPTConfig, source: str) -> str:
     if lacking[name]:
         raise UserError(
             f"{source} is no model of transformers or GGUF: the nearest, {name}, has no "
-            f"place for {', '.join(lacking[name])}; --to=safetensors takes every model"
+            f"place for {', '.join(lacking[name])}; --to=hf_code takes it, with its code"
         )
     return name
 

@@ -44,7 +44,7 @@ def gpt_of(loaded: Loaded, tokenizer: Tokenizer) -> tuple[GPTConfig, Weights]:
     if found := difference(loaded.model):
         raise UserError(
             f"{found}: other programs would write other texts with these weights; "
-            "--to=safetensors takes every model"
+            "--to=hf_code takes them with model.py, --to=safetensors takes every model"
         )
     config = replace(loaded.model.config, vocab_size=tokenizer.vocab_size)
     weights = {k: w.detach() for k, w in loaded.model.state_dict().items()}
@@ -63,16 +63,20 @@ def export_hugging_face(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtyp
     return settings["architectures"][0]
 
 
-def export_with_code(loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str) -> str:
+def export_with_code(
+    loaded: Loaded, tokenizer: Tokenizer, folder: Path, dtype: str, use_cache: bool = True
+) -> str:
     """Write a folder that transformers loads with the model.py in it, from any GPT; returns the
-    name of the model's class there. Raises UserError for other models, a model.py that cannot stand
-    alone, and errors of the disk."""
+    name of the model's class there. use_cache: whether texts are written with a cache of keys and
+    values. Raises UserError for other models, a model.py that cannot stand alone, and errors of the
+    disk."""
     if loaded.name != "gpt":
         raise UserError(
             f"{loaded.source} is a {loaded.name}, whose code is not in model.py alone: "
             "--to=safetensors takes every model"
         )
     settings, weights = with_code.exported(loaded.model)
+    settings["use_cache"] = use_cache
     write_folder(folder, loaded, tokenizer, settings, weights, dtype, with_code.code())
     return settings["architectures"][0]
 
@@ -94,6 +98,7 @@ def write_folder(
     # generate stops at any of these; an answer need not end the text
     stops = [*loaded.answer_ends(tokenizer)]
     generation = {**ends, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
+    generation["use_cache"] = None if settings["use_cache"] else False
     # ids that only pad the vocabulary are no text
     generation["suppress_tokens"] = [*range(tokenizer.vocab_size, settings["vocab_size"])] or None
     files = {

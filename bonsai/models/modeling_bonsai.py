@@ -169,8 +169,9 @@ class BonsaiForCausalLM(PreTrainedModel, GenerationMixin):
         of these; 0: all. Raises ValueError for arguments that model.py has no use for.
         """
         of_loss = {"num_items_in_batch": others.pop("num_items_in_batch", None)}
-        if unknown := [name for name, value in others.items() if value not in (None, False)]:
-            raise ValueError(f"model.py takes no {', '.join(unknown)}")
+        for name, value in others.items():
+            if value is not None and value is not False:
+                raise ValueError(f"model.py takes no {name}")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         context = self.context(input_ids, attention_mask, past_key_values)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -13,7 +14,15 @@ import pytest
 import torch
 from helpers.checkpoints import tiny
 from helpers.evaluated import runtime
-from helpers.programs import TINY, assert_one_line_error, load, output_of, run_command, run_program
+from helpers.programs import (
+    ROOT,
+    TINY,
+    assert_one_line_error,
+    load,
+    output_of,
+    run_command,
+    run_program,
+)
 from helpers.tiny_data import CHARS
 
 from bonsai.files.safetensors import read_safetensors
@@ -27,13 +36,21 @@ NANOGPT = os.environ.get("NANOGPT")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, workplace) -> Path:
-    """The workplace's data, and runs: export-run, export-bytes."""
+    """The workplace's data, and runs: export-run, export-fast, export-bytes."""
     model, state = tiny(vocab_size=len(CHARS) + 2, block_size=16)
     state |= {"model": model.state_dict(), "tokenizer": {"type": "char", "chars": list(CHARS)}}
     sizes = dict(n_layer=1, n_head=2, n_embd=16, local_layer=1, local_embd=8, local_head=2)
     bytes_ = build_model("megabyte", sizes | dict(block_size=16, vocab_size=257))
+    other = dict(value_embeddings=True, position="rope", vocab_size=260, block_size=24)
+    fast = build_model("gpt", vars(model.config) | other)
+    torch.manual_seed(1)
+    for p in fast.parameters():  # so that its texts depend on the context
+        p.data.add_(0.4 * torch.randn_like(p))
     for name, content in {
         "export-run": state,
+        "export-fast": state
+        | describe_model(fast, "gpt")
+        | {"model": fast.state_dict(), "tokenizer": {"type": "byte"}},
         "export-bytes": state
         | describe_model(bytes_, "megabyte")
         | {"model": bytes_.state_dict(), "tokenizer": {"type": "byte"}},
@@ -56,18 +73,22 @@ def sampled(call, source) -> str:
 
 def test_every_program_takes_what_is_written(call, place, tmp_path):
     one, folder, nano = tmp_path / "m.safetensors", tmp_path / "hf", tmp_path / "nano"
+    with_code = tmp_path / "with-code"
     said = call("export.py", "--out_dir=export-run", "--to=safetensors", f"--out={one}")
     assert f"wrote {one}" in said and "M parameters" in said
     assert "GPT2LMHeadModel" in call("export.py", "--out_dir=export-run", f"--out={folder}")
     said = call("export.py", f"--init_from={one}", "--to=nanogpt", f"--out={nano}")
     assert "ckpt.pt, meta.pkl" in said and "data/meta/meta.pkl" in said
+    said = call("export.py", "--out_dir=export-run", "--to=hf_code", f"--out={with_code}")
+    assert "BonsaiForCausalLM with trust_remote_code=True" in said
     text = sampled(call, "export-run/ckpt.pt")
-    for source in (one, folder, nano / "ckpt.pt"):
+    for source in (one, folder, nano / "ckpt.pt", with_code):
         assert sampled(call, source) == text, source
-    sources = f"--init_from=export-run/ckpt.pt,{one},{folder},{nano}"
+    sources = f"--init_from=export-run/ckpt.pt,{one},{folder},{nano},{with_code}"
     call("eval.py", sources, "--dataset=meta", "--device=cpu", f"--json={tmp_path / 'r.json'}")
     losses = [r["loss"] for r in json.loads((tmp_path / "r.json").read_text())["losses"]]
     assert losses[1:3] == pytest.approx([losses[0], losses[3]], abs=1e-6)
+    assert losses[4] == losses[0]
     assert losses[3] < losses[0]  # the padding of the vocabulary had a share
     for source in (one, folder):
         served = load_served("it", str(source), runtime(), max_batch=1)
@@ -76,7 +97,14 @@ def test_every_program_takes_what_is_written(call, place, tmp_path):
     assert len(weights) == len(CHARS)
 
 
-@pytest.mark.parametrize("to, name", [("safetensors", "a b.safetensors"), ("hf", "a b")])
+@pytest.mark.parametrize(
+    "to, name",
+    [
+        ("safetensors", "a b.safetensors"),
+        ("hf", "a b"),
+        ("hf_code", "a b"),
+    ],
+)
 def test_the_command_that_is_printed_is_one_for_the_shell(call, tmp_path, to, name):
     said = call("export.py", "--out_dir=export-run", f"--to={to}", f"--out={tmp_path / name}")
     assert f"--init_from={tmp_path / name}" in shlex.split(said)
@@ -119,6 +147,8 @@ def test_nanogpts_own_program_samples_from_it(call, tmp_path):
     (["--out_dir=export-run", "--to=nanogpt", "--out=export-run/ckpt.pt"], "there already"),
     (["--out_dir=export-bytes", "--out=x"], "is a megabyte"),
     (["--out_dir=export-bytes", "--to=nanogpt", "--out=x"], "is a megabyte"),
+    (["--out_dir=export-bytes", "--to=hf_code", "--out=x"], "is a megabyte"),
+    (["--out_dir=export-fast", "--out=x"], "value_embeddings=True; --to=hf_code takes it"),
 ], ids=str)  # fmt: skip
 def test_a_mistake_is_one_line_and_nothing_is_written(call, place, arguments, hint):
     before = sorted(place.iterdir())
@@ -148,19 +178,112 @@ def test_nothing_of_a_folder_is_executed(call, place, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="no transformers")
-def test_nothing_of_ours_is_needed_there(call, tmp_path):
-    folder = tmp_path / "hf"
-    call("export.py", "--out_dir=export-run", f"--out={folder}", "--weights_dtype=bfloat16")
+@pytest.mark.parametrize("to", ["hf", "hf_code"])
+def test_nothing_of_ours_is_needed_there(call, tmp_path, to):
+    folder, run = tmp_path / "folder", ["--out_dir=export-run", f"--to={to}"]
+    call("export.py", *run, f"--out={folder}", "--weights_dtype=bfloat16")
     code = (
-        "import sys, transformers as t\n"
-        f"m = t.AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=False)\n"
-        f"k = t.AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=False)\n"
+        "import importlib.util as util, transformers as t\n"
+        "assert not util.find_spec('bonsai') and not util.find_spec('model')\n"
+        f"given = dict(trust_remote_code={to == 'hf_code'})\n"
+        f"m = t.AutoModelForCausalLM.from_pretrained({str(folder)!r}, **given)\n"
+        f"k = t.AutoTokenizer.from_pretrained({str(folder)!r}, **given)\n"
         "i = k('the', return_tensors='pt')\n"
         "print(k.decode(m.generate(**i, max_new_tokens=4, do_sample=False)[0]))\n"
-        "assert not any(name.startswith('bonsai') for name in sys.modules)\n"
+        f"p = t.pipeline('text-generation', {str(folder)!r}, **given)\n"
+        "print(p('the', max_new_tokens=4)[0]['generated_text'])\n"
     )
-    done = run_command([sys.executable, "-c", code], tmp_path)
+    env = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = run_command([sys.executable, "-I", "-c", code], tmp_path, env)
     assert done.rc == 0 and done.stdout.startswith("the"), done
+    said = re.sub(r"Loading weights: [^\r\n]*", "", done.stderr).strip()
+    assert not said, said  # neither a warning nor a question
     assert torch.bfloat16 in {
         w.dtype for w in read_safetensors(folder / "model.safetensors").values()
     }
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="no transformers")
+def test_an_edit_that_no_cache_of_keys_and_values_knows(place, tmp_path):
+    """Each token mixes with the one before: generate then computes whole contexts, as ours does."""
+    block = "        x = x + self.attn(self.ln_1(x), rotation, cache, values)\n"
+    text = (ROOT / "model.py").read_text(encoding="utf-8")
+    shift = f"        x = x + F.pad(x, (0, 0, 1, -1))\n{block}"
+    (tmp_path / "model.py").write_text(text.replace(block, shift), encoding="utf-8")
+    folder, checkpoint = tmp_path / "folder", place / "export-fast" / "ckpt.pt"
+    (tmp_path / "edited.py").write_text(
+        "import runpy, sys\nroot, *sys.argv = sys.argv[1:]\nsys.path.insert(1, root)\n"
+        "runpy.run_path(f'{root}/{sys.argv[0]}', run_name='__main__')\n"
+    )
+
+    def run(*words: str) -> str:
+        command = [sys.executable, "edited.py", str(ROOT), *words, f"--init_from={checkpoint}"]
+        done = run_command(command, tmp_path)
+        assert done.rc == 0, done
+        return done.stdout
+
+    said = run("export.py", "--to=hf_code", f"--out={folder}")
+    assert "use_cache=false" in said
+    options = ["--temperature=0", "--num_samples=1", "--max_new_tokens=12", "--device=cpu"]
+    ours = run("sample.py", "--start=the", "--kv_cache=False", *options)
+    code = (
+        "import sys, transformers as t\n"
+        "m, k = (a.from_pretrained(sys.argv[1], trust_remote_code=True) for a in\n"
+        "        (t.AutoModelForCausalLM, t.AutoTokenizer))\n"
+        "i = k('the', return_tensors='pt')\n"
+        "print(k.decode(m.generate(**i, max_new_tokens=12, do_sample=False)[0]))\n"
+        "print(k.decode(m.generate(**i, max_new_tokens=12, do_sample=False, use_cache=True)[0]))\n"
+    )
+    env = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = run_command([sys.executable, "-I", "-c", code, str(folder)], tmp_path, env)
+    without, with_cache = done.stdout.splitlines()
+    assert without in ours and with_cache not in ours
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="no accelerate")
+def test_the_harness_counts_as_eval_does(call, place, tmp_path):
+    """lm_eval's own model of transformers (it needs accelerate) on the folder of a model that has
+    no class there: choices of several lengths, whole texts, and what is written."""
+    pytest.importorskip("lm_eval")
+    folder, tasks = tmp_path / "folder", tmp_path / "tasks"
+    call("export.py", "--out_dir=export-fast", "--to=hf_code", f"--out={folder}")
+    tasks.mkdir()
+    endings = [["the", "a cat.", "is"], ["dog", "it is so", "and"]]
+    text = "The quick brown fox jumps over the lazy dog, and then he rests."
+    lines = [
+        {"ctx": "abcdefghi "[k:], "endings": endings[k % 2], "label": k % 3, "text": text[k:]}
+        for k in range(1, 9)
+    ]
+    (tasks / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    head = "dataset_path: json\nvalidation_split: validation\n"
+    head += f"dataset_kwargs: {{data_files: {{validation: {tasks / 'q.jsonl'}}}}}\n"
+    kinds = {
+        "choices": "output_type: multiple_choice\ndoc_to_text: '{{ctx}}'\ndoc_to_choice: endings\n"
+        "doc_to_target: label\nmetric_list: [{metric: acc_norm}, {metric: brier_score}]\n",
+        "rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\n"
+        "doc_to_target: '{{text}}'\n"
+        "metric_list: [{metric: bits_per_byte}]\n",
+        "written": "output_type: generate_until\ndoc_to_text: '{{ctx}}'\n"
+        "doc_to_target: '{{text}}'\n"
+        "generation_kwargs: {until: ['t'], max_gen_toks: 6, do_sample: false}\n"
+        "metric_list: [{metric: chrf}]\n",
+    }
+    for name, text in kinds.items():
+        (tasks / f"{name}.yaml").write_text(f"task: {name}\n{head}{text}")
+    env = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_DATASETS_OFFLINE": "1"}
+    env["HF_MODULES_CACHE"] = str(tmp_path / "modules")
+    options = ["--model=hf", f"--model_args=pretrained={folder},trust_remote_code=True"]
+    options += ["--device=cpu", "--batch_size=3", f"--tasks={','.join(kinds)}"]
+    options += [f"--include_path={tasks}", f"--output_path={tmp_path / 'theirs.json'}"]
+    done = run_command([sys.executable, "-m", "lm_eval", *options], tmp_path, env)
+    assert done.rc == 0, done
+    (path,) = tmp_path.glob("theirs*.json")
+    theirs = json.loads(path.read_text())["results"]
+    options = [f"--init_from={place / 'export-fast' / 'ckpt.pt'}", f"--tasks={','.join(kinds)}"]
+    options += [f"--tasks_dir={tasks}", "--json=-", "--device=cpu"]
+    done = run_program(options, place, program="eval.py", env=env)
+    rows = json.loads(done.stdout.splitlines()[-1])["tasks"]
+    assert len(rows) == 4
+    for row in rows:
+        given = theirs[row["task"]][f"{row['metric']},none"]
+        assert given == pytest.approx(row["value"], rel=1e-5), row
