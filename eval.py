@@ -232,7 +232,7 @@ def evaluate_all(
 
 def task_rows(c: Config, loaded: Loaded, runtime: Runtime) -> list[dict]:
     """A row for each metric of each task."""
-    from bonsai.engine.tasks import run_tasks
+    from bonsai.engine.lm_eval_harness import run_tasks
 
     results = run_tasks(
         loaded.model,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from bonsai.engine.cuda.steps import CapturedSteps
-from bonsai.engine.phases import check_request, decode_one_token, new_cache, prefill
+from bonsai.engine.prefill_decode import check_request, decode_one_token, new_cache, prefill
 from bonsai.engine.sampling import Row, SamplingParams, sample_next
 from bonsai.system.errors import UserError, end_if_told
 

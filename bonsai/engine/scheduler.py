@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from bonsai.engine.ahead import Draft, Lookup
 from bonsai.engine.cuda.prompts import Prompts
 from bonsai.engine.cuda.steps import AT_ONCE, CapturedSteps, Flight
-from bonsai.engine.phases import (
+from bonsai.engine.prefill_decode import (
     CompiledStep,
     all_logits,
     check_request,
@@ -23,8 +22,9 @@ from bonsai.engine.phases import (
     new_cache,
     prefill,
 )
-from bonsai.engine.prefixes import Filled, Prefixes
+from bonsai.engine.prefix_cache import Filled, Prefixes
 from bonsai.engine.sampling import Row, SamplingParams, Score, sample_next, scores
+from bonsai.engine.speculative import Draft, Lookup
 from bonsai.engine.weights import prepare
 from bonsai.models.cache import KVCache
 from bonsai.system.errors import UserError, end_if_told
@@ -70,7 +70,7 @@ class Engine:
     prefix_cache: for how many tokens of prompts to keep keys and values, so that prompts which
         begin alike share them.
     lookup, draft: how many tokens to guess ahead while one request runs alone, from the text so far
-        or by the same model in int8, see bonsai/engine/ahead.py; 0: none.
+        or by the same model in int8, see bonsai/engine/speculative.py; 0: none.
     capture: queue one-token steps as captured graphs, several before their tokens are read, see
         bonsai/engine/cuda/steps.py. Has no effect for models without a cache of keys and values,
         or together with compile, lookup or draft.

@@ -9,7 +9,7 @@ from helpers.tiny_model import VOCAB, texts, tiny
 from torch import nn
 from torch.nn import functional as F
 
-from bonsai.engine import Engine, SamplingParams, phases
+from bonsai.engine import Engine, SamplingParams, prefill_decode
 from bonsai.models.contract import LanguageModel
 from bonsai.system.errors import UserError
 
@@ -33,7 +33,7 @@ def model():
 )
 def test_a_request_gets_the_tokens_it_gets_alone(model, seed, options, monkeypatch):
     """Arriving at random times, beside others, after others were cancelled or set aside."""
-    monkeypatch.setattr(phases, "SHORTEST", 8)
+    monkeypatch.setattr(prefill_decode, "SHORTEST", 8)
     rng = random.Random(seed)
     max_batch = rng.choice([1, 3, 8])
     engine = Engine(model, max_batch, **options)
@@ -132,7 +132,7 @@ def test_buckets_of_the_compiled_step_change_nothing(model, monkeypatch):
     """The same tokens with rows and positions rounded up; what torch.compile makes of it is left
     to tests/benchmarks/test_gpu.py."""
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)
-    monkeypatch.setattr(phases, "SHORTEST", 8)
+    monkeypatch.setattr(prefill_decode, "SHORTEST", 8)
     engine = Engine(model, max_batch=6, compile=True)
     requests = random_requests(engine, random.Random(3), 9)
     finish(engine)
@@ -174,7 +174,7 @@ def test_steps_that_cannot_be_kept_are_not_compiled(model, monkeypatch, capfd, c
         return step
 
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr(phases, "SHORTEST", 8)
+    monkeypatch.setattr(prefill_decode, "SHORTEST", 8)
     engine = Engine(model, max_batch=2, compile=True)
     for _ in range(2):
         requests = engine.submit([1, 2], SamplingParams(max_new_tokens=12), n=2)

@@ -12,7 +12,7 @@ from helpers.programs import program_module
 from torch.nn import functional as F
 
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.engine.phases import prefill
+from bonsai.engine.prefill_decode import prefill
 from bonsai.engine.weights import prepare
 from bonsai.models import table as models
 from bonsai.models.cache import Cache, KVCache, TokenCache

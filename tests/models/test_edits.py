@@ -264,7 +264,7 @@ sys.path[:0] = [str(here), root]
 
 import torch
 from model import GPT, GPTConfig
-from bonsai.engine.phases import new_cache
+from bonsai.engine.prefill_decode import new_cache
 from bonsai.engine.weights import prepare
 from bonsai.models import edits, head_loss
 from bonsai.models.kernels import to_device

@@ -150,7 +150,7 @@ def test_core_has_a_row_for_each_task_and_their_mean(runs, workplace, bundle):
 
 
 def test_tasks_of_the_harness(runs, workplace):
-    """A table of their metrics beside no loss, as no data set was named; bonsai/engine/tasks.py."""
+    """A table of their metrics beside no loss, as no data set was named."""
     pytest.importorskip("lm_eval")
     lines = [{"ctx": "ab", "endings": ["ba", "ca"], "label": k % 2} for k in range(8)]
     folder = workplace / "tasks"

@@ -14,8 +14,8 @@ import torch
 
 from bonsai.engine.cuda.graphs import Graphs
 from bonsai.engine.cuda.rows import to_device
-from bonsai.engine.phases import power_of_two, prefill
-from bonsai.engine.prefixes import Filled, Prefixes
+from bonsai.engine.prefill_decode import power_of_two, prefill
+from bonsai.engine.prefix_cache import Filled, Prefixes
 from bonsai.models.cache import KVCache
 
 PROMPT, STRIDE = 32, 256  # tokens, see `padded`

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from bonsai.engine import phases
+from bonsai.engine import prefill_decode
 from bonsai.engine.cuda.graphs import Graphs
 from bonsai.engine.cuda.rows import Draw, Rows, next_tokens, packed_scores, unpacked
-from bonsai.engine.phases import bucket, decode_one_token, fixed_view, new_cache
+from bonsai.engine.prefill_decode import bucket, decode_one_token, fixed_view, new_cache
 from bonsai.engine.sampling import Row, SamplingParams, Score
 from bonsai.models.cache import KVCache
 
@@ -77,7 +77,9 @@ class CapturedSteps:
     def of(cls, model: torch.nn.Module, batch: int, length: int) -> "CapturedSteps | None":
         """CapturedSteps with a cache of their own for at least `length` tokens. None if the model's
         cache does not support steps of fixed shapes."""
-        length = -(-length // phases.SHORTEST) * phases.SHORTEST  # rows begin at aligned addresses
+        length = (
+            -(-length // prefill_decode.SHORTEST) * prefill_decode.SHORTEST
+        )  # rows begin at aligned addresses
         cache = new_cache(model, batch, min(length, model.config.block_size))
         return cls(model, cache) if isinstance(cache, KVCache) else None
 

@@ -20,7 +20,7 @@ from bonsai.engine.cuda import layers
 from bonsai.engine.cuda.block import StepBlock, StepNorm, join
 from bonsai.engine.cuda.int8 import CudaInt8Linear
 from bonsai.engine.cuda.kernels import Kernels
-from bonsai.engine.phases import decode_one_token, fixed_view, prefill
+from bonsai.engine.prefill_decode import decode_one_token, fixed_view, prefill
 from bonsai.models.cache import KVCache
 from bonsai.models.decoder import Decoder, decoder_config
 from bonsai.models.table import build_model

@@ -15,11 +15,11 @@ from helpers.on_meta import Log
 from helpers.tiny_model import VARIANTS, VOCAB, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bonsai.engine import Engine, SamplingParams, phases
+from bonsai.engine import Engine, SamplingParams, prefill_decode
 from bonsai.engine.cuda import prompts
 from bonsai.engine.cuda.graphs import Graphs
 from bonsai.engine.cuda.prompts import Prompts, padded
-from bonsai.engine.prefixes import Prefixes
+from bonsai.engine.prefix_cache import Prefixes
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch):
-    monkeypatch.setattr(phases, "SHORTEST", 8)
+    monkeypatch.setattr(prefill_decode, "SHORTEST", 8)
     for name, tokens in dict(PROMPT=4, STRIDE=16, LONGEST=64, LEAST=1).items():
         monkeypatch.setattr(prompts, name, tokens)
 

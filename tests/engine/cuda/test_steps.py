@@ -17,12 +17,12 @@ from helpers.engine import alone, finish, random_requests
 from helpers.on_meta import Log
 from helpers.tiny_model import VARIANTS, VOCAB, texts, tiny
 
-from bonsai.engine import Engine, SamplingParams, generate, phases
+from bonsai.engine import Engine, SamplingParams, generate, prefill_decode
 from bonsai.engine.cuda import graphs
 from bonsai.engine.cuda.prompts import Prompts
 from bonsai.engine.cuda.rows import Draw
 from bonsai.engine.cuda.steps import AT_ONCE, CapturedSteps
-from bonsai.engine.prefixes import Prefixes
+from bonsai.engine.prefix_cache import Prefixes
 from bonsai.engine.sampling import Row
 from bonsai.models.megabyte import Megabyte, MegabyteConfig
 
@@ -34,7 +34,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def short_buckets(monkeypatch):
-    monkeypatch.setattr(phases, "SHORTEST", 8)
+    monkeypatch.setattr(prefill_decode, "SHORTEST", 8)
 
 
 # ---- the engine ----

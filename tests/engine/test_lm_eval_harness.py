@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.engine.tasks import HarnessModel, before_stop, find_tasks, named_in, run_tasks
+from bonsai.engine.lm_eval_harness import HarnessModel, before_stop, find_tasks, named_in, run_tasks
 from bonsai.evaluation.choices import multiple_choice, read_questions
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.registry import Served
@@ -251,7 +251,7 @@ def test_a_task_that_is_wrongly_described_is_one_line(model, questions, monkeypa
 
 
 def test_an_error_of_ours_is_not_said_to_be_the_tasks(model, questions, monkeypatch):
-    monkeypatch.setattr("bonsai.engine.tasks.ending_scores", None)
+    monkeypatch.setattr("bonsai.engine.lm_eval_harness.ending_scores", None)
     with pytest.raises(TypeError, match="not callable"):
         run_tasks(model, ByteTokenizer(), runtime(), ["rings"], str(questions.parent), limit=2)
 

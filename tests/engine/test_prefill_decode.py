@@ -1,11 +1,11 @@
-"""bonsai/engine/phases.py: one way to logits, whatever the cache, dtype and step."""
+"""bonsai/engine/prefill_decode.py: one way to logits, whatever the cache, dtype and step."""
 
 import pytest
 import torch
 from helpers.tiny_model import BLOCK, VOCAB, texts, tiny
 
 from bonsai.engine import SamplingParams
-from bonsai.engine.phases import (
+from bonsai.engine.prefill_decode import (
     all_logits,
     check_request,
     compute_dtype,

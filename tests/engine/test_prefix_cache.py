@@ -1,4 +1,4 @@
-"""bonsai/engine/prefixes.py: what is known of a prompt is not computed again."""
+"""bonsai/engine/prefix_cache.py: what is known of a prompt is not computed again."""
 
 import random
 
@@ -9,7 +9,7 @@ from helpers.engine import alone, finish
 from helpers.tiny_model import VOCAB, tiny
 
 from bonsai.engine import Engine, SamplingParams
-from bonsai.engine.prefixes import Filled, Prefixes, shared
+from bonsai.engine.prefix_cache import Filled, Prefixes, shared
 from bonsai.system.errors import UserError
 
 

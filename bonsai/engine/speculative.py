@@ -10,7 +10,7 @@ Two things can guess: the text itself (Lookup), and the model with int8 weights 
 
 import torch
 
-from bonsai.engine.phases import decode_one_token
+from bonsai.engine.prefill_decode import decode_one_token
 from bonsai.engine.sampling import Row, sample_next
 
 SIZES = (6, 4, 3)  # lengths of a run of tokens to look up, the most convincing first

@@ -1,4 +1,4 @@
-"""bonsai/engine/ahead.py: what is guessed, and that guesses change no token."""
+"""bonsai/engine/speculative.py: what is guessed, and that guesses change no token."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from helpers.engine import finish, finish_as_plain
 from helpers.tiny_model import tiny
 
 from bonsai.engine import Engine, SamplingParams
-from bonsai.engine.ahead import Draft, Lookup
+from bonsai.engine.speculative import Draft, Lookup
 
 
 def test_a_guess_is_what_followed_the_longest_run_of_late():
