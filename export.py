@@ -22,7 +22,7 @@ import os
 import shlex
 from pathlib import Path
 
-from bonsai.engine.phases import differs_with_cache
+from bonsai.engine.prefill_decode import differs_with_cache
 from bonsai.engine.text import find_tokenizer
 from bonsai.models.export import (
     export_gguf,
