@@ -8,6 +8,7 @@ from helpers.tiny_model import BLOCK, VOCAB, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bonsai.engine.cpu import linear
+from bonsai.engine.cpu.linear import products
 from bonsai.engine.weights import prepare
 from model import ACTIVATIONS
 
@@ -32,6 +33,28 @@ def test_logits_of_converted_weights_stay_close(dtype, quantize, pack):
         assert (torch.stack(steps, 1) - got[:, 30:]).std() / want.std() < error
     assert fast.transformer.wte.weight.dtype == (dtype or torch.float32)
     assert model.lm_head.weight.dtype == torch.float32  # the original is left alone
+
+
+@pytest.mark.parametrize("dtype, quantize", [(None, ""), *TOLERANCE])
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_module_that_reads_the_weights_of_its_layers(dtype, quantize, compiler, monkeypatch):
+    """As torch's own layers do, and with them models of one's own: they are those that a call
+    multiplies with."""
+    monkeypatch.setattr("bonsai.engine.cpu.linear.products", dict if not compiler else products)
+    torch.manual_seed(0)
+    torchs = torch.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=True).eval()
+    x = torch.randn(2, 5, 64)
+    fast = prepare(torchs, dtype, quantize)
+    dtype = dtype or torch.float32
+    with torch.no_grad():
+        want, got = torchs(x), fast(x.to(dtype)).float()
+        assert (got - want).std() / want.std() < (
+            0.05 if dtype != torch.float32 or quantize else 1e-5
+        )
+        layer, given = fast.linear1, torch.randn(3, 64, dtype=dtype)
+        assert (layer.out_features, layer.in_features) == layer.weight.shape == (128, 64)
+        read = torch.nn.functional.linear(given, layer.weight, layer.bias)
+        torch.testing.assert_close(read, layer(given), atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("quantize", ["", "int8"])

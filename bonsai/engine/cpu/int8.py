@@ -49,6 +49,10 @@ class Int8Linear(FastLinear):
             self.fp32 = q, scale, None if bias is None else bias.float().contiguous()
             self.bf16 = q, scale.to(torch.bfloat16)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.q.to(self.scale.dtype) * self.scale[:, None]
+
     def direct(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The weights and scales for block.cpp; None if there are none that it can read."""
         return self.fp32[:2] if self.few else None

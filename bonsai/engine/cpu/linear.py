@@ -17,10 +17,24 @@ FEW_UNPACKED = 12  # than a product in float32, if torch refuses to pack weights
 
 class FastLinear(nn.Module):
     """A linear layer for inference only. It has no hooks: torch's search for them takes as long as
-    a small product."""
+    a small product.
+
+    It has nn.Linear's attributes, too: some modules, such as torch's TransformerEncoderLayer, do
+    not call their layers but read the weights, which are then converted each time.
+    """
+
+    shape: tuple[int, int]  # (out_features, in_features)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward(x)
+
+    @property
+    def out_features(self) -> int:
+        return self.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.shape[1]
 
 
 def call(
@@ -103,8 +117,12 @@ class PackedLinear(FastLinear):
             few = FEW_TILES if tiles else FEW_ROWS[dtype]
             few = few if self.packed is not None else FEW_UNPACKED
         self.plain = None if not few else pages.copy(weight) if self.product else weight
-        self.dtype, (self.n, self.k) = dtype, weight.shape
-        self.few = few * self.k  # in numbers of the input
+        self.dtype, self.shape = dtype, tuple(weight.shape)
+        self.few = few * self.in_features  # in numbers of the input
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.packed.to_dense() if self.plain is None else self.plain
 
     def direct(self) -> tuple[torch.Tensor, None] | None:
         """The weights for block.cpp, without scales; None if there are none that it can read."""

@@ -21,12 +21,17 @@ class CudaInt8Linear(FastLinear):
         super().__init__()
         # Attributes that are not buffers: so the scale stays float32 if the model is converted
         self.q, self.scale = to_int8(linear.weight)
+        self.dtype, self.shape = dtype, tuple(self.q.shape)
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.use(None)
 
     def use(self, kernels: Kernels | None) -> None:
         """Use these kernels, which were compared with plain torch, for few rows; None: use none."""
         self.kernels, self.few = kernels, kernels.sizes[-1] if kernels else 0
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return (self.q * self.scale[:, None]).to(self.dtype)
 
     @property
     def product(self) -> Product:
