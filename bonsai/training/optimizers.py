@@ -2,7 +2,8 @@
 
 An optimizer is one function and one line in OPTIMIZERS. The function takes (model, c, runtime),
 where c are train.py's settings or a StepSettings, and returns a torch.optim.Optimizer whose step
-needs no closure:
+needs no closure. A setting of its own is a line in train.py and one in settings.py beside this
+file; that others are without effect is said by ONLY_WITH in start.py.
 
 - Each of its groups has a learning rate, which the schedule changes in proportion to learning_rate.
 - bonsai/training/step.py leaves out steps whose gradient is not finite, and clips gradients, unless
@@ -119,6 +120,13 @@ def build_optimizer(model: nn.Module, c, runtime: Runtime) -> torch.optim.Optimi
     except ValueError as e:  # torch names the value
         known = "learning_rate, weight_decay, beta1, beta2, adam_eps"
         raise UserError(f"{name}: {e}; look at {known}") from None
+    except AttributeError as e:
+        if e.obj is not c:
+            raise
+        raise UserError(
+            f"optimizer={name} reads a setting {e.name}: give it a line in train.py, and "
+            "one in bonsai/training/settings.py, for other programs"
+        ) from None
     check_complete(built, model)
     for group in built.param_groups:
         # schedule.set_rates gives the group this share of each step's rate

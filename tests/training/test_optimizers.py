@@ -21,6 +21,7 @@ from bonsai.training.optimizers import (
     load_optimizer_state,
 )
 from bonsai.training.schedule import learning_rate_at, set_rates
+from configurator import Config
 from model import GPT, GPTConfig
 
 CPU = setup("cpu", "float32", False)
@@ -97,6 +98,19 @@ def test_a_parameter_in_two_groups_is_an_error():
     model = Twice(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=16))
     with pytest.raises(UserError, match=r"optimizer|more than one parameter group"):
         build_optimizer(model, replace(SETTINGS, optimizer="muon"), CPU)
+
+
+LION = replace(SETTINGS, optimizer="lion")
+
+
+@pytest.mark.parametrize("settings", [LION, Config(vars(LION))], ids=["others'", "train.py's"])
+def test_a_setting_that_an_optimizer_of_ones_own_lacks_is_named(settings, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "lion", lambda model, c, runtime: c.lion_beta)
+    with pytest.raises(UserError, match="optimizer=lion reads a setting lion_beta: give it a line"):
+        build_optimizer(tiny(), settings, CPU)
+    monkeypatch.setitem(OPTIMIZERS, "lion", lambda model, c, runtime: model.lion)
+    with pytest.raises(AttributeError, match="has no attribute 'lion'"):  # a fault of its own
+        build_optimizer(tiny(), settings, CPU)
 
 
 def test_settings_reach_adamw():
