@@ -24,7 +24,16 @@ from bonsai.files.textfile import check_writable
 from bonsai.system.errors import UserError, run
 from bonsai.system.paths import split_paths
 from bonsai.system.progress import ProgressBar
-from bonsai.tokenizers import EOT_TEXT, BPETokenizer, SentencePieceTokenizer, Tokenizer, get, study
+from bonsai.tokenizers import (
+    EOT_TEXT,
+    TOKENIZERS,
+    BPETokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    UnknownText,
+    get,
+    study,
+)
 from bonsai.tokenizers.patterns import PATTERNS, named_pattern
 from bonsai.tokenizers.ranks import read_ranks, read_vocab_bpe, write_ranks
 from bonsai.tokenizers.tokenizer_json import tokenizer_json
@@ -39,7 +48,7 @@ on_error = "stop"  # skip: leave out files and rows that are damaged or not UTF-
 max_bytes = 1_000_000_000  # train on about this many first bytes of the text; 0: all [>= 0]
 out = "tokenizer.json"  # where the tokenizer goes [path]
 # The vocabulary
-type = "bpe"  # bpe: of bytes [bpe | sentencepiece_unigram | sentencepiece_bpe]
+type = "bpe"  # bpe: of bytes; sentencepiece_unigram, sentencepiece_bpe, or a tokenizer of your own
 vocab_size = 4096  # the 256 bytes, merges and special tokens together [>= 256, <= 10_000_000]
 pattern = "gpt4"  # cuts text into chunks: gpt4, gpt2, digits, none, or a regular expression
 special_tokens = EOT_TEXT  # several between commas [list]
@@ -57,6 +66,10 @@ curve_png = ""  # a file into which to draw that curve [path]
 n_embd = 768  # width of the embedding whose parameters are counted [>= 1]
 stats_bytes = 20_000_000  # report on this many first bytes of the text [>= 0]
 
+# the types: of what is made from a text, sentencepiece has two kinds
+TYPES = ["bpe", "sentencepiece_unigram", "sentencepiece_bpe"]
+TYPES += [name for name, kind in TOKENIZERS.items() if not kind.complete]
+TYPES = [name for name in dict.fromkeys(TYPES) if name != "sentencepiece"]
 OF_A_TEXT = "endings text_column split_on on_error max_bytes html curve_png n_embd stats_bytes"
 # of what matplotlib writes
 PICTURES = (".png", ".svg", ".pdf", ".eps", ".ps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
@@ -86,6 +99,8 @@ def train(c: Config, texts: Iterator[str]) -> Tokenizer:
     if c.type.startswith("sentencepiece_"):
         kind = c.type.removeprefix("sentencepiece_")
         return SentencePieceTokenizer.train(texts, c.vocab_size, kind)
+    if c.type != "bpe":
+        return TOKENIZERS[c.type].from_texts(list(texts), c.vocab_size)
     names = special_names(c)
     with contextlib.ExitStack() as stack:
         bar: ProgressBar | None = None  # begins after that of reading has ended
@@ -125,7 +140,10 @@ def others(c: Config) -> dict[str, Tokenizer]:
 
 
 def print_report(c: Config, tokenizer: Tokenizer, texts: list[str]) -> None:
-    print("\n" + study.compression({"this": tokenizer} | others(c), texts))
+    try:
+        print("\n" + study.compression({"this": tokenizer} | others(c), texts))
+    except UnknownText as e:
+        print(f"not compared with others, as it does not know all texts: {e}")
     if not isinstance(tokenizer, BPETokenizer):
         return
     print("\n" + study.longest_tokens(tokenizer))
@@ -151,6 +169,8 @@ def check(c: Config) -> None:
         (not c.curve or c.pattern == "none", "curve_png n_embd", "without a curve"),
         (not c.stats, "curve_png n_embd", "with --stats=False"),
     )
+    if c.type not in TYPES:
+        raise UserError(f"type={c.type} is not one of {', '.join(TYPES)}")
     if c.tiktoken_out and c.type != "bpe":
         raise UserError("a .tiktoken file can hold the tokens of --type=bpe only")
     if not c.out.endswith(".json"):
@@ -193,7 +213,8 @@ def main(**settings) -> None:
     write_whole(c.out, json.dumps(tokenizer.to_dict()))
     print(f"wrote {c.out}: {tokenizer.vocab_size:,} tokens, {time.time() - start:.1f} s")
     if not c.ranks and tokenizer.vocab_size < c.vocab_size:
-        print(f"fewer than {c.vocab_size:,}: in this text there is nothing left to merge")
+        left = "to merge" if c.type == "bpe" else "to learn"
+        print(f"fewer than {c.vocab_size:,}: in this text there is nothing left {left}")
     if c.tiktoken_out:
         with writing(c.tiktoken_out):
             write_ranks(c.tiktoken_out, tokenizer.tokens)

@@ -177,6 +177,9 @@ def write_documents(
         return Encoded(encode(batch), sum(len(data) for data, _ in batch))
 
     write_encoded(writer, ended, encoded, workers)
+    if encode.loses_text:
+        print("the tokens do not give the text back, as of unknown words: no bits per byte")
+        writer.forget_bytes()
     return encode
 
 

@@ -27,6 +27,7 @@ from bonsai.tokenizers.patterns import GPT2, GPT4
 
 LETTERS = b"etaoinshrdlu"  # so common that one of them ends a word in any 4096 bytes of prose
 SAMPLE = 4096  # about how many bytes of each batch the tokenizer encodes, too, to compare
+LOOKED_AT = 8  # documents of each batch that are decoded again
 ENCODERS = ("auto", "gigatoken", "tokenizer")
 
 Text = tuple[bytes, bool]  # UTF-8, and whether a document ends here
@@ -51,12 +52,16 @@ def fast_encoder(tokenizer: Tokenizer, eot: bool = True, name: str = "auto") -> 
 
 
 class Encoder:
-    """Encodes with the tokenizer's own code, whichever it is."""
+    """Encodes with the tokenizer's own code, whichever it is.
+
+    loses_text: whether the beginning of a batch, decoded, was another text: words became <unk>, for
+    example. Then bits per byte would be too low, and are not to be computed.
+    """
 
     name = "the tokenizer itself"
 
     def __init__(self, tokenizer: Tokenizer, eot: bool = True):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.loses_text = tokenizer, False
         self.eot = tokenizer.eot if eot else None
         self.dtype = dtype_of(tokenizer.vocab_size)
 
@@ -71,7 +76,10 @@ class Encoder:
 
     def _encode_batch(self, texts: Sequence[bytes]) -> Sequence[Sequence[int] | np.ndarray]:
         # one by one: write_documents already gives each of its threads a batch
-        return [self.tokenizer.encode(data.decode("utf-8")) for data in texts]
+        encode, decode = self.tokenizer.encode, self.tokenizer.decode
+        begins = (data[:SAMPLE].decode("utf-8", "ignore") for data in texts[:LOOKED_AT])
+        self.loses_text = self.loses_text or any(decode(encode(text)) != text for text in begins)
+        return [encode(data.decode("utf-8")) for data in texts]
 
 
 class ByteEncoder(Encoder):

@@ -184,6 +184,11 @@ class Writer:
         part.text_bytes += text_bytes or 0
         part.documents += documents
 
+    def forget_bytes(self) -> None:
+        """Leave the numbers of bytes out, so that bits per byte are not computed."""
+        for part in self._splits.values():
+            part.text_bytes = 0
+
     @functools.cached_property
     def _byte_counts(self) -> np.ndarray:
         """How many bytes of text each id stands for, (vocab_size,)."""

@@ -1,6 +1,7 @@
 """Tokenizers by name. To add one: a file with a `Tokenizer` subclass (bonsai/tokenizers/base.py
 says what it has to do), its import here, and a line in TOKENIZERS. Data can then be prepared with
-it, checkpoints carry it, and the shared tests include it.
+it, checkpoints carry it, and the shared tests include it. One whose vocabulary is made from a text
+gets it from train_tokenizer.py --type=NAME, whose file prepare scripts take.
 
     tokenizer = get("gpt2")
     ids = tokenizer.encode("hello")
@@ -105,9 +106,11 @@ def get(name_or_path: str | Path) -> Tokenizer:
         kind = TOKENIZERS[str(name_or_path)]
         if kind.complete:
             return kind()
-        of_data = name_or_path in ("char", "table")
-        how = "data set's folder, data/NAME" if of_data else ".json file of one"
-        raise UserError(f"the {name_or_path} tokenizer is made from a text: name a {how}")
+        made = "sentencepiece_unigram" if name_or_path == "sentencepiece" else name_or_path
+        raise UserError(
+            f"the {name_or_path} tokenizer is made from a text: name a data set's folder, or a "
+            f".json file that python train_tokenizer.py --type={made} --input=TEXT made"
+        )
     raise UserError(
         f"no tokenizer {str(name_or_path)!r}: known are {', '.join(names())}, a .json file that "
         "train_tokenizer.py wrote, a data set's folder or its meta file, a folder of Hugging "

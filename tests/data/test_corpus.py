@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from helpers.inputs import split_of
+from helpers.toy_tokenizer import ToyTokenizer
 
 from bonsai.data.corpus import char_tokenizer, split_documents, split_text, write_documents
 from bonsai.data.pieces import Piece
@@ -104,6 +105,22 @@ def test_documents_are_written_in_their_order_and_ended(out):
     assert np.fromfile(out / "train.bin", "<u2").tolist() == [*b"a\n", eot, *b"cd\n", eot]
     assert np.fromfile(out / "val.bin", "<u2").tolist() == [*b"b\n", eot]
     assert meta["splits"]["train"]["documents"] == 2
+
+
+def test_tokens_that_lose_text_have_no_bits_per_byte(out, capsys):
+    """A word that became <unk> is easily guessed."""
+
+    class Unknown(ToyTokenizer):
+        def encode(self, text, allow_special=False):
+            return super().encode(text.replace("x", "?"))
+
+    parts = [(split, b"a%cc" % letter, True) for split in ("train", "val") for letter in b"bx"]
+    for these, count in ((parts[::2], 3), (parts, 0)):
+        with Writer(out, Unknown()) as writer:
+            write_documents(writer, these, Unknown())
+            meta = writer.finish()
+        assert meta["splits"]["train"]["bytes"] == meta["splits"]["val"]["bytes"] == count
+        assert ("no bits per byte" in capsys.readouterr().out) == (count == 0)
 
 
 def test_what_is_asked_for_is_in_range(out):

@@ -16,7 +16,7 @@ from helpers.settings import settings as settings_of
 from helpers.shared_data import ROOT, need_vocabulary
 
 from bonsai.system.errors import UserError
-from bonsai.tokenizers import EOT_TEXT, BPETokenizer, get, patterns
+from bonsai.tokenizers import EOT_TEXT, TOKENIZERS, BPETokenizer, get, patterns
 from bonsai.tokenizers.samples import LANGUAGES
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.\n" * 40
@@ -114,6 +114,16 @@ def test_sentencepiece(folder):
     )
     assert "wrote tokenizer.json: 700 tokens" in said
     tokenizer = get(folder / "tokenizer.json")
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize("kind", ["char", "table"])
+def test_what_a_class_makes_from_texts(folder, kind):
+    """As a tokenizer of one's own is made, which is in the same table."""
+    said = train(folder, "--input=text.txt", f"--type={kind}", "--compare=")
+    assert "fewer than 4,096: in this text there is nothing left to learn" in said
+    tokenizer = get(folder / "tokenizer.json")
+    assert type(tokenizer) is TOKENIZERS[kind]
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
 
 

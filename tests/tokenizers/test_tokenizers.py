@@ -5,6 +5,7 @@ import decimal
 import functools
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from helpers.toy_tokenizer import ToyTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import train_tokenizer
 from bonsai import tokenizers
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import (
@@ -188,8 +190,10 @@ def test_the_complete_ones_go_by_their_name(tokenizer):
         assert kind in names() and get(kind).to_dict() == tokenizer.to_dict()
     else:
         assert kind not in names()
-        with pytest.raises(UserError, match="made from a text"):
+        with pytest.raises(UserError, match="made from a text") as e:
             get(kind)
+        told = re.search("--type=([^ ]+)", str(e.value))[1]
+        assert told in train_tokenizer.TYPES  # which is a way to make one
 
 
 def test_any_ids_give_some_text(tokenizer):
