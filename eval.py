@@ -62,6 +62,7 @@ tasks = ""  # tasks of lm-evaluation-harness: hellaswag,piqa,... [list]
 tasks_dir = ""  # a folder of your own tasks, as YAML files in the harness's format [path]
 core = ""  # the bundle of CORE's 22 tasks: a folder with core.yaml and eval_data/ [path]
 limit = 0  # questions of each task, also of CORE's; 0: all [>= 0]
+as_chat = False  # with --tasks: questions are messages, in the model's chat template
 num_fewshot = -1  # with --tasks: solved questions in front of each; -1: as the task says [>= -1]
 batch_size = 12  # windows, or endings, at a time [>= 1]
 strided = False  # megabyte: two passes, the better half of each patch; takes twice as long
@@ -232,17 +233,23 @@ def evaluate_all(
 
 def task_rows(c: Config, loaded: Loaded, runtime: Runtime) -> list[dict]:
     """A row for each metric of each task."""
-    from bonsai.engine.lm_eval_harness import run_tasks
+    from bonsai.engine.lm_eval_harness import Chat, run_tasks
 
+    tokenizer, chat = find_tokenizer(loaded)[0], None
+    if c.as_chat and loaded.chat is None:
+        raise UserError(loaded.chat_note or f"{loaded.source} has no chat template for --as_chat")
+    if c.as_chat:
+        chat = Chat(loaded.chat, loaded.answer_ends(tokenizer))
     results = run_tasks(
         loaded.model,
-        find_tokenizer(loaded)[0],
+        tokenizer,
         runtime,
         [name for name in map(str.strip, c.tasks.split(",")) if name],
         str(resolve_path(c.tasks_dir)) if c.tasks_dir else "",
         c.batch_size,
         c.limit,
         c.num_fewshot if c.num_fewshot >= 0 else None,
+        chat,
     )
     rows = []
     for task, metrics in results.items():
@@ -273,6 +280,8 @@ def check_effects(c: Config) -> None:
     """Raise UserError for a setting of questions where none of those are asked."""
     if c.tasks_dir and not c.tasks:
         raise UserError("--tasks_dir is where tasks are looked for: name some by --tasks")
+    if c.as_chat and not c.tasks:
+        raise UserError("--as_chat is of --tasks alone")
     if c.num_fewshot >= 0 and not c.tasks:
         raise UserError("--num_fewshot is of --tasks alone: CORE's bundle says how many")
     if c.limit and not (c.tasks or c.core):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from traceback import extract_tb
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -30,10 +31,19 @@ from bonsai.runs.schema import brief, is_number, is_whole
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import DTYPES, Runtime
 from bonsai.tokenizers import Tokenizer
+from bonsai.tokenizers.chat import ChatTemplate
+from bonsai.tokenizers.jinja import jinja
 
 OFFLINE = (
     "without the hub there are data in its cache (HF_HOME) and tasks of one's own, --tasks_dir"
 )
+
+
+class Chat(NamedTuple):
+    """How a model chats. ends: the tokens with which an answer ends."""
+
+    template: ChatTemplate
+    ends: tuple[int, ...]
 
 
 def run_tasks(
@@ -45,12 +55,13 @@ def run_tasks(
     batch_size: int = 12,
     limit: int = 0,
     num_fewshot: int | None = None,
+    chat: Chat | None = None,
 ) -> dict:
     """The harness's results for a model: a dict of metrics for each task.
 
     tasks: names of the harness's tasks, or of those described by YAML files in `folder`. limit:
-    questions of each; 0: all. Raises UserError for a task that is not known or does not work, and
-    for data that cannot be had.
+    questions of each; 0: all. chat: how to ask in messages; None: as plain text. Raises UserError
+    for a task that is not known or does not work, and for data that cannot be had.
     """
     manager = find_tasks(tasks, folder)
     for name in tasks:
@@ -58,7 +69,7 @@ def run_tasks(
             where = f" and none in {folder}" if folder else ""
             raise UserError(f"lm_eval has no task {name}{where}: lm_eval ls tasks lists them")
         check_described(manager.task_index[name], folder)
-    asked = HarnessModel(model, tokenizer, runtime, batch_size)
+    asked = HarnessModel(model, tokenizer, runtime, batch_size, chat)
     try:
         results = simple_evaluate(
             asked,
@@ -66,6 +77,8 @@ def run_tasks(
             task_manager=manager,
             limit=limit or None,
             num_fewshot=num_fewshot,
+            apply_chat_template=chat is not None,
+            fewshot_as_multiturn=chat is not None,
             bootstrap_iters=1000,
             log_samples=False,
         )
@@ -143,8 +156,16 @@ class HarnessModel(TemplateLM):
     """A model of ours with the harness's three methods: loglikelihood, loglikelihood_rolling and
     generate_until."""
 
-    def __init__(self, model, tokenizer: Tokenizer, runtime: Runtime, batch_size: int):
+    def __init__(
+        self,
+        model,
+        tokenizer: Tokenizer,
+        runtime: Runtime,
+        batch_size: int,
+        chat: Chat | None = None,
+    ):
         super().__init__()
+        self.chat = chat
         self.model, self.coder, self.runtime = model.eval(), tokenizer, runtime
         self.batch_size, self.length = batch_size, model.config.block_size
 
@@ -153,7 +174,22 @@ class HarnessModel(TemplateLM):
         return start_tokens(self.coder)[0]
 
     def tok_encode(self, string: str, add_special_tokens=None, **kwargs) -> list[int]:
-        return self.coder.encode(string)
+        # in a chat the template's strings are tokens, and so are those in a question
+        return self.coder.encode(string, allow_special=self.chat is not None)
+
+    # ---- questions as messages ----
+
+    def apply_chat_template(self, chat_history: list[dict], add_generation_prompt=True) -> str:
+        messages = [(message["role"], message["content"]) for message in chat_history]
+        return self.chat.template.text(messages, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        return jinja(self.chat.template)  # for the record
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Of what the harness keeps for later, which is not asked for here."""
+        return ""
 
     # ---- how likely a text is ----
 
@@ -217,7 +253,9 @@ class HarnessModel(TemplateLM):
         if not isinstance(stops, list | tuple) or not all(isinstance(s, str) for s in stops):
             raise UserError(f"generation_kwargs of a task: until={brief(until)} is no text or list")
         hot = options.get("do_sample", False) or options.get("temperature", 0) > 0
-        eot = self.coder.eot
+        ends = () if self.coder.eot is None else (self.coder.eot,)
+        if self.chat is not None:
+            ends, stops = self.chat.ends, [*stops, *filter(None, [self.chat.template.stop])]
         most = options.get("max_gen_toks", options.get("max_new_tokens", 256))
         for name, value in {"max_gen_toks": most, "top_k": options.get("top_k", 0)}.items():
             if not is_whole(value, 0, 2**31):
@@ -230,7 +268,7 @@ class HarnessModel(TemplateLM):
             temperature=options.get("temperature", 1.0) if hot else 0.0,
             top_k=options.get("top_k", 0),
             top_p=top_p,
-            stop_tokens=() if eot is None else (eot,),
+            stop_tokens=ends,
             vocab_limit=self.coder.vocab_size,
         )
         return params, [stop for stop in stops if stop]

@@ -56,6 +56,17 @@ class ChatTemplate:
             return ids[0] if ids[:1] != as_text[:1] else None
         return None
 
+    def _checked(self, messages: Iterable[tuple]) -> list[tuple]:
+        """The messages, after that of the system if they lack it."""
+        messages = list(messages)
+        if self.system is not None and messages and messages[0][0] != "system":
+            messages.insert(0, ("system", self.system))
+        for role, *_ in messages:
+            if role not in self.roles:
+                known = ", ".join(self.roles)
+                raise UserError(f"this model's chat template has no role {role!r}, only {known}")
+        return messages
+
     def to_dict(self) -> dict:
         """The inverse of from_dict."""
         roles = {role: list(around) for role, around in self.roles.items()}
@@ -70,6 +81,18 @@ class ChatTemplate:
         ids, _ = self.encode_conversation(tokenizer, messages)
         return ids + _encode(tokenizer, self.roles["assistant"][0])
 
+    def text(self, messages: Iterable[tuple[str, str]], more: bool = True) -> str:
+        """The prompt as one text, as other programs write it; there a message can contain special
+        tokens. more: False if the last message is an answer that goes on.
+
+        Raises UserError for a role that the template does not have.
+        """
+        messages = self._checked(messages)
+        parts = [self.start]
+        for role, content, *_ in messages:
+            parts += [self.roles[role][0], content, self.roles[role][1]]
+        return "".join([*parts, self.roles["assistant"][0]] if more else parts[:-1])
+
     def encode_conversation(
         self, tokenizer: Tokenizer, messages: Iterable[tuple]
     ) -> tuple[list[int], list[int]]:
@@ -82,13 +105,7 @@ class ChatTemplate:
         """
         ids = _encode(tokenizer, self.start)
         mask = [0] * len(ids)
-        messages = list(messages)
-        if self.system is not None and messages and messages[0][0] != "system":
-            messages.insert(0, ("system", self.system))
-        for role, content, *weight in messages:
-            if role not in self.roles:
-                known = ", ".join(self.roles)
-                raise UserError(f"this model's chat template has no role {role!r}, only {known}")
+        for role, content, *weight in self._checked(messages):
             before, after = (_encode(tokenizer, text) for text in self.roles[role])
             said = tokenizer.encode(content) + after
             ids += before + said

@@ -18,14 +18,26 @@ from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 
 from bonsai.engine import Engine, SamplingParams, generate
-from bonsai.engine.lm_eval_harness import HarnessModel, before_stop, find_tasks, named_in, run_tasks
+from bonsai.engine.lm_eval_harness import (
+    Chat,
+    HarnessModel,
+    before_stop,
+    find_tasks,
+    named_in,
+    run_tasks,
+)
 from bonsai.evaluation.choices import multiple_choice, read_questions
 from bonsai.serving.app import Server, create_app
 from bonsai.serving.registry import Served
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import ByteTokenizer
+from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate
 
 BLOCK, VOCAB = 48, 257
+CHATS = {
+    "plain": TEMPLATES["plain"],
+    "own": ChatTemplate({"user": ("U: ", "\n"), "assistant": ("A:", "\n"), "system": ("", ".")}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +123,18 @@ def test_options_of_a_generation(harness):
     assert (params.temperature, params.top_p, params.top_k, stops) == (0.7, 0.9, 5, ["x"])
 
 
+def test_answers_of_a_chat_end_where_its_template_ends_them(model):
+    ends = (256, 65)
+    for name, stops in (("plain", ["x"]), ("own", ["x", "\n"])):
+        asked = HarnessModel(model, ByteTokenizer(), runtime(), 3, Chat(CHATS[name], ends))
+        params, found = asked.sampling({"until": ["x"]})
+        assert (params.stop_tokens, found) == (ends, stops)
+        history = [{"role": "user", "content": "hi"}]
+        assert asked.tok_encode(asked.apply_chat_template(history)) == CHATS[name].encode(
+            ByteTokenizer(), [("user", "hi")]
+        )
+
+
 # ---- whole tasks ----
 
 TASK = """task: rings
@@ -148,6 +172,32 @@ def test_a_task_has_the_accuracy_of_our_own_multiple_choice(model, harness, ques
     assert 0 < own["accuracy"] < 1
     few = run_tasks(model, coder, runtime(), ["rings"], folder, limit=10)
     assert (10 * few["rings"]["acc,none"]) % 1 == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", CHATS)
+@pytest.mark.parametrize("shots", [0, 1])
+def test_questions_of_a_chat_are_messages(model, questions, name, shots):
+    """Each answer follows the template's strings; solved questions are earlier turns."""
+    coder, folder, template = ByteTokenizer(), str(questions.parent), CHATS[name]
+    chat = Chat(template, (coder.eot,))
+    text = (questions.parent / "rings.yaml").read_text()
+    shown = f"{{validation: {questions}, test: {questions}}}"
+    text = text.replace(f"{{validation: {questions}}}", shown)
+    text += "fewshot_split: test\nfewshot_config: {sampler: first_n}\n"
+    (questions.parent / "rings.yaml").write_text(text)
+    got = run_tasks(model, coder, runtime(), ["rings"], folder, 9, 12, shots, chat)["rings"]
+    rows, right = [json.loads(line) for line in questions.read_text().splitlines()], 0
+    solved = [("user", rows[0]["ctx"]), ("assistant", rows[0]["endings"][0])]
+    for row in rows[:12]:
+        prompt = template.text([*(solved if shots else []), ("user", row["ctx"])])
+        prompt, blank = prompt.rstrip(), prompt[len(prompt.rstrip()) :]
+        scores = []
+        for ending in row["endings"]:  # the harness counts the blank before it, too
+            ids = coder.encode(prompt + blank + ending, allow_special=True)
+            begin = len(coder.encode(prompt, allow_special=True))
+            scores.append(one_by_one(model, ids, begin)[0])
+        right += scores.index(max(scores)) == row["label"]
+    assert got["acc,none"] == pytest.approx(right / 12)
 
 
 def test_the_server_gives_the_harness_the_same_accuracy(model, questions):

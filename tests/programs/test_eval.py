@@ -171,6 +171,14 @@ def test_tasks_of_the_harness(runs, workplace):
     (row,) = results["tasks"]
     assert (row["task"], row["metric"], row["value"]) == ("ab", "acc", 0.5)  # one answer is right
     assert row["error"] > 0 and "| ab" in done.stdout
+    done = run_program([*options, "--as_chat"], workplace, program="eval.py", env=env)
+    assert_one_line_error(done, "eval-a/ckpt.pt has no chat template for --as_chat")
+    state = torch.load(workplace / "eval-a" / "ckpt.pt", weights_only=True)
+    roles = {"user": ["a ", " b "], "assistant": ["c ", "\n"]}
+    save_checkpoint(workplace / "eval-chat", state | {"chat_template": {"roles": roles}})
+    options[0] = "--out_dir=eval-chat"
+    done = run_program([*options, "--as_chat"], workplace, program="eval.py", env=env)
+    assert done.rc == 0 and json.loads(done.stdout.splitlines()[-1])["tasks"], done
 
 
 def test_tasks_without_a_network_are_one_line(runs, workplace):
@@ -189,6 +197,7 @@ ERRORS = {
     "questions": (["--choices=data/meta/meta.json"], "meta.json:1 has no 'ctx'"),
     "a folder of tasks alone": (["--tasks_dir=data"], "name some by --tasks"),
     "few shots of no task": (["--num_fewshot=2", "--core=data"], "--num_fewshot is of --tasks"),
+    "a chat without tasks": (["--as_chat", "--core=data"], "--as_chat is of --tasks alone"),
     "a limit of a data set": (["--limit=2"], "--limit is of --tasks and --core"),
     "no folder of tasks": (["--tasks=rings", "--tasks_dir=no-such"], "tasks_dir=no-such is no"),
 }

@@ -1,6 +1,7 @@
 """Chat templates: messages become one prompt."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -108,6 +109,26 @@ def test_what_is_learnt_is_what_is_drawn(name):
             assert ids[: len(prompt) + len(answer)] == prompt + answer
             expected[len(prompt) : len(prompt) + len(answer)] = [1] * len(answer)
     assert mask == expected and 0 < sum(mask) < len(mask)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_prompt_as_one_text(name):
+    """Its tokens are the prompt's, unless tokens reach over a border; an answer can go on."""
+    template, coder = replace(TEMPLATES[name], system="be"), with_bytes(TEMPLATES[name])
+    for talk in (MESSAGES, MESSAGES[:2], MESSAGES[1:2], []):
+        ids = coder.encode(template.text(talk), allow_special=True)
+        assert ids == template.encode(coder, talk)
+    goes_on = coder.encode(template.text(MESSAGES[1:3], more=False), allow_special=True)
+    assert goes_on == template.encode(coder, MESSAGES[1:2]) + coder.encode("yo")
+    with pytest.raises(UserError, match="no role 'tool'"):
+        template.text([("tool", "x")])
+
+
+def with_bytes(template: ChatTemplate) -> BPETokenizer:
+    """Without merges, so that no token reaches over the border of a message."""
+    strings = [template.start, *(text for around in template.roles.values() for text in around)]
+    names = dict.fromkeys(name for text in strings for name in re.findall(r"<\|\w+\|>", text))
+    return BPETokenizer(BYTES, None, {name: 256 + i for i, name in enumerate(names)})
 
 
 def with_tokens(*special: str) -> BPETokenizer:
