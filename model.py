@@ -21,6 +21,7 @@ This file computes everything as it stands. Programs also set some attributes fr
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 import torch.nn as nn
@@ -541,9 +542,10 @@ class GPT(nn.Module):
 
     def new_cache(self, batch: int, length: int = 0, dtype=None, device=None):
         """An empty cache for `batch` rows of up to `length` tokens (default: block_size)."""
-        from bonsai.models.cache import KVCache
-
-        return KVCache.of(self, batch, length, dtype, device)
+        # not by an import statement: transformers would look for bonsai/ where a copy of this file
+        # is used without it (export.py --to=hf_code)
+        cache = import_module("bonsai.models.cache")
+        return cache.KVCache.of(self, batch, length, dtype, device)
 
     @torch.no_grad()
     def generate(
@@ -669,6 +671,5 @@ class GPT(nn.Module):
         override_args: fields to change, such as dropout. Raises ValueError, in one line, if there
         is no such model.
         """
-        from bonsai.models.hugging_face import pretrained
-
-        return pretrained(cls, source, override_args or {})
+        hugging_face = import_module("bonsai.models.hugging_face")
+        return hugging_face.pretrained(cls, source, override_args or {})

@@ -28,12 +28,10 @@ def short(path: Path) -> str:
 # ---- who may import whom ----
 
 
-def imports(path: Path, top_level: bool = False) -> set[str]:
-    """First names of the modules that a file imports; top_level: those outside of functions."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level else list(ast.walk(tree))
+def imports(path: Path) -> set[str]:
+    """First names of the modules that a file imports."""
     names = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -69,8 +67,7 @@ def test_bonsai_takes_arguments_only(path):
 
 def test_model_needs_torch_alone():
     standard = set(sys.stdlib_module_names)
-    assert imports(ROOT / "model.py", top_level=True) <= standard | {"torch"}
-    assert imports(ROOT / "model.py") <= standard | {"torch", "bonsai"}  # from_pretrained's
+    assert imports(ROOT / "model.py") <= standard | {"torch"}
 
 
 def test_what_is_copied_beside_a_model_needs_nothing_of_bonsai():

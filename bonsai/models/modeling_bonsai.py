@@ -7,6 +7,9 @@ transformers 5 alone.
 transformers imports them; bonsai never imports either from a folder. Everything is computed by
 model.py, edited or not. Here is what transformers asks of a model besides: the loss of labels, rows
 that are padded, and its own cache of keys and values.
+
+Copyright (c) 2026 The bonsai authors. This file and model.py are under the MIT license:
+https://opensource.org/license/mit
 """
 
 from dataclasses import fields
@@ -83,6 +86,8 @@ class Context:
         k, v = self.kept.update(k, v, layer)
         if self.present is None and self.T == self.S:
             return k, v, None  # a whole text: the attention knows what it sees
+        if self.present is None and self.T == 1:
+            return k[:, :, -window:], v[:, :, -window:], None  # a window of 0 is all
         if window not in self.masks:
             self.masks[window] = self.mask(window)
         return k, v, self.masks[window]
@@ -207,8 +212,9 @@ class BonsaiForCausalLM(PreTrainedModel, GenerationMixin):
         every position changes."""
         limit = self.config.block_size
         if input_ids.size(1) <= limit:
-            return super().prepare_inputs_for_generation(
+            prepared = super().prepare_inputs_for_generation(
                 input_ids, attention_mask=attention_mask, **kwargs
             )
+            return {k: v for k, v in prepared.items() if k != "cache_position"}  # of 5.0 alone
         mask = None if attention_mask is None else attention_mask[:, -limit:]
         return {"input_ids": input_ids[:, -limit:], "attention_mask": mask, "logits_to_keep": 1}

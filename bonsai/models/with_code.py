@@ -48,29 +48,27 @@ def shared_names(model: GPT) -> dict[str, str]:
 
 
 def code() -> dict[str, bytes]:
-    """The files of code by their names. UserError if model.py needs other files of this project."""
+    """The files of code by their names. UserError if model.py imports others of this project:
+    transformers loads no file from the Hub before it has found all that the file imports."""
     data = read_bytes(MODEL, CODE_BYTES)
     for name in imported(data):
         if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file():
             raise UserError(
-                f"model.py imports {name}, which others do not have: move what it needs of that "
-                "into model.py; --to=safetensors takes every model"
+                f"model.py imports {name}, which is missing where others use it: move what it "
+                "needs of that into model.py, or call import_module in a function that only "
+                "programs here use; --to=safetensors takes every model"
             )
     return {WRAPPER.name: read_bytes(WRAPPER), MODEL.name: data}
 
 
 def imported(source: bytes) -> set[str]:
-    """First names of the modules that code imports, but those that a function imports when it is
-    called."""
-    names, nodes = set(), [ast.parse(source)]
-    while nodes:
-        node = nodes.pop()
+    """First names of the modules that code imports, wherever it does so."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module.split(".")[0])
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            nodes += ast.iter_child_nodes(node)
     return names
 
 

@@ -128,19 +128,24 @@ def test_models_of_bytes_are_refused(tmp_path):
 def test_a_model_file_that_needs_others_of_this_project_is_refused(tmp_path, monkeypatch):
     source = tmp_path / "model.py"
     monkeypatch.setattr(with_code, "MODEL", source)
-    for line in ("from bonsai.models.cache import Cache", "import configurator"):
+    for line in (
+        "from bonsai.models.cache import Cache",
+        "import configurator",
+        "def f(): import bonsai",
+    ):
         source.write_text(MODEL.read_text(encoding="utf-8") + f"\n{line}\n")
-        with pytest.raises(UserError, match=r"model\.py imports \S+, which others do not have"):
+        with pytest.raises(UserError, match=r"model\.py imports \S+, which is missing"):
             code()
     source.write_text(MODEL.read_text(encoding="utf-8") + "\nimport einops\n")
     assert code().keys() == {"model.py", "modeling_bonsai.py"}
 
 
-def test_what_is_imported_when_a_function_is_called_does_not_count():
+def test_imports_within_functions_count():
+    """Also there transformers looks for them, before it loads a model from the Hub."""
     text = (
         b"import a.b\nif a:\n  from c import d\nclass E:\n  import f\n  def g(self):\n    import h"
     )
-    assert imported(text) == {"a", "c", "f"}
+    assert imported(text) == {"a", "c", "f", "h"}
 
 
 def test_shared_names():

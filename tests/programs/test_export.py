@@ -191,13 +191,23 @@ def test_nothing_of_ours_is_needed_there(call, tmp_path, to):
         "i = k('the', return_tensors='pt')\n"
         "print(k.decode(m.generate(**i, max_new_tokens=4, do_sample=False)[0]))\n"
         f"p = t.pipeline('text-generation', {str(folder)!r}, **given)\n"
-        "print(p('the', max_new_tokens=4)[0]['generated_text'])\n"
+        "print(p('the', max_new_tokens=4, do_sample=False)[0]['generated_text'])\n"
     )
     env = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = run_command([sys.executable, "-I", "-c", code], tmp_path, env)
     assert done.rc == 0 and done.stdout.startswith("the"), done
     said = re.sub(r"Loading weights: [^\r\n]*", "", done.stderr).strip()
     assert not said, said  # neither a warning nor a question
+    if to == "hf_code":  # from the Hub, where it looks first for all that model.py imports
+        revision = "0" * 40
+        model = tmp_path / "home" / "hub" / "models--me--mine"
+        shutil.copytree(folder, model / "snapshots" / revision)
+        (model / "refs").mkdir()
+        (model / "refs" / "main").write_text(revision)
+        env |= {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "others")}
+        code = code.replace(repr(str(folder)), "'me/mine'")
+        again = run_command([sys.executable, "-I", "-c", code], tmp_path, env)
+        assert again.rc == 0 and again.stdout == done.stdout, again
     assert torch.bfloat16 in {
         w.dtype for w in read_safetensors(folder / "model.safetensors").values()
     }
