@@ -528,10 +528,9 @@ class GPT(nn.Module):
         """What forward returns, from the last state of the residual stream, x (B, T, C)."""
         if targets is None:
             return self.head(x[:, -1:]), None  # a slice: x[:, [-1]] would copy a list to the GPU
-        if not return_logits:
-            return None, self.head_loss(self, x, targets)
-        logits = self.head(x)
-        return logits, cross_entropy(logits, targets)
+        logits = self.head(x) if return_logits else None
+        loss = cross_entropy(logits, targets) if return_logits else self.head_loss(self, x, targets)
+        return logits, loss  # training wants the loss alone: what is added to it needs no logits
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., C) -> logits (..., V) in fp32."""

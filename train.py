@@ -304,7 +304,9 @@ def evaluate(
             watched(f"evaluating {split}"),
         )
     losses["val_bpb"] = bits_per_byte(losses["val_loss"], data.bytes_per_token("val"))
+    model.eval()  # without dropout, also for numbers of your own, whose place is here
     scores = questions.scores(model, runtime, c.batch_size, watched)
+    model.train()
     return losses | scores
 
 

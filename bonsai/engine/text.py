@@ -35,7 +35,8 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
             if state is None and meta.get("tokenizer"):
                 state, source = meta["tokenizer"], str(file)
             elif state is None and file and (meta.get("note") or vocab_size < GPT2_VOCAB):
-                why = meta.get("note") or f"{file} names no tokenizer"
+                why = f"{file} names no tokenizer: bonsai/tokenizers/table.py makes numbers texts"
+                why = meta.get("note") or why
                 raise UserError(f"{loaded.source} was trained on numbers that are no text: {why}")
     if state is None and loaded.tokenizer_note:
         raise UserError(loaded.tokenizer_note)

@@ -55,7 +55,7 @@ FINGERPRINTS = {
     "GPTConfig.has_value_embedding": "9ebdca5d",
     "GPT.__init__": "28c53516",
     "GPT.forward": "fb287ca9",
-    "GPT.logits_and_loss": "0fe7a82e",
+    "GPT.logits_and_loss": "18c347d4",
     "Decoder.__init__": "5998078e",
     "Decoder.forward": "8b590482",
 }

@@ -4,12 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
 import torch.nn as nn
 
 from bonsai.files.access import exists
 from bonsai.files.gguf import is_gguf
 from bonsai.files.jsonfile import read_json_object
-from bonsai.models.fit import WithoutDraws, check_fit, take_weights, without_masks
+from bonsai.models.fit import (
+    WithoutDraws,
+    check_fit,
+    take_weights,
+    tensors_of,
+    without_masks,
+)
 from bonsai.models.gguf import read_gguf, read_template, read_vocabulary, stops_of
 from bonsai.models.hugging_face import CONFIG_BYTES, WEIGHTS, read_model
 from bonsai.models.llmc import is_llmc, read_llmc
@@ -28,7 +35,8 @@ from bonsai.tokenizers import Tokenizer, from_dict
 from bonsai.tokenizers.chat import ChatTemplate, missing_tokens
 from bonsai.tokenizers.hugging_face import read_chat, read_folder
 
-# fields that a run may change in a model whose weights it loads; the weights fix all others
+# Fields that a run may change in a model whose weights it loads; the weights fix all others. One
+# that adds an adapter of your own belongs here, too.
 RUN_FIELDS = ("dropout", "activation_checkpointing", "bfloat16_stream")
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names on the Hugging Face hub
 
@@ -141,21 +149,31 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
         other = ": translate.py in projects/translate/ uses it" if name == "seq2seq" else ""
         known = ", ".join(MODELS)
         raise UserError(f"{path} holds a model={name!r}, which is not one of {known}{other}")
-    known = {f.name for f in fields(MODELS[name][1])}  # not every model has dropout
-    model_fields |= {k: v for k, v in overrides.items() if k in known}
     check_fit(*MODELS[name], model_fields, weights, path)
-    model = with_weights(name, model_fields, weights, str(path))
+    known = {f.name for f in fields(MODELS[name][1])}  # not every model has dropout
+    overrides = {k: v for k, v in overrides.items() if k in known}
+    model = with_weights(name, model_fields, weights, str(path), overrides)
     config = checkpoint.get("config", {})
     loaded = Loaded(model, name, checkpoint.get("tokenizer"), config, str(path), checkpoint)
     loaded.chat_template = checkpoint.get("chat_template")
     return loaded
 
 
-def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Module:
-    """A model from settings and weights that fit together; source: for messages."""
+def with_weights(
+    name: str, settings: dict, weights: dict, source: str, overrides: dict
+) -> nn.Module:
+    """A model from settings and weights that fit together; source: for messages. Parts that it only
+    has by `overrides`, such as adapters, start as in a new model, the same in each process."""
+    changed = settings | overrides
     try:
         with WithoutDraws():
-            model = build_model(name, settings)
+            model = build_model(name, changed)
+        if more := model.state_dict().keys() - weights.keys():
+            assert tensors_of(*MODELS[name], settings).keys() == weights.keys()
+            with torch.random.fork_rng([]):
+                torch.manual_seed(0)
+                new = build_model(name, changed).state_dict()
+            weights = weights | {key: new[key] for key in more}
         take_weights(model, weights)
     except (RuntimeError, MemoryError) as e:
         if not short_of_memory(e):
@@ -171,7 +189,7 @@ def with_weights(name: str, settings: dict, weights: dict, source: str) -> nn.Mo
 def from_hugging_face(source: str, overrides: dict) -> Loaded:
     """The model of a Hugging Face folder, or from the hub; see read_model."""
     settings, weights = read_model(source)
-    model = with_weights("gpt", {**settings, **overrides}, weights, source)
+    model = with_weights("gpt", settings, weights, source, overrides)
     size = model.config.vocab_size
     tokenizer, note = hugging_face_tokenizer(source, size)
     loaded = Loaded(model, "gpt", tokenizer, {}, source, tokenizer_note=note)
@@ -185,14 +203,14 @@ def from_llmc(path: Path, overrides: dict) -> Loaded:
     """The model of an llm.c file, whose tokenizer is GPT-2's."""
     settings, weights = read_llmc(path)
     check_fit(*MODELS["gpt"], settings, weights, path)
-    model = with_weights("gpt", {**settings, **overrides}, weights, str(path))
+    model = with_weights("gpt", settings, weights, str(path), overrides)
     return Loaded(model, "gpt", {"type": "gpt2"}, {}, str(path), tokenizer_note="GPT-2's")
 
 
 def from_gguf(path: Path, overrides: dict) -> Loaded:
     """The model of a GGUF file; without a tokenizer if the one in the file cannot be read."""
     settings, weights, values = read_gguf(path)
-    model = with_weights("gpt", {**settings, **overrides}, weights, str(path))
+    model = with_weights("gpt", settings, weights, str(path), overrides)
     try:
         tokenizer, note = read_vocabulary(values, settings["vocab_size"], str(path)), str(path)
     except UserError as e:  # weights can be trained further and evaluated without

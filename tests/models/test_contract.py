@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bonsai.engine import Engine, SamplingParams, generate
 from bonsai.engine.prefill_decode import prefill
 from bonsai.engine.weights import prepare
+from bonsai.evaluation.questions import Questions
 from bonsai.models import table as models
 from bonsai.models.cache import Cache, KVCache, TokenCache
 from bonsai.models.contract import LanguageModel
@@ -25,6 +26,7 @@ from bonsai.system.errors import UserError
 from bonsai.system.runtime import setup
 from bonsai.training import report
 from bonsai.training.start import check_loads_again
+from bonsai.training.step import TrainingStep
 from model import GROUPS
 
 
@@ -380,6 +382,20 @@ def test_a_gru_trains_goes_on_evaluates_and_samples(programs, monkeypatch, tmp_p
     params = SamplingParams(max_new_tokens=30, temperature=0)  # longer than the context
     ids = [t[0] for t in generate(model, [1, 2, 3], params)]
     assert ids[0] == model(torch.tensor([[1, 2, 3]]))[0].argmax().item()
+
+
+def test_numbers_of_ones_own_are_of_a_model_without_dropout(programs, monkeypatch, tmp_path):
+    """Those that train.py's evaluate computes beside the losses; steps are with it again."""
+    seen, begin = [], TrainingStep.begin
+    mode = lambda name, model: seen.append((name, model.training))  # noqa: E731
+    monkeypatch.setattr(Questions, "scores", lambda _, model, *more: mode("own", model) or {})
+    monkeypatch.setattr(
+        TrainingStep, "begin", lambda t, *a: mode("step", t.network) or begin(t, *a)
+    )
+    settings = dict(model="gru", dataset="meta", device="cpu", dtype="float32", eval_iters=1)
+    settings |= dict(batch_size=2, gradient_accumulation_steps=1, max_iters=2, eval_interval=1)
+    assert programs("train").main(out_dir=str(tmp_path / "run"), **settings) == 0
+    assert seen == [("own", False), ("step", True)] * 2 + [("own", False)]
 
 
 def test_the_engine_shares_prefixes_of_a_model_without_a_cache():

@@ -326,6 +326,15 @@ def test_without_an_edit_nothing_is_said_and_all_is_replaced(tmp_path):
     assert (said, blocks, found) == ([], "Blocks", "")
 
 
+ADDED = {"        return logits, loss": "        loss = loss + 7\n        return logits, loss"}
+
+
+def test_a_loss_that_is_added_counts_in_training(tmp_path):
+    """There the logits are not returned, which was another way through the function."""
+    (trained, *_), _ = with_edits(tmp_path, ADDED)
+    assert all(loss > 10 for loss, *_ in trained)
+
+
 SHIFTED = {BLOCK: f"        x = x + F.pad(x, (0, 0, 1, -1))\n{BLOCK}"}
 LENGTHS = {SHAPES: f"{SHAPES}    q = q * math.log(max(S, 9), 9)\n"}
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,19 @@ import torch
 from helpers.checkpoints import needs_resource, tiny
 from helpers.programs import ROOT, differences, environment
 
+from bonsai.models import loading
 from bonsai.models.export import export_hugging_face
 from bonsai.models.loading import Loaded, find_source, load_model
+from bonsai.models.table import MODELS
 from bonsai.system.errors import UserError
+from bonsai.system.runtime import setup
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, from_dict
 from bonsai.tokenizers.chat import TEMPLATES
 from bonsai.tokenizers.jinja import jinja
+from bonsai.training.settings import StepSettings
+from bonsai.training.start import check_loads_again
+from bonsai.training.step import TrainingStep
+from model import GPT, GPTConfig
 
 
 @pytest.mark.parametrize(
@@ -40,6 +48,49 @@ def test_names_by_which_a_model_was_wrapped(tmp_path, prefix, old):
     assert differences(loaded.model.state_dict(), model.state_dict()) == []
     assert loaded.model.lm_head.weight is loaded.model.transformer.wte.weight
     assert differences(loaded.checkpoint["optimizer"], state["optimizer"]) == []
+
+
+@dataclass
+class AdapterConfig(GPTConfig):
+    lora_rank: int = 0
+
+
+class Adapted(GPT):
+    """An adapter (LoRA, Hu et al. 2021) of one's own: a field, and parts that start at 0."""
+
+    def __init__(self, config: AdapterConfig):
+        super().__init__(config)
+        for block in self.transformer.h if config.lora_rank else ():
+            block.lora_a = torch.nn.Linear(config.n_embd, config.lora_rank, bias=False)
+            block.lora_b = torch.nn.Linear(config.lora_rank, config.n_embd, bias=False)
+            torch.nn.init.zeros_(block.lora_b.weight)
+            block.register_forward_hook(lambda m, args, out: out + m.lora_b(m.lora_a(args[0])))
+        if config.lora_rank:
+            for name, p in self.named_parameters():
+                p.requires_grad_("lora_" in name)
+
+
+def test_an_adapter_is_added_to_weights_trained_alone_and_loaded_again(tmp_path, monkeypatch):
+    base, state = tiny()
+    torch.save(state, tmp_path / "ckpt.pt")
+    monkeypatch.setitem(MODELS, "gpt", (Adapted, AdapterConfig))
+    monkeypatch.setattr(loading, "RUN_FIELDS", (*loading.RUN_FIELDS, "lora_rank"))
+    drawn, idx = torch.get_rng_state(), torch.arange(8)[None]
+    one, other = (load_model("best", tmp_path, {"lora_rank": 2}).model for _ in range(2))
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert differences(one.state_dict(), other.state_dict()) == []  # as in another process
+    assert torch.equal(one(idx)[0], base(idx)[0])
+    check_loads_again(one, "gpt")
+    training = TrainingStep(one, StepSettings(learning_rate=1e-2), setup("cpu", "float32", False))
+    for number in range(2):
+        training(number, [(idx, idx)])
+    own = one.state_dict()
+    moved = {key for key, w in other.state_dict().items() if not torch.equal(w, own[key])}
+    assert moved == {key for key in own if "lora_" in key} and len(moved) == 4
+    new = {**state, "model": own, "model_config": asdict(one.config)}
+    torch.save(new, tmp_path / "ckpt.pt")
+    again = load_model("best", tmp_path).model
+    assert differences(again.state_dict(), own) == [] and again.config == one.config
 
 
 def test_a_head_that_is_no_longer_tied_is_refused(tmp_path):
