@@ -43,11 +43,11 @@ ONLY_WITH = {  # settings that have an effect only if another one has this value
         "embedding_lr table_decay head_lr scalar_lr momentum momentum_warmup neuron_beta "
         "cautious_decay"
     ),
-    ("lr_schedule", "trapezoid"): "cooldown",
     ("decay_lr", True): "lr_schedule warmup_iters lr_decay_iters min_lr cooldown",
     ("position", "rope"): "rope_base",
 }
 NOT_WITH = {  # settings that have no effect if another one has this value
+    ("lr_schedule", "cosine"): "cooldown",
     ("attention_window", 0): "window_pattern",
     ("dtype", "float32"): "bfloat16_stream",
     ("dtype", "float16"): "bfloat16_stream",

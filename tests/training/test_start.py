@@ -278,6 +278,7 @@ BASE |= dict(position="learned", attention_window=0)
         (dict(neuron_beta=0.9), ["without effect, as optimizer=adamw: neuron_beta"]),
         (dict(table_decay=0.1), ["without effect, as optimizer=adamw: table_decay"]),
         (dict(cooldown=0.5), ["without effect, as lr_schedule=cosine: cooldown"]),
+        (dict(cooldown=0.5, lr_schedule="of one's own"), []),
         (dict(decay_lr=False, min_lr=1e-4), ["without effect, as decay_lr=False: min_lr"]),
         (dict(rope_base=5e5), ["without effect, as position=learned: rope_base"]),
         (dict(rope_base=5e5, position="rope"), []),
