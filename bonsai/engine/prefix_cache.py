@@ -72,7 +72,7 @@ class Prefixes:
             row.copy_row(0, known.row, 0, length)
             return known.logits
         length = min(length, len(prompt) - 1)
-        if length >= least:
+        if length >= least and (length == len(best) or known.row.shortens):
             row.copy_row(0, known.row, 0, length)
         return None
 

@@ -245,7 +245,7 @@ class Engine:
             self.prompts.read()  # this prompt may begin like one of them
         prompt = (*request.prompt, *request.tokens) if again else request.prompt
         row = self.cache.view(slot, slot + 1)
-        row.lengths = [0]
+        row.reset()
         self.running.append(request)
         if scored:
             logits, about_prompt = self.score_prompt(request, row)

@@ -96,7 +96,7 @@ class MegabyteCache(Cache):
 
     buffers = (("ids", 0, 1), ("from_global", 0, 1), ("at", 0, None))
     parts = ("globl", "local")
-    unit, rewinds = "bytes", False
+    unit, rewinds, shortens = "bytes", False, True  # copy_row has `local` computed anew
 
     def __init__(self, config: GPTConfig, batch: int, length: int, dtype, device):
         super().__init__(batch, length)

@@ -21,13 +21,14 @@ class Cache:
     """Rows of tokens; row i holds lengths[i] of them. This is all that the engine needs of a cache.
 
     A subclass lists its buffers, as (name of the attribute, axis of the rows, axis of the tokens;
-    None if a row has a single entry), and the attributes that are caches of parts of the model.
+    None if a row has a single entry, which is 0 at first), and the attributes that are caches of
+    parts of the model. A single entry, such as the state of a recurrent model, is that of all
+    tokens: it cannot be cut back to fewer, unless a subclass knows how.
     """
 
     buffers: tuple[tuple[str, int, int | None], ...] = ()
     parts: tuple[str, ...] = ()
     unit = "tokens"  # what the model reads, for messages
-    rewinds = True  # whether a smaller length makes a row forget its last tokens
 
     def __init__(self, batch: int, length: int):
         self.lengths = [0] * batch
@@ -49,6 +50,16 @@ class Cache:
         return tokens
 
     @property
+    def shortens(self) -> bool:
+        """Whether the first tokens of a row can be copied without the rest."""
+        return all(tokens is not None for *_, tokens in self.buffers)
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether a smaller length makes a row forget its last tokens."""
+        return self.shortens
+
+    @property
     def used(self) -> int:
         """Tokens in the longest row."""
         return max(self.lengths)
@@ -62,6 +73,9 @@ class Cache:
     def reset(self) -> None:
         """Forget all tokens."""
         self.lengths = [0] * len(self.lengths)
+        for name, _, tokens in self.buffers:
+            if tokens is None:
+                getattr(self, name).zero_()
 
     def expand(self, n: int) -> None:
         """Turn the only row into n equal rows, in place."""

@@ -41,6 +41,8 @@ def test_a_known_prefix_is_not_computed_again(model):
 class FakeRow(list):
     """The tokens of one row of a cache: as much of one as prefixes need."""
 
+    shortens = True
+
     def copy_row(self, row: int, source: "FakeRow", source_row: int, length: int) -> None:
         self[:] = source[:length]
 

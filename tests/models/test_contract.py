@@ -384,6 +384,55 @@ def test_a_gru_trains_goes_on_evaluates_and_samples(programs, monkeypatch, tmp_p
     assert ids[0] == model(torch.tensor([[1, 2, 3]]))[0].argmax().item()
 
 
+class StateCache(Cache):
+    """Of each row one state, (1, B, width), whatever it has read."""
+
+    buffers = (("state", 1, None),)
+
+    def __init__(self, config: GRUConfig, batch: int, length: int, dtype, device):
+        super().__init__(batch, length)
+        self.state = torch.zeros(1, batch, config.width, dtype=dtype, device=device)
+
+
+class Recurrent(GRU):
+    """The GRU with a cache."""
+
+    cache_type = StateCache
+
+    def forward(self, idx, targets=None, cache=None):
+        if cache is None:
+            return super().forward(idx, targets)
+        x, state = self.gru(self.wte(idx), cache.state.clone())
+        cache.state.copy_(state)
+        cache.lengths = [n + idx.size(1) for n in cache.lengths]
+        return self.lm_head(x[:, -1:]), None
+
+
+@pytest.mark.parametrize("options", [{}, {"prefix_cache": 500}, {"lookup": 3}], ids=str)
+@torch.no_grad()
+def test_a_state_of_all_tokens_is_never_taken_for_one_of_fewer(options):
+    """Not for a prompt that begins alike, nor for one in the place of another, nor after a wrong
+    guess."""
+    torch.manual_seed(0)
+    model = Recurrent(GRUConfig(64, 12, 16)).eval()
+    for p in model.parameters():
+        p.mul_(4)  # so that it remembers
+    engine = Engine(model, max_batch=1, **options)
+    params = SamplingParams(max_new_tokens=10, temperature=0)
+    for prompt in ([1, 2, 3, 4, 5], [1, 2, 3], [1, 2, 9], [1, 2, 3, 4, 5, 6], [7, 8, 7, 8, 7]):
+        request = engine.submit(prompt, params)[0]
+        while engine.busy:
+            engine.step()
+        ids = list(prompt)
+        for _ in range(10):
+            ids.append(int(model(torch.tensor([ids]))[0][0, -1].argmax()))
+        assert list(request.tokens) == ids[len(prompt) :]
+    cache = model.new_cache(2)
+    model(torch.tensor([[1, 2], [3, 4]]), cache=cache)
+    cache.reset()
+    assert cache.lengths == [0, 0] and not cache.state.any()
+
+
 def test_numbers_of_ones_own_are_of_a_model_without_dropout(programs, monkeypatch, tmp_path):
     """Those that train.py's evaluate computes beside the losses; steps are with it again."""
     seen, begin = [], TrainingStep.begin
