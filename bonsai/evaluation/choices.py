@@ -118,9 +118,7 @@ def ending_scores(
     was_training, scores = model.training, [(0.0, False)] * len(rows)
     model.eval()
     by_length = sorted(range(len(rows)), key=lambda r: len(rows[r][0]), reverse=True)
-    counts = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
-    counts[runtime.rank] = len(rows)
-    for i in track(range(0, int(runtime.sum(counts).max()), batch_size)):
+    for i in track(range(0, most_of_all(len(rows), runtime), batch_size)):
         chosen = by_length[i : i + batch_size]  # of similar lengths: little padding
         if not chosen:
             continue
@@ -143,6 +141,15 @@ def ending_scores(
             scores[r] = -value, best
     model.train(was_training)
     return scores
+
+
+def most_of_all(count: int, runtime: Runtime) -> int:
+    """The largest of the processes' counts."""
+    if runtime.world_size == 1:
+        return count
+    counts = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
+    counts[runtime.rank] = count
+    return int(runtime.sum(counts).max())
 
 
 def multiple_choice(
