@@ -17,7 +17,6 @@ if __name__ == "__main__":
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -32,6 +31,7 @@ from bonsai.planning.memory import GIB, LOWER, describe_memory, memory_errors
 from bonsai.planning.presets import FIELDS, find_preset
 from bonsai.planning.published import beside_published
 from bonsai.system.errors import UserError, run
+from bonsai.system.processes import common_settings
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import (
     Runtime,
@@ -163,6 +163,9 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> tuple[TimedSteps, 
         watch.lap("model")
     watch.lap("imports")  # the wait for the thread that imports torch.compile
     T, vocab_size = model.config.block_size, model.config.vocab_size
+    runtime.check_agreement(
+        lambda: {"settings": common_settings(c), "number format": runtime.dtype}
+    )
     say(f"number of parameters: {model.num_params() / 1e6:.2f}M", runtime)
     say(runtime.summary, runtime)
     say(describe_memory(model, c.batch_size, T, runtime), runtime)
@@ -306,7 +309,7 @@ def main(**settings) -> None:
         if c.json and runtime.master:
             write_json(c.json, {**provenance(runtime.device), **results})
 
-    with closing(runtime), memory_errors(too_large):
+    with runtime, memory_errors(too_large):
         step, results = measure(c, runtime, watch)
         say(describe(results, runtime, watch), runtime)
         if runtime.device.type == "cuda" and is_gpt2(c):

@@ -132,6 +132,8 @@ def configure(
     except UserError as e:
         if settings is not None:  # the caller may handle it
             raise
+        # of the processes that torchrun has started on a node with this command, one says so
+        e.quiet = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK") != "0"
         fail(e, 2)
     if arguments.wants_help:
         print(arguments.help(namespace.get("__doc__")), flush=True)

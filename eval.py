@@ -20,7 +20,6 @@ if __name__ == "__main__":
 import math
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 
 import torch
@@ -41,6 +40,7 @@ from bonsai.system.errors import UserError, run
 from bonsai.system.hub import use_cache_if_offline
 from bonsai.system.libraries import installed
 from bonsai.system.paths import split_paths
+from bonsai.system.processes import common_settings, weights_checksum
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
@@ -139,6 +139,7 @@ def evaluate(c: Config, loaded: Loaded, model, spec: str, runtime: Runtime) -> l
     block = c.block_size or loaded.model.config.block_size
     data = Mixture.open(spec)
     check_data(c, loaded, data, block)
+    runtime.check_agreement(lambda: {"data": data.samples()})
     for note in filter(None, (loaded.unknown_tokenizer, data.without_bytes(c.split))):
         if runtime.master:
             print(note, file=sys.stderr, flush=True)
@@ -176,6 +177,11 @@ def progress(runtime: Runtime, what: str):
     return partial(tracked, label=what, say=say, on=runtime.master)
 
 
+def in_common(c: Config, model) -> dict:
+    """What all processes have in common that share the work on a model."""
+    return {"settings": common_settings(c), "weights": weights_checksum(model)}
+
+
 def evaluate_all(
     c: Config,
     questions: list[Question],
@@ -192,6 +198,7 @@ def evaluate_all(
         loaded = load_model(source)
         if loaded.newer and runtime.master:
             print(loaded.newer, file=sys.stderr, flush=True)
+        runtime.check_agreement(partial(in_common, c, loaded.model))
         steps = (loaded.checkpoint or {}).get("iter_num")
         loaded.checkpoint = None  # the optimizer's memory
         raw_model = to_device(loaded.model, runtime.device)
@@ -302,7 +309,7 @@ def main(**settings) -> None:
         return f": lower batch_size (now {c.batch_size})"
 
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
-    with closing(runtime), memory_errors(too_large):
+    with runtime, memory_errors(too_large):
         if c.tasks:
             check_tasks(c, runtime)
         if runtime.master:

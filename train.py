@@ -17,7 +17,7 @@ one to out_dir/earlier/1, the next one to earlier/2.
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 from bonsai.data.batches import Batches, prefetch
@@ -140,6 +140,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     with loading_compiler(runtime):  # torch.compile is imported in a thread meanwhile
         start = begin(c, folder, runtime, watch.lap)
     watch.lap("imports")  # the wait for that thread
+    runtime.check_agreement(lambda: start.in_common(c, runtime))
     data, model, progress = start.data, start.model, start.progress
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
     questions = read_all(c.choices, c.core, c.eval_questions, start.tokenizer, model.config)
@@ -324,7 +325,7 @@ def main(**settings) -> int:
 
     watch.lap("imports")
     runtime = setup(c.device, c.dtype, c.compile, c.backend)
-    with closing(runtime), memory_errors(too_large), ExitStack() as at_end:
+    with runtime, memory_errors(too_large), ExitStack() as at_end:
         return train(c, runtime, watch, at_end)
 
 

@@ -58,6 +58,8 @@ def test_bonsai_takes_arguments_only(path):
     } & {"sys.argv", "os.environ", "os.getenv"}
     allowed = {
         "runtime.py": {"os.environ"},  # torchrun's
+        "processes.py": {"os.environ"},  # torchrun's and other launchers'
+        "errors.py": {"os.environ"},  # where torchrun looks for the cause of an end
         "caches.py": {"os.environ"},  # where this user keeps them
         "allocator.py": {"os.environ"},  # what is set of malloc stays
         "provenance.py": {"sys.argv"},  # at the head of logs and tables, to be repeated

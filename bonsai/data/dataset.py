@@ -395,6 +395,15 @@ class Mixture:
                 fingerprints[f"{part.name}/{name}"] = text
         return fingerprints
 
+    def samples(self) -> dict[str, str]:
+        """`name/split` -> its length and a checksum of samples, both from the files themselves: a
+        copy on another machine may be incomplete, whatever its meta.json says."""
+        return {
+            f"{part.name}/{name}": f"{len(split)} tokens, samples {split.sample_checksum}"
+            for part in self.parts
+            for name, split in part.splits.items()
+        }
+
     def changed_since(self, before: dict) -> list[str]:
         """The splits whose fingerprints differ from those in `before`. Older checkpoints have them
         without samples."""

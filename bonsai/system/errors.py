@@ -8,10 +8,12 @@ Every program is started through `run`, which turns that into the line on stderr
 import contextlib
 import errno
 import gc
+import json
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import Any, NoReturn
@@ -28,6 +30,9 @@ ENDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the termina
 
 class UserError(Exception):
     """A mistake of the user or of the environment; its message is one line for the terminal."""
+
+    quiet = False  # whether another process says the same, so that this one need not
+    follows = False  # whether the error of another process has caused this one
 
 
 def reason(e: OSError) -> str:
@@ -101,9 +106,24 @@ def one_line(message: object) -> str:
 def fail(message: object, status: int = 1) -> NoReturn:
     """Print one line on stderr and end this process with `status`."""
     flush()
-    with contextlib.suppress(OSError, ValueError):
-        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    tell_torchrun(message)
+    if not getattr(message, "quiet", False):
+        with contextlib.suppress(OSError, ValueError):
+            print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+def tell_torchrun(message: object) -> None:
+    """If torchrun has started this process, have its report say why the process ended.
+
+    The error with the earliest time stands there as the cause of all others; so one that follows
+    from another process's is given a later one.
+    """
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        when = int(time.time()) + 60 * getattr(message, "follows", False)
+        told = {"message": one_line(message), "extraInfo": {"timestamp": str(when)}}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as f:
+            json.dump({"message": told}, f)  # the form of torch.distributed.elastic's own
 
 
 def flush() -> None:
@@ -204,6 +224,12 @@ def interrupted() -> None:
     fail("interrupted", 130)
 
 
+def raise_of_ours(e: Exception) -> NoReturn:
+    """Raise an exception that is a mistake of ours, for its traceback."""
+    tell_torchrun(f"{type(e).__name__}: {e}")
+    raise e
+
+
 def run(*steps: Callable[[], object]) -> None:
     """Call `steps` as a program: the last one's value is the exit status, user errors are one line.
 
@@ -245,7 +271,7 @@ def run(*steps: Callable[[], object]) -> None:
             fail(NO_MEMORY)
         if said := kept_from_compiling(e):
             fail(f"torch.compile cannot keep what it makes ({said}): {ELSEWHERE}")
-        raise
+        raise_of_ours(e)
     except OSError as e:
         if e.errno == errno.ENOMEM:
             fail(NO_MEMORY)
@@ -253,5 +279,7 @@ def run(*steps: Callable[[], object]) -> None:
             where = f" while writing {e.filename}" if e.filename else ""
             fail(f"the disk is full{where}: free some space or write elsewhere")
         if e.filename is None and e.errno not in (errno.EMFILE, errno.ENFILE, errno.EIO):
-            raise
+            raise_of_ours(e)
         fail(f"{e.filename or 'a file'} cannot be opened or written: {why_no_folder(e)}")
+    except Exception as e:
+        raise_of_ours(e)

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -26,8 +26,16 @@ import torch.distributed as dist
 from bonsai.system.caches import keep_compiled_graphs, keep_kernels
 from bonsai.system.errors import PARENT, UserError, one_line
 from bonsai.system.hashing import signed, splitmix
+from bonsai.system.processes import (
+    check_agreement,
+    end_with_torchrun,
+    first_to_say,
+    meeting,
+    processes,
+    restarts,
+    why_lost,
+)
 
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by torchrun
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # For each launch of our Triton kernels: compile a product and a sum to one instruction. Triton 3.9
 # warns of launches that do not say so, because later releases will make two instructions of them
@@ -69,6 +77,9 @@ class Runtime:
     agent: int = 0  # id of the torchrun process that started this one; 0: none
     # set when the program itself watches for the end of torchrun; until then a thread does
     notices: threading.Event = field(default_factory=threading.Event)
+    # for messages between processes that no GPU has to carry; None: there is one process
+    host_group: dist.ProcessGroup | None = None
+    restarts: int = 0  # how often torchrun has started the processes anew
 
     @property
     def master(self) -> bool:
@@ -105,44 +116,67 @@ class Runtime:
         return tensor
 
     def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.world_size > 1:
-            # NCCL's is a sum on the GPU. Not told on which, torch takes the thread's, and says so.
-            ids = [self.device.index] if self.backend == "nccl" else None
-            dist.barrier(device_ids=ids)
+        """Wait for all processes. What the GPUs were given is not waited for."""
+        if self.host_group is not None:
+            dist.barrier(self.host_group)
 
-    def close(self) -> None:
+    def check_agreement(self, about: Callable[[], dict]) -> None:
+        """Raise UserError unless all processes are about to do the same: see processes.py."""
+        check_agreement(self.host_group, about)
+
+    def close(self, failed: bool = False) -> None:
         """Leave the process group. Nothing may keep a reference to it, because its threads end with
-        it: one that frees a tensor while Python ends would abort the process, after a whole run."""
+        it: one that frees a tensor while Python ends would abort the process, after a whole run.
+
+        failed: this process ends by an error. NCCL would then wait for the other processes, which
+        may be waiting for this one; so its part of the group is left as it is.
+        """
         self.notices.set()
-        if dist.is_initialized():
-            gc.collect()  # DistributedDataParallel refers to itself, and to the group
+        if not dist.is_initialized():
+            return
+        gc.collect()  # DistributedDataParallel refers to itself, and to the group
+        if not failed or self.backend != "nccl":
             dist.destroy_process_group()
+        elif self.host_group is not None:
+            dist.destroy_process_group(self.host_group)
 
+    def __enter__(self) -> "Runtime":
+        return self
 
-def processes() -> tuple[int, int, int, bool]:
-    """RANK, LOCAL_RANK and WORLD_SIZE from the environment, and whether there is a group to join.
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        """Leave the process group, all processes at once: torchrun and Slurm end those that are
+        left when the first one ends by a signal, and the master may still be saving.
 
-    Empty variables, which job scripts leave behind, count as missing. Raises UserError for values
-    that no launcher sets.
-    """
-    env = {name: os.environ.get(name, "").strip() for name in LAUNCHED}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
-        if not re.fullmatch(r"\d{0,9}", env[name], re.ASCII):
-            raise UserError(f"{name}={env[name]} in the environment is no number: unset it")
-    if int(env["MASTER_PORT"] or 0) > 65535:
-        raise UserError(f"MASTER_PORT={env['MASTER_PORT']} in the environment is no port: unset it")
-    rank, local_rank = int(env["RANK"] or 0), int(env["LOCAL_RANK"] or 0)
-    world_size = int(env["WORLD_SIZE"] or 1)
-    missing = [name for name in LAUNCHED if not env[name] and name != "LOCAL_RANK"]
-    if rank >= world_size or (missing and world_size > 1):
-        named = (f"{name}={env[name]}" for name in ("RANK", "WORLD_SIZE") if env[name])
-        lacks = f", but no {missing[0]}" if missing else ""
-        raise UserError(
-            f"the environment has {' and '.join(named)}{lacks}: start several "
-            "processes with torchrun, or unset them"
-        )
-    return rank, local_rank, world_size, not missing
+        An error that all processes have is said by one of them; one in which this process has lost
+        the others is a line.
+        """
+        if error is None:
+            try:
+                self.barrier()
+            except RuntimeError as e:
+                error = e
+        said = error if kind is None else None  # None: what is on its way
+        if self.world_size > 1 and isinstance(error, Exception):
+            said = self._in_a_line(error) or said
+        self.close(failed=error is not None)
+        if said is not None:
+            raise said from None
+
+    def _in_a_line(self, error: Exception) -> UserError | None:
+        """What to say of an error of this process; None: its traceback."""
+        if reason := why_lost(error):
+            said = UserError(
+                f"the connection to the other processes broke ({reason}): probably one of them has "
+                "ended or was killed; see what it, torchrun or the cluster says"
+            )
+            said.follows, said.quiet = True, not first_to_say("the connection broke")
+            return said
+        said = error if isinstance(error, UserError) else None
+        text = f"{type(error).__name__}: {error}"
+        if not first_to_say(text):
+            said = said or UserError(text)
+            said.quiet = True
+        return said
 
 
 def setup(
@@ -184,6 +218,7 @@ def setup(
     agent = PARENT if "TORCHELASTIC_RUN_ID" in os.environ else 0
     summary += f", {world_size} processes ({backend})" if distributed else ""
     runtime = Runtime(dev, dtype, compile, backend, rank, local_rank, world_size, summary, agent)
+    runtime.restarts = restarts()
     if distributed:
         if agent:
             name, parts = "watching torchrun", (agent, runtime.notices)
@@ -192,31 +227,9 @@ def setup(
         import_module("torch.distributed.nn")
         with meeting():
             dist.init_process_group(backend)
+            if world_size > 1:
+                runtime.host_group = dist.new_group(backend="gloo")
     return runtime
-
-
-def end_with_torchrun(agent: int, notices: threading.Event, every: float = 1.0) -> None:
-    """End this process when torchrun ends, unless the program watches for that itself (`notices` is
-    set). It would wait for the other processes for half an hour, or for ever."""
-    while not notices.wait(every):
-        if os.getppid() != agent:
-            with suppress(OSError):
-                os.write(2, b"error: torchrun has ended\n")
-            os._exit(1)
-
-
-@contextmanager
-def meeting() -> Iterator[None]:
-    """A context in which processes meet; UserError if that fails."""
-    try:
-        yield
-    except dist.DistError as e:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = str(e).splitlines()[0]
-        raise UserError(
-            f"cannot meet the other processes at {place} ({reason:.200}): unset MASTER_ADDR and "
-            "MASTER_PORT if nothing has started several, or choose another port"
-        ) from None
 
 
 def pick_compile(compile: bool | str, device: torch.device) -> tuple[bool, str]:
@@ -275,11 +288,16 @@ def loading_compiler(runtime: Runtime) -> Iterator[None]:
 def setup_inference(
     device: str = "auto", dtype: str = "auto", compile: bool | str = "auto", quantize: str = ""
 ) -> Runtime:
-    """As setup, for programs that write text one token at a time.
+    """As setup, for programs that write text one token at a time, and are one process.
 
     On a CPU the dtype 'auto' means float32, in which a text does not depend on what is drawn beside
     it. With quantized weights, which give that up anyway, it means bfloat16 if that is fast.
     """
+    _, local_rank, world_size, _ = processes()
+    if world_size > 1:
+        error = UserError("this program is one process: start it without torchrun")
+        error.quiet = local_rank > 0
+        raise error
     if dtype == "auto" and not quantize and pick_device(device)[0].type == "cpu":
         dtype = "float32"
     return setup(device, dtype, compile)
@@ -322,8 +340,9 @@ def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
         if index is None:
             index, by = local_rank, f" (of LOCAL_RANK={local_rank} in the environment)"
         if index >= gpus:
+            own = "; if each process sees one of its own: --device=cuda:0" * (by and gpus == 1)
             raise UserError(
-                f"device cuda:{index}{by} does not exist: this machine has {gpus} CUDA GPU(s)"
+                f"device cuda:{index}{by} does not exist: this machine has {gpus} CUDA GPU(s){own}"
             )
         dev = torch.device("cuda", index)
         if not_for := not_built_for(dev):

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from bonsai.system.errors import BROKEN_PIPE, end_if_told
-from bonsai.system.runtime import Runtime, meeting
+from bonsai.system.runtime import Runtime
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 REPEATED = 1.0  # seconds within which the same signal again does not count as a second request
@@ -32,9 +32,8 @@ class Interrupts:
     def __init__(self, runtime: Runtime):
         self.received, self.runtime, self.before, self.times = 0, runtime, {}, {}
         self.since = 0.0  # when the request came
-        # signals reach the processes at different moments: they agree by messages between CPUs
-        with meeting():
-            self.group = dist.new_group(backend="gloo") if runtime.world_size > 1 else None
+        # signals reach the processes at different moments: they agree by messages
+        self.group = runtime.host_group
 
     def watch(self) -> None:
         """Take over the signals; outside the main thread, where Python forbids that, do nothing."""

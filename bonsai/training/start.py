@@ -23,6 +23,7 @@ from bonsai.planning.memory import describe_memory
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import crop_moments
 from bonsai.system.errors import UserError
+from bonsai.system.processes import common_settings, weights_checksum
 from bonsai.system.runtime import Runtime, peak_flops
 from bonsai.training.forecast import describe_cost
 from bonsai.training.optimizers import load_optimizer_state
@@ -35,7 +36,8 @@ OF_THE_COMMAND = ("out_dir", "init_from", "eval_only", "other_tokenizer", "wandb
 OF_THE_COMMAND += ("device", "dtype", "compile", "backend")
 
 # the settings that decide which windows of a pass over the data have been seen at a step
-PASS = ("batch_size", "gradient_accumulation_steps", "block_size", "batch_ramp", "seed")
+ACCUMULATES = "gradient_accumulation_steps"
+PASS = ("batch_size", ACCUMULATES, "block_size", "batch_ramp", "seed")
 PASS += ("batch_order",)
 
 ONLY_WITH = {  # settings that have an effect only if another one has this value
@@ -68,6 +70,16 @@ class Start:
     wandb_id: str | None = None
     progress: Progress = field(default_factory=Progress)
 
+    def in_common(self, c, runtime: Runtime) -> dict:
+        """What all processes of a run have in common, for Runtime.check_agreement."""
+        return {
+            "settings": common_settings(c),
+            "number format": runtime.dtype,
+            "data": self.data.samples(),
+            "progress": {k: vars(self.progress)[k] for k in ("step", "evaluated", "bad_evals")},
+            "weights": weights_checksum(self.model),
+        }
+
     def restore(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """If a run goes on, give both their state, and free the memory of the checkpoint."""
         state, self.checkpoint = self.checkpoint, None
@@ -89,6 +101,11 @@ def describe_run(c, runtime: Runtime, start: Start, batches: Batches) -> Iterato
         yield unknown
     yield f"number of parameters: {model.num_params() / 1e6:.2f}M"
     yield runtime.summary
+    if runtime.restarts and not start.resuming:
+        yield (
+            f"torchrun's restart {runtime.restarts} begins a new run, as init_from={c.init_from}; "
+            "with --init_from=auto it would go on from the last checkpoint"
+        )
     yield describe_memory(model, c.batch_size, T, runtime)
     if start.resuming and start.progress.step >= c.max_iters and not c.eval_only:
         done = start.progress.step
@@ -282,6 +299,9 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
             start.progress.forget_evaluations()
             start.notes.append("other data: the best validation loss is counted anew")
         recut = [name for name in PASS if c.get(name) != before.get(name, c.get(name))]
+        rows = [s.get("batch_size", 0) * s.get(ACCUMULATES, 0) for s in ({**c, **before}, c)]
+        if rows[0] == rows[1]:  # the same windows in other micro-batches
+            recut = [name for name in recut if name not in ("batch_size", ACCUMULATES)]
         if c.batch_order == "epoch" and recut:
             start.notes.append(
                 f"batch_order=epoch with another {', '.join(recut)} than before: of this pass over "

@@ -1,6 +1,7 @@
 """Several processes (gloo, on the CPU) against one."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from helpers.programs import (
     losses,
     metrics,
     run_command,
+    snapshot,
     torchrun,
     train,
 )
@@ -213,3 +215,116 @@ def test_workers_whose_torchrun_was_killed_while_they_start_end(workplace, tmp_p
     process.send_signal(signal.SIGKILL)
     rest = process.communicate(timeout=100)[0]
     assert "error: " in rest and "Traceback" not in rest, rest
+
+
+# train.py, of which process 1 does something else
+OTHER = """
+import os, shutil, sys
+sys.path.insert(0, {root!r})
+import train
+from bonsai.system import errors
+if os.environ["RANK"] == "1":
+    {change}
+errors.run(train.main)
+"""
+DIFFERENT = [
+    ("sys.argv.append('--seed=1')", "has other settings than process 0 (seed=1, not 1337)"),
+    ("os.chdir('elsewhere')", "has another checkpoint than process 0 (step=0, not 4"),
+    ("os.chdir('damaged')", "has other data than process 0 (meta/train="),
+]
+
+
+@pytest.mark.parametrize("change, said", DIFFERENT, ids=["settings", "out_dir", "data"])
+def test_processes_that_are_not_about_to_do_the_same(change, said, one, workplace, tmp_path):
+    """As on a node with its own disk, or with a copy of the data that is not whole: one line,
+    where such runs would mix two models or wait for ever."""
+    home, program = tmp_path / "home", tmp_path / "program.py"
+    program.write_text(OTHER.format(root=str(ROOT), change=change))
+    shutil.copytree(workplace / "data", home / "data")
+    for other in ("elsewhere", "damaged"):
+        shutil.copytree(workplace / "data", home / other / "data")
+    train_bin = home / "damaged" / "data" / "meta" / "train.bin"
+    train_bin.write_bytes(train_bin.read_bytes()[:-4000] + bytes(4000))
+    (home / "run").mkdir()
+    (home / "damaged" / "run").mkdir()
+    state = {**load(one / "last.pt"), "iter_num": 4}
+    for folder in (home / "run", home / "damaged" / "run"):
+        torch.save(state, folder / "last.pt")
+    before = snapshot(home / "run")
+    command = two_processes(Path("run"), "--init_from=auto", program=program)
+    result = run_command(command, home)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.rc != 0 and len(lines) == 1 and said in lines[0], result
+    assert snapshot(home / "run") == before and "iter " not in result.stdout, result
+
+
+# train.py, told to stop by a signal to each process, and slow to save
+SLOW = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+import train
+from bonsai.system import errors
+from bonsai.training import interrupts, saving, step
+begin, save = step.TrainingStep.begin, saving.save_checkpoint
+def told(self, number, *more):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    begin(self, number, *more)
+def slowly(*what, **more):
+    time.sleep(1)
+    save(*what, **more)
+step.TrainingStep.begin, saving.save_checkpoint, interrupts.REPEATED = told, slowly, 0.2
+errors.run(train.main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_no_process_ends_while_the_first_one_saves(workplace, tmp_path):
+    """torchrun ends those that are left when one ends by a signal, and what was being saved would
+    be lost."""
+    out, program = tmp_path / "run", tmp_path / "program.py"
+    program.write_text(SLOW.format(root=str(ROOT)))
+    result = run_command(two_processes(out, program=program), workplace)
+    assert result.rc != 0 and "stopped at step 4" in result.stdout, result
+    assert load(out / "last.pt")["iter_num"] == 4
+
+
+# train.py, in which a step of the first attempt fails
+FAILS = """
+import os, sys
+sys.path.insert(0, {root!r})
+import train
+from bonsai.system import errors
+from bonsai.training.step import TrainingStep
+begin = TrainingStep.begin
+def fail(self, number, *more):
+    if number == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        raise ValueError("once")
+    begin(self, number, *more)
+TrainingStep.begin = fail
+errors.run(train.main)
+"""
+
+
+def test_after_a_restart_by_torchrun_a_run_goes_on(workplace, tmp_path):
+    """--max-restarts and --init_from=auto: what was trained before the error is not lost."""
+    out, program = tmp_path / "run", tmp_path / "program.py"
+    program.write_text(FAILS.format(root=str(ROOT)))
+    command = two_processes(out, "--init_from=auto", "--max_iters=6", program=program)
+    command[3:3] = ["--max-restarts=1"]
+    # or torch, now and then, takes the addresses of the processes that have ended
+    result = run_command(command, workplace, {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    assert result.rc == 0 and load(out / "last.pt")["iter_num"] == 6, result
+    assert "last.pt, step 3" in result.stdout and not (out / "earlier").exists(), result
+
+
+@pytest.mark.parametrize("init_from, says_so", [("scratch", True), ("resume", False)])
+def test_a_restart_that_begins_anew_says_so(init_from, says_so, one, workplace, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(one, out)
+    options, env = (
+        (f"--init_from={init_from}", "--max_iters=1"),
+        {"TORCHELASTIC_RESTART_COUNT": "2"},
+    )
+    result = train(workplace, out, *options, env=env)
+    assert result.rc == 0 and ("restart 2 begins a new run" in result.stdout) == says_so, result
