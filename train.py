@@ -5,7 +5,7 @@
     python train.py config/quickstart.py --init_from=resume           # continues where it stopped
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py  # on eight GPUs
     torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 \\
-        train.py config/train_gpt2.py                                 # on sixteen GPUs
+        train.py config/train_gpt2.py     # on sixteen GPUs; docs/distributed.md has more
 
 Every setting below, and every field of the model (n_layer, block_size, ...: see model.py), can be
 set in a config file or as --key=value. A run writes ckpt.pt, last.pt, metrics.jsonl, loss.png,

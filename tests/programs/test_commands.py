@@ -101,6 +101,8 @@ def test_every_command_parses(path, command, monkeypatch, capsys):
         words = shlex.split(part, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # of the environment
             words.pop(0)
+        if words[:1] == ["srun"]:
+            words.pop(0)
         if not words or words[0] in OTHER:
             continue
         first, rest = Path(words[0]).name, words[1:]
@@ -226,7 +228,7 @@ NOT_RUN = {
     "^make quickstart .*TORCH_INDEX": "a download; without it its parts are run here",
     "^make test": "these tests",
     "^make matrix": "these tests in part, under other versions of torch; each a download",
-    "^torchrun .*nproc_per_node=8": "eight GPUs; tests/programs/test_distributed.py has two",
+    "torchrun .*nproc_per_node=8": "eight GPUs; tests/programs/test_distributed.py has two",
     "config/fast_gpt2": "gigabytes of data; tests/test_house.py runs it with others",
     "config/finetune_shakespeare": "downloads GPT-2; tests/test_house.py runs it from a folder",
     "--init_from=gpt2": "downloads GPT-2",
