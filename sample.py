@@ -17,7 +17,8 @@ decides.
 {"messages": [{"role": "user", "content": "Hi"}]}. An object may have its own n (texts to draw),
 max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty and seed. For each text one
 line is written, in the order of the prompts: the object with text (only the continuation), row
-(which of the n), tokens, and finish: 'stop' at an end of text or of an answer, or 'length'.
+(which of the n; a prompt that comes again gets further ones), tokens, and finish: 'stop' at an end
+of text or of an answer, or 'length'.
 """
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bonsai.data.messages import messages_of
-from bonsai.engine.sampling import SamplingParams
+from bonsai.engine.sampling import RowNumbers, SamplingParams
 from bonsai.engine.scheduler import Engine, Request
 from bonsai.engine.text import encode_start
 from bonsai.engine.textstream import TextStream
@@ -132,12 +132,15 @@ def answer_jobs(
             raise UserError(f"prompt {number}: {e}") from None
     stop = [template.stop] if template and template.stop else []
 
+    rows = RowNumbers()
     answering = replace(params, stop_tokens=tuple({*params.stop_tokens, *ends}))
 
     def submitted(job: dict, prompt: list[int]) -> list[Answer]:
         chats = "messages" in job
         own = job_params(job, answering if chats else params)
-        requests = engine.submit(prompt, own, job.get("n", n))
+        count = job.get("n", n)
+        first = rows.take((tuple(prompt), own.seed), count)
+        requests = engine.submit(prompt, own, count, first)
         looks = stop and chats
         return [Answer(job, r, TextStream(token_bytes, stop) if looks else None) for r in requests]
 

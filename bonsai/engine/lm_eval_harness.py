@@ -22,7 +22,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from bonsai.engine.sampling import SamplingParams
+from bonsai.engine.sampling import RowNumbers, SamplingParams
 from bonsai.engine.scheduler import Engine, Request
 from bonsai.engine.text import start_tokens
 from bonsai.evaluation.choices import ending_scores
@@ -227,12 +227,14 @@ class HarnessModel(TemplateLM):
         dtype = DTYPES[self.runtime.dtype]
         engine = Engine(self.model, self.batch_size, dtype=dtype, capture=self.runtime.captures)
         texts, jobs = [""] * len(requests), {}
+        rows = RowNumbers()  # a task's `repeats` come as equal requests
         for number, request in enumerate(requests):
             prompt, options = request.args
             params, stops = self.sampling(options)
             ids = self.tok_encode(prompt) or [self.eot_token_id]
             room = max(1, self.length - params.max_new_tokens)
-            (job,) = engine.submit(ids[-room:], params)
+            prompt = tuple(ids[-room:])
+            (job,) = engine.submit(prompt, params, first_row=rows.take(prompt))
             jobs[job] = number, stops
         while engine.busy:
             for job, group in groupby(engine.step(), key=lambda event: event.request):

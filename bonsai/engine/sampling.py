@@ -6,7 +6,8 @@ with a state, so what a request draws depends neither on its neighbours nor on t
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, log
 
@@ -88,6 +89,25 @@ class Row:
         row = copy.copy(self)
         row.tokens = [*self.tokens, *tokens]
         return row
+
+
+class RowNumbers:
+    """The numbers of further answers to prompts that were asked before. A prompt that stands twice
+    in a list gets two samples; with the same row it would get one and a copy.
+
+    >>> numbers = RowNumbers()
+    >>> numbers.take("a", 2), numbers.take("b"), numbers.take("a")
+    (0, 0, 2)
+    """
+
+    def __init__(self) -> None:
+        self.taken: Counter[Hashable] = Counter()
+
+    def take(self, prompt: Hashable, n: int = 1) -> int:
+        """The first of the next n rows of a prompt."""
+        first = self.taken[prompt]
+        self.taken[prompt] += n
+        return first
 
 
 # ---- the distribution ----

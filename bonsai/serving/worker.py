@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from bonsai.engine import Engine, Event, Request, SamplingParams
+from bonsai.engine.sampling import RowNumbers
 from bonsai.planning.memory import out_of_memory
 from bonsai.system.errors import UserError
 
@@ -145,10 +146,18 @@ class Worker:
         self.give_up("the engine has died; see the server's log")
 
     def submit(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        n: int,
+        seeded: bool = True,
     ) -> Stream:
         """Queue n rows for each prompt: row i * n + j is sample j of prompt i. Raises Busy or
-        Stopped."""
+        Stopped.
+
+        seeded: a prompt gets the same noise beside others as alone, and one that stands there again
+        gets further samples. Otherwise no two rows have the same noise."""
         self.check_alive()
         rows = len(prompts) * n
         if self.waiting + rows > self.max_waiting:
@@ -158,7 +167,7 @@ class Worker:
             self._last_end = time.monotonic()
         self.waiting += rows
         self._streams.add(stream)
-        self._commands.put(lambda: self._submit(stream, prompts, params, n))
+        self._commands.put(lambda: self._submit(stream, prompts, params, n, seeded))
         return stream
 
     async def call(self, function: Callable[[], Any]) -> Any:
@@ -275,10 +284,12 @@ class Worker:
         except RuntimeError:  # the loop is closed
             self._stopping = True
 
-    def _submit(self, stream: Stream, prompts, params: SamplingParams, n: int) -> None:
+    def _submit(self, stream: Stream, prompts, params: SamplingParams, n: int, seeded) -> None:
+        numbers = RowNumbers()
         try:
             for prompt in prompts:
-                stream._requests += stream.engine.submit(prompt, params, n)
+                first = numbers.take(tuple(prompt) if seeded else None, n)
+                stream._requests += stream.engine.submit(prompt, params, n, first)
         except UserError as e:
             self._drop(stream)
             self._post(self._fail, stream, e)

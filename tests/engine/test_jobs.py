@@ -48,6 +48,20 @@ def test_messages_are_answered_to_where_the_template_ends_them(template, capture
     assert not engine.busy
 
 
+def test_a_prompt_that_stands_there_again_gets_further_samples():
+    """As if it had been asked once for all of them; with another seed it begins anew."""
+
+    def texts(*jobs: dict) -> list[str]:
+        hot = SamplingParams(20, temperature=3.0)
+        return [a["text"] for a in answer_jobs(engine_of(LINES), CODER, [*jobs], hot)]
+
+    job = {"prompt": "Q:cat"}
+    at_once = texts({**job, "n": 3})
+    assert len({*at_once}) == 3 and texts(job, {**job, "n": 2}) == at_once
+    other = {**job, "seed": 5}
+    assert texts(job, other)[1:] == texts(other)
+
+
 def test_prompts_stand_beside_messages():
     """A prompt is continued, whatever the template says; a short answer ends by its length."""
     jobs = [{"prompt": "Q:cat\nA:"}, {"messages": messages("cat")}]

@@ -115,6 +115,15 @@ def test_texts_are_the_engines_up_to_a_stop(model, harness):
         assert got == [before_stop(text, stops)[0] for text in whole]
 
 
+def test_a_question_that_is_asked_again_gets_another_sample(harness):
+    """A task's `repeats` come as equal requests; pass@k of copies would be pass@1."""
+    hot = {"max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+    requests = [asked("generate_until", p, hot) for p in ("a", "b", "a", "a")]
+    texts = harness.generate_until(requests)
+    assert len({texts[0], *texts[2:]}) == 3
+    assert harness.generate_until(requests[1:2]) == texts[1:2]  # alone as beside others
+
+
 def test_options_of_a_generation(harness):
     params, stops = harness.sampling({"until": "\n", "max_gen_toks": 1000, "temperature": 0.0})
     assert (params.temperature, params.max_new_tokens, stops) == (0.0, BLOCK, ["\n"])

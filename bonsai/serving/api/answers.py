@@ -110,7 +110,7 @@ class Answer:
         self.choices = [Choice(plan, i) for i in range(plan.rows)]
         try:
             engine = plan.served.engine
-            self.stream = worker.submit(engine, plan.prompts, plan.params, plan.n)
+            self.stream = worker.submit(engine, plan.prompts, plan.params, plan.n, plan.seeded)
         except Busy as e:
             raise ApiError(
                 429, str(e), code="queue_full", headers={"Retry-After": str(e.seconds)}

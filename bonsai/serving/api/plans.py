@@ -12,6 +12,7 @@ from bonsai.serving.registry import Served
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.chat import ChatTemplate
 
+UNSEEDED = (None, -1)  # -1: as in vLLM and llama.cpp
 INLINE = 2000  # characters that are encoded in the event loop; longer texts in a thread
 
 
@@ -36,6 +37,7 @@ class Plan:
     stops: Sequence[str]
     echo: bool = False
     want_ids: bool = False
+    seeded: bool = True  # whether the request names a seed
     hidden: Sequence[int] = ()  # for each prompt, how many of its tokens the client did not send
 
     @property
@@ -68,7 +70,8 @@ async def plan_completion(served: Served, body: CompletionRequest, limits: Limit
     for i, ids in enumerate(prompts):
         check_prompt(served, ids, place(prompts, i))
     ids = bool(body.return_token_ids)
-    return Plan(served, prompts, params, n, body.stop, echo, ids, hidden)
+    seeded = body.seed not in UNSEEDED
+    return Plan(served, prompts, params, n, body.stop, echo, ids, seeded, hidden)
 
 
 async def plan_chat(served: Served, body: ChatRequest, limits: Limits) -> Plan:
@@ -216,18 +219,19 @@ def sampling_params(
             "logit_bias",
         )
     eot = served.tokenizer.eot
+    coldest = body.top_p == 0  # nothing but the likeliest token, as with temperature 0
     try:
         return SamplingParams(
             max_new_tokens=max_tokens,
-            temperature=given(body.temperature, 1.0),
+            temperature=0.0 if coldest else given(body.temperature, 1.0),
             top_k=max(0, given(body.top_k, 0)),
-            top_p=given(body.top_p, 1.0),
+            top_p=1.0 if coldest else given(body.top_p, 1.0),
             min_p=given(body.min_p, 0.0),
             repetition_penalty=given(body.repetition_penalty, 1.0),
             presence_penalty=given(body.presence_penalty, 0.0),
             frequency_penalty=given(body.frequency_penalty, 0.0),
             logit_bias=body.logit_bias,
-            seed=given(body.seed, random.getrandbits(62)),
+            seed=random.getrandbits(62) if body.seed in UNSEEDED else body.seed,
             stop_tokens=() if eot is None or body.ignore_eos else (eot,),
             vocab_limit=served.vocab_size,
             logprobs=None if logprobs is None else min(logprobs, served.vocab_size),
@@ -255,7 +259,8 @@ def check_prompt(served: Served, prompt: list[int], param: str) -> None:
 def too_long(served: Served, tokens: int | None = None, param: str = "prompt") -> ApiError:
     count = "more" if tokens is None else f"{tokens}"
     return bad_request(
-        f"the model {served.name} has a context of {served.context} tokens, the prompt has {count}",
+        # OpenAI's words: LiteLLM and others look for them, not for the code
+        f"this model's maximum context length is {served.context} tokens, the prompt has {count}",
         param,
         "context_length_exceeded",
     )

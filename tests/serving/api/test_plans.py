@@ -56,6 +56,21 @@ def test_zero_is_a_value(model):
     assert (made.params.max_new_tokens, made.params.temperature, made.params.logprobs) == (0, 0, 0)
 
 
+def test_top_p_0_is_greedy_and_seed_minus_1_is_random(model):
+    """As in OpenAI's API, whose range begins at 0, and as in vLLM and llama.cpp."""
+    made = plan(model, top_p=0, temperature=0.8)
+    assert (made.params.top_p, made.params.temperature) == (1.0, 0.0)
+    for seed, seeded in ((None, False), (-1, False), (0, True), (-2, True)):
+        first, second = (plan(model, seed=seed) for _ in range(2))
+        assert first.seeded is seeded and (first.params == second.params) is seeded
+
+
+def test_the_words_by_which_clients_know_a_context_that_is_too_short(model):
+    """LiteLLM looks for them."""
+    for error in (refused(plan, model, "x" * 999), refused(chat, model, "x" * 999)):
+        assert "this model's maximum context length is 160 tokens" in error.message
+
+
 def test_an_empty_prompt_is_the_beginning_of_a_text(model):
     made = plan(model, ["", "a"])
     assert made.prompts == [[EOT], [ord("a")]]
