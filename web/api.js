@@ -36,7 +36,8 @@ async function send(path, body, signal) {
   const method = body === undefined ? "GET" : "POST";
   let response;
   try {
-    response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body) });
+    // relative to the page: behind a proxy the paths may have a prefix
+    response = await fetch(`.${path}`, { method, headers, signal, body: body && JSON.stringify(body) });
   } catch (e) {
     if (e.name === "AbortError") throw e;
     is(false);
@@ -108,7 +109,7 @@ export async function stream(path, body, signal, each) {
 /** Whether the server can be reached. A change is reported to listeners of `connection`. */
 export async function ping() {
   try {
-    await fetch("/health", { cache: "no-store", signal: AbortSignal.timeout(4000) });
+    await fetch("./health", { cache: "no-store", signal: AbortSignal.timeout(4000) });
     is(true);
   } catch {
     is(false);

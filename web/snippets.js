@@ -13,7 +13,7 @@ export function offer(request) {
   if (!current)
     for (const [name, write] of Object.entries({ curl, python }))
       $(`copy-${name}`).addEventListener("click", (e) =>
-        copyText(write(current(), location.origin), e.target),
+        copyText(write(current(), new URL(".", location).href.slice(0, -1)), e.target),
       );
   current = request;
 }

@@ -141,7 +141,7 @@ def test_what_is_refused_goes_back_into_the_field(served, visit):
     page = talk(visit, served, "small")
     say(page, "cow")
     say(page, "x" * 100)
-    expect(page.locator("#after-talk .error")).to_contain_text("a context of 64 tokens")
+    expect(page.locator("#after-talk .error")).to_contain_text("context length is 64 tokens")
     expect(page.locator("#message")).to_have_value("x" * 100)
     assert said(page) == ["cow", "moo"]
     assert page.locator(".message.forgotten").count() == 0  # they would fit beside a shorter one

@@ -21,6 +21,9 @@ from pathlib import Path
 import pytest
 from helpers.browser import CHROMIUM, SHOTS, run_python
 from helpers.programs import ROOT, environment, metrics, train_all
+from helpers.server_in_process import model_server, running
+
+from bonsai.serving.app import create_app
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
@@ -1172,3 +1175,23 @@ def test_no_runs_yet(server, visit):
     page.locator("#tab-runs").click()  # which looks again: the curves stay, under the error
     expect(page.locator("#runs-view")).to_contain_text("the disk is gone")
     expect(page.locator("[data-run=out-long]")).to_be_visible()
+
+
+# ---- behind a proxy ----
+
+
+def test_the_page_lives_below_the_prefix_of_a_proxy(visit):
+    """The proxy takes the prefix off; what the page asks for without it goes elsewhere."""
+    server, elsewhere = model_server(web=WEB), []
+    app = create_app(server)
+
+    async def proxied(scope, receive, send):
+        if not scope["path"].startswith("/llm/"):
+            elsewhere.append(scope["path"])
+        await app({**scope, "path": scope["path"].removeprefix("/llm")}, receive, send)
+
+    with running(proxied, server.worker) as process:
+        page = visit(f"http://127.0.0.1:{process.port}/llm/")
+        complete(page, "One", max_tokens=5)
+        assert len(continuation(page)) == 5
+    assert elsewhere == []
