@@ -26,6 +26,8 @@ from bonsai.serving.page.playground import playground_routes
 from bonsai.serving.registry import Served
 from bonsai.serving.worker import Stopped, Worker
 
+OPENAI = ("/v1/chat/completions", "/v1/completions", "/v1/models")  # the paths of its API
+
 # The page may run only its own files, and no other page may show it in a frame.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
@@ -227,12 +229,30 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, e: HTTPException) -> Response:
-        messages = {404: "there is no such path", 405: "this path needs another method"}
-        return answer(e.status_code, messages.get(e.status_code, e.detail), headers=e.headers)
+        message = e.detail
+        if e.status_code == 404:
+            message = no_such_path(request.url.path)
+        elif e.status_code == 405:
+            allowed = (e.headers or {}).get("Allow", "another method")
+            message = f"this path takes {allowed}, not {request.method}"
+        return answer(e.status_code, message, headers=e.headers)
 
     @app.exception_handler(Exception)
     async def our_fault(request: Request, e: Exception) -> Response:
         return answer(500, "the server failed; see its log")
+
+
+def no_such_path(path: str) -> str:
+    """What to do instead: most often a client's base_url is wrong, or it uses another API.
+
+    >>> no_such_path("/completions")
+    "there is no such path; did you mean /v1/completions? A client's base_url ends in /v1"
+    """
+    for known in OPENAI:
+        if path.rstrip("/").endswith(known.removeprefix("/v1")):
+            return f"there is no such path; did you mean {known}? A client's base_url ends in /v1"
+    paths = f"{', '.join(OPENAI[:-1])} and {OPENAI[-1]}"
+    return f"there is no such path: of OpenAI's API {paths} are here; /openapi.json lists the rest"
 
 
 # ---- the page ----

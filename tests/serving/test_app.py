@@ -79,6 +79,47 @@ def test_a_completion_and_a_chat(server):
     assert refused.status_code == 400 and refused.json()["error"]["code"] == "no_chat_template"
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_equal_prompts_get_different_samples(server, monkeypatch, path):
+    """Of a batch, with a seed or without; a seeded prompt is written as it would be alone."""
+    template = ChatTemplate.from_dict(TEMPLATE)
+    monkeypatch.setattr(server.models["m"], "chat", template)
+
+    def texts(prompts: list[str], **body) -> list[str]:
+        asked = {"model": "m", "max_tokens": 24, "temperature": 3, **body}
+        if "chat" in path:
+            asked |= {"messages": [{"role": "user", "content": prompts[0]}], "n": len(prompts)}
+        else:
+            asked |= {"prompt": prompts}
+        choices = ask(server, "POST", path, json=asked).json()["choices"]
+        return [c["text"] if "text" in c else c["message"]["content"] for c in choices]
+
+    for body in ({}, {"seed": 7}, {"seed": -1}):
+        assert len({*texts(["a"] * 4, **body)}) == 4
+        assert (texts(["a"], **body) == texts(["a"], **body)) == (body == {"seed": 7})
+    if path == "/v1/completions":
+        assert texts(["b", "a", "a"], seed=7)[1:] == texts(["a", "a"], seed=7)
+        assert texts(["b", "a"], seed=7)[1] == texts(["a"], seed=7)[0]
+
+
+@pytest.mark.parametrize(
+    "method, path, words",
+    [
+        ("POST", "/completions", "did you mean /v1/completions? A client's base_url ends in /v1"),
+        ("POST", "/v1/v1/chat/completions", "did you mean /v1/chat/completions?"),
+        ("POST", "/v1/completions/", "did you mean /v1/completions?"),
+        ("GET", "/models", "did you mean /v1/models?"),
+        ("POST", "/v1/responses", "/v1/chat/completions, /v1/completions and /v1/models are here"),
+        ("POST", "/v1/embeddings", "/openapi.json lists the rest"),
+        ("GET", "/v1/completions", "this path takes POST, not GET"),
+        ("DELETE", "/v1/models/m", "this path takes GET, not DELETE"),
+        ("PUT", "/health", "this path takes GET, not PUT"),
+    ],
+)
+def test_a_wrong_path_says_which_one_is_right(server, method, path, words):
+    assert words in ask(server, method, path).json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "method, path, status",
     [("GET", "/nowhere", 404), ("GET", "/v1/completions", 405), ("GET", "/runs/a?from=x", 400)],

@@ -3,6 +3,8 @@
 import asyncio
 from collections import Counter
 
+import pytest
+
 from bonsai.serving.guard import Guard, GuardLimits, host_name
 
 SCOPE = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
@@ -84,6 +86,36 @@ def test_an_endless_body():
 
     within(5, guarded(None, body_bytes=1000)(SCOPE, more, send))
     assert sent[0]["status"] == 413 and 1 < len(read) < 20
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({}, 200),  # the health check of a load balancer, in HTTP/1.0
+        ({"host": "localhost:8000"}, 200),
+        ({"host": "localhost", "origin": "http://localhost"}, 200),
+        ({"host": "a.org"}, 403),
+        ({"host": ":80"}, 403),
+        ({"origin": "null"}, 403),  # equal to the host's name only because neither has one
+        ({"origin": "http://a.org"}, 403),
+    ],
+)
+def test_a_request_without_a_host_is_not_from_a_browser(headers, status):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        return {"type": "http.request"}
+
+    pairs = [(k.encode(), v.encode()) for k, v in headers.items()]
+    within(5, guarded(app)({**SCOPE, "headers": pairs}, receive, send))
+    assert sent[0]["status"] == status
 
 
 def test_names_of_hosts():

@@ -12,8 +12,9 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from bonsai.serving.api.faults import ApiError, bad_request
-from bonsai.serving.api.schemas import Body
+from bonsai.serving.api.schemas import REASONS, UNUSED, Body
 from bonsai.serving.background import in_background
+from bonsai.system.values import did_you_mean
 
 SMALL = 16 * 2**10  # a body of so many bytes is parsed in the event loop
 MOST_VALUES = 300_000  # enough for 128 prompts of 2,000 tokens
@@ -44,7 +45,7 @@ def parse(body: bytes, model: type[B]) -> B:
     try:
         return model.model_validate(values)
     except ValidationError as e:
-        raise invalid(e) from None
+        raise invalid(e, model) from None
 
 
 def check_count(body: bytes) -> None:
@@ -67,18 +68,27 @@ def refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def invalid(error: ValidationError) -> ApiError:
+def invalid(error: ValidationError, model: type[Body]) -> ApiError:
     """The error for the first mistake, with its innermost field, such as messages[1].tool_calls."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     param = field_name(first["loc"])
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = f"{param!a} is not supported"
+        message = not_supported(param, str(first["loc"][-1]), model)
     elif not param:
         message = "the body must be a JSON object"
     else:
         message = reason if reason.startswith(param) else f"{param}: {reason}"
     return bad_request(message.encode("ascii", "backslashreplace").decode(), param or None)
+
+
+def not_supported(param: str, name: str, model: type[Body]) -> str:
+    """The message for a field that is not known, and what to do about it."""
+    if reason := REASONS.get(name):
+        return f"{param!a} is not supported, as {reason}: leave it out"
+    mistyped = param == name and name not in UNUSED  # known to some API, so it was meant
+    hint = did_you_mean(name, model.model_fields) if mistyped else ""
+    return f"{param!a} is not supported{hint or ': leave it out'}"
 
 
 def field_name(places: tuple[int | str, ...]) -> str:

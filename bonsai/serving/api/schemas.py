@@ -148,8 +148,8 @@ Text = field_of(check_text, {"type": "string"})
 
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # values that have no effect in any field
 
-# Fields of OpenAI's and vLLM's APIs that are not supported, with their values that have no effect
-# besides EMPTY. None: no value has an effect on an answer.
+# Fields of the APIs of OpenAI, vLLM and llama.cpp that are not supported, with their values that
+# have no effect besides EMPTY. None: no value has an effect on an answer.
 UNUSED: dict[str, Collection[Any] | None] = {
     # of a request
     "best_of": (1,),  # also the value of n
@@ -163,7 +163,7 @@ UNUSED: dict[str, Collection[Any] | None] = {
     "verbosity": ("medium",),
     "store": None,
     "metadata": None,
-    "service_tier": ("auto", "default"),
+    "service_tier": None,
     "safety_identifier": None,
     "prompt_cache_key": None,
     "prompt_cache_options": None,
@@ -187,11 +187,40 @@ UNUSED: dict[str, Collection[Any] | None] = {
     "return_tokens_as_token_ids": (False,),
     "return_token_strs": (False,),
     "echo": (False,),  # of a chat
+    # llama.cpp's, of a request
+    "cache_prompt": None,
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "id_slot": (-1,),
+    "min_keep": (0,),
+    "mirostat": (0,),
+    "n_probs": (0,),
+    "post_sampling_probs": (False,),
+    "repeat_penalty": (1,),
+    "return_progress": (False,),
+    "sse_ping_interval": (-1,),
+    "timings_per_token": (False,),
+    "typical_p": (1,),
+    "xtc_probability": (0,),
     # of a message, or of a part of one
     "cache_control": None,
     "prompt_cache_breakpoint": None,
 }
 
+
+# Why some of them are not, for the message of the error
+WITHOUT_TOOLS = "the models here call no tools"
+REASONS = {
+    "tools": WITHOUT_TOOLS,
+    "tool_choice": WITHOUT_TOOLS,
+    "functions": WITHOUT_TOOLS,
+    "function_call": WITHOUT_TOOLS,
+    "tool_calls": WITHOUT_TOOLS,  # of a message
+    "tool_call_id": WITHOUT_TOOLS,
+    "modalities": "answers are texts",
+    "audio": "answers are texts",
+    "reasoning_effort": "the models here do not reason",
+}
 
 ASKING = ("web_search_options",)  # fields in which even an empty object has an effect
 
@@ -237,8 +266,22 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None  # padding against eavesdroppers: accepted, no effect
 
 
+def only_text(instead: str) -> BeforeValidator:
+    """Refuses all but "text". instead: what a client can do."""
+
+    def check(value: object) -> object:
+        if value != "text":
+            raise ValueError(f"must be 'text': {instead}")
+        return value
+
+    return BeforeValidator(check)
+
+
 class ResponseFormat(Body):
-    type: Literal["text"] = "text"
+    type: Annotated[
+        Literal["text"],
+        only_text("no form can be forced on an answer, so ask for JSON in the prompt and check it"),
+    ] = "text"
 
 
 class Sampling(Body):
@@ -246,7 +289,7 @@ class Sampling(Body):
 
     model: Text
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -274,7 +317,7 @@ class CompletionRequest(Sampling):
 
 
 class Part(Body):
-    type: Literal["text"]
+    type: Annotated[Literal["text"], only_text("the models here read nothing else")]
     text: Text
 
 

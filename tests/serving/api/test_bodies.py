@@ -47,6 +47,7 @@ def test_what_stands_in_strings_is_not_counted():
     assert parse(body, CompletionRequest).prompt == [text]
 
 
+TOOL = {"role": "tool", "tool_call_id": "1", "content": "a"}
 GOOD = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 
 
@@ -54,7 +55,21 @@ GOOD = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
     "body, param, words",
     [
         ([], None, "the body must be a JSON object"),
-        ({**GOOD, "tools": [1]}, "tools", "'tools' is not supported"),
+        ({**GOOD, "tools": [1]}, "tools", "as the models here call no tools: leave it out"),
+        ({**GOOD, "modalities": ["audio"]}, "modalities", "answers are texts: leave it out"),
+        ({**GOOD, "best_of": 3}, "best_of", "'best_of' is not supported: leave it out"),
+        ({**GOOD, "min_tokens": 3}, "min_tokens", "'min_tokens' is not supported: leave it out"),
+        ({**GOOD, "temprature": 1}, "temprature", "did you mean temperature?"),
+        (
+            {**GOOD, "messages": [*GOOD["messages"], TOOL]},
+            "messages[1].tool_call_id",
+            "call no tools",
+        ),
+        (
+            {**GOOD, "response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format.type",
+            "ask for JSON in the prompt",
+        ),
         ({**GOOD, "é": 1}, "é", r"'\xe9' is not supported"),
         ({**GOOD, "messages": []}, "messages", "at least 1"),
         ({**GOOD, "model": 5}, "model", "whole characters"),
