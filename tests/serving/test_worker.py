@@ -125,6 +125,17 @@ def test_an_engine_that_has_died_is_known_at_once(monkeypatch, capfd, way, model
     assert capfd.readouterr().err.count("Traceback") >= 1
 
 
+@pytest.mark.parametrize("seeded, rows", [(True, [0, 1, 0, 1, 2, 3]), (False, [0, 1, 2, 3, 4, 5])])
+def test_the_rows_of_a_list_of_prompts(seeded, rows):
+    """By these numbers the noise differs: between equal prompts, and without a seed between all."""
+    model = knowing([[256, *TEXT.encode()] * 2], 257, 160)
+    worker = Worker([Engine(model, max_batch=4)], 100)
+    prompts = [list(b"One"), list(b"day"), list(b"One")]
+    stream = worker.submit(worker.engines[0], prompts, SamplingParams(3, seed=3), 2, seeded)
+    worker._commands.get()()  # as the engine's thread would do
+    assert [request.row for request in stream._requests] == rows
+
+
 def test_the_engine_does_not_write_for_a_client_that_is_behind(monkeypatch):
     """And afterwards it goes on as if nothing had been."""
     monkeypatch.setattr(serving_worker, "MOST_UNSENT", 200)
