@@ -194,8 +194,9 @@ class BonsaiForCausalLM(PreTrainedModel, GenerationMixin):
     def context(self, idx: torch.Tensor, mask: torch.Tensor | None, kept) -> Context | None:
         """The cache for a forward pass; None if model.py needs none, as no token would see
         padding, and there is nothing to keep."""
-        if mask is not None and mask.dim() != 2:
-            raise ValueError(f"attention_mask must be (B, S), not {tuple(mask.shape)}")
+        S = idx.size(1) + (0 if kept is None else kept.get_seq_length())
+        if mask is not None and mask.shape != (len(idx), S):
+            raise ValueError(f"attention_mask must be {(len(idx), S)}, not {tuple(mask.shape)}")
         if kept is None and (mask is None or not (mask[:, 1:] > mask[:, :-1]).any()):
             return None
         if self.training and self.gpt.config.activation_checkpointing:

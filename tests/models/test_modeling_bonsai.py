@@ -210,8 +210,11 @@ def test_arguments_without_a_meaning_are_errors(both, fields):
             both[1](ids, **{name: ids})
     with pytest.raises(ValueError, match="output_hidden_states"):
         both[1](ids, output_hidden_states=True)
-    with pytest.raises(ValueError, match="attention_mask must be"):
+    with pytest.raises(ValueError, match=r"attention_mask must be \(1, 5\), not \(1, 1, 5, 5\)"):
         both[1](ids, attention_mask=torch.ones(1, 1, 5, 5))
+    kept = both[1](ids, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"attention_mask must be \(1, 6\), not \(1, 1\)"):
+        both[1](ids[:, :1], past_key_values=kept, attention_mask=torch.ones(1, 1))
     with pytest.raises(AssertionError, match="17 tokens do not fit a context of 16"):
         both[1](torch.tensor([prompt(BLOCK + 1)]))
 
