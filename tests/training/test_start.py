@@ -403,6 +403,10 @@ def test_a_pass_that_is_cut_otherwise_is_said(train, tmp_path, capsys):
     assert train(out, SMALL, epoch, max_iters=3) == 0
     assert "come twice" not in capsys.readouterr().out
     rows = SMALL["batch_size"] // 2
+    cut = dict(batch_size=rows, gradient_accumulation_steps=4)  # as for more processes
+    assert train(tmp_path / "cut", SMALL, epoch, max_iters=2, gradient_accumulation_steps=2) == 0
+    assert train(tmp_path / "cut", SMALL, epoch, max_iters=3, **cut) == 0
+    assert "come twice" not in capsys.readouterr().out  # the same windows, in other micro-batches
     assert train(out, SMALL, epoch, max_iters=4, batch_size=rows) == 0
     assert "batch_order=epoch with another batch_size than before" in capsys.readouterr().out
     assert train(out, SMALL, init_from="resume", max_iters=5, batch_order="random") == 0
