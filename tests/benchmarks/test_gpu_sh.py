@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from unittest import SkipTest
 
+import psutil
 import pytest
 import torch
 from helpers.programs import ROOT, assert_one_line_error, environment, program_module, run_command
@@ -42,8 +43,10 @@ exit 0
 def ends(pid: int) -> bool:
     """Whether a process is over, soon; one that nobody has waited for is."""
     for _ in range(100):
-        status = Path(f"/proc/{pid}/stat")
-        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.1)
     return False
