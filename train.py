@@ -50,7 +50,7 @@ from bonsai.training.schedule import (
 from bonsai.training.start import begin, describe_run
 from bonsai.training.step import TrainingStep
 from bonsai.training.trackers import check_tracker
-from configurator import Config, configure, resolve_path
+from configurator import Config, configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------
 # The defaults train GPT-2 (124M) on OpenWebText.
@@ -143,6 +143,8 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     runtime.check_agreement(lambda: start.in_common(c, runtime))
     data, model, progress = start.data, start.model, start.progress
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
+    nothing = not (c.choices or c.core)
+    refuse_idle(c, (nothing, "eval_questions", "without --choices or --core"))
     questions = read_all(c.choices, c.core, c.eval_questions, start.tokenizer, model.config)
     batches = Batches(
         data,

@@ -203,6 +203,7 @@ class HarnessModel(TemplateLM):
                     f"a task has an answer of {len(continuation)} tokens, the model's context holds"
                     f" {self.length}"
                 )
+            context = context or [self.eot_token_id]  # blanks, which some vocabularies drop
             # what does not fit is cut off at the left; the last id is never an input
             rows.append(([*context, *continuation][-(self.length + 1) :], len(continuation)))
         return ending_scores(self.model, rows, self.runtime, self.batch_size)

@@ -84,13 +84,18 @@ def encode_endings(
 
     The two are encoded separately, the ending with a space in front. What does not fit into
     block_size + 1 ids (the last one is never an input) is cut off at the left. Raises UserError for
-    a character that is not in the vocabulary, and for an ending that alone is too long.
+    a character that is not in the vocabulary, for a context or an ending that is no token, and for
+    an ending that alone is too long.
     """
     rows = []
     try:
         context = tokenizer.encode(question.context)
+        if not context:  # SentencePiece's models of others drop blanks
+            raise UserError("ctx is no token of this vocabulary")
         for ending in question.endings:
             ids = tokenizer.encode(" " + ending.lstrip())
+            if not ids:
+                raise UserError("an ending is no token of this vocabulary")
             if len(ids) > block_size:
                 raise UserError(
                     f"an ending has {len(ids)} tokens, the model's context holds {block_size}"
@@ -110,7 +115,7 @@ def ending_scores(
     track: Callable[[Iterable], Iterable] = iter,
 ) -> list[tuple[float, bool]]:
     """For each (ids, n): the log-likelihood in nats of the last n ids, given those before them, and
-    whether each of them is the likeliest in its place.
+    whether each of them is the likeliest in its place; of no ids: 0 and True.
 
     Processes may have different rows, but all must call this. track: wraps the iteration over the
     batches, as many in each process; if it stops early, the other rows have 0 and False.
@@ -128,7 +133,7 @@ def ending_scores(
         for row, r in enumerate(chosen):
             ids, n = rows[r]
             x[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-            y[row, len(ids) - 1 - n : len(ids) - 1] = torch.tensor(ids[-n:])
+            y[row, len(ids) - 1 - n : len(ids) - 1] = torch.tensor(ids[len(ids) - n :])
         x, y = x.to(runtime.device), y.to(runtime.device)
         with runtime.autocast():
             logits, _ = model(x, y)  # (B, T, V)

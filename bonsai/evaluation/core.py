@@ -220,23 +220,26 @@ def prompts(task: Task, number: int) -> list[str]:
     shots = random.Random(1234 + number).sample(others, min(task.shots, len(others)))
     solved = "".join(f"{written(task, task.items[i])}\n\n" for i in shots)
     item = task.items[number]
-    if task.kind == "multiple_choice":
-        return [solved + item["query"] + task.delimiter + choice for choice in item["choices"]]
-    if task.kind == "schema":
-        end = task.delimiter + item["continuation"]
-        return [solved + context + end for context in item["context_options"]]
-    context = solved + item["context"].strip()
+    texts = [solved + text for text in answered(task, item)]
+    if task.kind != "language_modeling":
+        return texts
     # without a delimiter at the end, which would become other tokens than in the middle of a text
-    return [(context + task.delimiter).rstrip(), context + task.delimiter + item["continuation"]]
+    return [(solved + item["context"].strip() + task.delimiter).rstrip(), *texts]
 
 
 def written(task: Task, item: dict) -> str:
-    """A question with its answer."""
+    """A question with its right answer."""
+    return answered(task, item)[0 if task.kind == "language_modeling" else item["gold"]]
+
+
+def answered(task: Task, item: dict) -> list[str]:
+    """A question with each of its answers, or in each of its contexts."""
     if task.kind == "multiple_choice":
-        return item["query"] + task.delimiter + item["choices"][item["gold"]]
+        return [item["query"] + task.delimiter + choice for choice in item["choices"]]
     if task.kind == "schema":
-        return item["context_options"][item["gold"]] + task.delimiter + item["continuation"]
-    return item["context"].strip() + task.delimiter + item["continuation"]
+        end = task.delimiter + item["continuation"]
+        return [context + end for context in item["context_options"]]
+    return [item["context"].strip() + task.delimiter + item["continuation"]]
 
 
 def scored(task: Task, ids: list[list[int]]) -> list[tuple[list[int], int]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bonsai.data.dataset import tokenizer_in_training
 from bonsai.evaluation.choices import Question, encode_endings, multiple_choice, read_questions
-from bonsai.evaluation.core import Task, core, read_bundle, written
+from bonsai.evaluation.core import Task, answered, core, read_bundle
 from bonsai.system.errors import UserError
 from bonsai.system.paths import resolve_path
 from bonsai.system.runtime import Runtime
@@ -59,14 +59,13 @@ def read_all(choices: str, bundle: str, most: int, tokenizer: dict | None, confi
     coder = tokenizer_in_training(tokenizer, config.vocab_size) if asked or tasks else None
     if (asked or tasks) and coder is None:
         raise UserError("the data are numbers that are no text: leave out --choices and --core")
-    if most and not (asked or tasks):
-        raise UserError("--eval_questions is of --choices and --core: give one of them")
     for question in asked:
         encode_endings(question, coder, config.block_size)
     for task in tasks:
         try:
             for item in task.items:
-                coder.encode(written(task, item))
+                for text in answered(task, item):
+                    coder.encode(text)
         except UserError as e:
             raise UserError(f"the task {task.name}: {e}") from None
     return Questions(asked, tasks, coder)

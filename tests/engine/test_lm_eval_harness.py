@@ -83,6 +83,21 @@ def test_likelihoods_are_those_of_brute_force(model, harness):
     assert likely[1] and not unlikely[1] and likely[0] > unlikely[0]
 
 
+def test_texts_that_a_vocabulary_drops(model):
+    """A context without a token is one that is empty; an answer without any is certain."""
+
+    class Drops(ByteTokenizer):
+        def encode(self, text: str, **options) -> list[int]:
+            return super().encode(text.strip(), **options)
+
+    harness = HarnessModel(model, Drops(), runtime(), batch_size=3)
+    pairs = [("  ", "roots"), ("", "roots"), ("a tree", " "), ("a tree", "")]
+    got = harness.loglikelihood([asked("loglikelihood", *pair) for pair in pairs])
+    assert got[0] == got[1] and got[2:] == [(0.0, True)] * 2
+    want = one_by_one(model, [Drops().eot, *b"roots"], 1)
+    assert got[0][0] == pytest.approx(want[0], abs=1e-3)
+
+
 def test_texts_longer_than_the_context_are_scored_in_windows(model, harness):
     """Each token once: with what is before it in its window."""
     coder, text = ByteTokenizer(), phrase(random.Random(1), 30)

@@ -64,6 +64,28 @@ def test_long_contexts_are_cut_at_the_left():
         encode_endings(Question("a?", ["b", "e"], 0, "f:3"), coder, 4)
 
 
+def test_texts_that_a_vocabulary_drops():
+    """Blanks and the like are no tokens for SentencePiece's models that tidy texts up."""
+    dropped = "\N{ZERO WIDTH SPACE}"
+    drops = SimpleNamespace(encode=lambda text: [*text.replace(dropped, "").strip().encode()])
+    for context, endings, hint in (
+        (" ", ["b", "c"], "f:3: ctx is no token"),
+        (dropped, ["b", "c"], "f:3: ctx is no token"),
+        ("a", ["b", dropped], "f:3: an ending is no token"),
+    ):
+        with pytest.raises(UserError, match=hint):
+            encode_endings(Question(context, endings, 0, "f:3"), drops, 4)
+    assert encode_endings(Question("a", ["b", "c"], 0, ""), drops, 4)[0] == ([97, 98], 1)
+
+
+def test_no_ids_are_certain():
+    rows = [([1, 2], 0), ([1, 2, 3], 2), ([1], 0)]
+    model = tiny().eval()
+    first, second, third = ending_scores(model, rows, runtime(), 3)
+    assert first == third == (0.0, True)
+    assert second[0] == pytest.approx(score_one(model, *rows[1]), abs=1e-4)
+
+
 class Unigram(torch.nn.Module):
     """Gives every byte the same chance wherever it stands: `chances`, the rest shared by others."""
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from shutil import copytree
 
 import pytest
 from helpers.errors import one_line
@@ -83,17 +84,20 @@ WRONG = {
     "no bundle": (dict(bundle="none"), "core.yaml"),
     "no text": (dict(choices="CHOICES", tokenizer=None), "numbers that are no text"),
     "no text for CORE": (dict(bundle="BUNDLE", tokenizer=None), "numbers that are no text"),
-    "nothing to ask": (dict(most=5), "--eval_questions is of --choices and --core"),
     "another alphabet": (dict(choices="CHOICES", tokenizer=FEW), "seven.jsonl:1: "),
     "another alphabet for CORE": (dict(bundle="BUNDLE", tokenizer=FEW), "the task ab: character"),
+    "a wrong answer of another alphabet": (dict(bundle="OTHER"), "the task ab: character '\u00e9'"),
     "a short context": (dict(choices="CHOICES", config=GPTConfig(block_size=2)), "holds 2"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_asked_is_one_line(case, files):
+def test_what_cannot_be_asked_is_one_line(case, files, tmp_path):
     given, hint = WRONG[case]
-    paths = {"CHOICES": files[0], "BUNDLE": files[1]}
+    paths = {"CHOICES": files[0], "BUNDLE": files[1], "OTHER": str(tmp_path)}
+    copytree(files[1], tmp_path, dirs_exist_ok=True)
+    item = {"query": "ab", "choices": ["\u00e9", "a"], "gold": 1}  # this task's right one is known
+    (tmp_path / "eval_data" / "q.jsonl").write_text(json.dumps(item))
     given = {k: paths.get(v, v) if isinstance(v, str) else v for k, v in given.items()}
     with pytest.raises(UserError) as e:
         read_all(**dict(choices="", bundle="", most=0, tokenizer=STATE, config=SHAPE) | given)
@@ -144,3 +148,15 @@ def test_a_signal_among_the_questions_ends_the_evaluation(files, workplace, out,
 def test_what_cannot_be_asked_ends_a_run_before_its_first_step(workplace, out):
     done = train(workplace, out, "--choices=none.jsonl")
     assert_one_line_error(done, "cannot read the questions from none.jsonl")
+    done = train(workplace, out, "--eval_questions=3")
+    assert_one_line_error(done, "--eval_questions is without effect without --choices or --core")
+
+
+def test_a_run_that_goes_on_may_leave_its_questions_out(files, workplace, out):
+    """--eval_questions comes from the checkpoint then, and has nothing to say."""
+    few = ["--choices=" + files[0], "--eval_questions=2", "--eval_interval=5"]
+    assert train(workplace, out, *few, "--max_iters=5").rc == 0
+    done = train(workplace, out, "--init_from=resume", "--choices=", "--max_iters=8")
+    assert done.rc == 0, done
+    rows = [row for row in metrics(out) if "val_loss" in row]
+    assert ["accuracy" in row for row in rows] == [True, True, False]
