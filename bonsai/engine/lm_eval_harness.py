@@ -212,7 +212,7 @@ class HarnessModel(TemplateLM):
         """log p in nats of whole texts, in windows that overlap by one token only."""
         windows = []
         for number, request in enumerate(requests):
-            ids = self.tok_encode(request.args[0])
+            ids = self.coder.encode(request.args[0])  # no messages, also in a chat
             parts = get_rolling_token_windows(ids, self.eot_token_id, self.length, context_len=1)
             windows += [(number, *make_disjoint_window(part)) for part in parts]
         scores = self._loglikelihood_tokens(windows)

@@ -114,6 +114,14 @@ def test_texts_longer_than_the_context_are_scored_in_windows(model, harness):
     assert got == pytest.approx(want, abs=1e-2)
 
 
+def test_whole_texts_are_no_messages(model, harness):
+    """Their numbers are the same with --as_chat, also of those that spell a special token."""
+    chat = Chat(CHATS["own"], (256,))
+    chats = HarnessModel(model, ByteTokenizer(), runtime(), 3, chat)
+    texts = [asked("loglikelihood_rolling", text) for text in ("a tree", "a<|endoftext|>b")]
+    assert chats.loglikelihood_rolling(texts) == harness.loglikelihood_rolling(texts)
+
+
 def test_texts_are_the_engines_up_to_a_stop(model, harness):
     """More requests than rows; stops that come at once, late, and never; a prompt too long."""
     coder, rng = ByteTokenizer(), random.Random(2)
