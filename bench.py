@@ -110,10 +110,9 @@ def open_data(c: Config, runtime: Runtime) -> Mixture | None:
     try:
         return Mixture.open(c.dataset)
     except UserError as e:
-        kept = (
-            "" if "vocab_size" in c.given else f", of a vocabulary of {c.vocab_size:,} (vocab_size)"
-        )
-        say(f"{e}; measuring with random tokens instead{kept}", runtime)
+        of = f", of a vocabulary of {c.vocab_size:,} (vocab_size)"
+        of = "" if "vocab_size" in c.given else of
+        say(f"{e}; measuring with random tokens instead{of}", runtime)
         return None
 
 

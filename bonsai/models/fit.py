@@ -11,9 +11,7 @@ from bonsai.runs.schema import check_fields
 from bonsai.system.errors import UserError
 
 MOST_POSITIONS = 2**20  # the longest context if no tensor has its length
-SHARED_LAYERS = (
-    256  # the most layers if there are fewer tensors than that, as layers can share some
-)
+SHARED_LAYERS = 256  # the most layers if there are fewer tensors, as layers can share some
 DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.zero_)
 DRAWS += (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.xavier_uniform_)
 

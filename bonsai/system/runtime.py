@@ -340,9 +340,8 @@ def pick_device(device: str, local_rank: int = 0) -> tuple[torch.device, str]:
         if index is None:
             index, by = local_rank, f" (of LOCAL_RANK={local_rank} in the environment)"
         if index >= gpus:
-            own = (
-                "; if each process sees one of its own: --device=cuda:0" if by and gpus == 1 else ""
-            )
+            own = "; if each process sees one of its own: --device=cuda:0"
+            own = own if by and gpus == 1 else ""
             raise UserError(
                 f"device cuda:{index}{by} does not exist: this machine has {gpus} CUDA GPU(s){own}"
             )

@@ -6,7 +6,7 @@ from shutil import copytree
 
 import pytest
 from helpers.errors import one_line
-from helpers.evaluated import questions, runtime, tiny
+from helpers.evaluated import runtime, tiny, write_bundle, write_questions
 from helpers.programs import (
     TINY,
     assert_one_line_error,
@@ -36,17 +36,8 @@ NAMES = {*OF_CHOICES, "core"}
 @pytest.fixture(scope="module")
 def files(workplace):
     """Seven questions, an odd number for two processes to share, and a bundle of one task."""
-    lines = [json.dumps(vars(q) | {"ctx": q.context}) for q in questions(7)]
-    (workplace / "seven.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    folder = workplace / "one_task"
-    (folder / "eval_data").mkdir(parents=True)
-    items = [{"query": "ab", "choices": ["ba", "ca"], "gold": k % 2} for k in range(9)]
-    (folder / "eval_data" / "q.jsonl").write_text("\n".join(map(json.dumps, items)))
-    (folder / "core.yaml").write_text(
-        "icl_tasks: [{label: ab, dataset_uri: q.jsonl, num_fewshot: [1], "
-        "icl_task_type: multiple_choice}]"
-    )
-    (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nab,25\n")
+    write_questions(workplace / "seven.jsonl", 7)
+    folder = write_bundle(workplace / "one_task", 9, shots=1)
     return str(workplace / "seven.jsonl"), str(folder)
 
 

@@ -1,6 +1,8 @@
 """What the tests of evaluation share: a small model of texts, a process, questions."""
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +33,25 @@ def tiny(vocab_size: int = len(CHARS), seed: int = 0) -> GPT:
         for p in model.parameters():
             p.mul_(5 if p.dim() >= 2 else 1)
     return model
+
+
+def write_questions(path: Path, count: int) -> None:
+    """A file of questions in HellaSwag's format."""
+    lines = [json.dumps(vars(q) | {"ctx": q.context}) for q in questions(count)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_bundle(folder: Path, count: int, shots: int = 0) -> Path:
+    """CORE's bundle with a single task, ab, of multiple choice."""
+    (folder / "eval_data").mkdir(parents=True)
+    lines = [{"query": "ab", "choices": ["ba", "ca"], "gold": k % 2} for k in range(count)]
+    (folder / "eval_data" / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "core.yaml").write_text(
+        f"icl_tasks: [{{label: ab, dataset_uri: q.jsonl, num_fewshot: [{shots}], "
+        "icl_task_type: multiple_choice}]"
+    )
+    (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nab,25\n")
+    return folder
 
 
 def questions(count: int, seed: int = 0) -> list[Question]:

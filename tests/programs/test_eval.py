@@ -6,7 +6,7 @@ import runpy
 
 import pytest
 import torch
-from helpers.evaluated import BLOCK, questions, runtime, tiny
+from helpers.evaluated import BLOCK, runtime, tiny, write_bundle, write_questions
 from helpers.programs import ROOT, assert_one_line_error, run_command, run_program, torchrun
 from helpers.tiny_data import CHARS
 
@@ -34,8 +34,7 @@ def runs(workplace):
             "tokenizer": {"type": "char", "chars": list(CHARS)},
         }
         save_checkpoint(workplace / name, state)
-    lines = [json.dumps(vars(q) | {"ctx": q.context}) for q in questions(9)]
-    (workplace / "questions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    write_questions(workplace / "questions.jsonl", 9)
     return models
 
 
@@ -107,16 +106,7 @@ def test_why_bits_per_byte_are_not_known(runs, workplace, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def bundle(workplace):
-    folder = workplace / "bundle"
-    (folder / "eval_data").mkdir(parents=True)
-    lines = [{"query": "ab", "choices": ["ba", "ca"], "gold": k % 2} for k in range(8)]
-    (folder / "eval_data" / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (folder / "core.yaml").write_text(
-        "icl_tasks: [{label: ab, dataset_uri: q.jsonl, num_fewshot: [0], "
-        "icl_task_type: multiple_choice}]"
-    )
-    (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nab,25\n")
-    return folder
+    return write_bundle(workplace / "bundle", 8)
 
 
 LONG = {

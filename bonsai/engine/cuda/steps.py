@@ -77,9 +77,8 @@ class CapturedSteps:
     def of(cls, model: torch.nn.Module, batch: int, length: int) -> "CapturedSteps | None":
         """CapturedSteps with a cache of their own for at least `length` tokens. None if the model's
         cache does not support steps of fixed shapes."""
-        length = (
-            -(-length // prefill_decode.SHORTEST) * prefill_decode.SHORTEST
-        )  # rows begin at aligned addresses
+        unit = prefill_decode.SHORTEST  # rows begin at aligned addresses
+        length = -(-length // unit) * unit
         cache = new_cache(model, batch, min(length, model.config.block_size))
         return cls(model, cache) if isinstance(cache, KVCache) else None
 
