@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bonsai.data.dataset import tokenizer_in_training
 from bonsai.evaluation.choices import Question, encode_endings, multiple_choice, read_questions
 from bonsai.evaluation.core import Task, answered, core, read_bundle
+from bonsai.files.access import exists
 from bonsai.system.errors import UserError
 from bonsai.system.paths import resolve_path
 from bonsai.system.runtime import Runtime
@@ -52,6 +53,9 @@ def read_all(choices: str, bundle: str, most: int, tokenizer: dict | None, confi
     `tokenizer_in_training`. config: the model's. Raises UserError as `read_questions` and
     `read_bundle` do, for a model that reads no text, and for texts that it cannot read: now, as the
     first evaluation of a run that goes on can be hours away."""
+    for name, path in (("choices", choices), ("core", bundle)):
+        if path and not exists(resolve_path(path)):  # maybe of a run that began in another folder
+            raise UserError(f"--{name}={path} does not exist: --{name}= leaves it out")
     asked = read_questions(resolve_path(choices)) if choices else []
     if 0 < most < len(asked):
         asked = [asked[i * len(asked) // most] for i in range(most)]

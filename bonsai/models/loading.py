@@ -100,12 +100,12 @@ def load_model(init_from: str, out_dir: str | Path = "", overrides: dict | None 
         weights = next((name for name in WEIGHTS if exists(path / name)), None)
         if weights and not exists(path / "config.json"):
             raise UserError(f"{path} has {weights}, but no config.json to say of which model")
-        return from_run(path, overrides)
+        return from_run(path, overrides, setting="")
     if init_from in HUB:
         return from_hugging_face(init_from, overrides)
     raise UserError(
-        f"init_from={init_from}: there is no such checkpoint or folder, and no such GPT-2 "
-        f"({', '.join(HUB)}): {runs_there_are(path, 'init_from')}"
+        f"there is no checkpoint or folder {init_from}, and no such GPT-2 "
+        f"({', '.join(HUB)}): {runs_there_are(path, '')}"
     )
 
 
@@ -116,7 +116,7 @@ def find_source(init_from: str, out_dir: str | Path) -> str:
     if init_from != "resume":
         return str(resolve_path(init_from))
     folder = resolve_path(out_dir)
-    if not exists(folder):
+    if not (folder.is_dir() and is_hugging_face(folder)):
         run_checkpoint(folder)  # says which runs there are
     return str(folder)
 
@@ -129,9 +129,12 @@ def is_hugging_face(folder: Path) -> bool:
     return "model_type" in read_json_object(folder / "config.json", CONFIG_BYTES)
 
 
-def from_run(folder: str | Path, overrides: dict, resume: bool = False) -> Loaded:
-    """The model of a run: its newest checkpoint, to resume, or the one to sample from."""
-    path = run_checkpoint(folder, newest=resume)
+def from_run(
+    folder: str | Path, overrides: dict, resume: bool = False, setting: str = "out_dir"
+) -> Loaded:
+    """The model of a run: its newest checkpoint, to resume, or the one to sample from. setting:
+    like run_checkpoint's."""
+    path = run_checkpoint(folder, newest=resume, setting=setting)
     loaded = from_checkpoint(path, overrides, resume)
     if not resume:
         loaded.newer = newer_weights(path)

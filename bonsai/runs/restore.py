@@ -104,11 +104,12 @@ def conversion(path: Path) -> str:
     return shlex.join(["python", "-c", code])
 
 
-def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
+def run_checkpoint(out_dir: str | Path, newest: bool = False, setting: str = "out_dir") -> Path:
     """The checkpoint of a run: ckpt.pt if it exists, else last.pt; newest: the newer of the two.
 
     If one is missing, the file that it replaced takes its place; if all are, the last of keep_last,
-    or best.pt. Raises UserError if the run has none.
+    or best.pt. Raises UserError if the run has none; its advice names the setting in which the
+    folder was given ('': in none).
     """
     names = [Path(out_dir) / CKPT, Path(out_dir) / LAST]
     paths = [p if exists(p) else previous(p) for p in names if exists(p) or exists(previous(p))]
@@ -121,13 +122,13 @@ def run_checkpoint(out_dir: str | Path, newest: bool = False) -> Path:
         if Path(out_dir).is_file():
             given = shlex.quote(f"--init_from={out_dir}")
             raise UserError(f"{out_dir} is a file: a checkpoint is given as {given}")
-        raise UserError(f"no checkpoint in {out_dir}: {runs_there_are(Path(out_dir))}")
+        raise UserError(f"no checkpoint in {out_dir}: {runs_there_are(Path(out_dir), setting)}")
     return max(paths, key=steps_done) if newest and len(paths) > 1 else paths[0]
 
 
-def runs_there_are(out_dir: Path, setting: str = "out_dir") -> str:
+def runs_there_are(out_dir: Path, setting: str) -> str:
     """Advice if a folder has no run: the runs in it (also earlier ones), beside it, in the working
-    directory and in the repository, as a setting to give instead."""
+    directory and in the repository, to be given instead in that setting ('': there is none)."""
     folders: dict[Path, float] = {}
     for base in (out_dir / EARLIER, out_dir, out_dir.parent, Path(), ROOT):
         for path in base.glob("*/*.pt"):
@@ -137,13 +138,15 @@ def runs_there_are(out_dir: Path, setting: str = "out_dir") -> str:
                 folder, time = path.parent.resolve(), path.stat().st_mtime
                 folders[folder] = max(time, folders.get(folder, 0))
     if not folders:
-        return f"set --{setting} to a run's folder, or train first"
+        to_do = f"set --{setting} to" if setting else "give"
+        return f"{to_do} a run's folder, or train first"
     here = Path().resolve()
     newest = sorted(folders, key=folders.get, reverse=True)
     names = [str(f.relative_to(here) if f.is_relative_to(here) else f) for f in newest[:5]]
     more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
     listed = ", ".join(map(shlex.quote, names))
-    return f"there are runs in {listed}{more}; choose one with --{setting}"
+    choose = f"choose one with --{setting}" if setting else "give one of these instead"
+    return f"there are runs in {listed}{more}; {choose}"
 
 
 def newer_weights(path: Path) -> str:

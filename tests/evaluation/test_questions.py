@@ -71,8 +71,9 @@ def test_no_tokenizer_is_made_where_nothing_is_asked(monkeypatch):
 
 
 WRONG = {
-    "no file": (dict(choices="none.jsonl"), "cannot read the questions from none.jsonl"),
-    "no bundle": (dict(bundle="none"), "core.yaml"),
+    "no file": (dict(choices="none.jsonl"), "none.jsonl does not exist: --choices= leaves it out"),
+    "no bundle": (dict(bundle="none"), "none does not exist: --core= leaves it out"),
+    "a folder without tasks": (dict(bundle="."), "core.yaml"),
     "no text": (dict(choices="CHOICES", tokenizer=None), "numbers that are no text"),
     "no text for CORE": (dict(bundle="BUNDLE", tokenizer=None), "numbers that are no text"),
     "another alphabet": (dict(choices="CHOICES", tokenizer=FEW), "seven.jsonl:1: "),
@@ -138,7 +139,7 @@ def test_a_signal_among_the_questions_ends_the_evaluation(files, workplace, out,
 
 def test_what_cannot_be_asked_ends_a_run_before_its_first_step(workplace, out):
     done = train(workplace, out, "--choices=none.jsonl")
-    assert_one_line_error(done, "cannot read the questions from none.jsonl")
+    assert_one_line_error(done, "none.jsonl does not exist")
     done = train(workplace, out, "--eval_questions=3")
     assert_one_line_error(done, "--eval_questions is without effect without --choices or --core")
 

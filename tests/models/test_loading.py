@@ -115,7 +115,12 @@ def test_what_programs_that_use_a_model_mean(tmp_path, monkeypatch):
     assert find_source("gpt2", "out") == "gpt2"
     with pytest.raises(UserError, match="no checkpoint in nowhere: there are runs in out"):
         find_source("resume", "nowhere")
-    with pytest.raises(UserError, match=r"no such GPT-2 .*: there are runs in out.*--init_from"):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no checkpoint in empty: .* choose one with --out_dir"):
+        find_source("resume", "empty")
+    with pytest.raises(UserError, match=r"no checkpoint in empty: .* give one of these instead"):
+        load_model(find_source("empty", "out"))
+    with pytest.raises(UserError, match=r"no such GPT-2 .*: there are runs in out; give one of"):
         load_model(find_source("nowhere", "out"))
 
 

@@ -1,5 +1,6 @@
 """What the server does when clients are wrong, hostile or gone: a clear answer, and it goes on."""
 
+import gzip
 import http.client
 import json
 import random
@@ -174,6 +175,16 @@ def test_other_content_types(served):
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
         body, headers = json.dumps(ASK), {"Content-Type": kind}
         refused(served.http.post("/v1/completions", content=body, headers=headers), 400)
+
+
+def test_a_compressed_body_is_called_one(served):
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    body = gzip.compress(json.dumps(ASK).encode())
+    answer = served.http.post("/v1/completions", content=body, headers=headers)
+    refused(answer, 400, hint="Content-Encoding: gzip is not read")
+    headers["Content-Encoding"] = "identity"
+    body = json.dumps(ASK).encode()
+    assert served.http.post("/v1/completions", content=body, headers=headers).status_code == 200
 
 
 def test_unknown_paths_and_methods(served):

@@ -28,6 +28,9 @@ async def read_body(request: Request, model: type[B]) -> B:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise bad_request("the body must be a JSON object, sent as Content-Type: application/json")
+    packed = request.headers.get("content-encoding", "identity")
+    if packed.strip().lower() != "identity":
+        raise bad_request(f"Content-Encoding: {packed[:100]} is not read: send the body as it is")
     body = await request.body()
     if len(body) <= SMALL:
         return parse(body, model)
