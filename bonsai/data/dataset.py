@@ -5,8 +5,10 @@ says everything else (bonsai/data/writer.py writes both). nanoGPT's folders work
 `meta.pkl` is read without executing anything, and neither file means GPT-2's byte-pair encoding.
 """
 
+import bisect
 import functools
 import hashlib
+import itertools
 import math
 import os
 import shlex
@@ -19,7 +21,7 @@ import numpy as np
 
 from bonsai import ROOT, tokenizers
 from bonsai.data.meta import open_meta
-from bonsai.files.access import file_size, reading
+from bonsai.files.access import allow_open_files, file_size, reading
 from bonsai.system.errors import UserError
 from bonsai.system.values import did_you_mean
 from bonsai.tokenizers import Tokenizer
@@ -38,7 +40,8 @@ class OpenFile:
 
     def __init__(self, path: Path):
         self.path, self.lock = path, threading.Lock()  # batches are read in a thread of their own
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        with reading(path):
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, fd)
         self.fd, self.state = fd, self._state(fd)
 
@@ -88,7 +91,8 @@ class Split:
             file_size(file)  # that they are files
         self.headers = [header_bytes(f) for f in self.files]
         self.sizes = [self._count(f, h) for f, h in zip(self.files, self.headers)]
-        self.ends = np.cumsum(self.sizes)
+        self.ends = list(itertools.accumulate(self.sizes))
+        allow_open_files(len(self.files) + len(self.mask_files))
         self.opened = [OpenFile(f) for f in self.files]
         self.opened_masks = [OpenFile(f) for f in self.mask_files]
         for mask, size in zip(self.mask_files, self.sizes):
@@ -105,7 +109,7 @@ class Split:
         return size // self.dtype.itemsize
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return self.ends[-1]
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -118,11 +122,14 @@ class Split:
         parts, files = [], self.opened_masks if masks else self.opened
         if not count:  # of a split that has none
             return np.empty(0, np.uint8 if masks else self.dtype)
-        for file, header, size, end in zip(files, self.headers, self.sizes, self.ends):
-            first, last = max(start - (end - size), 0), min(start + count - (end - size), size)
-            if first < last:
-                dtype, skip = (np.dtype(np.uint8), 0) if masks else (self.dtype, header)
-                parts.append(file.read(skip + first * dtype.itemsize, last - first, dtype))
+        # the first of them by bisection: there may be a thousand files, and this is done per window
+        number, stop = bisect.bisect_right(self.ends, start), start + count
+        while start < stop and number < len(files):
+            end = self.ends[number]
+            first, last = start - (end - self.sizes[number]), min(stop, end)
+            dtype, skip = (np.dtype(np.uint8), 0) if masks else (self.dtype, self.headers[number])
+            parts.append(files[number].read(skip + first * dtype.itemsize, last - start, dtype))
+            start, number = last, number + 1
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
     @functools.cached_property

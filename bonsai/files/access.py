@@ -140,6 +140,21 @@ def bounded(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
+def allow_open_files(more: int) -> None:
+    """Allow this process to have `more` further files open, connections included, or as many as the
+    system lets it have. Linux begins with 1024, macOS with 256."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft in (hard, resource.RLIM_INFINITY):
+        return
+    wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def exists(path: str | Path) -> bool:
     """Whether the path exists. Raises UserError if the system does not allow to find out."""
     try:

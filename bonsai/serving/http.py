@@ -19,6 +19,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from bonsai.files.access import allow_open_files
 from bonsai.serving.api.faults import error_body
 from bonsai.serving.guard import new_request_id
 from bonsai.serving.worker import Worker
@@ -262,23 +263,9 @@ def configured(app, max_connections: int, **limits: float) -> uvicorn.Config:
 
 def serve(app, worker: Worker, sock: socket.socket, max_connections: int) -> None:
     """Run an ASGI app until SIGINT or SIGTERM, or until `worker` has died."""
-    raise_file_limit(max_connections + 128)
+    allow_open_files(max_connections)
     sys.setswitchinterval(0.001)  # seconds that the event loop waits for each busy thread
     leave_alone_what_is_loaded()
     process = Process(configured(app, max_connections), worker)
     with interrupts_of_python():
         asyncio.run(process.serve(sockets=[sock]))
-
-
-def raise_file_limit(files: int) -> None:
-    """Allow this process `files` open files, for its connections, or as many as the system lets it
-    have."""
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < files:
-        wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

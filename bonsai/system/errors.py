@@ -37,6 +37,8 @@ class UserError(Exception):
 
 def reason(e: OSError) -> str:
     """What the system says, such as "Permission denied" or "the disk is full"."""
+    if e.errno == errno.EMFILE:
+        return f"{e.strerror}: raise the limit (ulimit -n)"
     return "the disk is full" if e.errno in FULL else e.strerror or str(e)
 
 

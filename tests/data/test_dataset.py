@@ -3,11 +3,13 @@
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.errors import one_line
+from helpers.programs import ROOT, run_command
 from helpers.tiny_data import CHARS, char_ids, make_dataset, tiny_text, write_meta
 
 from bonsai.data.dataset import Mixture, Split, open_dataset
@@ -59,6 +61,41 @@ def test_shards_read_as_one(tmp_path):
         _, y = Split(files, "uint16", masks).windows(np.array([start]), 9)
         expected = [i if i % 3 else -1 for i in range(start + 1, start + 10)]
         assert y[0].tolist() == expected
+
+
+MANY_FILES = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from bonsai.data.dataset import Split
+from bonsai.system.errors import UserError
+
+files, masks = (sorted(Path(sys.argv[1]).glob(f"{name}_*.bin")) for name in ("train", "mask"))
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+split = Split(files, "uint16", masks)
+for start in (0, 597, 1197):
+    assert split.read(start, 3).tolist() == list(range(start, start + 3))
+    assert split.read(start, 3, masks=True).tolist() == [(start + i) % 2 for i in range(3)]
+assert split.read(299, 602).tolist() == list(range(299, 901))
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+try:
+    Split(files)
+except UserError as e:
+    print(e)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has another limit")
+def test_more_files_than_a_process_may_open_at_first(tmp_path):
+    """FineWeb in files of 100M tokens has a thousand; Linux begins with a limit of 1024."""
+    ids, ends = np.arange(1200), np.cumsum([0, 1, 5, 6] * 100)  # some of them are empty
+    for i, part in enumerate(np.split(ids, ends[:-1])):
+        write(tmp_path / f"train_{i:05}.bin", part)
+        write(tmp_path / f"mask_{i:05}.bin", part % 2, "u1")
+    result = run_command([sys.executable, "-c", MANY_FILES, str(tmp_path)], ROOT)
+    assert result.rc == 0, result
+    assert "Too many open files: raise the limit (ulimit -n)" in result.stdout
 
 
 def test_a_header_of_llm_c_is_not_tokens(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from helpers.made_model import knows_nothing
 from helpers.server_process import open_files, server
 
-from bonsai.serving.http import raise_file_limit
+from bonsai.files.access import allow_open_files
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
 
@@ -441,7 +441,7 @@ def test_a_full_queue_is_429(served):
 
 def test_a_thousand_connections_that_never_read(served):
     """Streams that nobody takes, and connections that say nothing: others are still answered."""
-    raise_file_limit(1500)  # of this process
+    allow_open_files(1500)  # of this process
     files = open_files(served.process.pid)
     body = json.dumps({**ASK, "max_tokens": 300, "logprobs": 5, "stream": True}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
