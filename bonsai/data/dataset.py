@@ -36,37 +36,60 @@ class OpenFile:
 
     Unlike a memory map, it leaves no pages in this process's resident memory, and if the file is
     overwritten in place, reading raises an error instead of killing the process.
+
+    Threads and forked processes (a DataLoader's workers) share the descriptor, and with it the
+    place in the file: reads say where they begin, and do not move it. A copy, also one that is
+    sent to a spawned process, opens the file anew.
     """
 
     def __init__(self, path: Path):
-        self.path, self.lock = path, threading.Lock()  # batches are read in a thread of their own
+        self.path = path
         with reading(path):
             fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, fd)
         self.fd, self.state = fd, self._state(fd)
+        self.lock = threading.Lock()  # for systems without pread, which do not fork either
+
+    def __getstate__(self) -> tuple[Path, tuple[int, int]]:
+        return self.path, self.state
+
+    def __setstate__(self, saved: tuple[Path, tuple[int, int]]) -> None:
+        """Raises UserError if the file is another by now."""
+        path, state = saved
+        self.__init__(path)
+        if self.state != state:
+            raise self._changed()
 
     @staticmethod
     def _state(fd: int) -> tuple[int, int]:
         status = os.fstat(fd)
         return status.st_size, status.st_mtime_ns
 
+    def _changed(self) -> UserError:
+        return UserError(
+            f"{self.path} was changed while it was being read: was the data set prepared "
+            "again? Prepare it as it was, or begin a new run"
+        )
+
+    def _read_at(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes from `offset` on."""
+        if hasattr(os, "pread"):
+            return os.pread(self.fd, count, offset)
+        with self.lock:
+            os.lseek(self.fd, offset, os.SEEK_SET)
+            return os.read(self.fd, count)
+
     def read(self, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
         """`count` numbers, beginning at byte `offset`. Raises UserError if the file has been
         written to since it was opened."""
         data = np.empty(count, dtype=dtype)
-        left = memoryview(data).cast("B")
-        with self.lock:
-            same = self._state(self.fd) == self.state
-            os.lseek(self.fd, offset, os.SEEK_SET)
-            while same and len(left):
-                piece = os.read(self.fd, min(len(left), 2**30))
-                left[: len(piece)] = piece
-                left, same = left[len(piece) :], bool(piece)
+        left, same = memoryview(data).cast("B"), self._state(self.fd) == self.state
+        while same and len(left):
+            piece = self._read_at(offset + data.nbytes - len(left), min(len(left), 2**30))
+            left[: len(piece)] = piece
+            left, same = left[len(piece) :], bool(piece)
         if not same:
-            raise UserError(
-                f"{self.path} was changed while it was being read: was the data set prepared "
-                "again? Prepare it as it was, or begin a new run"
-            )
+            raise self._changed()
         return data
 
 

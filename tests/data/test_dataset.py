@@ -1,9 +1,13 @@
 """bonsai/data/dataset.py: what is on the disk comes back, and what is wrong with it is said."""
 
+import copy
 import json
+import multiprocessing
 import os
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ from helpers.errors import one_line
 from helpers.programs import ROOT, run_command
 from helpers.tiny_data import CHARS, char_ids, make_dataset, tiny_text, write_meta
 
+from bonsai.data.batches import Batches
 from bonsai.data.dataset import Mixture, Split, open_dataset
 from bonsai.system.errors import UserError
 
@@ -423,6 +428,65 @@ def test_a_file_that_is_written_over_is_noticed(tmp_path, how):
     os.utime(path, ns=(1, 1))  # a clock that is coarser than this test
     with pytest.raises(UserError, match="changed while it was being read"):
         split.windows(np.array([0]), 50)
+
+
+# ---- readers in several threads and processes ----
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="needs a system with pread")
+def test_reads_leave_the_place_in_the_file_alone(tmp_path):
+    """Forked processes, such as a DataLoader's workers, share it: one that moved it between
+    another's seek and its read gave that one the tokens of another window."""
+    split = Split([write(tmp_path / "train.bin", np.arange(1000))])
+    split.read(500, 10)
+    assert os.lseek(split.opened[0].fd, 0, os.SEEK_CUR) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
+def test_forked_processes_read_their_own_windows(tmp_path):
+    split = Split([write(tmp_path / "train.bin", np.arange(60_000))])
+
+    def read() -> None:
+        for start in range(0, 59_000, 7):
+            assert split.read(start, 16).tolist() == list(range(start, start + 16))
+
+    processes = [multiprocessing.get_context("fork").Process(target=read) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+def test_threads_read_their_own_windows(tmp_path, monkeypatch):
+    """Without pread, as on Windows."""
+    monkeypatch.delattr(os, "pread", raising=False)
+    split = Split([write(tmp_path / "train.bin", np.arange(60_000))])
+    starts = range(0, 59_000, 7)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(partial(split.read, count=16), starts))
+    assert [ids.tolist() for ids in found] == [list(range(i, i + 16)) for i in starts]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_data_can_be_copied_and_sent_to_processes(here, copied):
+    """As to a DataLoader's workers where processes are spawned."""
+    make_dataset(here / "data" / "mine")
+    data = Mixture.open("mine")
+    batches = Batches(data, 8, 4, seed=1)
+    again = copied(batches)
+    for step in range(3):
+        rows = np.arange(4)
+        assert np.array_equal(again.rows_of(step, rows), batches.rows_of(step, rows))
+    assert copied(data).fingerprints() == data.fingerprints()
+
+
+def test_a_copy_of_data_that_were_prepared_again_is_refused(tmp_path):
+    path = write(tmp_path / "train.bin", np.arange(1000))
+    sent = pickle.dumps(Split([path]))
+    write(path, np.arange(1001))
+    with pytest.raises(UserError, match="changed while it was being read"):
+        pickle.loads(sent)
 
 
 @pytest.mark.parametrize(
