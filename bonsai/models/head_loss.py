@@ -129,6 +129,10 @@ class ChunkedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        if torch.is_grad_enabled():  # by create_graph=True; dx and dw would count as constants
+            raise RuntimeError(
+                "this loss has no second derivatives: call the model with return_logits=True"
+            )
         dx, dw, count = ctx.saved_tensors
         scale = grad / count.clamp(min=1)
         return (dx * scale).to(ctx.dtypes[0]), (dw * scale).to(ctx.dtypes[1]), *[None] * 6

@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bonsai.models import head_loss as module
@@ -228,3 +229,15 @@ def test_a_head_that_is_no_plain_layer_is_taken_as_it_is(ours):
     model.lm_head = nn.Sequential(nn.Linear(C, 4, bias=False), nn.Linear(4, V))
     a, b = (f(model, x, targets).item() for f in (ours, head_loss))
     assert a == b
+
+
+@BOTH
+def test_second_derivatives_are_refused(ours):
+    """They would lack the head's part, as the gradients are computed in the forward pass."""
+    model, (_, targets) = model_of(), rows()
+    model.head_loss, ids = ours, targets[:, :16]
+    params = list(model.parameters())
+    with sdpa_kernel(SDPBackend.MATH), pytest.raises(RuntimeError, match=r"return_logits|autograd"):
+        _, loss = model(ids, ids, return_logits=False)
+        first = torch.autograd.grad(loss, params, create_graph=True)
+        torch.autograd.grad(sum(g.square().sum() for g in first), params)

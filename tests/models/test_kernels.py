@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask
 
 from bonsai.models import kernels
 from bonsai.models.decoder import Decoder
 from bonsai.models.kernels import (
     ByteDropout,
-    ReluSquared,
     attend,
     attend_in_blocks,
     attention_to_few,
@@ -27,6 +27,7 @@ from bonsai.models.kernels import (
     half_gelu,
     local_attention,
     product_attention,
+    relu_squared,
     to_device,
     window_blocks,
 )
@@ -333,10 +334,47 @@ def test_heads_for_which_a_kernel_for_windows_can_be_made(capability, channels, 
     assert not kernels.has_flex(torch.device("mps"), 64)
 
 
-def test_relu_squared_and_its_gradient():
+def test_relu_squared_and_its_gradients():
     x = torch.randn(50, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(ReluSquared.apply(x), x.relu() ** 2)
-    torch.autograd.gradcheck(ReluSquared.apply, x)
+    assert torch.equal(relu_squared(x), x.relu() ** 2)
+    torch.autograd.gradcheck(relu_squared, x)
+    torch.autograd.gradgradcheck(relu_squared, x)
+
+
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+def test_second_derivatives_are_those_of_the_model(fields):
+    """Products with the Hessian, as for sharpness, influence or a penalty on gradients."""
+    idx, targets = torch.randint(29, (2, 3, 40), generator=torch.Generator().manual_seed(1))
+
+    def curvature(move) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = move(GPT(GPTConfig(**SHAPE, **fields)))
+        params = list(model.parameters())
+        with sdpa_kernel(SDPBackend.MATH):  # torch's others have no second derivatives
+            first = torch.autograd.grad(model(idx, targets)[1], params, create_graph=True)
+            return torch.autograd.grad(sum(g.square().sum() for g in first), params)
+
+    want = curvature(lambda model: model)
+    for a, b in zip(curvature(lambda model: to_device(model, CPU)), want):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+def test_gradients_of_each_sample_by_torch_func(fields):
+    torch.manual_seed(0)
+    model = to_device(GPT(GPTConfig(**SHAPE, **fields)), CPU)
+    idx, targets = torch.randint(29, (2, 3, 40), generator=torch.Generator().manual_seed(1))
+    params = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(params, x, y):
+        return torch.func.functional_call(model, params, (x[None], y[None]))[1]
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(params, idx, targets)
+    for i in range(3):
+        model.zero_grad()
+        model(idx[i : i + 1], targets[i : i + 1])[1].backward()
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(each[name][i], p.grad, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
