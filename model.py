@@ -241,7 +241,7 @@ def attention(q, k, v, mask, window: int, scale: float, dropout: float) -> torch
     if mask is None and 0 < window < T:
         mask = causal_mask(T, S, window, q.device)
     causal = True if mask is None and T > 1 else False  # noqa: SIM210 - a bool, when T is symbolic
-    grouped = k.size(1) != q.size(1)
+    grouped = True if k.size(1) != q.size(1) else False  # noqa: SIM210 - for torch.jit.trace
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped
     )
@@ -533,8 +533,10 @@ class GPT(nn.Module):
         return logits, loss  # training wants the loss alone: what is added to it needs no logits
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., C) -> logits (..., V) in fp32."""
-        logits = self.lm_head(x).float()
+        """x (..., C) -> logits (..., V) in fp32; of a model in float64, in float64."""
+        logits = self.lm_head(x)
+        if logits.dtype != torch.float64:
+            logits = logits.float()
         if cap := self.config.logit_softcap:  # Gemma 2, 2024
             logits = cap * torch.tanh(logits / cap)
         return logits

@@ -155,7 +155,7 @@ class Archive:
 def read_bytes_of_tensor(f: BinaryIO, n: int) -> torch.Tensor:
     """The next n bytes of a file, (n,) uint8. Raises MemoryError if they do not fit into memory."""
     try:
-        data = torch.empty(n, dtype=torch.uint8)
+        data = torch.empty(n, dtype=torch.uint8, device="cpu")  # whatever the default device is
     except RuntimeError:  # torch's allocator
         raise MemoryError from None
     if n and f.readinto(data.numpy()) < n:

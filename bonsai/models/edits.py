@@ -27,7 +27,7 @@ from bonsai.models import decoder
 
 # of the functions and methods of model.py, and of the decoder of the byte models
 FINGERPRINTS = {
-    "attention": "9c2a689d",
+    "attention": "323be467",
     "causal_mask": "b41ebdf4",
     "gelu_tanh": "5fb61d8f",
     "relu2": "1af6021d",
@@ -43,7 +43,7 @@ FINGERPRINTS = {
     "Block.forward": "89051548",
     "cross_entropy": "05fe6971",
     "head_loss": "38ac470b",
-    "GPT.head": "745ed4de",
+    "GPT.head": "6c749cd6",
     "sinusoids": "8d669054",
     "rope_angles": "4683f092",
     "rotation_at": "e4e8dea3",

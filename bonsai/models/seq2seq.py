@@ -164,7 +164,7 @@ class Seq2Seq(nn.Module):
         return [layer.cross.keys_values(x) for layer in self.decoder], mask
 
     def decode(self, ids, memory, memory_mask, past=None) -> tuple[torch.Tensor, list]:
-        """ids (B, T) after those of `past` -> logits (B, T, V) in fp32, and the new past."""
+        """ids (B, T) after those of `past` -> logits (B, T, V), as GPT.head, and the new past."""
         T, start = ids.size(1), past[0][0].size(2) if past else 0
         mask = None  # one token sees all before it; padding stands after what counts
         if T > 1:
@@ -174,7 +174,8 @@ class Seq2Seq(nn.Module):
             x, kv = layer(x, mask, past[i] if past else None, memory[i], memory_mask)
             kept.append(kv)
         x = self.norm_decoder(x)
-        return F.linear(x, self.embedding.weight).float(), kept
+        logits = F.linear(x, self.embedding.weight)
+        return logits if logits.dtype == torch.float64 else logits.float(), kept
 
     def forward(
         self, source: torch.Tensor, target_in: torch.Tensor, target_out: torch.Tensor | None = None

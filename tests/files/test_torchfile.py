@@ -156,6 +156,14 @@ def test_what_torch_saves_comes_back(tmp_path):
     assert read["views"][0].data_ptr() == read["views"][1].data_ptr()
 
 
+def test_it_comes_back_whatever_the_default_device_is(tmp_path):
+    """As a notebook sets it; meta stands for a GPU, which tests need not have."""
+    torch.save({"a": torch.arange(5)}, tmp_path / "a.pt")
+    with torch.device("meta"):
+        read = read_torch_file(tmp_path / "a.pt")
+    assert read["a"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_what_is_skipped_is_checked_all_the_same(tmp_path):
     torch.save({"a": torch.zeros(3), "b": torch.full((9,), 0.1234)}, tmp_path / "a.pt")
     assert list(read_torch_file(tmp_path / "a.pt", skip=("b", "no such key"))) == ["a"]

@@ -138,6 +138,25 @@ def test_every_parameter_is_in_one_group_and_learns(name):
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
 
 
+@every
+def test_gradients_are_those_of_finite_differences_in_float64(name):
+    """Along a random direction; in float32 a difference would be mostly rounding."""
+    model, idx = build(name), ids()
+    params = list(model.parameters())
+    direction = [torch.randn_like(p) for p in params]
+    loss = model(idx, idx)[1]
+    loss.backward()
+    slope = sum((p.grad * d).sum().item() for p, d in zip(params, direction))
+    step, ends = 1e-6, []
+    for side in (step, -2 * step):
+        with torch.no_grad():
+            for p, d in zip(params, direction):
+                p += side * d
+            ends.append(model(idx, idx)[1])
+    assert loss.dtype == torch.float64
+    assert (ends[0] - ends[1]).item() / (2 * step) == pytest.approx(slope, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 def test_activation_checkpointing_changes_nothing(name):
     """Nor does what is dropped: it is the same when it is computed again."""

@@ -591,3 +591,12 @@ def test_compiled_without_a_break_at_any_length(name, dynamic):
     for length in (1, 5, T):
         idx = batch()[:, :length]
         torch.testing.assert_close(compiled(idx)[0], model(idx)[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_torch_jit_traces_it():
+    """As TensorBoard's graph and counters of FLOPs do."""
+    model, idx = make().eval(), torch.arange(12).view(2, 6)
+    traced = torch.jit.trace(model, (idx, idx), check_trace=False)
+    for a, b in zip(traced(idx[:1, :4], idx[:1, :4]), model(idx[:1, :4], idx[:1, :4])):
+        torch.testing.assert_close(a, b)

@@ -271,7 +271,7 @@ EDITS = {  # texts of model.py, and what takes their place
     },
     "a buffer in no file, and a tensor": {
         "        self.init_weights()\n": OWN,
-        "logits = self.lm_head(x).float()": "logits = self.lm_head(x) + self.ramp * self.more",
+        "logits = self.lm_head(x)": "logits = self.lm_head(x) + self.ramp * self.more",
     },
     "another name": {"class Block(": "class Layer(", "(Block(config": "(Layer(config"},
     "a head of its own": {"transformer.wte.weight = self.lm_head.weight": "tied = False"},
