@@ -25,7 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from bonsai.engine.sampling import RowNumbers, SamplingParams
 from bonsai.engine.scheduler import Engine, Request
 from bonsai.engine.text import start_tokens
-from bonsai.evaluation.choices import ending_scores
+from bonsai.evaluation.likelihood import ending_scores
 from bonsai.files.yamlfile import read_yaml
 from bonsai.runs.schema import brief, is_number, is_whole
 from bonsai.system.errors import UserError

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
+from bonsai.evaluation.likelihood import ending_scores
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
@@ -104,57 +104,6 @@ def encode_endings(
     except UserError as e:
         raise UserError(f"{question.where}: {e}") from None
     return rows
-
-
-@torch.no_grad()
-def ending_scores(
-    model,
-    rows: list[tuple[list[int], int]],
-    runtime: Runtime,
-    batch_size: int,
-    track: Callable[[Iterable], Iterable] = iter,
-) -> list[tuple[float, bool]]:
-    """For each (ids, n): the log-likelihood in nats of the last n ids, given those before them, and
-    whether each of them is the likeliest in its place; of no ids: 0 and True.
-
-    Processes may have different rows, but all must call this. track: wraps the iteration over the
-    batches, as many in each process; if it stops early, the other rows have 0 and False.
-    """
-    was_training, scores = model.training, [(0.0, False)] * len(rows)
-    model.eval()
-    by_length = sorted(range(len(rows)), key=lambda r: len(rows[r][0]), reverse=True)
-    for i in track(range(0, most_of_all(len(rows), runtime), batch_size)):
-        chosen = by_length[i : i + batch_size]  # of similar lengths: little padding
-        if not chosen:
-            continue
-        T = len(rows[chosen[0]][0]) - 1
-        x = torch.zeros((len(chosen), T), dtype=torch.int64)  # padding is after what is scored
-        y = torch.full((len(chosen), T), -1)
-        for row, r in enumerate(chosen):
-            ids, n = rows[r]
-            x[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-            y[row, len(ids) - 1 - n : len(ids) - 1] = torch.tensor(ids[len(ids) - n :])
-        x, y = x.to(runtime.device), y.to(runtime.device)
-        with runtime.autocast():
-            logits, _ = model(x, y)  # (B, T, V)
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none"
-        )
-        likeliest = ((logits.argmax(dim=-1) == y) | (y < 0)).all(dim=1)
-        sums = loss.view_as(y).sum(dim=1)
-        for r, value, best in zip(chosen, sums.tolist(), likeliest.tolist()):
-            scores[r] = -value, best
-    model.train(was_training)
-    return scores
-
-
-def most_of_all(count: int, runtime: Runtime) -> int:
-    """The largest of the processes' counts."""
-    if runtime.world_size == 1:
-        return count
-    counts = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
-    counts[runtime.rank] = count
-    return int(runtime.sum(counts).max())
 
 
 def multiple_choice(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bonsai.evaluation.choices import ending_scores
+from bonsai.evaluation.likelihood import ending_scores
 from bonsai.files.jsonfile import parse_json_object
 from bonsai.files.textfile import read_text
 from bonsai.files.yamlfile import read_yaml

@@ -5,51 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.evaluated import BLOCK, questions, runtime, tiny
+from helpers.evaluated import BLOCK, questions, runtime, score_one, tiny
 from helpers.tiny_data import CHARS
-from torch.nn import functional as F
 
-from bonsai.engine import SamplingParams, generate
 from bonsai.evaluation.choices import (
     Question,
     encode_endings,
-    ending_scores,
     multiple_choice,
     read_questions,
 )
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import ByteTokenizer, CharTokenizer
-
-
-@torch.no_grad()
-def score_one(model, ids: list[int], n: int) -> float:
-    """Log-likelihood of the last n ids, token by token."""
-    total = 0.0
-    for end in range(len(ids) - n, len(ids)):
-        logits, _ = model(torch.tensor([ids[:end]]))
-        total += F.log_softmax(logits[0, -1].double(), dim=-1)[ids[end]].item()
-    return total
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_scores_are_those_of_brute_force(batch_size):
-    model, coder = tiny().eval(), CharTokenizer(CHARS)
-    rows = [row for q in questions(6) for row in encode_endings(q, coder, BLOCK)]
-    assert max(len(ids) for ids, _ in rows) == BLOCK + 1  # contexts are cut
-    want = [score_one(model, ids, n) for ids, n in rows]
-    scores = ending_scores(model, rows, runtime(), batch_size)
-    assert [score for score, _ in scores] == pytest.approx(want, abs=1e-4)
-
-
-def test_an_ending_may_be_what_the_model_would_write():
-    model = tiny().eval()
-    params = SamplingParams(3, temperature=0)
-    (first, *rest) = [token for (token,) in generate(model, [1, 2], params)]
-    ids = [1, 2, first, *rest]
-    other = [*ids[:-1], (ids[-1] + 1) % model.config.vocab_size]
-    rows = [(ids, 3), (ids, 1), (other, 3), (other, 1), ([*other, 0][:4], 2)]
-    greedy = [best for _, best in ending_scores(model, rows, runtime(), 2)]
-    assert greedy == [True, True, False, False, True]
 
 
 def test_long_contexts_are_cut_at_the_left():
@@ -76,14 +42,6 @@ def test_texts_that_a_vocabulary_drops():
         with pytest.raises(UserError, match=hint):
             encode_endings(Question(context, endings, 0, "f:3"), drops, 4)
     assert encode_endings(Question("a", ["b", "c"], 0, ""), drops, 4)[0] == ([97, 98], 1)
-
-
-def test_no_ids_are_certain():
-    rows = [([1, 2], 0), ([1, 2, 3], 2), ([1], 0)]
-    model = tiny().eval()
-    first, second, third = ending_scores(model, rows, runtime(), 3)
-    assert first == third == (0.0, True)
-    assert second[0] == pytest.approx(score_one(model, *rows[1]), abs=1e-4)
 
 
 class Unigram(torch.nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from helpers.tiny_data import CHARS
+from torch.nn import functional as F
 
 from bonsai.evaluation.choices import Question
 from bonsai.system.runtime import Runtime
@@ -33,6 +34,16 @@ def tiny(vocab_size: int = len(CHARS), seed: int = 0) -> GPT:
         for p in model.parameters():
             p.mul_(5 if p.dim() >= 2 else 1)
     return model
+
+
+@torch.no_grad()
+def score_one(model, ids: list[int], n: int) -> float:
+    """Log-likelihood of the last n ids, token by token."""
+    total = 0.0
+    for end in range(len(ids) - n, len(ids)):
+        logits, _ = model(torch.tensor([ids[:end]]))
+        total += F.log_softmax(logits[0, -1].double(), dim=-1)[ids[end]].item()
+    return total
 
 
 def write_questions(path: Path, count: int) -> None:
