@@ -111,7 +111,7 @@ def bundle(workplace):
 
 LONG = {
     "a data set": (dict(dataset="meta", windows=4), "eval-a/ckpt.pt on meta: 1 of 2 batches"),
-    "questions": (dict(choices="questions.jsonl"), "on questions.jsonl: 1 of 18 batches"),
+    "questions": (dict(choices="questions.jsonl"), "on questions.jsonl: 1 of 20 batches"),
     "a task of CORE": (dict(core="bundle"), "eval-a/ckpt.pt on ab (1 of 1): 1 of 8 batches"),
 }
 
