@@ -58,14 +58,14 @@ def has_many_values(text: bytes, most: int = MOST_VALUES) -> bool:
 def finite(value: Any) -> Any:
     """A value that JSON can express: at any depth NaN and infinities become None, tuples lists, and
     characters that UTF-8 cannot encode a ?."""
+    if isinstance(value, float):  # first what is frequent: the rows of a run are a million
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
         return {finite(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
     return value
 
 

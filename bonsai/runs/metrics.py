@@ -45,13 +45,25 @@ def read_curve(folder: Path) -> tuple[array, array, list[dict]]:
 def each_row(path: Path) -> Iterator[dict | None]:
     """The rows of a file, None for a line that is no row; nothing if there is no file. Raises
     UserError for what is not a file, such as a pipe, or cannot be read."""
+    return (row for _, row in _lines_and_rows(path))
+
+
+def _lines_and_rows(path: Path, having: bytes = b"") -> Iterator[tuple[bytes, dict | None]]:
+    """As each_row, with the lines. having: what is in all lines that are wanted."""
     if not exists(path):
         return
     file_size(path)  # that it is a file
     with reading(path), open(path, "rb") as f:
         for line in lines_of(f):
-            row = parse_object(line)
-            yield row if is_row(row) else None
+            if having in line:
+                row = parse_object(line)
+                yield line, row if is_row(row) else None
+
+
+def read_evaluations(folder: Path) -> list[dict]:
+    """The evaluations of a run whose losses can be compared, without parsing its other rows."""
+    lines = _lines_and_rows(Path(folder) / METRICS, b'"val_loss"')
+    return evaluations([row for _, row in lines if row])
 
 
 def evaluations(rows: list[dict]) -> list[dict]:
@@ -102,11 +114,11 @@ def forget_after(path: Path, start: int, evaluated: int) -> int:
     file_size(path)  # that it is a file, before one is put in its place
     broken = 0
     with whole_file(path) as f:
-        for row in each_row(path):  # one at a time: a run may have made a million steps
+        for line, row in _lines_and_rows(path):  # one at a time: there may be a million
             if row is None:
                 broken += 1
                 continue
             again = row["iter"] >= start
             if not again or ("val_loss" in row and row["iter"] == start == evaluated):
-                f.write(f"{row_text(row)}\n".encode())
+                f.write(line.rstrip(b"\r\n") + b"\n")
     return broken

@@ -18,7 +18,13 @@ from typing import TextIO
 
 from bonsai.files.access import check_no_pipe
 from bonsai.files.atomic import replace_text, whole_file
-from bonsai.runs.metrics import evaluations, forget_after, read_curve, row_text
+from bonsai.runs.metrics import (
+    evaluations,
+    forget_after,
+    read_curve,
+    read_evaluations,
+    row_text,
+)
 from bonsai.runs.names import CURVE, LOG, METRICS, SETTINGS
 from bonsai.system.caches import keep_fonts
 from bonsai.system.errors import FULL, UserError, cannot_write_into, flush
@@ -29,7 +35,9 @@ from bonsai.training.trackers import Tracker, start_tracker
 # what Meter.evaluation_row has in a row; other numbers are of someone's own
 OF_EVALUATION = ("iter", "train_loss", "val_loss", "val_bpb", "lr", "mfu", "tokens", "seconds")
 OF_EVALUATION += ("other_data",)
-PLOT_SECONDS = 60  # loss.png is drawn anew at most this often while training goes on
+# While training goes on, loss.png is drawn anew at most this often, and in a long run, whose rows
+# take a while to read, so seldom that it takes less than a hundredth of the time.
+PLOT_SECONDS, PLOT_SHARE = 60, 0.01
 
 
 class Report:
@@ -53,7 +61,8 @@ class Report:
         """
         self.on, self.runtime = runtime.master, runtime
         self.folder, self.settings = Path(out_dir), settings
-        self.bar, self.tracker, self.plotted = None, None, time.monotonic()
+        self.bar, self.tracker = None, None
+        self.plot_after = time.monotonic() + PLOT_SECONDS
         self.closed, self.stdout_closed, self.failed = False, stdout_closed, set()
         if not self.on:
             return
@@ -186,7 +195,7 @@ class Report:
             values["val/bits_per_byte"] = row["val_bpb"]
         values |= {f"val/{name}": value for name, value in added.items()}
         self.track(lambda tracker: tracker.log(values, row["iter"]))
-        if time.monotonic() - self.plotted > PLOT_SECONDS:
+        if time.monotonic() > self.plot_after:
             self.plot()
 
     def sample(self, text: str, step: int) -> None:
@@ -218,11 +227,13 @@ class Report:
         """Draw loss.png; if that fails, the run goes on."""
         if not self.on:
             return
-        self.plotted = time.monotonic()
+        begin = time.monotonic()
         try:
             plot_loss(self.folder)
         except Exception as e:
             self.say(f"could not draw {self.folder / 'loss.png'}: {e!r}")
+        end = time.monotonic()
+        self.plot_after = end + max(PLOT_SECONDS, (end - begin) / PLOT_SHARE)
 
     def summary(self, steps: int, tokens: int, seconds: float) -> None:
         """The last line of a run: what it did, and how its validation loss has changed.
@@ -234,7 +245,7 @@ class Report:
         self.plot()
         self.track(lambda tracker: tracker.picture("loss curve", self.folder / CURVE))
         line = f"{steps} steps, {tokens:,} tokens, {seconds:.0f} s training"
-        evals = evaluations(read_curve(self.folder)[2])
+        evals = read_evaluations(self.folder)
         if evals:
             first, last = evals[0], evals[-1]
             line += f"; validation loss {first['val_loss']:.4f} -> {last['val_loss']:.4f}"

@@ -10,6 +10,7 @@ from bonsai.runs.metrics import (
     evaluations,
     forget_after,
     read_curve,
+    read_evaluations,
     read_metrics,
     row_text,
 )
@@ -50,7 +51,9 @@ def test_a_curve_is_read_without_its_rows(tmp_path):
     steps, losses, evals = read_curve(tmp_path)
     assert (steps.tolist(), losses.tolist()) == ([0, 2], [3.0, 2.5])
     assert evals == [{"iter": 0, "val_loss": 3.5, "lr": 1}]
+    assert read_evaluations(tmp_path) == evals
     assert not any(map(len, read_curve(tmp_path / "nowhere")))
+    assert read_evaluations(tmp_path / "nowhere") == []
 
 
 def test_what_is_done_again_is_forgotten(tmp_path):
@@ -62,6 +65,14 @@ def test_what_is_done_again_is_forgotten(tmp_path):
         path.write_text("".join(json.dumps(r) + "\n" for r in rows))
         assert forget_after(path, 2, evaluated) == 0
         assert [r["iter"] for r in read_metrics(tmp_path)] == expected
+
+
+def test_what_is_kept_stays_as_it_was_written(tmp_path):
+    lines = ['{"iter":0,"loss":1e-1}', '{"iter": 1, "loss": 1}', '{"iter": 2}']
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes("\r\n".join(lines).encode())
+    assert forget_after(path, 2, -1) == 0
+    assert path.read_bytes().decode() == "\n".join([*lines[:2], ""])
 
 
 @pytest.mark.parametrize("marked, steps", [((), [0, 2, 4]), ((2,), [2, 4]), ((2, 4), [4])])

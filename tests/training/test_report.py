@@ -1,7 +1,9 @@
 """report.py: a run's files, also after a kill and a resume; nothing from other ranks."""
 
 import json
+import time
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -99,6 +101,26 @@ def test_a_picture_that_fails_costs_no_run(tmp_path, capsys, runtime, monkeypatc
     report.plot()
     report.close()
     assert "could not draw" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("takes, pause", [(0.2, 60), (12, 1200)])
+def test_drawing_takes_little_of_the_time(tmp_path, runtime, monkeypatch, takes, pause):
+    """In a run of a million rows a picture takes twelve seconds. Evaluated every second."""
+    now, drawn = [0.0], []
+
+    def draw(folder):
+        drawn.append(now[0])
+        now[0] += takes
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("bonsai.training.report.plot_loss", draw)
+    report = Report(tmp_path, SETTINGS, runtime, 0, -1)
+    while len(drawn) < 3:
+        now[0] += 1
+        report.evaluation({"iter": 0, **EVAL})
+    report.close()
+    assert drawn[0] == 61
+    assert all(pause < b - a - takes <= pause + 1 for a, b in pairwise(drawn))
 
 
 def test_pictures_of_little(tmp_path):

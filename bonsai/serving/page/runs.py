@@ -5,12 +5,15 @@ number of rows in memory is bounded, no matter how long a run is.
 """
 
 import contextlib
+import itertools
 import json
+import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from bonsai.files.jsonfile import finite
 from bonsai.runs.metrics import LONGEST_LINE, lines_of, parse_object
@@ -136,11 +139,8 @@ def rows_from(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list
     rows, every = [], max(1, -(-(end - start) // most))
     evals, every_eval = 0, 1  # of lines that would be left out
     with open(path, "rb") as f:
-        for i, line in enumerate(lines_of(f)):
-            if i >= end:
-                break
-            if i < start:
-                continue
+        go_to_line(f, start)
+        for i, line in enumerate(itertools.islice(lines_of(f), end - start), start):
             wanted = (i - start) % every == 0 or i == end - 1
             if not wanted and b'"val_loss"' in line:
                 wanted = evals % every_eval == 0
@@ -156,6 +156,19 @@ def count_lines(path: Path) -> int:
     """How many complete lines a file has."""
     with open(path, "rb") as f:
         return sum(block.count(b"\n") for block in iter(lambda: f.read(BLOCK), b""))
+
+
+def go_to_line(f: BinaryIO, number: int) -> None:
+    """Go from the beginning of a file to that of line `number`, many lines at a time."""
+    while number and (block := f.read(BLOCK)):
+        count = block.count(b"\n")
+        if count >= number:
+            at = 0
+            for _ in range(number):
+                at = block.index(b"\n", at) + 1
+            f.seek(at - len(block), os.SEEK_CUR)
+            return
+        number -= count
 
 
 def number(value: object) -> float | int | None:

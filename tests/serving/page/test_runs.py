@@ -4,6 +4,9 @@ import json
 import os
 import tracemalloc
 
+import pytest
+
+from bonsai.serving.page import runs
 from bonsai.serving.page.runs import find_runs, list_runs, rows_from
 
 
@@ -75,6 +78,15 @@ def test_long_runs_are_thinned(tmp_path):
     assert [r["val_loss"] for r in rows if "val_loss" in r] == [i + 0.5 for i in range(100)]
     assert peak < path.stat().st_size / 2
     assert rows_from(tmp_path / "out", end) == ([], end)
+
+
+@pytest.mark.parametrize("block", [1, 7, 100, 10_000])
+def test_rows_from_a_line_on_are_found_in_any_block(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(runs, "BLOCK", block)
+    rows = [{"iter": i, "loss": 1.5} for i in range(40)]
+    make_run(tmp_path / "out", rows)
+    for start in range(41):
+        assert rows_from(tmp_path / "out", start) == (rows[start:], 40)
 
 
 ODD = {
