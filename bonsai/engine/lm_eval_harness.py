@@ -23,7 +23,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from bonsai.engine.sampling import RowNumbers, SamplingParams
-from bonsai.engine.scheduler import Engine, Request
+from bonsai.engine.scheduler import Engine
 from bonsai.engine.text import start_tokens
 from bonsai.evaluation.likelihood import ending_scores
 from bonsai.files.yamlfile import read_yaml
@@ -236,18 +236,20 @@ class HarnessModel(TemplateLM):
             room = max(1, self.length - params.max_new_tokens)
             prompt = tuple(ids[-room:])
             (job,) = engine.submit(prompt, params, first_row=rows.take(prompt))
-            jobs[job] = number, stops
+            # tokens at the end that a stop string may reach over: each has a byte or more
+            jobs[job] = number, stops, max((len(stop.encode()) for stop in stops), default=0)
         while engine.busy:
             for job, group in groupby(engine.step(), key=lambda event: event.request):
-                last = list(group)[-1]
-                number, stops = jobs[job]
-                texts[number], stopped = before_stop(self.text_of(job), stops)
+                events = list(group)
+                last, (number, stops, reach) = events[-1], jobs[job]
+                # not the whole text: its length would count twice, as each token looks
+                end = self.coder.decode(job.tokens[-reach - len(events) :])
+                if not last.finish and not any(stop in end for stop in stops):
+                    continue
+                texts[number], stopped = before_stop(self.coder.decode(job.tokens), stops)
                 if stopped and not last.finish:
                     engine.cancel(job)
         return texts
-
-    def text_of(self, job: Request) -> str:
-        return self.coder.decode(job.tokens)
 
     def sampling(self, options: dict) -> tuple[SamplingParams, list[str]]:
         """The harness's options for a generation -> our SamplingParams, and the stop strings."""

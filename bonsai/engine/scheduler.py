@@ -130,6 +130,7 @@ class Engine:
             self.prompts = Prompts(self.model, self.cache, self.prefixes, graphs)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request in slot i is running[i]
+        self.some_cancelled = False  # whether there may be requests that were asked to end
 
     def submit(
         self, prompt: Sequence[int], params: SamplingParams, n: int = 1, first_row: int = 0
@@ -162,6 +163,7 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """End a request at the next step, which reports this with finish 'cancelled'."""
         request.cancelled = True
+        self.some_cancelled = True  # in this order, as drop_cancelled may run meanwhile
 
     def hold(self, request: Request) -> None:
         """Set a request aside: it takes no slot and makes no tokens until `resume`. Does nothing if
@@ -211,6 +213,9 @@ class Engine:
 
     def drop_cancelled(self) -> list[Event]:
         """End the requests that were asked to end."""
+        if not self.some_cancelled:  # many may wait, and this is asked at every step
+            return []
+        self.some_cancelled = False
         gone = [r for r in (*self.running, *self.waiting) if r.cancelled]
         for request in gone:
             request.finish = "cancelled"

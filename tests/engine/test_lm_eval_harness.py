@@ -138,6 +138,17 @@ def test_texts_are_the_engines_up_to_a_stop(model, harness):
         assert got == [before_stop(text, stops)[0] for text in whole]
 
 
+def test_a_text_is_not_decoded_anew_for_each_token(harness, monkeypatch):
+    decoded, decode = [], ByteTokenizer.decode
+    monkeypatch.setattr(
+        ByteTokenizer, "decode", lambda coder, ids: decoded.append(len(ids)) or decode(coder, ids)
+    )
+    options = {"until": ["\0never"], "max_gen_toks": 40, "do_sample": False}
+    harness.generate_until([asked("generate_until", "a", options)])
+    *ends, whole = decoded
+    assert whole > 30 and max(ends) == len("\0never") + 1
+
+
 def test_a_question_that_is_asked_again_gets_another_sample(harness):
     """A task's `repeats` come as equal requests; pass@k of copies would be pass@1."""
     hot = {"max_gen_toks": 12, "do_sample": True, "temperature": 1.0}

@@ -1,6 +1,7 @@
 """The engine of many requests against `generate`, the uncached model and plain reference code."""
 
 import random
+from collections import deque
 
 import pytest
 import torch
@@ -102,6 +103,22 @@ def test_cancelling_a_waiting_request(model):
     events = finish(engine)
     assert [e.finish for e in events[two]] == ["cancelled"] and two.tokens == []
     assert len(one.tokens) == 3
+
+
+class NeverWalked(deque):
+    def __iter__(self):
+        raise AssertionError("a step has looked at all that wait")
+
+
+def test_a_step_does_not_look_at_all_that_wait(model):
+    """A task may submit a hundred thousand questions at once."""
+    engine = Engine(model, max_batch=2)
+    engine.submit([1], SamplingParams(max_new_tokens=3), n=9)
+    engine.waiting = NeverWalked(engine.waiting)
+    assert [sum(map(bool, engine.step())) for _ in range(3)] == [2, 2, 2]
+    engine.cancel(engine.waiting[3])
+    with pytest.raises(AssertionError):  # now it has to
+        engine.step()
 
 
 class NoCache(LanguageModel):
