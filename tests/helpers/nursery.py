@@ -1,5 +1,6 @@
 """Python programs started by a process that has the large libraries already: torch alone is seconds
-of every start. What a program imports of this repository it imports anew."""
+of every start, and half a second of every end. What a program imports of this repository it imports
+anew, and what it has loaded Python takes down."""
 
 import atexit
 import json
@@ -16,13 +17,27 @@ from pathlib import Path
 EARLY = ("PYTHON", "OMP", "LD_", "MPL", "ATEN", "ONEDNN", "TORCH", "CUDA", "ARROW", "MALLOC")
 
 CODE = """
-import importlib, json, os, runpy, signal, sys
+import atexit, ctypes, gc, importlib, json, os, runpy, sys
+
+libraries = {}
+
+@atexit.register  # the first one here is the last one there
+def keep_libraries():
+    # what Python, when it ends, does not find, it does not take down
+    for name in libraries:
+        sys.modules.pop(name, None)
 
 for name in ("torch", "torch._dynamo", "numpy", "matplotlib.figure", "tiktoken", "regex"):
     try:
         importlib.import_module(name)
     except ImportError:
         pass
+libraries.update(sys.modules)
+for name in ("__main__", "builtins", "sys"):
+    del libraries[name]
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(libraries))  # or they would go with the last name
+gc.collect()
+gc.freeze()  # nor does the search for garbage touch their pages, which would copy them
 while line := sys.stdin.buffer.raw.readline():
     asked = json.loads(line)
     child = os.fork()
@@ -40,8 +55,13 @@ while line := sys.stdin.buffer.raw.readline():
     os.environ.clear()
     os.environ.update(asked["env"])
     sys.argv = asked["argv"]
-    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if sys.argv[0] == "-m":
+        sys.path[0] = os.getcwd()
+        del sys.argv[0]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+        runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()
 """
 
@@ -82,14 +102,14 @@ def close_all() -> None:
 
 
 def can_start(command: list[str], env: dict[str, str]) -> bool:
-    """Whether it is a script that needs no start of its own."""
+    """Whether it is a script or a module that needs no start of its own."""
     early = [name for name in env if name.startswith(EARLY)]
-    script = command[0] == sys.executable and command[1].endswith(".py")
+    script = command[0] == sys.executable and (command[1] == "-m" or command[1].endswith(".py"))
     return sys.platform == "linux" and script and not early
 
 
 def start(command: list[str], cwd: Path, env: dict[str, str], input: str | None, timeout: float):
-    """Run a script to its end: (status, stdout, stderr)."""
+    """Run a program to its end: (status, stdout, stderr)."""
     try:
         nursery = idle.get_nowait()
     except queue.Empty:

@@ -127,6 +127,28 @@ def torchrun(program: str | Path, *args: str) -> list[str]:
     return [sys.executable, *launch, str(ROOT / program), *args]
 
 
+def run_as_two(args: list[str], cwd: Path, program: str | Path = "train.py") -> Result:
+    """Run a program, of the repository root or elsewhere, as two processes that are told of each
+    other as torchrun tells them, without the start of torchrun and of torch in each of them.
+
+    The exit status is 0 if both have it; the output is that of the first one, then the other's.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    command = [sys.executable, str(ROOT / program), *map(str, args)]
+
+    def run(rank: str) -> tuple[int, str, str]:
+        own = environment(**env, RANK=rank, LOCAL_RANK=rank)
+        return nursery.start(command, cwd, own, None, timeout=120)
+
+    with ThreadPoolExecutor(2) as pool:
+        statuses, *said = zip(*pool.map(run, "01"))
+    return Result(next(filter(None, statuses), 0), *("".join(texts) for texts in said))
+
+
 def train_all(cwd: Path, runs: dict[Path, list[str]], **keywords) -> dict[Path, Result]:
     """Several tiny runs, two at a time: {out_dir: options}. All of them must succeed."""
     with ThreadPoolExecutor(2) as pool:

@@ -15,9 +15,9 @@ from helpers.programs import (
     load,
     losses,
     metrics,
+    run_as_two,
     run_command,
     run_program,
-    torchrun,
     train,
     train_all,
 )
@@ -77,7 +77,7 @@ def test_two_processes_equal_one(name, workplace, tmp_path):
     options += ["--max_iters=6", "--eval_interval=6"]
     assert train(workplace, tmp_path / "one", *options).rc == 0
     words = [*TINY, "--dataset=meta", f"--out_dir={tmp_path / 'two'}", *options]
-    result = run_command(torchrun("train.py", *words), workplace)
+    result = run_as_two(words, workplace)
     assert result.rc == 0, result
     for (i, x), (_, y) in zip(losses(tmp_path / "one"), losses(tmp_path / "two")):
         assert x == pytest.approx(y, abs=1e-5), f"step {i}"

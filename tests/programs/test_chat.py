@@ -12,9 +12,9 @@ from helpers.programs import (
     ROOT,
     assert_one_line_error,
     losses,
+    run_as_two,
     run_command,
     run_program,
-    torchrun,
 )
 from helpers.tiny_model import tiny
 
@@ -181,8 +181,7 @@ def test_training_takes_rows_as_they_are(chats, count):
         assert run_program([*run, "--out_dir=parts", *more.split()], chats).rc == 0
     assert losses(chats / "whole") == losses(chats / "parts")
     assert all(loss > 4 for _, loss in losses(chats / "whole"))  # that of a step without answers: 0
-    two = torchrun("train.py", *run, "--out_dir=two", "--max_iters=6")
-    assert run_command(two, chats).rc == 0
+    assert run_as_two([*run, "--out_dir=two", "--max_iters=6"], chats).rc == 0
     for (_, one), (_, other) in zip(losses(chats / "whole"), losses(chats / "two"), strict=True):
         assert one == pytest.approx(other, abs=1e-5)
     report = ["--out_dir=whole", "--device=cpu", "--json=-"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.made_model import save
-from helpers.programs import ROOT, program_module, run_program
+from helpers.programs import ROOT, Result, program_module, run_program
 
 from bonsai.engine import SamplingParams
 from bonsai.engine.cuda.steps import CapturedSteps
@@ -72,12 +72,10 @@ def program():
     return program_module("sample.py")
 
 
-def sample(*args, cwd, status=0, stdin="") -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        command(*args), capture_output=True, env=ENV, cwd=cwd, input=stdin.encode()
-    )
-    done.stdout, done.stderr = (out.decode() for out in (done.stdout, done.stderr))
-    assert done.returncode in ((1, 2) if status == 1 else (status,)), done.stderr
+def sample(*args, cwd, status=0, stdin="") -> Result:
+    words = ["--device=cpu", *args]
+    done = run_program(words, cwd, {"TERM": "dumb"}, stdin, program="sample.py")
+    assert done.rc in ((1, 2) if status == 1 else (status,)), done
     # the configurator's line and the samples share stdout
     done.stdout = re.sub(r"^settings: .*\n", "", done.stdout)
     return done

@@ -1,5 +1,6 @@
 """projects/scaling: a sweep at toy size, and its resumption."""
 
+import functools
 import json
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 from helpers.programs import ROOT, assert_one_line_error, run_command
 from helpers.settings import settings
 
+from projects import common
 from projects.scaling import scaling
 
 SCRIPT = str(ROOT / "projects" / "scaling" / "scaling.py")
@@ -18,19 +20,22 @@ def test_parameters_of_a_size():
     assert scaling.count_parameters(c, 4, 128) == 12 * 4 * 128**2 + 257 * 128
 
 
-def test_a_sweep_and_its_resumption(workplace, tmp_path):
+def test_a_sweep_and_its_resumption(workplace, tmp_path, monkeypatch, capsys):
+    # six runs, started as the tests start programs
+    monkeypatch.setattr(common, "run_and_pass_on", lambda words: run_command(words, workplace).rc)
+    monkeypatch.setattr(scaling, "chinchilla_fit", functools.cache(scaling.chinchilla_fit))
+    monkeypatch.chdir(workplace)
     options = "--dataset=meta --block_size=16 --batch_size=4 --device=cpu --dtype=float32"
-    command = [sys.executable, SCRIPT, "--sizes=1x16,1x32", "--budgets=0.004,0.01,0.02"]
-    command += [f"--out_dir={tmp_path}", f"--options={options}"]
-    done = run_command(command, workplace, timeout=600)
-    assert done.rc == 0, done
+    settings = {"sizes": "1x16,1x32", "budgets": "0.004,0.01,0.02", "options": options}
+    scaling.main(**settings, out_dir=str(tmp_path))
+    said = capsys.readouterr().out
     results = json.loads((tmp_path / "scaling.json").read_text())
     assert len(results["runs"]) == 6 and set(results["law"]) == {"E", "A", "B", "alpha", "beta"}
     assert all(2 < run["loss"] < 4 for run in results["runs"])
     assert (tmp_path / "scaling.png").stat().st_size > 5000
-    assert "N_opt ~ C^" in done.stdout and "approach 2" in done.stdout
-    again = run_command(command, workplace, timeout=600)
-    assert again.rc == 0 and again.stdout.count("not trained again") == 6, again
+    assert "N_opt ~ C^" in said and "approach 2" in said
+    scaling.main(**settings, out_dir=str(tmp_path))
+    assert capsys.readouterr().out.count("not trained again") == 6
     assert json.loads((tmp_path / "scaling.json").read_text()) == results
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from helpers.programs import environment, torchrun
+from helpers.programs import environment, run_as_two, torchrun
 
 from bonsai import ROOT
 from bonsai.system.errors import UserError
@@ -200,8 +200,10 @@ def run_two(tmp_path: Path, code: str, *options: str) -> subprocess.CompletedPro
 
 def test_what_two_processes_must_have_in_common(tmp_path):
     """Both say the same; and all that SAME names is tried."""
-    done = run_two(tmp_path, AGREE)
-    assert done.returncode == 0, done
+    program = tmp_path / "program.py"
+    program.write_text(AGREE)
+    done = run_as_two([], tmp_path, program)
+    assert done.rc == 0, done
     lines, host = done.stdout.splitlines(), socket.gethostname()
     for _, said in AGREEMENTS:
         wanted = f"process 1 on {host} has {said}" if said else "agreed"
