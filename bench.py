@@ -243,6 +243,9 @@ def describe(results: dict, runtime: Runtime, watch: Stopwatch) -> str:
         mfu = f"{100 * results['mfu']:.2f}%"
         use = f"{mfu} of {device_name(runtime.device)} in {runtime.dtype}"
     kind = "of the process" if runtime.device.type == "cpu" else "on the device"
+    peak, memory = results["peak_memory_bytes"], "n/a (this system does not say)"
+    if peak is not None:
+        memory = f"{peak / GIB:.2f} GiB {kind}"
     data = "n/a (random tokens)"
     if results["waiting_for_data"] is not None:
         data = f"{100 * results['waiting_for_data']:.1f}% of the time"
@@ -252,7 +255,7 @@ def describe(results: dict, runtime: Runtime, watch: Stopwatch) -> str:
         f"{ms['low']:.2f} to {ms['high']:.2f})",
         f"optimizer         {update:.2f} ms of them, {100 * update / ms['median']:.1f}%",
         f"MFU               {use}",
-        f"peak memory       {results['peak_memory_bytes'] / GIB:.2f} GiB {kind}",
+        f"peak memory       {memory}",
         f"waiting for data  {data}",
         f"loss              {results['loss']:.4f} in the last step",
         f"first step after  {watch}",

@@ -405,7 +405,7 @@ def one_step(
     step = TimedSteps(TrainingStep(model, StepSettings(seed=0), runtime), stream)
     seconds = [seconds_of(lambda: step().item(), runtime.synchronize) for _ in range(3)]
     us = 1e6 * statistics.median(seconds) / (batch * T)
-    return us, memory_in_use(runtime.device) / GIB
+    return us, (memory_in_use(runtime.device) or 0) / GIB
 
 
 def flops(name: str, T: int) -> float:

@@ -453,8 +453,9 @@ def peak_flops_by_name(name: str, dtype: str) -> float | None:
     return None
 
 
-def memory_in_use(device: torch.device) -> int:
-    """Peak bytes of memory so far: of the GPU's allocator or, on a CPU, of this process."""
+def memory_in_use(device: torch.device) -> int | None:
+    """Peak bytes of memory so far: of the GPU's allocator or, on a CPU, of this process. None if
+    the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -462,8 +463,10 @@ def memory_in_use(device: torch.device) -> int:
     with suppress(OSError, IndexError):  # on Linux getrusage's number includes the parent's peak
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
 
