@@ -6,9 +6,10 @@ calls `c = configure(globals())`, whose attributes they are: `c.batch_size`. Its
     python train.py config/quickstart.py --batch_size=32 --compile=False
 
 Arguments apply left to right. An argument without leading dashes is a config file: Python that sees
-the settings so far, so `max_iters = 2 * warmup_iters` works. `--key=value` and `--key value` set
-one setting, and for booleans also `--key` and `--no-key`. The values that a setting takes are in
-brackets at the end of its comment, `[>= 1]` or `[cosine | trapezoid]`; bonsai/system/values.py
+the settings so far, so `max_iters = 2 * warmup_iters` works, and can import modules beside it; or
+the config.json of a run, with all its settings. `--key=value` and `--key value` set one setting,
+and for booleans also `--key` and `--no-key`. The values that a setting takes are in brackets at the
+end of its comment, `[>= 1]` or `[cosine | trapezoid]`; bonsai/system/values.py
 describes and checks them. Unlike nanoGPT's configurator, which is executed inside its caller, this
 is a module: names, types and values are checked, and a mistake is one line, exit status 2.
 """
@@ -370,6 +371,8 @@ class _Arguments:
         path, known = resolve_path(argument), self.known()
         if not path.is_file():
             _fail(_no_such_file(argument, known))
+        if path.suffix == ".json":
+            return self.read_run(path, argument)
         tree = _parse_file(path, argument)
         _refuse_idle_code(tree, argument, known)
         bound = _run_file(path, argument, tree, self.values())
@@ -388,6 +391,20 @@ class _Arguments:
                 where = f"{argument}:{min(lines)}" if lines else argument
                 hint = did_you_mean(name, known)
                 _fail(f"{where}: unknown setting {name}{hint} (a helper's name may start with _)")
+
+    def read_run(self, path: Path, argument: str) -> None:
+        """Read the config.json that a run has written: all its settings, to make it again."""
+        from bonsai.files.jsonfile import read_json_object  # few commands name such a file
+
+        settings, known = read_json_object(path), self.known()
+        for name, value in settings.items():
+            if name not in known and name not in self.left_out:
+                _fail(f"{argument}: unknown setting {name}{did_you_mean(name, known)}")
+            # a default is given only where something else would take its place: a file before this
+            # one, or the depth. Else a line would say of many of them that they are without effect
+            unlike = name in known and value != known[name].default
+            if unlike or (name in known and (name in self.given or settings.get("depth"))):
+                self.give(name, value, argument)
 
     def give(self, name: str, value: Any, source: str) -> None:
         self.given[name] = (value, source)
@@ -569,18 +586,25 @@ def _is_name(node: ast.AST, context: type) -> bool:
 
 
 def _run_file(path: Path, name: str, tree: ast.Module, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run a config file that can read `settings`; return the names that it binds."""
+    """Run a config file that can read `settings`; return the names that it binds.
+
+    It finds modules beside it, as a program would, but after all others: a config may be named as
+    one of them.
+    """
     read = {node.id for node in ast.walk(tree) if _is_name(node, ast.Load)}
     needed = [each for each in NANOGPT_MODULES if each in read or "exec" in read]
     modules = {each: importlib.import_module(NANOGPT_MODULES[each]) for each in needed}
     names = {**modules, **settings, "__file__": str(path), "__name__": "config"}
-    before, recorder = dict(names), _Recorder(names)
+    before, recorder, beside = dict(names), _Recorder(names), str(path.resolve().parent)
+    sys.path.append(beside)
     try:
         exec(compile(tree, name, "exec"), names, recorder)
     except (Exception, SystemExit) as e:
         frames = traceback.extract_tb(e.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == name]
         _fail(f"{name}{f':{lines[-1]}' if lines else ''}: {type(e).__name__}: {e}")
+    finally:
+        sys.path.remove(beside)  # the first of this name, if the file has added it, too
     for key, value in names.items():  # a function in the file may have bound globals
         if key not in before or value is not before[key]:
             recorder.bound.add(key)

@@ -165,6 +165,8 @@ def begin(c, folder, runtime: Runtime, lap: Callable[[str], None]) -> Start:
         if taken:
             listed = " ".join(f"{k}={v}" for k, v in taken.items())
             start.notes.insert(1, f"settings that were left out: {listed}")
+    if before is not None:  # what goes on keeps the record of what it began from
+        c["init_from"] = before.get("init_from", c.init_from)
     data.check(start.model.config.block_size, start.model.config.vocab_size)
     check_loads_again(start.model, c.model)
     start.notes += [*filter(None, [of_rows]), *schedule_notes(c)]

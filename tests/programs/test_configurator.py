@@ -295,6 +295,37 @@ def test_a_flag_leaves_what_follows_alone():
     assert config.given == {"eval_only", "batch_size", "compile", "wandb_log"}
 
 
+def test_a_config_imports_what_is_beside_it(folder):
+    """Wherever the program was called; one of the same name as a module that is known does not take
+    its place."""
+    write("studies/shared.py", "batch_size = 3\ndropout = 0.1\n_WIDTHS = [8, 16]\n")
+    write("studies/json.py", "raise RuntimeError\n")
+    text = "import json\nfrom shared import *\nfrom shared import _WIDTHS\nmax_iters = _WIDTHS[1]\n"
+    write("studies/wide.py", text)
+    before = list(sys.path)
+    try:
+        assert train("studies/wide.py").diff() == {
+            "batch_size": 3,
+            "dropout": 0.1,
+            "max_iters": 16,
+        }
+    finally:
+        sys.modules.pop("shared", None)
+    assert sys.path == before
+
+
+def test_the_config_json_of_a_run_gives_all_its_settings(folder, capsys):
+    run = train("--batch_size=3", "--dropout=0.5")
+    write("run/config.json", json.dumps(run))
+    again = train("--seed=5", "run/config.json", "--out_dir=again")
+    assert again == run | {"out_dir": "again"}  # seed was another before the file
+    assert again.given == {"batch_size", "dropout", "seed", "out_dir"}  # and no other defaults
+    write("run/config.json", json.dumps(run | {"n_layr": 2}))
+    assert "config.json: unknown setting n_layr; did you mean" in error(capsys, "run/config.json")
+    write("run/config.json", "[1]")
+    assert "config.json is not a JSON object" in error(capsys, "run/config.json")
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [

@@ -100,7 +100,21 @@ def test_what_a_command_leaves_out_is_the_checkpoints(train, tmp_path, name):
         assert fields == before["model_config"]  # config.json says so too
     again = load(out / "last.pt")["config"]
     changed = {k for k in again if again[k] != before["config"][k]}
-    assert changed <= {"max_iters", "init_from"}  # lr_decay_iters was given, apart from max_iters
+    assert changed <= {"max_iters"}  # lr_decay_iters was given, apart from max_iters; and what the
+    assert load(tuned / "last.pt")["config"]["init_from"] == str(out / "ckpt.pt")  # run began from
+    assert train(tuned, init_from="resume", max_iters=2) == 0
+    kept = json.loads((tuned / "config.json").read_text())
+    assert kept["init_from"] == load(tuned / "last.pt")["config"]["init_from"]
+    assert kept["init_from"] == str(out / "ckpt.pt")
+
+
+def test_the_config_json_of_a_run_makes_it_again(train, tmp_path):
+    assert train(tmp_path / "a", SMALL, max_iters=3, dropout=0.2) == 0
+    assert train(tmp_path / "a", init_from="resume", max_iters=5) == 0
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())
+    settings.pop("out_dir")
+    assert train(tmp_path / "b", settings) == 0
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
 def test_a_setting_of_which_an_older_run_knows_nothing_has_changed_if_it_is_given(
