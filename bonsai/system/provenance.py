@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bonsai import __version__
-from bonsai.system.commit import commit
+from bonsai.system.commit import code_checksum, commit
 from bonsai.system.runtime import device_name
 
 
@@ -18,11 +18,11 @@ def versions() -> dict[str, str]:
 
 
 def header(device: torch.device) -> list[str]:
-    """For the head of a log or a table: command, commit and versions, hardware."""
+    """For the head of a log or a table: command, commit, code and versions, hardware."""
     v = " ".join(f"{k} {n}" for k, n in versions().items())
     return [
         f"command: {shlex.join(['python', *sys.argv])}",
-        f"commit: {commit()}, {v}, {platform.platform(terse=True)}",
+        f"commit: {commit()}, code {code_checksum()}, {v}, {platform.platform(terse=True)}",
         f"hardware: {device_name(device)}",
     ]
 

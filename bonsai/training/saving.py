@@ -14,6 +14,7 @@ from bonsai.models.table import describe_model
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.lock import RunLock
 from bonsai.runs.names import BEST, CKPT, DIVERGED, LAST, step_name
+from bonsai.system.commit import code_checksum
 from bonsai.system.provenance import versions
 from bonsai.system.runtime import Runtime
 from bonsai.training.background import BackgroundWriter
@@ -116,7 +117,7 @@ class Saving:
             "data": start.data.fingerprints(),
             "progress": progress.to_dict(),
             "wandb_id": start.wandb_id,
-            "versions": versions(),
+            "versions": {**versions(), "code": code_checksum()},
         }
 
     def rescue(self, kind: type | None, error: BaseException | None, trace: object) -> None:

@@ -213,7 +213,7 @@ def test_checkpoints_of_a_run(whole_runs):
     assert set(steps) == {20}
     assert last["tokenizer"] == {"type": "char", "chars": list(CHARS)}
     assert last["config"]["eval_interval"] == 7
-    assert {"torch", "python", "bonsai"} <= set(last["versions"])
+    assert {"torch", "python", "bonsai", "code"} == set(last["versions"])
 
 
 def test_console_lines_are_those_of_nanogpt(whole_runs):

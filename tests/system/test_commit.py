@@ -1,11 +1,12 @@
-"""bonsai/system/commit.py: the commit is that of the repository, and to ask changes nothing."""
+"""bonsai/system/commit.py: the commit is that of the repository, and to ask changes nothing; edits
+have checksums of their own."""
 
 import os
 import re
 import subprocess
 
 from bonsai.system import commit as module
-from bonsai.system.commit import commit
+from bonsai.system.commit import code_checksum, commit
 
 
 def test_the_commit_is_that_of_the_repository(tmp_path, monkeypatch):
@@ -33,3 +34,16 @@ def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
     assert commit() == "unknown"
     monkeypatch.setenv("PATH", str(tmp_path))  # no program of that name
     assert commit() == "unknown"
+
+
+def test_edits_are_told_from_one_another(tmp_path, monkeypatch):
+    """Of the programs here; `+` behind a commit says only that there is some edit."""
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    found = []
+    for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
+        (tmp_path / "train.py").write_text(text)
+        (tmp_path / "notes.txt").write_text(text)
+        found.append(code_checksum.__wrapped__())
+    assert found[0] == found[2] != found[1] and re.fullmatch(r"[0-9a-f]{8}", found[0])
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert code_checksum.__wrapped__() == "unknown"

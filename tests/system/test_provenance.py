@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+from bonsai.system.commit import code_checksum
 from bonsai.system.provenance import header, provenance, versions
 
 CPU = torch.device("cpu")
@@ -23,3 +24,4 @@ def test_plain_values_only():
     assert all(type(value) is str for value in versions().values())
     assert {"bonsai", "torch", "python"} == set(versions())
     assert [line.split(":")[0] for line in header(CPU)] == ["command", "commit", "hardware"]
+    assert f", code {code_checksum()}, bonsai " in header(CPU)[1]
