@@ -2,14 +2,16 @@
 
 import contextlib
 import io
+import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers.programs import ROOT, losses, run_program, train
+from helpers.programs import ROOT, losses, program_module, run_program, train
 from helpers.tiny_data import tiny_text, write_meta
 
 from bonsai.evaluation.loss import split_loss
@@ -50,6 +52,8 @@ def page(run) -> SimpleNamespace:
     names, out = {}, io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.chdir(run)
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setitem(sys.modules, "train", program_module("train.py"))  # and away again
         for block in re.findall(r"```python\n(.*?)```", PAGE, re.S):
             exec(block, names)
     return SimpleNamespace(**names, printed=out.getvalue())
@@ -118,6 +122,18 @@ def test_a_run_is_made_again_from_its_config_json(run):
     done = run_program(["out-quickstart/config.json", "--out_dir=again"], run)
     assert done.rc == 0 and "without effect" not in done.stdout, done
     assert losses(run / "again") == losses(run / "out-quickstart") != []
+
+
+def test_a_search_in_one_process_leaves_a_run_for_each_rate(run, page):
+    rates = {
+        json.loads(path.read_text())["learning_rate"]: min_loss(path.parent)
+        for path in (run / "sweep").glob("*/config.json")
+    }
+    assert rates.keys() == {0.01, 0.02} and page.best == min((v, k) for k, v in rates.items())
+
+
+def min_loss(folder: Path) -> float:
+    return min(row["val_loss"] for row in read_metrics(folder) if "val_loss" in row)
 
 
 def test_columns_of_the_metrics_are_those_of_the_table(run):

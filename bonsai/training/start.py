@@ -367,6 +367,9 @@ def fit_model(c, loaded: Loaded) -> None:
             except ValueError as e:
                 raise UserError(e) from None
             continue
+        if name == "block_size" and loaded.name == "gpt" and model.config.position != "learned":
+            model.config.block_size = c.block_size  # no part of it is as long as the context
+            continue
         has = f"has {name}={config[name]}"
         if name == "block_size":
             has = f"has a context of {config[name]}"

@@ -228,6 +228,20 @@ def test_a_shorter_context_crops_and_the_default_does_not(train, finished, tmp_p
         assert load(out / "last.pt")["model_config"]["block_size"] == expected
 
 
+@pytest.mark.parametrize("position", ["rope", "sinusoidal", "none"])
+@pytest.mark.parametrize("how", ["resume", "ckpt.pt"])
+def test_a_context_without_a_table_of_positions_can_be_made_longer(train, tmp_path, position, how):
+    out = tmp_path / "run"
+    assert train(out, SMALL, position=position, max_iters=1) == 0
+    source, again = (how, out) if how == "resume" else (str(out / how), tmp_path / "longer")
+    assert train(again, init_from=source, block_size=40, batch_size=2, max_iters=2) == 0
+    longer = load_model(str(again)).model
+    assert longer.config.block_size == 40
+    ids = torch.arange(80).view(2, 40) % 30
+    with torch.no_grad():
+        assert longer(ids, ids)[1].isfinite()
+
+
 def test_dropout_is_the_checkpoints_unless_given(train, tmp_path):
     assert train(tmp_path, SMALL, dropout=0.25, max_iters=1) == 0
     assert train(tmp_path, init_from="resume", max_iters=2) == 0
