@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -166,6 +167,9 @@ def test_evaluation_windows(tmp_path):
     assert few == split.eval_starts(10, 3).tolist() and len(few) == 3
     assert few[0] == 0 and few[-1] == 90
     assert split.eval_starts(10, 10**6).tolist() == list(range(0, 100, 10))
+    for count in range(1, 10):  # evenly: each where the full list has it
+        chosen = np.linspace(0, 9, count).round().astype(int)
+        assert split.eval_starts(10, count).tolist() == (10 * chosen).tolist()
     # together they cover every target once
     _, y = split.windows(split.eval_starts(7), 7)
     assert sorted(y[y >= 0].tolist()) == list(range(1, 101))
@@ -184,6 +188,17 @@ def test_a_window_ends_where_its_row_does(tmp_path, masked, T):
     learnt = [i for i in range(40) if i % 8 and (i % 3 or not masked)]
     assert y[y >= 0].tolist() == learnt and (y[:, 7:] == -1).all()
     assert rows.targets(starts, T) == len(learnt)
+
+
+def test_few_windows_of_a_huge_split_take_little_memory(tmp_path):
+    split = Split([write(tmp_path / "val.bin", np.arange(101))])
+    split.ends = [10**10 + 1]  # as if it had so many tokens
+    tracemalloc.start()
+    starts = split.eval_starts(10, 5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert starts.tolist() == [0, 2_500_000_000, 5_000_000_000, 7_499_999_990, 9_999_999_990]
+    assert peak < 2**20
 
 
 def test_windows_shorter_than_rows_are_an_error(here):
