@@ -196,15 +196,19 @@ def write_encoded(
     workers = workers or os.cpu_count() or 1
     batches: dict[str, list[Text]] = {}  # of each split
     sizes: dict[str, int] = {}
-    pending: deque[tuple[str, int, Future]] = deque()
+    pending: deque[tuple[str, int, int, Future]] = deque()
 
     def submit(split: str) -> None:
-        batch = batches.pop(split)
-        del sizes[split]
-        pending.append((split, sum(ends for _, ends in batch), pool.submit(encode, batch)))
+        batch, size = batches.pop(split), sizes.pop(split)
+        # Mostly of BATCH bytes. Text that can be cut nowhere comes in much larger ones, and takes
+        # up to 30 times its size while it is encoded
+        while pending and sum(n for _, n, _, _ in pending) + size > 4 * workers * BATCH:
+            write_first()
+        documents = sum(ends for _, ends in batch)
+        pending.append((split, size, documents, pool.submit(encode, batch)))
 
     def write_first() -> None:
-        split, documents, future = pending.popleft()
+        split, _, documents, future = pending.popleft()
         ids, size, mask = future.result()
         writer.add(split, ids, text_bytes=size, documents=documents, mask=mask)
 

@@ -19,7 +19,7 @@ from bonsai.system.progress import Advance, no_progress
 from bonsai.tokenizers import EOT_TEXT
 
 PIECE = 1 << 20  # bytes, about: a longer text comes in several pieces
-LONGEST = 64 << 20  # bytes of text that is held because it can be cut nowhere
+LONGEST = 16 << 20  # bytes of text that is held because it can be cut nowhere
 TRIES = 10_000  # newlines, and blanks, that are looked at for a place to cut
 WHOLE = 1 << 30  # bytes: the longest text that is given in one piece where that is asked for
 

@@ -3,13 +3,21 @@
 import functools
 import gzip
 import json
+import time
 
 import numpy as np
 import pytest
 from helpers.inputs import split_of
 from helpers.toy_tokenizer import ToyTokenizer
 
-from bonsai.data.corpus import char_tokenizer, split_documents, split_text, write_documents
+from bonsai.data.corpus import (
+    Encoded,
+    char_tokenizer,
+    split_documents,
+    split_text,
+    write_documents,
+    write_encoded,
+)
 from bonsai.data.pieces import Piece
 from bonsai.data.readers import PIECE, read_pieces
 from bonsai.data.writer import Writer
@@ -132,3 +140,26 @@ def test_what_is_asked_for_is_in_range(out):
     same = [Piece(b"a", True, True, 0)] * 3
     with pytest.raises(UserError, match="all 3 documents are the same"):
         next(split_documents(lambda **_: same, 0.1))
+
+
+def test_few_large_batches_wait_at_once(monkeypatch):
+    """Text that can be cut nowhere comes in pieces of megabytes; a machine may have many cores."""
+    monkeypatch.setattr("bonsai.data.corpus.BATCH", 10)
+    written, ahead = [], []
+
+    class Written:
+        def add(self, split, ids, **counts):
+            written.append(len(ids))
+
+    def parts(sizes):
+        for number, size in enumerate(sizes):
+            ahead.append(number - len(written))  # batches that are encoded or wait
+            yield "train", b"x" * size, True
+
+    def encode(batch):
+        time.sleep(0.02)
+        data = b"".join(data for data, _ in batch)
+        return Encoded(np.frombuffer(data, np.uint8), len(data))
+
+    write_encoded(Written(), parts([400] * 6), encode, workers=4)
+    assert written == [400] * 6 and max(ahead) == 1
