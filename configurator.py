@@ -32,7 +32,7 @@ import types
 import typing
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -250,6 +250,7 @@ def _check_fields(model: type, program: dict[str, Setting]) -> None:
             )
 
 
+@cache  # Python parses the whole file for it, and models share a class
 def _described(cls: type) -> list[tuple[str, str, str]]:
     """Name, comment and section of each field that a class itself defines."""
     try:
