@@ -11,7 +11,7 @@ from helpers.programs import (
     TINY,
     assert_one_line_error,
     metrics,
-    run_as_two,
+    run_as_several,
     run_program,
     train,
 )
@@ -113,7 +113,7 @@ def test_a_run_scores_as_eval_py_does_also_with_two_processes(files, workplace, 
     assert {name: last[name] for name in NAMES} == {name: want[name] for name in NAMES}
     # of seven questions with four endings one process has 16, four batches, the other 12
     shared = [*TINY, *options, "--dataset=meta", f"--out_dir={two}"]
-    done = run_as_two(shared, workplace)
+    done = run_as_several(shared, workplace)
     assert done.rc == 0, done
     again = [row for row in metrics(two) if "val_loss" in row][-1]
     assert {name: again[name] for name in NAMES} == {name: last[name] for name in NAMES}

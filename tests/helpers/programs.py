@@ -127,25 +127,27 @@ def torchrun(program: str | Path, *args: str) -> list[str]:
     return [sys.executable, *launch, str(ROOT / program), *args]
 
 
-def run_as_two(args: list[str], cwd: Path, program: str | Path = "train.py") -> Result:
-    """Run a program, of the repository root or elsewhere, as two processes that are told of each
-    other as torchrun tells them, without the start of torchrun and of torch in each of them.
+def run_as_several(
+    args: list[str], cwd: Path, program: str | Path = "train.py", count: int = 2
+) -> Result:
+    """Run a program, of the repository root or elsewhere, as `count` processes that are told of
+    each other as torchrun tells them, without the start of torchrun and of torch in each of them.
 
-    The exit status is 0 if both have it; the output is that of the first one, then the other's.
+    The exit status is 0 if all have it; the output is that of the first one, then the others'.
     """
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    env = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     command = [sys.executable, str(ROOT / program), *map(str, args)]
 
-    def run(rank: str) -> tuple[int, str, str]:
-        own = environment(**env, RANK=rank, LOCAL_RANK=rank)
+    def run(rank: int) -> tuple[int, str, str]:
+        own = environment(**env, RANK=str(rank), LOCAL_RANK=str(rank))
         return nursery.start(command, cwd, own, None, timeout=120)
 
-    with ThreadPoolExecutor(2) as pool:
-        statuses, *said = zip(*pool.map(run, "01"))
+    with ThreadPoolExecutor(count) as pool:
+        statuses, *said = zip(*pool.map(run, range(count)))
     return Result(next(filter(None, statuses), 0), *("".join(texts) for texts in said))
 
 

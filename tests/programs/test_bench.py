@@ -9,7 +9,7 @@ import torch
 from helpers.programs import (
     assert_one_line_error,
     losses,
-    run_as_two,
+    run_as_several,
     run_program,
     train,
 )
@@ -112,7 +112,7 @@ def test_what_was_measured_is_kept_where_the_profile_is_cut(tmp_path, monkeypatc
 
 def test_two_processes_share_the_work(workplace, tmp_path):
     options = ["--dataset=meta", "--steps=2", f"--json={tmp_path / 'b.json'}"]
-    done = run_as_two([*TINY, *options], workplace, "bench.py")
+    done = run_as_several([*TINY, *options], workplace, "bench.py")
     assert done.rc == 0, done
     results = json.loads((tmp_path / "b.json").read_text())
     assert (results["processes"], results["tokens_per_step"]) == (2, 2 * 4 * 16)

@@ -15,7 +15,7 @@ from helpers.programs import (
     load,
     losses,
     metrics,
-    run_as_two,
+    run_as_several,
     run_command,
     run_program,
     train,
@@ -77,7 +77,7 @@ def test_two_processes_equal_one(name, workplace, tmp_path):
     options += ["--max_iters=6", "--eval_interval=6"]
     assert train(workplace, tmp_path / "one", *options).rc == 0
     words = [*TINY, "--dataset=meta", f"--out_dir={tmp_path / 'two'}", *options]
-    result = run_as_two(words, workplace)
+    result = run_as_several(words, workplace)
     assert result.rc == 0, result
     for (i, x), (_, y) in zip(losses(tmp_path / "one"), losses(tmp_path / "two")):
         assert x == pytest.approx(y, abs=1e-5), f"step {i}"

@@ -12,7 +12,7 @@ from helpers.programs import (
     ROOT,
     assert_one_line_error,
     losses,
-    run_as_two,
+    run_as_several,
     run_command,
     run_program,
 )
@@ -181,7 +181,7 @@ def test_training_takes_rows_as_they_are(chats, count):
         assert run_program([*run, "--out_dir=parts", *more.split()], chats).rc == 0
     assert losses(chats / "whole") == losses(chats / "parts")
     assert all(loss > 4 for _, loss in losses(chats / "whole"))  # that of a step without answers: 0
-    assert run_as_two([*run, "--out_dir=two", "--max_iters=6"], chats).rc == 0
+    assert run_as_several([*run, "--out_dir=two", "--max_iters=6"], chats).rc == 0
     for (_, one), (_, other) in zip(losses(chats / "whole"), losses(chats / "two"), strict=True):
         assert one == pytest.approx(other, abs=1e-5)
     report = ["--out_dir=whole", "--device=cpu", "--json=-"]

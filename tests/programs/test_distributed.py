@@ -17,7 +17,7 @@ from helpers.programs import (
     load,
     losses,
     metrics,
-    run_as_two,
+    run_as_several,
     run_command,
     snapshot,
     torchrun,
@@ -70,7 +70,7 @@ def test_two_processes_equal_one_also_when_one_goes_on(one, workplace, tmp_path)
     how many share it.
     """
     out = tmp_path / "run"
-    result = run_as_two(words(out, "--max_iters=10"), workplace)
+    result = run_as_several(words(out, "--max_iters=10"), workplace)
     assert result.rc == 0, result
     assert "2 processes (gloo)" in result.stdout
     assert result.stdout.count("iter 3: loss") == 1  # one process speaks
@@ -84,7 +84,7 @@ def test_a_run_of_one_goes_on_with_two(one, workplace, tmp_path):
     """And nanoGPT's settings for GPUs, backend=nccl in a config file, do no harm on a CPU."""
     out = tmp_path / "run"
     assert train(workplace, out, *SHARED, "--max_iters=10").rc == 0
-    result = run_as_two(words(out, "--init_from=resume", "--backend=nccl"), workplace)
+    result = run_as_several(words(out, "--init_from=resume", "--backend=nccl"), workplace)
     assert result.rc == 0, result
     assert_close(one, out)
 
@@ -146,7 +146,7 @@ def test_a_thread_of_the_first_process_writes_while_all_go_on(workplace, tmp_pat
     program, out, waits = (tmp_path / name for name in ("program.py", "run", "waits"))
     program.write_text(MEANWHILE.format(root=str(ROOT), waits=str(waits), full=full))
     options = ["--optimizer=muon", "--save_interval=2", "--keep_last=9", "--eval_interval=1000"]
-    result = run_as_two(words(out, *options, "--max_iters=9"), workplace, program)
+    result = run_as_several(words(out, *options, "--max_iters=9"), workplace, program)
     steps = {path.name for path in waits.glob("step_*.pt")}
     if full:
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -160,7 +160,7 @@ def test_a_thread_of_the_first_process_writes_while_all_go_on(workplace, tmp_pat
 
 
 def test_accumulation_must_be_divisible(workplace, tmp_path):
-    result = run_as_two(words(tmp_path / "run", "--gradient_accumulation_steps=3"), workplace)
+    result = run_as_several(words(tmp_path / "run", "--gradient_accumulation_steps=3"), workplace)
     assert result.rc != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert lines and "gradient_accumulation_steps=3 is not divisible by the 2" in lines[0], result
@@ -256,7 +256,7 @@ def test_processes_that_are_not_about_to_do_the_same(change, said, one, workplac
     for folder in (home / "run", home / "damaged" / "run"):
         torch.save(state, folder / "last.pt")
     before = snapshot(home / "run")
-    result = run_as_two(words(Path("run"), "--init_from=auto"), home, program)
+    result = run_as_several(words(Path("run"), "--init_from=auto"), home, program)
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.rc != 0 and len(lines) == 1 and said in lines[0], result
     assert snapshot(home / "run") == before and "iter " not in result.stdout, result

@@ -7,7 +7,7 @@ import runpy
 import pytest
 import torch
 from helpers.evaluated import BLOCK, runtime, tiny, write_bundle, write_questions
-from helpers.programs import ROOT, assert_one_line_error, run_as_two, run_program
+from helpers.programs import ROOT, assert_one_line_error, run_as_several, run_program
 from helpers.tiny_data import CHARS
 
 from bonsai.data.dataset import open_dataset
@@ -64,7 +64,7 @@ def test_checkpoints_side_by_side_alone_and_with_two_processes(runs, workplace, 
         assert f"{want['accuracy']:.2%}" in done.stdout
 
     target = tmp_path / "two.json"
-    two = run_as_two([*options, f"--json={target}"], workplace, "eval.py")
+    two = run_as_several([*options, f"--json={target}"], workplace, "eval.py")
     assert two.rc == 0, two
     both = json.loads(target.read_text())
     for key in ("losses", "choices"):

@@ -12,7 +12,7 @@ from helpers.programs import (
     load,
     losses,
     metrics,
-    run_as_two,
+    run_as_several,
     run_program,
     train,
 )
@@ -61,7 +61,7 @@ def test_two_processes_equal_one(workplace, tmp_path):
     one = train(workplace, tmp_path / "one", *options)
     assert one.rc == 0, one
     words = [*TINY, "--dataset=meta", *options, f"--out_dir={tmp_path / 'two'}", "--max_iters=10"]
-    two = run_as_two(words, workplace)
+    two = run_as_several(words, workplace)
     assert two.rc == 0, two
     more = train(workplace, tmp_path / "two", *options, "--init_from=resume")
     assert more.rc == 0, more

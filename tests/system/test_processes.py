@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from helpers.programs import environment, run_as_two, torchrun
+from helpers.programs import environment, run_as_several, torchrun
 
 from bonsai import ROOT
 from bonsai.system.errors import UserError
@@ -202,7 +202,7 @@ def test_what_two_processes_must_have_in_common(tmp_path):
     """Both say the same; and all that SAME names is tried."""
     program = tmp_path / "program.py"
     program.write_text(AGREE)
-    done = run_as_two([], tmp_path, program)
+    done = run_as_several([], tmp_path, program)
     assert done.rc == 0, done
     lines, host = done.stdout.splitlines(), socket.gethostname()
     for _, said in AGREEMENTS:

@@ -1,18 +1,15 @@
 """bonsai/training/muon.py: against torch's own Muon and AdamW, and one process against several."""
 
 import os
-import socket
-import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.programs import ROOT
+from helpers.programs import ROOT, run_as_several, run_program
 from helpers.settings import SETTINGS
 from helpers.waiting import Waiting
 
@@ -352,7 +349,7 @@ def test_state_moves_between_optimizers():
 
 # One process, and two or three that share the work: the same weights, the same saved state.
 WORKER = """
-import sys, torch
+import torch
 from bonsai.training.optimizers import build_optimizer
 from bonsai.training.settings import StepSettings
 from bonsai.system.runtime import setup
@@ -389,24 +386,15 @@ runtime.close()
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_work(world, tmp_path):
     """The others take the state that one process saved: whole, whatever their number."""
-
-    code = f"SETTINGS = {asdict(SETTINGS)}\n{WORKER}"
-
-    def start(out: Path, n: int, rank: int, port: int, *args: str) -> subprocess.Popen:
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        if n > 1:
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n)}
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        return subprocess.Popen([sys.executable, "-c", code, str(out), *args], env=env)
-
+    program = tmp_path / "program.py"
+    start = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nSETTINGS = {asdict(SETTINGS)}\n"
+    program.write_text(start + WORKER)
     alone, shared = tmp_path / "alone.pt", tmp_path / "shared.pt"
-    assert start(alone, 1, 0, 0).wait() == 0
+    done = run_program([alone], tmp_path, program=program)
+    assert done.rc == 0, done
     os.rename(f"{alone}.state", f"{shared}.state")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    processes = [start(shared, world, r, port, "keep") for r in range(world)]
-    assert [p.wait() for p in processes] == [0] * world
+    done = run_as_several([shared, "keep"], tmp_path, program, world)
+    assert done.rc == 0, done
     a, b = (torch.load(path, weights_only=True) for path in (alone, shared))
     assert a["norms"] == pytest.approx(b["norms"], rel=1e-4)
     for name in a["model"]:
