@@ -30,17 +30,12 @@ from bonsai.planning.costs import describe_size, meta_model
 from bonsai.planning.memory import GIB, LOWER, describe_memory, memory_errors
 from bonsai.planning.presets import FIELDS, find_preset
 from bonsai.planning.published import beside_published
+from bonsai.system.compiler import loading_compiler
+from bonsai.system.devices import device_name, memory_in_use, peak_flops
 from bonsai.system.errors import UserError, run
 from bonsai.system.processes import common_settings
 from bonsai.system.provenance import provenance
-from bonsai.system.runtime import (
-    Runtime,
-    device_name,
-    loading_compiler,
-    memory_in_use,
-    peak_flops,
-    setup,
-)
+from bonsai.system.runtime import Runtime, setup
 from bonsai.system.stopwatch import Stopwatch
 from bonsai.system.tables import spread
 from bonsai.training import breakdown

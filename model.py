@@ -602,7 +602,7 @@ class GPT(nn.Module):
     def estimate_mfu(self, fwdbwd_per_iter: int, dt: float, peak_flops: float = 312e12) -> float:
         """Share of peak_flops used by fwdbwd_per_iter rows of block_size tokens in dt seconds.
 
-        The default peak is an A100's in bf16, as in nanoGPT; runtime.peak_flops knows others.
+        The default peak is an A100's in bf16, as in nanoGPT; bonsai/system/devices.py knows others.
         """
         return self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / dt / peak_flops
 

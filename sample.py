@@ -43,9 +43,10 @@ from bonsai.engine.text import encode_start, find_tokenizer
 from bonsai.files.textfile import check_writable, text_or_file, whole_text
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import Loaded, find_source, load_model
+from bonsai.system.devices import DTYPES
 from bonsai.system.errors import UserError, end_if_told, heeded, run
 from bonsai.system.progress import ProgressBar
-from bonsai.system.runtime import DTYPES, Runtime, setup_inference
+from bonsai.system.runtime import Runtime, setup_inference
 from bonsai.tokenizers import Tokenizer, UnknownText
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.templates import find_template

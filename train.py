@@ -32,8 +32,9 @@ from bonsai.runs.earlier import set_aside, set_aside_newer, take_back
 from bonsai.runs.lock import RunLock
 from bonsai.runs.names import CKPT, LAST, remove_unfinished
 from bonsai.runs.restore import newer_weights
+from bonsai.system.compiler import loading_compiler
 from bonsai.system.errors import run
-from bonsai.system.runtime import Runtime, loading_compiler, setup
+from bonsai.system.runtime import Runtime, setup
 from bonsai.system.stopwatch import Stopwatch
 from bonsai.training.forecast import Forecast, tracked
 from bonsai.training.interrupts import Interrupts
@@ -137,7 +138,7 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
 
     # ---- data, model and optimizer: new, or those of the run that is resumed ----
     watch.lap("device")  # and the wait for other processes
-    with loading_compiler(runtime):  # torch.compile is imported in a thread meanwhile
+    with loading_compiler(runtime.compile):  # torch.compile is imported in a thread meanwhile
         start = begin(c, folder, runtime, watch.lap)
     watch.lap("imports")  # the wait for that thread
     runtime.check_agreement(lambda: start.in_common(c, runtime))

@@ -50,8 +50,9 @@ from bonsai.models.megabyte import Megabyte
 from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB
 from bonsai.system.caches import keep_fonts
+from bonsai.system.devices import memory_in_use, pick_device
 from bonsai.system.errors import UserError, run
-from bonsai.system.runtime import Runtime, memory_in_use, pick_device, setup
+from bonsai.system.runtime import Runtime, setup
 from bonsai.training.schedule import learning_rate_at, set_rates
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep

@@ -45,8 +45,9 @@ from bonsai.engine.cpu.pages import LargePages
 from bonsai.engine.cuda.steps import AT_ONCE
 from bonsai.models.loading import load_model
 from bonsai.models.table import build_model
+from bonsai.system.devices import DTYPES, cpu_computes_bfloat16
 from bonsai.system.errors import UserError, run
-from bonsai.system.runtime import DTYPES, Runtime, cpu_computes_bfloat16, setup, setup_inference
+from bonsai.system.runtime import Runtime, setup, setup_inference
 from configurator import Config, configure, refuse_idle, resolve_path
 
 # -----------------------------------------------------------------------------

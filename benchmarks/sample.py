@@ -23,8 +23,8 @@ from benchmarks.harness import Peer, Results, in_turn, spread
 from benchmarks.track import launch
 from bonsai import ROOT
 from bonsai.models.table import build_model
+from bonsai.system.devices import pick_device
 from bonsai.system.errors import run
-from bonsai.system.runtime import pick_device
 from configurator import configure, resolve_path
 
 # -----------------------------------------------------------------------------

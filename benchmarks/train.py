@@ -30,8 +30,9 @@ from bonsai.data.batches import Batches, prefetch
 from bonsai.data.dataset import Dataset, Mixture, Split
 from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB, out_of_memory
+from bonsai.system.devices import DTYPES, peak_flops, pick_device, pick_dtype
 from bonsai.system.errors import run
-from bonsai.system.runtime import DTYPES, Runtime, peak_flops, pick_device, pick_dtype, setup
+from bonsai.system.runtime import Runtime, setup
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
 from bonsai.training.timing import TimedSteps, time_steps

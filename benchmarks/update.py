@@ -28,8 +28,9 @@ from benchmarks.harness import Results, in_turn, known, seconds_of, spread, tabl
 from bonsai.models.kernels import to_device
 from bonsai.models.table import build_model
 from bonsai.planning import recipe
+from bonsai.system.devices import pick_device
 from bonsai.system.errors import run
-from bonsai.system.runtime import Runtime, pick_device, setup
+from bonsai.system.runtime import Runtime, setup
 from bonsai.training.muon import Muon
 from bonsai.training.optimizers import build_optimizer, clip_gradients
 from bonsai.training.settings import StepSettings

@@ -58,6 +58,7 @@ def test_bonsai_takes_arguments_only(path):
     } & {"sys.argv", "os.environ", "os.getenv"}
     allowed = {
         "runtime.py": {"os.environ"},  # torchrun's
+        "compiler.py": {"os.environ"},  # which compilers torch.compile will run
         "processes.py": {"os.environ"},  # torchrun's and other launchers'
         "errors.py": {"os.environ"},  # where torchrun looks for the cause of an end
         "caches.py": {"os.environ"},  # where this user keeps them

@@ -28,8 +28,9 @@ from bonsai.engine.text import start_tokens
 from bonsai.evaluation.likelihood import ending_scores
 from bonsai.files.yamlfile import read_yaml
 from bonsai.runs.schema import brief, is_number, is_whole
+from bonsai.system.devices import DTYPES
 from bonsai.system.errors import UserError
-from bonsai.system.runtime import DTYPES, Runtime
+from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.jinja import jinja

@@ -14,8 +14,8 @@ from dataclasses import asdict, fields, replace
 import torch
 from torch.nn import functional as F
 
+from bonsai.system.devices import DTYPES
 from bonsai.system.errors import UserError
-from bonsai.system.runtime import DTYPES
 from model import GPTConfig
 
 # Fields that a class need not have: they matter only in training, or only together with another

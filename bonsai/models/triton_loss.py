@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bonsai.system.runtime import FUSED
+from bonsai.system.compiler import FUSED
 
 PROGRAMS = 64  # per multiprocessor, of which two or so are there at a time
 BLOCK = 8192  # logits that a program reads at a time, 32 bytes per thread

@@ -11,7 +11,7 @@ import torch
 from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB, training_bytes
 from bonsai.planning.scaling import APPROACH_1, CHINCHILLA, fit_power_law
-from bonsai.system.runtime import peak_flops_by_name
+from bonsai.system.devices import peak_flops_by_name
 from bonsai.system.tables import table
 
 PARTS = {  # name of a module -> what to call it

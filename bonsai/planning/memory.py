@@ -8,9 +8,10 @@ import torch
 
 from bonsai.models.head_loss import most_logits
 from bonsai.models.loss_kernel import HALF, has_kernel
+from bonsai.system.devices import DTYPES
 from bonsai.system.errors import UserError, short_of_memory
 from bonsai.system.host_memory import available_bytes
-from bonsai.system.runtime import DTYPES, Runtime
+from bonsai.system.runtime import Runtime
 
 GIB = 2**30
 

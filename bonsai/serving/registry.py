@@ -13,9 +13,10 @@ from bonsai.engine.text import find_tokenizer, start_tokens
 from bonsai.files.textfile import whole_text
 from bonsai.models.kernels import to_device
 from bonsai.models.loading import load_model
+from bonsai.system.devices import DTYPES
 from bonsai.system.errors import UserError
 from bonsai.system.paths import resolve_path
-from bonsai.system.runtime import DTYPES, Runtime
+from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.chat import ChatTemplate
 from bonsai.tokenizers.templates import find_template

@@ -9,7 +9,7 @@ import torch
 
 from bonsai import __version__
 from bonsai.system.commit import code_checksum, commit
-from bonsai.system.runtime import device_name
+from bonsai.system.devices import device_name
 
 
 def versions() -> dict[str, str]:

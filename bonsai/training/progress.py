@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
-from bonsai.system.runtime import peak_flops
+from bonsai.system.devices import peak_flops
 from bonsai.system.stopwatch import Stopwatch
 from bonsai.training.step import TrainingStep
 

@@ -22,9 +22,10 @@ from bonsai.planning.depth import compute_optimal
 from bonsai.planning.memory import describe_memory
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import crop_moments
+from bonsai.system.devices import peak_flops
 from bonsai.system.errors import UserError
 from bonsai.system.processes import common_settings, weights_checksum
-from bonsai.system.runtime import Runtime, peak_flops
+from bonsai.system.runtime import Runtime
 from bonsai.training.forecast import describe_cost
 from bonsai.training.optimizers import load_optimizer_state
 from bonsai.training.progress import Progress

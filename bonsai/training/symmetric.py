@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from bonsai.system.compiler import FUSED
 from bonsai.system.errors import one_line
-from bonsai.system.runtime import FUSED
 from bonsai.training.muon import plain_product
 
 

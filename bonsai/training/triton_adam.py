@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bonsai.system.runtime import FUSED
+from bonsai.system.compiler import FUSED
 
 CHUNK = 8192  # numbers that a program updates
 BLOCK = 1024  # numbers that it has in registers at a time, 8 per thread

@@ -14,7 +14,7 @@ import model
 from bonsai.engine import ON_FULL
 from bonsai.models.spacebyte import BOUNDARIES
 from bonsai.models.table import CONFIGS
-from bonsai.system import runtime
+from bonsai.system import devices
 from bonsai.system.errors import UserError
 from bonsai.system.values import COMMAND_LINE, RANGE, WORDS, Setting, in_range
 from bonsai.training.trackers import TRACKERS
@@ -92,7 +92,7 @@ def test_the_words_are_those_of_the_code():
     every = settings()
     for where, setting in every.items():
         if where[1] == "dtype":
-            assert setting.words == ["auto", *runtime.DTYPES], where
+            assert setting.words == ["auto", *devices.DTYPES], where
     assert every["train.py", "tracker"].words == list(TRACKERS)
     assert sorted(every["sample.py", "on_full"].words) == sorted(ON_FULL)
     assert every["train.py", "lr_schedule"].words == ["cosine", "trapezoid"]

@@ -19,7 +19,7 @@ from helpers.every_program import WORK, make_place, start, words_for
 from bonsai.data import writer
 from bonsai.engine.cpu import native
 from bonsai.runs import lock
-from bonsai.system.runtime import memory_in_use
+from bonsai.system.devices import memory_in_use
 
 MODULES = "fcntl resource termios tty pty pwd grp readline syslog"
 OF_OS = """

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from bonsai.engine.cuda.layers import FOLLOWS, Heads, NormLayer, Product
-from bonsai.system.runtime import FUSED
+from bonsai.system.compiler import FUSED
 
 # The most rows for which each row has its own programs: the second reads the weights from the cache
 ALONE = 2

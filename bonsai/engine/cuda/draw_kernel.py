@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from bonsai.system.compiler import FUSED
 from bonsai.system.hashing import GAMMA
-from bonsai.system.runtime import FUSED
 
 LANES, WARPS = 4096, 32  # the most of keep_kernel
 SIZES = (256, 1024)  # tokens among which a program draws; only two sizes, as each is compiled
