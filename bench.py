@@ -152,7 +152,7 @@ def measure(c: Config, runtime: Runtime, watch: Stopwatch) -> tuple[TimedSteps, 
         c["vocab_size"] = data.model_vocab_size
     watch.lap("data")
     torch.manual_seed(c.seed)
-    with loading_compiler(runtime):
+    with loading_compiler(runtime.compile):
         model = build_model(c.model, c, runtime.device).to(runtime.device)
         watch.lap("model")
     watch.lap("imports")  # the wait for the thread that imports torch.compile
