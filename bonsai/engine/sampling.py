@@ -5,6 +5,7 @@ with a state, so what a request draws depends neither on its neighbours nor on t
 """
 
 import copy
+import functools
 import random
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -83,11 +84,26 @@ class Row:
     def __post_init__(self) -> None:
         # of both: seed + row would give row 1 of seed 1 the noise of row 0 of seed 2
         self.key = random.Random(f"{self.params.seed} {self.row}").getrandbits(64)
+        self._counts: dict[int, int] = {}  # of the first `_counted` tokens
+        self._counted = 0
+
+    def counts(self) -> dict[int, int]:
+        """How often each token occurs in the answer. Called at every step, it counts only what is
+        new: an answer may have a hundred thousand tokens."""
+        for token in self.tokens[self._counted :]:
+            self._counts[token] = self._counts.get(token, 0) + 1
+        self._counted = len(self.tokens)
+        return self._counts
+
+    @functools.cached_property
+    def of_prompt(self) -> frozenset[int]:
+        """The tokens that occur in the prompt."""
+        return frozenset(self.prompt)
 
     def extended(self, tokens: Sequence[int]) -> "Row":
         """A copy of the row with more tokens."""
         row = copy.copy(self)
-        row.tokens = [*self.tokens, *tokens]
+        row.tokens, row._counts = [*self.tokens, *tokens], dict(self._counts)
         return row
 
 
@@ -123,12 +139,10 @@ def adjust(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     for i, row in enumerate(rows):
         p = row.params
         edits = []
-        if p.repetition_penalty != 1 and (seen := {*row.prompt, *row.tokens}):
+        if p.repetition_penalty != 1 and (seen := {*row.of_prompt, *row.counts()}):
             edits.append((list(seen), None))
         if (p.presence_penalty or p.frequency_penalty) and row.tokens:
-            counts: dict[int, int] = {}
-            for token in row.tokens:
-                counts[token] = counts.get(token, 0) + 1
+            counts = row.counts()
             less = [-p.presence_penalty - p.frequency_penalty * c for c in counts.values()]
             edits.append((list(counts), less))
         if p.logit_bias:

@@ -184,6 +184,28 @@ def test_impossible_settings_say_so_at_once(settings, says):
         SamplingParams(**settings)
 
 
+class NeverWalked(list):
+    def __iter__(self):
+        raise AssertionError("a step has walked through the whole text")
+
+
+def test_penalties_count_a_long_text_once():
+    """Also beside rows that go on from it with guesses."""
+    params = SamplingParams(repetition_penalty=1.7, presence_penalty=0.5, frequency_penalty=0.3)
+    rng, text = random.Random(1), []
+    logits = torch.randn(1, 9, generator=torch.Generator().manual_seed(1))
+    plain, long = Row([1, 2], params), Row([1, 2], params, 0, NeverWalked())
+    for _ in range(30):
+        text.append(rng.randrange(9))
+        plain.tokens.append(text[-1])
+        long.tokens.append(text[-1])
+        guesses = [rng.randrange(9) for _ in range(2)]
+        ahead = plain.extended(guesses)
+        for row, tokens in ((long, text), (ahead, text + guesses), (plain, text)):
+            (want,) = [reference_logits(x, [1, 2], tokens, params) for x in logits.tolist()]
+            torch.testing.assert_close(adjust(logits, [row]), torch.tensor([want]))
+
+
 def test_a_row_behind_more_tokens_is_another_row():
     row = Row((1, 2), SamplingParams(seed=4), 3, [7])
     later = row.extended([8, 9])
