@@ -445,7 +445,8 @@ class GPT(nn.Module):
 
         The order of the draws is part of the contract: the same seed gives nanoGPT's weights. So
         weights that start at 0 are drawn, too, because the draws after them depend on it. Not drawn
-        are those at the end of the order, and the tables, which nanoGPT does not have.
+        are those at the end of the order, and the tables, which nanoGPT does not have. It is for a
+        new model: gains of norms stay 1, and tables 0, as they were made. To begin anew, make one.
         """
         c = self.config
         draws: list[tuple[nn.Parameter, float]] = []  # (weights, standard deviation)
