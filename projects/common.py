@@ -18,8 +18,8 @@ from bonsai.runs.restore import load_checkpoint, run_checkpoint
 from bonsai.system.caches import keep_fonts
 from bonsai.system.errors import UserError, end_if_told
 from bonsai.system.values import COMMAND_LINE, Setting
+from bonsai.training.inherited import OF_THE_COMMAND
 from bonsai.training.interrupts import SIGNALS
-from bonsai.training.start import OF_THE_COMMAND
 
 # options that do not change what a run has learnt; data are compared by their content
 UNCHANGED = {"dataset", "save_interval", "eval_interval", "eval_iters", "log_interval", "keep_last"}

@@ -3,7 +3,7 @@
 An optimizer is one function and one line in OPTIMIZERS. The function takes (model, c, runtime),
 where c are train.py's settings or a StepSettings, and returns a torch.optim.Optimizer whose step
 needs no closure. A setting of its own is a line in train.py and one in settings.py beside this
-file; that others are without effect is said by ONLY_WITH in start.py.
+file; that others are without effect is said by ONLY_WITH in settings.py.
 
 - Each of its groups has a learning rate, which the schedule changes in proportion to learning_rate.
 - bonsai/training/step.py leaves out steps whose gradient is not finite, and clips gradients, unless

@@ -1,13 +1,11 @@
 """How a training run begins: with new weights, where it stopped, or with another model's weights.
 
-Settings that the command leaves out are taken from the weights: the architecture and its fields
-wherever they come from, and all other settings, too, if a run is resumed. A setting that the
-command gives and that does not fit the weights is an error.
+Which settings are the weights' and which the command's: inherited.py.
 """
 
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,7 +15,7 @@ from bonsai.data.batches import Batches
 from bonsai.data.dataset import Mixture
 from bonsai.models.fit import check_fit
 from bonsai.models.loading import RUN_FIELDS, Loaded, load_model
-from bonsai.models.table import CONFIGS, MODELS, build_model
+from bonsai.models.table import MODELS, build_model
 from bonsai.planning.depth import compute_optimal
 from bonsai.planning.memory import describe_memory
 from bonsai.runs.names import resumable
@@ -27,34 +25,15 @@ from bonsai.system.errors import UserError
 from bonsai.system.processes import common_settings, weights_checksum
 from bonsai.system.runtime import Runtime
 from bonsai.training.forecast import describe_cost
+from bonsai.training.inherited import changed_settings, defaults_of, fit_model, take_settings
 from bonsai.training.optimizers import load_optimizer_state
 from bonsai.training.progress import Progress
-from bonsai.training.schedule import check_further
+from bonsai.training.settings import check_settings, schedule_notes
 from bonsai.training.trackers import tracker_name
-
-# never taken from a checkpoint: where a run is, on what machine, and what it is to do this time
-OF_THE_COMMAND = ("out_dir", "init_from", "eval_only", "other_tokenizer", "wandb_run_name")
-OF_THE_COMMAND += ("device", "dtype", "compile", "backend")
 
 # the settings that decide which windows of a pass over the data have been seen at a step
 ACCUMULATES = "gradient_accumulation_steps"
-PASS = ("batch_size", ACCUMULATES, "block_size", "batch_ramp", "seed")
-PASS += ("batch_order",)
-
-ONLY_WITH = {  # settings that have an effect only if another one has this value
-    ("optimizer", "muon"): (
-        "embedding_lr table_decay head_lr scalar_lr momentum momentum_warmup neuron_beta "
-        "cautious_decay"
-    ),
-    ("decay_lr", True): "lr_schedule warmup_iters lr_decay_iters min_lr cooldown",
-    ("position", "rope"): "rope_base",
-}
-NOT_WITH = {  # settings that have no effect if another one has this value
-    ("lr_schedule", "cosine"): "cooldown",
-    ("attention_window", 0): "window_pattern",
-    ("dtype", "float32"): "bfloat16_stream",
-    ("dtype", "float16"): "bfloat16_stream",
-}
+PASS = ("batch_size", ACCUMULATES, "block_size", "batch_ramp", "seed", "batch_order")
 
 
 @dataclass
@@ -207,50 +186,6 @@ def fit_rows(c, data: Mixture, loaded: Loaded | None) -> str:
     return f"block_size = {row - 1}, as the data have rows of {row} tokens"
 
 
-def check_settings(c, world_size: int) -> None:
-    """Raise UserError for settings that clash."""
-    if c.gradient_accumulation_steps % world_size:
-        raise UserError(
-            f"gradient_accumulation_steps={c.gradient_accumulation_steps} is not divisible by the "
-            f"{world_size} processes: use a multiple of {world_size}"
-        )
-    check_further(c)
-    if c.batch_ramp and c.gradient_accumulation_steps % (4 * world_size):
-        raise UserError(
-            f"batch_ramp begins with a quarter of gradient_accumulation_steps="
-            f"{c.gradient_accumulation_steps}: use a multiple of {4 * world_size}"
-        )
-
-
-def schedule_notes(c) -> list[str]:
-    """Lines about a learning rate schedule that is odd, and settings that have no effect."""
-    notes = []
-    if c.decay_lr and c.lr_decay_iters < c.max_iters:
-        notes.append(
-            f"from step {c.lr_decay_iters:,} (lr_decay_iters) to {c.max_iters:,} (max_iters) the "
-            f"learning rate is min_lr={c.min_lr:g}"
-        )
-    elif c.decay_lr and c.lr_decay_iters > c.max_iters > 0:
-        notes.append(
-            f"the run ends at step {c.max_iters:,} (max_iters), before the learning rate is at "
-            f"min_lr={c.min_lr:g}: at step {c.lr_decay_iters:,} (lr_decay_iters)"
-        )
-    if c.decay_lr and c.warmup_iters >= c.max_iters > 0:
-        notes.append(
-            f"warm-up (warmup_iters={c.warmup_iters:,}) is as long as the run or longer "
-            f"(max_iters={c.max_iters:,}): learning_rate={c.learning_rate:g} is never reached"
-        )
-    if c.decay_lr and c.min_lr > c.learning_rate:
-        notes.append(
-            f"min_lr={c.min_lr:g} is above learning_rate={c.learning_rate:g}: the rate rises to it"
-        )
-    for (name, value), words in (ONLY_WITH | NOT_WITH).items():
-        idle = [word for word in words.split() if word in c.given]
-        if idle and (c[name] == value) == ((name, value) in NOT_WITH):
-            notes.append(f"without effect, as {name}={c[name]}: {', '.join(idle)}")
-    return notes
-
-
 def new_model(c, data: Mixture, device: torch.device) -> Start:
     """A model with random weights, for the vocabulary of the data unless vocab_size is given."""
     torch.manual_seed(c.seed)
@@ -312,95 +247,3 @@ def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start
             )
     start.notes.insert(0, note)
     return start
-
-
-def take_settings(c, before: dict, source: str) -> None:
-    """Take the settings that the command leaves out from `before`, those of the run that goes on.
-
-    source: its checkpoint, for messages.
-    """
-    used = before.get("optimizer", "adamw")  # nanoGPT's checkpoints do not say
-    if "optimizer" in c.given and c.optimizer != used:
-        advice = shlex.quote(f"--init_from={source}")
-        raise UserError(
-            f"{source} was trained with another optimizer, {used}: leave optimizer={c.optimizer} "
-            f"out, or start from its weights alone, {advice}"
-        )
-    normuon = "neuron_beta" in c.given and c.neuron_beta
-    if used == "muon" and normuon and not before.get("neuron_beta"):
-        advice = shlex.quote(f"--init_from={source}")
-        raise UserError(
-            f"{source} was trained without neuron_beta: set neuron_beta=0, or start from its "
-            f"weights alone, {advice}"
-        )
-    for name, value in before.items():
-        if name in (*c.given, *OF_THE_COMMAND, "model") or name not in c.defaults:
-            continue
-        if type(value) is type(c.defaults[name]):
-            setting = getattr(c, "settings", {}).get(name)
-            if setting and (fault := setting.fault(value)):
-                raise UserError(f"{source} was trained with {name}={value!r:.60}, which {fault}")
-            c[name] = value
-
-
-def fit_model(c, loaded: Loaded) -> None:
-    """Set the settings of the model to the loaded one's. Raises UserError for one that the command
-    gives and that the weights cannot follow."""
-    model, config = loaded.model, vars(loaded.model.config)
-    given = [name for name in c if name in c.given]  # in the order of their declaration
-    if "model" in given and c.model != loaded.name:
-        raise UserError(
-            f"{loaded.source} is a {loaded.name}, not a {c.model}: leave --model={c.model} out"
-        )
-    others = set()  # fields of the architecture in `c` that the loaded one does not have
-    if c.model in CONFIGS:
-        others = {f.name for f in fields(CONFIGS[c.model])} - config.keys()
-    for name in given:
-        if name in others:
-            raise UserError(
-                f"{loaded.source} is a {loaded.name}, which has no {name}: leave it out"
-            )
-        if name not in config or name in RUN_FIELDS or c[name] == config[name]:
-            continue
-        if name == "block_size" and c.block_size < config[name]:
-            try:
-                model.crop_block_size(c.block_size)
-            except ValueError as e:
-                raise UserError(e) from None
-            continue
-        if name == "block_size" and loaded.name == "gpt" and model.config.position != "learned":
-            model.config.block_size = c.block_size  # no part of it is as long as the context
-            continue
-        has = f"has {name}={config[name]}"
-        if name == "block_size":
-            has = f"has a context of {config[name]}"
-        raise UserError(
-            f"{loaded.source} {has}, so {name}={c[name]} cannot be: leave it out, or train a new "
-            "model with --init_from=scratch"
-        )
-    for name in others:
-        c.pop(name, None)
-    c["model"] = loaded.name
-    for name, value in config.items():
-        c[name] = value
-        c.defaults.setdefault(name, value)
-
-
-def defaults_of(c, model: nn.Module) -> dict:
-    """Defaults of the settings that the command gives, except for fields that the weights fix.
-
-    They stand in for settings that a checkpoint does not have, because it is nanoGPT's or older
-    than the setting: its run trained with what is the default now.
-    """
-    fixed = vars(model.config).keys() - set(RUN_FIELDS)
-    return {k: c.defaults[k] for k in c.defaults if k in c.given and k not in fixed}
-
-
-def changed_settings(before: dict, now: dict) -> str:
-    """What differs in a resumed run from before, as '; changed: batch_size 64 -> 32'; or ''."""
-    changed = [
-        f"{k} {before[k]} -> {v}"
-        for k, v in now.items()
-        if k in before and before[k] != v and k not in (*OF_THE_COMMAND, "max_iters")
-    ]
-    return f"; changed: {', '.join(changed)}" if changed else ""

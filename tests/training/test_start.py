@@ -1,17 +1,15 @@
 """bonsai/training/start.py: what a run begins from, called from Python as in a notebook."""
 
-import ast
 import json
 import math
-import signal
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from helpers.programs import GOLDEN, TINY, load, losses, metrics, program_module
+from helpers.programs import GOLDEN, load, losses, metrics, program_module
 from helpers.tiny_data import make_dataset, write_meta
 from helpers.tiny_model import tiny
+from helpers.train_in_process import MODELS, SMALL
 
 from bonsai.models.export import export_hugging_face, portable
 from bonsai.models.loading import Loaded, load_model
@@ -20,52 +18,6 @@ from bonsai.system.errors import UserError
 from bonsai.tokenizers import from_dict
 from bonsai.training import optimizers as optim
 from bonsai.training import report, trackers
-from bonsai.training.start import schedule_notes
-from configurator import Config
-
-
-def literal(text: str):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-SMALL = {k: literal(v) for k, v in (word[2:].split("=") for word in TINY)}
-SMALL |= dict(n_layer=1, n_embd=16, eval_interval=2, dropout=0.0, gradient_accumulation_steps=1)
-MACHINE = dict(device="cpu", dtype="float32", compile=False)  # of the command, not of the run
-MODELS = {
-    "gpt": {},
-    "muon": dict(optimizer="muon", n_kv_head=1, position="rope"),
-    "megabyte": dict(model="megabyte", patch_size=4, local_layer=1, local_embd=16, local_head=2),
-    "spacebyte": dict(
-        model="spacebyte", local_window=8, local_layer=2, local_embd=16, local_head=2
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    return program_module("train.py")
-
-
-@pytest.fixture
-def train(program, workplace, monkeypatch):
-    """train.main with these settings alone, in the workplace."""
-    monkeypatch.chdir(workplace)
-    monkeypatch.setattr(report, "plot_loss", lambda folder: None)  # not the subject
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def main(out, *parts: dict, **settings) -> int:
-        together = {"dataset": "meta", **MACHINE}
-        for part in (*parts, settings):
-            together |= part
-        return program.main(out_dir=str(out), **together)
-
-    yield main
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
 
 # ---- from Python ----
 
@@ -81,31 +33,7 @@ def test_a_second_call_inherits_nothing(train, tmp_path, capsys):
         train(tmp_path / "d", SMALL, dataset="nosuch")
 
 
-# ---- what a checkpoint says, and what a command says ----
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_what_a_command_leaves_out_is_the_checkpoints(train, tmp_path, name):
-    out, tuned = tmp_path / "run", tmp_path / "tuned"
-    assert train(out, SMALL, MODELS[name], max_iters=2) == 0
-    before = load(out / "last.pt")
-    assert train(out, init_from="resume", max_iters=4) == 0
-    assert train(tuned, init_from=str(out / "ckpt.pt"), max_iters=1, batch_size=2) == 0
-    for folder, steps in ((out, 4), (tuned, 1)):
-        loaded = load_model("resume", folder)
-        assert loaded.checkpoint["iter_num"] == steps
-        assert loaded.name == before["model_name"] == loaded.config["model"]
-        assert loaded.checkpoint["model_config"] == before["model_config"]
-        fields = {k: loaded.config[k] for k in before["model_config"]}
-        assert fields == before["model_config"]  # config.json says so too
-    again = load(out / "last.pt")["config"]
-    changed = {k for k in again if again[k] != before["config"][k]}
-    assert changed <= {"max_iters"}  # lr_decay_iters was given, apart from max_iters; and what the
-    assert load(tuned / "last.pt")["config"]["init_from"] == str(out / "ckpt.pt")  # run began from
-    assert train(tuned, init_from="resume", max_iters=2) == 0
-    kept = json.loads((tuned / "config.json").read_text())
-    assert kept["init_from"] == load(tuned / "last.pt")["config"]["init_from"]
-    assert kept["init_from"] == str(out / "ckpt.pt")
+# ---- runs that go on ----
 
 
 def test_the_config_json_of_a_run_makes_it_again(train, tmp_path):
@@ -115,89 +43,6 @@ def test_the_config_json_of_a_run_makes_it_again(train, tmp_path):
     settings.pop("out_dir")
     assert train(tmp_path / "b", settings) == 0
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
-
-
-def test_a_setting_of_which_an_older_run_knows_nothing_has_changed_if_it_is_given(
-    train, tmp_path, capsys
-):
-    """Say one that a config file has got since then."""
-    out, new = tmp_path / "run", dict(table_decay=0.002, batch_order="epoch", bfloat16_stream=True)
-    says = ["table_decay 0.0 -> 0.002", "random -> epoch", "bfloat16_stream False -> True"]
-    assert train(out, SMALL, MODELS["muon"], max_iters=1) == 0
-    state = load(out / "last.pt")
-    for name in new:
-        del state["config"][name]
-    del state["model_config"]["bfloat16_stream"]  # of the model, but no matter of its weights
-    for number, given in enumerate(({}, new)):
-        older = tmp_path / f"older{number}"  # with no other checkpoint
-        older.mkdir()
-        torch.save(state, older / "last.pt")
-        capsys.readouterr()
-        given = {**SMALL, **MODELS["muon"], **given}
-        assert train(older, given, init_from="resume", max_iters=2) == 0
-        line = next(x for x in capsys.readouterr().out.splitlines() if "weights from" in x)
-        assert "step 1" in line and [w in line for w in ("changed", *says)] == 4 * [number == 1]
-
-
-def test_only_what_could_have_been_meant_is_said_to_be_left_out(train, tmp_path, capsys):
-    """The vocabulary is the data's, so a command that repeats a run's settings leaves out none."""
-    out, others = tmp_path / "run", {k: v for k, v in SMALL.items() if k != "batch_size"}
-    assert train(out, SMALL, max_iters=1) == 0
-    capsys.readouterr()
-    for settings, listed in ((SMALL, []), (others, [f"batch_size={SMALL['batch_size']}"])):
-        assert train(out, settings, init_from="resume", max_iters=1) == 0
-        lines = capsys.readouterr().out.splitlines()
-        said = [line for line in lines if "left out" in line]
-        assert said == [f"settings that were left out: {word}" for word in listed]
-    assert train(tmp_path / "wide", SMALL, max_iters=1, vocab_size=40) == 0
-    capsys.readouterr()
-    assert train(tmp_path / "wide", SMALL, init_from="resume", max_iters=1) == 0
-    assert "left out: vocab_size=40\n" in capsys.readouterr().out  # not the data's
-
-
-@pytest.fixture(scope="module")
-def finished(program, workplace, tmp_path_factory):
-    out = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workplace)
-        settings = {**SMALL, "max_iters": 1, "dataset": "meta"}
-        assert program.main(out_dir=str(out), **settings) == 0
-    return out
-
-
-@pytest.mark.parametrize("how", ["resume", "ckpt.pt"])
-@pytest.mark.parametrize(
-    "given, hints",
-    [
-        (dict(n_layer=4), ["has n_layer=1", "n_layer=4 cannot be"]),
-        (dict(n_embd=32, n_head=2), ["has n_embd=16"]),
-        (dict(block_size=64), ["a context of 16", "block_size=64"]),
-        (dict(bias=True), ["has bias=False"]),
-        (dict(position="rope"), ["has position=learned"]),
-        (dict(vocab_size=50304), ["has vocab_size=30"]),
-        (dict(model="megabyte"), ["is a gpt, not a megabyte"]),
-    ],
-)
-def test_given_and_impossible_is_an_error(train, finished, tmp_path, how, given, hints):
-    init_from = how if how == "resume" else str(finished / how)
-    before = (finished / "last.pt").read_bytes()
-    with pytest.raises(UserError) as e:
-        train(finished if how == "resume" else tmp_path, init_from=init_from, max_iters=2, **given)
-    for hint in hints:
-        assert hint in str(e.value)
-    assert (finished / "last.pt").read_bytes() == before
-
-
-def test_the_other_optimizer_is_an_error(train, finished):
-    with pytest.raises(UserError, match="other optimizer, adamw: leave optimizer=muon"):
-        train(finished, init_from="resume", max_iters=2, optimizer="muon")
-
-
-def test_a_mean_that_the_optimizer_has_not_kept_is_an_error(train, tmp_path):
-    assert train(tmp_path, SMALL, optimizer="muon", max_iters=1) == 0
-    with pytest.raises(UserError, match="was trained without neuron_beta: set neuron_beta=0, or"):
-        train(tmp_path, init_from="resume", max_iters=2, neuron_beta=0.9)
-    assert train(tmp_path, init_from="resume", max_iters=2, neuron_beta=0.0) == 0
 
 
 @pytest.mark.parametrize("again, id", [("wandb", "its"), ("", "its"), ("tensorboard", None)])
@@ -219,35 +64,6 @@ def test_a_tracker_that_is_not_there_moves_no_run(train, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="tracker=wandb needs wandb: pip install wandb"):
         train(tmp_path, SMALL, max_iters=1, tracker="wandb")
     assert (tmp_path / "last.pt").is_file() and not (tmp_path / "earlier").exists()
-
-
-def test_a_shorter_context_crops_and_the_default_does_not(train, finished, tmp_path):
-    for given, expected in ((dict(block_size=8), 8), ({}, 16)):
-        out = tmp_path / str(expected)
-        assert train(out, init_from=str(finished), max_iters=1, batch_size=2, **given) == 0
-        assert load(out / "last.pt")["model_config"]["block_size"] == expected
-
-
-@pytest.mark.parametrize("position", ["rope", "sinusoidal", "none"])
-@pytest.mark.parametrize("how", ["resume", "ckpt.pt"])
-def test_a_context_without_a_table_of_positions_can_be_made_longer(train, tmp_path, position, how):
-    out = tmp_path / "run"
-    assert train(out, SMALL, position=position, max_iters=1) == 0
-    source, again = (how, out) if how == "resume" else (str(out / how), tmp_path / "longer")
-    assert train(again, init_from=source, block_size=40, batch_size=2, max_iters=2) == 0
-    longer = load_model(str(again)).model
-    assert longer.config.block_size == 40
-    ids = torch.arange(80).view(2, 40) % 30
-    with torch.no_grad():
-        assert longer(ids, ids)[1].isfinite()
-
-
-def test_dropout_is_the_checkpoints_unless_given(train, tmp_path):
-    assert train(tmp_path, SMALL, dropout=0.25, max_iters=1) == 0
-    assert train(tmp_path, init_from="resume", max_iters=2) == 0
-    assert load(tmp_path / "last.pt")["model_config"]["dropout"] == 0.25
-    assert train(tmp_path, init_from="resume", max_iters=3, dropout=0.5) == 0
-    assert load(tmp_path / "last.pt")["model_config"]["dropout"] == 0.5
 
 
 # ---- the learning rate's length ----
@@ -285,51 +101,6 @@ def test_tokens_are_counted_through_a_change_of_the_batch(train, tmp_path):
     tokens = {row["iter"]: row["tokens"] for row in metrics(out) if "tokens" in row}
     first, second = 2 * rows * width, 2 * SMALL["gradient_accumulation_steps"] * width
     assert tokens == {0: 0, 2: first, 4: first + second, 6: first + second + second // 2}
-
-
-BASE = dict(
-    decay_lr=True, lr_decay_iters=9, max_iters=9, min_lr=0.0, warmup_iters=0, learning_rate=1e-3
-)
-BASE |= dict(optimizer="adamw", lr_schedule="cosine", momentum=0.9, cooldown=0.4)
-BASE |= dict(position="learned", attention_window=0)
-
-
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({}, []),
-        (dict(warmup_iters=9), ["learning_rate=0.001 is never reached"]),
-        (dict(min_lr=2e-3), ["min_lr=0.002 is above learning_rate=0.001: the rate rises to it"]),
-        (dict(min_lr=1e-3), []),
-        (dict(momentum=0.8), ["without effect, as optimizer=adamw: momentum"]),
-        (dict(momentum=0.8, optimizer="muon"), []),
-        (dict(neuron_beta=0.9), ["without effect, as optimizer=adamw: neuron_beta"]),
-        (dict(table_decay=0.1), ["without effect, as optimizer=adamw: table_decay"]),
-        (dict(cooldown=0.5), ["without effect, as lr_schedule=cosine: cooldown"]),
-        (dict(cooldown=0.5, lr_schedule="of one's own"), []),
-        (dict(decay_lr=False, min_lr=1e-4), ["without effect, as decay_lr=False: min_lr"]),
-        (dict(rope_base=5e5), ["without effect, as position=learned: rope_base"]),
-        (dict(rope_base=5e5, position="rope"), []),
-        (dict(window_pattern="DL"), ["without effect, as attention_window=0: window_pattern"]),
-        (dict(window_pattern="DL", attention_window=8), []),
-        (
-            dict(bfloat16_stream=True, dtype="float32"),
-            ["without effect, as dtype=float32: bfloat16_stream"],
-        ),
-        (dict(bfloat16_stream=True, dtype="bfloat16"), []),
-        (dict(lr_decay_iters=5), ["from step 5"]),
-        (dict(lr_decay_iters=10), ["the run ends at step 9 (max_iters), before the learning rate"]),
-        (dict(lr_decay_iters=10, max_iters=0), []),
-        (dict(lr_decay_iters=10, decay_lr=False), ["without effect, as decay_lr=False"]),
-    ],
-)
-def test_what_is_odd_is_said(changes, words):
-    c = Config({**BASE, **changes})
-    c.given, c.defaults = set(changes), BASE
-    notes = schedule_notes(c)
-    assert len(notes) == len(words)
-    for note, word in zip(notes, words):
-        assert word in note
 
 
 # ---- the data of a run ----
