@@ -116,7 +116,7 @@ def find_source(init_from: str, out_dir: str | Path) -> str:
     if init_from != "resume":
         return str(resolve_path(init_from))
     folder = resolve_path(out_dir)
-    if not (folder.is_dir() and is_hugging_face(folder)):
+    if not exists(folder) or (folder.is_dir() and not is_hugging_face(folder)):
         run_checkpoint(folder)  # says which runs there are
     return str(folder)
 

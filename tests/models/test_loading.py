@@ -113,6 +113,7 @@ def test_what_programs_that_use_a_model_mean(tmp_path, monkeypatch):
     assert loaded.checkpoint["iter_num"] == 5 and "step 6" in loaded.newer
     assert load_model(find_source("out/last.pt", "nowhere")).checkpoint["iter_num"] == 6
     assert find_source("gpt2", "out") == "gpt2"
+    assert load_model(find_source("resume", "out/last.pt")).checkpoint["iter_num"] == 6  # a file
     with pytest.raises(UserError, match="no checkpoint in nowhere: there are runs in out"):
         find_source("resume", "nowhere")
     (tmp_path / "empty").mkdir()
@@ -120,7 +121,7 @@ def test_what_programs_that_use_a_model_mean(tmp_path, monkeypatch):
         find_source("resume", "empty")
     with pytest.raises(UserError, match=r"no checkpoint in empty: .* give one of these instead"):
         load_model(find_source("empty", "out"))
-    with pytest.raises(UserError, match=r"no such GPT-2 .*: there are runs in out; give one of"):
+    with pytest.raises(UserError, match=r"no such GPT-2 .*: there are runs in out.*; give one of"):
         load_model(find_source("nowhere", "out"))
 
 

@@ -157,7 +157,7 @@ CASES = [
     Case("tokenizers of a mixture", ["--dataset=meta,bare"], ["different tokenizers"]),
     # checkpoints
     Case("nothing to resume", ["--init_from=resume", "--out_dir=none"], ["no checkpoint", "none"]),
-    Case("init_from", ["--init_from=gtp2"], ["init_from=gtp2", "gpt2", "checkpoint"]),
+    Case("init_from", ["--init_from=gtp2"], ["checkpoint or folder gtp2", "gpt2"]),
     Case("payload", ["--init_from=out/bad.pt"], ["refused", "bad.pt"], 1, payload_checkpoint),
     Case(
         "damaged checkpoint",

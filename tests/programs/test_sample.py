@@ -429,7 +429,7 @@ def test_ctrl_c_at_the_prompt_leaves(run, tmp_path):
     "args, says",
     [
         (["--out_dir=nowhere"], "no checkpoint in nowhere"),
-        (["--init_from=nothing"], "init_from=nothing"),
+        (["--init_from=nothing"], "checkpoint or folder nothing"),
         (["--out_dir=one.jsonl"], "one.jsonl is damaged (or it is no checkpoint)"),
         (["--prompts=empty.jsonl"], "empty.jsonl holds no prompts: each line is an object"),
         (["--out=answers.jsonl"], "--out is a file for the answers to --prompts"),
