@@ -399,14 +399,16 @@ def in_a_process(call: Callable, *args) -> Any:
 def one_step(
     name: str, T: int, device: str, dtype: str, compile: bool | str
 ) -> tuple[float, float]:
-    """Microseconds per byte of a training step, and the peak GiB of this process."""
+    """Microseconds per byte of a training step, and the peak GiB of this process, NaN if
+    the system does not say."""
     runtime, batch = setup(device, dtype, compile), max(1, LONG_STEP // T)
     model = make(settings_of(*CONTEXT[name], T)).to(runtime.device)
     stream = synthetic(257, batch, T, runtime.device)
     step = TimedSteps(TrainingStep(model, StepSettings(seed=0), runtime), stream)
     seconds = [seconds_of(lambda: step().item(), runtime.synchronize) for _ in range(3)]
     us = 1e6 * statistics.median(seconds) / (batch * T)
-    return us, (memory_in_use(runtime.device) or 0) / GIB
+    peak = memory_in_use(runtime.device)
+    return us, math.nan if peak is None else peak / GIB
 
 
 def flops(name: str, T: int) -> float:

@@ -13,7 +13,7 @@ from bonsai.models.edits import MODEL, edited, say
 from bonsai.models.megabyte import Megabyte
 from bonsai.models.spacebyte import Spacebyte
 from bonsai.system.errors import UserError, kept_from_compiling, one_line
-from model import GPT
+from model import GPT, dtype_of_products
 
 
 def prefill(model: torch.nn.Module, idx: torch.Tensor, cache=None) -> torch.Tensor:
@@ -156,10 +156,7 @@ def differs_with_cache(model: torch.nn.Module) -> bool:
 
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:
     """The dtype of computed keys and values: autocast's if that is on, else the weights'."""
-    weight = next(model.parameters())
-    if torch.is_autocast_enabled(weight.device.type):
-        return torch.get_autocast_dtype(weight.device.type)
-    return weight.dtype
+    return dtype_of_products(next(model.parameters()))
 
 
 def check_request(prompt: Sequence[int], params: SamplingParams, n: int, vocab_size: int) -> None:

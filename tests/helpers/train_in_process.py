@@ -13,14 +13,8 @@ def literal(text: str):
 
 
 SMALL = {k: literal(v) for k, v in (word[2:].split("=") for word in TINY)}
-
-
 SMALL |= dict(n_layer=1, n_embd=16, eval_interval=2, dropout=0.0, gradient_accumulation_steps=1)
-
-
 MACHINE = dict(device="cpu", dtype="float32", compile=False)  # of the command, not of the run
-
-
 MODELS = {
     "gpt": {},
     "muon": dict(optimizer="muon", n_kv_head=1, position="rope"),

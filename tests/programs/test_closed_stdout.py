@@ -6,21 +6,13 @@ The programs run in this process, with a pipe as their stdout whose other end is
 import os
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from helpers.every_program import PROGRAMS, WORK, make_place, start, words_for
+from helpers.every_program import PROGRAMS, WORK, start, words_for
 from helpers.programs import load
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    make_place(folder)
-    return folder
 
 
 @pytest.fixture(params=["at once", "when it is full"])

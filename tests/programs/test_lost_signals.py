@@ -7,13 +7,12 @@ import importlib
 import os
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers.every_program import PROGRAMS, WORK, make_place, start, words_for
+from helpers.every_program import PROGRAMS, WORK, start, words_for
 from helpers.lost_signals import WAYS, handled_as_in, in_a_bare_except, in_a_callback
 
 import configurator
@@ -35,13 +34,6 @@ from projects.digits import digits
 from projects.translate import translate
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    make_place(folder)
-    return folder
 
 
 @pytest.fixture

@@ -9,12 +9,11 @@ import os
 import re
 import signal
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.every_program import WORK, make_place, start, words_for
+from helpers.every_program import WORK, start, words_for
 
 from bonsai.data import writer
 from bonsai.engine.cpu import native
@@ -35,13 +34,6 @@ OF_SIGNAL = """
 OF_BUILT = [f for f in vars(native).values() if hasattr(f, "cache_clear")]
 # serve.py ends by a signal alone
 ENDING = [work for work in WORK if work[0] != "serve.py"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    make_place(folder)
-    return folder
 
 
 @pytest.fixture

@@ -24,11 +24,7 @@ def test_bench_py_has_the_same_defaults():
 BASE = dict(
     decay_lr=True, lr_decay_iters=9, max_iters=9, min_lr=0.0, warmup_iters=0, learning_rate=1e-3
 )
-
-
 BASE |= dict(optimizer="adamw", lr_schedule="cosine", momentum=0.9, cooldown=0.4)
-
-
 BASE |= dict(position="learned", attention_window=0)
 
 
