@@ -153,6 +153,8 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
 
 # setting that is wrong -> what is said of it, of every benchmark; nothing is measured before
 WRONG = [
+    ("checkouts", "", "before= has no train.py: give the folder of another checkout"),
+    ("checkouts", "--before=nowhere", "before=nowhere has no train.py"),
     ("train", "--peer=nowhere", "peer=nowhere has no model.py"),
     ("train", "--out=file", "cannot write the results to"),
     ("train", "--sizes=huge", "sizes=huge is not one of"),
