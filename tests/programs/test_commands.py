@@ -224,6 +224,7 @@ SHORT = {
     "^data/(custom|chat)/(?!.*--tokenizer)": "--tokenizer=byte",
     "^data/(custom|chat)/": "",
     "^projects/adder": "--steps=1",
+    "^projects/rewards": "--digits=1 --base_steps=1 --steps=1",
     "^projects/scaling.* --chinchilla": "",
     "^projects/digits": "--epochs=1",
     "^projects/baby_gpt": "--steps=1",
