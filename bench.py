@@ -280,8 +280,7 @@ def is_gpt2(c: Config) -> bool:
 
 def main(**settings) -> None:
     watch = Stopwatch(since_the_command=not settings)
-    given = settings or None
-    c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=given, files_of="train.py")
+    c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=settings, files_of="train.py")
     refuse_idle(
         c,
         (not c.size, "gpu gpus mfu tokens", "without --size"),

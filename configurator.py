@@ -108,7 +108,8 @@ def configure(
         default, that is an error, except for `bias`.
     argv: the arguments, by default the program's own.
     presets: name -> settings. `--preset=NAME` sets all of them, at its place among the arguments.
-    settings: values from Python instead of the command line, checked like those of a config file.
+    settings: values from Python, if there are any, instead of the command line, checked like those
+        of a config file.
     say: called with the line of settings if stdout is needed for something else.
     files_of: another program, such as train.py, whose config files are accepted, too; settings in
         them that only that program has are ignored.
@@ -123,7 +124,7 @@ def configure(
     arguments = _Arguments(program, fields, presets or {})
     arguments.left_out = _names_set_by(ROOT / files_of) if files_of else set()
     try:
-        if settings is not None:
+        if settings:
             arguments.read_settings(settings)
         else:
             arguments.read(list(sys.argv[1:] if argv is None else argv))
@@ -131,7 +132,7 @@ def configure(
             _check_fields(models[chosen], program)
         config = arguments.config()
     except UserError as e:
-        if settings is not None:  # the caller may handle it
+        if settings:  # the caller may handle it
             raise
         # of the processes that torchrun has started on a node with this command, one says so
         e.quiet = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK") != "0"

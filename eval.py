@@ -298,7 +298,7 @@ def check_effects(c: Config) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     check_effects(c)
     questions = read_questions(resolve_path(c.choices)) if c.choices else []
     bundle = read_bundle(resolve_path(c.core), c.limit) if c.core else []

@@ -60,7 +60,7 @@ def target(c: Config) -> Path:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     path = target(c)
     loaded = load_model(find_source(c.init_from, c.out_dir))
     tokenizer, where = find_tokenizer(loaded)

@@ -134,7 +134,7 @@ def say(message: str) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None, say=say)  # stdout is for the samples
+    c = configure(globals(), settings=settings, say=say)  # stdout is for the samples
     # the user's mistakes first: loading takes a while
     refuse_idle(
         c,

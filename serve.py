@@ -82,7 +82,7 @@ def read_key(text: str) -> str:
 
 
 def main(**settings) -> int:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(c, (c.models, "init_from out_dir template", "with --models"))
     origins = parse_origins(c.origins)
     key = read_key(c.api_key)

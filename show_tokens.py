@@ -38,7 +38,7 @@ def the_text(c: Config) -> str:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(c, (c.html, "color ids", "with --html"))
     chosen = {name: get(name) for name in split_paths(c.tokenizers)}
     if not chosen:

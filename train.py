@@ -319,9 +319,8 @@ def main(**settings) -> int:
 
     >>> train.main(dataset="shakespeare_char", n_layer=2, max_iters=100)  # doctest: +SKIP
     """
-    given = settings or None  # without any, the command line's
     watch = Stopwatch(since_the_command=not settings)
-    c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=given)
+    c = configure(globals(), models=CONFIGS, presets=FIELDS, settings=settings)
 
     def too_large() -> str:
         return f" with micro-batches of {c.batch_size} x {c.block_size} tokens: {LOWER}"

@@ -191,7 +191,7 @@ def check(c: Config) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     check(c)
     start = time.time()
     kept: list[str] = []  # for the report

@@ -446,7 +446,7 @@ def context(c: Config) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     {"arms": compare, "generation": generation, "context": context}[c.part](c)
 
 

@@ -234,7 +234,7 @@ def measure(c: Config, names: list[str], text: Path, place: Path, results) -> No
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     names = c.rows.split(",")
     if unknown := set(names) - set(ROWS):
         raise UserError(f"rows={c.rows}: {unknown.pop()!r} is not one of {', '.join(ROWS)}")

@@ -365,7 +365,7 @@ def guess(c: Config) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(
         c,
         (c.out_dir, "peer sizes kinds batches prompt", "with --out_dir"),

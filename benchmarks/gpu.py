@@ -273,7 +273,7 @@ def print_tables(folder: Path, names: list[str]) -> None:
 
 def main(**settings) -> int:
     begin = time.monotonic()
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     names, failed = check(c), 0
     with alone_in(Path(c.out)) as lock:
         leave_by_exit_on_signals()

@@ -136,7 +136,7 @@ def verdict(long: dict, pairs: list[tuple[dict, dict]]) -> str:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     for name in ("shipped", "batches"):
         rows_by_micro_batches(c, name)
     for name in ("ours", "theirs"):

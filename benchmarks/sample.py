@@ -47,7 +47,7 @@ COLUMNS = (
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     where, _ = pick_device(c.device)
     checkout = Peer(resolve_path(c.peer)) if c.peer else None
     shape = {name: c[name] for name in ("n_layer", "n_head", "n_embd", "block_size")}

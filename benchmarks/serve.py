@@ -286,7 +286,7 @@ def measure(c: Config, source: str, runtime: Runtime) -> dict:
 
 
 def main(**settings) -> int:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     runtime = setup(c.device, c.dtype, c.compile)
     key = {"threads": leave_a_core(c.threads), "clients": c.clients, "seconds": c.seconds}
     source = find_source("resume", c.out_dir)

@@ -147,7 +147,7 @@ def installed(name: str) -> str:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     packages = {name: installed(name) for name in PACKAGES}
     same = ("commit", "versions", "hardware", "packages")
     device = torch.device("cpu")

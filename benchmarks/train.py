@@ -187,7 +187,7 @@ def rows_to_measure(c: Config, device: torch.device) -> list[tuple[str, str, str
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     device, _ = pick_device(c.device)
     todo, peer = rows_to_measure(c, device), Peer(resolve_path(c.peer)) if c.peer else None
     commit = peer.commit if peer else None

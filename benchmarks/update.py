@@ -144,7 +144,7 @@ def measure(c: Config, size: str, part: str, runtime: Runtime) -> dict:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     where, _ = pick_device(c.device)
     chosen = AUTO["cuda" if where.type == "cuda" else "cpu"] if c.sizes == "auto" else c.sizes
     known("sizes", chosen.split(","), SIZES)

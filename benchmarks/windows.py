@@ -113,7 +113,7 @@ def measure(c: Config, T: int, runtime: Runtime) -> list[dict]:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     runtime = setup(c.device, c.dtype, c.compile)
     print(runtime.summary)
     about = {name: c[name] for name in ("patterns", "window", "n_layer", "n_head", "n_embd")}

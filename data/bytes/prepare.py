@@ -89,7 +89,7 @@ def pieces(path: Path, start: int, end: int) -> Iterator[np.ndarray]:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     begin = time.time()
     named = named_folder(c.name) if c.name else HERE
     folder = Path(c.out) if c.out else named

@@ -77,7 +77,7 @@ def template_of(c: Config, tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(c, (not c.hub, "revision files keep", "without --hub"))
     start = time.time()
     folder = Path(c.out) if c.out else named_folder(c.name)

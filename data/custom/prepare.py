@@ -58,7 +58,7 @@ def target_folder(c: Config) -> Path:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(
         c,
         (not c.hub, "revision files keep", "without --hub"),

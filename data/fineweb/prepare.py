@@ -46,7 +46,7 @@ keep = False  # keep the downloaded shards
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(c, (c.input, "repo revision folder keep", "with --input"))
     start = time.time()
     target = Path(c.out or HERE)

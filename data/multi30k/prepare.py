@@ -67,7 +67,7 @@ def train_bpe(c: Config, texts: dict[str, list[str]]) -> BPETokenizer:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(c, (c.input, "url", "with --input"))
     start, folder = time.time(), Path(c.out or HERE)
     with disk_errors(folder):

@@ -97,7 +97,7 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(c, (c.input, "repo revision keep", "with --input"))
     start = time.time()
     folder = Path(c.out or HERE)

@@ -73,7 +73,7 @@ def write(folder: Path, parts: list[Part], tokenizer: Tokenizer) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     root = resolve_path(c.input) if c.input else Path(sysconfig.get_paths()["stdlib"])
     parts = documents(c, root, list(source_files(root)))
     if not parts:

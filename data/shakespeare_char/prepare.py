@@ -28,7 +28,7 @@ url = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     downloaded = HERE / "input.txt"
     refuse_idle(
         c,

@@ -154,7 +154,7 @@ def draw(c: Config, maps: dict[int, np.ndarray], held: np.ndarray, path: Path) -
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(
         c,
         (c.task == "add", "length symbols", "with --task=add"),

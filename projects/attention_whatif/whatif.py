@@ -177,7 +177,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     chosen = [name.strip() for name in c.only.split(",") if name.strip()] or list(QUESTIONS)
     for name in chosen:
         if name not in QUESTIONS:

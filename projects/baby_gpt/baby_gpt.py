@@ -240,7 +240,7 @@ def state_spaces(length: int, symbols: str) -> str:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     if len(c.vocabulary) < 2:
         raise UserError(f"vocabulary={c.vocabulary!r}: give at least two symbols, as in 01 or abc")
     if len(c.vocabulary) ** c.context > MOST_STATES:

@@ -214,7 +214,7 @@ def draw(
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     check_writable(Path(c.out_dir) / "digits.png", "the picture")
     x, y, x_test, y_test = load_digits(c)
     print(f"{len(x):,} digits to learn from, {len(x_test):,} held out, {x.shape[1]} pixels each")

@@ -268,7 +268,7 @@ def model_options(layout: Layout) -> list[str]:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(
         c,
         (c.source == "digits", "gray", "with --source=digits: they are gray"),

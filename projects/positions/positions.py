@@ -89,7 +89,7 @@ def draw(c: Config, losses: dict[str, torch.Tensor], models: dict[str, GPT], pat
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     chosen = [kind.strip() for kind in c.kinds.split(",") if kind.strip()]
     if not chosen or set(chosen) - {"learned", "sinusoidal", "rope", "none"}:
         raise UserError(f"kinds={c.kinds!r}: some of learned, sinusoidal, rope, none, with commas")

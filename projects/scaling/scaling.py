@@ -201,7 +201,7 @@ def draw(law: ScalingLaw, rows: list[dict], path: Path) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(c, (c.chinchilla, "sizes budgets vocab_size options", "with --chinchilla"))
     if c.chinchilla:
         print(chinchilla_tables())

@@ -204,7 +204,7 @@ def draw(c: Config, pairs: list[tuple[np.ndarray, np.ndarray]], begin: int, path
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(c, (c.source, "tunes", "with --source"))
     out = Path(c.out_dir or "out-sound")
     prepare(c, out / "data")

@@ -347,7 +347,7 @@ def draw(c: Config, model: Seq2Seq, coder, path: Path) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     refuse_idle(c, (not c.compare, "gpt_steps gpt_options", "without --compare"))
     runtime = setup(c.device, c.dtype, False)
     out = Path(c.out_dir)

@@ -713,7 +713,7 @@ COLUMNS = (("check", "check", ""), ("ended", "how", ""), ("s", "seconds", ".1f")
 
 def main(**settings) -> int:
     """Run the tests above, in order; of an earlier call that was ended, those that are left."""
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     dev = setup(c.device, "float32", False).device
     results = Results("tests", c.out, dev, COLUMNS, again=c.force)
     results.rows = [row for row in results.rows if row["how"] == "passed"]
