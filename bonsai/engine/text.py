@@ -1,7 +1,6 @@
 """From token ids to text: a model's tokenizer, how a text begins, and samples."""
 
 import re
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from bonsai.data.meta import open_meta
 from bonsai.engine import SamplingParams, generate
 from bonsai.models.loading import Loaded
 from bonsai.system.errors import UserError
+from bonsai.system.progress import Track
 from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import Tokenizer, UnknownText
 
@@ -74,7 +74,7 @@ def sample_text(
     runtime: Runtime,
     tokens: int = 200,
     seed: int = 0,
-    track: Callable[[Iterable], Iterable] = iter,
+    track: Track = iter,
 ) -> str:
     """A text that the model writes from nothing: it begins at an end of text, or a line break.
 

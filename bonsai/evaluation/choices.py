@@ -6,7 +6,6 @@ tokens, and by its mean over the ending's bytes.
 
 import json
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from bonsai.evaluation.likelihood import ending_scores
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
+from bonsai.system.progress import Track
 from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import Tokenizer
 
@@ -112,7 +112,7 @@ def multiple_choice(
     questions: list[Question],
     runtime: Runtime,
     batch_size: int,
-    track: Callable[[Iterable], Iterable] = iter,
+    track: Track = iter,
 ) -> dict:
     """The share of questions whose true ending is the likeliest, in three ways.
 

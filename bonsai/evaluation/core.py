@@ -10,7 +10,7 @@ reaches 0.2565.
 import csv
 import io
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,9 @@ from bonsai.files.textfile import read_text
 from bonsai.files.yamlfile import read_yaml
 from bonsai.runs.schema import brief, is_whole
 from bonsai.system.errors import UserError
+from bonsai.system.progress import Track
 from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import Tokenizer
-
-Track = Callable[[Iterable], Iterable]  # wraps the iteration over batches
 
 
 @dataclass

@@ -6,12 +6,11 @@ solved examples in front, or with answers of one token, a quarter. Logits, the l
 computed after these tokens only.
 """
 
-from collections.abc import Callable, Iterable
-
 import torch
 from torch.nn import functional as F
 
 from bonsai.models.edits import difference
+from bonsai.system.progress import Track
 from bonsai.system.runtime import Runtime
 from model import GPT, dtype_of_products
 
@@ -24,7 +23,7 @@ def ending_scores(
     rows: list[Row],
     runtime: Runtime,
     batch_size: int,
-    track: Callable[[Iterable], Iterable] = iter,
+    track: Track = iter,
 ) -> list[tuple[float, bool]]:
     """For each row: the log-likelihood in nats of its ending, given the ids before it, of which
     there must be one or more, and whether each id of it is the likeliest in its place; of no ids:

@@ -1,7 +1,6 @@
 """How good a model is: its loss over a split in fixed windows, and bits per byte."""
 
 import math
-from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ import torch
 from bonsai.data.dataset import Mixture, Split
 from bonsai.models.contract import counted_arguments, loss_alone
 from bonsai.system.errors import UserError
+from bonsai.system.progress import Track
 from bonsai.system.runtime import Runtime
 
 
@@ -19,7 +19,7 @@ def split_loss(
     block_size: int,
     batch_size: int,
     windows: int = 0,
-    track: Callable[[Iterable], Iterable] = iter,
+    track: Track = iter,
 ) -> tuple[float, int]:
     """Mean cross-entropy in nats per token, and the number of tokens, over windows of a split.
 

@@ -1,6 +1,6 @@
 """Questions that a run answers at each of its evaluations: multiple choice, and CORE."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bonsai.data.dataset import tokenizer_in_training
@@ -9,10 +9,10 @@ from bonsai.evaluation.core import Task, answered, core, read_bundle
 from bonsai.files.access import exists
 from bonsai.system.errors import UserError
 from bonsai.system.paths import resolve_path
+from bonsai.system.progress import Track
 from bonsai.system.runtime import Runtime
 from bonsai.tokenizers import Tokenizer
 
-Track = Callable[[Iterable], Iterable]  # wraps the iteration over batches
 OF_CHOICES = ("accuracy", "accuracy_per_token", "accuracy_per_byte")  # see multiple_choice
 
 

@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from bonsai.system.errors import end_if_told
 
 LINE_SECONDS = 30  # between progress lines where there is no terminal
 
 Advance = Callable[[int], object]  # is told how many bytes have been read since the last call
+Track = Callable[[Iterable], Iterable]  # wraps an iteration, to show how far it is or to stop it
 
 
 def no_progress(count: int) -> None:
