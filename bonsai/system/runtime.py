@@ -39,7 +39,6 @@ class Runtime:
     compile: bool
     backend: str
     rank: int
-    local_rank: int
     world_size: int
     summary: str  # what was picked and why, one line
     agent: int = 0  # id of the torchrun process that started this one; 0: none
@@ -185,7 +184,7 @@ def setup(
     summary += "compiled" if compile else f"not compiled{why_not}"
     agent = PARENT if "TORCHELASTIC_RUN_ID" in os.environ else 0
     summary += f", {world_size} processes ({backend})" if distributed else ""
-    runtime = Runtime(dev, dtype, compile, backend, rank, local_rank, world_size, summary, agent)
+    runtime = Runtime(dev, dtype, compile, backend, rank, world_size, summary, agent)
     runtime.restarts = restarts()
     if distributed:
         if agent:

@@ -22,7 +22,7 @@ def phrase(rng: random.Random, words: int) -> str:
 
 
 def runtime(rank: int = 0, world_size: int = 1, compile: bool = False) -> Runtime:
-    return Runtime(torch.device("cpu"), "float32", compile, "gloo", rank, rank, world_size, "")
+    return Runtime(torch.device("cpu"), "float32", compile, "gloo", rank, world_size, "")
 
 
 def tiny(vocab_size: int = len(CHARS), seed: int = 0) -> GPT:

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name, other", [("cpu", "cpu"), ("cuda:1", "cuda:1"), ("mps", "cpu")])
 def test_sums_in_float64_are_kept_where_there_is_float64(name, other):
-    runtime = Runtime(torch.device(name), "float32", False, "gloo", 0, 0, 1, "")
+    runtime = Runtime(torch.device(name), "float32", False, "gloo", 0, 1, "")
     assert runtime.float64_device == torch.device(other)
 
 
