@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from bonsai import __version__
-from bonsai.serving.api.answers import Answer, failed, unless_gone, until_gone
+from bonsai.serving.api.answers import Answer, failed, unless_gone
 from bonsai.serving.api.bodies import read_body, takes
 from bonsai.serving.api.faults import ApiError, error_body
 from bonsai.serving.api.forms import ChatForm, CompletionForm, Writer
@@ -193,16 +193,12 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         work = asyncio.ensure_future(write())
-        gone = asyncio.ensure_future(until_gone(receive))
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await unless_gone(work, receive)
         finally:
             self.answer.close()
-            for task in (work, gone):
-                task.cancel()
-            results = await asyncio.gather(work, gone, return_exceptions=True)
-        if isinstance(results[0], Exception):  # a cancellation is a BaseException only
-            raise results[0]
+        if not work.cancelled():
+            work.result()  # raises its error
 
 
 # ---- errors ----
