@@ -96,10 +96,9 @@ def main(**settings) -> int:
     loopback = address in ("127.0.0.1", "::1")
     names = [c.host, *c.hosts.split(",")] + ([] if loopback else [socket.gethostname()])
     served = {}
-    options = {"quantize": c.quantize, "prefix_cache": c.prefix_cache}
-    options |= {"lookup": c.lookup, "draft": c.draft}
-    options |= {"template": c.template}
-    options |= {"capture": c.cuda_graphs and runtime.captures}
+    names_of_options = ("template", "quantize", "prefix_cache", "lookup", "draft")
+    options = {name: c[name] for name in names_of_options}
+    options["capture"] = c.cuda_graphs and runtime.captures
     smaller = f"choose a smaller --max_batch (now {c.max_batch}) or --quantize=int8"
     for name, source in chosen.items():
         with memory_errors(lambda name=name: f" with model {name}: {smaller}"):
