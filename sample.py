@@ -111,11 +111,6 @@ PICTURES = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {0x7F: 0
 PICTURES |= {c: 0xFFFD for c in range(0x80, 0xA0)}
 
 
-def stream(tokenizer: Tokenizer, ids: Iterable[int]) -> None:
-    """Print the text of ids as they come, and a newline."""
-    show(pieces(tokenizer, ids))
-
-
 def show(texts: Iterable[str]) -> None:
     """Print pieces of text as they come, and a newline."""
     printable = PICTURES if sys.stdout.isatty() else {}
@@ -224,7 +219,7 @@ def main(**settings) -> None:
     if alone:
         for sample in range(c.num_samples):
             steps = continuations(prompt, params, sample)
-            stream(tokenizer, chain(shown, (token for (token,) in steps)))
+            show(pieces(tokenizer, chain(shown, (token for (token,) in steps))))
             print("-" * 15)
         return
     for first in range(0, c.num_samples, at_once):
@@ -233,7 +228,7 @@ def main(**settings) -> None:
             for row, token in zip(rows, tokens):
                 row.append(token)
         for row in rows:
-            stream(tokenizer, row)
+            show(pieces(tokenizer, row))
             print("-" * 15)
 
 
