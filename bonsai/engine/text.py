@@ -32,9 +32,10 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
     if state is None and name:
         for folder in (Path("data") / name, ROOT / "data" / name):
             meta, file = open_meta(folder)
-            if state is None and meta.get("tokenizer"):
+            if meta.get("tokenizer"):
                 state, source = meta["tokenizer"], str(file)
-            elif state is None and file and (meta.get("note") or vocab_size < GPT2_VOCAB):
+                break
+            if file and (meta.get("note") or vocab_size < GPT2_VOCAB):
                 why = f"{file} names no tokenizer: bonsai/tokenizers/table.py makes numbers texts"
                 why = meta.get("note") or why
                 raise UserError(f"{loaded.source} was trained on numbers that are no text: {why}")
