@@ -54,7 +54,7 @@ class Batches:
 
     def rows_at(self, step: int) -> int:
         """Rows of a step."""
-        return self.rows // (4 if 2 * step < self.ramp else 2 if step < self.ramp else 1)
+        return self.rows // ramped(step, self.ramp)
 
     def rows_before(self, step: int) -> int:
         """Rows of all steps before this one."""
@@ -141,6 +141,11 @@ class Batches:
                 targets[m] += self.parts[p].targets(here, self.T)
         total = int(targets.sum()) / world_size
         return [total / int(targets[m]) if targets[m] else math.inf for m in share]
+
+
+def ramped(step: int, ramp: int) -> int:
+    """By what to divide in the first `ramp` steps: 4 in their first half, then 2; after them 1."""
+    return 4 if 2 * step < ramp else 2 if step < ramp else 1
 
 
 def shuffled(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:

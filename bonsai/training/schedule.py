@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from bonsai.data.batches import ramped
 from bonsai.system.errors import UserError
 from model import CausalSelfAttention
 
@@ -74,7 +75,7 @@ def set_windows(model: torch.nn.Module, step: int, c) -> None:
     """
     if not c.window_ramp:
         return
-    narrowed = 4 if 2 * step < c.window_ramp else 2 if step < c.window_ramp else 1
+    narrowed = ramped(step, c.window_ramp)
     for module in model.modules():
         if isinstance(module, CausalSelfAttention):
             module.narrowed = narrowed
