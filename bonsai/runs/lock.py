@@ -184,7 +184,8 @@ def lock_file(fd: int) -> bool | None:
     return True
 
 
-def same_file(fd: int, path: Path) -> bool:
+def same_file(fd: int, path: str | Path) -> bool:
+    """Whether a path still leads to the file that is open."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:

@@ -18,6 +18,7 @@ from typing import TextIO
 
 from bonsai.files.access import check_no_pipe
 from bonsai.files.atomic import replace_text, whole_file
+from bonsai.runs.lock import same_file
 from bonsai.runs.metrics import (
     evaluations,
     forget_after,
@@ -100,17 +101,16 @@ class Report:
         """Begin the files anew if the run's folder was removed while it trained."""
         if not self.on or self.settings.get("eval_only"):
             return
-        for file in (self.log, self.metrics):
+        files = (self.log, self.metrics)
+        with contextlib.suppress(OSError):
+            if all(same_file(file.fileno(), file.name) for file in files):
+                return
+        for file in files:
             with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
-                    continue
-            for old in (self.log, self.metrics):
-                with contextlib.suppress(OSError):
-                    old.close()
-            # if this fails, so will the checkpoint that is saved next, and say why
-            with contextlib.suppress(OSError, UserError):
-                self._open()
-            return
+                file.close()
+        # if this fails, so will the checkpoint that is saved next, and say why
+        with contextlib.suppress(OSError, UserError):
+            self._open()
 
     def say(self, line: str, quiet: bool = False) -> None:
         """Print a line and log it; quiet: do not print it where there is a progress bar."""
