@@ -203,47 +203,53 @@ def new_model(c, data: Mixture, device: torch.device) -> Start:
 def loaded_model(c, data: Mixture, loaded: Loaded, before: dict | None) -> Start:
     """The start from loaded weights. before: the settings of the run that goes on; None: a new run
     begins with them."""
-    if before is not None:
-        for key in ("optimizer", "iter_num", "best_val_loss"):
-            if key not in (loaded.checkpoint or {}):
-                advice = shlex.quote(f"--init_from={loaded.source}")
-                raise UserError(f"{loaded.source} has no {key}: use {advice}")
+    for key in ("optimizer", "iter_num", "best_val_loss") if before is not None else ():
+        if key not in (loaded.checkpoint or {}):
+            advice = shlex.quote(f"--init_from={loaded.source}")
+            raise UserError(f"{loaded.source} has no {key}: use {advice}")
     fit_model(c, loaded)
     data.check_tokenizer(loaded.tokenizer, loaded.source, insist=c.other_tokenizer)
-    state = loaded.checkpoint or {}
     template = data.chat_template or loaded.chat_template
     tokenizer = data.tokenizer or loaded.tokenizer
-    note = f"weights from {loaded.source}"
-    notes = [*filter(None, (loaded.newer, loaded.unknown_tokenizer))]
+    notes = [f"weights from {loaded.source}"]
+    notes += filter(None, (loaded.newer, loaded.unknown_tokenizer))
     if loaded.chat_template not in (None, template):
         notes.append("the data's chat template is another than the model's, and takes its place")
     start = Start(loaded.model, data, tokenizer, template, notes)
     if before is not None:
-        start.resuming, start.checkpoint = True, state
-        start.progress = Progress.of(state)
-        was, now = tracker_name(before), tracker_name(c)
-        if was == now or not (was and now):  # another tracker does not know the id
-            start.wandb_id = state.get("wandb_id")
-        note += f", step {start.progress.step}"
-        note += changed_settings({**defaults_of(c, loaded.model), **before}, c)
-        changed = data.changed_since(state.get("data") or {})
-        if changed:
-            start.notes.append(
-                f"the data are not those that this run has trained on so far: {', '.join(changed)} "
-                "changed since; batches and losses are of the new ones"
-            )
-        # losses on other data do not compare
-        if changed or before.get("dataset", c.dataset) != c.dataset:
-            start.progress.forget_evaluations()
-            start.notes.append("other data: the best validation loss is counted anew")
-        recut = [name for name in PASS if c.get(name) != before.get(name, c.get(name))]
-        rows = [s.get("batch_size", 0) * s.get(ACCUMULATES, 0) for s in ({**c, **before}, c)]
-        if rows[0] == rows[1]:  # the same windows in other micro-batches
-            recut = [name for name in recut if name not in ("batch_size", ACCUMULATES)]
-        if c.batch_order == "epoch" and recut:
-            start.notes.append(
-                f"batch_order=epoch with another {', '.join(recut)} than before: of this pass over "
-                "the data, some windows come twice or not at all"
-            )
-    start.notes.insert(0, note)
+        go_on(start, c, loaded, before)
     return start
+
+
+def go_on(start: Start, c, loaded: Loaded, before: dict) -> None:
+    """Let the loaded run go on: where it is, its tracker, and notes on what has changed since."""
+    start.resuming, start.checkpoint = True, loaded.checkpoint
+    start.progress = Progress.of(loaded.checkpoint)
+    was, now = tracker_name(before), tracker_name(c)
+    if was == now or not (was and now):  # another tracker does not know the id
+        start.wandb_id = loaded.checkpoint.get("wandb_id")
+    start.notes[0] += f", step {start.progress.step}"
+    start.notes[0] += changed_settings({**defaults_of(c, loaded.model), **before}, c)
+    changed = start.data.changed_since(loaded.checkpoint.get("data") or {})
+    if changed:
+        start.notes.append(
+            f"the data are not those that this run has trained on so far: {', '.join(changed)} "
+            "changed since; batches and losses are of the new ones"
+        )
+    # losses on other data do not compare
+    if changed or before.get("dataset", c.dataset) != c.dataset:
+        start.progress.forget_evaluations()
+        start.notes.append("other data: the best validation loss is counted anew")
+    if c.batch_order == "epoch" and (names := recut(c, before)):
+        start.notes.append(
+            f"batch_order=epoch with another {', '.join(names)} than before: of this pass over "
+            "the data, some windows come twice or not at all"
+        )
+
+
+def recut(c, before: dict) -> list[str]:
+    """The settings that cut a pass over the data otherwise than before. The same number of rows in
+    other micro-batches does not."""
+    names = [name for name in PASS if c.get(name) != before.get(name, c.get(name))]
+    was, now = (s.get("batch_size", 0) * s.get(ACCUMULATES, 0) for s in ({**c, **before}, c))
+    return [name for name in names if was != now or name not in ("batch_size", ACCUMULATES)]
