@@ -27,7 +27,8 @@ import torch
 
 from benchmarks.harness import Peer, Results, in_turn, known, spread, table
 from bonsai.data.batches import Batches, prefetch
-from bonsai.data.dataset import Dataset, Mixture, Split
+from bonsai.data.dataset import Dataset, Mixture
+from bonsai.data.split import Split
 from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB, out_of_memory
 from bonsai.system.devices import DTYPES, peak_flops, pick_device, pick_dtype

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from bonsai import ROOT
-from bonsai.data.dataset import Mixture, Split
+from bonsai.data.dataset import Mixture
+from bonsai.data.split import Split
 from bonsai.files.access import file_size, save_picture
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import load_checkpoint, run_checkpoint

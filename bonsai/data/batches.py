@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from bonsai.data.dataset import Mixture, Split
+from bonsai.data.dataset import Mixture
+from bonsai.data.split import Split
 from bonsai.system.errors import UserError
 from bonsai.system.hashing import GAMMA, MIX1
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import torch
 
-from bonsai.data.dataset import Mixture, Split
+from bonsai.data.dataset import Mixture
+from bonsai.data.split import Split
 from bonsai.models.contract import counted_arguments, loss_alone
 from bonsai.system.errors import UserError
 from bonsai.system.progress import Track

@@ -10,7 +10,8 @@ import pytest
 from helpers.programs import ROOT, environment
 
 from bonsai.data.batches import Batches, prefetch, shuffled
-from bonsai.data.dataset import Dataset, Mixture, Split
+from bonsai.data.dataset import Dataset, Mixture
+from bonsai.data.split import Split
 from bonsai.system.errors import UserError
 
 T = 8
@@ -211,7 +212,8 @@ from itertools import islice
 from pathlib import Path
 import psutil
 from bonsai.data.batches import Batches, prefetch
-from bonsai.data.dataset import Dataset, Mixture, Split
+from bonsai.data.dataset import Dataset, Mixture
+from bonsai.data.split import Split
 folder = Path({str(tmp_path)!r})
 part = Dataset("big", folder, dict(train=Split([folder / "train.bin"])), None, None, None)
 me, t0 = psutil.Process(), time.time()

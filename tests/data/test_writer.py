@@ -67,7 +67,7 @@ def test_writer_rows_and_masks(out):
 
 def test_writer_shards(out):
     """The files together are the one file; the reader sees one split; an old data set goes."""
-    from bonsai.data.dataset import Split
+    from bonsai.data.split import Split
 
     write(out, 1)
     ids, mask = np.arange(1000) % 12, np.arange(1000) % 2
