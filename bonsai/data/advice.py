@@ -1,4 +1,5 @@
-"""What to run next on the machine where it is read: a training that is done in minutes."""
+"""What a prepare script says at its end: what it has made, and what to run next on the machine
+where it is read, a training that is done in minutes."""
 
 import ctypes
 import importlib.metadata
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from bonsai import ROOT
 from bonsai.data.meta import open_meta
+from bonsai.data.writer import FIELDS
 from bonsai.files.jsonfile import read_json_object
 from bonsai.system.errors import UserError
 
@@ -26,6 +28,46 @@ GPT2_WIDTH = 768  # channels from which on a model of one's own is not small
 PLACEHOLDER = "out-mine"  # the run in data/chat/readme.md
 RUNS = 20  # the newest ones, among which a model is looked for
 MANY = 500_000_000  # tokens; on more than these a GPU trains the LARGE model
+
+
+def describe_prepared(
+    meta: dict,
+    folder: str | Path,
+    seconds: float,
+    fields: Sequence[str] = FIELDS,
+    init_from: str = "",
+) -> str:
+    """What a prepare script prints at its end: counts, folder, time, and what to run next.
+
+    fields: those of `meta` that are not kept from an older meta.json. init_from: as
+    training_command takes it."""
+    lines = []
+    for name, split in meta["splits"].items():
+        n = split["documents"]
+        lines.append(
+            f"{name} has {split['tokens']:,} tokens "
+            f"({split['bytes']:,} bytes of text, {n:,} document{'s' * (n != 1)})"
+        )
+    tokens = {name: split["tokens"] for name, split in meta["splits"].items()}
+    if tokens.get("val", 0) > tokens.get("train", 0) > 0:  # few documents of unequal length
+        lines.append(
+            "note: val is larger than train: cut large documents (--split_on), or add some"
+        )
+    files = []
+    for split in meta["splits"].values():
+        first, *more = split["files"]
+        files.append(f"{first} ... {more[-1]}" if more else first)
+    size = sum(split["bytes"] for split in meta["splits"].values())
+    folder = Path(folder).resolve()
+    ours = folder.parent == ROOT / "data"
+    lines.append(f"wrote {', '.join(files)} and meta.json to {folder} in {seconds:.1f} s")
+    if size > 10e6:
+        lines[-1] += f", {size / 1e6 / seconds:.0f} MB of text per second"
+    if kept := [key for key in meta if key not in fields]:
+        lines.append(f"kept what the old meta.json had besides: {', '.join(kept)}")
+    dataset = folder.name if ours else str(folder)
+    lines.append(f"next: {training_command(dataset, meta, init_from=init_from)}")
+    return "\n".join(lines)
 
 
 def training_command(dataset: str, meta: dict, gpu: bool | None = None, init_from: str = "") -> str:

@@ -56,9 +56,9 @@ def document_key(data: bytes) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def split_text(text: str, train_fraction: float) -> Iterator[Part]:
-    """One text, split as nanoGPT does: the first int(n * train_fraction) characters are "train"."""
-    border = int(len(text) * train_fraction)
+def split_text(text: str) -> Iterator[Part]:
+    """One text, split as nanoGPT does: the first int(0.9 n) of its n characters are "train"."""
+    border = int(len(text) * 0.9)
     for split, start, end in (("train", 0, border), ("val", border, len(text))):
         while end - start > PIECE and (cut := safe_cut(text[start : start + PIECE])):
             yield split, text[start : start + cut].encode("utf-8"), False

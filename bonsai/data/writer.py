@@ -33,7 +33,6 @@ from types import TracebackType
 import numpy as np
 
 from bonsai import ROOT
-from bonsai.data.advice import training_command
 from bonsai.data.meta import FORMAT, dtype_of
 from bonsai.files.access import SETTINGS, writing
 from bonsai.files.atomic import sync_folder
@@ -398,43 +397,3 @@ def named_folder(name: str) -> Path:
 def disk_errors(path: Path):
     """A context that turns errors of the disk into one line for the user."""
     return writing(path, hint=" with --out=FOLDER")
-
-
-def describe_prepared(
-    meta: dict,
-    folder: str | Path,
-    seconds: float,
-    fields: Sequence[str] = FIELDS,
-    init_from: str = "",
-) -> str:
-    """What a prepare script prints at its end: counts, folder, time, and what to run next.
-
-    fields: those of `meta` that are not kept from an older meta.json. init_from: as
-    training_command takes it."""
-    lines = []
-    for name, split in meta["splits"].items():
-        n = split["documents"]
-        lines.append(
-            f"{name} has {split['tokens']:,} tokens "
-            f"({split['bytes']:,} bytes of text, {n:,} document{'s' * (n != 1)})"
-        )
-    tokens = {name: split["tokens"] for name, split in meta["splits"].items()}
-    if tokens.get("val", 0) > tokens.get("train", 0) > 0:  # few documents of unequal length
-        lines.append(
-            "note: val is larger than train: cut large documents (--split_on), or add some"
-        )
-    files = []
-    for split in meta["splits"].values():
-        first, *more = split["files"]
-        files.append(f"{first} ... {more[-1]}" if more else first)
-    size = sum(split["bytes"] for split in meta["splits"].values())
-    folder = Path(folder).resolve()
-    ours = folder.parent == ROOT / "data"
-    lines.append(f"wrote {', '.join(files)} and meta.json to {folder} in {seconds:.1f} s")
-    if size > 10e6:
-        lines[-1] += f", {size / 1e6 / seconds:.0f} MB of text per second"
-    if kept := [key for key in meta if key not in fields]:
-        lines.append(f"kept what the old meta.json had besides: {', '.join(kept)}")
-    dataset = folder.name if ours else str(folder)
-    lines.append(f"next: {training_command(dataset, meta, init_from=init_from)}")
-    return "\n".join(lines)

@@ -17,9 +17,10 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from bonsai.data.advice import describe_prepared
 from bonsai.data.corpus import document_key
 from bonsai.data.finding import as_endings, not_there, walk
-from bonsai.data.writer import Writer, describe_prepared, named_folder
+from bonsai.data.writer import Writer, named_folder
 from bonsai.files.access import reading
 from bonsai.system.errors import UserError, run
 from bonsai.system.paths import split_paths

@@ -27,13 +27,13 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
-from bonsai.data.advice import context_for
+from bonsai.data.advice import context_for, describe_prepared
 from bonsai.data.conversations import ConversationEncoder
 from bonsai.data.corpus import split_documents, write_encoded
 from bonsai.data.messages import ROW_FIELDS, conversation_text
 from bonsai.data.pieces import Options, Seen
 from bonsai.data.sources import from_settings
-from bonsai.data.writer import FIELDS, Writer, describe_prepared, named_folder
+from bonsai.data.writer import FIELDS, Writer, named_folder
 from bonsai.system.errors import UserError, run
 from bonsai.system.progress import ProgressBar
 from bonsai.tokenizers import Tokenizer, get, names

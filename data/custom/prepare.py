@@ -16,10 +16,11 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
+from bonsai.data.advice import describe_prepared
 from bonsai.data.corpus import char_tokenizer, split_documents, write_documents
 from bonsai.data.pieces import Options, Seen
 from bonsai.data.sources import from_settings
-from bonsai.data.writer import Writer, describe_prepared, named_folder
+from bonsai.data.writer import Writer, named_folder
 from bonsai.system.errors import run
 from bonsai.system.progress import ProgressBar
 from bonsai.tokenizers import get

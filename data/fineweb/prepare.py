@@ -17,12 +17,13 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
+from bonsai.data.advice import describe_prepared
 from bonsai.data.corpus import split_documents, write_documents
 from bonsai.data.fetch import hub_downloads, hub_files
 from bonsai.data.finding import find_files, total_size
 from bonsai.data.pieces import Options, Piece, Seen
 from bonsai.data.readers import read_pieces
-from bonsai.data.writer import Writer, describe_prepared
+from bonsai.data.writer import Writer
 from bonsai.system.errors import run
 from bonsai.system.progress import ProgressBar
 from bonsai.tokenizers import get

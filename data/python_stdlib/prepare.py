@@ -19,9 +19,10 @@ sys.path.insert(0, str(HERE.parents[1]))  # the repository root
 if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
+from bonsai.data.advice import describe_prepared
 from bonsai.data.corpus import Part, document_key, write_documents
 from bonsai.data.finding import walk
-from bonsai.data.writer import Writer, describe_prepared
+from bonsai.data.writer import Writer
 from bonsai.files.access import read_bytes
 from bonsai.system.errors import UserError, run
 from bonsai.tokenizers import EOT_TEXT, BPETokenizer, ByteTokenizer, Tokenizer

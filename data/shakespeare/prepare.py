@@ -14,10 +14,11 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
+from bonsai.data.advice import describe_prepared
 from bonsai.data.corpus import split_text, write_documents
 from bonsai.data.fetch import fetch_text
 from bonsai.data.readers import read_whole
-from bonsai.data.writer import Writer, describe_prepared
+from bonsai.data.writer import Writer
 from bonsai.system.errors import run
 from bonsai.tokenizers import get
 from configurator import configure, refuse_idle, resolve_path
@@ -39,7 +40,7 @@ def main(**settings) -> None:
     text = read_whole(resolve_path(c.input)) if c.input else fetch_text(c.url, downloaded)
     tokenizer = get("gpt2")
     with Writer(Path(c.out or HERE), tokenizer) as writer:
-        write_documents(writer, split_text(text, 0.9), tokenizer, eot=False)
+        write_documents(writer, split_text(text), tokenizer, eot=False)
         meta = writer.finish()
     print(describe_prepared(meta, writer.folder, time.time() - start))
 

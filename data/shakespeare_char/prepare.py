@@ -14,10 +14,11 @@ if __name__ == "__main__":
     import bonsai.system.startup  # noqa: F401 - first: Ctrl-C from here on is one line
 
 
+from bonsai.data.advice import describe_prepared
 from bonsai.data.corpus import split_text, write_documents
 from bonsai.data.fetch import fetch_text
 from bonsai.data.readers import read_whole
-from bonsai.data.writer import Writer, describe_prepared
+from bonsai.data.writer import Writer
 from bonsai.system.errors import run
 from bonsai.tokenizers import CharTokenizer
 from configurator import configure, refuse_idle, resolve_path
@@ -41,7 +42,7 @@ def main(**settings) -> None:
     print(f"{len(text):,} characters, {tokenizer.vocab_size} different: ", end="")
     print(repr("".join(tokenizer.chars[:200])))
     with Writer(Path(c.out or HERE), tokenizer) as writer:
-        write_documents(writer, split_text(text, 0.9), tokenizer, eot=False)
+        write_documents(writer, split_text(text), tokenizer, eot=False)
         meta = writer.finish()
     print(describe_prepared(meta, writer.folder, time.time() - start))
 

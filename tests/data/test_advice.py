@@ -12,9 +12,9 @@ from helpers.programs import ROOT
 from helpers.settings import settings
 
 from bonsai.data import advice
-from bonsai.data.advice import context_for, has_gpu, training_command
+from bonsai.data.advice import context_for, describe_prepared, has_gpu, training_command
 from bonsai.data.dataset import Mixture
-from bonsai.data.writer import Writer, describe_prepared
+from bonsai.data.writer import Writer
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.tokenizers.chat import TEMPLATES
 
@@ -175,3 +175,13 @@ def test_a_prepare_ends_with_it(tmp_path):
     said = describe_prepared(prepared(tmp_path / "d"), tmp_path / "d", 1.0).splitlines()[-1]
     config = "train_shakespeare_char.py" if has_gpu() else "quickstart.py"
     assert said.startswith("next: ") and f"config/{config} " in said
+
+
+@pytest.mark.parametrize("train, val, said", [(9, 10, True), (10, 9, False)])
+def test_a_validation_split_larger_than_the_training_split_is_said(tmp_path, train, val, said):
+    splits = {
+        name: {"tokens": n, "bytes": n, "documents": 1, "files": [f"{name}.bin"]}
+        for name, n in (("train", train), ("val", val))
+    }
+    meta = {"splits": splits, "vocab_size": 5}
+    assert ("val is larger than train" in describe_prepared(meta, tmp_path, 1.0)) is said

@@ -85,7 +85,7 @@ def test_one_document_is_cut_near_the_end():
 def test_a_text_is_cut_as_nanogpt_cuts_it(length):
     """By characters, not bytes; a long one comes in pieces that together are the text."""
     text = "né, und\n" * (length // 8) + "x" * (length % 8)
-    parts = list(split_text(text, 0.9))
+    parts = list(split_text(text))
     joined = {s: b"".join(d for of, d, _ in parts if of == s).decode() for s in ("train", "val")}
     assert joined == {"train": text[: int(length * 0.9)], "val": text[int(length * 0.9) :]}
     assert [of for of, _, last in parts if last] == ["train", "val"]

@@ -12,9 +12,10 @@ from helpers.lost_signals import handled_as_in, in_a_bare_except
 from helpers.prepared import leftovers, read
 from helpers.programs import ROOT, run_command
 
+from bonsai.data.advice import describe_prepared
 from bonsai.data.dataset import open_dataset
 from bonsai.data.meta import open_meta
-from bonsai.data.writer import Writer, describe_prepared
+from bonsai.data.writer import Writer
 from bonsai.system import errors
 from bonsai.system.errors import UserError, end_by_interrupt
 from bonsai.tokenizers import TOKENIZERS, CharTokenizer
@@ -299,13 +300,3 @@ def test_what_the_user_has_added_stays(out):
     (out / "meta.json").write_text("{damaged")
     write(out, 1)
     assert "chat_template" not in read(out)[0]
-
-
-@pytest.mark.parametrize("train, val, said", [(9, 10, True), (10, 9, False)])
-def test_a_validation_split_larger_than_the_training_split_is_said(tmp_path, train, val, said):
-    splits = {
-        name: {"tokens": n, "bytes": n, "documents": 1, "files": [f"{name}.bin"]}
-        for name, n in (("train", train), ("val", val))
-    }
-    meta = {"splits": splits, "vocab_size": 5}
-    assert ("val is larger than train" in describe_prepared(meta, tmp_path, 1.0)) is said
