@@ -38,7 +38,7 @@ import torch
 from bonsai.engine import Engine, SamplingParams, generate, prepare
 from bonsai.engine.conversation import Conversation
 from bonsai.engine.cuda.steps import CapturedSteps
-from bonsai.engine.jobs import answer_jobs, read_jobs
+from bonsai.engine.prompt_file import answer_jobs, read_jobs
 from bonsai.engine.text import encode_start, find_tokenizer
 from bonsai.files.textfile import check_writable, text_or_file, whole_text
 from bonsai.models.kernels import to_device

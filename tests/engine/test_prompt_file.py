@@ -7,7 +7,7 @@ import torch
 from helpers.made_model import knowing
 
 from bonsai.engine import Engine, SamplingParams
-from bonsai.engine.jobs import answer_jobs, job_params, prompt_of, read_jobs
+from bonsai.engine.prompt_file import answer_jobs, job_params, prompt_of, read_jobs
 from bonsai.system.errors import UserError
 from bonsai.tokenizers import ByteTokenizer
 from bonsai.tokenizers.chat import TEMPLATES, ChatTemplate
