@@ -335,19 +335,16 @@ class Engine:
     def decode_ahead(self) -> list[Event]:
         """The next token of the only running request, and those after it that were guessed."""
         (request,) = self.running
-        tokens = [*request.prompt, *request.tokens]
+        total = len(request.prompt) + len(request.tokens)
         left = request.params.max_new_tokens - len(request.tokens)
-        room = min(left - 1, self.length - len(tokens))
+        room = min(left - 1, self.length - total)
         row = self.cache.view(0, 1)
         if request.ahead is None:
             request.ahead = Lookup(self.lookup) if self.lookup else Draft(self.drafter, self.draft)
-        if self.lookup:
-            guess = request.ahead.guess(tokens, room)
-        else:
-            guess = request.ahead.guess(request, row, room)
+        guess = request.ahead.guess(request, row, room)
         if not guess:
             return self.draw(self.decode(), [request])
-        idx = torch.tensor([tokens[-1:] + guess], device=self.device)
+        idx = torch.tensor([[request.tokens[-1], *guess]], device=self.device)
         logits = all_logits(self.model, idx, row)[0]  # (1 + len(guess), V)
         events, right = [], 0
         drawn = sample_next(logits, [request.extended(guess[:i]) for i in range(len(logits))])
@@ -357,7 +354,7 @@ class Engine:
                 break
             right += 1
         request.ahead.learn(len(guess), right)
-        self.cache.lengths[0] = len(tokens) + right  # the rest of the guess is forgotten
+        self.cache.lengths[0] = total + right  # the rest of the guess is forgotten
         return events
 
     def draw(self, logits: torch.Tensor, requests: list[Request]) -> list[Event]:

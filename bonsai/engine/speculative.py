@@ -12,6 +12,7 @@ import torch
 
 from bonsai.engine.prefill_decode import decode_one_token
 from bonsai.engine.sampling import Row, sample_next
+from bonsai.models.cache import Cache
 
 SIZES = (6, 4, 3)  # lengths of a run of tokens to look up, the most convincing first
 
@@ -25,8 +26,10 @@ class Lookup:
         self.ends: dict[tuple[int, ...], int] = {}  # run of tokens -> where it last ended
         self.known = 0  # `ends` has the runs that end at this place or before
 
-    def guess(self, tokens: list[int], room: int) -> list[int]:
-        """At most `room` tokens that may follow `tokens`: all so far, at each call more of them."""
+    def guess(self, row: Row, cache: Cache | None, room: int) -> list[int]:
+        """At most `room` tokens that may follow those of `row`, of which there are more at each
+        call. cache: as a Draft takes it; not used."""
+        tokens = [*row.prompt, *row.tokens]
         for end in range(self.known + 1, len(tokens)):
             for n in SIZES:
                 if n <= end:
@@ -55,7 +58,7 @@ class Draft:
         self.model = model
         self.most = self.length = most  # length of the next guess
 
-    def guess(self, row: Row, cache, room: int) -> list[int]:
+    def guess(self, row: Row, cache: Cache, room: int) -> list[int]:
         """At most `room` tokens that may follow those of `row`. cache: has all but the last one."""
         guess, lengths = [], list(cache.lengths)
         while len(guess) < min(self.length, room):

@@ -7,18 +7,21 @@ from helpers.engine import finish, finish_as_plain
 from helpers.tiny_model import tiny
 
 from bonsai.engine import Engine, SamplingParams
+from bonsai.engine.sampling import Row
 from bonsai.engine.speculative import Draft, Lookup
 
 
 def test_a_guess_is_what_followed_the_longest_run_of_late():
-    lookup = Lookup(most=8)
-    assert lookup.guess([1, 2, 3, 4, 5], room=8) == []
-    assert lookup.guess([1, 2, 3, 4, 5, 9, 2, 3, 4], room=3) == [5, 9, 2]
-    text = [1, 2, 3, 4, 5, 9, 2, 3, 4, 6, 2, 3, 4]
-    assert lookup.guess(text, room=8) == [6, 2, 3, 4, 6, 2, 3, 4]  # a loop goes on
-    assert lookup.guess(text, room=0) == []
+    lookup, row = Lookup(most=8), Row([1, 2, 3], SamplingParams(), tokens=[4, 5])
+    assert lookup.guess(row, None, room=8) == []
+    row.tokens += [9, 2, 3, 4]
+    assert lookup.guess(row, None, room=3) == [5, 9, 2]
+    row.tokens += [6, 2, 3, 4]
+    assert lookup.guess(row, None, room=8) == [6, 2, 3, 4, 6, 2, 3, 4]  # a loop goes on
+    assert lookup.guess(row, None, room=0) == []
     lookup.learn(guessed=8, right=1)
-    assert len(lookup.guess([*text, 6], room=8)) == 2
+    row.tokens.append(6)
+    assert len(lookup.guess(row, None, room=8)) == 2
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
