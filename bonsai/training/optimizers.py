@@ -26,7 +26,8 @@ from bonsai.system.errors import UserError
 from bonsai.system.runtime import Runtime
 from bonsai.training.adam import fastest_adamw
 from bonsai.training.eager import AdamW
-from bonsai.training.muon import POLAR_EXPRESS, Muon
+from bonsai.training.muon import Muon
+from bonsai.training.orthogonal import POLAR_EXPRESS
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:

@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bonsai.system.compiler import FUSED
 from bonsai.system.errors import one_line
-from bonsai.training.muon import plain_product
+from bonsai.training.orthogonal import plain_product
 
 
 class Tile(NamedTuple):

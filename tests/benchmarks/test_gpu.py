@@ -54,8 +54,13 @@ from bonsai.tokenizers import ByteTokenizer
 from bonsai.training import breakdown
 from bonsai.training.adam import KernelAdamW, fastest_adamw
 from bonsai.training.background import BackgroundWriter, on_host, tensors_in
-from bonsai.training.muon import POLAR_EXPRESS, fastest_product, orthogonalize, plain_product
 from bonsai.training.optimizers import build_optimizer, clip_gradients, load_optimizer_state
+from bonsai.training.orthogonal import (
+    POLAR_EXPRESS,
+    fastest_product,
+    orthogonalize,
+    plain_product,
+)
 from bonsai.training.schedule import set_rates
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep

@@ -155,7 +155,7 @@ def test_shapes_that_it_does_not_suit_are_torchs(symmetric, monkeypatch):
 
 def test_muon_orthogonalizes_by_it(symmetric):
     """Also compiled, where it is one call."""
-    from bonsai.training.muon import POLAR_EXPRESS, orthogonalize
+    from bonsai.training.orthogonal import POLAR_EXPRESS, orthogonalize
 
     stacks = [noise(2, 32, 64), noise(1, 64, 32)]
     plain = orthogonalize(stacks, POLAR_EXPRESS, torch.float32)

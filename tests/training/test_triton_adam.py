@@ -13,8 +13,9 @@ from helpers.waiting import Waiting
 from bonsai.system.runtime import setup
 from bonsai.training import adam
 from bonsai.training.adam import KernelAdamW, fastest_adamw
-from bonsai.training.muon import POLAR_EXPRESS, Muon
+from bonsai.training.muon import Muon
 from bonsai.training.optimizers import clip_gradients
+from bonsai.training.orthogonal import POLAR_EXPRESS
 from bonsai.training.settings import StepSettings
 from bonsai.training.step import TrainingStep
 from model import GPT, GPTConfig
