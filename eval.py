@@ -200,7 +200,6 @@ def evaluate_all(
             print(loaded.newer, file=sys.stderr, flush=True)
         runtime.check_agreement(partial(in_common, c, loaded.model))
         steps = (loaded.checkpoint or {}).get("iter_num")
-        loaded.checkpoint = None  # the optimizer's memory
         raw_model = to_device(loaded.model, runtime.device)
         if c.strided and loaded.name != "megabyte":
             raise UserError(f"{loaded.source} is a {loaded.name}: only megabyte has --strided")

@@ -235,7 +235,6 @@ def main(**settings) -> None:
 def load(c: Config, runtime: Runtime) -> tuple[Loaded, torch.nn.Module, Tokenizer]:
     """What was loaded, the model on its device and its tokenizer; says which they are."""
     loaded = load_model(find_source(c.init_from, c.out_dir), overrides={"dropout": 0.0})
-    loaded.checkpoint = None  # frees the optimizer's memory
     if not c.quantize:  # in the dtype of computation: on a GPU this takes half of the memory
         loaded.model.to(DTYPES[runtime.dtype])
     model = to_device(loaded.model, runtime.device)

@@ -50,7 +50,7 @@ class Loaded:
     tokenizer: dict | None  # Tokenizer.to_dict(); None if the source does not carry one
     config: dict  # settings of the run that trained it
     source: str
-    checkpoint: dict | None = None  # for a resume
+    checkpoint: dict | None = None  # without its weights; with the optimizer only for a resume
     newer: str = ""  # a note if the run has newer weights: restore.newer_weights
     tokenizer_note: str = ""  # where a tokenizer was found, or why there is none
     chat_template: dict | None = None  # ChatTemplate.to_dict(); None if the source says nothing
@@ -156,6 +156,7 @@ def from_checkpoint(path: Path, overrides: dict, optimizer: bool = False) -> Loa
     known = {f.name for f in fields(MODELS[name][1])}  # not every model has dropout
     overrides = {k: v for k, v in overrides.items() if k in known}
     model = with_weights(name, model_fields, weights, str(path), overrides)
+    del checkpoint["model"]  # the model has them: what it has copied is not kept twice
     config = checkpoint.get("config", {})
     loaded = Loaded(model, name, checkpoint.get("tokenizer"), config, str(path), checkpoint)
     loaded.chat_template = checkpoint.get("chat_template")

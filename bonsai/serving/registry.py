@@ -87,7 +87,6 @@ def load_served(
     loaded = load_model(source, "", {"dropout": 0.0})
     if loaded.newer:
         print(loaded.newer, flush=True)
-    loaded.checkpoint = None  # frees the memory of the optimizer's state
     tokenizer, _ = find_tokenizer(loaded)
     if template:
         loaded.chat_template = find_template(template, tokenizer).to_dict()

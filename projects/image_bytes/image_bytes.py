@@ -282,7 +282,6 @@ def main(**settings) -> None:
     train(HERE / "config.py", out / "run", c.steps, *options)
 
     loaded = load_model("best", out / "run", {"dropout": 0.0})
-    loaded.checkpoint = None
     runtime = setup(dtype="float32", compile=False)
     model, N = to_device(loaded.model, runtime.device), len(layout.places)
     val = open_dataset(str(out / "data")).split("val")

@@ -212,7 +212,6 @@ def main(**settings) -> None:
     train(HERE / "config.py", out / "run", c.steps, *options)
 
     loaded = load_model("best", out / "run")
-    loaded.checkpoint = None
     runtime = setup(dtype="float32", compile=False)
     model = to_device(loaded.model, runtime.device)
     val = open_dataset(str(out / "data")).split("val")
