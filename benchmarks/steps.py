@@ -17,8 +17,7 @@ from pathlib import Path
 
 from benchmarks.processes import supervised
 from bonsai import ROOT
-from bonsai.files.access import write_whole
-from bonsai.runs.lock import lock_file
+from bonsai.files.access import lock_file, write_whole
 from bonsai.system.errors import UserError, why_not_written
 
 PATIENCE = 10.0  # seconds to wait until the programs of an earlier call have ended

@@ -24,8 +24,6 @@ import json
 import os
 import pickle
 import re
-import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -34,18 +32,13 @@ import numpy as np
 
 from bonsai import ROOT
 from bonsai.data.meta import FORMAT, dtype_of
-from bonsai.files.access import SETTINGS, writing
-from bonsai.files.atomic import sync_folder
+from bonsai.files.access import SETTINGS, lock_file, writing
+from bonsai.files.atomic import sync_folder, undone_by_signals
 from bonsai.files.jsonfile import finite
 from bonsai.files.textfile import read_text
-from bonsai.system.errors import UserError, end_by_exit, end_if_told, heeded, why_no_folder
+from bonsai.system.errors import UserError, end_if_told, why_no_folder
 from bonsai.tokenizers import Tokenizer
 from bonsai.tokenizers.nanogpt import META
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock there
-    fcntl = None
 
 FIELDS = ("format", "name", "dtype", "vocab_size", "eot", "tokenizer", "row_length", "splits")
 BUFFER = 1 << 20  # bytes held back per file before they go to the disk
@@ -95,49 +88,37 @@ class Writer:
         self._splits: dict[str, _Split] = {}
         self._meta_tmp = self.folder / "meta.json.tmp"
         self._renamed: list[Path] = []
-        self._lock: int | None = None
-        self._old_signals: dict[int, object] = {}
 
     # -- the with block ---------------------------------------------------------------------------
 
     def __enter__(self) -> "Writer":
         self._made_folder = not self.folder.exists()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-        except OSError as e:
-            raise UserError(f"cannot write into {self.folder}: {why_no_folder(e)}") from None
-        # otherwise these signals would end the process at once and leave the .tmp files
-        if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
-                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                    self._old_signals[number] = signal.signal(number, end_by_exit)
+        with contextlib.ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._take_lock(stack)
+            except OSError as e:
+                raise UserError(f"cannot write into {self.folder}: {why_no_folder(e)}") from None
+            stack.enter_context(undone_by_signals())
+            self._at_end = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._abort()  # does nothing after finish
-        for number, handler in self._old_signals.items():
-            signal.signal(number, handler)
-        heeded(self._old_signals)
-        if self._lock is not None:
-            os.close(self._lock)
+        with self._at_end:
+            self._abort()  # does nothing after finish
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, at_end: contextlib.ExitStack) -> None:
         """Lock the folder itself: this leaves no file behind, and ends with the process."""
-        if fcntl is None:
+        if os.name != "posix":  # on Windows a folder cannot be opened
             return
-        self._lock = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
+        fd = os.open(self.folder, os.O_RDONLY)
+        at_end.callback(os.close, fd)
+        if lock_file(fd) is False:
             raise UserError(
                 f"another prepare is writing into {self.folder}: wait for it or stop it"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+            )
 
     # -- writing ----------------------------------------------------------------------------------
 

@@ -15,6 +15,11 @@ from typing import BinaryIO
 from bonsai.files.atomic import replace_text, whole_file
 from bonsai.system.errors import FULL, UserError, reason, why_not_written
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 # The most bytes of a meta.json or of a tokenizer: parsed JSON takes up to 35 times its size in
 # memory, and the largest known vocabularies have 5 MB.
 SETTINGS = 16 << 20
@@ -165,6 +170,19 @@ def exists(path: str | Path) -> bool:
         raise UserError(f"cannot read {path}: {reason(e)}") from None
     except ValueError as e:  # a null byte in its name
         raise UserError(f"cannot read {str(path)!r}: {e}") from None
+    return True
+
+
+def lock_file(fd: int) -> bool | None:
+    """Lock an open file without waiting. False: another process has it; None: not possible here."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
     return True
 
 

@@ -46,7 +46,7 @@ def undone_by_signals() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         numbers = [getattr(signal, name) for name in ENDS if hasattr(signal, name)]
         for number in numbers:
-            if signal.getsignal(number) is end_at_once:
+            if signal.getsignal(number) in (end_at_once, signal.SIG_DFL):
                 before[number] = signal.signal(number, end_by_exit)
     try:
         yield

@@ -18,14 +18,10 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
+from bonsai.files.access import lock_file
 from bonsai.files.atomic import temporary
 from bonsai.runs.names import LOCK
 from bonsai.system.errors import UserError, cannot_write_into
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 BEAT = 5.0  # seconds between two touches of the file
 STALE = 30.0  # seconds without a touch after which the owner counts as gone
@@ -169,19 +165,6 @@ def boot() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
-
-
-def lock_file(fd: int) -> bool | None:
-    """Lock an open file without waiting. False: another process has it; None: not possible here."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return None
-    return True
 
 
 def same_file(fd: int, path: str | Path) -> bool:

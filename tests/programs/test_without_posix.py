@@ -15,9 +15,8 @@ import pytest
 import torch
 from helpers.every_program import WORK, start, words_for
 
-from bonsai.data import writer
 from bonsai.engine.cpu import native
-from bonsai.runs import lock
+from bonsai.files import access
 from bonsai.system.devices import memory_in_use
 
 MODULES = "fcntl resource termios tty pty pwd grp readline syslog"
@@ -43,8 +42,7 @@ def without_posix(monkeypatch, tmp_path):
     for module, names in ((os, OF_OS), (signal, OF_SIGNAL)):
         for name in names.split():
             monkeypatch.delattr(module, name, raising=False)
-    for module in (lock, writer):  # imported before
-        monkeypatch.setattr(module, "fcntl", None)
+    monkeypatch.setattr(access, "fcntl", None)  # imported before
     windows = SimpleNamespace(platform="win32", stderr=sys.stderr)
     monkeypatch.setattr(native, "sys", windows)
     for function in OF_BUILT:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.programs import ROOT, environment
 
+from bonsai.files import access
 from bonsai.runs import lock
 from bonsai.runs.lock import RunLock, boot
 from bonsai.runs.names import LOCK
@@ -67,7 +68,7 @@ def test_a_folder_of_which_nothing_came_goes_again(tmp_path):
     assert [p.name for p in out.iterdir()] == ["kept"]
 
 
-@pytest.mark.skipif(lock.fcntl is None, reason="no locks of POSIX")
+@pytest.mark.skipif(access.fcntl is None, reason="no locks of POSIX")
 def test_after_kill_9_the_next_one_starts_at_once(tmp_path):
     code = f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
     code += "from pathlib import Path; from bonsai.runs.lock import RunLock\n"
