@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bonsai import ROOT
-from bonsai.data.meta import open_meta
+from bonsai.data.meta import open_meta, places
 from bonsai.data.writer import FIELDS
 from bonsai.files.jsonfile import read_json_object
 from bonsai.system.errors import UserError
@@ -116,7 +116,7 @@ def run_with(tokenizer: dict | None) -> tuple[str, dict]:
         with suppress(UserError, OSError):
             its = read_json_object(file.with_name("config.json"))
             data = str(its.get("dataset")).partition(",")[0].partition(":")[0]
-            for folder in (Path("data") / data, ROOT / "data" / data, Path(data)):
+            for folder in (*places(data), Path(data)):
                 meta, source = open_meta(folder)
                 if source and meta.get("tokenizer") == tokenizer and "chat_template" not in meta:
                     return short(file.parent), its

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bonsai import ROOT, tokenizers
-from bonsai.data.meta import open_meta
+from bonsai.data.meta import open_meta, places
 from bonsai.data.split import Split
 from bonsai.system.errors import UserError
 from bonsai.system.values import did_you_mean
@@ -50,7 +50,7 @@ class Dataset:
 def find_folder(dataset: str) -> Path:
     """The folder of a data set: data/NAME in the working directory, else in the repository, or a
     path. Raises UserError, which says what to run, if it is not there or not prepared."""
-    tried = [Path("data") / dataset, ROOT / "data" / dataset]
+    tried = places(dataset)
     if "/" in dataset or "\\" in dataset:
         tried.append(Path(dataset))
     for folder in tried:

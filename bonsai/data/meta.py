@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bonsai import tokenizers
+from bonsai import ROOT, tokenizers
 from bonsai.files.access import SETTINGS
 from bonsai.files.textfile import read_text
 from bonsai.system.errors import UserError
@@ -28,6 +28,11 @@ FILES = 1 << 20  # of a split
 def dtype_of(vocab_size: int) -> np.dtype:
     """The number format in which the ids of a vocabulary are written."""
     return np.dtype("<u2" if vocab_size <= 65535 else "<u4")
+
+
+def places(name: str) -> list[Path]:
+    """Where a data set of this name may be: in the working directory, or in the repository."""
+    return [Path("data") / name, ROOT / "data" / name]
 
 
 # -- meta.json ------------------------------------------------------------------------------------

@@ -2,13 +2,12 @@
 
 import re
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 
-from bonsai import ROOT, tokenizers
+from bonsai import tokenizers
 from bonsai.data.dataset import GPT2_VOCAB, tokenizer_in_training
-from bonsai.data.meta import open_meta
+from bonsai.data.meta import open_meta, places
 from bonsai.engine import SamplingParams, generate
 from bonsai.models.loading import Loaded
 from bonsai.system.errors import UserError
@@ -30,7 +29,7 @@ def find_tokenizer(loaded: Loaded) -> tuple[Tokenizer, str]:
     if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
         name = ""  # a path in a file that may come from anyone is not followed
     if state is None and name:
-        for folder in (Path("data") / name, ROOT / "data" / name):
+        for folder in places(name):
             meta, file = open_meta(folder)
             if meta.get("tokenizer"):
                 state, source = meta["tokenizer"], str(file)
