@@ -22,7 +22,7 @@ LONGEST_TEXT = 200_000  # characters to tokenize for the page
 # ids, which may be as long, no other Python code runs.
 LONGEST_PROMPT = 1_200_000
 MOST_INSPECTIONS = 4  # at once
-PIECE = 2000  # values of a list that are written at a time
+PIECE = 2000  # tokens of a list that are written at a time
 
 
 def playground_routes(server) -> APIRouter:
@@ -96,8 +96,8 @@ def playground_routes(server) -> APIRouter:
             ids = tokenizer.encode(text, allow_special=True)
             answer = {"tokenizer": name, "count": len(ids), "max_model_len": context}
             if field == "prompt":
-                return with_list(answer, "tokens", ids)
-            return with_list({**answer, "bytes": len(text.encode())}, "tokens", ids, shown)
+                return with_tokens(answer, ids)
+            return with_tokens({**answer, "bytes": len(text.encode())}, ids, shown)
 
         return await answered(work, field)
 
@@ -183,14 +183,14 @@ def playground_routes(server) -> APIRouter:
     return router
 
 
-def with_list(head: dict, key: str, values: list, shown: Callable | None = None) -> bytes:
-    """The JSON of an object with a long list of values, converted by `shown`. It is made in pieces,
-    so that other threads have their turn in between."""
+def with_tokens(head: dict, ids: list[int], shown: Callable | None = None) -> bytes:
+    """The JSON of an object with a long list `tokens`: the ids, as `shown` shows them. It is made
+    in pieces, so that other threads have their turn in between."""
     pieces = []
-    for i in range(0, len(values), PIECE):
-        part = values[i : i + PIECE]
+    for i in range(0, len(ids), PIECE):
+        part = ids[i : i + PIECE]
         pieces.append(json.dumps([*map(shown, part)] if shown else part)[1:-1])
-    return f'{json.dumps(head)[:-1]}, "{key}": [{", ".join(pieces)}]}}'.encode()
+    return f'{json.dumps(head)[:-1]}, "tokens": [{", ".join(pieces)}]}}'.encode()
 
 
 async def answered(work: Callable[[], bytes], param: str | None = None) -> Response:

@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import json
 import os
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -31,17 +30,9 @@ def find_runs(folders: Iterable[Path]) -> dict[str, Path]:
     for folder in folders:
         with contextlib.suppress(OSError):  # a folder that we may not read
             for run in sorted(folder.glob("out*")):
-                if is_file(run / METRICS) and run.name.isprintable():
+                if os.path.isfile(run / METRICS) and run.name.isprintable():
                     runs.setdefault(run.name, run)
     return runs
-
-
-def is_file(path: Path) -> bool:
-    """Whether a path is a regular file. Opening a pipe, for example, would wait for a writer."""
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
 
 
 def list_runs(folders: Iterable[Path], now: float | None = None) -> list[dict]:
@@ -114,7 +105,7 @@ def last_lines(path: Path) -> Iterator[bytes]:
 def read_settings(folder: Path) -> dict:
     path = folder / SETTINGS
     try:
-        if not is_file(path) or path.stat().st_size > MOST_SETTINGS:
+        if not os.path.isfile(path) or path.stat().st_size > MOST_SETTINGS:
             return {}
         settings = finite(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
@@ -131,7 +122,7 @@ def rows_from(folder: Path, start: int = 0, most: int = MOST_ROWS) -> tuple[list
     anew, reading starts at the beginning.
     """
     path = folder / METRICS
-    if not is_file(path):
+    if not os.path.isfile(path):  # opening a pipe, for example, would wait for a writer
         return [], 0
     end = count_lines(path)
     if start > end:
