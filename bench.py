@@ -118,15 +118,9 @@ def micro_batches_of(
     if data is None:
         return synthetic(vocab_size, c.batch_size, T, runtime.device)
     data.check(T, vocab_size, ["train"])
-    world = runtime.world_size
-    return prefetch(
-        Batches(data, T, c.batch_size * c.micro_batches * world, c.seed),
-        0,
-        c.batch_size,
-        runtime.rank,
-        world,
-        pin=runtime.device.type == "cuda",
-    )
+    world, pin = runtime.world_size, runtime.device.type == "cuda"
+    batches = Batches(data, T, c.batch_size * c.micro_batches * world, c.seed)
+    return prefetch(batches, 0, c.batch_size, runtime.rank, world, pin)
 
 
 def time_updates(step: TimedSteps, count: int, runtime: Runtime) -> list[float]:

@@ -144,18 +144,11 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     runtime.check_agreement(lambda: start.in_common(c, runtime))
     data, model, progress = start.data, start.model, start.progress
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
-    nothing = not (c.choices or c.core)
-    refuse_idle(c, (nothing, "eval_questions", "without --choices or --core"))
+    refuse_idle(c, (not (c.choices or c.core), "eval_questions", "without --choices or --core"))
     questions = read_all(c.choices, c.core, c.eval_questions, start.tokenizer, model.config)
+    rows = c.gradient_accumulation_steps * c.batch_size  # of a step, over all processes
     batches = Batches(
-        data,
-        block_size,
-        c.gradient_accumulation_steps * c.batch_size,
-        c.seed,
-        c.batch_order,
-        c.batch_ramp,
-        c.token_noise,
-        vocab_size,
+        data, block_size, rows, c.seed, c.batch_order, c.batch_ramp, c.token_noise, vocab_size
     )
     accumulates = c.gradient_accumulation_steps > runtime.world_size
     training = TrainingStep(model, c, runtime, accumulates)  # makes the optimizer, too
@@ -184,14 +177,8 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     forecast = Forecast(rows_left, block_size, device.type, c.dataset, report.say)
 
     # ---- the loop ----
-    stream = prefetch(
-        batches,
-        progress.step,
-        c.batch_size,
-        runtime.rank,
-        world,
-        pin=device.type == "cuda",
-    )
+    pin = device.type == "cuda"
+    stream = prefetch(batches, progress.step, c.batch_size, runtime.rank, world, pin)
     interrupts.watch()
     at_end.push(saving.rescue)
     meter, status = Meter(progress, training, watch), 0
@@ -288,6 +275,7 @@ def evaluate(
     """Losses on fixed windows of both splits, and the scores on questions, if there are any. The
     processes share them. After a signal the numbers are those of what was seen so far."""
     model, runtime, windows = training.model, training.runtime, c.eval_iters * c.batch_size
+    T = model.config.block_size
 
     def watched(label: str):
         def track(batches):
@@ -297,15 +285,9 @@ def evaluate(
 
     losses = {}
     for split in ("train", "val"):
+        track = watched(f"evaluating {split}")
         losses[f"{split}_loss"] = mixture_loss(
-            training.compiled,
-            data,
-            split,
-            runtime,
-            model.config.block_size,
-            c.batch_size,
-            windows,
-            watched(f"evaluating {split}"),
+            training.compiled, data, split, runtime, T, c.batch_size, windows, track
         )
     losses["val_bpb"] = bits_per_byte(losses["val_loss"], data.bytes_per_token("val"))
     model.eval()  # without dropout, also for numbers of your own, whose place is here
