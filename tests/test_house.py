@@ -83,7 +83,8 @@ def test_the_configurator_needs_nothing():
     standard = set(sys.stdlib_module_names)
     assert imports(ROOT / "configurator.py") <= standard | {"bonsai"}
     assert imports(ROOT / "bonsai" / "system" / "values.py") <= standard
-    assert imports(ROOT / "bonsai" / "system" / "paths.py") <= standard | {"bonsai"}
+    for name in ("paths", "config_files"):
+        assert imports(ROOT / "bonsai" / "system" / f"{name}.py") <= standard | {"bonsai"}
 
 
 def test_preparing_data_does_not_import_torch():

@@ -628,24 +628,9 @@ def test_every_way_of_python_to_set_a_setting(text, folder, monkeypatch):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("class Run:\n    batch_size = 4", "run.py:1: batch_size in class Run sets nothing"),
-        ("class Run:\n    batch_size: int = 4", "run.py:1: batch_size in class Run sets nothing"),
+        ("def f():\n    batch_size = 4", "run.py:1: batch_size in function f sets nothing"),
         ("seed = 1\nclass batch_size: pass", "batch_size expects int, got <class"),
         ("def dropout(): return 0.1", "run.py: dropout expects float, got <function dropout"),
-        ("def f():\n    batch_size = 4", "run.py:1: batch_size in function f sets nothing"),
-        ("def f():\n    batch_size = 4\nf()", "run.py:1: batch_size in function f sets nothing"),
-        ("async def f():\n    seed = 4", "run.py:1: seed in function f sets nothing"),
-        (
-            "def f():\n    global batch_size\n    batch_size = 4",
-            "run.py:1: batch_size in function f sets nothing",
-        ),
-        (
-            "class Run:\n    def f(self):\n        batch_size = 4\nRun().f()",
-            "run.py:2: batch_size in function f sets nothing",
-        ),
-        ("batch_size = 4\ndel batch_size", "run.py:2: del batch_size sets nothing"),
-        ("if seed is None:\n    batch_size == 4", "run.py:2: batch_size == 4 sets nothing"),
-        ("for _ in range(3):\n    batch_size: 4", "run.py:2: batch_size: 4 sets nothing"),
         (
             "max_iter = 500\nlr_decay_iters = max_iter",
             "run.py:1: unknown setting max_iter; did you mean max_iters?",
