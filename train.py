@@ -128,11 +128,12 @@ def train(c: Config, runtime: Runtime, watch: Stopwatch, at_end: ExitStack) -> i
     """The whole run; returns the exit status. watch: times the start. at_end: closes, when the run
     is over, what is pushed on it here."""
     world, device = runtime.world_size, runtime.device
-    folder = resolve_path(c.out_dir) if c.init_from in ("resume", "auto") else Path(c.out_dir)
+    may_resume = c.init_from in ("resume", "auto")
+    folder = resolve_path(c.out_dir) if may_resume else Path(c.out_dir)
     lock = at_end.enter_context(RunLock(folder))
     if runtime.master and not c.eval_only:
         lock.acquire(patience=20 if c.init_from == "auto" else 0)
-        if c.init_from in ("resume", "auto"):
+        if may_resume:
             take_back(folder)
     runtime.barrier()  # from here on all processes read the folder
 

@@ -214,18 +214,15 @@ def rebuild_tensor(storage, offset, shape, stride, requires_grad, hooks, metadat
     return TensorInFile(storage, offset, tuple(shape), tuple(stride))
 
 
-def rebuild_parameter(data, requires_grad, hooks):
-    return data
-
-
-def same(value, *index):
+def same(value, *others):
+    """The value without what a parameter, a shape or a device has besides."""
     return value
 
 
 CALLS = {
     **pickles.CALLS,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
-    "torch._utils._rebuild_parameter": rebuild_parameter,
+    "torch._utils._rebuild_parameter": same,
     "torch.Size": same,
     "torch.device": same,
 }
