@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
+from bonsai.models.cache import Cache
 from bonsai.models.contract import LanguageModel
 from model import GPT, GROUPS, Block, GPTConfig, Norm, rotation_at
 
@@ -118,6 +119,12 @@ class ByteModel(LanguageModel):
             else:
                 groups["matrices" if p.dim() >= 2 else "scalars"].append(p)
         return groups
+
+    def check_room(self, idx: torch.Tensor, cache: Cache | None) -> None:
+        """That the bytes idx (B, T) and those in the cache fit the context."""
+        total = idx.size(1) + (0 if cache is None else cache.used)
+        limit = self.config.block_size if cache is None else cache.length
+        assert total <= limit, f"{total} bytes do not fit a context of {limit}"
 
     def crop(self, block_size: int, table: str) -> None:
         """Shorten the context; with learned positions drop the later rows of their table."""

@@ -125,9 +125,7 @@ class Megabyte(ByteModel):
         position, (B, 1, V); with a cache, idx are the bytes after those already in it; with
         return_logits=False the logits are None. T need not be a multiple of the patch size.
         """
-        T, start = idx.size(1), cache.used if cache is not None else 0
-        limit = self.config.block_size if cache is None else cache.length
-        assert start + T <= limit, f"{start + T} bytes do not fit a context of {limit}"
+        self.check_room(idx, cache)
         last = targets is None
         if self.strided and not self.training and not last and cache is None:
             logits = self.strided_logits(idx)

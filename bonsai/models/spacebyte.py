@@ -123,10 +123,8 @@ class Spacebyte(ByteModel):
         return_logits=False the logits are None. slots: see `counted`; without them the patches are
         counted here, which waits for a GPU and cuts a compiled model into several graphs.
         """
-        T, start = idx.size(1), cache.used if cache is not None else 0
-        limit = self.config.block_size if cache is None else cache.length
-        assert start + T <= limit, f"{start + T} bytes do not fit a context of {limit}"
-        pos = torch.arange(T, device=idx.device).expand(idx.shape)
+        self.check_room(idx, cache)
+        pos = torch.arange(idx.size(1), device=idx.device).expand(idx.shape)
         if cache is not None:
             pos = pos + torch.tensor(cache.lengths, device=idx.device)[:, None]
         chosen = self.boundaries(idx, pos, cache and cache.place(idx))  # (B, T)
