@@ -82,26 +82,25 @@ class Prefixes:
 
     def store(self, cache: Cache, filled: Sequence[Filled], logits: torch.Tensor) -> None:
         """Remember rows of a cache, one after another. logits: those at the end of each prompt."""
+        left = dict.fromkeys(self.rows)  # the prompts that are remembered in the end, by last use
         new: dict[tuple[int, ...], int] = {}
         for prompt, row, keep in filled:
             self.held = prompt if keep else None
-            if prompt not in self.rows and self.takes(prompt, keep):
-                for shorter in [p for p in self.rows if p == prompt[: len(p)]]:
-                    del self.rows[shorter]  # the new one begins with it
-                self.rows[prompt], new[prompt] = None, row
-            total = sum(map(len, self.rows))
-            for old in list(self.rows):
+            if prompt not in left and self.takes(prompt, keep):
+                for shorter in [p for p in left if p == prompt[: len(p)]]:
+                    del left[shorter]  # the new one begins with it
+                left[prompt], new[prompt] = None, row
+            total = sum(map(len, left))
+            for old in list(left):
                 if total > self.budget and old != self.held:
                     total -= len(old)
-                    del self.rows[old]
-        # Only those that are left are copied. Until then they are taken out again: if the memory
-        # does not suffice for a copy, `rows` must not name what is not there
-        new = {prompt: row for prompt, row in new.items() if prompt in self.rows}
-        for prompt in new:
-            del self.rows[prompt]
+                    del left[old]
+        for old in [p for p in self.rows if p not in left or p in new]:
+            del self.rows[old]
         for prompt, row in new.items():
-            kept = cache.view(row, row + 1).clone(len(prompt))
-            self.rows[prompt] = Known(np.array(prompt), kept, logits.clone())
+            if prompt in left:  # only these are copied; if there is no memory, `rows` is without
+                copy = cache.view(row, row + 1).clone(len(prompt))
+                self.rows[prompt] = Known(np.array(prompt), copy, logits.clone())
 
 
 def shared(a: np.ndarray, b: np.ndarray) -> int:
