@@ -82,19 +82,9 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
                     ahead, answers = None, [row.tokens for row in rows]
                     ids[:, begin:t] = torch.tensor(answers, device=device)
             logits = None
-            if t == begin:  # the prompt: all rows are still equal, so compute one of them
-                if captured is not None:
-                    captured.cache.reset()
-                    cache = captured.cache.view(0, 1)
-                elif use_cache:
-                    cache = new_cache(model, 1, min(block_size, end), dtype)
-                logits = prefill(model, ids[:1, first:t], cache).expand(n, -1)
-                if captured is not None:
-                    for row in range(n):
-                        captured.cache.copy_row(row, cache, 0, t - first)
-                    cache = captured.cache.view(0, n)
-                elif cache is not None:
-                    cache.expand(n)
+            if t == begin:  # the prompt
+                length = min(block_size, end) if use_cache else 0
+                logits, cache = read_prompt(model, ids[:1, first:t], n, length, dtype, captured)
             elif cache is None or cache.used == 0:  # no cache, or an empty one: the whole context
                 logits = prefill(model, ids[:, first:t], cache)
             elif captured is None:
@@ -115,3 +105,20 @@ def steps(model, prompt, params, n, use_cache, on_full, first_row, dtype, captur
                 return
     finally:
         model.train(was_training)
+
+
+def read_prompt(model, idx, n, length, dtype, captured):
+    """Compute the prompt idx (1, T) once for n rows, which are still equal: logits (n, V), and the
+    cache of all rows, the captured steps' or a new one. length: of that; 0: without a cache."""
+    if captured is not None:
+        captured.cache.reset()
+        first = captured.cache.view(0, 1)
+        logits = prefill(model, idx, first)
+        for row in range(n):
+            captured.cache.copy_row(row, first, 0, idx.size(1))
+        return logits.expand(n, -1), captured.cache.view(0, n)
+    cache = new_cache(model, 1, length, dtype) if length else None
+    logits = prefill(model, idx, cache)
+    if cache is not None:
+        cache.expand(n)
+    return logits.expand(n, -1), cache

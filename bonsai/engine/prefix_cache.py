@@ -95,7 +95,7 @@ class Prefixes:
                 if total > self.budget and old != self.held:
                     total -= len(old)
                     del left[old]
-        for old in [p for p in self.rows if p not in left or p in new]:
+        for old in [p for p in self.rows if p not in left or p in new]:  # new: it went, and is back
             del self.rows[old]
         for prompt, row in new.items():
             if prompt in left:  # only these are copied; if there is no memory, `rows` is without
