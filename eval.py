@@ -44,6 +44,7 @@ from bonsai.system.processes import common_settings, weights_checksum
 from bonsai.system.provenance import provenance
 from bonsai.system.runtime import Runtime, setup
 from bonsai.system.tables import table
+from bonsai.tokenizers import Tokenizer
 from bonsai.training.forecast import tracked
 from configurator import Config, configure, refuse_idle, resolve_path
 
@@ -208,21 +209,19 @@ def evaluate_all(
         model = torch.compile(raw_model) if runtime.compile else raw_model
         size = raw_model.num_params(non_embedding=False)
         head = {"checkpoint": loaded.source, "step": steps, "parameters": size}
-        spec = c.dataset
-        if not (spec or questions or bundle or c.tasks):
-            spec = loaded.config.get("dataset", "")
+        asked = bool(questions or bundle or c.tasks)
+        tokenizer = find_tokenizer(loaded)[0] if asked else None
+        spec = c.dataset or ("" if asked else loaded.config.get("dataset", ""))
         if spec:
             rows = evaluate(c, loaded, model, spec, runtime)
             results["losses"] += [{**head, **row} for row in rows]
-        elif not (questions or bundle or c.tasks):
+        elif not asked:
             raise UserError(f"{loaded.source} does not say what it was trained on: set --dataset")
         if questions:
             track = progress(runtime, f"{loaded.source} on {c.choices}")
-            tokenizer = find_tokenizer(loaded)[0]
             scores = multiple_choice(raw_model, tokenizer, questions, runtime, c.batch_size, track)
             results["choices"].append({**head, "file": c.choices, **scores})
         if bundle:
-            tokenizer = find_tokenizer(loaded)[0]
             rows = score_bundle(
                 raw_model,
                 tokenizer,
@@ -233,15 +232,16 @@ def evaluate_all(
             )
             results["core"] += [{**head, **row} for row in rows]
         if c.tasks:
-            results["tasks"] += [{**head, **row} for row in task_rows(c, loaded, runtime)]
+            rows = task_rows(c, loaded, tokenizer, runtime)
+            results["tasks"] += [{**head, **row} for row in rows]
     return results
 
 
-def task_rows(c: Config, loaded: Loaded, runtime: Runtime) -> list[dict]:
+def task_rows(c: Config, loaded: Loaded, tokenizer: Tokenizer, runtime: Runtime) -> list[dict]:
     """A row for each metric of each task."""
     from bonsai.engine.lm_eval_harness import Chat, run_tasks
 
-    tokenizer, chat = find_tokenizer(loaded)[0], None
+    chat = None
     if c.as_chat and loaded.chat is None:
         raise UserError(loaded.chat_note or f"{loaded.source} has no chat template for --as_chat")
     if c.as_chat:
