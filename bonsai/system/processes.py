@@ -116,7 +116,7 @@ def check_agreement(group: dist.ProcessGroup | None, about: Callable[[], dict]) 
     """
     if group is None:
         return
-    mine = {"torch": str(torch.__version__), "code": code_checksum(), **about()}
+    mine = {"torch": str(torch.__version__), "code": running_code_checksum(), **about()}
     all_of_them: list = [None] * dist.get_world_size(group)
     dist.all_gather_object(all_of_them, (socket.gethostname(), mine), group)
     first = all_of_them[0][1]
@@ -141,8 +141,9 @@ def difference(there: object, here: object) -> str:
     return "; ".join(told + ["..."] * (len(names) > 3))
 
 
-def code_checksum() -> str:
-    """A checksum of the program, of bonsai/ and of model.py."""
+def running_code_checksum() -> str:
+    """A checksum of the program that runs, wherever it is, of bonsai/ and of model.py. Unlike
+    commit.code_checksum, not of other files in the repository: a node may have some of its own."""
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     model, program = importlib.util.find_spec("model"), sys.modules.get("__main__")
     files += map(Path, filter(None, (model and model.origin, getattr(program, "__file__", None))))
