@@ -58,20 +58,19 @@ def leave_by_exit_on_signals() -> None:
     tables printed before; further signals are ignored."""
 
     def leave(number: int, frame: object) -> None:
-        for name in ENDS:
-            signal.signal(signal.Signals[name], signal.SIG_IGN)
+        for each in ENDS:
+            signal.signal(each, signal.SIG_IGN)
         end_by_exit(number, frame)
 
-    for name in ENDS:
-        if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:  # ignored under nohup
-            signal.signal(signal.Signals[name], leave)
+    for number in ENDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
+            signal.signal(number, leave)
 
 
 def heed_signals() -> None:
     """Let signals that would end this process at once also end the programs that it has started."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is end_at_once:
+    for number in ENDS:
+        if number != signal.SIGINT and signal.getsignal(number) is end_at_once:
             signal.signal(number, end_all_at_once)
 
 

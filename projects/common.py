@@ -17,10 +17,9 @@ from bonsai.files.access import file_size, save_picture
 from bonsai.runs.names import resumable
 from bonsai.runs.restore import load_checkpoint, run_checkpoint
 from bonsai.system.caches import keep_fonts
-from bonsai.system.errors import UserError, end_if_told
+from bonsai.system.errors import ENDS, UserError, end_if_told
 from bonsai.system.values import COMMAND_LINE, Setting
 from bonsai.training.inherited import OF_THE_COMMAND
-from bonsai.training.interrupts import SIGNALS
 
 # options that do not change what a run has learnt; data are compared by their content
 UNCHANGED = {"dataset", "save_interval", "eval_interval", "eval_iters", "log_interval", "keep_last"}
@@ -108,8 +107,7 @@ def run_and_pass_on(command: list[str]) -> int:
                 process.send_signal(number)
 
         if threading.current_thread() is threading.main_thread():
-            numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-            before = {number: signal.signal(number, pass_on) for number in numbers}
+            before = {number: signal.signal(number, pass_on) for number in ENDS}
         try:
             return process.wait()
         finally:

@@ -44,8 +44,7 @@ def undone_by_signals() -> Iterator[None]:
     exception, as Ctrl-C does, so that unfinished files are removed."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name) for name in ENDS if hasattr(signal, name)]
-        for number in numbers:
+        for number in ENDS:
             if signal.getsignal(number) in (end_at_once, signal.SIG_DFL):
                 before[number] = signal.signal(number, end_by_exit)
     try:

@@ -25,7 +25,10 @@ told = 0  # a signal that is to end this program and whose exception may be lost
 BROKEN_PIPE = 13  # the number of SIGPIPE, also where there is no such signal
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT = ("allocate memory", "out of memory", "can't start new thread", "failed to map segment")
-ENDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
+# what ends a program from outside, by the number of the signal, and what is said then
+ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    ENDS[signal.SIGHUP] = "the terminal was closed"
 
 
 class UserError(Exception):
@@ -145,7 +148,7 @@ def end_at_once(number: int, frame: object) -> None:
         os.kill(os.getpid(), number)
         return
     with contextlib.suppress(OSError):  # print is not safe in a signal handler
-        os.write(2, f"error: {ENDS[signal.Signals(number).name]}\n".encode())
+        os.write(2, f"error: {ENDS[number]}\n".encode())
     os._exit(128 + number)
 
 
@@ -156,7 +159,7 @@ def end_by_exit(number: int, frame: object) -> None:
     global told
     told = number
     with contextlib.suppress(OSError):
-        os.write(2, f"error: {ENDS[signal.Signals(number).name]}\n".encode())
+        os.write(2, f"error: {ENDS[number]}\n".encode())
     sys.exit(128 + number)
 
 

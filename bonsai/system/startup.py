@@ -84,8 +84,6 @@ def open_closed_streams() -> None:
 
 open_closed_streams()
 if IS_PROGRAM:
-    for name in ENDS:
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        # what is ignored stays ignored: nohup, and a shell's background jobs
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+    for number in ENDS:  # what is ignored stays ignored: nohup, and a shell's background jobs
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end_at_once)

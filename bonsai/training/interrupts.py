@@ -14,10 +14,9 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 
-from bonsai.system.errors import BROKEN_PIPE, end_if_told
+from bonsai.system.errors import BROKEN_PIPE, ENDS, end_if_told
 from bonsai.system.runtime import Runtime
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 REPEATED = 1.0  # seconds within which the same signal again does not count as a second request
 PATIENCE = 5.0  # seconds that a step may still take; containers are often killed after ten
 
@@ -40,12 +39,9 @@ class Interrupts:
         self.runtime.notices.set()  # from here on `status` looks whether torchrun has ended
         if threading.current_thread() is not threading.main_thread():
             return
-        for name in SIGNALS:
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is None:
-                continue
+        for number in ENDS:
             before = signal.getsignal(number)
-            if name == "SIGHUP" and before is signal.SIG_IGN:  # under nohup the run is to go on
+            if number.name == "SIGHUP" and before is signal.SIG_IGN:  # under nohup it is to go on
                 continue
             self.before[number] = before
             signal.signal(number, self._note)

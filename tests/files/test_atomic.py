@@ -57,22 +57,21 @@ def test_a_signal_that_ends_a_program_leaves_nothing(tmp_path, capfd, block, nam
         assert signal.getsignal(number) is end_at_once
     finally:
         signal.signal(number, before)
-    assert capfd.readouterr().err == f"error: {ENDS[name]}\n"
+    assert capfd.readouterr().err == f"error: {ENDS[number]}\n"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX systems")
 @pytest.mark.parametrize("block", [whole_file, whole_folder])
-@pytest.mark.parametrize("name", ENDS)
-def test_a_signal_that_got_lost_leaves_nothing(tmp_path, block, name):
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_that_got_lost_leaves_nothing(tmp_path, block, number):
     """Within, a library has swallowed what it raised. Nothing later ends by it once more."""
-    number = getattr(signal, name)
     with handled_as_in(end_by_interrupt):
-        if name != "SIGINT":
+        if number != signal.SIGINT:
             signal.signal(number, end_at_once)
         with pytest.raises((SystemExit, KeyboardInterrupt)), block(tmp_path / "a"):
             in_a_bare_except(number)
         assert os.listdir(tmp_path) == []
-        assert errors.told == (number if name == "SIGINT" else 0)
+        assert errors.told == (number if number == signal.SIGINT else 0)
 
 
 def test_a_handler_of_another_kind_stays(tmp_path):

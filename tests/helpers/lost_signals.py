@@ -33,13 +33,12 @@ WAYS = [in_a_callback, in_a_bare_except]
 @contextlib.contextmanager
 def handled_as_in(moment) -> Iterator[None]:
     """Signals as in a program of ours, with this handler of Ctrl-C; afterwards as they were."""
-    names = [name for name in errors.ENDS if hasattr(signal, name)]
-    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    before = {number: signal.getsignal(number) for number in errors.ENDS}
     hook = sys.unraisablehook
     signal.signal(signal.SIGINT, moment)
     try:
         yield
     finally:
         errors.told, sys.unraisablehook = 0, hook
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -219,4 +219,4 @@ def test_a_lost_signal_of_another_kind(name, capfd):
         end_if_told()
 
     status, err = the_main_part_of(main, capfd)
-    assert status == 128 + number and err == f"error: {errors.ENDS[name]}\n"
+    assert status == 128 + number and err == f"error: {errors.ENDS[number]}\n"

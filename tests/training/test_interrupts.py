@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from helpers.lost_signals import handled_as_in, in_a_bare_except
 
-from bonsai.system.errors import end_by_interrupt
+from bonsai.system.errors import ENDS, end_by_interrupt
 from bonsai.system.runtime import setup
 from bonsai.training import interrupts
 from bonsai.training.interrupts import BROKEN_PIPE, Interrupts
@@ -33,13 +33,12 @@ def send(number: int) -> None:
 
 
 @posix
-@pytest.mark.parametrize("name", interrupts.SIGNALS)
-def test_a_signal_is_said_once_and_becomes_the_status(watched, capfd, name):
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_is_said_once_and_becomes_the_status(watched, capfd, number):
     assert watched.status() == 0
-    number = getattr(signal, name)
     send(number)
     assert watched.status() == 128 + number
-    assert capfd.readouterr().err == f"\n{name}: finishing this step, then saving\n"
+    assert capfd.readouterr().err == f"\n{number.name}: finishing this step, then saving\n"
 
 
 @posix
@@ -80,12 +79,11 @@ def test_a_second_one_later_ends_the_program(watched, monkeypatch):
 
 @posix
 def test_the_signals_are_given_back(runtime):
-    numbers = [getattr(signal, name) for name in interrupts.SIGNALS]
-    before = [signal.getsignal(number) for number in numbers]
+    before = [signal.getsignal(number) for number in ENDS]
     with Interrupts(runtime) as signals:
         signals.watch()
-        assert all(signal.getsignal(n) == signals._note for n in numbers)
-    assert [signal.getsignal(number) for number in numbers] == before
+        assert all(signal.getsignal(number) == signals._note for number in ENDS)
+    assert [signal.getsignal(number) for number in ENDS] == before
 
 
 @posix
