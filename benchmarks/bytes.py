@@ -345,8 +345,7 @@ def uncached_seconds(model, ids: torch.Tensor, sync: Callable, points: int = 7) 
 def generation(c: Config) -> None:
     """Seconds for `length` bytes, for each model and number of rows."""
     runtime, T = setup(c.device, "float32", False), c.length
-    same = ("commit", "versions", "hardware", "length")
-    results = Results("generation", c.out, runtime.device, same=same, length=T)
+    results = Results("generation", c.out, runtime.device, length=T)
 
     def rate_of(name: str, n: int, cached: bool) -> dict:
         model = make(settings_of(*GENERATION[name], T)).to(runtime.device)
@@ -425,8 +424,7 @@ def crossover() -> int:
 def context(c: Config) -> None:
     """The costs of training per byte with each context."""
     about = {name: c[name] for name in ("dtype", "compile", "dense_limit")}
-    same = ("commit", "versions", "hardware", *about)
-    results = Results("context", c.out, pick_device(c.device)[0], same=same, **about)
+    results = Results("context", c.out, pick_device(c.device)[0], **about)
 
     def cost_of(T: int) -> dict:
         row = {"mflops": {n: flops(n, T) / 3e6 for n in CONTEXT}, "us": {}, "gib": {}}

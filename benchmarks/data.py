@@ -248,8 +248,7 @@ def main(**settings) -> None:
     from benchmarks.harness import Results
 
     about = {"input": text.name, "MB": size, "workers": c.workers, "characters": c.characters}
-    same = ("commit", "versions", "hardware", *about)
-    results = Results("data", c.out, torch.device("cpu"), COLUMNS, same, c.force, **about)
+    results = Results("data", c.out, torch.device("cpu"), COLUMNS, again=c.force, **about)
     print(f"{text.name}: {size:,.1f} MB; {c.workers} workers, {c.repeats} runs in turn")
     with tempfile.TemporaryDirectory(dir=c.folder or None) as place:
         measure(c, names, text, Path(place), results)

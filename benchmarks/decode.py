@@ -306,8 +306,7 @@ def compare(c: Config) -> None:
     pick_kinds(c, runtime)  # raises an error for an unknown one before anything is measured
     about = {"threads": torch.get_num_threads(), "peer_commit": peer.commit if peer else None}
     about |= {name: c[name] for name in ("kinds", "batches", "prompt", "tokens", "repeats", "seed")}
-    same = ("commit", "versions", "hardware", *about)
-    results = Results("decode", c.out, runtime.device, COLUMNS, same, c.force, **about)
+    results = Results("decode", c.out, runtime.device, COLUMNS, again=c.force, **about)
     for name in c.sizes.split(","):
         if results.find({"size": name, "whole": True}):
             print(f"{name}: measured before, in {results.folder}")
@@ -335,8 +334,7 @@ def guess(c: Config) -> None:
     about = {"dtype": runtime.dtype, "model": loaded.source, "step": loaded.checkpoint["iter_num"]}
     settings = ("quantize", "most", "prompts", "tokens", "repeats", "seed")
     about |= {name: c[name] for name in settings}
-    same = ("commit", "versions", "hardware", *about)
-    results = Results("lookup", c.out, runtime.device, LOOKUP_COLUMNS, same, c.force, **about)
+    results = Results("lookup", c.out, runtime.device, LOOKUP_COLUMNS, again=c.force, **about)
     ways, weights = [0, *(int(n) for n in c.most.split(","))], DTYPES[runtime.dtype]
     engines = {n: Engine(model, 1, dtype=weights, quantize=c.quantize, lookup=n) for n in ways}
     exact = runtime.dtype == "float32" and not c.quantize

@@ -81,9 +81,10 @@ class Results:
     files are written after every row. Rows of an earlier call are not measured again.
 
     out: a folder; empty: no files. columns: of the table; empty: the table is written at the end.
-    about: facts that are saved with each row. same: names of facts in which an earlier row must
-    agree to be used. A line says how many rows do not agree; NAME.before.json keeps these. again:
-    use no earlier rows. Raises UserError if the files cannot be written, or are not results.
+    about: facts that are saved with each row. An earlier row is used if it agrees in these, and in
+    `same`, of what else is saved with it. A line says how many rows do not agree; NAME.before.json
+    keeps these. again: use no earlier rows. Raises UserError if the files cannot be written, or are
+    not results.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Results:
             path = self.folder / f"{name}.json"
             check_writable(path, "the results")
             if path.exists() and not again:
-                self.take(path, same)
+                self.take(path, (*same, *about))
 
     def take(self, path: Path, same: Sequence[str]) -> None:
         """Take the rows of an earlier call that agree in all of `same`."""

@@ -54,8 +54,7 @@ def main(**settings) -> None:
     shape |= {"vocab_size": 50257, "bias": False, "dropout": 0.0}
     about = {"options": c.options, "shape": shape}
     about["peer_commit"] = checkout.commit if checkout else None
-    same = ("commit", "versions", "hardware", *about)
-    results = Results("sample", c.out, where, COLUMNS, same, c.force, **about)
+    results = Results("sample", c.out, where, COLUMNS, again=c.force, **about)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         programs = {"sample.py": ROOT / "sample.py"}

@@ -293,8 +293,7 @@ def main(**settings) -> int:
     names = ("engine_seconds", "tokens", "checks", "max_batch", "quantize", "seed")
     about = {"model": source, "written": written(source), **{name: c[name] for name in names}}
     about |= {"dtype": runtime.dtype, "compile": runtime.compile}
-    same = ("commit", "versions", "hardware", *about)
-    results = Results("serve", c.out, runtime.device, COLUMNS, same, c.force, **about)
+    results = Results("serve", c.out, runtime.device, COLUMNS, again=c.force, **about)
     row = results.measure(key, lambda: measure(c, source, runtime))
     results.finish()
     exact = c.dtype == "float32" and not c.quantize

@@ -149,9 +149,8 @@ def installed(name: str) -> str:
 def main(**settings) -> None:
     c = configure(globals(), settings=settings)
     packages = {name: installed(name) for name in PACKAGES}
-    same = ("commit", "versions", "hardware", "packages")
     device = torch.device("cpu")
-    results = Results("tokenizer", c.out, device, COLUMNS, same, c.force, packages=packages)
+    results = Results("tokenizer", c.out, device, COLUMNS, again=c.force, packages=packages)
     print(", ".join(f"{name} {number}" for name, number in packages.items()), flush=True)
     library = library_source()
     parts = [("training", library, c.vocab_size), ("encoding", library[:100], c.vocab_size)]

@@ -61,7 +61,7 @@ class Track:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         text = {split: (data / f"{split}.bin").stat().st_size for split in ("train", "val")}
         about = {"dataset": data.name, "text": text}
-        self.results = Results(name, out, device, columns, ("hardware", *about), **about)
+        self.results = Results(name, out, device, columns, ("hardware",), **about)
         self.dataset, self.block_size = data.name, block_size
         self.minutes, self.begin, self.place = minutes, time.monotonic(), {}
         for project in ("ours", "peer"):

@@ -192,9 +192,8 @@ def main(**settings) -> None:
     device, _ = pick_device(c.device)
     todo, peer = rows_to_measure(c, device), Peer(resolve_path(c.peer)) if c.peer else None
     commit = peer.commit if peer else None
-    same = ("commit", "versions", "hardware", "peer_commit")
     columns = (*ROW, *OURS, *(THEIRS if peer else ()), ("n", "ours.tokens_per_s.n", "d"))
-    results = Results("train", c.out, device, columns, same, c.force, peer_commit=commit)
+    results = Results("train", c.out, device, columns, again=c.force, peer_commit=commit)
     rows = []
     for size, dtype, mode in todo:
         count = c.steps or SIZES[size][2]

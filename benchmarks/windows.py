@@ -118,8 +118,7 @@ def main(**settings) -> None:
     print(runtime.summary)
     about = {name: c[name] for name in ("patterns", "window", "n_layer", "n_head", "n_embd")}
     about |= {"repeats": c.repeats, "dtype": runtime.dtype, "compile": runtime.compile}
-    same = ("commit", "versions", "hardware", *about)
-    results = Results("windows", c.out, runtime.device, COLUMNS, same, c.force, **about)
+    results = Results("windows", c.out, runtime.device, COLUMNS, again=c.force, **about)
     for T in map(int, c.lengths.split(",")):
         if all(results.find({"T": T, "pattern": p}) for p in c.patterns.split(",")):
             print(f"T={T}: measured before, in {results.folder}")

@@ -41,7 +41,7 @@ def test_what_is_no_choice_is_named():
 
 def test_results_go_on_where_they_were_cut(tmp_path, capsys):
     def start(**options) -> Results:
-        return Results("speed", tmp_path, CPU, same=("peer",), **{"peer": "1", **options})
+        return Results("speed", tmp_path, CPU, same=(), **{"peer": "1", **options})
 
     def forbidden() -> dict:
         raise AssertionError("measured again")
@@ -83,8 +83,7 @@ def test_no_benchmark_begins_anew_where_it_was_cut():
 @pytest.mark.parametrize("other", ["commit", "versions", "hardware", "peer"])
 def test_rows_of_another_commit_or_machine_are_said_and_kept(tmp_path, capsys, other):
     def start() -> Results:
-        same = ("commit", "versions", "hardware", "peer")
-        return Results("speed", tmp_path, CPU, same=same, peer="1")
+        return Results("speed", tmp_path, CPU, peer="1")
 
     for size in ("toy", "char"):
         start().add({"size": size})
