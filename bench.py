@@ -260,10 +260,7 @@ def size_of(c: Config) -> str:
     model = meta_model(c.model, {**preset.fields, **given})
     published = f"published as {preset.published / 1e6:,.0f}M" if preset.published else ""
     notes = "; ".join(filter(None, (published, preset.note)))
-    try:
-        cost = describe_size(model, c.batch_size, c.gpu, c.gpus, c.mfu, c.tokens)
-    except ValueError as e:
-        raise UserError(e) from None
+    cost = describe_size(model, c.batch_size, c.gpu, c.gpus, c.mfu, c.tokens)
     return f"{c.size}{f' ({notes})' if notes else ''}\n\n{cost}"
 
 

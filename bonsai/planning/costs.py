@@ -12,6 +12,7 @@ from bonsai.models.table import build_model
 from bonsai.planning.memory import GIB, training_bytes
 from bonsai.planning.scaling import APPROACH_1, CHINCHILLA, fit_power_law
 from bonsai.system.devices import peak_flops_by_name
+from bonsai.system.errors import UserError
 from bonsai.system.tables import table
 
 PARTS = {  # name of a module -> what to call it
@@ -82,7 +83,7 @@ def describe_size(
 
     batch_size: rows of a micro-batch. gpu: a name from runtime.PEAK_TFLOPS; '': say no time. mfu:
     the share of the device's peak that is reached. tokens: to train on; 0: 20 per parameter. Raises
-    ValueError for a GPU that is not known.
+    UserError for a GPU that is not known.
     """
     T = model.config.block_size
     total = model.num_params(non_embedding=False)
@@ -122,7 +123,7 @@ def describe_size(
     if gpu:
         peak = peak_flops_by_name(gpu, "bfloat16")
         if peak is None:
-            raise ValueError(f"gpu={gpu!r} is not known: name one as in A100, H100 or 4090")
+            raise UserError(f"gpu={gpu!r} is not known: name one as in A100, H100 or 4090")
         seconds = tokens * flops / (peak * mfu * gpus)
         many = f"{gpus} x {gpu}" if gpus > 1 else gpu
         lines.append(
