@@ -892,6 +892,7 @@ def test_program_from_any_folder(folder):
         "configurator.py",
         "bonsai/__init__.py",
         "bonsai/system/__init__.py",
+        "bonsai/system/config_files.py",
         "bonsai/system/paths.py",
         "bonsai/system/errors.py",
         "bonsai/system/garbage.py",
