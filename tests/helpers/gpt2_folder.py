@@ -29,3 +29,9 @@ def save(folder: Path, seed: int = 0, safe: bool = True, **fields) -> Path:
 def change(folder: Path, **fields) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def logits(model, ids) -> torch.Tensor:
+    """Of our model at every position, (B, T, V), to compare with those of transformers."""
+    with torch.no_grad():
+        return model(ids, ids)[0]

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.gpt2_folder import transformers
+from helpers.gpt2_folder import logits, transformers
 from helpers.programs import ROOT, load
 from helpers.tiny_model import VARIANTS, texts, tiny
 
@@ -56,11 +56,6 @@ def loaded(tokenizer=CHARS, checkpoint: dict | None = None, pad: int = 3, **fiel
     source = Loaded(model, "gpt", tokenizer.to_dict(), {}, "out/ckpt.pt", checkpoint)
     source.chat_template = (checkpoint or {}).get("chat_template")
     return source
-
-
-def logits(model, ids) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids, ids)[0]
 
 
 @pytest.mark.parametrize("name, fields", CASES, ids=lambda v: str(v)[:60])

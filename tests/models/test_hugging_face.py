@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.gpt2_folder import SIZES, change, save, transformers
+from helpers.gpt2_folder import SIZES, change, logits, save, transformers
 from helpers.programs import run_program
 
 from bonsai.files.safetensors import read_safetensors
@@ -15,11 +15,6 @@ from bonsai.models.loading import load_model
 from bonsai.system.errors import UserError
 
 SIZES |= dict(eos_token_id=60)
-
-
-def logits(model, ids) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids, ids)[0]
 
 
 def assert_equal(folder: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers.gpt2_folder import transformers
+from helpers.gpt2_folder import logits, transformers
 from helpers.tiny_model import BLOCK, VARIANTS, texts, tiny
 from torch.nn import functional as F
 
@@ -70,11 +70,6 @@ def padded(rows: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
         at = slice(most - len(row), most) if left else slice(0, len(row))
         ids[i, at], mask[i, at] = torch.tensor(row), 1
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def logits(model, ids) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids, ids)[0]
 
 
 @every
