@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.checkpoints import state
 from helpers.errors import one_line
+from helpers.kills import Killed, killed_after
 from helpers.programs import ROOT, environment
 
 from bonsai.runs import checkpoint
@@ -101,9 +102,6 @@ for limit in (0, 1, 100, 1000, 5000, 12000, 13000):
 def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch, links):
     """At each system call: what was saved before can be read, and the next save tidies up."""
 
-    class Killed(BaseException):
-        pass
-
     def refuse(*args):
         raise OSError(95, "Operation not supported")
 
@@ -120,25 +118,10 @@ def test_killed_at_any_moment_of_a_save(tmp_path, monkeypatch, links):
         folder.mkdir()
         save_checkpoint(folder, state(1), names)
         save_checkpoint(folder, state(2), names)
-        calls = 0
-
-        def counted(call, moment=moment):
-            def step(*args, **options):
-                nonlocal calls
-                calls += 1
-                if calls > moment:  # this one and all that would follow: the process is gone
-                    raise Killed
-                return call(*args, **options)
-
-            return step
-
-        with monkeypatch.context() as m:
-            for name in ("link", "replace", "fsync"):
-                m.setattr(os, name, counted(getattr(os, name)))
-            m.setattr(Path, "unlink", counted(Path.unlink))
-            with contextlib.suppress(Killed):
-                save_checkpoint(folder, state(3), names)
-        if calls <= moment:
+        system_calls = [(os, name) for name in ("link", "replace", "fsync")]
+        with killed_after(moment, *system_calls, (Path, "unlink")) as killed:
+            save_checkpoint(folder, state(3), names)
+        if not killed():
             break  # it was never killed: all moments are done
         for name in names:
             assert steps(folder / name) in (2, 3)

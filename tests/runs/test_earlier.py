@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.checkpoints import state
+from helpers.kills import killed_after
 
 from bonsai.runs.checkpoint import save_checkpoint
 from bonsai.runs.earlier import set_aside, set_aside_newer, take_back
@@ -92,36 +93,16 @@ def test_what_an_older_version_has_set_aside_stays(tmp_path):
 
 
 @pytest.mark.parametrize("then", [set_aside, take_back])
-def test_killed_at_any_moment(tmp_path, monkeypatch, then):
+def test_killed_at_any_moment(tmp_path, then):
     """Then the command once more, or a resume: not a byte is missing, all of it in one folder."""
-
-    class Killed(BaseException):
-        pass
-
     for moment in range(40):
         out = tmp_path / f"{then.__name__}{moment}"
         make_run(out)
-        before, calls = contents(out), 0
-
-        def counted(call, moment=moment):
-            def step(*args, **options):
-                nonlocal calls
-                calls += 1
-                if calls > moment:
-                    raise Killed
-                return call(*args, **options)
-
-            return step
-
-        with monkeypatch.context() as m:
-            m.setattr(os, "replace", counted(os.replace))
-            m.setattr(Path, "mkdir", counted(Path.mkdir))
-            try:
-                set_aside(out)
-            except Killed:
-                pass
-            else:
-                break
+        before = contents(out)
+        with killed_after(moment, (os, "replace"), (Path, "mkdir")) as killed:
+            set_aside(out)
+        if not killed():
+            break
         then(out)
         assert contents(out) == before
         folders = {p.parent for p in out.rglob("*") if p.is_file()}
