@@ -123,7 +123,8 @@ ABLATIONS_BPE = {
 ABLATIONS = {
     "the recipe": "",
     # parts left out
-    "AdamW instead of Muon, 3e-3": "--optimizer=adamw --learning_rate=3e-3",
+    "bigram embeddings: none": "--bigram_embeddings=0",
+    "bigram embeddings: 5 rows per token": "--bigram_embeddings=5",
     "AdamW instead of Muon, 6e-3": "--optimizer=adamw --learning_rate=6e-3",
     "norm after the embedding: none": "--norm_embedding=False",
     "initial variance: GPT-2's": "--init=gpt2",
@@ -133,16 +134,14 @@ ABLATIONS = {
     "local layers: none": "--attention_window=0",
     "projections that start at 0: none": "--zero_init=False",
     "head: tied to the embedding": "--tie_head=True",
-    "logit softcap: none": "--logit_softcap=0.0",
     "schedule: cosine": "--lr_schedule=cosine",
     "batches: random windows": "--batch_order=random",
     # parts added
-    "norm: RMSNorm": "--norm=rmsnorm",
+    "layers: 1": "--n_layer=1",
+    "layers: 4": "--n_layer=4",
     "value embeddings": "--value_embeddings=True",
-    "residual and x0 lambdas": "--residual_lambdas=True --scalar_lr=0.05",
-    "weight decay 0.1, cautious": "--weight_decay=0.1 --cautious_decay=True",
-    "clipping at 1": "--grad_clip=1.0",
-    "float32": "--dtype=float32",
+    "second loss": "--further_weight=0.5",
+    "NorMuon": "--neuron_beta=0.95",
 }
 
 CHANGED = {"ablation": ABLATIONS, "ablation_bpe": ABLATIONS_BPE}

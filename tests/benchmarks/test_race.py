@@ -78,7 +78,7 @@ def test_ablations_at_toy_size(place):
     assert [r["name"] for r in found] == ["the recipe", "head: tied to the embedding"]
     assert found[0]["difference"] == 0 != found[1]["difference"]
     with pytest.raises(
-        UserError, match="only=nothing is the beginning of none of: the recipe, AdamW"
+        UserError, match="only=nothing is the beginning of none of: the recipe, bigram"
     ):
         race.main(race="ablation", only="nothing")
 
