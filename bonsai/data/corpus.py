@@ -11,7 +11,6 @@ order of the text. Processes are not needed, as gigatoken and tiktoken release P
 """
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from bonsai.data.pieces import Piece
 from bonsai.data.readers import PIECE, WHOLE, safe_cut
 from bonsai.data.sources import Read
 from bonsai.data.writer import Writer
+from bonsai.system.cores import allowed_cores
 from bonsai.system.errors import UserError
 from bonsai.system.progress import Advance, no_progress
 from bonsai.tokenizers import CharTokenizer, Tokenizer
@@ -193,7 +193,7 @@ def write_encoded(
     there are workers; 0: one per core."""
     if workers < 0:
         raise UserError(f"workers is {workers}: give a number of threads, or 0 for one per core")
-    workers = workers or os.cpu_count() or 1
+    workers = workers or allowed_cores()
     batches: dict[str, list[Text]] = {}  # of each split
     sizes: dict[str, int] = {}
     pending: deque[tuple[str, int, int, Future]] = deque()

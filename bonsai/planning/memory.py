@@ -9,7 +9,7 @@ import torch
 from bonsai.models.head_loss import most_logits
 from bonsai.models.loss_kernel import HALF, has_kernel
 from bonsai.system.devices import DTYPES
-from bonsai.system.errors import UserError, short_of_memory
+from bonsai.system.errors import NO_THREADS, UserError, short_of_memory, short_of_threads
 from bonsai.system.host_memory import available_bytes
 from bonsai.system.runtime import Runtime
 
@@ -102,4 +102,6 @@ def memory_errors(line: Callable[[], str]) -> Iterator[None]:
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
+        if short_of_threads(e):
+            raise UserError(NO_THREADS) from None
         raise UserError(f"out of memory{line()}") from None

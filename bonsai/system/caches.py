@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from bonsai.system.errors import UserError
+from bonsai.system.errors import UserError, runs_no_code
 
 TORCHS = "TORCHINDUCTOR_CACHE_DIR"  # names the folder of torch.compile's compiled code
+NOEXEC = "is on a file system from which no code may be run (noexec)"
 FONTS = "MPLCONFIGDIR"  # that of matplotlib's list of fonts
 TRITONS = "TRITON_CACHE_DIR"  # that of Triton's kernels, ours and torch.compile's
 
@@ -21,6 +22,11 @@ def cache_folder() -> Path | None:
     """This user's cache: ~/.cache/bonsai or, if that cannot be used, a folder in the system's /tmp;
     None if neither can be used."""
     return next(own_folders(), None)
+
+
+def library_folder() -> Path | None:
+    """As cache_folder, for what is loaded as code."""
+    return next((folder for folder in own_folders() if not runs_no_code(folder)), None)
 
 
 def own_folders() -> Iterator[Path]:
@@ -61,7 +67,8 @@ def keep_compiled_graphs() -> None:
     Then later runs of the same model find it, even after the machine was restarted. Processes that
     run side by side share it under torch's own locks. Each kind of machine has its own folder,
     because several may share a home, and torch would run one machine's code on another. A home on
-    which files cannot be locked (on some network file systems) is not used. If the environment
+    which files cannot be locked (on some network file systems), or whose files may not be run
+    (noexec), is not used. If the environment
     names a folder, that stays; UserError if it cannot be written to, as torch's imports would fail.
     """
     if is_named(TORCHS) or os.name != "posix":
@@ -69,20 +76,22 @@ def keep_compiled_graphs() -> None:
     kind = processor() + os.environ.get("ATEN_CPU_CAPABILITY", "")
     for folder in own_folders():
         kept = folder / "torch" / hashlib.sha256(kind.encode()).hexdigest()[:8]
-        if can_be_locked(folder) and can_be_written(kept):  # sudo may have made it
+        usable = can_be_locked(folder) and not runs_no_code(folder)
+        if usable and can_be_written(kept):  # sudo may have made it
             os.environ[TORCHS] = str(kept)
             return
 
 
 def keep_kernels() -> None:
-    """Have Triton keep its kernels in the user's cache if it cannot write to the home; without a
-    place it compiles nothing. Raises UserError as above."""
+    """Have Triton keep its kernels in the user's cache if it cannot use the home for them; without
+    a place it compiles nothing. Raises UserError as above."""
     if is_named(TRITONS) or "TRITON_HOME" in os.environ or os.name != "posix":
         return
     with suppress(RuntimeError):  # no home
-        if can_be_written(Path.home() / ".triton" / "cache"):
+        kept = Path.home() / ".triton" / "cache"
+        if can_be_written(kept) and not runs_no_code(kept):
             return
-    if folder := cache_folder():
+    if folder := library_folder():
         os.environ[TRITONS] = str(folder / "triton")
 
 
@@ -101,7 +110,7 @@ def keep_fonts() -> None:
 
 
 def is_named(variable: str) -> bool:
-    """Whether the environment names a folder. Raises UserError if that cannot be written to."""
+    """Whether the environment names a folder. Raises UserError if that cannot be used."""
     if (folder := os.environ.get(variable)) is None:
         return False
     problem = "cannot be written to"
@@ -110,8 +119,10 @@ def is_named(variable: str) -> bool:
     except OSError as e:
         problem = f"cannot be a folder ({e.strerror})"
     else:
-        if can_be_written(Path(folder)):
+        if can_be_written(Path(folder)) and not runs_no_code(folder):
             return True
+        if can_be_written(Path(folder)):
+            problem = NOEXEC
     raise UserError(f"{variable}={folder} {problem}: unset it, or name another")
 
 

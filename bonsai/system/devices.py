@@ -1,6 +1,5 @@
 """The device and number format that a program computes with, and what is known of the device."""
 
-import os
 import platform
 import re
 import warnings
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from bonsai.system.cores import cores_in_words
 from bonsai.system.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -144,9 +144,9 @@ def device_name(device: torch.device) -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as f:
             names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
-        return f"{names[0]}, {os.cpu_count()} cores"
+        return f"{names[0]}, {cores_in_words()}"
     except (OSError, IndexError):
-        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        return f"{platform.processor() or platform.machine()}, {cores_in_words()}"
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:

@@ -10,6 +10,7 @@ import errno
 import gc
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,6 +26,8 @@ told = 0  # a signal that is to end this program and whose exception may be lost
 BROKEN_PIPE = 13  # the number of SIGPIPE, also where there is no such signal
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT = ("allocate memory", "out of memory", "can't start new thread", "failed to map segment")
+THREADS = ("can't start new thread", "Resource temporarily unavailable")  # Python's, a library's
+UNMAPPED = re.compile(r"(/.*): failed to map segment")  # a library that could not be loaded
 # what ends a program from outside, by the number of the signal, and what is said then
 ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 if hasattr(signal, "SIGHUP"):  # not on Windows
@@ -73,13 +76,41 @@ def cannot_write_into(folder: object, e: OSError) -> str:
 
 def short_of_memory(e: BaseException) -> bool:
     """Whether the system had too little memory, for data or for another thread."""
+    if library_not_to_be_run(e):
+        return False
     if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
         return True
     return any(word in str(e).lower() for word in SHORT)
 
 
+def short_of_threads(e: BaseException) -> bool:
+    """Whether another thread or process could not be started."""
+    return any(word in str(e) for word in THREADS)
+
+
+def runs_no_code(path: str | os.PathLike[str]) -> bool:
+    """Whether a path, or what of it is there, is on a file system that is mounted noexec: libraries
+    cannot be loaded from there."""
+    path = os.path.abspath(path)
+    while not os.path.exists(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    with contextlib.suppress(OSError, AttributeError):  # not on Windows
+        return bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
+    return False
+
+
+def library_not_to_be_run(e: BaseException) -> str:
+    """The library that could not be loaded as it is on such a file system; '' for other errors. The
+    loader says no more than if memory is short."""
+    found = UNMAPPED.search(str(e))
+    return found[1] if found and runs_no_code(found[1]) else ""
+
+
 def kept_from_compiling(e: BaseException) -> str:
-    """What the system said, if torch.compile could not write its files; '' for other errors."""
+    """What the system said, if torch.compile could not write its files, or not load what it made;
+    '' for other errors."""
+    if library := library_not_to_be_run(e):
+        return f"no code may be run from the file system of {library} (noexec)"
     cause = getattr(e, "inner_exception", None)  # of those that it wraps
     if isinstance(cause, OSError):
         return reason(cause) + (f": {cause.filename}" if cause.filename else "")
@@ -91,6 +122,10 @@ LONGEST = 1200  # characters of an error line
 NO_MEMORY = (
     "out of memory: use a smaller batch_size or a smaller model, free some memory, or raise its "
     "limit (ulimit -v)"
+)
+NO_THREADS = (
+    "the system starts no more threads: raise its limit on processes (ulimit -u; a container's: "
+    "--pids-limit) or on memory (ulimit -v), or set OMP_NUM_THREADS=1"
 )
 ELSEWHERE = "free some space, or name another folder in TORCHINDUCTOR_CACHE_DIR"
 
@@ -229,7 +264,7 @@ def interrupted() -> None:
     fail("interrupted", 130)
 
 
-def raise_of_ours(e: Exception) -> NoReturn:
+def raise_of_ours(e: BaseException) -> NoReturn:
     """Raise an exception that is a mistake of ours, for its traceback."""
     tell_torchrun(f"{type(e).__name__}: {e}")
     raise e
@@ -273,18 +308,24 @@ def run(*steps: Callable[[], object]) -> None:
         if by_interrupt(e):
             interrupted()
         if short_of_memory(e):
-            fail(NO_MEMORY)
+            fail(NO_THREADS if short_of_threads(e) else NO_MEMORY)
         if said := kept_from_compiling(e):
             fail(f"torch.compile cannot keep what it makes ({said}): {ELSEWHERE}")
         raise_of_ours(e)
     except OSError as e:
         if e.errno == errno.ENOMEM:
             fail(NO_MEMORY)
+        if e.errno == errno.EAGAIN and e.filename is None:  # of a fork
+            fail(NO_THREADS)
         if e.errno in FULL:
             where = f" while writing {e.filename}" if e.filename else ""
             fail(f"the disk is full{where}: free some space or write elsewhere")
         if e.filename is None and e.errno not in (errno.EMFILE, errno.ENFILE, errno.EIO):
             raise_of_ours(e)
         fail(f"{e.filename or 'a file'} cannot be opened or written: {why_no_folder(e)}")
-    except Exception as e:
+    except SystemExit:
+        raise
+    except BaseException as e:  # a library in Rust has errors that are no Exceptions
+        if short_of_threads(e):
+            fail(NO_THREADS)
         raise_of_ours(e)

@@ -3,9 +3,14 @@
 from contextlib import suppress
 from pathlib import Path
 
-# where a control group's limit, what it uses, and what of that it can give back are found
-VERSION_1 = ("sys/fs/cgroup/memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file")
-VERSION_2 = ("sys/fs/cgroup", "max", "current", "inactive_file")
+from bonsai.system.control_groups import own_groups
+
+# in which files of a control group its limit, what it uses, and what of that it can give back are
+# found, by the version of the interface
+FILES = {
+    1: ("limit_in_bytes", "usage_in_bytes", "total_inactive_file"),
+    2: ("max", "current", "inactive_file"),
+}
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
@@ -28,20 +33,12 @@ def free_host_bytes(root: Path = Path("/")) -> int | None:
 
 def left_by_limits(root: Path) -> list[int]:
     """Bytes that each control group of this process, and those around it, may still take."""
-    left, lines = [], []
-    with suppress(OSError):
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    for line in lines:  # number:controllers:path; version 2 names no controllers
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        mount, limit, used, cached = VERSION_1 if controllers else VERSION_2
-        own = Path(path.lstrip("/"))
-        for group in (own, *own.parents):
-            folder = root / mount / group
-            with suppress(OSError, ValueError):  # it is not there, or its limit is "max"
-                most, now = (int((folder / f"memory.{n}").read_text()) for n in (limit, used))
-                left.append(most - now + number_in(folder / "memory.stat", cached))
+    left = []
+    for folder, version in own_groups("memory", root):
+        limit, used, cached = FILES[version]
+        with suppress(OSError, ValueError):  # it is not there, or its limit is "max"
+            most, now = (int((folder / f"memory.{n}").read_text()) for n in (limit, used))
+            left.append(most - now + number_in(folder / "memory.stat", cached))
     return left
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from bonsai.system.caches import keep_compiled_graphs, keep_kernels
 from bonsai.system.compiler import pick_compile
+from bonsai.system.cores import allowed_cores
 from bonsai.system.devices import DTYPES, pick_device, pick_dtype
 from bonsai.system.errors import PARENT, UserError, one_line
 from bonsai.system.hashing import signed, splitmix
@@ -155,6 +156,7 @@ def setup(
     `device` names another one. Raises UserError for what this machine does not have.
     """
     rank, local_rank, world_size, distributed = processes()
+    use_allowed_cores()
     dev, why_device = pick_device(device, local_rank)
     if dev.type == "cuda":  # first, because some questions to torch are about the current device
         try:
@@ -225,10 +227,18 @@ def leave_a_core(threads: int) -> int:
     """
     if threads < 0:
         raise UserError(f"threads={threads} must be at least 0 (0 leaves one core free)")
-    torch.set_num_threads(
-        threads or max(1, min(torch.get_num_threads(), (os.cpu_count() or 2) - 1))
-    )
+    torch.set_num_threads(threads or max(1, min(torch.get_num_threads(), allowed_cores() - 1)))
     return torch.get_num_threads()
+
+
+def use_allowed_cores() -> None:
+    """Let torch compute with no more threads than this process may use cores, unless the
+    environment says how many. Of itself torch counts those that the process is bound to, but not
+    the limit of a container."""
+    if os.environ.keys().isdisjoint(("OMP_NUM_THREADS", "MKL_NUM_THREADS")):
+        allowed = allowed_cores()
+        if allowed < torch.get_num_threads():
+            torch.set_num_threads(allowed)
 
 
 def seed_everything(seed: int, *position: int) -> None:

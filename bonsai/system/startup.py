@@ -48,7 +48,8 @@ def explain_failed_import(kind, error, trace) -> None:
     """An excepthook: a package that cannot be found, or for which memory is short, is one line, as
     it is no mistake of ours."""
     if short_of_memory(error):
-        os.write(2, f"error: {NO_MEMORY}\n".encode())
+        line = NO_THREADS if short_of_threads(error) else NO_MEMORY
+        os.write(2, f"error: {line}\n".encode())
         return None
     package = (getattr(error, "name", None) or "").split(".")[0]
     if not issubclass(kind, ModuleNotFoundError) or not package or package in OWN:
@@ -63,8 +64,10 @@ if sys.version_info < (3, 10):  # noqa: UP036 - what pyproject.toml says holds f
 from bonsai.system.errors import (  # noqa: E402 - not in what older ones can read
     ENDS,
     NO_MEMORY,
+    NO_THREADS,
     end_at_once,
     short_of_memory,
+    short_of_threads,
 )
 
 sys.excepthook = explain_failed_import

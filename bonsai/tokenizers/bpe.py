@@ -16,13 +16,13 @@ import base64
 import binascii
 import heapq
 import logging
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 
+from bonsai.system.cores import allowed_cores
 from bonsai.system.errors import UserError, end_if_told
 from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer, well_formed
 from bonsai.tokenizers.patterns import (
@@ -328,7 +328,7 @@ class BPETokenizer(Tokenizer):
             return super().encode_batch(texts)
         for text in texts:
             self._check_bytes(text)
-        return self._tiktoken.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+        return self._tiktoken.encode_ordinary_batch(list(texts), num_threads=allowed_cores())
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         unknown = REPLACEMENT.encode("utf-8")

@@ -4,10 +4,10 @@ The sizes are written down here, and a vocabulary is loaded when it is first use
 checkpoints can be opened even if tiktoken, or its download, is missing.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
+from bonsai.system.cores import allowed_cores
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.base import EOT_TEXT, REPLACEMENT, Tokenizer
 from bonsai.tokenizers.bpe import BPETokenizer
@@ -58,7 +58,7 @@ class TiktokenTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if any(map(has_long_blank, texts)):
             return super().encode_batch(texts)
-        return self._bpe.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+        return self._bpe.encode_ordinary_batch(list(texts), num_threads=allowed_cores())
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         ids = [int(i) for i in ids]

@@ -10,13 +10,13 @@ of bytes only where a character is not in the vocabulary (byte fallback).
 import base64
 import binascii
 import io
-import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from bonsai.files.access import read_bytes
+from bonsai.system.cores import allowed_cores
 from bonsai.system.errors import UserError
 from bonsai.tokenizers.base import (
     EOT_TEXT,
@@ -105,7 +105,7 @@ class SentencePieceTokenizer(Tokenizer):
                 eos_piece=EOT_TEXT,
                 bos_id=-1,
                 pad_id=-1,
-                num_threads=os.cpu_count() or 1,
+                num_threads=allowed_cores(),
                 minloglevel=2,
             )
         except RuntimeError as e:
@@ -181,7 +181,7 @@ class SentencePieceTokenizer(Tokenizer):
         if self._mark is not None and any(SPACE in text for text in texts):
             return super().encode_batch(texts)
         texts = [well_formed(text) for text in texts]
-        return self._processor.encode(texts, num_threads=os.cpu_count() or 1) if texts else []
+        return self._processor.encode(texts, num_threads=allowed_cores()) if texts else []
 
     def to_dict(self) -> dict:
         return {"type": "sentencepiece", "model": base64.b64encode(self.model).decode()}

@@ -7,6 +7,7 @@ import stat
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.programs import ROOT
@@ -21,6 +22,7 @@ PICTURES = [
     if re.search(r"^ *(import|from) matplotlib", path.read_text(encoding="utf-8"), re.M)
 ]
 
+needs_noexec = pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="no noexec here")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a cache of POSIX systems")
 
 
@@ -158,6 +160,39 @@ def test_kernels_are_kept_where_the_home_has_no_place_for_them(home, monkeypatch
     elsewhere = where in ("nowhere", "no home")
     want = str(home / "bonsai" / "triton") if elsewhere else None
     assert os.environ.get(caches.TRITONS) == want
+
+
+def without_code(monkeypatch, *folders: Path) -> None:
+    """As if these folders were mounted noexec."""
+
+    def statvfs(path):
+        mounted = any(Path(path).is_relative_to(folder) for folder in folders)
+        return SimpleNamespace(f_flag=os.ST_NOEXEC if mounted else 0)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+
+
+@needs_noexec
+def test_code_is_not_kept_where_none_may_be_run(home, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: home / "home")
+    (home / "home").mkdir()
+    without_code(monkeypatch, home / "home", home / "bonsai")
+    caches.keep_compiled_graphs()
+    caches.keep_kernels()
+    assert caches.cache_folder() == home / "bonsai"  # for what is no code
+    assert caches.library_folder() == in_tmp(home)
+    assert all(os.environ[name].startswith(str(in_tmp(home))) for name in KEPT)
+    without_code(monkeypatch, home)
+    assert caches.library_folder() is None
+
+
+@needs_noexec
+@pytest.mark.parametrize("name", KEPT)
+def test_a_folder_that_is_named_and_runs_no_code_is_an_error(home, monkeypatch, name):
+    monkeypatch.setenv(name, str(home))
+    without_code(monkeypatch, home)
+    with pytest.raises(UserError, match=rf"{name}=.* \(noexec\): unset it, or name another"):
+        KEPT[name]()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where matplotlib looks on Linux")

@@ -82,11 +82,26 @@ def test_seeds_are_a_function_of_seed_and_position():
 
 
 @pytest.mark.parametrize(
-    "asked, cores, now, want", [(0, 8, 8, 7), (0, 1, 1, 1), (0, None, 1, 1), (3, 2, 2, 3)]
+    "cores, given, want", [(2, {}, 2), (8, {}, 4), (2, {"OMP_NUM_THREADS": "4"}, 4)]
 )
+def test_torch_takes_no_more_threads_than_a_container_may_use(monkeypatch, cores, given, want):
+    """Of four that it would take; a number in the environment stays."""
+    threads = [4]
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(runtime_module, "allowed_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    setup("cpu")
+    assert threads[-1] == want
+
+
+@pytest.mark.parametrize("asked, cores, now, want", [(0, 8, 8, 7), (0, 1, 1, 1), (3, 2, 2, 3)])
 def test_a_server_leaves_a_core(monkeypatch, asked, cores, now, want):
     threads = [now]
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr(runtime_module, "allowed_cores", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     assert leave_a_core(asked) == want

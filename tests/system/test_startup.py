@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.programs import ROOT, assert_one_line_error, environment, run_program
@@ -104,7 +105,7 @@ def test_short_memory_while_the_libraries_load_is_one_line(tmp_path, failure):
 @pytest.mark.parametrize(
     "failure",
     [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory", "a.bin")]
-    + [RuntimeError("can't start new thread"), ImportError("failed to map segment")],
+    + [ImportError("failed to map segment")],
 )
 def test_short_memory_in_a_program_is_one_line(capsys, failure):
     def fails():
@@ -114,6 +115,55 @@ def test_short_memory_in_a_program_is_one_line(capsys, failure):
         run(fails)
     assert e.value.code == 1
     assert capsys.readouterr().err.startswith("error: out of memory")
+
+
+class PanicException(BaseException):
+    """As of libraries in Rust."""
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("can't start new thread"),
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+        PanicException('ThreadPoolBuildError { "Resource temporarily unavailable" }'),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_limit_on_threads_is_not_called_one_on_memory(capsys, failure):
+    def fails():
+        raise failure
+
+    with pytest.raises(SystemExit) as e:
+        run(fails)
+    said = capsys.readouterr().err
+    assert e.value.code == 1 and said.count("\n") == 1
+    assert said.startswith("error: the system starts no more threads") and "ulimit -u" in said
+
+
+def test_a_library_that_may_not_be_run_is_not_short_memory(capsys, monkeypatch, tmp_path):
+    """The loader's words are the same, so the file system is asked."""
+    from torch._inductor.exc import InductorError
+
+    library, flags = tmp_path / "not there" / "a.so", [0]
+    monkeypatch.setattr(
+        os,
+        "statvfs",
+        lambda path: SimpleNamespace(f_flag=flags[0] if tmp_path.samefile(path) else 0),
+    )
+
+    def loads():
+        cause = ImportError(f"{library}: failed to map segment from shared object")
+        raise InductorError(cause, None)
+
+    said = []
+    for flags[0] in (0, os.ST_NOEXEC):
+        with pytest.raises(SystemExit):
+            run(loads)
+        said.append(capsys.readouterr().err)
+    assert said[0].startswith("error: out of memory")
+    assert f"no code may be run from the file system of {library} (noexec)" in said[1]
+    assert "TORCHINDUCTOR_CACHE_DIR" in said[1] and said[1].count("\n") == 1
 
 
 @pytest.mark.parametrize(

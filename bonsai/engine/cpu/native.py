@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from bonsai.files.atomic import whole_file
-from bonsai.system.caches import cache_folder, processor
+from bonsai.system.caches import library_folder, processor
+from bonsai.system.errors import runs_no_code
 
 OPTIONS = ["-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
 if platform.machine() == "x86_64":
@@ -33,12 +34,14 @@ def build(source: str) -> ctypes.CDLL | None:
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None or sys.platform == "win32":
         return None
-    folder = cache_folder()
+    folder = library_folder()
     kept = folder and folder / f"{source}-{fingerprint(compiler, *OPTIONS)}.so"
     if kept and kept.exists() and kept.stat().st_uid == os.getuid():
         with contextlib.suppress(OSError):  # a damaged library is built again below
             return ctypes.CDLL(str(kept))
-    with tempfile.TemporaryDirectory() as temporary:
+    # /tmp may be full, or none from which code may be run
+    elsewhere = folder and (runs_no_code(tempfile.gettempdir()) or not has_room())
+    with tempfile.TemporaryDirectory(dir=folder if elsewhere else None) as temporary:
         made = Path(temporary) / f"{source}.so"
         library = compiled(compiler, Path(__file__).with_name(f"{source}.cpp"), made)
         if library and kept:
@@ -47,11 +50,17 @@ def build(source: str) -> ctypes.CDLL | None:
     return library
 
 
+def has_room() -> bool:
+    """Whether the compiler's files fit into the system's temporary folder, twice over."""
+    return shutil.disk_usage(tempfile.gettempdir()).free > 20e6
+
+
 def compiled(compiler: str, source: Path, library: Path) -> ctypes.CDLL | None:
     """Compile and load `source`. If that fails: None, and a line on stderr that says why."""
     command = [compiler, *OPTIONS, str(source), "-o", str(library)]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        own = {**os.environ, "TMPDIR": str(library.parent)}  # for the compiler's own files
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, env=own)
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as e:
         said = (getattr(e, "stderr", None) or str(e)).strip().splitlines()

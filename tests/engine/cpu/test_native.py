@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,25 @@ def test_an_error_of_the_compiler_is_said(cache, monkeypatch, capsys):
     monkeypatch.setattr(native, "OPTIONS", ["-std=c++17", "-fno-such-option"])
     assert native.build("attention") is None
     assert "attention.cpp could not be built, torch computes instead: " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="no noexec here")
+@pytest.mark.parametrize("odd", ["full", "noexec"])
+def test_a_tmp_that_cannot_be_used_is_not_needed(cache, monkeypatch, odd):
+    """Nor for the compiler's own files, for which it looks at TMPDIR."""
+    count_compilations(monkeypatch)
+    if odd == "full":
+        monkeypatch.setattr(native, "has_room", lambda: False)
+    else:
+        monkeypatch.setattr(native, "runs_no_code", lambda path: Path(path) == cache.parent / "tmp")
+    run, started = subprocess.run, []
+
+    def compile(command, **options):
+        started.append((command[-1], options["env"]["TMPDIR"]))
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", compile)
+    assert native.build("linear") is not None
+    ((library, tmpdir),) = started
+    assert library.startswith(str(cache)) and library.startswith(tmpdir)
+    assert len([*cache.iterdir()]) == 1  # the library alone
