@@ -47,6 +47,10 @@ class Dataset:
         return self.splits[name]
 
 
+def holds_data(folder: Path) -> bool:
+    return (folder / "train.bin").exists() or (folder / "meta.json").exists()
+
+
 def find_folder(dataset: str) -> Path:
     """The folder of a data set: data/NAME in the working directory, else in the repository, or a
     path. Raises UserError, which says what to run, if it is not there or not prepared."""
@@ -54,7 +58,7 @@ def find_folder(dataset: str) -> Path:
     if "/" in dataset or "\\" in dataset:
         tried.append(Path(dataset))
     for folder in tried:
-        if (folder / "train.bin").exists() or (folder / "meta.json").exists():
+        if holds_data(folder):
             return folder
     for folder in tried:
         # the prepare.py of NAME may also write NAME_bpe
@@ -63,6 +67,8 @@ def find_folder(dataset: str) -> Path:
             if script.exists() and (script.parent == folder or "_bpe" in script.read_text("utf-8")):
                 command = shlex.join(["python", str(script)])
                 raise UserError(f"data set {dataset} is not prepared yet: run {command}")
+    if holds_data(Path(dataset)):  # a name alone means one in data/
+        raise UserError(f"no data set {dataset} in data/, but here: --dataset=./{dataset}")
     if any(folder.is_file() for folder in tried):
         raise UserError(f"dataset={dataset} is a file: name the folder that it is in")
     files = [f for d in ("data", ROOT / "data") for f in Path(d).glob("*/*")]

@@ -98,7 +98,8 @@ class Writer:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._take_lock(stack)
             except OSError as e:
-                raise UserError(f"cannot write into {self.folder}: {why_no_folder(e)}") from None
+                why = f"{why_no_folder(e)}: write elsewhere with --out=FOLDER"
+                raise UserError(f"cannot write into {self.folder}: {why}") from None
             stack.enter_context(undone_by_signals())
             self._at_end = stack.pop_all()
         return self

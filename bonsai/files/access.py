@@ -45,8 +45,8 @@ def reading(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: str | Path, hint: str = "") -> Iterator[None]:
-    """Turn the system's error while writing a file into a UserError. hint: for a full disk, how to
-    write to another one."""
+    """Turn the system's error while writing a file into a UserError. hint: how to write to another
+    place, if there is a way."""
     try:
         yield
     except OSError as e:
@@ -55,7 +55,8 @@ def writing(path: str | Path, hint: str = "") -> Iterator[None]:
                 f"the disk is full while writing {path}: free some space, or write to another disk"
                 f"{hint}"
             ) from None
-        raise UserError(f"cannot write {path}: {why_not_written(e, path)}") from None
+        elsewhere = f": write elsewhere{hint}" if hint else ""
+        raise UserError(f"cannot write {path}: {why_not_written(e, path)}{elsewhere}") from None
 
 
 def write_whole(path: str | Path, text: str) -> None:

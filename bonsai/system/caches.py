@@ -29,6 +29,11 @@ def library_folder() -> Path | None:
     return next((folder for folder in own_folders() if not runs_no_code(folder)), None)
 
 
+def with_temporary(folder: Path) -> dict[str, str]:
+    """The environment of a program that keeps its temporary files in this folder."""
+    return {**os.environ, "TMPDIR": str(folder)}
+
+
 def own_folders() -> Iterator[Path]:
     """Those of the folders above that can be used, the better one first."""
     places = []

@@ -1,5 +1,6 @@
 """What the writer leaves in a folder: whole data sets, and nothing when it is broken off."""
 
+import errno
 import hashlib
 import json
 import signal
@@ -124,6 +125,21 @@ def test_a_file_in_the_place_of_the_folder(out, below):
     ):
         pass
     assert out.read_text() == "a file"
+
+
+@pytest.mark.parametrize("place", ["mkdir", "write_text"])
+def test_a_folder_of_another_user_is_not_the_only_place(out, monkeypatch, place):
+    """As data/ is in a clone that several share."""
+
+    def denied(*args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, place, denied)
+    with (
+        pytest.raises(UserError, match=r"Permission denied: write elsewhere with --out=FOLDER"),
+        Writer(out, vocab_size=9) as writer,
+    ):
+        writer.add("train", [1])
 
 
 def test_writer_refuses_an_empty_split(out):

@@ -20,12 +20,14 @@ from pathlib import Path
 import torch
 
 from bonsai.files.atomic import whole_file
-from bonsai.system.caches import library_folder, processor
+from bonsai.system.caches import library_folder, processor, with_temporary
 from bonsai.system.errors import runs_no_code
 
 OPTIONS = ["-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC"]
 if platform.machine() == "x86_64":
     OPTIONS.append("-mprefer-vector-width=512")
+
+NO_PLACE = "code may be run from neither ~/.cache nor /tmp (noexec); XDG_CACHE_HOME names another"
 
 
 @functools.cache
@@ -39,8 +41,11 @@ def build(source: str) -> ctypes.CDLL | None:
     if kept and kept.exists() and kept.stat().st_uid == os.getuid():
         with contextlib.suppress(OSError):  # a damaged library is built again below
             return ctypes.CDLL(str(kept))
-    # /tmp may be full, or none from which code may be run
-    elsewhere = folder and (runs_no_code(tempfile.gettempdir()) or not has_room())
+    barred = runs_no_code(tempfile.gettempdir())
+    if barred and not folder:
+        print(f"{source}.cpp is not built, torch computes instead: {NO_PLACE}", file=sys.stderr)
+        return None
+    elsewhere = folder and (barred or not has_room())
     with tempfile.TemporaryDirectory(dir=folder if elsewhere else None) as temporary:
         made = Path(temporary) / f"{source}.so"
         library = compiled(compiler, Path(__file__).with_name(f"{source}.cpp"), made)
@@ -59,8 +64,8 @@ def compiled(compiler: str, source: Path, library: Path) -> ctypes.CDLL | None:
     """Compile and load `source`. If that fails: None, and a line on stderr that says why."""
     command = [compiler, *OPTIONS, str(source), "-o", str(library)]
     try:
-        own = {**os.environ, "TMPDIR": str(library.parent)}  # for the compiler's own files
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, env=own)
+        env = with_temporary(library.parent)  # for the compiler's own files
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, env=env)
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as e:
         said = (getattr(e, "stderr", None) or str(e)).strip().splitlines()

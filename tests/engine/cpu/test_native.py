@@ -94,3 +94,12 @@ def test_a_tmp_that_cannot_be_used_is_not_needed(cache, monkeypatch, odd):
     ((library, tmpdir),) = started
     assert library.startswith(str(cache)) and library.startswith(tmpdir)
     assert len([*cache.iterdir()]) == 1  # the library alone
+
+
+def test_where_no_code_may_be_run_none_is_built(cache, monkeypatch, capsys):
+    """It would take seconds at each start."""
+    calls = count_compilations(monkeypatch)
+    monkeypatch.setattr(native, "runs_no_code", lambda path: True)
+    monkeypatch.setattr(native, "library_folder", lambda: None)
+    assert native.build("linear") is None and not calls
+    assert capsys.readouterr().err.startswith("linear.cpp is not built, torch computes instead: ")
