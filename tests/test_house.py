@@ -63,6 +63,7 @@ def test_bonsai_takes_arguments_only(path):
         "errors.py": {"os.environ"},  # where torchrun looks for the cause of an end
         "caches.py": {"os.environ"},  # where this user keeps them
         "allocator.py": {"os.environ"},  # what is set of malloc stays
+        "threads.py": {"os.environ"},  # and of OpenMP
         "provenance.py": {"sys.argv"},  # at the head of logs and tables, to be repeated
     }
     assert read <= allowed.get(path.name, set())

@@ -16,6 +16,7 @@ from importlib import import_module
 import torch
 import torch.distributed as dist
 
+from bonsai.system import threads
 from bonsai.system.caches import keep_compiled_graphs, keep_kernels
 from bonsai.system.compiler import pick_compile
 from bonsai.system.cores import allowed_cores
@@ -184,6 +185,7 @@ def setup(
         torch.backends.cudnn.allow_tf32 = True
     summary = f"device: {dev}{why_device}, dtype {dtype}{why_dtype}, "
     summary += "compiled" if compile else f"not compiled{why_not}"
+    summary += f", {threads.SAID}" if threads.sleeping and dev.type == "cpu" else ""
     agent = PARENT if "TORCHELASTIC_RUN_ID" in os.environ else 0
     summary += f", {world_size} processes ({backend})" if distributed else ""
     runtime = Runtime(dev, dtype, compile, backend, rank, world_size, summary, agent)

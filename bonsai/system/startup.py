@@ -69,6 +69,7 @@ from bonsai.system.errors import (  # noqa: E402 - not in what older ones can re
     short_of_memory,
     short_of_threads,
 )
+from bonsai.system.threads import sleep_on_busy_cpus  # noqa: E402
 
 sys.excepthook = explain_failed_import
 
@@ -87,6 +88,7 @@ def open_closed_streams() -> None:
 
 open_closed_streams()
 if IS_PROGRAM:
+    sleep_on_busy_cpus()
     for number in ENDS:  # what is ignored stays ignored: nohup, and a shell's background jobs
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end_at_once)
