@@ -93,7 +93,7 @@ def ratios(now: list[float], other: list[float]) -> list[float]:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     if not hasattr(signal, "SIGSTOP"):
         raise UserError("this system cannot stop a process and let it go on")
     folders = [Path(c.before or "."), ROOT]

@@ -193,7 +193,7 @@ def save(folder: Path, model: torch.nn.Module, like: dict, steps: int) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     chosen = [name.strip() for name in c.ways.split(",") if name.strip()]
     for name in chosen or [""]:
         if name not in WAYS:
