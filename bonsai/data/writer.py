@@ -100,7 +100,7 @@ class Writer:
             except OSError as e:
                 why = f"{why_no_folder(e)}: write elsewhere with --out=FOLDER"
                 raise UserError(f"cannot write into {self.folder}: {why}") from None
-            stack.enter_context(undone_by_signals())
+            stack.enter_context(undone_by_signals(every=True))
             self._at_end = stack.pop_all()
         return self
 

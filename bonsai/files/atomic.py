@@ -39,13 +39,18 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def undone_by_signals() -> Iterator[None]:
+def undone_by_signals(every: bool = False) -> Iterator[None]:
     """Within this block a signal that ends the program (SIGTERM, a closed terminal) raises an
-    exception, as Ctrl-C does, so that unfinished files are removed."""
+    exception, as Ctrl-C does, so that unfinished files are removed.
+
+    every: also if it has another handler than a program's first one, such as a benchmark's.
+    """
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in ENDS:
-            if signal.getsignal(number) in (end_at_once, signal.SIG_DFL):
+            handler = signal.getsignal(number)
+            other = handler not in (signal.SIG_IGN, None) and number != signal.SIGINT
+            if handler is end_at_once or (every and other):
                 before[number] = signal.signal(number, end_by_exit)
     try:
         yield

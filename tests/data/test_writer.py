@@ -261,6 +261,18 @@ def test_a_signal_that_got_lost_replaces_nothing(out, name):
     assert opened(out) == [1] * 10
 
 
+def test_a_signal_that_has_another_handler_removes_what_is_unfinished(out):
+    """Such as that of a benchmark, which would end the process at once."""
+    called = []
+    before = signal.signal(signal.SIGTERM, lambda *_: called.append(1))
+    try:
+        with pytest.raises(SystemExit), Writer(out, vocab_size=9):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not called and not out.exists()
+
+
 def test_nothing_here_imports_torch():
     code = (
         "import bonsai.data.writer, bonsai.data.corpus, bonsai.data.fetch, bonsai.tokenizers, sys;"
