@@ -59,4 +59,4 @@ def test_in_words(monkeypatch, allowed, words):
 def test_nobody_counts_cores_that_it_may_not_use():
     paths = [p for name in ("bonsai", "data", "projects") for p in (ROOT / name).rglob("*.py")]
     counting = [p.name for p in paths if re.search(r"\bcpu_count\b", p.read_text("utf-8"))]
-    assert counting == ["cores.py"]
+    assert {*counting} == {"cores.py", "threads.py"}  # the load is that of the whole machine
