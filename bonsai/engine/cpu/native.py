@@ -45,6 +45,9 @@ def build(source: str) -> ctypes.CDLL | None:
     if barred and not folder:
         print(f"{source}.cpp is not built, torch computes instead: {NO_PLACE}", file=sys.stderr)
         return None
+    if sys.stderr.isatty():  # some ten seconds, in which one would wonder
+        once = ", once for this machine" if kept else ""
+        print(f"compiling {source}.cpp{once} ...", file=sys.stderr)
     elsewhere = folder and (barred or not has_room())
     with tempfile.TemporaryDirectory(dir=folder if elsewhere else None) as temporary:
         made = Path(temporary) / f"{source}.so"

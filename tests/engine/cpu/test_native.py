@@ -50,10 +50,22 @@ def test_built_once(cache, monkeypatch):
 def test_a_damaged_one_is_built_again(cache, monkeypatch):
     calls = count_compilations(monkeypatch)
     cache.mkdir(mode=0o700)
-    (cache / f"attention-{native.fingerprint(native.shutil.which('c++'))}.so").write_bytes(
-        b"\x7fEL"
-    )
+    checksum = native.fingerprint(native.shutil.which("c++"), *native.OPTIONS)
+    damaged = cache / f"attention-{checksum}.so"
+    damaged.write_bytes(b"\x7fEL")
     assert native.build("attention") and len(calls) == 1
+    assert damaged.stat().st_size > 1000 and len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_wait_for_the_compiler_is_said_on_a_terminal(cache, monkeypatch, capsys, is_terminal):
+    count_compilations(monkeypatch)
+    monkeypatch.setattr(native.sys.stderr, "isatty", lambda: is_terminal)
+    for _ in range(2):
+        assert native.build("attention")
+        native.build.cache_clear()
+    said = "compiling attention.cpp, once for this machine ...\n"
+    assert capsys.readouterr().err == (said if is_terminal else "")
 
 
 @pytest.mark.parametrize("odd", ["others may write", "no folder"])
