@@ -1,5 +1,5 @@
-# The loss of nanoGPT's CPU recipe on Tiny Shakespeare in a tenth of its time: 0.95M parameters.
-# Cost: 133,120 tokens; about 2.8 s on two CPU cores with AVX512-BF16 (nanoGPT: 61 s).
+# The loss of nanoGPT's CPU recipe on Tiny Shakespeare in a twentieth of its time: 0.95M parameters.
+# Cost: 133,120 tokens; 4.3 s on two CPU cores with AVX512-BF16 (nanoGPT: 91 s).
 # Expected validation loss: 1.88 on the whole split (see docs/BENCHMARKS.md).
 # $ python data/shakespeare_char/prepare.py
 # $ python train.py config/fast_shakespeare_char_cpu.py

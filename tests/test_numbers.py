@@ -49,19 +49,15 @@ docs/BENCHMARKS.md: ours: ... to ...), {} s (median;
 docs/BENCHMARKS.md: nanoGPT: ... to ...), {} s (
     README.md: | that recipe: seconds, median | ... | {}
 docs/BENCHMARKS.md: ours ... (mean of 3; ...) in {} s (median)
-    README.md: with 163,840 tokens: seconds, median of 3 | {}
-    docs/BENCHMARKS.md: by calculation ... s instead of {}
-docs/BENCHMARKS.md: by calculation {} s instead of
-    config/fast_shakespeare_char_cpu.py: about {} s on two CPU cores
-docs/BENCHMARKS.md: 130 steps, ... tokens: {} (mean of 3;
+    README.md: (`fast_shakespeare_char_cpu.py`): seconds, median of 3 | {}
+    config/fast_shakespeare_char_cpu.py: {} s on two CPU cores
+docs/BENCHMARKS.md: ours {} (mean of 3;
     config/fast_shakespeare_char_cpu.py: Expected validation loss: {} on the whole split
     docs/BENCHMARKS.md: | the recipe | {}
 docs/BENCHMARKS.md: (median); nanoGPT ... in {} s.
-    README.md: with 163,840 tokens: seconds, median of 3 | ... | {}
+    README.md: (`fast_shakespeare_char_cpu.py`): seconds, median of 3 | ... | {}
     config/fast_shakespeare_char_cpu.py: (nanoGPT: {} s)
-docs/BENCHMARKS.md: | ours | 1337 | 160 | {}
-    README.md: an earlier form of ours with {} tokens
-docs/BENCHMARKS.md: 130 steps, {} tokens
+docs/BENCHMARKS.md: | ours | 1337 | 130 | {}
     README.md: (`fast_shakespeare_char_cpu.py`): tokens | {}
     config/fast_shakespeare_char_cpu.py: Cost: {} tokens
     docs/BENCHMARKS.md: at a time: the same {} tokens
