@@ -53,11 +53,11 @@ def test_a_path_is_a_data_set_too(here, tmp_path_factory):
 
 def test_a_name_beside_which_there_is_such_a_folder(here, tmp_path, monkeypatch):
     """As --out=NAME of a prepare.py makes one."""
-    make_dataset(tmp_path / "aside")
+    make_dataset(tmp_path / "odd")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no data set aside in data/, but here: --dataset=\./aside"):
-        open_dataset("aside")
-    assert len(open_dataset("./aside").splits) == 2
+    with pytest.raises(UserError, match=r"no data set odd in data/, but here: --dataset=\./odd"):
+        open_dataset("odd")
+    assert len(open_dataset("./odd").splits) == 2
 
 
 def test_windows_shorter_than_rows_are_an_error(here):
