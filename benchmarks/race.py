@@ -271,7 +271,7 @@ def draw(runs: list[dict], target: float, path: Path) -> None:
 
 
 def main(**settings) -> None:
-    c = configure(globals(), settings=settings or None)
+    c = configure(globals(), settings=settings)
     known("race", [c.race], RACES)
     spec = RACES[c.race]
     refuse_idle(

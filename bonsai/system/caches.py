@@ -73,8 +73,8 @@ def keep_compiled_graphs() -> None:
     run side by side share it under torch's own locks. Each kind of machine has its own folder,
     because several may share a home, and torch would run one machine's code on another. A home on
     which files cannot be locked (on some network file systems), or whose files may not be run
-    (noexec), is not used. If the environment
-    names a folder, that stays; UserError if it cannot be written to, as torch's imports would fail.
+    (noexec), is not used. If the environment names a folder, that stays; UserError if it cannot be
+    used, as torch's imports would fail.
     """
     if is_named(TORCHS) or os.name != "posix":
         return
@@ -124,9 +124,9 @@ def is_named(variable: str) -> bool:
     except OSError as e:
         problem = f"cannot be a folder ({e.strerror})"
     else:
-        if can_be_written(Path(folder)) and not runs_no_code(folder):
-            return True
         if can_be_written(Path(folder)):
+            if not runs_no_code(folder):
+                return True
             problem = NOEXEC
     raise UserError(f"{variable}={folder} {problem}: unset it, or name another")
 
