@@ -1,8 +1,8 @@
 """Learning from rewards: a GPT that adds is told which of its answers were right, and nothing else.
 
-    python projects/rewards/rewards.py                       # minutes on two CPU cores
+    python projects/rewards/rewards.py                       # some four minutes on two CPU cores
     python projects/rewards/rewards.py --ways=reinforce --reward=digits
-    python projects/rewards/rewards.py --digits=1            # a small version: seconds
+    python projects/rewards/rewards.py --digits=1            # a small version: two minutes
 
 train.py first teaches a model to add, but stops too early (projects/adder). Then it goes on in
 three ways, from the same weights and with the same questions. It tries each question several times
